@@ -234,7 +234,7 @@ def as_request(body: object, path: str = "/v1/recommend", **headers: str) -> byt
     """A request as it goes over the wire."""
     content = json.dumps(body).encode()
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n{more}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 

@@ -20,6 +20,7 @@ from benchmarks.reliability import (
     exposures,
     findings,
     foreign,
+    hostile,
     invariance,
     kills,
     lists,
@@ -47,10 +48,13 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "damage": readers.truncations,
     "lists": lists.lists,
     "malformed": malformed.malformed,
+    "malformed-proxied": malformed.malformed_proxied,
     "overload": overload.overload,
     "endings": endings.endings,
+    "endings-proxied": endings.endings_proxied,
     "exchanges": endings.exchanges,
     "token": malformed.token,
+    "token-proxied": malformed.token_proxied,
     "foreign": foreign.foreign,
     "own": own_artifacts.own_artifacts,
     "flips": readers.flips,
@@ -61,6 +65,8 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "stale": stale.stale,
     "exposures": exposures.kill_log,
     "trials": trials.trials,
+    "hostile": hostile.hostile,
+    "hostile-proxied": hostile.hostile_proxied,
 }
 ROOT = Path(__file__).parent.parent.parent
 

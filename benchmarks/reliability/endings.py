@@ -7,17 +7,20 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from benchmarks.reliability.clients import make_run, served
 from benchmarks.reliability.findings import Finding
+from benchmarks.reliability.proxy import free_port, proxied
 
-__all__ = ["endings", "exchanges"]
+__all__ = ["endings", "endings_proxied", "exchanges"]
 
 CLIENTS = 16
 LONGEST = 120.0  # seconds that a service has to answer what it should before it is killed
@@ -26,6 +29,8 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 def endings(work: Path, terms: int = 20, kills: int = 5, requests: int = 10_000) -> Finding:
     """Each time with a new service, of which some keep connections and some make one for each request.
+
+    Clients do as a proxy does: they begin nothing more once readiness is 503.
 
     Args:
         work: an empty folder.
@@ -52,11 +57,62 @@ def endings(work: Path, terms: int = 20, kills: int = 5, requests: int = 10_000)
     without = sum(rows[name] != 1 for name in (*answers, *killed))
     whole = turned == terms == codes[0] and len(killed) >= requests
     figure = (
-        f"SIGTERM {terms} times: {len(answers):,} lists, {dropped} requests on connections that were made were"
+        f"SIGTERM {terms} times: {len(answers):,} lists, {dropped} requests that were begun while it was ready were"
         f" dropped, readiness turned 503 {turned} times, status 0 {codes[0]} times; kill -9 {kills} times among"
         f" {len(killed):,} lists; {without} of {len(answers) + len(killed):,} lists without exactly one exposure row"
     )
     return Finding(12, figure, whole and not dropped and not without)
+
+
+def endings_proxied(work: Path, terms: int = 20, kills: int = 5) -> Finding:
+    """Two services behind the proxy, of which one at a time ends and begins again; clients know the proxy alone.
+
+    Args:
+        work: an empty folder.
+        terms: times that one is told to end.
+        kills: times that one is killed.
+    """
+    run, bodies = make_run(work)
+    asked = bodies.read_text(encoding="utf-8").splitlines()
+    log, ports = work / "log", [free_port(), free_port()]
+    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "refused": 0}
+    codes: Counter[int | None] = Counter()
+
+    def begin(port: int) -> tuple[ExitStack, subprocess.Popen[str]]:
+        stack = ExitStack()
+        return stack, stack.enter_context(served(run, "--port", str(port), "--exposures", str(log)))[1]
+
+    services, stop, lock = [begin(port) for port in ports], threading.Event(), threading.Lock()
+    with proxied(work / "nginx", ports) as (front, _):
+        clients = [
+            threading.Thread(target=_client, args=(front, asked, signal.SIGTERM, outcome, lock, stop, index))
+            for index in range(CLIENTS)
+        ]
+        for client in clients:
+            client.start()
+        for turn in range(terms + kills):
+            time.sleep(0.5 + random.Random(turn).random())
+            stack, process = services[turn % 2]
+            if turn >= terms:
+                process.kill()
+            stack.close()  # tells it to end, and waits
+            codes[process.returncode] += 1
+            services[turn % 2] = begin(ports[turn % 2])
+        stop.set()
+        for client in clients:
+            client.join()
+    for stack, _ in services:
+        stack.close()
+    rotate(log)
+    rows = Counter(read_parts(parts_of(log))[0]["request_id"].to_list())
+    without = sum(rows[name] != 1 for name in outcome["answered"])
+    figure = (
+        f"two processes behind nginx, one at a time told to end {terms} times and killed by kill -9 {kills} times:"
+        f" {len(outcome['answered']):,} lists, {outcome['dropped']} requests were not answered,"
+        f" {outcome['refused']} were refused for want of time, {without} lists without exactly one exposure row;"
+        f" status 0 {codes[0]} times"
+    )
+    return Finding(12, figure, codes[0] == terms and not outcome["dropped"] and not without)
 
 
 def exchanges(work: Path, swaps: int = 20) -> Finding:
@@ -142,7 +198,7 @@ def _call(port: int, path: str, body: str) -> tuple[int, dict[str, Any]]:
 
 def _under_load(run: Path, log: Path, asked: list[str], number: int, turn: int, least: int = 0) -> dict[str, Any]:
     """Ask with `CLIENTS`, send a signal once `least` are answered, and see what became of each that was begun."""
-    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "unready": 0}
+    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "refused": 0, "unready": 0}
     lock, told = threading.Lock(), threading.Event()
     with served(run, "--exposures", str(log)) as (port, process):
         clients = [
@@ -155,10 +211,10 @@ def _under_load(run: Path, log: Path, asked: list[str], number: int, turn: int, 
         while len(outcome["answered"]) < least and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep((0.0 if least else 0.5) + random.Random(turn).random())
-        told.set()
         process.send_signal(number)
         if number == signal.SIGTERM:
             outcome["unready"] = int(_readiness(port) == 503)
+            told.set()
         for client in clients:
             client.join()
         outcome["code"] = process.wait(30)
@@ -184,26 +240,30 @@ def _client(
     told: threading.Event,
     index: int,
 ) -> None:
-    """Ask until no connection can be made; clients of even index keep theirs."""
+    """Ask until told not to, or until no connection can be made; clients of even index keep theirs."""
     draw, connection = random.Random(index), None
-    while True:
+    while not told.is_set():
         if connection is None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
             try:
                 connection.connect()
             except OSError:
-                return  # refused, or held off: nothing was accepted
+                return  # killed
         try:
             connection.request("POST", "/v1/recommend", draw.choice(asked), {"Content-Type": "application/json"})
             response = connection.getresponse()
             content = json.loads(response.read())
-        except (OSError, http.client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException):
             with lock:
                 outcome["dropped"] += number == signal.SIGTERM
             return
-        if response.status == 200:
-            with lock:
+        with lock:
+            if response.status == 200:
                 outcome["answered"].append(content["request_id"])
+            elif response.status == 503 and "retry-after" in response.headers:
+                outcome["refused"] += 1  # for want of time
+            else:
+                outcome["dropped"] += number == signal.SIGTERM
         if index % 2 or response.headers.get("connection") == "close":
             connection.close()
             connection = None

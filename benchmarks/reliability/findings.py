@@ -42,6 +42,7 @@ ROWS = {
     21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
     22: "a run on a file system that cannot be written",
     23: "part of the catalogue is eligible, by masks that requests share or not; items left out beside",
+    26: "hostile clients: what is sent without end, silent and slow sockets, smuggled requests, foreign names",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 ELSEWHERE = {20: "measured as a study: [verdict](../research/verdict/README.md)"}

@@ -12,17 +12,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.reliability.clients import make_run, memory, served
 from benchmarks.reliability.findings import Finding
+from benchmarks.reliability.proxy import proxied
 from benchmarks.wire import as_request, load
 
-__all__ = ["malformed", "token"]
+__all__ = ["malformed", "malformed_proxied", "token", "token_proxied"]
 
 SECRET = "alice-7731"
 COUNT = 10_000
+FINE = (200, 505)  # a version of HTTP that nginx does not speak
+CLOSED = 900  # at once and without an answer, as nginx does where the first line names no version of HTTP
 TOKEN = "0123456789abcdef0123456789abcdef"
 ATOMS: tuple[object, ...] = (None, True, -1, 0, 2**70, 1.5, "", SECRET, "\0", "é" * 50, [], {}, [[]], {SECRET: 1})
 FIELDS = (
@@ -45,13 +49,29 @@ def malformed(work: Path) -> Finding:
     """Send `COUNT` requests, with lists that are well asked for before and after."""
     run, bodies = make_run(work)
     with served(run) as (port, process):
-        load(port, bodies, 10, clients=16)  # what grows by serving has grown
-        before = memory(process.pid)
-        statuses, slowest, leaks = _send(port, COUNT)
-        grown = memory(process.pid) - before
-        after = load(port, bodies, 5, clients=16)
-    errors = sum(count for status, count in statuses.items() if not 400 <= status < 500 and status != 200)
-    shown = ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items()))
+        return _malformed(port, [process.pid], bodies)
+
+
+def malformed_proxied(work: Path) -> Finding:
+    """The same through the proxy."""
+    run, bodies = make_run(work)
+    with served(run) as (port, process), proxied(work / "nginx", [port]) as (front, proxy):
+        found = _malformed(front, [process.pid, *proxy], bodies)
+    return replace(found, figure=f"through nginx: {found.figure}")
+
+
+def _malformed(port: int, processes: list[int], bodies: Path) -> Finding:
+    load(port, bodies, 10, clients=16)  # what grows by serving has grown
+    before = sum(map(memory, processes))
+    statuses, slowest, leaks = _send(port, COUNT)
+    grown = sum(map(memory, processes)) - before
+    after = load(port, bodies, 5, clients=16)
+    errors = sum(
+        count for status, count in statuses.items() if not 400 <= status < 500 and status not in (*FINE, CLOSED)
+    )
+    shown = ", ".join(
+        f"{'closed' if status == CLOSED else status} {count:,}" for status, count in sorted(statuses.items())
+    )
     figure = (
         f"{COUNT:,} malformed requests (random fields and bytes, NaN, lone surrogates, depth 10,000, histories of"
         f" 100,000, bodies of 10 MB, chunks): {shown}; {errors} with a 5xx, cut off or late (slowest {slowest:.1f} s);"
@@ -63,21 +83,39 @@ def malformed(work: Path) -> Finding:
 
 def token(work: Path) -> Finding:
     """Ask every route that /openapi.json names, with the token, without, and with wrong ones."""
+    with _guarded(work) as port:
+        return _token(port)
+
+
+def token_proxied(work: Path) -> Finding:
+    """The same through the proxy."""
+    with _guarded(work) as port, proxied(work / "nginx", [port]) as (front, _):
+        found = _token(front)
+    return replace(found, figure=f"through nginx: {found.figure}")
+
+
+@contextmanager
+def _guarded(work: Path) -> Iterator[int]:
+    """The port of a service with a token."""
     run, _ = make_run(work)
     file = work / "tokens"
     file.write_text(f"{TOKEN}\n", encoding="utf-8")
-    wrong = ("", "Bearer", "Bearer ", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}0", f"Basic {TOKEN}", f"bearer{TOKEN}")
     with served(run, "--token-file", str(file)) as (port, _):
-        described = json.loads(_ask(port, _get("/openapi.json", f"Bearer {TOKEN}"))[1])
-        routes = [(path, method) for path, methods in described["paths"].items() for method in methods]
-        refused = let_in = opened = 0
-        for path, method in routes:
-            open_to_all = path in ("/livez", "/readyz")
-            for authorization in wrong:
-                status = _ask(port, _any(method, path, authorization))[0]
-                refused += not open_to_all and status == 401
-                opened += open_to_all and status == 200
-            let_in += _ask(port, _any(method, path, f"Bearer {TOKEN}"))[0] != 401
+        yield port
+
+
+def _token(port: int) -> Finding:
+    wrong = ("", "Bearer", "Bearer ", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}0", f"Basic {TOKEN}", f"bearer{TOKEN}")
+    described = json.loads(_ask(port, _get("/openapi.json", f"Bearer {TOKEN}"))[1])
+    routes = [(path, method) for path, methods in described["paths"].items() for method in methods]
+    refused = let_in = opened = 0
+    for path, method in routes:
+        open_to_all = path in ("/livez", "/readyz")
+        for authorization in wrong:
+            status = _ask(port, _any(method, path, authorization))[0]
+            refused += not open_to_all and status == 401
+            opened += open_to_all and status == 200
+        let_in += _ask(port, _any(method, path, f"Bearer {TOKEN}"))[0] != 401
     guarded = len(wrong) * (len(routes) - 2)
     figure = (
         f"{len(routes)} routes: without the token or with a wrong one {refused} of {guarded} requests get 401,"
@@ -100,7 +138,10 @@ def _judged(port: int, seed: int) -> tuple[int, float, bool]:
     request = b"".join(KINDS[seed % len(KINDS)](draw))
     started = time.perf_counter()
     status, answer = _ask(port, request)
-    return status, time.perf_counter() - started, status != 200 and (len(answer) > 400 or SECRET.encode() in answer)
+    seconds = time.perf_counter() - started
+    if not status and seconds < 1 and b" HTTP/" not in request.partition(b"\r")[0]:
+        status = CLOSED
+    return status, seconds, status != 200 and (len(answer) > 400 or SECRET.encode() in answer)
 
 
 def _ask(port: int, request: bytes) -> tuple[int, bytes]:
@@ -127,7 +168,7 @@ def _length(answer: bytearray) -> int:
 
 
 def _get(path: str, authorization: str = "") -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n\r\n".encode()
 
 
 def _any(method: str, path: str, authorization: str) -> bytes:
@@ -141,7 +182,7 @@ def _any(method: str, path: str, authorization: str) -> bytes:
 
 
 def _posted(path: str, body: bytes) -> Iterator[bytes]:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     yield f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
     yield body
 
@@ -190,7 +231,7 @@ def _large(draw: random.Random) -> Iterator[bytes]:
 
 
 def _chunks(draw: random.Random) -> Iterator[bytes]:
-    yield f"POST {draw.choice(PATHS)} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+    yield f"POST {draw.choice(PATHS)} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
     yield b"Transfer-Encoding: chunked\r\n\r\n"
     for _ in range(draw.randint(1, 40)):
         yield b"10000\r\n" + b" " * 65_536 + b"\r\n"
@@ -198,7 +239,9 @@ def _chunks(draw: random.Random) -> Iterator[bytes]:
 
 
 def _heads(draw: random.Random) -> Iterator[bytes]:
-    head = bytearray(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Type: text/x\r\n\r\n{}")
+    head = bytearray(
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Type: text/x\r\n\r\n{}"
+    )
     for _ in range(draw.randint(1, 3)):
         head[draw.randrange(20)] = draw.randrange(256)
     yield bytes(head) + b"\r\n\r\n\r\n\r\n"

@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 def overload(work: Path, seconds: float = 60.0) -> Finding:
     """Peak, 70 % of it for `seconds`, four times of it, and the peak again, since others may use the machine."""
     run, bodies = make_run(work, **SIZES)
-    with served(run, "--deadline", "0.5", "--connections", "2500") as (port, _):
+    with served(run, "--deadline", "0.5") as (port, _):
         load(port, bodies, 5)
         peaks = [load(port, bodies, 10).rate]
         usual = load(port, bodies, seconds, rate=SHARE * peaks[0])

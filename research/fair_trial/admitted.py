@@ -3,7 +3,7 @@
     python -m research.fair_trial.admitted --out runs/fair --comparisons trial-amazon-beauty alike-lastfm-p1
 
 Reads `steps.jsonl` of each arm and seed, trains nothing, and keeps a row for each as `admitted-<comparison>.jsonl`
-beside this file. The paper's gate is an arm's own where that is what it has; for the others `admission` is what their
+beside this file. The earlier gate is an arm's own where that is what it has; for the others `admission` is what their
 own gate admitted, and `shuffled_admission` what the paper's would have with shuffled rewards.
 """
 

@@ -89,7 +89,7 @@ def unseen_config(plan: Mapping[str, Any], name: str, *, apart: bool = False) ->
 
 
 def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
-    """The recipe with the paper's gate at other thresholds, each beside the random gate that admits as many.
+    """The recipe with the earlier gate at other thresholds, each beside the random gate that admits as many.
 
     Args:
         plan: the content of plan.yaml.
@@ -109,7 +109,7 @@ def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
 
 
 def fixed_rate_config(plan: Mapping[str, Any], name: str) -> Config:
-    """The recipe with the paper's gate, a random one of its size and one of a fixed rate, all arms alike.
+    """The recipe with the earlier gate, a random one of its size and one of a fixed rate, all arms alike.
 
     Args:
         plan: the content of plan.yaml.

@@ -28,7 +28,7 @@ user out of the counts that they score the user by. So at the start nobody has m
 held against the random gate, the inverted one and none. With `--apart`, after that, NLL does not train at those
 positions either.
 
-With `--thresholds` the paper's gate has other thresholds than its own, all arms alike for the rest. Each is held
+With `--thresholds` the earlier gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.
 
 With `--fixed-rate` a gate that admits a fixed share by chance stands beside the paper's and the random one, which
@@ -156,7 +156,7 @@ def carry_out_recommended(plan: Mapping[str, Any], name: str, data: Path, out: P
 
 
 def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
-    """The paper's gate at other thresholds, from the starting policies of the trial."""
+    """The earlier gate at other thresholds, from the starting policies of the trial."""
     _from_starts(plan, name, data, out, thresholds_config(plan, name), f"thresholds-{name}")
 
 

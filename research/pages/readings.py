@@ -17,7 +17,7 @@ __all__ = ["admitted_table", "diagnosed_table", "hard_table", "matched_table"]
 
 METRIC = "hr@10"
 GATES = (("-gate", "-random"), ("-gate", ""), ("-random", ""))  # the first less the second
-SAID = {"-gate": "the paper's gate", "-random": "a random gate", "": "no gate"}
+SAID = {"-gate": "the earlier gate", "-random": "a random gate", "": "no gate"}
 
 
 def matched_table(rungs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -42,7 +42,7 @@ def matched_table(rungs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 
 def admitted_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row an arm of the paper's gate, means over seeds: what it admitted, and why not the rest.
+    """One row an arm of the earlier gate, means over seeds: what it admitted, and why not the rest.
 
     Args:
         rows: of `research.fair_trial.admitted`.
@@ -70,7 +70,7 @@ def _alignment(columns: int) -> tuple[Alignment, ...]:
 
 
 def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a set: the verdict, what it rests on, and how much the paper's gate admits.
+    """One row a set: the verdict, what it rests on, and how much the earlier gate admits.
 
     Args:
         rows: of `research.fair_trial.diagnosed`.
@@ -100,7 +100,7 @@ def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "policy and ranker, Δ NDCG@10",
         "ranker alone, weighted by exposure, Δ NDCG@10",
         "gate it names",
-        "groups the paper's gate admits",
+        "groups the earlier gate admits",
         "with shuffled rewards",
     )
     return Table(header, tuple(cells), _alignment(len(header)))

@@ -80,7 +80,6 @@ class Service:
         self.listener = listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.server = Server(self.app)
-        self.table = self.server.table
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
         while not self.server.started:

@@ -116,22 +116,6 @@ def test_a_query_without_a_history_gets_what_is_popular_and_eligible(policy: Com
     assert unknown.recommend([Query([])])[0].items == []
 
 
-def test_a_query_alone_is_answered_with_the_threads_that_were_measured(
-    policy: CompactPolicy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recommender, seen = served(policy, catalog, 10), []
-    before = torch.get_num_threads()
-    assert recommender.choose_threads() in (1, before)
-    recommender.threads_alone = before + 1
-    search = recommender._search
-    monkeypatch.setattr(
-        recommender, "_search", lambda *given: (seen.append(torch.get_num_threads()), search(*given))[1]
-    )
-    recommender.recommend([Query([3])])
-    recommender.recommend([Query([3]), Query([4])])
-    assert seen == [before + 1, before] and torch.get_num_threads() == before
-
-
 def test_a_recommender_goes_with_its_last_reference(policy: CompactPolicy, catalog: Catalog) -> None:
     """Or a service would hold a model that it exchanged until the collector comes by."""
     gc.collect()

@@ -80,9 +80,7 @@ def serve(
     explore_seed: Annotated[
         int | None, typer.Option(min=0, help="With the request id decides what is drawn; 0 if not given.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
-    connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
     drain: Annotated[float, typer.Option(min=0, max=600, help="Seconds for what was begun, when told to end.")] = 10.0,
     log_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that are logged.")] = 0.0,
     rerank_seconds: Annotated[
@@ -145,10 +143,9 @@ def serve(
             user_key_file=user_key_file,
             exposures=exposures,
             explore=None if explore is None else Exploration(explore, *drawn),
-            limits=Limits(deadline_seconds=deadline, connections=connections, drain_seconds=drain),
+            limits=Limits(deadline_seconds=deadline, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,
-            workers=workers,
             experiment=experiment,
         ),
         catalog=catalog,

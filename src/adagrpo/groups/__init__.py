@@ -4,7 +4,8 @@ from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.draw import DrawnGroups, draw_groups, draw_rollouts
 from adagrpo.groups.evidence import Evidence, gather_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
-from adagrpo.groups.score import GroupRewards, ScoredGroups, in_batch_negatives, score_groups
+from adagrpo.groups.negatives import in_batch_negatives, other_rollouts
+from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 
 __all__ = [
     "DrawnGroups",
@@ -20,6 +21,7 @@ __all__ = [
     "gated_groups",
     "gather_evidence",
     "in_batch_negatives",
+    "other_rollouts",
     "score_groups",
     "summary",
 ]

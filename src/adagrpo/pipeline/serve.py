@@ -5,20 +5,19 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from socket import socket
+from threading import Thread, current_thread, main_thread
 from typing import Any, Literal, get_args
 
 from adagrpo.data.columns import TEXT
-from adagrpo.errors import ServiceError, UserError
+from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
@@ -31,21 +30,22 @@ from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
-from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
+from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
-from adagrpo.serving.limits import Limits, most_connections
+from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
-from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "check_served", "recommender", "reward_read", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
 SWITCH_SECONDS = 0.0002
+# Without a token a page of another site could ask a service of this machine under a name of its own that leads here.
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Operation:
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
-    workers: int = 1
     experiment: Path | None = None  # plan, whose arms are all served; needs `exposures` and a lasting key of users
 
 
@@ -205,26 +204,16 @@ def serve(
             f"note: {operation.user_key_file} is not there and is made; under a new key users are nobody that an"
             " exposure log or an experiment knows"
         )
-    user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
-    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+    user_hash = read_key(operation.user_key_file)
+    if operation.exposures is not None:  # refused before anything is loaded
         LocalExposureLog(operation.exposures).close()
     wanted = _Wanted(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
-    with _counted_together(operation.workers > 1):
-        try:
-            from adagrpo.serving.draining import hold_off, listen
-        except ImportError as error:
-            raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
-        with listen(host, port) as listener:
-            work = partial(_work, host, listener, wanted, operation, bearers, user_hash)
-            if operation.workers > 1:
-
-                def held_off() -> None:
-                    time.sleep(operation.limits.grace_seconds)  # while the workers say at /readyz that they end
-                    hold_off(listener)
-
-                run_workers(operation.workers, listener, work, ready, _died, held_off, _failed)
-            else:
-                work(ready)
+    try:
+        from adagrpo.serving.draining import listen
+    except ImportError as error:
+        raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+    with listen(host, port) as listener:
+        _answer(host, listener, wanted, operation, bearers, user_hash, ready)
 
 
 @dataclass(frozen=True)
@@ -259,11 +248,6 @@ class _Wanted:
         served, about, models = _recommender(
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )
-        if served.side_by_side > 1:
-            served.threads_alone = 1
-        else:
-            served.choose_threads()
-        about["threads_alone"] = served.threads_alone
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:
@@ -288,19 +272,19 @@ def _check_experiment(operation: Operation, plan: Path, arm: str | None, checkpo
     LiveExperiment(plan)
 
 
-def _work(
+def _answer(
     host: str,
     listener: socket,
     wanted: _Wanted,
     operation: Operation,
     bearers: Bearers,
     user_hash: UserHash,
-    begun: Callable[[dict[str, Any]], None],
+    ready: Callable[[dict[str, Any]], None],
 ) -> None:
-    """What a process that answers does: load, open its log, answer until it is told to end."""
+    """Load, open the log, and answer until told to end."""
     from adagrpo.serving.app import Application, Options
     from adagrpo.serving.arms import ArmShelf
-    from adagrpo.serving.draining import Server
+    from adagrpo.serving.draining import Server, raise_open_files
 
     load = partial(wanted.load, operation)
     trial: LiveExperiment | None = None
@@ -309,23 +293,26 @@ def _work(
     else:
         trial = LiveExperiment(operation.experiment)
         shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load, _settle)
-    limits = operation.limits
+    raise_open_files()
     options = Options(
-        replace(limits, connections=most_connections(limits.connections)),
+        operation.limits,
         bearers,
         RequestLog(operation.log_share),
         user_hash,
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
-        os.getppid() if operation.workers > 1 else None,
+        OWN_NAMES if host in LOCAL and not bearers else ("*",),
         shelf.now.recommender.side_by_side,
     )
-    server = Server(Application(shelf, options))
+    app = Application(shelf, options)
+    server = Server(app)
+    if current_thread() is main_thread():  # which alone may
+        signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
     _settle()
     sys.setswitchinterval(SWITCH_SECONDS)
     named = f"[{host}]" if ":" in host else host
     stands = {} if trial is None else {"experiment": trial.state()}
-    begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
+    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
     server.run(sockets=[listener])
     if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
         sys.stdout.flush()
@@ -338,33 +325,3 @@ def _settle() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-
-
-@contextmanager
-def _counted_together(together: bool) -> Iterator[None]:
-    """Have the figures of several processes added up; their library asks the environment when it is imported."""
-    if not together:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="adagrpo-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-
-
-def _died(process: int) -> None:
-    """Forget the gauges of a process that ended, and say that it did."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(process)  # type: ignore[no-untyped-call]
-    RequestLog().event("worker_died", process=process)
-
-
-def _failed(error: Exception) -> None:
-    """Say why a worker ended; of a defect the type and the place."""
-    if isinstance(error, UserError | ServiceError):
-        RequestLog().event("worker_failed", process=os.getpid(), why=str(error))
-    else:
-        RequestLog().defect(error, worker=os.getpid())

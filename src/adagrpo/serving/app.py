@@ -12,12 +12,12 @@ GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -26,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
@@ -46,14 +47,8 @@ from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Application", "Options"]
 
+LOOK_SECONDS = 0.1  # how often the event loop is looked at
 COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
-
-
-def _behind_the_loop() -> None:
-    """A thread that computes lists does so on one processor, and lets the event loop go first."""
-    torch.set_num_threads(1)
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
 @dataclass
@@ -66,7 +61,7 @@ class Options:
     user_hash: UserHash = field(default_factory=lambda: read_key(None))
     exposures: ExposureSink | None = None  # None logs no list
     explore: Exploration | None = None  # None draws no list
-    parent: int | None = None  # the process that reloads all workers
+    hosts: Sequence[str] = ("*",)  # names that a request may call the service by
     threads: int = 1  # that compute lists side by side, each on one processor
 
 
@@ -82,7 +77,7 @@ class Application:
             waiting=options.limits.waiting,
             threads=options.threads,
             company=COMPANY,
-            begin=_behind_the_loop if options.threads > 1 else lambda: None,
+            begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
         )
         self.line.observe = self._observe
         sink = options.exposures
@@ -97,7 +92,6 @@ class Application:
             bool(options.bearers),
             self.exposures,
             options.explore,
-            options.parent,
         )
         self.switching = None
         if isinstance(shelf, ArmShelf):
@@ -113,15 +107,20 @@ class Application:
             options.log,
             self.line.late,
             {path: answered(handler) for path, handler in direct.items()},
+            lambda: self.draining,
         )
+        self._entrance = TrustedHostMiddleware(self.intake, options.hosts, www_redirect=False)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        await self.intake(scope, receive, send)
+        await self._entrance(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(self._defect)
+        watching = asyncio.create_task(self._watch_loop())
         yield
+        watching.cancel()
         self.line.close()
         if self.exposures is not None:
             self.exposures.close()
@@ -148,6 +147,21 @@ class Application:
             self.metrics.swaps.labels("done").inc()
             self.metrics.serves(**serving.versions)
             self.options.log.event("reload", outcome="done", versions=serving.versions)
+
+    async def _watch_loop(self) -> None:
+        """See how far the event loop is behind: what has arrived waits unread as long."""
+        while True:
+            due = time.monotonic() + LOOK_SECONDS
+            await asyncio.sleep(LOOK_SECONDS)
+            self.intake.lag = max(0.0, time.monotonic() - due)
+
+    def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what went wrong outside of any request, without its message."""
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self.options.log.defect(error)
+        else:
+            self.options.log.event("defect", type="loop")
 
     def _not_logged(self, error: SinkFailed) -> None:
         self.metrics.not_logged.inc()
@@ -183,7 +197,7 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     route("/recommend", routes.recommend, schemas.ListAnswer, schemas.RecommendRequest)
     route("/v1/recommend", routes.recommend_v1, one_or_more, schemas.RecommendBody, schemas.BatchBody)
     route("/v1/feedback", routes.feedback, schemas.FeedbackAnswer, schemas.FeedbackBody, schemas.FeedbackEvent)
-    route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody, statuses=(200, 202))
+    route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody)
     route("/v1/items/{item_id:path}", routes.item, schemas.ItemAnswer)
     route("/health", routes.health, schemas.HealthAnswer)
     route("/livez", routes.livez, schemas.StatusAnswer)

@@ -1,42 +1,36 @@
 """The server: a listening socket, signals, and an end that drops nothing which was accepted.
 
-Told to end by SIGTERM or SIGINT, it first says so at /readyz and answers on, so that those who route by it stop. Then
-new connections are held off and those that the system has taken already are accepted. Last, all that was asked is
-answered, within a bound of time: a client that does not send the rest of its request, or does not read, is cut off.
+Told to end by SIGTERM or SIGINT, it first says so at /readyz and answers on, so that a proxy or an orchestrator sends
+no more. Then it takes no new connection, and answers what was asked on those that it has, within a bound of time.
 
-A worker leaves new connections to those that share its socket; the process that began them all holds connections off.
+It stands behind a proxy. What a request may have beside its body is bounded here: head, trailers, extensions of chunks.
+How many connections there are, and how long a client may stay silent, is bounded by the proxy: see deploy/nginx.conf.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
+import math
+import resource
 import socket
-import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from ctypes import addressof, create_string_buffer
-from functools import partial
-from typing import Any
+from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adagrpo.errors import UserError
 from adagrpo.serving.app import Application
-from adagrpo.serving.connections import BoundedProtocol, ConnectionTable
+from adagrpo.serving.limits import HEAD_BYTES
 
-__all__ = ["Server", "hold_off", "listen"]
+__all__ = ["Server", "listen", "raise_open_files"]
 
 BACKLOG = 1024
-SETTLE_SECONDS = 0.1  # for connections that were half made when new ones were held off
-LAST_WORD_SECONDS = 0.2  # for a request that was on its way on an idle connection
-SO_ATTACH_FILTER = 26
+LAST_WORD_SECONDS = 0.2  # for a request that is on its way on a connection which was accepted
+MOST_OPEN_FILES = 65_536
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket for the application; port 0 takes a free one.
+    """Open a socket for the application; port 0 takes a free one.
 
     Raises:
         UserError: the address cannot be had.
@@ -51,113 +45,83 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def hold_off(listener: socket.socket) -> None:
-    """Have the system take no new connection, without refusing it: the client asks again after a second.
+def raise_open_files() -> None:
+    """Raise the process's limit of open files as far as it may: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
-    A socket that is closed resets the connections which the system has taken and nobody accepted. A filter that drops
-    the first packet of each new connection lets those be accepted before. Where there are no filters, nothing happens.
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection as uvicorn's, closed where a request has more than `HEAD_BYTES` beside its body.
+
+    uvicorn bounds that for its other parser alone, h11, which takes 66 µs more of a processor for each request.
     """
-    # load the byte of flags in the TCP header; if SYN is set, keep 0 bytes of the packet, else all of it
-    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
-    code = create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program), addressof(code)))
+
+    beside_body = 0  # bytes of the present request that are no body
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        self.beside_body += len(data)
+        super().data_received(data)
+        if self.beside_body > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("too large a head, trailer or chunk extension")
+
+    def on_body(self, body: bytes) -> None:
+        """Take part of a body."""
+        self.beside_body -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self.beside_body = 0
+        super().on_message_complete()
 
 
 class Server(uvicorn.Server):
     """Answers with an application until it is told to end."""
 
     def __init__(self, app: Application) -> None:
-        """Make a server; it loads again what it serves at SIGHUP."""
+        """Make a server of an application."""
         self.app = app
-        self.limits = app.options.limits
-        self.table = ConnectionTable(self.limits, app.metrics.turned_away)
-        app.routes.connections = lambda: len(self.table.open)
-        app.intake.lag = lambda: self.table.lag
-        self.table.turns_away = app.intake.turns_away
+        limits = app.options.limits
         config = uvicorn.Config(
             app,
-            http=partial(BoundedProtocol, self.table),  # type: ignore[arg-type]
-            ws="none",
-            log_config=None,
-            access_log=False,
-            date_header=False,
-            server_header=False,
+            http=BoundedProtocol,
+            timeout_keep_alive=limits.idle_seconds,
+            timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
             backlog=BACKLOG,
+            ws="none",
             proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            access_log=False,
+            log_config=None,
+            log_level="critical",  # its other lines hold what clients sent, and are bounded by nothing
         )
         super().__init__(config)
-        self._told = asyncio.Event()
+        app.routes.connections = lambda: len(self.server_state.connections)
 
     def end(self) -> None:
         """Tell it to end, from any thread."""
-        self.app.draining = self.table.draining = True
-        self._loop.call_soon_threadsafe(self._told.set)
+        self.app.draining = self.should_exit = True
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are taken by the loop, see `startup`."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections."""
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(self._defect)
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # its lines are bounded by nothing
-        await super().startup(sockets)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, self.end)
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what came meanwhile, see `workers`
-
-    async def main_loop(self) -> None:
-        """Wait for the end."""
-        self.server_state.default_headers = self.config.encoded_headers
-        sweeping = asyncio.create_task(self.table.sweeping())
-        await self._told.wait()
-        self._sweeping = sweeping
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at a signal, with status 0: uvicorn's own method would raise the signal again afterwards."""
+        self.end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End as the module says."""
         log = self.app.options.log
         if log.share:
-            log.event("ending", connections=len(self.table.open))
-        for connection in list(self.table.open):
-            if connection.cycle is not None and not connection.cycle.response_complete:
-                connection.cycle.keep_alive = False
-        await asyncio.sleep(self.limits.grace_seconds)
-        if self.app.options.parent is None:  # else others answer on at the same socket
-            for listener in sockets or []:
-                hold_off(listener)
-        await asyncio.sleep(SETTLE_SECONDS)
+            log.event("ending", connections=len(self.server_state.connections))
+        self.app.draining = True
+        await asyncio.sleep(self.app.options.limits.grace_seconds)
         for server in self.servers:
             server.close()
-        bound = self._loop.time() + self.limits.drain_seconds
-        last_word = self._loop.time() + LAST_WORD_SECONDS
-        while self._loop.time() < bound and (self.table.at_work or self._loop.time() < last_word):
-            await asyncio.sleep(0.01)
-        cut = sum(connection.phase not in ("idle", "new") for connection in self.table.open)
-        for connection in list(self.table.open):
-            connection.cut()
-        self._sweeping.cancel()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._tasks_end(), 1.0)
+        await asyncio.sleep(LAST_WORD_SECONDS)
+        await super().shutdown(sockets)
+        cut = len(self.server_state.connections)
         if cut or log.share:
             log.event("ended", cut_off=cut)
-        await self.lifespan.shutdown()
-
-    async def _tasks_end(self) -> None:
-        while self.server_state.tasks:
-            await asyncio.sleep(0.01)
-
-    def _hang_up(self) -> None:
-        threading.Thread(target=self.app.reload, name="reload", daemon=True).start()
-
-    def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log what went wrong outside of any request, without its message."""
-        error = context.get("exception")
-        if isinstance(error, BaseException):
-            self.app.options.log.defect(error)
-        else:
-            self.app.options.log.event("defect", type="loop")

@@ -6,10 +6,11 @@ A pure ASGI application around another. It reads a body only as far as it may be
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -37,6 +38,8 @@ ROUTES = (
 ASKING = ("/recommend", "/v1/recommend")
 WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/admin/experiment", "/v1/explain")
 JSON = (b"content-type", b"application/json")
+CLOSE = (b"connection", b"close")
+LINGER_SECONDS, LINGER_BYTES = 1.0, 16_000_000  # of what a client still sends that was told to close
 
 
 class _Gone(Exception):
@@ -61,6 +64,7 @@ class Intake:
         log: RequestLog,
         late: Callable[[float], float | None],
         direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """Stand before an application.
 
@@ -72,11 +76,12 @@ class Intake:
             log: may write every request.
             late: by how much a list that is asked for now would come later than in so many seconds; None: in time.
             direct: what answers a POST to some paths in the place of `inner`, whose routing takes as long as the rest.
+            ending: whether the service ends; each answer then closes its connection.
         """
         self._inner, self._limits, self._bearers = inner, limits, bearers
         self._metrics, self._log, self._late, self._direct = metrics, log, late, direct
-        self._names = _names()
-        self.lag: Callable[[], float] = lambda: 0.0  # seconds that a request has waited unread; a server knows
+        self._names, self._ending = _names(), ending
+        self.lag = 0.0  # seconds that a request has waited unread, about
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -88,7 +93,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
-        state["started"] = started
+        state["started"], state["left"] = started, _stays
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 
@@ -96,6 +101,8 @@ class Intake:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._ending():
+                    message["headers"] = [*message["headers"], CLOSE]
             await send(message)
 
         try:
@@ -108,7 +115,7 @@ class Intake:
         except _Gone:
             return
         except _Refused as refused:
-            await _say(noted, refused.status, str(refused), *refused.headers)
+            await _say(noted, refused, receive)
         defect = state.get("defect")
         if defect is not None:
             self._metrics.errors.inc()
@@ -137,44 +144,27 @@ class Intake:
         if int(length) > self._limits.body_bytes:
             raise self._too_large()
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
-            raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
+            raise _Refused(415, "content-type must be application/json")
         if path in ASKING:
             late = self._late(self._seconds_left())
             if late is not None:
                 error = TooLate(late)
                 state["turned_away"] = "queue"
                 raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after))
-        state["body"] = await self._body(receive)
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                state["body"] = await self._body(receive)
+        except TimeoutError:
+            self._metrics.turned_away("time")
+            raise _Refused(408, "the body did not come in time", CLOSE) from None
+        state["left"] = asyncio.ensure_future(receive()).done  # after a body nothing comes but the end
         state["deadline"] = time.monotonic() + self._seconds_left()  # how long a client takes to send is bounded apart
         state["request_id"] = next(self._names)
-
-    def turns_away(self, path: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        """The whole answer to a POST for a list that is turned away for want of time; None where it is not, or not so.
-
-        It is asked before there is a task for the request, by `adagrpo.serving.connections`.
-        """
-        late = self._late(self._seconds_left())
-        if late is None:
-            return None
-        given = dict(headers)
-        if (
-            (self._bearers and not self._bearers.admit(given.get(b"authorization")))
-            or int(given.get(b"content-length", b"0")) > self._limits.body_bytes
-            or b"transfer-encoding" in given  # of which nobody knows how large it is
-            or not given.get(b"content-type", b"").lower().startswith(b"application/json")
-        ):
-            return None
-        self._metrics.turned_away("queue")
-        route = path.decode()
-        self._metrics.answered(route, 503, 0.0)
-        if self._log.share:
-            self._log.request(503, {"route": route, "method": "POST", "ms": 0.0})
-        return _early(TooLate(late).retry_after)
 
     def _seconds_left(self) -> float:
         """Until a request that is read now should be answered; at half of it the line is short, and has work still."""
         whole = self._limits.deadline_seconds
-        return max(whole - self.lag(), whole / 2)
+        return max(whole - self.lag, whole / 2)
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()
@@ -199,7 +189,12 @@ class Intake:
 
     def _too_large(self) -> _Refused:
         self._metrics.turned_away("size")
-        return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", (b"connection", b"close"))
+        return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
+
+
+def _stays() -> bool:
+    """Whether a client has left of whom nobody asks that."""
+    return False
 
 
 def _names() -> Iterator[str]:
@@ -209,16 +204,17 @@ def _names() -> Iterator[str]:
         yield from (block[place : place + 32] for place in range(0, len(block), 32))
 
 
-@lru_cache(maxsize=64)
-def _early(retry_after: int) -> bytes:
-    """A whole answer to who is turned away."""
-    body = orjson.dumps({"detail": str(TooLate(retry_after))})
-    head = b"content-type: application/json\r\nretry-after: %d\r\ncontent-length: %d" % (retry_after, len(body))
-    return b"HTTP/1.1 503 Service Unavailable\r\n" + head + b"\r\n\r\n" + body
-
-
-async def _say(send: Send, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
-    body = orjson.dumps({"detail": reason})
-    head = [JSON, (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+async def _say(send: Send, refused: _Refused, receive: Receive) -> None:
+    """Refuse; where the connection is to be closed, only after the client could read that."""
+    body = orjson.dumps({"detail": str(refused)})
+    head = [JSON, (b"content-length", b"%d" % len(body)), *refused.headers]
+    closes = CLOSE in refused.headers
+    await send({"type": "http.response.start", "status": refused.status, "headers": head})
+    await send({"type": "http.response.body", "body": body, "more_body": closes})
+    if closes:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                dropped = 0
+                while dropped < LINGER_BYTES and (message := await receive()).get("more_body"):
+                    dropped += len(message["body"])
+        await send({"type": "http.response.body", "body": b""})

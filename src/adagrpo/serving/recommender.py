@@ -44,7 +44,6 @@ from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.serving.eligibility import Eligibility, Filter, Narrowing
-from adagrpo.serving.thread_choice import faster_threads, threads
 from adagrpo.types import Histories, Ragged
 
 __all__ = ["Chances", "ItemId", "Query", "Recommendations", "Recommender", "Source"]
@@ -148,7 +147,6 @@ class Recommender:
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
         # given no method of this object, which then goes with its last reference: a model that was exchanged is large
         self.eligibility = Eligibility(catalog, groups or no_groups, partial(_known, self._items))
-        self.threads_alone: int | None = None  # for one query alone; None: as many as are set
         self._counts, self.texts = popularity, texts
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
@@ -189,19 +187,6 @@ class Recommender:
         """
         return self.eligibility.resolve(include, exclude)
 
-    def choose_threads(self) -> int:
-        """Measure with how many threads one query alone is answered sooner, and answer such ones so from now on.
-
-        The reward is not asked: it may be a service that takes its own time.
-        """
-        history = [item % len(self.item_ids) for item in range(self.max_history)]
-        reward, self.reward = self.reward, None
-        try:
-            self.threads_alone = faster_threads(lambda: self.recommend([Query(history)]))
-        finally:
-            self.reward = reward
-        return self.threads_alone
-
     @property
     def side_by_side(self) -> int:
         """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
@@ -215,10 +200,6 @@ class Recommender:
             `B` lists of at most `width`; shorter where the catalogue, what is eligible of it, or the search holds no
             more.
         """
-        with threads(self.threads_alone if len(queries) == 1 else None):
-            return self._recommend(queries)
-
-    def _recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):

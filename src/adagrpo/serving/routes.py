@@ -7,8 +7,7 @@ by orjson, since checks of every value on the way out would cost as much as the 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +46,7 @@ __all__ = ["Routes", "answered", "json_response", "known", "left", "narrow"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
+FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others
 IN_A_THREAD = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -94,9 +94,9 @@ class Routes:
     may_reload: bool  # a token is set
     exposures: ExposureRows | None
     explore: Exploration | None
-    parent: int | None = None  # process that reloads all workers
     connections: Callable[[], int] = lambda: 0
     experiment: Callable[[], dict[str, Any]] | None = None  # how the one that is served stands; sets its figures
+    _figures: tuple[float, bytes] = (-math.inf, b"")  # when they were written out
 
     async def health(self, request: Request) -> Response:
         """What is served."""
@@ -114,11 +114,15 @@ class Routes:
 
     async def metrics_text(self, request: Request) -> Response:
         """Figures for Prometheus."""
-        self.metrics.waiting.set(self.line.waiting)
-        self.metrics.connections.set(self.connections())
-        if self.experiment is not None:
-            self.experiment()
-        return Response(self.metrics.text(), media_type=MEDIA_TYPE)
+        made, text = self._figures
+        if time.monotonic() - made > FIGURES_SECONDS:
+            self.metrics.waiting.set(self.line.waiting)
+            self.metrics.connections.set(self.connections())
+            if self.experiment is not None:
+                self.experiment()
+            text = self.metrics.text()
+            self._figures = (time.monotonic(), text)
+        return Response(text, media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
@@ -202,11 +206,6 @@ class Routes:
             raise BadRequest("only where a token is set", 403)
         body = validated(ReloadBody, parsed(request.state.body or b"{}"))
         wanted = body.model_dump(exclude_none=True)
-        if self.parent is not None:
-            if wanted:
-                raise BadRequest("several workers reload what was asked for at the start; send {}", 409)
-            os.kill(self.parent, signal.SIGHUP)
-            return json_response({"status": "all workers were told to reload"}, 202)
         try:
             serving = await beside(self.shelf.swap, **wanted)
         except SwapFailed as error:
@@ -347,9 +346,8 @@ async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
 
 
 def left(request: Request) -> bool:
-    """Whether nobody waits for the answer any more, as far as the server says."""
-    cycle = getattr(request.state, "cycle", None)  # of `adagrpo.serving.connections`
-    return cycle is not None and cycle.disconnected
+    """Whether nobody waits for the answer any more."""
+    return bool(request.state.left())
 
 
 def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:

@@ -204,7 +204,6 @@ class HealthAnswer(StatusAnswer):
         None, description="Whether lists leave the history out where a request does not say."
     )
     precision: Literal["float32", "bfloat16"] | None = None
-    threads_alone: int | None = Field(None, description="Threads for a request that comes alone.")
     versions: Versions | None = None
     explore: dict[str, float] | None = Field(None, description="Which share of the lists is drawn, and how.")
     experiment: dict[str, Any] | None = Field(None, description="How the experiment stands that is served.")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["MEDIA_TYPE", "ServiceMetrics"]
 
@@ -16,7 +14,7 @@ SIZES = (0, 1, 2, 4, 8, 10, 16, 20, 32, 50, 64, 100)
 
 
 class ServiceMetrics:
-    """Counts of one process; with several workers those of all of them are added up when they are asked for."""
+    """Counts of one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -27,12 +25,8 @@ class ServiceMetrics:
             "adagrpo_request_seconds", "From headers read to answer handed over.", ["route"], buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
-        self.waiting = Gauge(
-            "adagrpo_waiting", "Requests that wait for the policy.", registry=registry, multiprocess_mode="livesum"
-        )
-        self.connections = Gauge(
-            "adagrpo_connections", "Open connections.", registry=registry, multiprocess_mode="livesum"
-        )
+        self.waiting = Gauge("adagrpo_waiting", "Requests that wait for the policy.", registry=registry)
+        self.connections = Gauge("adagrpo_connections", "Open connections.", registry=registry)
         self.batch = Histogram("adagrpo_batch_size", "Requests worked on together.", buckets=SIZES, registry=registry)
         self.batch_seconds = Histogram(
             "adagrpo_batch_seconds", "Time of the policy for a batch.", buckets=SECONDS, registry=registry
@@ -53,10 +47,7 @@ class ServiceMetrics:
             registry=registry,
         )  # fmt: skip
         self.errors = Counter("adagrpo_errors", "Defects: requests that were answered 500.", registry=registry)
-        self.version = Gauge(
-            "adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry,
-            multiprocess_mode="livemax",
-        )  # fmt: skip
+        self.version = Gauge("adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry)
         self.arm_lists = Counter(
             "adagrpo_arm_lists", "Lists of an experiment, by arm, why the user got it, and source.",
             ["arm", "deal", "source"], registry=registry,
@@ -66,13 +57,11 @@ class ServiceMetrics:
             registry=registry,
         )  # fmt: skip
         self.arm_on = Gauge(
-            "adagrpo_arm_on", "1 for an arm of the experiment, 0 once it was stopped.", ["arm"], registry=registry,
-            multiprocess_mode="livemin",
-        )  # fmt: skip
+            "adagrpo_arm_on", "1 for an arm of the experiment, 0 once it was stopped.", ["arm"], registry=registry
+        )
         self.trial_share = Gauge(
-            "adagrpo_experiment_share", "Share of the users that the experiment reaches.", registry=registry,
-            multiprocess_mode="livemax",
-        )  # fmt: skip
+            "adagrpo_experiment_share", "Share of the users that the experiment reaches.", registry=registry
+        )
         self._children: dict[tuple[str, int], Any] = {}
         self._versions: list[tuple[str, ...]] = []
 
@@ -102,8 +91,4 @@ class ServiceMetrics:
 
     def text(self) -> bytes:
         """All of it."""
-        registry = self.registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return bytes(generate_latest(registry))
+        return bytes(generate_latest(self.registry))
