@@ -16,6 +16,7 @@ from pathlib import Path
 from adagrpo.config import ArmConfig
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.staleness import stages_of
 from research.closed_loop.beginnings import Beginning, learning_config
 
 __all__ = ["learn"]
@@ -53,13 +54,19 @@ def learn(
         _take_over(run, "tokenize", beginning.catalogue(number))
         _take_over(run, "sft", sorted(path for path in served.iterdir() if path.is_file()), "best")
         if ranker is None:
-            run.ranker()
+            _make(run, "ranker")
         else:
             weights = sorted((ranker.checked_stage("ranker") / "best").iterdir())
             _take_over(run, "ranker", weights, "best")
         if arm is not None:
-            run.stage(f"train/{arm.name}")
+            _make(run, "train")
     return run
+
+
+def _make(run: Run, command: str) -> None:
+    """Make the stages of a command from what was taken over, which the recipe of the run does not make."""
+    for name, declare in stages_of(run, [command]).items():
+        run.make(name, declare(run))
 
 
 def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") -> None:

@@ -16,7 +16,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
-from adagrpo.pipeline.stages.reranking import re_rankings
+from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.serving import Query
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good

@@ -145,7 +145,8 @@ def test_equal_weights_are_evaluated_once(copied: Path, data: Path, world: Any) 
             counted.append(label)
 
     run = world.run(copied, data, console=Counter())
-    run.evaluate()
+    for name in ("sft", "adagrpo/best", "adagrpo/final"):
+        run.stage(f"evaluate/{name}")
     both = [copied / "sft" / kind / "model.safetensors" for kind in ("best", "final")]
     further = set() if both[0].read_bytes() == both[1].read_bytes() else {"evaluate/adagrpo/final"}
     assert {label.split()[0] for label in counted} == {"evaluate/sft"} | further

@@ -14,7 +14,7 @@ from adagrpo.pipeline import (
     Run,
 )
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.table import RUN, declared
+from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.storage.hashes import hash_json
 
 BESIDE: list[tuple[dict[str, Any], set[str]]] = [

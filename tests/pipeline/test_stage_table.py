@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from adagrpo.pipeline import Run, table
+from adagrpo.pipeline import Run, stage_table
 from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.stage_table import STAGES, declared, row_of
 from adagrpo.pipeline.status import status
-from adagrpo.pipeline.table import STAGES, declared, row_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing.md"
 
@@ -26,9 +26,9 @@ def test_the_stage_of_the_contributing_page_is_made_and_known_to_every_command(
 ) -> None:
     section = PAGE.read_text(encoding="utf-8").partition("## Adding a stage")[2].partition("\n## ")[0]
     declaration, row = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    names: dict[str, Any] = {"Stage": table.Stage}
+    names: dict[str, Any] = {"Stage": stage_table.Stage}
     exec(declaration, names)
-    monkeypatch.setattr(table, "STAGES", (*STAGES, eval(row, names)))
+    monkeypatch.setattr(stage_table, "STAGES", (*STAGES, eval(row, names)))
     assert states(copied)["report/activity"] == "missing"
     assert status(copied)["next"] == f"adagrpo evaluate --run {copied}"
     planned = {row["stage"] for row in plan(Run.open(copied), ["evaluate"])["stages"] if row["state"] == "make"}

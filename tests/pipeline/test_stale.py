@@ -17,9 +17,9 @@ from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.stage_table import reads_key, row_of
 from adagrpo.pipeline.staleness import made_again, parts_of
 from adagrpo.pipeline.status import status, status_tables
-from adagrpo.pipeline.table import reads_key, row_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import claim
 

@@ -18,8 +18,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Part
-from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
-from adagrpo.pipeline.table import (
+from adagrpo.pipeline.stage_table import (
     MEASURES_REWARD,
     commands_of_stages,
     declared,
@@ -29,6 +28,7 @@ from adagrpo.pipeline.table import (
     reads_key,
     row_of,
 )
+from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
 
 __all__ = ["check", "reward_stages"]
 

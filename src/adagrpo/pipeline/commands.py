@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.table import fits_trees, reads_key, row_of
+from adagrpo.pipeline.stage_table import fits_trees, reads_key, row_of
 
 __all__ = [
     "ALWAYS",

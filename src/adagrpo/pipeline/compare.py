@@ -6,7 +6,7 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.stages.reranking`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
+`adagrpo.pipeline.stages.rerank_arms`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
 known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
@@ -28,17 +28,16 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.metrics import cutoff
-from adagrpo.pipeline.directory import RunDirectory, refuse_without_order
+from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
-from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, re_rankings
+from adagrpo.pipeline.stages.rerank_arms import RERANK, SUFFIX, re_ranked, re_rankings
 from adagrpo.report import finding, write_comparison
 from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash

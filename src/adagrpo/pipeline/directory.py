@@ -52,7 +52,7 @@ from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
-__all__ = ["EVENTS", "RunDirectory", "refuse_without_order"]
+__all__ = ["EVENTS", "Declare", "RunDirectory", "refuse_without_order"]
 
 BUILD, DONE = "build", "done"  # what the first process sends to the others during a stage
 
@@ -432,3 +432,6 @@ class RunDirectory(ABC):
     def _event(self, stage: str, event: str, seconds: float) -> None:
         append_event(self.directory, stage, event, seconds)
         self.console.stage(stage, event, seconds)
+
+
+Declare = Callable[[RunDirectory], Declaration]  # what a stage of a run is made from, and how

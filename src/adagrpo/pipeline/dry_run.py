@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.room import free_disk, free_memory
-from adagrpo.pipeline.stage import Declare
+from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
-from adagrpo.pipeline.table import RUN, declared
 
 __all__ = ["plan"]
 

@@ -6,8 +6,8 @@
     run.diagnose()
     run.recommend([["item-7", "item-3"]])
 
-A method makes the stages of its command, row by row of the table (`adagrpo.pipeline.table`), in the folder that the
-command line works in: either can go on where the other stopped. Results are typed; tables are polars frames.
+A method makes the stages of its command, row by row of the table (`adagrpo.pipeline.stage_table`), in the folder that
+the command line works in: either can go on where the other stopped. Results are typed; tables are polars frames.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import check_served, recommender, reward_read
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.shown import Shown
+from adagrpo.pipeline.stage_table import RUN, declared, row_of
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of, stages_of
-from adagrpo.pipeline.table import RUN, declared, row_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
 from adagrpo.serving.answers import answer

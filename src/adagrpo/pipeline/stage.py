@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from adagrpo.config import Change, Config, read_settings
 from adagrpo.errors import UserError
@@ -24,10 +24,7 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.removal import MANIFEST, foreign_files, remove
 from adagrpo.storage.writing import make_folder, naming, write_file
 
-if TYPE_CHECKING:
-    from adagrpo.pipeline.directory import RunDirectory
-
-__all__ = ["CHECKPOINTS", "Declaration", "Declare", "MadeFrom", "Part", "StageFolder", "State"]
+__all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
 
 State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
@@ -74,9 +71,6 @@ class Declaration:
         """
         settings = read_settings(config, self.settings, self.but)
         return MadeFrom(self.schema, settings, self.also, inputs, tuple(self.settings), tuple(self.but))
-
-
-Declare = Callable[["RunDirectory"], Declaration]
 
 
 class MadeFrom(NamedTuple):

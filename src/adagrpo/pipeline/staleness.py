@@ -1,8 +1,8 @@
 """Which stages a run has or is to have, what each would be made from now, and which are therefore out of date.
 
-For each row of the table (`adagrpo.pipeline.table`) the declaration is compared with the manifest: a stage is stale if
-its command would make it again, or if a stage that it is made from is stale. The reason is the first difference between
-what the manifest keeps and what is declared now. Nothing is made, loaded or written.
+For each row of the table (`adagrpo.pipeline.stage_table`) the declaration is compared with the manifest: a stage is
+stale if its command would make it again, or if a stage that it is made from is stale. The reason is the first
+difference between what the manifest keeps and what is declared now. Nothing is made, loaded or written.
 
 Files outside the run that are gone make no stage stale: a run can be read where the logs are not. The logs themselves
 are read once, by `prepare`; whether they have changed since is only looked at where `logs` asks for it.
@@ -19,9 +19,9 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.errors import UserError
 from adagrpo.pipeline.commands import owner
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.stage import Declare, MadeFrom, Part, StageFolder, State
-from adagrpo.pipeline.table import RUN, declared, names_key, row_of
+from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.stage import MadeFrom, Part, StageFolder, State
+from adagrpo.pipeline.stage_table import RUN, declared, names_key, row_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK

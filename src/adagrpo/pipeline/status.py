@@ -16,8 +16,8 @@ from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
+from adagrpo.pipeline.stage_table import row_of
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.table import row_of
 from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark

@@ -14,10 +14,10 @@ from typing import Any
 from adagrpo.evaluation.predictions import reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, edge_warning
 from adagrpo.metrics import measured
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import Declaration, Declare
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING, progress

@@ -15,9 +15,9 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.rewards import first_look
-from adagrpo.pipeline.stage import Declaration, Declare
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
