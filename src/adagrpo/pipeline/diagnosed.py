@@ -16,7 +16,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 
-__all__ = ["diagnosed_models", "heed_diagnosis", "is_diagnosed"]
+__all__ = ["check_diagnosis", "diagnosed_models", "is_diagnosed"]
 
 REFUSED = {
     "do_not_use": "nothing shows that it knows what the policy does not",
@@ -35,7 +35,7 @@ def is_diagnosed(run: RunDirectory, content: Mapping[str, Any]) -> bool:
     return bool(content.get("of") == diagnosed_models(Models(RunData(run))))
 
 
-def heed_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
+def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     """Refuse to train on a reward that the diagnosis does not recommend, or say in one line what it said.
 
     Nothing is asked where no arm reads a reward.

@@ -31,7 +31,7 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.description import DESCRIPTION, is_described
-from adagrpo.pipeline.diagnosed import heed_diagnosis, is_diagnosed
+from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
@@ -433,7 +433,7 @@ class Run(RunDirectory):
     def _train(self, *, anyway: bool) -> None:
         if self.config.without_order:
             return
-        heed_diagnosis(self, anyway=anyway)
+        check_diagnosis(self, anyway=anyway)
         self._look_at_reward()
         self._make("train")
 
