@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adagrpo.config import FitConfig, load_config
 from adagrpo.evaluation.predictions import predict
 from adagrpo.networks.layers import autocast_dtype, mixed_precision
-from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.trainer import Arm, PostTraining, Supervised, Task
@@ -29,7 +29,7 @@ def models_of(data: Path, work: Path, kind: str, *more: str) -> Models:
     """Amazon Beauty prepared and tokenized, with an sft policy of two epochs."""
     settings = [f"policy.kind={kind}", "sft.epochs=2", "sft.validations=0", "sft.average=0", *more]
     run = Run(work / f"beauty-{kind}", load_config(RECIPE, settings), data / "amazon-beauty")
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(run)
     return Models(RunData(run))
 

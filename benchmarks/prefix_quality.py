@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adagrpo.config import load_config
 from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.metrics import RankedLists, measure_users, target_rank_in
-from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from benchmarks.compact import RECIPE
@@ -45,7 +45,7 @@ def tested(data: Path, folder: Path, prefix: int, *more: str, seed: int = 0) -> 
     """Metrics of each test user under the starting policy, as the recipe evaluates."""
     settings = [f"policy.item_prefix={prefix}", f"seed={seed}", *more]
     run = Run(folder, load_config(RECIPE, settings), data / "amazon-beauty")
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(run)
     models = Models(RunData(run))
     cases = models.data.measured_cases("test")

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import settings
 
 from adagrpo.config import Config
-from adagrpo.pipeline import Console, Run, run_all
+from adagrpo.pipeline import Console, Run
 
 # the same examples each time: what is found on one machine is found on all
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -116,7 +116,7 @@ def data(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(world: World, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one finished run; to be read only, see `copied`."""
     directory = tmp_path_factory.mktemp("finished") / "run"
-    run_all(world.run(directory, data))
+    world.run(directory, data).complete()
     return directory
 
 

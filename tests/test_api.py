@@ -29,7 +29,8 @@ from adagrpo.types import Ragged
 
 def test_importing_the_package_imports_nothing_heavy():
     code = (
-        "import sys, adagrpo; print(sorted({'torch', 'polars', 'numpy', 'typer', 'adagrpo.api'} & sys.modules.keys()))"
+        "import sys, adagrpo;"
+        " print(sorted({'torch', 'polars', 'numpy', 'typer', 'adagrpo.pipeline'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
     with pytest.raises(AttributeError, match="module 'adagrpo' has no attribute 'Walk'"):
@@ -38,7 +39,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def questions(run: Run) -> tuple[list[str], list[list[Any]]]:
     """Users and histories of the test cases, in the ids of the log."""
-    data = RunData(run._run)
+    data = RunData(run)
     names, cases = load_item_ids(data.prepared).to_list(), data.cases("test")
     users = pl.read_parquet(run.directory / "prepare/users.parquet")["user_id"].gather(cases.users).to_list()
     return users, [[names[item] for item in cases.histories.row(row)] for row in range(len(cases))]
@@ -54,7 +55,7 @@ def test_the_lists_are_those_that_evaluate_wrote_and_serve_gives(finished: Path,
     assert [of_user[(user,)].sort("rank")["item_id"].to_list() for user in users] == lists.items
     scores = [of_user[(user,)].sort("rank")["score"].to_list() for user in users]
     np.testing.assert_allclose(lists.scores, scores, atol=1e-2)  # bf16 where it is native
-    served, about = recommender(run._run, "adagrpo", checkpoint)
+    served, about = recommender(run, "adagrpo", checkpoint)
     answers = served.recommend([Query(served.known(history)[0]) for history in histories])
     assert [one.items for one in answers] == lists.items and lists.about == about
     codes = pl.read_parquet(finished / "tokenize/codes.parquet")["codes"].to_list()
@@ -66,7 +67,7 @@ def test_the_lists_are_those_that_evaluate_wrote_and_serve_gives(finished: Path,
 def test_what_is_excluded_is_left_out_and_nothing_else(finished: Path):
     """Against every item's own log-probability; the beam holds all prefixes of the tiny catalogue."""
     run = Run.open(finished)
-    models = Models(RunData(run._run))
+    models = Models(RunData(run))
     policy, names = models.policy(finished / "sft/best").eval(), load_item_ids(models.data.prepared).to_list()
     _, histories = questions(run)
     histories = histories[:8]
@@ -202,11 +203,11 @@ def test_an_open_run_does_not_answer_with_what_another_process_has_replaced(copi
     before = run.recommend(histories, arm="nll", checkpoint="final")
     kept = run._served.copy()
     assert run.recommend(histories, arm="nll", checkpoint="final").items == before.items and run._served == kept
-    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.05"]))
+    pipeline.Run.open(copied, ["train.fit.learning_rate=0.05"]).train()
     with pytest.raises(UserError, match=r"train/nll is stale: made with train\.fit\.learning_rate=0\.05"):
         run.recommend(histories, arm="nll", checkpoint="final")
     after = Run.open(copied).recommend(histories, arm="nll", checkpoint="final")
     assert after.scores != before.scores
     shutil.rmtree(copied / "train/nll")
-    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.005"]))
+    pipeline.Run.open(copied, ["train.fit.learning_rate=0.005"]).train()
     assert run.recommend(histories, arm="nll", checkpoint="final").scores == before.scores  # as this run is again

@@ -248,7 +248,7 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline.Run, "report", fail)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 1 and reply.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
     monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
@@ -271,7 +271,7 @@ def test_a_module_that_is_not_there_is_named_with_what_to_do(
     def fail(path: Path) -> None:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
-    monkeypatch.setattr(pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline.Run, "report", fail)
     refused(adagrpo("report", "--run", copied), said)
 
 
@@ -294,7 +294,7 @@ def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypa
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "write_report", interrupt)
+    monkeypatch.setattr(pipeline.Run, "report", interrupt)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 130 and reply.err.strip() == "adagrpo: interrupted; the same command continues"
 
@@ -307,7 +307,7 @@ def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, f
     assert "train/adagrpo: done in" in reply.err
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
     again = adagrpo(*arguments, "--json")
-    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 15
+    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 16
     content = json.loads(again.out)
     assert again.out.count("\n") == 1 and content.pop("report") == str(tmp_path / "run" / "report.html")
     assert content == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
@@ -433,11 +433,11 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     command = [verb, "--run", copied, "--dry-run", *(["--set", setting] if setting else [])]
     content = json.loads(adagrpo(*command, "--json").out)
-    assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | (
-        {"ranker", "report"} if verb == "evaluate" else set()
-    )
+    others = {"evaluate": {"ranker", "report", "reranking"}, "diagnose": {"reranking"}}.get(verb, set())
+    assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | others
     state = "unchanged" if verb == "evaluate" else "make"
-    assert all(row["state"] == state for row in content["stages"] if row["stage"] != "ranker/report")
+    found = [row["state"] for row in content["stages"] if row["stage"] not in ("ranker/report", "reranking")]
+    assert set(found) == {state}
     reply = adagrpo(*command)
     assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "memory: " in reply.out
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before

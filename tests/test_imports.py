@@ -113,7 +113,7 @@ import {module}
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("adagrpo.pipeline.serve", "serve"), ("adagrpo.pipeline.recommend", None), ("adagrpo.api", None)],
+    [("adagrpo.pipeline.serve", "serve"), ("adagrpo.pipeline.recommend", None), ("adagrpo.pipeline.run", None)],
 )
 def test_a_verb_needs_no_module_of_another_extra(module: str, extra: str | None):
     others = [name for name, own in EXTRAS.items() if own != extra] + ["ray"]

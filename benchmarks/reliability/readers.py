@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo import pipeline
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
@@ -39,27 +38,25 @@ def _serve(run: Run) -> object:
 
 def _stages(run: Run) -> object:
     with run.locked():
-        pipeline.simulate_marketplace(run)
-        pipeline.prepare(run)
-        pipeline.tokenize(run)
-        pipeline.fit_sft(run)
-        pipeline.fit_ranker(run)
-        pipeline.train(run)
+        run.stage("simulate")
+        run.prepare()
+        run.tokenize()
+        run.sft()
+        run.ranker()
+        run.train()
     return {path.name: path.read_bytes() for path in run.directory.rglob("model.safetensors")}
 
 
 def _evaluate(run: Run) -> object:
-    arms = pipeline.finished_arms(run)
-    pipeline.evaluate(run, arms)
-    pipeline.report_ranker(run)
-    return json.dumps(pipeline.collect(run, arms))
+    run.evaluate()
+    return json.dumps(run.results)
 
 
 READERS: dict[str, Callable[[Run], object]] = {
     "serve": _serve,
     "stages": _stages,
     "evaluate": _evaluate,
-    "diagnose": lambda run: json.dumps(pipeline.diagnose_reward(run, None)),
+    "diagnose": lambda run: json.dumps(run.diagnose().content),
     "report": build_report,
 }
 

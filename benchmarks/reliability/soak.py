@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.config import load_config
-from adagrpo.pipeline import Run, run_all
+from adagrpo.pipeline import Run
 from benchmarks.reliability import findings
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.kills import SETTINGS, demo, result
@@ -61,7 +61,7 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
             if not (run / "metrics.json").exists():
                 os.kill(pid, signal.SIGKILL)
             killed.append(processes.wait()[0] == -signal.SIGKILL)
-            run_all(Run(run, config, Path()))
+            Run(run, config, Path()).complete()
             results = result(run)
             expected = expected or results
             equal += results == expected

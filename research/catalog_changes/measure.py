@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.pipeline import CatalogVersion, Run, fit_sft, open_version, prepare, tokenize, update_catalog
+from adagrpo.pipeline import CatalogVersion, Run, open_version, update_catalog
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.hashes import hash_file
@@ -132,7 +132,7 @@ def _trained(options: argparse.Namespace, world: World, folder: Path, age: int) 
         items.filter(pl.col("item_id").is_in(log["item_id"].unique().implode())).write_parquet(folder / "items.parquet")
     config = load_config(options.recipe, [f"seed={options.seed}"])
     run = Run(folder / "run", config, folder, StderrConsole())
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(run)
     return Run.open(folder / "run")
 

@@ -19,17 +19,15 @@ import numpy as np
 import polars as pl
 
 from adagrpo.config import Config, dump_config, resolve_config
+from adagrpo.console import Console
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
 from adagrpo.data.simulation.population import Population, populate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.run import Console, Run
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.stages.fit_ranker import fit_ranker
-from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS, prepare
-from adagrpo.pipeline.stages.sft import fit_sft
-from adagrpo.pipeline.stages.tokenize import tokenize
+from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -98,10 +96,10 @@ def begin_world(plan: LoopPlan, config: Config, name: str, folder: Path, console
     through = _log_platform(simulation, begun.exposures)
     run = Run(folder / "run", learning_config(begun.config, begun.exposures, through), folder, console)
     with run.locked():
-        prepare(run)
-        tokenize(run)
-        fit_sft(run)
-        fit_ranker(run)
+        run.prepare()
+        run.tokenize()
+        run.sft()
+        run.ranker()
         _list_in_waves(plan, run, simulation, population, folder)
     write_file(folder / "begun.json", json.dumps({"world": given, "through": through}) + "\n")
     return begun

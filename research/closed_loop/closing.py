@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from adagrpo.config import Config, dump_config
+from adagrpo.console import Console, Silent
 from adagrpo.errors import UserError
-from adagrpo.pipeline.run import Console, Silent
 from adagrpo.report.canvas import standalone
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import lock_folder

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from adagrpo.config import ArmConfig
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fit_ranker import fit_ranker
-from adagrpo.pipeline.stages.post_train import fit_arm
-from adagrpo.pipeline.stages.prepare import prepare
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.staleness import stages_of
 from research.closed_loop.beginnings import Beginning, learning_config
 
 __all__ = ["learn"]
@@ -51,17 +50,23 @@ def learn(
     config = config.model_copy(update={"train": config.train.model_copy(update={"arms": arms})})
     run = Run(folder, config, beginning.folder)
     with run.locked():
-        prepare(run)
+        run.prepare()
         _take_over(run, "tokenize", beginning.catalogue(number))
         _take_over(run, "sft", sorted(path for path in served.iterdir() if path.is_file()), "best")
         if ranker is None:
-            fit_ranker(run)
+            _make(run, "ranker")
         else:
             weights = sorted((ranker.checked_stage("ranker") / "best").iterdir())
             _take_over(run, "ranker", weights, "best")
         if arm is not None:
-            fit_arm(run, arm)
+            _make(run, "train")
     return run
+
+
+def _make(run: Run, command: str) -> None:
+    """Make the stages of a command from what was taken over, which the recipe of the run does not make."""
+    for name, declare in stages_of(run, [command]).items():
+        run.make(name, declare(run))
 
 
 def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") -> None:
@@ -72,4 +77,5 @@ def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") ->
         for file in files:
             shutil.copyfile(file, work / folder / file.name)
 
-    run.stage(stage, inputs=list(files), also={"taken_over": True}, build=build)
+    names = tuple(file.name for file in files)
+    run.make(stage, Declaration(build, list(files), names, also={"taken_over": True}))

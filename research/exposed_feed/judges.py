@@ -12,7 +12,7 @@ the order of judges/exposures) and `report.json`. Histories are all of a user's 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from adagrpo.evaluation.reward_quality import band, band_names
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.storage.writing import write_file
 from research.exposed_feed.orders import auc_of, differences, judge_order, means, policy_scores, reward_scores
@@ -36,6 +37,7 @@ __all__ = ["JUDGE", "SCORES", "TABLE", "Judge", "Judges"]
 
 BANDS = (1, 10, 100, 1000)  # edges of the bands of items, by how often training showed them
 PRIOR = 10  # exposures at the average rate that every item starts with
+FILES = ("impressions.parquet", "predictions.parquet", "users.parquet", "report.json", "summary.json")
 TABLE, SCORES, JUDGE = "impressions.parquet", "predictions.parquet", "judge"
 Scores = dict[str, NDArray[np.float64]]  # (N,) of each judge
 
@@ -79,7 +81,7 @@ class Judges:
             write_file(work / "summary.json", json.dumps(counts, indent=1) + "\n")
 
         inputs = [*prepared, *(run.data / judge.path for judge in self.judges.values())]
-        run.stage("judges/exposures", reads=("seed",), also=self.also, inputs=list(dict.fromkeys(inputs)), build=build)
+        run.make("judges/exposures", self._stage(build, inputs, ("seed",), self.also))
 
     def counts(self) -> None:
         """Judge orders that know the item alone: the stage `judges/counts`."""
@@ -97,7 +99,7 @@ class Judges:
             write_file(work / "report.json", json.dumps(reports, indent=1) + "\n")
 
         also = {"prior": PRIOR, "judges": self.also}
-        self.run.stage("judges/counts", reads=("max_history",), also=also, inputs=self._inputs(), build=build)
+        self.run.make("judges/counts", self._stage(build, self._inputs(), ("max_history",), also))
 
     def reward(self) -> None:
         """Judge the reward: the stage `judges/reward`."""
@@ -158,7 +160,12 @@ class Judges:
 
         made_of = [*self._inputs(), *inputs, *([] if reference is None else [reference])]
         reads = ("max_history", *reads)
-        self.run.stage(name, reads=reads, also=self.also, inputs=list(dict.fromkeys(made_of)), build=build)
+        self.run.make(name, self._stage(build, made_of, reads, self.also))
+
+    def _stage(
+        self, build: Callable[[Path], None], inputs: Sequence[Path], settings: Sequence[str], also: object
+    ) -> Declaration:
+        return Declaration(build, list(dict.fromkeys(inputs)), FILES, settings, also=also)
 
     def _write(self, judged: Mapping[str, Judged], scores: Scores, reference: Path | None, work: Path) -> None:
         report, users = _judged(self.data, judged, scores)

@@ -29,7 +29,7 @@ from benchmarks.rows import machine
 
 from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
@@ -105,7 +105,7 @@ class Study:
         Its best one is chosen by retrieval over the whole catalogue, which a ranker of shown items alone never learns.
         """
         run = self.run()
-        for stage in (prepare, tokenize, fit_sft, fit_ranker):
+        for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             stage(run)
         return self.run("", f"reward={{kind: sequential, checkpoint: {_last(run)}}}")
 
@@ -121,7 +121,7 @@ class Study:
         logs = (f"data.logs=[{(folder / LOG).resolve()}]", "data.columns.propensity=propensity")
         settings = (*logs, "ranker.propensity=snips")
         run = self.run(f"-{WEIGHED}", *settings)
-        for stage in (prepare, tokenize, fit_ranker):
+        for stage in (Run.prepare, Run.tokenize, Run.ranker):
             stage(run)
         return self.run(f"-{WEIGHED}", *settings, f"reward={{kind: sequential, checkpoint: {_last(run)}}}")
 
@@ -182,7 +182,7 @@ class Study:
         if self.has(arm.name):
             return
         started = time.monotonic()
-        fit_arm(run, arm)
+        run.stage(f"train/{arm.name}")
         judges = Judges(run, JUDGES)
         judges.checkpoint(f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}

@@ -25,15 +25,6 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import (
     Run,
-    collect,
-    evaluate,
-    fit_ranker,
-    fit_sft,
-    prepare,
-    report_ranker,
-    simulate_marketplace,
-    tokenize,
-    train,
 )
 from adagrpo.report import read_rows
 from research.command import run
@@ -84,14 +75,14 @@ def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) ->
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / "demo.yaml") as recipe:
         config, folded = (load_config(recipe, [*world, f"ranker.folds={folds}"]) for folds in (0, FOLDS))
     run = Run(directory, config, Path(), StderrConsole())
-    for stage in (simulate_marketplace, prepare, tokenize, fit_sft, fit_ranker, train):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker, Run.train):
         stage(run)
     arms = [arm.name for arm in config.train.arms]
-    evaluate(run, arms)
-    metrics = collect(run, arms)
+    run.evaluate()
+    metrics = run.results
     run.config = folded  # from here on only the report, which reads the gates with both rewards
-    fit_ranker(run)
-    report_ranker(run)
+    run.ranker()
+    run.stage("ranker/report")
     report = json.loads(run.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
     sft, ranker = metrics["stages"]["sft"], metrics["ranker"]
     return {

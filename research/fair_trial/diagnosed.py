@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.pipeline import diagnose_reward
 from adagrpo.report import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
@@ -49,7 +48,7 @@ def main() -> None:
         rows = {row["set"]: row for row in read_rows(results)}
         if rows.get(name, {}).get("plan") == (of := fixed(plan, name)):
             continue
-        found = diagnose_reward(start(plan, name, folder_of(plan, name, given.data), given.out), None)
+        found = start(plan, name, folder_of(plan, name, given.data), given.out).diagnose().content
         rows[name] = {"plan": of} | row_of(name, plan["tuning_seed"], found)
         write_file(results, "".join(json.dumps(rows[key]) + "\n" for key in plan["sets"] if key in rows))
 

@@ -62,7 +62,7 @@ from typing import Any
 from adagrpo.config import Config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
@@ -229,9 +229,9 @@ def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: i
     """A run with a starting policy alone, one of those whose mean is a reward."""
     run = Run(folder, recipe_of(plan, name, f"seed={seed}"), data, StderrConsole())
     with run.locked():
-        prepare(run)
-        tokenize(run)
-        fit_sft(run)
+        run.prepare()
+        run.tokenize()
+        run.sft()
     return folder.resolve()
 
 

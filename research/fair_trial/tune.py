@@ -22,7 +22,7 @@ import yaml
 from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
@@ -213,10 +213,10 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
     _check_plan(HERE / f"tuning-{name}.jsonl", fixed(plan, name))
     run = Run(out / f"tuning-{name}", recipe_of(plan, name, *short_ranker(plan, name)), data, StderrConsole())
     with run.locked():
-        prepare(run)
-        tokenize(run)
-        fit_sft(run)
-        fit_ranker(run)
+        run.prepare()
+        run.tokenize()
+        run.sft()
+        run.ranker()
     return run
 
 
@@ -281,7 +281,7 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short, "arms": (arm,)})})
     try:
         with run.locked():
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
     finally:
         run.config = whole
     folder = run.path("train", arm.name)

@@ -19,8 +19,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from adagrpo.pipeline import Run, fit_arm, fit_ranker
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
@@ -60,13 +60,13 @@ def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dic
     folder = world.out / f"{world.name}.{name.replace(' ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
     run = Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
-    fit_ranker(run)
-    teacher = read_reward_weights(choose_reward_weight(run)).distill
+    run.ranker()
+    teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
     outcomes: dict[str, Outcome] = {BASELINE: world.baseline}
     facts = {}
     for arm in run.config.train.arms:
         if arm.name != BASELINE:
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
             outcomes[arm.name] = world.outcome(run, arm.name)
             facts[arm.name] = _facts(run, arm.name)
     held = {

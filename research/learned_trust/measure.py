@@ -24,10 +24,10 @@ from adagrpo.config import dump_config
 from adagrpo.diagnosis.orders import mixed_keys, target_ranks
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, reward_spread
 from adagrpo.metrics import ndcg
-from adagrpo.pipeline import Run, fit_arm, fit_ranker
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from research.command import run
 from research.learned_trust.choices import trusted_options, write_trust
@@ -72,7 +72,7 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
     """Fit the weights of a reward and re-rank with them; or train the arms and hold them against each other."""
     reward = f"{{{CORRUPTED}, members: [{MEMBER}], options: {{by: {by}}}}}" if by else MEMBER
     run = _run(world, reward)
-    fit_ranker(run)
+    run.ranker()
     file = (world.out / f"{world.name}.{by}.trust.json").resolve()
     trust = write_trust(run, file)
     del trust["file"]
@@ -92,12 +92,12 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
 
 
 def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
-    teacher = read_reward_weights(choose_reward_weight(run)).distill
+    teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
     outcomes = {BASELINE: world.baseline}
     for arm in run.config.train.arms:
         if arm.name != BASELINE:
             one = other if arm.name == TRUSTED else run
-            fit_arm(one, arm)
+            one.stage(f"train/{arm.name}")
             outcomes[arm.name] = world.outcome(one, arm.name)
     rest = {name: result for name, result in outcomes.items() if name != TRUSTED}
     gates = {"gate", "random"} <= outcomes.keys()

@@ -26,7 +26,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.pipeline import Run, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
@@ -167,7 +167,7 @@ def measure(name: str, data: Path, out: Path) -> None:
         StderrConsole(),
     )
     with made.locked():
-        for make in (prepare, tokenize, fit_sft, fit_ranker):
+        for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             make(made)
     objective = ObjectiveConfig(**plan["rollouts"]["beam"] | {"exclude_history": config.evaluation.mask_history})
     models = Models(RunData(made))

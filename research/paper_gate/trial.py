@@ -19,7 +19,7 @@ import yaml
 
 from adagrpo.config import Config, ObjectiveConfig
 from adagrpo.console import StderrConsole
-from adagrpo.pipeline import Run, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
@@ -103,7 +103,7 @@ def _thresholds(plan: Mapping[str, Any], name: str, run: Run) -> dict[str, dict[
         if rollouts in {row["rollouts"] for row in read_rows(results)}:
             continue
         with run.locked():
-            for make in (prepare, tokenize, fit_sft, fit_ranker):
+            for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
                 make(run)
         evidence = training_evidence(run, ObjectiveConfig(**options), plan["thresholds"]["samples"])
         rows = admission_rows(*evidence, plan["thresholds"])

@@ -30,7 +30,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.reward_quality import popularity_bands, rank_correlation
 from adagrpo.evaluation.statistics import seed_interval
-from adagrpo.pipeline import Run, fit_ranker, prepare, simulate_marketplace
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
@@ -92,8 +92,8 @@ def measure(out: Path, world: str, seed: int, weighting: str, folders: dict[str,
     if world in folders:
         columns = "data.columns.propensity=propensity"
         run = Run(directory, load_config(RECIPES / f"{world}.yaml", [*weighed, columns]), folders[world])
-        prepare(run)
-        fit_ranker(run)
+        run.prepare()
+        run.ranker()
         models = Models(RunData(run))
         return {
             kind: examined(models.data, models.reward(), exposed(models.data, kind))["auc"]
@@ -102,7 +102,7 @@ def measure(out: Path, world: str, seed: int, weighting: str, folders: dict[str,
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / "demo.yaml") as recipe:
         bias = f"data.marketplace.exposure_bias={world.split()[1]}"
         run = Run(directory, load_config(recipe, [*SETTINGS, bias, *weighed]), Path(), StderrConsole())
-    for stage in (simulate_marketplace, prepare, fit_ranker):
+    for stage in (Run.prepare, Run.ranker):
         stage(run)
     return correlations(Models(RunData(run)))
 

@@ -23,7 +23,7 @@ import yaml
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.pipeline import Run, diagnose_reward
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import to_markdown
 from adagrpo.storage.marks import claim
@@ -76,7 +76,7 @@ def measure(
     run = Run(folder / f"seed-{seed}", comparison.config.model_copy(update={"seed": seed}), data, StderrConsole())
     content = comparison.carry_out()
     with run.locked():
-        diagnosis = diagnose_reward(run)
+        diagnosis = run.diagnose().content
     kept = ("arm", "checkpoint", "verdict", "test", "against")
     return {
         "dataset": config.name,

@@ -27,7 +27,7 @@ from adagrpo.data.logs.preview import look_at
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.evaluation.predictions import Predictions, summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.suggest import recipe_text
@@ -111,10 +111,10 @@ def start(name: str, seed: int, data: Path, out: Path) -> Run:
     config = load_config(recipe, [f"seed={seed}", "threads=1", "train.fit.validations=2", *EPOCHS, *options])
     run = Run(out / f"{name}-{seed}", config, data, StderrConsole())
     with run.locked():
-        prepare(run)
-        tokenize(run)
-        fit_sft(run)
-        fit_ranker(run)
+        run.prepare()
+        run.tokenize()
+        run.sft()
+        run.ranker()
     return run
 
 
@@ -137,7 +137,7 @@ def measure(run: Run, name: str, seed: int, arms: list[ArmConfig], results: Path
     shown = summarise(found, cases, tail=data.tail)
     for arm in arms:
         with run.locked():
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
         folder = run.path("train", arm.name)
         found, after = answers(folder / "final")
         baseline = baseline or after  # the first arm

@@ -27,7 +27,7 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import retrieval
 from adagrpo.evaluation.statistics import paired_difference
-from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import to_markdown
@@ -77,11 +77,11 @@ def measure(
         The row of results, and the rank of each user's target from 1 (0: not in the list), with and without masking.
     """
     run = Run(out / variant.name.replace(" ", "-"), load_config(recipe, variant.settings), data, StderrConsole())
-    prepare(run)
-    tokenize(run)
+    run.prepare()
+    run.tokenize()
     trained = run if variant.weights is None else Run(out / variant.weights.replace(" ", "-"), run.config, data)
     if variant.weights is None:
-        fit_sft(run)
+        run.sft()
     models = Models(RunData(run))
     cases = models.data.cases("validation")
     weights = trained.path("sft", "best")

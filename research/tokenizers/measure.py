@@ -35,7 +35,7 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
-from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import Table, read_rows, to_markdown
@@ -117,10 +117,10 @@ def measure(run: Run, name: str, seed: int, policy: bool) -> dict[str, Any]:
     Returns:
         The row of results; the users' ranks lie in the run directory.
     """
-    prepare(run)
+    run.prepare()
     shutil.rmtree(run.path("tokenize"), ignore_errors=True)  # made again, to be timed
     started = time.process_time()
-    tokenize(run)
+    run.tokenize()
     row: dict[str, Any] = {
         "dataset": run.config.name,
         "tokenizer": name,
@@ -130,7 +130,7 @@ def measure(run: Run, name: str, seed: int, policy: bool) -> dict[str, Any]:
         "tokenize_cpu_seconds": round(time.process_time() - started, 2),
     }
     if policy:
-        fit_sft(run)
+        run.sft()
         models = Models(RunData(run))
         cases = models.data.cases("validation")
         result = models.predict(models.policy(run.path("sft", "final")), cases, None)

@@ -44,11 +44,10 @@ from adagrpo.groups.score import (
     read_rewards,
     shuffled,
 )
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
-from adagrpo.pipeline.stages.prepare import simulate_marketplace
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Cases, Histories
@@ -119,9 +118,9 @@ class World:
 
     def prepare(self) -> None:
         """Logs to starting policy, the ranker, and the baseline; the rewards that know the truth."""
-        for stage in (simulate_marketplace, prepare, tokenize, fit_sft, fit_ranker):
+        for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             stage(self.run)
-        fit_arm(self.run, next(arm for arm in self.run.config.train.arms if arm.name == BASELINE))
+        self.run.stage(f"train/{BASELINE}")
         table = load_impressions(self.data.prepared)
         assert table is not None, "a marketplace has impressions"
         ids, counts = load_item_ids(self.data.prepared), np.bincount(table[ITEM].to_numpy())
@@ -220,14 +219,14 @@ class World:
         if folder.exists():  # of an attempt that was cut off: begun anew, since a half made ranker hides the shared one
             shutil.rmtree(folder)
         run = Run(folder, self.config(settings), Path(), source=self.run.directory)
-        fit_ranker(run)
-        teacher = read_reward_weights(choose_reward_weight(run)).distill
+        run.ranker()
+        teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
         arms = {}
         for arm in run.config.train.arms:
             if arm.name == BASELINE or (arm.name == "distill-tuned" and teacher == 0):
                 arms[arm.name] = self.against(self.baseline)  # without weight it is continued NLL, by construction
                 continue
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
             arms[arm.name] = self.against(self.outcome(run, arm.name))
         reward = Models(RunData(run)).reward()
         with torch.no_grad():

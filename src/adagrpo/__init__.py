@@ -18,5 +18,5 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 def __getattr__(name: str) -> Any:
     """`Run` is imported when it is first asked for: it needs torch, and `import adagrpo` alone does not."""
     if name == "Run":
-        return importlib.import_module("adagrpo.api").Run
+        return importlib.import_module("adagrpo.pipeline").Run
     raise AttributeError(f"module 'adagrpo' has no attribute '{name}'")

@@ -8,20 +8,50 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adagrpo.objective.terms import TERMS
 
-__all__ = ["StderrConsole"]
+__all__ = ["Console", "Silent", "StderrConsole"]
 
 SHOWN = ("nll", *TERMS, "loss", "reward", "admission", "invalid_share")
 LINE_SECONDS = 15.0
 
 
+class Console(Protocol):
+    """Where progress is shown. Nothing that a caller reads back goes through it."""
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""
+        ...
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Work within a stage went on."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something is worth a line."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        """Nothing."""
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
 class StderrConsole:
-    """Implements `adagrpo.pipeline.Console`."""
+    """Implements `Console`."""
 
     def __init__(self) -> None:
         self.console = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)

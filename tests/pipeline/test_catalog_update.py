@@ -21,26 +21,18 @@ from adagrpo.pipeline import (
     Run,
     catalog_diff,
     catalog_versions,
-    collect,
-    evaluate,
     evaluate_with,
-    fit_ranker,
-    fit_sft,
     open_version,
-    prepare,
     recommend_users,
-    report_ranker,
     stage,
-    tokenize,
     update_catalog,
 )
 from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline import recommend as recommending
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.stages.example_rollouts import draw_examples
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
 from adagrpo.serving import Query, Recommender
 from adagrpo.trainer.batches import group_step
@@ -74,7 +66,7 @@ def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         policy={"kind": "hybrid", "item_negatives": 0},
         tokenizer={"vectors": {"text": 1.0, "cooccurrence": 1.0}},
     )
-    for make in (prepare, tokenize, fit_sft, fit_ranker):
+    for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         make(run)
     return Path(folder / "run")
 
@@ -142,7 +134,7 @@ def test_what_comes_back_has_the_groups_that_it_has_now(world: Any, tmp_path: Pa
     described = {"path": "items.csv", "text": ["title"], "groups": ["market"]}
     vectors = {"text": 1.0, "cooccurrence": 1.0}
     run = world.run(tmp_path / "run", tmp_path, data={"items": described}, tokenizer={"vectors": vectors})
-    prepare(run), tokenize(run)
+    run.prepare(), run.tokenize()
     update_catalog(run, delist=["3", "13"])
     version, _ = update_catalog(run, items=table("back.csv", f"3,another title,fr\n13,,\n1043,{title(4)},fr\n"))
     rows = {item: (text, groups) for item, text, groups in version.items.select("item_id", "text", "groups").rows()}
@@ -402,8 +394,8 @@ def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path)
     update_catalog(run, delist=["3"], start="0")
     assert parts_of(run)["catalogs/0001"].state == "done"
     other = Run.open(run.directory, ["tokenizer.codes=7"])
-    tokenize(other)
-    fit_sft(Run.open(run.directory))
+    other.tokenize()
+    Run.open(run.directory).sft()
     assert parts_of(Run.open(run.directory))["catalogs/0001"].state == "stale"
     with pytest.raises(UserError, match=r"stale.*`adagrpo catalog update .*--from 0` with .* or .*--catalog 0$"):
         recommender(Run.open(run.directory), None, "best")
@@ -490,9 +482,9 @@ def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path
     for again in (False, True):
         other = Run.open(run.directory, out=tmp_path / "later")
         evaluate_with(other, "latest")
-        evaluate(other, [])
-        report_ranker(other)
-        metrics = collect(other, [])
+        other.evaluate()
+        other.stage("ranker/report")
+        metrics = other.results
         assert bool(other.made) != again
     table = pl.read_parquet(tmp_path / "later/evaluate/sft/predictions.parquet")
     assert not {3, 153} & {*table["item_id"].to_list()} and 1043 in table["item_id"].to_list()
@@ -509,8 +501,8 @@ def test_reports_of_a_version_leave_out_what_was_delisted(run: Run, tmp_path: Pa
     options = ("objective.constrained=true", "objective.inject_target=true")
     other = Run.open(run.directory, options, out=tmp_path / "later")
     evaluate_with(other, "latest")
-    report_ranker(other)
-    draw_examples(other)
+    other.stage("ranker/report")
+    other.stage("report/rollouts")
     whole, left = (RunData(other, open_version(other, which)) for which in ("0", "1"))
     targets = whole.cases("validation").targets
     content = json.loads((tmp_path / "later/report/rollouts/rollouts.json").read_text())
@@ -531,7 +523,7 @@ def test_nothing_is_listed_of_what_a_report_would_show(run: Run, tmp_path: Path)
     other = Run.open(run.directory, out=tmp_path / "later")
     evaluate_with(other, "latest")
     with pytest.raises(UserError, match="logged items of validation is listed any more"):
-        draw_examples(other)
+        other.stage("report/rollouts")
 
 
 def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import fit_arm, fit_ranker, fit_sft, prepare, run_all, tokenize
+from adagrpo.pipeline import Run
 
 LM = {
     "config": {
@@ -36,7 +36,7 @@ def changes(**lm: Any) -> dict[str, Any]:
 
 
 def test_a_run_from_logs_to_report(world, data: Path, tmp_path: Path):
-    run_all(world.run(tmp_path / "run", data, **changes()))
+    world.run(tmp_path / "run", data, **changes()).complete()
     actual = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["adagrpo"]["final"]["test"]
     assert actual["hr@10"] > 0
     # codes outside the level are codes that name no item
@@ -51,14 +51,14 @@ def test_a_run_from_logs_to_report(world, data: Path, tmp_path: Path):
 
 def test_adapters_train_on_a_folder_and_are_taken_up(world, data: Path, tmp_path: Path):
     first = world.run(tmp_path / "run", data, **changes())
-    for stage in (prepare, tokenize, fit_sft, fit_ranker):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(first)
     folder = first.path("sft", "best")
     lora = changes(config=None, checkpoint=str(folder), lora_rank=2) | {"sft": {"average": 0.9}}
     second = world.run(tmp_path / "second", data, **lora)
-    for stage in (prepare, tokenize, fit_sft, fit_ranker):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(second)
-    fit_arm(second, second.config.train.arms[0])
+    second.stage(f"train/{second.config.train.arms[0].name}")
     assert (second.path("train", "adagrpo", "final") / "model.safetensors").is_file()
 
 
@@ -66,13 +66,13 @@ def test_adapters_train_on_a_folder_and_are_taken_up(world, data: Path, tmp_path
 def test_embeddings_train_first(world, data: Path, tmp_path: Path, monkeypatch, lora_rank):
     """The stage says what waits and how long; that it does is tested with the trainer."""
     run = world.run(tmp_path / "run", data, **changes(frozen_epochs=0.5, lora_rank=lora_rank))
-    prepare(run)
-    tokenize(run)
+    run.prepare()
+    run.tokenize()
     tasks = []
     monkeypatch.setattr(
         "adagrpo.pipeline.stages.sft.fit_model", lambda data, name, policy, task, *_, files: tasks.append(task)
     )
-    fit_sft(run)
+    run.sft()
     (task,) = tasks
     names = {id(p): name for name, p in task.policy.named_parameters()}
     waiting = {names[id(p)] for p in task.waiting}
@@ -84,7 +84,7 @@ def test_embeddings_train_first(world, data: Path, tmp_path: Path, monkeypatch, 
 
 def test_a_missing_folder_is_named(world, data: Path, tmp_path: Path):
     run = world.run(tmp_path / "run", data, **changes(config=None, checkpoint="nowhere"))
-    prepare(run)
-    tokenize(run)
+    run.prepare()
+    run.tokenize()
     with pytest.raises(UserError, match=r"nowhere: no Hugging Face folder"):
-        fit_sft(run)
+        run.sft()

@@ -12,12 +12,11 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.reranking import least_of_the_best
-from adagrpo.pipeline import Run, collect, diagnose_reward, evaluate, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight
 from adagrpo.pipeline.stages.evaluate import read_lists
-from adagrpo.pipeline.stages.reranking import re_rankings
+from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.serving import Query
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -38,7 +37,7 @@ def trained(
 ) -> Run:
     made: Run = world.run(run, data, train={"arms": arms}, reward=reward)
     made.code = code or made.code
-    train(made)
+    made.train()
     return made
 
 
@@ -57,7 +56,7 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
     actual = choice(run)
     test.write_bytes(held)
-    re_rankings(run, "rerank")["evaluate/rerank"](run)
+    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
     assert actual["ndcg@10"] == pytest.approx(tried) and actual["cases"] == 60
     assert len(set(tried.values())) > 1
@@ -67,14 +66,14 @@ def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Pat
     (tmp_path / "ring_s.py").write_text(RING, encoding="utf-8")
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_s:ahead"})
     run.code = tmp_path
-    advice = diagnose_reward(run)["reranking"]
+    advice = run.diagnose().content["reranking"]
     assert advice["weight"] > 0 and advice["spread"] != 1.0
     assert advice == {
         "weight": choice(run)["rerank"],
         "spread": choice(run)["spread"],
         "warning": choice(run)["warning"],
     }
-    re_rankings(run, "rerank")["evaluate/rerank"](run)
+    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     measured = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))
     assert {name: measured[name] for name in advice} == advice
     served, about = recommender(run, "sft", "best", advice["weight"])
@@ -106,7 +105,7 @@ def test_the_end_of_the_grid_is_said_and_kept(
     run.code = tmp_path
     said: list[str] = []
     monkeypatch.setattr(run.console, "note", said.append, raising=False)
-    choose_reward_weight(run)
+    run.stage("reranking")
     assert choice(run)["rerank"] == 0.01 and "0.01 spreads, is the largest that is tried" in choice(run)["warning"]
     assert any(choice(run)["warning"] in line for line in said)
 
@@ -119,8 +118,8 @@ def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Pa
     assert chosen > 0 and weights(run, "taught") != weights(run, "nll")
     trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], reward, tmp_path)
     assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
-    evaluate(run, ["nll", "taught"])
-    (entry,) = (entry for name, entry in collect(run, ["nll", "taught"])["stages"].items() if name == "taught")
+    run.evaluate()
+    (entry,) = (entry for name, entry in run.results["stages"].items() if name == "taught")
     assert entry["weight"] == chosen and entry["options"]["distill"]["reward_weight"] == "validation"
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row.get("weight") for row in rows if row["arm"] == "taught"} == {chosen}

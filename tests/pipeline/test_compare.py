@@ -21,7 +21,6 @@ from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
 
 ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
-PARTS = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")
 NORM = "mixture-norm-matched"
 PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
 WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
@@ -68,9 +67,9 @@ def read(path: Path) -> dict[str, Any]:
 def test_what_would_be_made_has_re_ranking_and_matched_arms(compared: Path, world: Any, data: Path) -> None:
     (matched,) = (path.name for path in (compared / "seed-0" / "train").glob("mixture-*"))
     re_ranked = {"evaluate/rerank", *(f"evaluate/{matched}+rerank/{kind}" for kind in ("best", "final"))}
-    rows = {row["stage"]: row["state"] for row in comparison(world, data, compared).plan_of(0, PARTS)["stages"]}
+    rows = {row["stage"]: row["state"] for row in comparison(world, data, compared).plan_of(0)["stages"]}
     assert set(rows.values()) == {"unchanged"} and re_ranked | {f"train/{matched}"} < set(rows)
-    later = comparison(world, data, compared.parent / "later").plan_of(0, PARTS)["stages"]
+    later = comparison(world, data, compared.parent / "later").plan_of(0)["stages"]
     rows = {row["stage"]: row["state"] for row in later}
     assert rows["evaluate/rerank"] == rows["evaluate/mixture-matched+rerank/final"] == "make"
 

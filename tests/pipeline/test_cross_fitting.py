@@ -16,12 +16,6 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     Run,
     evaluate_with,
-    fit_arm,
-    fit_ranker,
-    fit_sft,
-    prepare,
-    report_ranker,
-    tokenize,
     update_catalog,
 )
 from adagrpo.pipeline.factories import Models
@@ -49,7 +43,7 @@ def made(run: Any) -> set[str]:
 def folded(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run with two folds up to the rankers."""
     run = world.run(tmp_path_factory.mktemp("folded") / "run", data, **FOLDS)
-    for stage in (prepare, tokenize, fit_sft, fit_ranker):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(run)
     return run
 
@@ -62,7 +56,7 @@ def test_a_folds_ranker_does_not_depend_on_its_users(folded: Any, world: Any, tm
     unseen = [item for item in range(3, 300, 10) if item not in world.sequences[USER]]
     world.changed(USER, 1, unseen[0]).changed(USER, -2, unseen[1]).write(tmp_path / "data")
     run = world.run(tmp_path / "run", tmp_path / "data", **FOLDS)
-    for stage in (prepare, fit_ranker):
+    for stage in (Run.prepare, Run.ranker):
         stage(run)
     assert (run.path("prepare", "items.parquet").read_bytes()) == folded.path("prepare", "items.parquet").read_bytes()
     for read in (weights, best):
@@ -104,12 +98,12 @@ def test_a_fold_is_resumed_and_only_what_reads_it_is_made_again(folded: Any, wor
     folded.path("ranker", "fold-1").rename(folded.path("ranker", "gone"))
     folded.path("events.jsonl").unlink()
     with pytest.raises(KeyboardInterrupt):
-        fit_ranker(world.run(folded.directory, data, console=Killer(), **FOLDS))
+        world.run(folded.directory, data, console=Killer(), **FOLDS).ranker()
     stop = 0
-    fit_ranker(world.run(folded.directory, data, console=Killer(), **FOLDS))
+    world.run(folded.directory, data, console=Killer(), **FOLDS).ranker()
     assert steps[:2] == [1, 2] and steps[2:] == [*range(3, steps[-1] + 1)] and steps[-1] > 3
     assert weights(folded, 1) == before and made(folded) == {"ranker/fold-1"}
-    fit_ranker(world.run(folded.directory, data, **OFF))  # without folds the ranker of all users is as good as it was
+    world.run(folded.directory, data, **OFF).ranker()  # without folds the ranker of all users is as good as it was
     assert made(folded) == {"ranker/fold-1"}
 
 
@@ -119,14 +113,14 @@ def test_an_arm_depends_on_the_folds_and_nll_does_not(folded: Any, world: Any, d
     for one, expected in ((off, True), (off, False), (run, True), (run, False)):
         one.path("events.jsonl").unlink()
         for arm in off.config.train.arms:
-            fit_arm(one, arm)
+            one.stage(f"train/{arm.name}")
         # NLL is made once, by the run that came first
         assert made(one) - {"train/nll"} == ({"train/adagrpo"} if expected else set())
     assert "train/nll" not in made(run)
 
 
 def test_the_report_holds_both_rewards_and_every_stratum(folded: Any) -> None:
-    report_ranker(folded)
+    folded.stage("ranker/report")
     report = json.loads(folded.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
     assert set(report["gate"]) == {"all users", "cross-fitted"}
     for gate in report["gate"].values():
@@ -148,20 +142,20 @@ def test_too_many_folds_for_the_users_are_refused(world: Any, tmp_path: Path) ->
         encoding="utf-8",
     )
     run = world.run(tmp_path / "run", tmp_path, ranker={"folds": 2})
-    prepare(run)
+    run.prepare()
     with pytest.raises(
         UserError, match="no user of a validation case is among those it is fitted on; take fewer folds"
     ):
-        fit_ranker(run)
+        run.ranker()
 
 
 def test_sft_depends_on_the_split_and_not_on_its_nll(world: Any, copied: Path, data: Path) -> None:
     def again(**train: Any) -> set[str]:
         (copied / "events.jsonl").unlink()
         run = world.run(copied, data, train=train)
-        fit_sft(run)
+        run.sft()
         for arm in run.config.train.arms:
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
         return made(run)
 
     assert again(rl_split=0.0, rl_split_nll=False) == set()
@@ -174,7 +168,6 @@ def test_sft_depends_on_the_split_and_not_on_its_nll(world: Any, copied: Path, d
 
 @pytest.fixture(scope="module")
 def market(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from adagrpo.pipeline import simulate_marketplace
 
     folder = tmp_path_factory.mktemp("market")
     run = world.run(
@@ -183,28 +176,28 @@ def market(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         data={"logs": [], "marketplace": {"users": 80, "items": 100}},
         train={"arms": [{"objective": "adagrpo"}, {"objective": "adagrpo", "gate": "oracle"}]},
     )
-    for stage in (simulate_marketplace, prepare, tokenize, fit_sft, fit_ranker):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(run)
     return run
 
 
 def test_only_the_oracle_reads_the_truth(market: Any, tmp_path: Path) -> None:
     plain, oracle = market.config.train.arms
-    fit_arm(market, oracle)
+    market.stage(f"train/{oracle.name}")
     rows = market.path("train", "adagrpo-oracle", "steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert 0 < np.mean([json.loads(row)["admission"] for row in rows]) < 1
     truth = market.path("simulate", "truth")
     truth.rename(tmp_path / "truth")
     try:
-        fit_arm(market, plain)  # there is none to read
+        market.stage(f"train/{plain.name}")  # there is none to read
         with pytest.raises(UserError, match="not a truth folder"):
-            fit_arm(market, oracle)
+            market.stage(f"train/{oracle.name}")
     finally:
         (tmp_path / "truth").rename(truth)
 
 
 def test_the_report_of_a_marketplace_knows_the_truth(market: Any) -> None:
-    report_ranker(market)
+    market.stage("ranker/report")
     report = json.loads(market.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
     assert isinstance(report["calibration"], str) and "not a probability" in report["calibration"]
     assert {"item exposure", "item popularity"} < {row["by"] for row in report["strata"]}
@@ -237,7 +230,7 @@ def test_the_truth_is_not_asked_about_items_that_came_after_training(market: Any
     update_catalog(run, items=tmp_path / "new.parquet")
     later = Run.open(run.directory, out=tmp_path / "later")
     evaluate_with(later, "latest")
-    report = json.loads((report_ranker(later) / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((later.stage("ranker/report") / "report.json").read_text(encoding="utf-8"))
     assert report["gate"]["all users"]["samples"] > 0 and "pairwise_accuracy" not in report["gate"]["all users"]
     assert not any("true_correlation" in row for row in report["strata"])
 
@@ -246,7 +239,7 @@ def test_arms_at_the_ends_of_histories_have_a_report_too(market: Any) -> None:
     market.config = market.config.model_copy(
         update={"objective": market.config.objective.model_copy(update={"rl_positions": "end"})}
     )
-    report_ranker(market)
+    market.stage("ranker/report")
     report = json.loads(market.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
     assert report["gate"]["all users"]["gates"]["all"]["admitted"] > 0
 
@@ -254,7 +247,7 @@ def test_arms_at_the_ends_of_histories_have_a_report_too(market: Any) -> None:
 def test_an_oracle_needs_a_simulated_world(folded: Any, world: Any, data: Path) -> None:
     run = world.run(folded.directory, data, train={"arms": [{"objective": "adagrpo", "gate": "oracle"}]})
     with pytest.raises(UserError, match="only a simulated marketplace"):
-        fit_arm(run, run.config.train.arms[0])
+        run.stage(f"train/{run.config.train.arms[0].name}")
 
 
 def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: Any, tmp_path: Path) -> None:
@@ -272,7 +265,7 @@ def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: An
             moved = world.changed(user, 1, unseen)
         moved.write(tmp_path / name / "data")
         run = world.run(tmp_path / name / "run", tmp_path / name / "data", **half)
-        for stage in (prepare, fit_ranker):
+        for stage in (Run.prepare, Run.ranker):
             stage(run)
         files = ("ranker/best/model.safetensors", "ranker/lambdarank/model.txt")
         actual[name] = [run.path(file).read_bytes() for file in files]

@@ -13,7 +13,7 @@ import pytest
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.data.simulation.marketplace import Truth
 from adagrpo.errors import UserError
-from adagrpo.pipeline import diagnose_reward, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import observe
@@ -29,14 +29,14 @@ class Done(NamedTuple):
 def done(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A diagnosed copy of the finished run, to be read only; the second ranker is the first one's last checkpoint."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("diagnosed") / "run"))
-    return Done(directory, diagnose_reward(world.run(directory, data), directory / "ranker/final"))
+    return Done(directory, world.run(directory, data).diagnose(directory / "ranker/final").content)
 
 
 def test_the_result_is_kept_and_the_stage_is_skipped_when_nothing_changed(done: Done, data: Path, world: Any) -> None:
     path = done.directory / "diagnose/diagnose.json"
     assert json.loads(path.read_text(encoding="utf-8")) == done.result
     before = path.stat().st_mtime_ns
-    assert diagnose_reward(world.run(done.directory, data), done.directory / "ranker/final") == done.result
+    assert world.run(done.directory, data).diagnose(done.directory / "ranker/final").content == done.result
     assert path.stat().st_mtime_ns == before
 
 
@@ -60,16 +60,16 @@ def test_the_popularity_cells_hold_every_case_once(done: Done) -> None:
 def test_test_targets_are_not_read(done: Done, finished: Path, data: Path, world: Any, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(finished, tmp_path / "run"))
     (directory / "prepare/test.parquet").unlink()
-    result = diagnose_reward(world.run(directory, data))
+    result = world.run(directory, data).diagnose().content
     assert result == {name: value for name, value in done.result.items() if name != "second_ranker"}
 
 
 def test_a_second_ranker_that_is_none_is_named(done: Done, data: Path, world: Any, tmp_path: Path) -> None:
     run = world.run(done.directory, data)
     with pytest.raises(UserError, match=r"holds no model\.safetensors; --second-ranker takes a checkpoint folder"):
-        diagnose_reward(run, tmp_path)
+        run.diagnose(tmp_path)
     with pytest.raises(UserError, match="sft/best: made with other data or model settings"):
-        diagnose_reward(run, done.directory / "sft/best")
+        run.diagnose(done.directory / "sft/best")
 
 
 def test_tables_print_the_result(done: Done) -> None:
@@ -106,9 +106,9 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
         data={"logs": [], "marketplace": {"users": 80, "items": 100}},
         tokenizer={"vectors": {"cooccurrence": 1.0}},
     )
-    for stage in (simulate_marketplace, prepare, tokenize, fit_sft, fit_ranker):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(run)
-    result = diagnose_reward(run)
+    result = run.diagnose().content
     assert sum(row["cases"] for row in result["exposure"]) == result["settings"]["cases"]
     assert all(set(row["accuracy"]) == {"ranker", "policy"} for row in result["grid"])
     assert "pairs: ranker" in diagnosis_tables(result)["grid"].header

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, train
-from adagrpo.pipeline.diagnosed import diagnosed_models, heed_diagnosis
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.diagnosed import check_diagnosis, diagnosed_models
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.artifacts import seal
@@ -55,25 +55,25 @@ def test_a_refused_reward_is_trained_on_anyway_alone(copied: Path, decision: str
     with pytest.raises(
         UserError, match=rf"diagnose says {decision} of this reward: .*`adagrpo train --run .* --anyway`"
     ):
-        train(run)
+        run.train()
     assert said == []
-    train(run, anyway=True)
+    run.train(anyway=True)
     assert len(said) == 1 and f"says {decision} of this reward" in said[0]
 
 
 def test_a_reward_that_may_be_used_is_trained_on_in_silence(copied: Path) -> None:
     diagnosed(copied, "use")
     run, said = opened(copied)
-    heed_diagnosis(run, anyway=False)
+    check_diagnosis(run, anyway=False)
     assert said == []
 
 
 def test_where_nothing_was_diagnosed_one_line_says_that_it_can_be(copied: Path) -> None:
     run, said = opened(copied)
-    heed_diagnosis(run, anyway=False)
+    check_diagnosis(run, anyway=False)
     assert said == []  # every arm is trained already
     shutil.rmtree(copied / "train" / "adagrpo")
-    heed_diagnosis(run, anyway=False)
+    check_diagnosis(run, anyway=False)
     assert said == [
         f"note: the reward was not diagnosed; `adagrpo diagnose --run {copied}` says whether it should be trained on"
     ]
@@ -82,14 +82,14 @@ def test_where_nothing_was_diagnosed_one_line_says_that_it_can_be(copied: Path) 
 def test_the_diagnosis_of_another_reward_says_nothing(copied: Path) -> None:
     diagnosed(copied, "do_not_use")
     run, said = opened(copied, "reward.kind=noise")
-    heed_diagnosis(run, anyway=False)
+    check_diagnosis(run, anyway=False)
     assert len(said) == 1 and "of another policy or reward" in said[0]
 
 
 def test_arms_without_a_reward_ask_nothing(copied: Path) -> None:
     diagnosed(copied, "do_not_use")
     run, said = opened(copied, "train.arms=[nll]")
-    heed_diagnosis(run, anyway=False)
+    check_diagnosis(run, anyway=False)
     assert said == []
 
 
@@ -99,4 +99,4 @@ def test_a_changed_diagnosis_is_not_believed(copied: Path) -> None:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"verdict": {"decision": "use"}}), encoding="utf-8")
     with pytest.raises(UserError, match=r"diagnose\.json"):
-        heed_diagnosis(opened(copied)[0], anyway=False)
+        check_diagnosis(opened(copied)[0], anyway=False)

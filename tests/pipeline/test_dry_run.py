@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_sft, forecast, prepare, room, run_all, tokenize
+from adagrpo.pipeline import Run, forecast, room
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast, ModelSize
 
-EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")
 LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LM |= {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
 KINDS: dict[str, Any] = {
@@ -32,9 +31,9 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_path: Path, kind: str) -> None:
     run = world.run(tmp_path / "run", data, policy=KINDS[kind], tokenizer={"collisions": "nearest"})
-    prepare(run)
+    run.prepare()
     before = Forecast(RunData(run)).policy
-    tokenize(run)
+    run.tokenize()
     policy = Models(RunData(run)).policy()
     size = Forecast(RunData(run)).policy
     assert before is not None and size is not None
@@ -46,16 +45,16 @@ def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_p
 
 def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Path) -> None:
     first = world.run(tmp_path / "first", data, policy=KINDS["causal_lm"])
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(first)
     folder = str(first.path("sft", "best"))
     run = world.run(tmp_path / "run", data, policy={"kind": "causal_lm", "lm": {"checkpoint": folder}})
-    prepare(run), tokenize(run)
+    run.prepare(), run.tokenize()
     assert Forecast(RunData(run)).policy == ModelSize.of(Models(RunData(run)).policy())
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
-    content = plan(Run.open(finished, []), EVERYTHING)
+    content = plan(Run.open(finished, []))
     assert {row["state"] for row in content["stages"]} == {"unchanged"} and content["seconds"] == 0
     steps = {row["stage"]: row["steps"] for row in content["stages"]}
     for stage in ("sft", "ranker", "train/nll", "train/adagrpo"):
@@ -69,7 +68,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
 def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     run = Run.open(finished, ["train.fit.epochs=2"])
-    content = plan(run, EVERYTHING)
+    content = plan(run)
     rows = {row["stage"]: row for row in content["stages"]}
     again = {name for name, row in rows.items() if row["state"] == "make"}
     made = {name for name in rows if name.split("/")[0] in ("train", "evaluate")} | {"report/paired"}
@@ -83,10 +82,10 @@ def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished
 
 def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: Path, tmp_path: Path) -> None:
     run = world.run(tmp_path / "run", data)
-    content = plan(run, EVERYTHING)
+    content = plan(run)
     assert not (tmp_path / "run").exists()
-    run_all(run)
-    later = plan(run, EVERYTHING)
+    run.complete()
+    later = plan(run)
     assert [(row["stage"], row["steps"]) for row in content["stages"]] == [
         (row["stage"], row["steps"]) for row in later["stages"]
     ]
@@ -99,7 +98,7 @@ def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(copied:
     shutil.rmtree(copied / "reranking")
     content = plan(Run.open(copied, ["train.arms=[nll, distill-tuned]"]), ("train",))
     states = [(row["stage"], row["state"]) for row in content["stages"]]
-    assert states == [("train/nll", "unchanged"), ("reranking", "make"), ("train/distill-tuned", "make")]
+    assert states == [("reranking", "make"), ("train/nll", "unchanged"), ("train/distill-tuned", "make")]
 
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
@@ -112,7 +111,7 @@ def test_only_trained_arms_are_evaluated(finished: Path) -> None:
 
 def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:
     with pytest.raises(UserError, match=r"sft\.epochs"):
-        plan(Run.open(finished, ["sft.epochs=none"]), EVERYTHING)
+        plan(Run.open(finished, ["sft.epochs=none"]))
 
 
 def test_what_a_fit_holds_by_hand() -> None:
@@ -128,7 +127,7 @@ def test_what_there_is_no_room_for_is_fitted_after_a_warning(
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10)
     notes = Notes()
     run: Run = world.run(tmp_path / "run", data, console=notes)
-    prepare(run), tokenize(run), fit_sft(run)
+    run.prepare(), run.tokenize(), run.sft()
     warned = [text for text in notes.said if "warning" in text]
     assert warned[0].startswith("tokenize: warning: 30 items take about ") and "1 kB is free" in warned[0]
     assert warned[1].startswith("sft: warning: only 1 kB of memory is free") and "has 10 B left" in warned[2]
@@ -170,8 +169,8 @@ class Notes:
 def test_a_fit_says_its_size(world: Any, data: Path, tmp_path: Path) -> None:
     notes = Notes()
     run: Run = world.run(tmp_path / "run", data, console=notes)
-    prepare(run), tokenize(run), fit_sft(run)
+    run.prepare(), run.tokenize(), run.sft()
     parameters = ModelSize.of(Models(RunData(run)).policy()).total
     assert len(notes.said) == 1 and notes.said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
-    fit_sft(run)
+    run.sft()
     assert len(notes.said) == 1

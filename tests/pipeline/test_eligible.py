@@ -12,13 +12,13 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict, sample_cases
-from adagrpo.pipeline import Run, collect, evaluate
-from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import summary_sentences
 from adagrpo.serving.recommender import Query
 
@@ -36,8 +36,8 @@ def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
     states = {name: part.state for name, part in parts_of(run).items()}
     assert {name for name, state in states.items() if state == "stale"} >= {"evaluate/sft", "evaluate/baselines"}
     assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
-    evaluate(run, ["adagrpo"])
-    content = collect(run, ["adagrpo"])
+    run.evaluate()
+    content = run.results
     data = RunData(run)
     every, measured = data.cases("test"), data.measured_cases("test")
     assert 0 < len(measured) < len(every)
@@ -66,7 +66,8 @@ def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
 
 def test_a_card_and_a_choice_say_that_metrics_were_narrowed(copied: Path) -> None:
     run = opened(copied)
-    evaluate(run, ["adagrpo"])
+    for name in ("sft", "adagrpo/best", "adagrpo/final"):
+        run.stage(f"evaluate/{name}")
     chosen = choose_checkpoint(run, None, "best")
     assert chosen.arm == "nll"  # the one that is still evaluated on the whole catalogue
     apart = "; evaluated on part of the catalogue (evaluation.eligible): sft, adagrpo"
@@ -113,9 +114,9 @@ def test_with_history_left_out_lists_are_those_that_are_served(copied: Path) -> 
 
 def test_what_names_nothing_is_refused(copied: Path) -> None:
     with pytest.raises(UserError, match=r"^evaluation.eligible.include.market: the items have no group 'market'"):
-        evaluate(Run.open(copied, ['evaluation.eligible={"include": {"market": "de"}}']), [])
+        Run.open(copied, ['evaluation.eligible={"include": {"market": "de"}}']).evaluate()
     with pytest.raises(UserError, match=r"^evaluation.eligible: no item is eligible"):
-        evaluate(Run.open(copied, ['evaluation.eligible={"include": {"item_id": [999]}}']), [])
+        Run.open(copied, ['evaluation.eligible={"include": {"item_id": [999]}}']).evaluate()
 
 
 def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) -> None:
@@ -125,7 +126,7 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     states = {name: part.state for name, part in parts_of(run).items()}
     assert states["evaluate/sft"] == states["evaluate/baselines"] == "stale"
     assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
-    evaluate(run, ["nll", "adagrpo"])
+    run.evaluate()
     data = RunData(run)
     measured, every = data.measured_cases("validation"), data.cases("validation")
     assert len(measured) == 12 < len(every) and len(data.measured_cases("test")) == len(data.cases("test"))
@@ -133,7 +134,7 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     assert after["test"] == before["test"]
     assert after["validation"]["hr@10"] * 12 == pytest.approx(round(after["validation"]["hr@10"] * 12))
     assert 12 * after["validation"]["hr@10"] != pytest.approx(12 * before["validation"]["hr@10"])
-    assert "a fixed sample of 12 cases" in summary_sentences(collect(run, ["nll", "adagrpo"]))[0]
+    assert "a fixed sample of 12 cases" in summary_sentences(run.results)[0]
     why = choose_checkpoint(run, None, "best").why
     assert " on 12 cases of validation, the best of sft, nll, adagrpo" in why
     (copied / "evaluate/nll/best/metrics.json").write_text(nll)  # of all cases, as before

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adagrpo import pipeline
 from adagrpo.groups import draw
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
@@ -71,10 +70,10 @@ def test_every_objective_and_report_gets_by_without_a_single_item(
     run: Run = world.run(copied, data, console=heard, train=arms)
     emptied(monkeypatch)
     with run.locked():
-        pipeline.train(run)
-        pipeline.evaluate(run, [arm.name for arm in run.config.train.arms])
-        pipeline.report_ranker(run)
-        pipeline.diagnose_reward(run)
+        run.train()
+        run.evaluate()
+        run.stage("ranker/report")
+        run.diagnose()
     for arm in run.config.train.arms:
         rows = read_rows(run.path("train", arm.name, "steps.jsonl"))
         assert sum(row["empty_groups"] for row in rows) == 62  # users, each with a group in the one epoch
@@ -93,8 +92,8 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     run: Run = world.run(copied, data, console=heard, train=arms)
     with monkeypatch.context() as patch, run.locked():
         emptied(patch, after=1)
-        pipeline.fit_arm(run, run.config.train.arms[0])
-        pipeline.fit_arm(run, run.config.train.arms[1])
+        run.stage(f"train/{run.config.train.arms[0].name}")
+        run.stage(f"train/{run.config.train.arms[1].name}")
     # the first step has items, the next three have none
     lost = json.loads(run.path("train", "mixture", "lost.json").read_text(encoding="utf-8"))
     assert lost["step"] == 4 and lost["why"].endswith("to 0.0 %")
@@ -105,7 +104,8 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     assert any(row["event"] == said for row in run.events())
 
     with run.locked():
-        metrics, page = pipeline.run_all(run)
+        run.complete()
+    metrics, page = run.results, run.path("report.html")
     empty = sum(row.get("empty_groups", 0) for row in read_rows(run.path("train", "mixture", "steps.jsonl")))
     assert metrics["stages"]["mixture"]["lost"] == lost
     assert metrics["stages"]["mixture"]["events"] == {"empty_groups": empty} and empty >= 3 * 14

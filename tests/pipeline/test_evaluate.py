@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.pipeline import collect, evaluate
 from adagrpo.pipeline.stages.evaluate import _command
 
 CHECKPOINTS = ["sft", "nll/best", "nll/final", "adagrpo/best", "adagrpo/final"]
@@ -146,7 +145,8 @@ def test_equal_weights_are_evaluated_once(copied: Path, data: Path, world: Any) 
             counted.append(label)
 
     run = world.run(copied, data, console=Counter())
-    evaluate(run, ["adagrpo"])
+    for name in ("sft", "adagrpo/best", "adagrpo/final"):
+        run.stage(f"evaluate/{name}")
     both = [copied / "sft" / kind / "model.safetensors" for kind in ("best", "final")]
     further = set() if both[0].read_bytes() == both[1].read_bytes() else {"evaluate/adagrpo/final"}
     assert {label.split()[0] for label in counted} == {"evaluate/sft"} | further
@@ -184,6 +184,7 @@ def test_a_row_names_the_module_that_was_run(monkeypatch: pytest.MonkeyPatch, mo
 
 
 def test_arms_that_are_not_trained_are_left_out(copied: Path, data: Path, world: Any) -> None:
+    shutil.rmtree(copied / "train" / "adagrpo")
     run = world.run(copied, data)
-    evaluate(run, ["nll"])
-    assert list(collect(run, ["nll"])["stages"]) == ["sft", "nll"]
+    run.evaluate()
+    assert list(run.results["stages"]) == ["sft", "nll"]

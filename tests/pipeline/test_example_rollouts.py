@@ -14,7 +14,6 @@ from adagrpo.data.sequences import pad
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.report.example_groups import decision_text, example_groups
 
 
@@ -86,7 +85,7 @@ def test_the_logged_item_is_scored_as_the_policy_scores_it(
 
 def test_rollouts_in_the_history_are_told_apart(world: Any, data: Path, copied: Path) -> None:
     run = world.run(copied, data, objective={"exclude_history": True, "num_generations": 12})
-    draw_examples(run)
+    run.stage("report/rollouts")
     content = json.loads(run.path("report", "rollouts", "rollouts.json").read_text(encoding="utf-8"))
     seen = [r for example in content["examples"] for r in example["rollouts"] if r["validity"] == "in_history"]
     assert seen and all(rollout["title"] and rollout["reward"] is None for rollout in seen)

@@ -30,15 +30,7 @@ from adagrpo.evaluation.predictions import predict
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Run,
-    collect,
-    diagnose_reward,
-    evaluate,
-    fit_arm,
-    fit_ranker,
-    fit_sft,
     open_version,
-    prepare,
-    tokenize,
     update_catalog,
 )
 from adagrpo.pipeline.choose_checkpoint import Chosen
@@ -72,7 +64,7 @@ def trained(world: Any, directory: Path, data: Path, **lm: Any) -> Run:
         train={"arms": [{"objective": "adagrpo"}]},
         objective={"tau": 0.0, "tau_reward": 1.0, "rho": 0.0, "constrained": True},
     )
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(run)
     return run
 
@@ -80,8 +72,8 @@ def trained(world: Any, directory: Path, data: Path, **lm: Any) -> Run:
 @pytest.fixture(scope="module")
 def run(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = trained(world, tmp_path_factory.mktemp("export") / "run", data)
-    fit_ranker(run)
-    fit_arm(run, run.config.train.arms[0])
+    run.ranker()
+    run.stage(f"train/{run.config.train.arms[0].name}")
     return run
 
 
@@ -289,9 +281,8 @@ def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
 def evaluated(run: Run, world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = Path(shutil.copytree(run.directory, tmp_path_factory.mktemp("evaluated") / "run"))
     copy = world.run(folder, data, **run.config.model_dump())
-    evaluate(copy, ["adagrpo"])
-    collect(copy, ["adagrpo"])
-    diagnose_reward(copy)
+    copy.evaluate()
+    copy.diagnose()
     return copy
 
 

@@ -16,7 +16,7 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_sft, prepare, run_all
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
@@ -72,7 +72,7 @@ def test_a_plan_has_the_stages_of_logs_without_order(folder: Path, tmp_path: Pat
     content = plan(run, ("prepare", "ranker", "train", "evaluate"))
     assert [row["stage"] for row in content["stages"]] == ["prepare", "ranker", "ranker/exposures"]
     assert content["parameters"].keys() == {"ranker"} and not run.directory.exists()
-    run_all(run)
+    run.complete()
     steps = json.loads((run.directory / "ranker" / "final" / "checkpoint.json").read_text(encoding="utf-8"))["step"]
     assert content["stages"][1]["steps"] == steps
     assert {row["state"] for row in plan(run, ("prepare", "ranker"))["stages"]} == {"unchanged"}
@@ -89,7 +89,7 @@ def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Any:
     run = Run(folder / "run", load_config(folder / "recipe.yaml"), folder)
-    run_all(run)
+    run.complete()
     return run
 
 
@@ -131,7 +131,7 @@ def _history(data: RunData, user: int) -> Histories:
 
 def test_its_parts_are_skipped_when_nothing_has_changed(finished: Any) -> None:
     finished.path("events.jsonl").unlink()
-    run_all(finished)
+    finished.complete()
     rows = [json.loads(line) for line in finished.path("events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["stage"], row["event"]) for row in rows] == [
         (stage, "skip") for stage in ("prepare", "ranker", "ranker/exposures")
@@ -160,7 +160,7 @@ def test_a_policy_is_refused_in_one_line(finished: Any, capsys: Any, monkeypatch
         status, out, err = answer(capsys, monkeypatch, *verb, "--run", finished.directory, "--quiet")
         assert (status, out) == (2, "") and err.count("\n") == 1 and "impressions has no order" in err, (verb, err)
     with pytest.raises(UserError, match="no next item for a policy"):
-        fit_sft(finished)
+        finished.sft()
     with pytest.raises(UserError, match=r"impressions has no order.*`adagrpo run` fits and examines the ranker"):
         Comparison(finished.directory.parent / "comparison", finished.config, finished.data)
 
@@ -193,7 +193,7 @@ def test_bad_input_is_one_line(
 
 def test_nothing_to_examine_is_said(finished: Any, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", finished.config, finished.data)
-    prepare(run)
+    run.prepare()
     path = run.path("prepare", "held_out.parquet")
     pl.read_parquet(path).with_columns(pl.lit(True).alias("clicked")).write_parquet(path)
     seal(path.parent, kind="prepare", fingerprint="")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +12,9 @@ from adagrpo.config import Config, read_settings
 from adagrpo.config.training import EvaluationConfig
 from adagrpo.pipeline import (
     Run,
-    diagnose_reward,
-    evaluate,
-    fit_arm,
-    fit_ranker,
-    fit_sft,
-    prepare,
-    report_ranker,
-    tokenize,
 )
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.storage.hashes import hash_json
 
 BESIDE: list[tuple[dict[str, Any], set[str]]] = [
@@ -70,29 +62,16 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 
 
 @pytest.fixture(scope="module")
-def walk(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def walk(finished: Path, data: Path, world: Any) -> Any:
     """What decides each stage of the tiny world beside its inputs, by its name; nothing is made."""
-    copy = Path(shutil.copytree(finished, tmp_path_factory.mktemp("walked") / "run"))
-    diagnose_reward(world.run(copy, data))
 
     def stages(changes: Mapping[str, Any]) -> dict[str, str]:
-        run, result = world.run(copy, data, **changes), {}
+        run, result = world.run(finished, data, **changes), {}
 
-        def stage(name: str, **given: Any) -> Path:
-            settings = read_settings(run.config, given.get("reads", ()), given.get("but", ()))
-            result[name] = hash_json({"settings": settings, "also": given.get("also")})
-            return run.path(name)
-
-        run.stage = stage
-        with pytest.MonkeyPatch.context() as patch:  # weights of other sizes are not looked at
-            for module in ("evaluate", "diagnose"):
-                patch.setattr(import_module(f"adagrpo.pipeline.stages.{module}"), "check_reward", lambda models: None)
-            patch.setattr(import_module("adagrpo.pipeline.verbs"), "check", lambda run, verb: None)
-            for carry_out in (prepare, tokenize, fit_sft, fit_ranker, report_ranker, diagnose_reward):
-                carry_out(run)
-            for arm in run.config.train.arms:
-                fit_arm(run, arm)
-            evaluate(run, ["nll", "adagrpo"])
+        for name, declare in declared(run.config, [*RUN, "diagnose"]).items():
+            wanted = declare(run)
+            settings = read_settings(run.config, wanted.settings, wanted.but)
+            result[name] = hash_json({"settings": settings, "also": wanted.also})
         return result
 
     unchanged = stages({})
@@ -212,7 +191,7 @@ def test_the_schema_makes_a_stage_again(tmp_path: Path) -> None:
         (work / "report.json").write_text("{}", encoding="utf-8")
 
     for schema in (1, 1, 2):
-        run.stage("a", reads=("seed",), schema=schema, inputs=[], build=build)
+        run.make("a", Declaration(build, [], ["report.json"], settings=("seed",), schema=schema))
     assert len(made) == 2
 
 
@@ -225,8 +204,8 @@ def test_what_a_reward_reads_of_other_sections_is_declared(reward: dict[str, Any
 
 def test_a_reward_that_counts_other_users_is_another_one(copied: Path, world: Any, data: Path) -> None:
     run = world.run(copied, data, reward={"kind": "feature"})
-    fit_arm(run, run.config.train.arms[1])
+    run.stage(f"train/{run.config.train.arms[1].name}")
     for share, made in ((1.0, set()), (0.3, {"train/adagrpo"})):
         run = world.run(copied, data, reward={"kind": "feature"}, ranker={"user_share": share})
-        fit_arm(run, run.config.train.arms[1])
+        run.stage(f"train/{run.config.train.arms[1].name}")
         assert {name for name in run.made if name.startswith("train")} == made

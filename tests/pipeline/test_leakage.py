@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline import fit_ranker, fit_sft, prepare, run_all, tokenize, train
+from adagrpo.pipeline import Run
 
 Contents = Callable[[Path], dict[str, bytes]]
 USER = "u17"
@@ -31,7 +31,7 @@ def test_a_test_item_reaches_test_parquet_and_evaluation_alone(
         if len(sequence) >= 3:
             changed_world = changed_world.changed(user, -1, POPULAR)
     changed_world.write(tmp_path / "data")
-    run_all(world.run(tmp_path / "run", tmp_path / "data"))
+    world.run(tmp_path / "run", tmp_path / "data").complete()
     before, after = contents(finished), contents(tmp_path / "run")
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
@@ -57,7 +57,7 @@ def test_a_validation_item_is_selected_by_and_not_trained_on(
 ) -> None:
     world.changed(USER, -2, other_item(world)).write(tmp_path / "data")
     run = world.run(tmp_path / "run", tmp_path / "data")
-    for stage in (prepare, tokenize, fit_sft, fit_ranker, train):
+    for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker, Run.train):
         stage(run)
     before = contents(finished)
     after = {path: (run.directory / path).read_bytes() for path in before if (run.directory / path).is_file()}

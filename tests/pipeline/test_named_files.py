@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import run_all
 from adagrpo.pipeline.dry_run import plan
 
 WRONG = {
@@ -37,7 +36,7 @@ def test_what_is_missing_is_said_before_anything_is_fitted(world: Any, data: Pat
     assert not run.directory.exists()
     plan(run, ("prepare", "tokenize", "sft", "ranker"))  # which read none of it
     with pytest.raises(UserError, match=message):
-        run_all(run)
+        run.complete()
     assert not run.path("tokenize").exists()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, train
+from adagrpo.pipeline import Run
 from adagrpo.report import write_report
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
@@ -57,7 +57,7 @@ def test_a_ranker_that_says_nothing_is_named_before_training(
             seal(folder, kind=f"ranker/fold-{fold}", fingerprint="")
     spoil(monkeypatch, change)
     with pytest.raises(UserError, match=message):
-        train(run)
+        run.train()
 
 
 def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data: Path, monkeypatch: Any) -> None:
@@ -68,7 +68,7 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
     with monkeypatch.context() as patch:
         spoil(patch, nan, after=5)
         with pytest.raises(Diverged, match="SequentialRanker gave NaN") as caught:
-            train(run)
+            run.train()
     actual = json.loads(run.path("diverged.json").read_text(encoding="utf-8"))
     assert actual["stage"] == "train/adagrpo" and actual["users"] == caught.value.users
     assert 2 <= len(actual["users"]) <= 16 and all(user.startswith(("u", "short")) for user in actual["users"])
@@ -86,7 +86,7 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             seen.append(done)
 
-    train(world.run(copied, data, console=Steps(), **changes))
+    world.run(copied, data, console=Steps(), **changes).train()
     assert seen[0] == actual["step"] and not run.path("diverged.json").exists()
     rows = [json.loads(line) for line in run.path("train/adagrpo/steps.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "skipped" in row] == [actual["step"] - 2, actual["step"] - 1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, collect, evaluate, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.matching import matched_arm
 from adagrpo.trainer import pressure as pressure_module
@@ -27,7 +27,7 @@ def arms(run: Path) -> dict[str, Any]:
 def test_an_arm_is_trained_at_the_lambda_of_its_pressure(copied: Path, data: Path, world: Any) -> None:
     pressed = {"objective": "mixture", "pressure": 0.5}
     run: Run = world.run(copied, data, train={"arms": [{"objective": "nll"}, pressed]}, **EASY)
-    train(run)
+    run.train()
     (found,) = arms(copied).values()
     assert found["pressure"] == 0.5 and found["steps"] == 2 == len(found["term_norms"])
     assert found["lambda_"] == pytest.approx(0.5 / found["ratio"], rel=5e-4)
@@ -35,13 +35,13 @@ def test_an_arm_is_trained_at_the_lambda_of_its_pressure(copied: Path, data: Pat
     assert sum(f"pressure 0.5 is lambda {found['lambda_']:g}" in event for event in said) == 1
     # the same λ, written down, is the same arm
     given = {"objective": "mixture", "name": "given", "lambda": found["lambda_"]}
-    train(world.run(copied, data, train={"arms": [given]}, **EASY))
+    world.run(copied, data, train={"arms": [given]}, **EASY).train()
     weights = [
         (copied / "train" / name / "final/model.safetensors").read_bytes() for name in ("mixture-pressure0.5", "given")
     ]
     assert weights[0] == weights[1]
-    evaluate(run, ["nll", "mixture-pressure0.5"])
-    stages = collect(run, ["nll", "mixture-pressure0.5"])["stages"]
+    run.evaluate()
+    stages = run.results["stages"]
     entry = stages["mixture-pressure0.5"]
     assert entry["lambda"] == found["lambda_"] and stages["nll"]["pressure"] is None
     rows = [json.loads(line) for line in run.path("train/mixture-pressure0.5/steps.jsonl").read_text().splitlines()]
@@ -67,11 +67,11 @@ def test_arms_of_one_run_repeat_nothing_and_are_what_they_are_alone(
     listed = [{"objective": "mixture", "pressure": 0.5}, {"objective": "mixture", "pressure": 2}]
     listed += [{"objective": "adagrpo", "pressure": 1}, {"objective": "nll"}]
     together: Run = world.run(copied, data, train={"arms": listed}, **EASY)
-    train(together)
+    together.train()
     validations = [len(path.read_text().splitlines()) for path in copied.glob("train/*/validation.jsonl")]
     assert counts == {"predict": sum(validations) - 3, "_norms": 2 * 2}
     for one in listed:
-        train(world.run(alone, data, train={"arms": [one]}, **EASY))
+        world.run(alone, data, train={"arms": [one]}, **EASY).train()
     assert counts["predict"] == 2 * sum(validations) - 3 and counts["_norms"] == 2 * 2 + 3 * 2
     for name in ("validation.jsonl", "steps.jsonl", "pressure.json", "final/model.safetensors"):
         files = sorted(path.relative_to(copied) for path in copied.glob(f"train/*/{name}"))
@@ -89,14 +89,14 @@ def test_a_gate_that_admits_nothing_is_refused_in_one_line(copied: Path, data: P
     options = {"objective": {"tau_reward": 0.0, "pressure_steps": 2}}
     pressed = {"objective": "adagrpo", "pressure": 0.5}
     with pytest.raises(UserError, match=r"objective\.pressure 0\.5: the reward term has no gradient in 2 steps"):
-        train(world.run(copied, data, train={"arms": [pressed]}, **options))
+        world.run(copied, data, train={"arms": [pressed]}, **options).train()
 
 
 def test_a_beam_longer_than_the_catalogue_is_refused_under_grpo(copied: Path, data: Path, world: Any) -> None:
     longer = {"rollout": "beam", "constrained": True, "num_generations": 1000, "exclude_history": True}
     arm = {"objective": "mixture", "name": "long", "options": longer}
     with pytest.raises(UserError, match=r"arm long: a beam of 1000 .* is longer than the catalogue, which has \d+"):
-        train(world.run(copied, data, train={"arms": [arm]}, **EASY))
+        world.run(copied, data, train={"arms": [arm]}, **EASY).train()
     arm["options"] = {"rollout": "beam", "num_generations": 5000}  # free: as long as there are sequences
     with pytest.raises(UserError, match=r"arm long: a beam of 5000 .* is longer than all code sequences, .* are \d+; "):
-        train(world.run(copied, data, train={"arms": [arm]}, **EASY))
+        world.run(copied, data, train={"arms": [arm]}, **EASY).train()

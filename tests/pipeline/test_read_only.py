@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from adagrpo import pipeline
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.staleness import finished_arms
 from adagrpo.serving.recommender import Query
 from adagrpo.storage import locks
 
@@ -25,11 +25,11 @@ def test_verbs_that_read_a_run_leave_it_as_it_was(finished: Path, tmp_path: Path
     before = snapshot(finished)
     out = tmp_path / "out"
     run = Run.open(finished, ["evaluation.batch_size=16"], out=out)  # another setting: the evaluation is made again
-    arms = pipeline.finished_arms(run)
-    pipeline.evaluate(run, arms)
-    metrics = pipeline.collect(run, arms)
-    page = pipeline.write_report(run)
-    pipeline.diagnose_reward(run, None)
+    arms = finished_arms(run)
+    run.evaluate()
+    metrics = run.results
+    page = run.report()
+    run.diagnose()
     served, _ = recommender(Run.open(finished), None, "best", reward_weight=1.0)
     assert len(served.recommend([Query([0, 1])])[0].items) > 0
     assert snapshot(finished) == before
@@ -47,5 +47,5 @@ def test_a_run_that_cannot_be_written_says_what_takes_out(
     with monkeypatch.context() as patch:
         patch.setattr(locks.os, "open", refuse)
         with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); .* with --out") as caught:
-            pipeline.tokenize(Run.open(finished, ["seed=9"]))
+            Run.open(finished, ["seed=9"]).tokenize()
     assert "\n" not in str(caught.value) and Run.open(finished).config.seed != 9

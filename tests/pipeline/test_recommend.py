@@ -18,11 +18,10 @@ import pytest
 from adagrpo.config import resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_sft, prepare, recommend_users, tokenize
+from adagrpo.pipeline import Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight
 from adagrpo.serving.recommender import Query, Recommendations
 from adagrpo.storage.artifacts import seal
 
@@ -178,7 +177,7 @@ def test_user_ids_keep_the_type_of_the_logs(world: Any, tmp_path: Path):
     rows = [(user, item, place) for user in range(30) for place, item in enumerate(range(user % 7, user % 7 + 5))]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
     run = world.run(tmp_path / "run", folder)
-    prepare(run)
+    run.prepare()
     assert _are_integers(["7", "12"]) and not _are_integers(["7", "x"]) and not _are_integers(["07"])
     logged = LoggedHistories(RunData(run))
     names = pl.read_parquet(tmp_path / "run/prepare/items.parquet")["item_id"].to_list()
@@ -195,7 +194,7 @@ def test_what_came_after_the_test_target_is_part_of_a_history(world: Any, tmp_pa
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
     split = {"split": {"kind": "temporal", "validation_from": 2, "test_from": 3, "users": 8}}
     run = world.run(tmp_path / "run", folder, data=split)
-    prepare(run)
+    run.prepare()
     names = pl.read_parquet(tmp_path / "run/prepare/items.parquet")["item_id"].to_list()
     logged = LoggedHistories(RunData(run))
     for user in range(30):
@@ -221,7 +220,7 @@ def test_a_test_target_that_came_since_is_part_of_a_history(world: Any, tmp_path
 
     def made() -> Run:
         run: Run = world.run(tmp_path / "run", folder, data=split)
-        for verb in (prepare, tokenize, fit_sft):
+        for verb in (Run.prepare, Run.tokenize, Run.sft):
             verb(run)
         return run
 
@@ -310,7 +309,7 @@ def test_lists_by_another_reward_are_others(copied: Path, world: Any, data: Path
         sys.modules.pop("mine", None)
         config = resolve_config(world.recipe(reward={"kind": "callable", "function": "mine:by_id"}), [], "recipe")
         run = Run(copied, config, data, code=code)
-        choose_reward_weight(run)
+        run.stage("reranking") / "weight.json"
         options: dict[str, Any] = {"k": 3, "arm": "sft", "reward_weight": 1e3}
         if sign:
             with pytest.raises(UserError, match="holds lists of another"):

@@ -18,11 +18,10 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.pipeline import Run, diagnose_reward, evaluate, prepare, run_all, simulate_marketplace, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -67,7 +66,8 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_a:ahead"})
     run.code = tmp_path / "code"
     run.path("events.jsonl").unlink()
-    metrics, _ = run_all(run)
+    run.complete()
+    metrics = run.results
     # nothing below the reward is made again, and continued NLL has none
     assert made(run)[0] == "reward" and not {"sft", "ranker", "train/nll"} & set(made(run))
     assert {"train/adagrpo", "evaluate/sft", "ranker/report"} < set(made(run))
@@ -77,7 +77,7 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     assert metrics["reward"]["kind"] == "callable" and list(metrics["reward"]["files"]) == ["ring_a.py"]
     report = json.loads(run.path("ranker/report/report.json").read_text(encoding="utf-8"))
     assert report["loss"] == "callable" and report["strata"][0]["auc"]["mean"] > 0.7  # users walk along the ring
-    result = diagnose_reward(run)
+    result = run.diagnose().content
     assert result["orders"]["ranker"] == pytest.approx(
         {name: metrics["ranker"]["rerank"]["validation"]["reward"][name] for name in result["orders"]["ranker"]}
     )
@@ -85,10 +85,10 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     opened = Run.open(copied)
     assert opened.code == tmp_path / "code"
     opened.path("events.jsonl").unlink()
-    train(opened, anyway=True)  # the verdict on so few users hangs on their start
+    opened.train(anyway=True)  # the verdict on so few users hangs on their start
     assert made(opened) == []
     path.write_text(RING + "\n# changed\n", encoding="utf-8")
-    train(opened, anyway=True)
+    opened.train(anyway=True)
     assert made(opened) == ["reward", "train/adagrpo"]
 
 
@@ -110,7 +110,7 @@ def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, dat
     options = {"kind": "weighted", "weights": [10.0, 0.0], "members": [member, {"kind": "sequential"}]}
     run: Run = world.run(copied, data, reward=options)
     run.code = tmp_path
-    train(run)
+    run.train()
     look = json.loads(run.path("reward/reward.json").read_text(encoding="utf-8"))
     assert look["cases"] == 60 and len(look["members"]) == 2
     assert look["spread"] == pytest.approx(10 * look["members"][0], rel=1e-5) and look["spread"] > 1
@@ -133,7 +133,7 @@ def test_a_useless_reward_is_refused_before_anything_is_trained(
     run.code = tmp_path
     before = run.path("train/adagrpo/manifest.json").read_bytes()
     with pytest.raises(UserError) as caught:
-        train(run)
+        run.train()
     assert message in str(caught.value)
     assert run.path("train/adagrpo/manifest.json").read_bytes() == before
 
@@ -172,7 +172,7 @@ def test_what_was_trained_before_a_failure_is_kept(
         (tmp_path / "left.txt").write_text(str(left), encoding="utf-8")
         run: Run = world.run(copied, data, console=Steps(), **settings)
         run.code = tmp_path
-        train(run)
+        run.train()
         return run
 
     class Steps:
@@ -288,7 +288,7 @@ def test_an_endpoint_that_says_the_same_of_all_is_a_service_that_fails(
     service.behaviour = flat
     options = {"kind": "weighted", "weights": [1, 1], "members": [{"kind": "http", "url": service.url}] * 2}
     with pytest.raises(ServiceError, match="reward weighted: gives every item of a case the same score"):
-        train(world.run(copied, data, reward=options))
+        world.run(copied, data, reward=options).train()
 
 
 def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_d:flat"})
     run.code = tmp_path
     with pytest.raises(UserError, match="same score"):
-        evaluate(run, [])
+        run.evaluate()
 
 
 def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path: Path) -> None:
@@ -325,15 +325,16 @@ def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: 
     run: Run = world.run(copied, data, reward=options, ranker=small)
     run.path("events.jsonl").unlink()
     with pytest.raises(UserError, match=r"ranker/lambdarank/model\.txt: missing; run `adagrpo ranker --run"):
-        train(run)
-    metrics, _ = run_all(run)
+        run.train()
+    run.complete()
+    metrics = run.results
     assert {"ranker/lambdarank", "reward", "train/adagrpo"} < set(made(run)) and "ranker" not in made(run)
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "logged" and 1 <= summary["trees"] <= 5 and 0 < summary["ndcg@10_among_sampled"] <= 1
     pinned = set(metrics["reward"]["files"])
     assert {"ranker/lambdarank/model.txt", "ranker/best/model.safetensors", "prepare/train.parquet"} <= pinned
     run = again(run, copied, world, data, reward=options, ranker=small)
-    run_all(run)
+    run.complete()
     assert made(run) == []
     # the same model file as a reward of the user's own
     own = {"kind": "lightgbm", "model": str(run.path("ranker/lambdarank/model.txt"))}
@@ -354,9 +355,8 @@ def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -
         reward={"kind": "lambdarank"},
         ranker={"lambdarank": {"trees": 5, "minimum_leaf": 5}},
     )
-    for stage in (simulate_marketplace, prepare):
-        stage(run)
-    fit_second_ranker(run)
+    run.prepare()
+    run.stage("ranker/lambdarank")
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0
 
@@ -391,7 +391,7 @@ def test_a_factory_makes_a_reward_of_the_run_and_its_members(
     }
     run: Run = world.run(copied, data, reward=options)
     run.code = tmp_path / "code"
-    train(run)
+    run.train()
     assert run.path("reward", "reward.json").is_file()
     models = Models(RunData(run))
     assert {path, extra, copied / "ranker/best/model.safetensors"} < set(models.reward_files)

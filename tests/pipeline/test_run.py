@@ -16,8 +16,9 @@ import yaml
 
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, run_all
+from adagrpo.pipeline import Run
 from adagrpo.pipeline import stage as module
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.marks import claim
@@ -51,8 +52,12 @@ def events(run: Run) -> list[tuple[str, str]]:
     return [(row["stage"], row["event"]) for row in rows]
 
 
+def stage(run: Run, name: str, **given: Any) -> None:
+    run.make(name, Declaration(files=("report.json", "metrics.json"), **given))
+
+
 def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ()) -> str:
-    run.stage("a/b", also=config, inputs=inputs, build=writer(text))
+    stage(run, "a/b", also=config, inputs=inputs, build=writer(text))
     return run.path("a", "b", "report.json").read_text(encoding="utf-8")
 
 
@@ -60,7 +65,7 @@ def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
     source_file = run.data / "given.txt"
     source_file.write_text("1", encoding="utf-8")
     assert make(run, "first", inputs=(source_file,)) == "first"
-    run.stage("a/b", also=0, inputs=[source_file], build=refuse)
+    stage(run, "a/b", also=0, inputs=[source_file], build=refuse)
     assert make(run, "other config", config=1, inputs=(source_file,)) == "other config"
     source_file.write_text("2", encoding="utf-8")
     assert make(run, "other input", config=1, inputs=(source_file,)) == "other input"
@@ -91,9 +96,9 @@ def test_an_interrupted_stage_goes_on_from_its_work_folder(run: Run) -> None:
         writer("whole")(work)
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", also=0, inputs=[], build=stops)
+        stage(run, "a", also=0, inputs=[], build=stops)
     assert not run.path("a").exists()
-    run.stage("a", also=0, inputs=[], build=continues)
+    stage(run, "a", also=0, inputs=[], build=continues)
     assert sorted(verify(run.path("a"))) == ["metrics.json", "report.json"]  # and no checkpoints
     assert events(run) == [("a", "start"), ("a", "start"), ("a", "end")]
 
@@ -105,8 +110,8 @@ def test_a_work_folder_of_another_configuration_is_thrown_away(run: Run) -> None
 
     for config in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            run.stage("a", also=config, inputs=[], build=stops)
-    run.stage("a", also=2, inputs=[], build=writer("whole"))
+            stage(run, "a", also=config, inputs=[], build=stops)
+    stage(run, "a", also=2, inputs=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -121,11 +126,11 @@ def test_a_crash_while_a_work_folder_is_removed_leaves_nothing_to_continue(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", also=0, inputs=[], build=stops)
+        stage(run, "a", also=0, inputs=[], build=stops)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "remove", crash)
-        run.stage("a", also=1, inputs=[], build=writer("1"))
-    run.stage("a", also=0, inputs=[], build=writer("0"))
+        stage(run, "a", also=1, inputs=[], build=writer("1"))
+    stage(run, "a", also=0, inputs=[], build=writer("0"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -140,11 +145,11 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
             real(directory, target)
         raise KeyboardInterrupt
 
-    run.stage("a", also=0, inputs=[], build=writer("old"))
+    stage(run, "a", also=0, inputs=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", also=1, inputs=[], build=writer("new"))
-    run.stage("a", also=1, inputs=[], build=refuse)
+        stage(run, "a", also=1, inputs=[], build=writer("new"))
+    stage(run, "a", also=1, inputs=[], build=refuse)
     assert run.path("a", "report.json").read_text(encoding="utf-8") == "new"
     verify(run.path("a"))
     assert list(run.path(".work").iterdir()) == []
@@ -161,17 +166,17 @@ def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: p
         kept.rename(directory)  # as after an exchange, before the old folder is removed
         raise KeyboardInterrupt
 
-    run.stage("a", also=0, inputs=[], build=writer("old"))
+    stage(run, "a", also=0, inputs=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", also=1, inputs=[], build=writer("new"))
+        stage(run, "a", also=1, inputs=[], build=writer("new"))
     assert run.path(".work", "a", "report.json").read_text(encoding="utf-8") == "old"
     again = shutil.copytree(run.directory, run.directory.with_name("again"))
-    run.stage("a", also=1, inputs=[], build=refuse)
+    stage(run, "a", also=1, inputs=[], build=refuse)
     assert list(run.path(".work").iterdir()) == []
     shutil.rmtree(again / "a")
     other = open_run(again, run.data)
-    other.stage("a", also=1, inputs=[], build=writer("new"))
+    stage(other, "a", also=1, inputs=[], build=writer("new"))
     assert other.path("a", "report.json").read_text(encoding="utf-8") == "new"
 
 
@@ -181,8 +186,8 @@ def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", also=0, inputs=[], build=stops)
-    run.stage("a", also=0, inputs=[], build=writer("whole"))
+        stage(run, "a", also=0, inputs=[], build=stops)
+    stage(run, "a", also=0, inputs=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -193,9 +198,9 @@ def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", also=0, inputs=[], build=writer("x"))
+        stage(run, "a", also=0, inputs=[], build=writer("x"))
     with pytest.raises(UserError, match=r"report\.json: content differs"):
-        run.stage("a", also=0, inputs=[], build=refuse)
+        stage(run, "a", also=0, inputs=[], build=refuse)
 
 
 def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
@@ -205,7 +210,7 @@ def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
     with pytest.raises(UserError, match=r"a/b/report\.json: "):
         make(run, "x")
     with pytest.raises(UserError, match=r"a/b/report\.json: content differs .*delete .*a/b to have it made again"):
-        run.stage("c", also=0, inputs=[changed], build=refuse)
+        stage(run, "c", also=0, inputs=[changed], build=refuse)
     stranger = run.path("a", "b", "stranger.txt")
     stranger.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"stranger\.txt"):
@@ -334,7 +339,7 @@ def test_a_stage_is_not_made_anew_where_something_else_stands(run: Run, place: s
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{mine.name}: not made by this program; move it away"):
-        run.stage("a/b", also=1, inputs=[], build=refuse)
+        stage(run, "a/b", also=1, inputs=[], build=refuse)
     assert mine.read_text(encoding="utf-8") == "mine"
     assert run.path("a", "b", "report.json").read_text(encoding="utf-8") == "first"
     mine.unlink()
@@ -355,7 +360,7 @@ def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, 
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(elsewhere / "report.json" if "." in link.name[1:] or name == ".lock" else elsewhere)
     with pytest.raises((UserError, OSError), match=f"{link.name}|cannot be written"):
-        run.stage("a/b", also=0, inputs=[], build=writer("x"))
+        stage(run, "a/b", also=0, inputs=[], build=writer("x"))
     assert link.is_symlink()
     for mine in ("report.json", "b/report.json"):
         assert (elsewhere / mine).read_text(encoding="utf-8") == "mine"
@@ -366,7 +371,7 @@ def test_a_stage_that_writes_a_file_of_no_known_name_is_not_taken_for_one(run: R
         (work / "unheard-of.bin").write_text("x", encoding="utf-8")
 
     with pytest.raises(UserError, match=r"unheard-of\.bin: not made by this program"):
-        run.stage("a", also=0, inputs=[], build=build)
+        stage(run, "a", also=0, inputs=[], build=build)
 
 
 def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
@@ -424,10 +429,10 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
             process.send_signal(signal.SIGSTOP)
             run = world.run(directory, data)
             with pytest.raises(UserError, match=f"process {process.pid} is at work here"):
-                run_all(run)
+                run.complete()
         finally:
             process.kill()
-    run_all(world.run(directory, data))
+    world.run(directory, data).complete()
     assert contents(directory) == contents(finished)
 
 
@@ -460,7 +465,7 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     assert message == f"adagrpo: {word}; the same command continues\n"
     (saved,) = directory.glob(".work/sft/checkpoints/0*")
     assert int(saved.name) == len(steps.read_text(encoding="utf-8").splitlines())
-    run_all(world.run(directory, data))
+    world.run(directory, data).complete()
     assert contents(directory) == contents(finished)
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, Silent, fit_ranker, fit_sft, served_log, tokenize, train
-from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline import Run, Silent, served_log
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback
@@ -100,7 +100,7 @@ def test_a_log_of_a_service_prepares_fits_and_post_trains_by_one_command_each(
     np.testing.assert_allclose(shown["propensity"], PLACES / ITEMS, rtol=1e-12)
     assert set(shown["slot"]) == set(range(PLACES))
     run = Run.open(tmp_path / "run")
-    for stage in (tokenize, fit_sft, fit_ranker, train):
+    for stage in (Run.tokenize, Run.sft, Run.ranker, Run.train):
         stage(run)
     assert (tmp_path / "run" / "train" / "adagrpo" / "final" / "model.safetensors").is_file()
 
@@ -153,7 +153,7 @@ def test_a_run_goes_on_where_the_log_is_gone_and_names_the_verb_that_reads_it(tm
     }
     expected = f"`adagrpo prepare --exposures {tmp_path / 'log'} --out {tmp_path / 'run'}`"
     assert remake(run, "exposures").startswith(expected) and remake(run, "prepare").startswith(expected)
-    tokenize(run)
+    run.tokenize()
 
 
 def test_a_run_is_up_to_date_wherever_its_verbs_are_called_from(
@@ -164,7 +164,7 @@ def test_a_run_is_up_to_date_wherever_its_verbs_are_called_from(
     log.close()
     monkeypatch.chdir(tmp_path)
     prepared(Path("log"), Path("run"))
-    tokenize(Run.open(Path("run")))
+    Run.open(Path("run")).tokenize()
     monkeypatch.chdir("/")
     assert {part.state for part in parts_of(Run.open(tmp_path / "run")).values() if part.there} == {"done"}
 
@@ -223,7 +223,7 @@ def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: P
     kept = counts["answers"] - counts["answers_not_sampled"]
     assert (counts["answers"], counts["feedback"]) == (100, clicks) and 60 < kept < 95
     assert counts["impressions"] == 3 * kept and counts["clicks"] == kept
-    fit_ranker(Run.open(tmp_path / "run"))
+    Run.open(tmp_path / "run").ranker()
     assert (tmp_path / "run" / "ranker" / "final" / "model.safetensors").is_file()
 
 

@@ -15,15 +15,6 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     Run,
-    collect,
-    evaluate,
-    fit_arm,
-    fit_ranker,
-    fit_sft,
-    prepare,
-    run_all,
-    simulate_marketplace,
-    tokenize,
 )
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages import post_train
@@ -69,6 +60,7 @@ STAGES = [
     "ranker",
     "train/nll",
     "train/adagrpo",
+    "reranking",
     "evaluate/sft",
     "evaluate/baselines",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
@@ -90,7 +82,7 @@ def test_every_stage_is_made_once_in_order(finished: Path) -> None:
 def test_a_second_run_skips_everything(copied: Path, data: Path, world: Any, contents: Contents) -> None:
     before = contents(copied)
     (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data))
+    world.run(copied, data).complete()
     assert events(copied) == [(stage, "skip") for stage in STAGES]
     assert contents(copied) == before
 
@@ -98,7 +90,7 @@ def test_a_second_run_skips_everything(copied: Path, data: Path, world: Any, con
 def test_training_settings_concern_training_alone(copied: Path, data: Path, world: Any, contents: Contents) -> None:
     before = contents(copied)
     (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data, train={"fit": {"learning_rate": 0.004}}))
+    world.run(copied, data, train={"fit": {"learning_rate": 0.004}}).complete()
     assert made(copied) <= set(STAGES[4:]) and made(copied) >= {"train/nll", "train/adagrpo", "evaluate/adagrpo/final"}
     after = contents(copied)
     upstream = [name for name in before if name.split("/")[0] in ("prepare", "tokenize", "sft", "ranker")]
@@ -108,7 +100,7 @@ def test_training_settings_concern_training_alone(copied: Path, data: Path, worl
 
 def test_the_objective_does_not_concern_nll(copied: Path, data: Path, world: Any) -> None:
     (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data, objective={"lambda": 0.5}))
+    world.run(copied, data, objective={"lambda": 0.5}).complete()
     assert "train/adagrpo" in made(copied)
     drawn = {"report/paired", "report/rollouts"}
     assert made(copied) <= {"train/adagrpo", "evaluate/adagrpo/best", "evaluate/adagrpo/final", *drawn}
@@ -116,7 +108,7 @@ def test_the_objective_does_not_concern_nll(copied: Path, data: Path, world: Any
 
 def test_how_often_a_fit_is_saved_concerns_nothing(copied: Path, data: Path, world: Any) -> None:
     (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data, sft={"checkpoint_seconds": 60}, train={"fit": {"checkpoint_seconds": 60}}))
+    world.run(copied, data, sft={"checkpoint_seconds": 60}, train={"fit": {"checkpoint_seconds": 60}}).complete()
     assert made(copied) == set()
 
 
@@ -126,9 +118,9 @@ def test_runs_in_different_places_are_equal(finished: Path, world: Any, tmp_path
     arguments = (tmp_path / "run", tmp_path / "elsewhere" / "data")
     for label, step in (("sft", 3), ("adagrpo", 2)):
         with pytest.raises(Killed):
-            run_all(world.run(*arguments, console=Killer(label, step)))
+            world.run(*arguments, console=Killer(label, step)).complete()
         assert not (tmp_path / "run" / "metrics.json").exists()
-    run_all(world.run(*arguments))
+    world.run(*arguments).complete()
     assert contents(tmp_path / "run") == contents(finished)
     started = [stage for stage, event in events(tmp_path / "run") if event == "start"]
     assert started.count("sft") == started.count("train/adagrpo") == 2 and started.count("ranker") == 1
@@ -141,8 +133,8 @@ def test_a_kill_before_any_checkpoint_starts_the_fit_over(
     rarely = {"sft": {"checkpoint_seconds": 1000}}
     shutil.rmtree(copied / "sft")
     with pytest.raises(Killed):
-        fit_sft(world.run(copied, data, console=Killer("sft", 2), **rarely))
-    fit_sft(world.run(copied, data, **rarely))
+        world.run(copied, data, console=Killer("sft", 2), **rarely).sft()
+    world.run(copied, data, **rarely).sft()
     assert contents(copied) == before
 
 
@@ -155,7 +147,7 @@ def test_a_changed_byte_is_refused_by_name(copied: Path, data: Path, world: Any,
     content[len(content) // 2] ^= 1
     (copied / name).write_bytes(content)
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        run_all(world.run(copied, data))
+        world.run(copied, data).complete()
 
 
 def test_a_changed_input_is_refused_by_a_single_stage(copied: Path, data: Path, world: Any) -> None:
@@ -163,15 +155,16 @@ def test_a_changed_input_is_refused_by_a_single_stage(copied: Path, data: Path, 
     content[-3] ^= 1
     (copied / "tokenize" / "codes.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenize/codes\.json: content differs"):
-        fit_sft(world.run(copied, data))
+        world.run(copied, data).sft()
 
 
 def test_every_arm_needs_the_ranker(copied: Path, data: Path, world: Any) -> None:
     (copied / "ranker").rename(copied / "gone")
+    shutil.rmtree(copied / "train")
     run: Run = world.run(copied, data)
     for arm in run.config.train.arms:
         with pytest.raises(UserError, match=r"ranker/best/model\.safetensors: missing; run `adagrpo ranker"):
-            fit_arm(run, arm)
+            run.stage(f"train/{arm.name}")
 
 
 def test_weights_of_another_model_are_refused(copied: Path, data: Path, world: Any) -> None:
@@ -179,20 +172,20 @@ def test_weights_of_another_model_are_refused(copied: Path, data: Path, world: A
     with pytest.raises(
         UserError, match=r"sft is stale: made with policy\.width=16, the recipe says 32; run `adagrpo sft"
     ):
-        fit_arm(run, run.config.train.arms[0])
+        run.stage(f"train/{run.config.train.arms[0].name}")
     with pytest.raises(UserError, match=r"sft/best: made with other data or model settings"):
-        post_train.fit_arm(run, run.config.train.arms[0])  # nothing checked before
+        run.make("train/nll", post_train.train_arm(run, run.config.train.arms[0]))  # nothing checked before
 
 
 def test_impressions_need_a_clicked_column(copied: Path, data: Path, world: Any) -> None:
     with pytest.raises(UserError, match=r"ranker\.loss: impressions needs a clicked column"):
-        run_all(world.run(copied, data, ranker={"loss": "impressions"}))
+        world.run(copied, data, ranker={"loss": "impressions"}).complete()
 
 
 def test_a_log_without_test_cases_is_refused(world: Any, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\na,1,1\na,2,2\nb,2,1\nb,1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"no validation case; users need three interactions"):
-        run_all(world.run(tmp_path / "run", tmp_path))
+        world.run(tmp_path / "run", tmp_path).complete()
 
 
 def test_logs_of_one_name_are_both_in_the_description(world: Any, tmp_path: Path) -> None:
@@ -200,14 +193,15 @@ def test_logs_of_one_name_are_both_in_the_description(world: Any, tmp_path: Path
     for name in ("old", "new"):
         world.write(folder / name)
     run: Run = world.run(tmp_path / "run", folder, data={"logs": ["old/log.csv", "new/log.csv"]})
-    prepare(run)
+    run.prepare()
     assert set(yaml.safe_load(run.path("run.yaml").read_text())["data"]) == {"old/log.csv", "new/log.csv"}
 
 
 def test_a_temporal_split(world: Any, tmp_path: Path, data: Path) -> None:
     split = {"split": {"kind": "temporal", "validation_from": 1050, "test_from": 1060}}
     run: Run = world.run(tmp_path / "run", data, data=split, train={"arms": [{"objective": "nll"}]})
-    content, _ = run_all(run)
+    run.complete()
+    content = run.results
     longest = sum(len(sequence) > 6 for sequence in world.sequences.values())
     assert content["dataset"]["test_cases"] == longest and content["dataset"]["validation_cases"] == 60
     assert pl.read_parquet(run.path("prepare", "train.parquet"))["position"].max() == 4
@@ -231,7 +225,7 @@ def test_a_cut_beside_the_times_of_the_log_is_refused(
 ) -> None:
     split = {"split": {"kind": "temporal", "validation_from": points[0], "test_from": points[1]}}
     with pytest.raises(UserError, match=message):
-        prepare(world.run(tmp_path / "run", data, data=split))
+        world.run(tmp_path / "run", data, data=split).prepare()
 
 
 @pytest.mark.parametrize("unit", [1, 1000])
@@ -245,21 +239,21 @@ def test_points_in_time_may_be_dates(world: Any, tmp_path: Path, unit: int) -> N
     dates = {"kind": "temporal", "validation_from": "2023-11-14T22:14:10", "test_from": "2023-11-15T00:14:20+02:00"}
     numbers = dates | {"validation_from": (start + 50) * unit, "test_from": (start + 60) * unit}
     for name, split in (("dates", dates), ("numbers", numbers)):
-        prepare(world.run(tmp_path / name, data, data={"split": split}))
+        world.run(tmp_path / name, data, data={"split": split}).prepare()
     found = [tmp_path / name / "prepare" for name in ("dates", "numbers")]
     for name in ("train.parquet", "validation.parquet", "test.parquet"):
         first, second = (pl.read_parquet(folder / name) for folder in found)
         assert first.equals(second) and first.height
     rows.write_csv(log)  # times of about 1,000
     with pytest.raises(UserError, match=r"data\.split\.validation_from: .* is a date, and of which unit the times"):
-        prepare(world.run(tmp_path / "unknown", data, data={"split": dates}))
+        world.run(tmp_path / "unknown", data, data={"split": dates}).prepare()
 
 
 def test_a_split_without_a_test_case_is_refused_before_training(world: Any, tmp_path: Path, data: Path) -> None:
     split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060_000}  # the one in another unit
     run = world.run(tmp_path / "run", data, data={"split": split})
     with pytest.raises(UserError, match=r"test_from: no user .* at or after 1060000 to be .* the last .* is 1080$"):
-        run_all(run)
+        run.complete()
     assert made(run.directory) == {"prepare"}
 
 
@@ -268,7 +262,7 @@ def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, co
     table = pl.DataFrame({"item_id": [10 * index + 3 for index in range(30)], "sid": codes}).reverse()
     table.write_parquet(data / "ids.parquet")
     run: Run = world.run(copied, data, tokenizer={"published": {"path": "ids.parquet", "column": "sid"}})
-    tokenize(run)
+    run.tokenize()
     taken = pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list()
     assert taken == [codes[(item - 3) // 10] for item in load_item_ids(run.path("prepare"))]
 
@@ -286,8 +280,8 @@ def test_true_utility_is_that_of_the_moment_of_the_target(
             "split": {"kind": "temporal", "validation_from": 40, "test_from": 45},
         },
     )
-    simulate_marketplace(run)
-    prepare(run)
+    run.stage("simulate")
+    run.prepare()
     data = RunData(run)
     cases = data.cases("test")
     utility = data.utility_at(cases)
@@ -308,17 +302,18 @@ def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(wo
         data={"logs": [], "marketplace": {"users": 80, "items": 100}},
         train={"arms": [{"objective": "adagrpo"}]},
     )
-    content, _ = run_all(run)
+    run.complete()
+    content = run.results
     assert content["ranker"]["loss"] == "impressions"
     assert content["stages"]["sft"]["test"]["true_utility@10"] >= 0
     assert "true_utility@10" not in content["stages"]["sft"]["validation"]
     run.path("simulate", "truth").rename(tmp_path / "truth")
     run.path("events.jsonl").unlink()
-    fit_arm(run, run.config.train.arms[0])
+    run.stage(f"train/{run.config.train.arms[0].name}")
     assert events(run.directory) == [("train/adagrpo", "skip")]
     (tmp_path / "truth").rename(run.path("simulate", "truth"))
-    evaluate(run, ["adagrpo"])
-    assert collect(run, ["adagrpo"]) == content
+    run.evaluate()
+    assert run.results == content
 
 
 def shown_log(folder: Path, shown: str) -> None:
@@ -343,15 +338,15 @@ def test_a_ranker_with_nothing_to_learn_a_click_from_is_refused(
 ) -> None:
     shown_log(tmp_path, shown)
     run = world.run(tmp_path / "run", tmp_path, data=IMPRESSIONS)
-    prepare(run)
+    run.prepare()
     with pytest.raises(UserError, match=rf"^ranker\.loss: {counts} .* there is nothing to learn from") as error:
-        fit_ranker(run)
+        run.ranker()
     assert "\n" not in str(error.value)
 
 
 def test_a_column_of_slots_may_be_empty(world: Any, tmp_path: Path) -> None:
     shown_log(tmp_path, "u0,i4,1,0,\nu1,i2,1,1,\nu1,i6,7,,\n")
     run = world.run(tmp_path / "run", tmp_path, data=IMPRESSIONS)
-    prepare(run)
+    run.prepare()
     assert RunData(run).slots == 1
-    fit_ranker(run)
+    run.ranker()

@@ -15,14 +15,11 @@ import yaml
 
 from adagrpo import cli
 from adagrpo.config import Config
-from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, Silent, diagnose_reward, prepare, run_all, tokenize
-from adagrpo.pipeline.chain import Look, parts_of, unused
-from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
-from adagrpo.pipeline.stage import Ingredients
+from adagrpo.pipeline import Run, Silent
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.stage_table import reads_key, row_of
+from adagrpo.pipeline.staleness import made_again, parts_of
 from adagrpo.pipeline.status import status, status_tables
-from adagrpo.pipeline.verbs import _say_what_is_made_again
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import claim
 
@@ -177,42 +174,25 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
     assert remake(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
 
 
-def test_every_key_that_a_stage_declares_is_one_of_its_verb(copied: Path) -> None:
+def test_every_key_that_a_stage_declares_is_one_of_its_command(copied: Path) -> None:
     for name in parts_of(Run.open(copied)):
-        content = manifest(copied / name)
-        assert content is not None and content["made_from"]["inputs"], name
-        verb = verb_for(name)
+        content, row = manifest(copied / name), row_of(name)
+        assert content is not None and content["made_from"]["inputs"] and row is not None, name
         for key in content["made_from"]["reads"]:
-            assert any(names_key(key, read) for read in READS[verb]), (name, key)
-
-
-def test_a_run_of_before_says_what_it_can(copied: Path, data: Path, world: Any) -> None:
-    """Manifests without what a stage was made from: nothing is made again, and what is stale is called so."""
-    for path in copied.rglob("manifest.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        del content["made_from"], content["sha256"]
-        content["schema_version"] = 1
-        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    assert set(states(copied).values()) == {"done"}
-    (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data))
-    assert {row["event"] for row in Run.open(copied).events()} == {"skip"}
-    tokenize(Run.open(copied, ["tokenizer.codes=9"]))
-    with pytest.raises(UserError, match="sft is stale: made from other settings or files than there are now"):
-        check(Run.open(copied), "train")
+            assert reads_key(row.command, key), (name, key)
 
 
 def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: Any, tmp_path: Path) -> None:
     log = world.write(tmp_path / "logs")
     run = world.run(tmp_path / "run", tmp_path / "logs")
-    prepare(run)
+    run.prepare()
     log.write_text(log.read_text(encoding="utf-8") + "u00,3,9999\n", encoding="utf-8")
     row = status(tmp_path / "run")["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "log.csv changed after it was read")
     assert status(tmp_path / "run")["next"] == f"adagrpo run RECIPE --out {tmp_path / 'run'}"
     log.unlink()
     assert states(tmp_path / "run")["prepare"] == "done"
-    tokenize(Run.open(tmp_path / "run"))
+    Run.open(tmp_path / "run").tokenize()
 
 
 def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
@@ -332,7 +312,7 @@ def test_test_cases_that_are_put_away_are_missed_by_evaluation_alone(adagrpo: Co
 
 def test_a_run_whose_data_have_settings_is_prepared_again_by_its_recipe(world: Any, data: Path, tmp_path: Path) -> None:
     split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060}
-    prepare(world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
     first = remake(Run.open(tmp_path / "run"), "prepare")
     assert first.startswith(f"`adagrpo run RECIPE --out {tmp_path / 'run'}` or `adagrpo prepare LOGS --out")
     assert "--set data.columns.timestamp=... --set data.split.kind=..." in first
@@ -342,10 +322,10 @@ def test_prepare_names_the_settings_of_the_data_that_it_resets(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, split = tmp_path / "run", {"users": 40}
-    prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
     kept = ["--set", "data.columns.timestamp=timestamp"]
     for given, named in ([], "data.columns.timestamp, data.split.users of run.yaml are"), (kept, None):
-        prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+        world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
         more = [] if named else ["--set", "data.split.users=40"]
         monkeypatch.setattr(
             sys, "argv", ["adagrpo", "prepare", str(data / "log.csv"), "--out", str(out), *given, *more]
@@ -405,19 +385,19 @@ def test_run_says_that_logs_which_have_grown_make_everything_again(world: Any, t
         header, *rows = log.read_text(encoding="utf-8").splitlines()
         rows = [f"{row},{place % 2}" for place, row in enumerate(rows)]
         log.write_text("\n".join([f"{header},clicked", *rows, ""]), encoding="utf-8")
-    prepare(world.run(tmp_path / "run", tmp_path / "logs", data=changes, **arms))
+    world.run(tmp_path / "run", tmp_path / "logs", data=changes, **arms).prepare()
     with log.open("a", encoding="utf-8") as file:
         file.write("u00,3,9999\n" if ordered else "u00,3,9999,1\n")
     notes = Notes()
     with pytest.raises(KeyboardInterrupt):
-        run_all(world.run(tmp_path / "run", tmp_path / "logs", notes, data=changes, **arms))
+        world.run(tmp_path / "run", tmp_path / "logs", notes, data=changes, **arms).complete()
     again = "note: prepare is made again, with what is made from it: log.csv changed after it was read"
     assert notes.lines == [again]
 
 
 def test_a_log_that_was_added_is_not_called_a_changed_one(world: Any, tmp_path: Path) -> None:
     log = world.write(tmp_path / "logs")
-    prepare(world.run(tmp_path / "run", tmp_path / "logs"))
+    world.run(tmp_path / "run", tmp_path / "logs").prepare()
     shutil.copy(log, log.with_name("more.csv"))
     run = world.run(tmp_path / "run", tmp_path / "logs", data={"logs": ["log.csv", "more.csv"]})
     part = parts_of(run, logs=True)["prepare"]
@@ -429,7 +409,7 @@ def test_a_log_below_the_working_directory_is_the_same_file_however_data_is_give
 ) -> None:
     log = world.write(tmp_path / "logs")
     monkeypatch.chdir(tmp_path)
-    prepare(world.run(Path("run"), Path(), data={"logs": [str(log)]}))  # as without --data, by a recipe of `init`
+    world.run(Path("run"), Path(), data={"logs": [str(log)]}).prepare()  # as without --data, by a recipe of `init`
     row = status(Path("run"))["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "")
     run = Run.open(Path("run"))
@@ -446,18 +426,9 @@ def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo:
 
 
 def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> None:
-    notes: list[str] = []
-
-    class Noting(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    diagnose_reward(Run.open(copied))
-    _say_what_is_made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting()))
-    assert [note.split(" is made again")[0] for note in notes] == [
-        "note: ranker/report",
-        "note: report/rollouts",
-    ]
+    Run.open(copied).diagnose()
+    again = made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"]))
+    assert [part.name for part in again] == ["report/rollouts", "ranker/report"]
 
 
 @pytest.mark.parametrize(
@@ -477,13 +448,5 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
 )
 def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings: dict[str, Any], why: str) -> None:
     config = Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}} | settings)
-    assert unused(config, stage) == why
-
-
-def test_a_weight_that_was_chosen_by_other_lists_is_called_a_weight(copied: Path) -> None:
-    look = Look(Run.open(copied), lenient=True)
-    before, now = (Ingredients(1, settings, None, {}) for settings in ({}, {"evaluation": {"mask_history": True}}))
-    said = [look._leniently(name, before, now)[1] for name in ("reranking", "sft")]
-    assert said == [
-        f"its {what} was chosen with evaluation.mask_history=False" for what in ("weight", "best checkpoint")
-    ]
+    row = row_of(stage)
+    assert row is not None and row.why_unused(stage, config) == why

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo import cli, pipeline
+from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
@@ -119,8 +119,8 @@ def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     short = ["sft.epochs=1", "ranker.fit.epochs=1", "train.fit.epochs=1", "train.arms=[nll]", "threads=1"]
     run = Run(tmp_path / "run", load_config(recipe, short), Path(), Silent())
     with run.locked():
-        metrics, page = pipeline.run_all(run)
-    assert page.is_file() and metrics
+        run.complete()
+    assert run.path("report.html").is_file() and run.results
     sizes = json.loads(run.path("tokenize", "codes.json").read_text(encoding="utf-8"))["level_sizes"]
     assert len(sizes) == 2 and max(sizes) <= content["tokenizer"]["codes"]
 

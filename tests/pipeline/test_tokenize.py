@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from adagrpo.console import Silent
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, prepare, tokenize
-from adagrpo.pipeline.run import Silent
+from adagrpo.pipeline import Run
 
 IDS = [10 * index + 3 for index in range(30)]
 
@@ -32,7 +32,7 @@ def test_every_quantizer_and_either_way_with_collisions(copied: Path, data: Path
     seen = {}
     for collisions in ("level", "nearest"):
         run: Run = world.run(copied, data, tokenizer={**options, "collisions": collisions})
-        tokenize(run)
+        run.tokenize()
         seen[collisions], report = codes_of(run), audit_of(run)
         assert len(np.unique(seen[collisions], axis=0)) == 30
         assert report["collision_rate"] > 0 and report["reconstruction_error"] >= 0
@@ -49,7 +49,7 @@ def test_the_quantizers_differ(copied: Path, data: Path, world: Any) -> None:
     actual = set()
     for quantizer in ("kmeans", "balanced_kmeans", "rq_vae"):
         run: Run = world.run(copied, data, tokenizer={"quantizer": quantizer, "cluster_bound": 1, "codes": 4})
-        tokenize(run)
+        run.tokenize()
         actual.add(codes_of(run)[:, :2].tobytes())
     assert len(actual) == 3
 
@@ -60,7 +60,7 @@ def test_published_ids_that_collide(world: Any, copied: Path, data: Path, tmp_pa
     pl.DataFrame({"item_id": IDS, "sid": codes}).write_parquet(data / "collide.parquet")
     published = {"path": "collide.parquet", "column": "sid"}
     run: Run = world.run(copied, data, tokenizer={"published": published, "collisions": collisions})
-    tokenize(run)
+    run.tokenize()
     rows = [IDS.index(item) for item in load_item_ids(run.path("prepare"))]
     actual, report = codes_of(run)[np.argsort(rows)], audit_of(run)
     assert len(np.unique(actual, axis=0)) == 30 and actual[:, 0].tolist() == [row[0] for row in codes]
@@ -73,7 +73,7 @@ def test_published_ids_that_collide(world: Any, copied: Path, data: Path, tmp_pa
 def test_too_many_items_for_the_free_codes(world: Any, copied: Path, data: Path) -> None:
     run: Run = world.run(copied, data, tokenizer={"levels": 1, "codes": 8, "collisions": "nearest"})
     with pytest.raises(UserError, match=r"tokenizer\.collisions: 30 items share their first 0 codes and level 1 has 8"):
-        tokenize(run)
+        run.tokenize()
 
 
 @pytest.mark.parametrize("vectors", ["text", "attributes", "language_model"])
@@ -91,14 +91,14 @@ def test_vectors_of_what_no_item_has_are_refused(
         data={"items": {"path": "items.csv", "text": ["title"], "attributes": ["brand"]}},
         tokenizer={"vectors": {vectors: 1.0, "cooccurrence": 1.0}, "language_model": str(model)},
     )
-    prepare(run)
+    run.prepare()
     assert json.loads(run.path("prepare", "summary.json").read_text())["items_described"] == 0
     assert notes.said == [
         "note: items.csv describes none of the 30 items of the logs; an item without a row there has neither text"
         " nor attributes. Ids are compared as they are written"
     ]
     with pytest.raises(UserError, match=rf"tokenizer\.vectors: {vectors} is asked for, and none of the 30 items has"):
-        tokenize(run)
+        run.tokenize()
 
 
 def test_an_item_table_that_is_not_utf_8_is_said(world: Any, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_item_table_that_is_not_utf_8_is_said(world: Any, tmp_path: Path) -> 
         notes.said.clear()
         (folder / "items.csv").write_text(table, encoding=encoding)
         items = {"path": "items.csv", "text": ["title"]}
-        prepare(world.run(tmp_path / encoding, folder, notes, data={"items": items}))
+        world.run(tmp_path / encoding, folder, notes, data={"items": items}).prepare()
         assert len(notes.said) == said
         assert all("items.csv is not UTF-8: what cannot be decoded is lost" in one for one in notes.said)
 
@@ -156,8 +156,8 @@ def test_a_language_model_is_asked_once(world: Any, tmp_path: Path, model: Path)
             | changes,
         )
         made.path("events.jsonl").unlink(missing_ok=True)
-        prepare(made)
-        tokenize(made)
+        made.prepare()
+        made.tokenize()
         events = map(json.loads, made.path("events.jsonl").read_text(encoding="utf-8").splitlines())
         return [(event["stage"], event["event"]) for event in events if event["event"] != "start"][1:]
 

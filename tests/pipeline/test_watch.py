@@ -13,7 +13,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.monitoring.signs import SIGNS, Rule
-from adagrpo.pipeline import Run, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.watch import _predicted, predicted_clicks, watch
@@ -136,7 +136,7 @@ def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> N
     assert set(found["invalid"]) == {"sft", "nll", "adagrpo"}
     json.dumps(found, allow_nan=False)  # what is not known is null
     assert {day["predicted"] for day in found["days"]} == {None}
-    tokenize(Run.open(copied, ["tokenizer.window=1"]))
+    Run.open(copied, ["tokenizer.window=1"]).tokenize()
     with pytest.raises(UserError, match=r"sft is stale: made from another tokenize/codes\.json .* run `adagrpo sft"):
         watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
 

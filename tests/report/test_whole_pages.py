@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adagrpo.pipeline import Run, diagnose_reward
+from adagrpo.pipeline import Run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "wbr", "input"}
@@ -26,7 +26,7 @@ def pages(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempP
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("pages") / "run"))
     run: Run = world.run(directory, data)
     assert "has not been asked here" in (directory / "report.html").read_text(encoding="utf-8")
-    diagnose_reward(run)
+    run.diagnose()
     return {name: (directory / f"{name}.html").read_text(encoding="utf-8") for name in NAMES}
 
 

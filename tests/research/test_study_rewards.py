@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.types import Histories
@@ -35,7 +35,7 @@ def test_control_rewards_are_made_from_the_recipe(world: Any, data: Path, finish
     arms = {"arms": [{"objective": "nll"}, {"objective": "distill"}]}
     reward = {"kind": "weighted", "weights": [1, 0.1, 1, 1], "members": members}
     run = world.run(copied, data, reward=reward, train=arms)
-    train(run)
+    run.train()
     models = Models(RunData(run))
     histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(models.data.num_items)[None]
     policy = models.policy(finished / "sft" / "best").eval()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import EVERYTHING, Common, DryRun, Elsewhere, Out, RunDirectory, close, session, verb
+from adagrpo.cli.options import Common, DryRun, Elsewhere, Out, RunDirectory, close, session, verb
 from adagrpo.cli.planning import plan_text, print_plan_of
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -32,15 +32,14 @@ def diagnose(
     dry_run: DryRun = False,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
-    from adagrpo import pipeline
     from adagrpo.report import diagnosis_tables, to_text
 
     if dry_run:
-        print_plan_of(run, ("diagnose",), common, out)
+        print_plan_of(run, "diagnose", common, out)
         return
     opened = common.open(run, out)
     with session(opened):
-        result = pipeline.diagnose_reward(opened, second_ranker)
+        result = opened.diagnose(second_ranker).content
     if common.as_json:
         typer.echo(json.dumps(result))
         return
@@ -117,7 +116,7 @@ def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     plans: list[dict[str, Any]] = []
     texts = []
     for comparison in comparisons:
-        runs = {str(seed): comparison.plan_of(seed, EVERYTHING) for seed in comparison.seeds}
+        runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
         plans.append(comparison.describe() | {"runs": runs})
         comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
         text = dump_yaml(comparison.describe())
@@ -133,7 +132,6 @@ def report(
     out: Elsewhere = None,
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
-    from adagrpo import pipeline
     from adagrpo.pipeline.shown import Shown
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
     from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
@@ -156,7 +154,7 @@ def report(
             )
         opened = common.open(run, out)
         with session(opened):
-            page = pipeline.write_report(opened)
+            page = opened.report()
             written = [] if figures is None else write_figures(Shown(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 

@@ -38,7 +38,7 @@ def catalog(
 ) -> None:
     """List the versions of the catalogue, compare two, or make the next: items leave and come without training."""
     from adagrpo import pipeline
-    from adagrpo.pipeline.chain import parts_of
+    from adagrpo.pipeline.staleness import parts_of
 
     wanted = 2 if action == "diff" else 0
     if len(versions) != wanted:

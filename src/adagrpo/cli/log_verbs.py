@@ -158,11 +158,10 @@ def prepare(
             f" keep what was set, give it by --set, or carry out `adagrpo run RECIPE --out {shlex.quote(str(out))}`"
         )
     if dry_run:
-        print_plan(run, ("prepare",), common.as_json)
+        print_plan(run, "prepare", common.as_json)
         return
     with session(run):
-        pipeline.prepare(run)
-    summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+        summary = run.prepare()
     hint = sizes_note(config.tokenizer, summary["items"]) if config.data.split.kind != "impressions" else None
     if hint is not None:
         run.console.note(hint)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARM",
-    "EVERYTHING",
     "TOGETHER",
     "CatalogChoice",
     "Checkpoint",
@@ -49,7 +48,6 @@ __all__ = [
 ]
 
 TOGETHER = ("run", "sft", "ranker", "train")  # they fit models; the demo is two runs beside each other
-EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # parts of a run
 PURPOSES = ("start", "your logs", "stages", "answers", "serve", "machine")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]

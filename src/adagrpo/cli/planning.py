@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["plan_text", "print_plan", "print_plan_of"]
 
 
-def print_plan_of(directory: Path, parts: Collection[str], common: Common, out: Path | None = None) -> None:
-    """What a verb would do with an existing run.
+def print_plan_of(directory: Path, command: str, common: Common, out: Path | None = None) -> None:
+    """Print what a command would do with an existing run.
 
     Raises:
-        UserError: what the verb itself would be refused with.
+        UserError: what the command itself would be refused with.
     """
     from adagrpo.pipeline import Run
     from adagrpo.pipeline.checks import check
 
     run = Run.open(directory, common.overrides(), out=out)
-    for verb in parts:
-        check(run, verb)
-    print_plan(run, parts, common.as_json)
+    check(run, command)
+    print_plan(run, command, common.as_json)
 
 
-def print_plan(run: Run, parts: Collection[str], as_json: bool) -> None:
-    """What carrying out some parts of a run would do."""
+def print_plan(run: Run, command: str, as_json: bool) -> None:
+    """Print what a command would do."""
     from adagrpo.pipeline.dry_run import plan
 
-    content = plan(run, parts)
+    content = plan(run, [command])
     typer.echo(json.dumps(content) if as_json else plan_text(content))
 
 

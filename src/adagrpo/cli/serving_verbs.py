@@ -43,9 +43,9 @@ def export(
     catalog: CatalogChoice = "latest",
 ) -> None:
     """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
-    from adagrpo import pipeline
+    from adagrpo.pipeline.export import export
 
-    print_values(pipeline.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
+    print_values(export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
 @verb("serve", "serve", draws=False, instead="--explore-seed")

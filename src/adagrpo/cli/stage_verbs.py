@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from adagrpo.cli.planning import print_plan_of
 from adagrpo.cli.printing import print_metrics, print_values
 
 if TYPE_CHECKING:
-    from adagrpo.report import Table
+    from adagrpo.pipeline import Run
 
 __all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
 
@@ -20,63 +20,19 @@ __all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
 @verb("tokenize", "stages", sets="recipe")
 def tokenize(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Make Semantic IDs of the items of a run."""
-    from adagrpo import pipeline
-    from adagrpo.pipeline.outcomes import catalog_outcome
-    from adagrpo.report import catalog_table
-
-    if dry_run:
-        print_plan_of(run, ("tokenize",), common)
-        return
-    opened = common.open(run)
-    with session(opened):
-        pipeline.tokenize(opened)
-    opened.processes.part()
-    if opened.processes.is_main_process:
-        outcome = catalog_outcome(opened)
-        _print_outcome("tokenize", opened.path("tokenize"), outcome, catalog_table(outcome), common)
+    _carry_out("tokenize", run, common, dry_run)
 
 
 @verb("sft", "stages", sets="recipe", tracks=True)
 def sft(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Train the starting policy."""
-    from adagrpo import pipeline
-    from adagrpo.pipeline.outcomes import fit_outcome
-    from adagrpo.report import fits_table
-
-    if dry_run:
-        print_plan_of(run, ("sft",), common)
-        return
-    opened = common.open(run)
-    with session(opened):
-        pipeline.fit_sft(opened)
-    opened.processes.part()
-    if opened.processes.is_main_process:
-        outcome = fit_outcome(opened, "sft")
-        _print_outcome("sft", opened.path("sft"), outcome, fits_table({"sft": outcome}), common)
+    _carry_out("sft", run, common, dry_run)
 
 
 @verb("ranker", "stages", sets="recipe", tracks=True)
 def ranker(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Train the reward model; of impressions without order, its report too."""
-    from adagrpo import pipeline
-    from adagrpo.pipeline.outcomes import fit_outcome
-    from adagrpo.report import fits_table
-
-    if dry_run:
-        print_plan_of(run, ("ranker",), common)
-        return
-    opened = common.open(run)
-    with session(opened):
-        reported = pipeline.fit_and_report(opened)
-    opened.processes.part()
-    result: dict[str, Any] = {} if reported is None else reported[0] | {"report": str(reported[1])}
-    if "exposures" in result:
-        print_metrics(result, common.as_json)
-    elif result:
-        print_values(result, common.as_json)
-    elif opened.processes.is_main_process:
-        outcome = fit_outcome(opened, "ranker")
-        _print_outcome("ranker", opened.path("ranker"), outcome, fits_table({"ranker": outcome}), common)
+    _carry_out("ranker", run, common, dry_run)
 
 
 @verb("train", "stages", sets="recipe", tracks=True)
@@ -89,24 +45,7 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Post-train every arm of the recipe."""
-    from adagrpo import pipeline
-    from adagrpo.pipeline.outcomes import trained_outcomes
-    from adagrpo.report import fits_table
-
-    if dry_run:
-        print_plan_of(run, ("train",), common)
-        return
-    opened = common.open(run)
-    with session(opened):
-        pipeline.train(opened, anyway=anyway)
-        if not opened.config.train.arms:
-            opened.console.note(
-                "note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'"
-            )
-    opened.processes.part()
-    if opened.processes.is_main_process:
-        outcomes = trained_outcomes(opened)
-        _print_outcome("train", opened.path("train"), {"fits": outcomes}, fits_table(outcomes), common)
+    _carry_out("train", run, common, dry_run, anyway=anyway)
 
 
 @verb("evaluate", "stages", sets="recipe")
@@ -125,16 +64,14 @@ def evaluate(
     from adagrpo.report import results_table, to_text
 
     if dry_run:
-        print_plan_of(run, ("evaluate",), common, out)
+        print_plan_of(run, "evaluate", common, out)
         return
     opened = common.open(run, out)
     if catalog is not None:
         pipeline.evaluate_with(opened, catalog)
     with session(opened):
-        arms = pipeline.finished_arms(opened)
-        pipeline.evaluate(opened, arms)
-        pipeline.report_ranker(opened)
-        result = pipeline.collect(opened, arms)
+        opened.evaluate()
+    result = opened.results
     if common.as_json:
         print_values(result, as_json=True)
         return
@@ -143,11 +80,39 @@ def evaluate(
     typer.echo(f"metrics: {opened.path('metrics.json')}")
 
 
-def _print_outcome(stage: str, folder: Path, outcome: dict[str, Any], table: Table, common: Common) -> None:
-    """Where a stage is and what came out of it."""
-    from adagrpo.report import to_text
-
-    if common.as_json:
-        print_values({"stage": stage, "folder": str(folder)} | outcome, as_json=True)
+def _carry_out(command: str, directory: Path, common: Common, dry_run: bool, **options: bool) -> None:
+    """Carry out a command that makes one kind of stage, and print what came of it."""
+    if dry_run:
+        print_plan_of(directory, command, common)
         return
-    typer.echo(to_text(table) + f"\n\nfolder: {folder}")
+    run = common.open(directory)
+    with session(run):
+        getattr(run, command)(**options)
+    run.processes.part()
+    if run.processes.is_main_process:
+        _print_outcome(run, command, common)
+
+
+def _print_outcome(run: Run, command: str, common: Common) -> None:
+    from adagrpo.pipeline.outcomes import catalog_outcome, fit_outcome, trained_outcomes
+    from adagrpo.report import catalog_table, fits_table, to_text
+
+    if run.config.without_order:
+        print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
+        return
+    if command == "tokenize":
+        outcome = catalog_outcome(run)
+        table = catalog_table(outcome)
+    elif command == "train":
+        fits = trained_outcomes(run)
+        outcome, table = {"fits": fits}, fits_table(fits)
+    else:
+        outcome = fit_outcome(run, command)
+        table = fits_table({command: outcome})
+    folder = run.path(command)
+    if common.as_json:
+        print_values({"stage": command, "folder": str(folder)} | outcome, as_json=True)
+    else:
+        typer.echo(to_text(table) + f"\n\nfolder: {folder}")
+    if command == "train" and not run.config.train.arms:
+        run.console.note("note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import EVERYTHING, Common, DryRun, MaxBadRows, Out, close, session, verb
+from adagrpo.cli.options import Common, DryRun, MaxBadRows, Out, close, session, verb
 from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
@@ -85,10 +85,11 @@ def run_recipe(
 def _print_demo_plans(runs: dict[str, Run], as_json: bool) -> None:
     """What the demo would do under each reward; under the second one it reads what is the same from the first run."""
     from adagrpo.pipeline.dry_run import plan
+    from adagrpo.pipeline.stage_table import RUN
 
     rest = ("ranker", "train", "evaluate", "diagnose")
     first = next(iter(runs))
-    plans = {name: plan(run, (*EVERYTHING, "diagnose") if name == first else rest) for name, run in runs.items()}
+    plans = {name: plan(run, (*RUN, "diagnose") if name == first else rest) for name, run in runs.items()}
     texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
     typer.echo(json.dumps(plans) if as_json else "\n\n".join(texts))
 
@@ -100,7 +101,7 @@ def _print_recipe_and_plan(run: Run, common: Common) -> None:
     from adagrpo.pipeline.dry_run import plan
 
     content, arms = dump_config(run.config), run.config.settings_of_arms()
-    planned = plan(run, EVERYTHING)
+    planned = plan(run)
     if common.as_json:
         typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
         return
@@ -110,10 +111,8 @@ def _print_recipe_and_plan(run: Run, common: Common) -> None:
 
 
 def _carry_out(run: Run, common: Common) -> None:
-    from adagrpo import pipeline
-
     with session(run):
-        metrics, page = pipeline.run_all(run)
+        run.complete()
     run.processes.part()
     if run.processes.is_main_process:
-        print_metrics(metrics | {"report": str(page)}, common.as_json)
+        print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)

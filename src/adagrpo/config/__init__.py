@@ -5,6 +5,7 @@ from adagrpo.config.models import FitConfig
 from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
 from adagrpo.config.settings import Change, changed_settings, read_settings
 from adagrpo.config.training import ArmConfig, CompareConfig, Gate, LoggedItemGate, ObjectiveConfig
+from adagrpo.config.yaml_text import Settings, as_overrides
 
 __all__ = [
     "ArmConfig",
@@ -17,6 +18,8 @@ __all__ = [
     "LoggedItemGate",
     "ObjectiveConfig",
     "RefuseConfig",
+    "Settings",
+    "as_overrides",
     "changed_settings",
     "dump_config",
     "load_config",

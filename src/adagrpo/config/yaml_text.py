@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["column_name", "dump_yaml", "json_text", "parse_yaml", "read_yaml"]
+__all__ = ["Settings", "as_overrides", "column_name", "dump_yaml", "json_text", "parse_yaml", "read_yaml"]
+
+Settings = Mapping[str, Any] | Sequence[str]
 
 LARGEST = 2**20  # bytes; the longest recipe has some thousands
 DEEPEST = 50
@@ -168,3 +171,14 @@ def _bound(text: str, kind: type[yaml.SafeLoader]) -> None:
             raise yaml.YAMLError(f"more than {DEEPEST} levels deep")
         if size > LARGEST:
             raise yaml.YAMLError(f"stands for more than {LARGEST // 2**20} MB")
+
+
+def as_overrides(settings: Settings) -> list[str]:
+    """Settings as `--set` takes them.
+
+    >>> as_overrides({"objective.lambda": 0.5, "reward": {"kind": "noise"}}), as_overrides(["seed=3"])
+    (['objective.lambda=0.5', 'reward={"kind": "noise"}'], ['seed=3'])
+    """
+    if isinstance(settings, Mapping):
+        return [f"{key}={json_text(value)}" for key, value in settings.items()]
+    return list(settings)

@@ -27,12 +27,13 @@ from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import (
     CATALOGS,
     DIGITS,
@@ -65,7 +66,7 @@ class _State(NamedTuple):
 
 
 def update_catalog(
-    run: Run,
+    run: RunDirectory,
     *,
     items: Path | None = None,
     delist: Sequence[str] = (),
@@ -122,14 +123,16 @@ def update_catalog(
             changed.neighbours.write_parquet(work / "neighbours.parquet")
             (work / "version.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
-        data = RunData(run)
-        inputs = [data.prepared / "items.parquet", *CatalogVersion(run, 0).files]
-        also = {"parent": parent.name, "request": request}
-        run.stage(f"{CATALOGS}/{number:04d}", inputs=inputs, also=also, build=build)
+        inputs = [RunData(run).prepared_file("items.parquet"), *CatalogVersion(run, 0).files]
+        files = ("codes.parquet", "codes.json", "items.parquet", "neighbours.parquet", "version.json")
+        made_from = Declaration(build, inputs, files, also={"parent": parent.name, "request": request})
+        run.make(f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
 
 
-def _answers(run: Run, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str) -> bool:
+def _answers(
+    run: RunDirectory, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str
+) -> bool:
     """Whether the latest version is what a request would make now: not one of earlier Semantic IDs."""
     if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
         return False
@@ -137,7 +140,7 @@ def _answers(run: Run, latest: CatalogVersion, request: Mapping[str, Any], paren
 
 
 def _changed(
-    run: Run,
+    run: RunDirectory,
     parent: CatalogVersion,
     state: _State,
     items: Path | None,
@@ -161,7 +164,7 @@ def _changed(
     return (_placed(run, parent, state, moving, together), len(moving)) if len(moving) else (state, 0)
 
 
-def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _State:
+def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, int]) -> _State:
     """The state with new items at the end, whose codes are -1, and with those listed again that had left.
 
     An item that is listed again keeps what its codes and weights were made of; its groups are those that it has now.
@@ -224,7 +227,7 @@ def _refuse_both(
         raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
 
 
-def _together(run: Run, parent: CatalogVersion, state: _State, files: Sequence[Path]) -> sparse.csr_array:
+def _together(run: RunDirectory, parent: CatalogVersion, state: _State, files: Sequence[Path]) -> sparse.csr_array:
     """(V - trained, trained) how often each item that came later was seen near each other one."""
     if not files:
         return sparse.csr_array((len(state.items) - parent.trained, parent.trained))
@@ -247,7 +250,7 @@ def _together(run: Run, parent: CatalogVersion, state: _State, files: Sequence[P
 
 
 def _placed(
-    run: Run,
+    run: RunDirectory,
     parent: CatalogVersion,
     state: _State,
     moving: NDArray[np.int64],  # (N,) rows, ascending
@@ -284,7 +287,7 @@ def _placed(
     return state._replace(neighbours=pl.concat([kept, added]).sort(ITEM, "neighbour"))
 
 
-def _similarity(run: Run, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:
+def _similarity(run: RunDirectory, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:
     """(N, V) how alike new items are to the trained ones, the nearest alone, by what the tokenizer reads of texts."""
     if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
         vectors = language_vectors(new[TEXT].to_list(), language_model_folder(run), device=str(RunData(run).device))
@@ -301,7 +304,7 @@ def _similarity(run: Run, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_
     return nearest_documents(documents[0], documents[1], NEIGHBOURS)
 
 
-def _leaving(run: Run, given: Sequence[str]) -> list[str]:
+def _leaving(run: RunDirectory, given: Sequence[str]) -> list[str]:
     """The ids that leave, as text, each once."""
     ids: list[str] = []
     for one in given:

@@ -1,53 +1,54 @@
-"""What a verb refuses: a stage that is out of date anywhere above what it reads, and a `--set` that it does not read.
+"""What a command refuses: a stage that is out of date anywhere above what it reads, and a `--set` it does not read.
 
-The rule: a verb makes the stages of its own again where that is needed, and reads no stage that is stale. It refuses
-with the first stale stage in the order of the work, why it is stale, and the command that makes it again. Evaluation
-and the report go on without arms that are stale, and name them. `adagrpo run` makes again whatever is stale.
+A command makes its own stages again where that is needed, and reads no stage that is stale. It refuses with the first
+stale stage in the order of the work, why it is stale, and the command that makes it again. Evaluation and the report go
+on without arms that are stale, and name them. `adagrpo run` makes again whatever is stale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adagrpo.config import dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import parts_of, reward_parts, upstream
-from adagrpo.pipeline.commands import ALWAYS, READS, command, fits_trees, names_key, readers, reads_key, remake
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.commands import ALWAYS, command, remake
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Part
+from adagrpo.pipeline.stage_table import (
+    MEASURES_REWARD,
+    commands_of_stages,
+    declared,
+    fits_trees,
+    names_key,
+    readers,
+    reads_key,
+    row_of,
+)
+from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
 
-__all__ = ["check", "finished_arms", "left_out_arms"]
+__all__ = ["check", "reward_stages"]
 
-# what a verb reads, beside all that this was made from
-NEEDS: dict[str, tuple[str, ...]] = {
-    "tokenize": ("prepare",),
-    "sft": ("tokenize",),
-    "ranker": ("prepare",),
-    "train": ("sft",),
-    "diagnose": ("sft",),
-    "evaluate": ("sft", "ranker"),
-    "serve": ("tokenize",),
-    "export": ("tokenize",),
-}
-ASKS_REWARD = ("train", "diagnose", "evaluate")
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 
 
-def check(run: Run, verb: str, stages: Iterable[str] = ()) -> None:
+def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
     """Refuse to carry out a verb on what is out of date.
 
     Args:
         run: as it is opened, with what was set for this command.
-        verb: to be carried out.
+        verb: the command that is to be carried out.
         stages: that it reads in this case, beside those that it always reads.
 
     Raises:
         UserError: a stage is stale or damaged, or a setting is not for this verb; with the command that mends it.
     """
     parts = parts_of(run, measuring=verb in MEASURES)
-    wanted = [*NEEDS.get(verb, ()), *stages, *(reward_parts(run) if verb in ASKS_REWARD else ())]
+    wanted = [*_read_by(run, verb), *stages, *(reward_stages(run) if verb in MEASURES_REWARD else ())]
     needed = [parts[name] for name in upstream(parts, wanted)]
     keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
     for part in needed:
@@ -65,20 +66,29 @@ def check(run: Run, verb: str, stages: Iterable[str] = ()) -> None:
                 raise UserError(_spares(run, verb, part, made_stale))
 
 
-def left_out_arms(run: Run) -> dict[str, str]:
-    """The arms of a run that were trained and are not what its settings and files would give now, and why."""
-    parts = parts_of(run, measuring=True)
-    trained = {name.removeprefix("train/"): part for name, part in parts.items() if name.startswith("train/")}
-    return {name: part.why for name, part in trained.items() if part.there and not part.usable}
+def reward_stages(run: RunDirectory) -> list[str]:
+    """The stages that the reward of a run is read from."""
+    models = Models(RunData(run))
+    try:
+        return sources_of(run, [*models.reward_files, *models.group_reward_files])
+    except (UserError, OSError):  # the command says so itself
+        return []
 
 
-def finished_arms(run: Run) -> list[str]:
-    """The arms of the configuration that have been trained, and are not out of date."""
-    usable = set(run.trained()) - left_out_arms(run).keys()
-    return [arm.name for arm in run.config.train.arms if arm.name in usable]
+def _read_by(run: RunDirectory, verb: str) -> list[str]:
+    """The stages that a command reads and does not make itself."""
+    if verb not in commands_of_stages():
+        return ["tokenize"]
+    files: list[Path] = []
+    for declare in declared(run.config, [verb], finished_arms(run) if verb == "evaluate" else None).values():
+        try:
+            files += declare(run).inputs
+        except (UserError, OSError):  # the command says so itself
+            continue
+    return [name for name in sources_of(run, files) if not _makes(verb, name)]
 
 
-def _refusal(run: Run, part: Part, keys: list[str]) -> str:
+def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
     key = _asked_for(part, keys)
     if key is None:
         return f"{run.called}: {part.name} is stale: {part.why}; run {remake(run, part.name)}"
@@ -89,10 +99,10 @@ def _refusal(run: Run, part: Part, keys: list[str]) -> str:
     )
 
 
-def _reads(run: Run, verb: str, key: str) -> bool:
+def _reads(run: RunDirectory, verb: str, key: str) -> bool:
     if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
         return fits_trees(run.config.reward)  # what else it is, does not concern the ranker
-    return verb in READS and reads_key(verb, key)
+    return reads_key(verb, key)
 
 
 def _not_read(verb: str, key: str) -> str:
@@ -102,7 +112,7 @@ def _not_read(verb: str, key: str) -> str:
     )
 
 
-def _spares(run: Run, verb: str, part: Part, key: str) -> str:
+def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
     """Why a verb that measures does not change what stages beside its own were made with."""
     given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
     elsewhere = run.called.with_name(f"{run.called.name}-{verb}")
@@ -119,11 +129,11 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
 
 
 def _makes(verb: str, stage: str) -> bool:
-    own = {"diagnose": ("diagnose",), "evaluate": ("evaluate", "ranker/report")}[verb] + ("reranking", "reward")
-    return any(stage == name or stage.startswith(f"{name}/") for name in own)
+    row = row_of(stage)
+    return row is not None and row.made_by(verb)
 
 
-def _changes(run: Run, key: str) -> bool:
+def _changes(run: RunDirectory, key: str) -> bool:
     """Whether a key has another value in this command than in run.yaml."""
     if run.described is None:
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.artifacts import manifest
 
 __all__ = ["Chosen", "choose_checkpoint", "of_these_weights"]
@@ -32,13 +32,13 @@ class Chosen(NamedTuple):
         """The stage that it is of."""
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
-    def versions(self, run: Run, checkpoint: str, catalog: str) -> dict[str, str]:
+    def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
         """What answers say that made them; `run` is the run that the checkpoint is of."""
         model = run.hash_input(self.weights / WEIGHTS)[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
-def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
+def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
     """The checkpoint of an arm.
 
     Args:
@@ -64,7 +64,7 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
     return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"], why)
 
 
-def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str, str]:
+def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> tuple[str, str]:
     """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one.
 
     An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing. One that
@@ -114,13 +114,13 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     return best, "; ".join([*why, left_out] if outdated else why)
 
 
-def _ends_at_its_best(run: Run) -> bool:
+def _ends_at_its_best(run: RunDirectory) -> bool:
     """Whether the last weights of sft are its best, which alone are evaluated."""
     first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
 
 
-def of_these_weights(run: Run, evaluation: Path, arm: str, checkpoint: str) -> bool:
+def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
     """Whether an evaluation read the weights that are there; one of an earlier version does not say what it read."""
     made_from = (manifest(evaluation) or {}).get("made_from")
     weights = run.path("sft", "best") if arm == "sft" else run.path("train", arm, checkpoint)

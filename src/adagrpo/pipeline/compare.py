@@ -6,14 +6,14 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.stages.reranking`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
+`adagrpo.pipeline.stages.rerank_arms`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
 known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,21 @@ from pydantic import ValidationError
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
 from adagrpo.config.settings import changed_settings, read_settings
+from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.metrics import cutoff
-from adagrpo.pipeline import run_all
+from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
-from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
-from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, re_rankings
-from adagrpo.pipeline.verbs import refuse_without_order
+from adagrpo.pipeline.stages.rerank_arms import RERANK, SUFFIX, re_ranked, re_rankings
 from adagrpo.report import finding, write_comparison
 from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
@@ -218,7 +218,7 @@ class Comparison:
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
-    def plan_of(self, seed: int, parts: Collection[str]) -> dict[str, Any]:
+    def plan_of(self, seed: int) -> dict[str, Any]:
         """What the run of one seed would do, re-ranking too, see `adagrpo.pipeline.dry_run.plan`.
 
         An arm that is matched to another has stages here once that one is trained.
@@ -226,7 +226,7 @@ class Comparison:
         run = self.run_of(seed)
         matched = self._matched_before(run)
         run.config = _with_arms(run.config, [*run.config.train.arms, *matched.values()])
-        return plan(run, parts, self._re_rankings(run, _names(matched)))
+        return plan(run, more=self._re_rankings(_names(matched)))
 
     def run_of(self, seed: int) -> Run:
         """The run of one seed, of which nothing is made yet."""
@@ -302,18 +302,19 @@ class Comparison:
             matched = self._matched_before(run)
             while True:  # once more in the same directory, with some arms more, when their lambda has become known
                 run.config, known = _with_arms(config, [*config.train.arms, *matched.values()]), matched
-                matched = self._matched(run, run_all(run)[0])
+                run.complete()
+                matched = self._matched(run, run.results)
                 if matched == known:
                     break
             names = _names(matched)
-            for make in self._re_rankings(run, names).values():
-                make(run)
+            for name, declare in self._re_rankings(names).items():
+                run.make(name, declare(run))
         return run, names
 
-    def _re_rankings(self, run: Run, names: Mapping[str, str]) -> dict[str, Callable[[Run], None]]:
+    def _re_rankings(self, names: Mapping[str, str]) -> dict[str, Declare]:
         """The stages of re-ranking in a run, by name; `names` has the arms that are called otherwise there."""
         arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
-        return {stage: make for arm in arms for stage, make in re_rankings(run, arm).items()}
+        return {stage: make for arm in arms for stage, make in re_rankings(arm).items()}
 
     def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
         """The matched arms by the names that they have here."""
@@ -398,7 +399,7 @@ def _checkpoints(arm: str) -> tuple[str, ...]:
     return ("best",) if arm in (START, RERANK) else ("best", "final")
 
 
-def evaluation_folder(run: Run, name: str, checkpoint: str) -> Path:
+def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
     """Where an arm's checkpoint was evaluated."""
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 

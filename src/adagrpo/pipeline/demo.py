@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
+from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Console, Run
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
-from adagrpo.pipeline.stages.prepare import simulate_marketplace
-from adagrpo.pipeline.verbs import diagnose_reward, fit_ranker, fit_sft, prepare, run_all, tokenize
 from adagrpo.rewards.boosted import require_lightgbm
 
 __all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "demo_runs", "run_demo"]
@@ -63,18 +62,19 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     require_lightgbm("reward")
     runs = demo_runs(directory, config, console)
     with runs[GOOD].locked(), runs[WRONG].locked():
-        simulate_marketplace(runs[GOOD])
-        prepare(runs[GOOD])
-        tokenize(runs[GOOD])
-        fit_sft(runs[GOOD])
+        runs[GOOD].prepare()
+        runs[GOOD].tokenize()
+        runs[GOOD].sft()
         verdicts: dict[str, dict[str, Any]] = {}
         for name, run in runs.items():
-            fit_ranker(run)
-            verdicts[name] = diagnose_reward(run)["verdict"]
-        finished = {name: run_all(run) for name, run in runs.items()}
+            run.ranker()
+            verdicts[name] = run.diagnose().content["verdict"]
+        for run in runs.values():
+            run.complete()
         content = {"rewards": verdicts, "rows": _rows(runs)}
         runs[GOOD].write_output(OUTPUT, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return DemoResult(finished[GOOD][0], content, {name: page for name, (_, page) in finished.items()})
+    pages = {name: run.path("report.html") for name, run in runs.items()}
+    return DemoResult(runs[GOOD].results, content, pages)
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:

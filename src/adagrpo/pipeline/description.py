@@ -16,12 +16,13 @@ from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import data_settings
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.writing import write_file
 
 __all__ = [
     "DESCRIPTION",
+    "OUTPUTS",
+    "data_settings",
     "describe",
     "hash_of_output",
     "is_described",
@@ -33,6 +34,7 @@ __all__ = [
 
 DESCRIPTION = "run.yaml"
 PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
+PLACES = ("data.exposures.path", "data.exposures.through")  # where logs are, and up to where
 OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
 
 
@@ -137,6 +139,23 @@ def outputs(root: Path) -> dict[str, str]:
         UserError: run.yaml is damaged.
     """
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
+
+
+def data_settings(config: Config) -> dict[str, Any]:
+    """What the section `data` says beside where the logs are, by key: all that is not as by default.
+
+    >>> config = Config.model_validate({"data": {"logs": ["a.csv"], "columns": {"user": "uid"}, "max_bad_rows": 3}})
+    >>> data_settings(config)
+    {'data.columns.user': 'uid', 'data.max_bad_rows': 3}
+    """
+    said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    found: dict[str, Any] = {}
+    for name, value in said.items():
+        if name in ("columns", "split", "refuse", "exposures"):
+            found |= {f"data.{name}.{inner}": content for inner, content in value.items()}
+        elif name not in ("logs", "marketplace"):
+            found[f"data.{name}"] = value
+    return {key: value for key, value in found.items() if key not in PLACES}
 
 
 def _runs_code(options: RewardOptions) -> bool:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
-from adagrpo.pipeline.run import Run
 
-__all__ = ["diagnosed_models", "heed_diagnosis", "is_diagnosed"]
+__all__ = ["check_diagnosis", "diagnosed_models", "is_diagnosed"]
 
 REFUSED = {
     "do_not_use": "nothing shows that it knows what the policy does not",
@@ -30,12 +30,12 @@ def diagnosed_models(models: Models) -> dict[str, Any]:
     return {"policy": models.run.hash_input(policy), "reward": describe_reward(models)}
 
 
-def is_diagnosed(run: Run, content: Mapping[str, Any]) -> bool:
+def is_diagnosed(run: RunDirectory, content: Mapping[str, Any]) -> bool:
     """Whether a diagnosis, the content of diagnose.json, is of the policy and the reward that are there."""
     return bool(content.get("of") == diagnosed_models(Models(RunData(run))))
 
 
-def heed_diagnosis(run: Run, *, anyway: bool) -> None:
+def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     """Refuse to train on a reward that the diagnosis does not recommend, or say in one line what it said.
 
     Nothing is asked where no arm reads a reward.

@@ -20,10 +20,10 @@ from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_weights import ListWeights, list_weights
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -46,7 +46,7 @@ class _Lists(NamedTuple):
 
 
 def estimate_policy(
-    run: Run,
+    run: RunDirectory,
     exposures: Path,
     requests: Path,
     arm: str,
@@ -179,7 +179,9 @@ def _chances(
             yield part, served.chances(queries, slates, REACH)
 
 
-def _check(run: Run, lists: _Lists, served: Recommender, models: Models) -> tuple[_Lists, dict[int, Recommender], int]:
+def _check(
+    run: RunDirectory, lists: _Lists, served: Recommender, models: Models
+) -> tuple[_Lists, dict[int, Recommender], int]:
     """Compute the log's probabilities again where the weights that answered are there, whatever is set by now.
 
     Returns:

@@ -18,10 +18,10 @@ import polars as pl
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.writing import folder_beside
@@ -30,7 +30,7 @@ __all__ = ["export"]
 
 
 def export(
-    run: Run,
+    run: RunDirectory,
     to: Path,
     arm: str | None = None,
     checkpoint: Literal["best", "final"] = "best",
@@ -53,6 +53,7 @@ def export(
         UserError: no such arm, checkpoint or version, or it is stale, the folder is in use, or the policy is none that
             `transformers` opens.
     """
+    run.refuse_without_order()
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise UserError(f"{to}: is not empty; --to takes a new folder")
     chosen = choose_checkpoint(run, arm, checkpoint)
@@ -122,7 +123,7 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _usage(run: Run, levels: int) -> str:
+def _usage(run: RunDirectory, levels: int) -> str:
     """Say what the folder is, and how it is used."""
     mask = run.config.evaluation.mask_history
     masked = (

@@ -1,6 +1,6 @@
 """What the files of a run hold: the prepared data, the catalogue, the truth, and the lists of files that stages read.
 
-Every read goes through `Run.checked`, `Run.checked_stage` or `Run.hash_input`, so that what was changed after it was
+Every read goes through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so that what was changed after it was
 made is never used. Nothing here reads test data but `cases("test")`.
 """
 
@@ -32,7 +32,7 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
 from adagrpo.groups.decide import TrueUtility
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -45,7 +45,7 @@ __all__ = ["RunData"]
 class RunData:
     """Reads what earlier stages of a run have made."""
 
-    def __init__(self, run: Run, version: CatalogVersion | None = None) -> None:
+    def __init__(self, run: RunDirectory, version: CatalogVersion | None = None) -> None:
         """Read a run.
 
         Args:
@@ -61,10 +61,19 @@ class RunData:
         """The prepared data, as they were written; test cases are looked at where they are read, in `cases`."""
         return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
 
+    def prepared_file(self, name: str) -> Path:
+        """Where a file of the prepared data is or is to be."""
+        return self.run.path("prepare", name)
+
     @property
     def training_files(self) -> list[Path]:
         """What a model may be fitted on, and selected by: training and validation interactions."""
-        return [self.prepared / "items.parquet", self.prepared / "train.parquet", self.prepared / "validation.parquet"]
+        return [self.prepared_file(f"{name}.parquet") for name in ("items", "train", "validation")]
+
+    @property
+    def shown_files(self) -> list[Path]:
+        """What was shown to the users; none where the logs do not say."""
+        return [path for path in [self.prepared_file("impressions.parquet")] if path.is_file()]
 
     @property
     def catalog_files(self) -> list[Path]:
@@ -249,7 +258,7 @@ class RunData:
         """What the sequential ranker is fitted by; `auto` takes impressions where there are some."""
         if self.config.ranker.loss != "auto":
             return self.config.ranker.loss
-        return "impressions" if (self.prepared / "impressions.parquet").is_file() else "cross_entropy"
+        return "impressions" if self.shown_files else "cross_entropy"
 
     @cached_property
     def withheld(self) -> NDArray[np.bool_]:

@@ -25,13 +25,10 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.stages.choose_weight import served_spread
+from adagrpo.pipeline.serve import recommender, reward_read
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender
@@ -47,7 +44,6 @@ __all__ = [
     "facts_of",
     "part_path",
     "read_parts",
-    "reward_read",
 ]
 
 FACTS = "adagrpo"  # the key in the metadata of a part
@@ -116,11 +112,13 @@ class Wanted:
     def _first(self, number: int) -> int:
         return number * self.part_users
 
-    def worker(self, loaded: tuple[Run, Recommender] | None = None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def worker(
+        self, loaded: tuple[RunDirectory, Recommender] | None = None
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Load what answers unless it is there, and give the function that makes a part."""
         return _Answering(self, *(loaded or self._load())).make
 
-    def _load(self) -> tuple[Run, Recommender]:
+    def _load(self) -> tuple[RunDirectory, Recommender]:
         run = Run.open(self.run, self.overrides)
         chosen = choose_checkpoint(run, self.arm, self.checkpoint)
         if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
@@ -129,11 +127,6 @@ class Wanted:
             raise UserError("reward: another one than when the command began; carry it out again")
         options = (self.reward_weight, self.exclude_history, self.precision, self.catalog)
         return run, recommender(run, self.arm, self.checkpoint, *options)[0]
-
-
-def reward_read(run: Run, weight: float) -> dict[str, Any]:
-    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
-    return describe_reward(Models(RunData(run))) | {"spread": served_spread(run)} if weight > 0 else {}
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
@@ -170,7 +163,7 @@ class LoggedHistories:
         if data.config.data.split.kind == "temporal" and not (folder / "later.parquet").is_file():
             raise UserError(
                 f"{folder}: an earlier version left out what came after the test targets, which lists need; run"
-                f" {remake(data.run, folder)} again"
+                f" {data.run.remake(folder)} again"
             )
         self.whole = load_whole(folder)
         names = load_user_ids(data.prepared).cast(pl.String).to_list()
@@ -189,7 +182,7 @@ class LoggedHistories:
 class _Answering:
     """What answers in one worker."""
 
-    def __init__(self, wanted: Wanted, run: Run, served: Recommender) -> None:
+    def __init__(self, wanted: Wanted, run: RunDirectory, served: Recommender) -> None:
         self.wanted, self.run, self.served = wanted, run, served
         self.narrowing = served.narrow(wanted.include, wanted.exclude)
         self.data = RunData(run)

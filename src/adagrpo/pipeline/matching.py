@@ -17,7 +17,7 @@ from typing import Any
 from adagrpo.config import ArmConfig
 from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 
 __all__ = ["MATCHED", "check_matched", "matched_arm"]
 
@@ -40,7 +40,7 @@ def check_matched(arms: Sequence[str]) -> None:
             )
 
 
-def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
+def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
     """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
 
     Args:
@@ -63,7 +63,7 @@ def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
     return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * weight:.4g}"})
 
 
-def _mean_norm(run: Run, arm: str) -> float:
+def _mean_norm(run: RunDirectory, arm: str) -> float:
     """Of the reward term, over the steps at which norms were measured."""
     lines = run.checked("train", arm, "steps.jsonl").read_text(encoding="utf-8").splitlines()
     norms = [row.get(REWARD, 0.0) for row in map(json.loads, lines) if MEASURED in row]

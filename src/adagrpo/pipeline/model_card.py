@@ -20,7 +20,7 @@ from adagrpo.groups.decide import UNREAD
 from adagrpo.metrics import Shown, shown
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.summary import measured_over
@@ -32,7 +32,7 @@ __all__ = ["model_card"]
 LICENCE = "# license: name yours here before you publish this folder; adagrpo does not choose one\n"
 
 
-def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
+def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
     """The text of README.md.
 
     Args:
@@ -60,7 +60,7 @@ def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, us
 
 
 def _metadata(
-    run: Run, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]], of_part: str
+    run: RunDirectory, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]], of_part: str
 ) -> str:
     """The YAML block; the values that Hugging Face's model index lists are those of the test cases."""
     content: dict[str, Any] = {
@@ -81,14 +81,14 @@ def _metadata(
     return f"---\n{LICENCE}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _data(run: Run) -> str:
+def _data(run: RunDirectory) -> str:
     summary = _json(run, "prepare", "summary.json") or {}
     names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
     rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
     return to_markdown(Table(("data", "number"), rows, ("left", "right")))
 
 
-def _model(run: Run, parameters: int) -> str:
+def _model(run: RunDirectory, parameters: int) -> str:
     policy, tokenizer = run.config.policy, run.config.tokenizer
     audit = _json(run, "tokenize", "audit.json") or {}
     body = "a model that was given" if policy.lm and policy.lm.checkpoint else "a model from a configuration"
@@ -108,7 +108,7 @@ def _model(run: Run, parameters: int) -> str:
     return to_markdown(Table(("part", "what"), tuple(rows), ("left", "left")))
 
 
-def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
+def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
     rows = [("arm", chosen.arm), ("checkpoint", f"{checkpoint}, step {chosen.step}")]
     if chosen.arm == START:
         rows.append(("objective", "cross-entropy of the logged items; no reward"))
@@ -128,7 +128,9 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
 
 
-def _results(run: Run, chosen: Chosen, checkpoint: str, means: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+def _results(
+    run: RunDirectory, chosen: Chosen, checkpoint: str, means: Mapping[str, float]
+) -> dict[str, Mapping[str, float]]:
     """The metrics of the test cases: with intervals where they were computed, without them where only means are.
 
     Empty where it was not these weights that were evaluated: of sft the best are, of an arm perhaps an earlier fit.
@@ -144,7 +146,7 @@ def _results(run: Run, chosen: Chosen, checkpoint: str, means: Mapping[str, floa
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 
-def _measured(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
+def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
     """What the evaluation of these very weights found; nothing where there is none."""
     path = run.find(*_evaluation(chosen, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
@@ -158,7 +160,9 @@ def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
     return ("evaluate", START) if chosen.arm == START else ("evaluate", chosen.arm, checkpoint)
 
 
-def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible: Mapping[str, Any] | None) -> str:
+def _results_text(
+    run: RunDirectory, results: Mapping[str, Mapping[str, float]], eligible: Mapping[str, Any] | None
+) -> str:
     if not results:
         return "Not evaluated: `adagrpo evaluate` had not measured this checkpoint when this folder was written."
     rows = []
@@ -176,7 +180,7 @@ def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible
     )
 
 
-def _verdict(run: Run) -> str:
+def _verdict(run: RunDirectory) -> str:
     content = _json(run, "diagnose", "diagnose.json")
     if content is None:
         return "Not asked: `adagrpo diagnose` had not been carried out when this folder was written."
@@ -190,7 +194,7 @@ def _verdict(run: Run) -> str:
     return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {' '.join(verdict['sentences'][:2])}"
 
 
-def _limits(run: Run) -> str:
+def _limits(run: RunDirectory) -> str:
     simulated = "- The data are simulated; the numbers say nothing about a real shop.\n"
     return (
         f"{simulated if run.config.data.marketplace else ''}"
@@ -202,13 +206,13 @@ def _limits(run: Run) -> str:
     )
 
 
-def _made(run: Run) -> str:
+def _made(run: RunDirectory) -> str:
     return (
         f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{run.config_hash}`.\n"
         "The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here."
     )
 
 
-def _json(run: Run, *path: str) -> dict[str, Any] | None:
+def _json(run: RunDirectory, *path: str) -> dict[str, Any] | None:
     found = run.find(*path)
     return None if found is None else dict(json.loads(found.read_text(encoding="utf-8")))

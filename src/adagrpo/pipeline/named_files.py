@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from adagrpo.config.reward import CallableOptions, FactoryOptions, LightGBMOptions, RewardOptions, SequentialOptions
+from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.rewards import find_module
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
-__all__ = ["check_named", "files_named_by"]
+__all__ = ["check_named", "check_test_cases", "files_named_by"]
 
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
@@ -34,7 +36,7 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
     run, config = data.run, data.config
     if config.without_order:
         return
-    if "tokenize" in parts and reads_texts(run):
+    if "tokenize" in parts and reads_texts(config):
         check_model(language_model_folder(run))
     if ASK_REWARD & set(parts):
         for path in Models(data).reward_files:
@@ -44,7 +46,7 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
 
 
-def files_named_by(options: RewardOptions, run: Run) -> list[Path]:
+def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
     """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
     match options:
         case CallableOptions() | FactoryOptions():
@@ -56,3 +58,15 @@ def files_named_by(options: RewardOptions, run: Run) -> list[Path]:
         case _:
             own = []
     return own + [path for part in options.parts for path in files_named_by(part, run)]
+
+
+def check_test_cases(run: RunDirectory) -> None:
+    """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
+    prepared = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    split = run.config.data.split
+    if split.kind == "temporal" and not prepared["test_cases"]:
+        last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")
+        raise UserError(
+            f"data.split.test_from: no user with a history has an interaction at or after {split.test_from} to be"
+            f" tested on; the last time of the logs is {last}"
+        )

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 
 __all__ = ["catalog_outcome", "fit_outcome", "trained_outcomes"]
 
 
-def catalog_outcome(run: Run) -> dict[str, Any]:
+def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
     """Of `tokenize`: items, levels, codes of each level, collisions before they were resolved, density."""
     audit = _read(run.checked("tokenize", "audit.json"))
     names = ("items", "distinct_sequences", "collision_rate", "largest_collision", "density")
@@ -19,7 +19,7 @@ def catalog_outcome(run: Run) -> dict[str, Any]:
     return {name: audit[name] for name in names} | {"levels": levels}
 
 
-def fit_outcome(run: Run, stage: str) -> dict[str, Any]:
+def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
     """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
 
     Args:
@@ -44,7 +44,7 @@ def fit_outcome(run: Run, stage: str) -> dict[str, Any]:
     }
 
 
-def trained_outcomes(run: Run) -> dict[str, dict[str, Any]]:
+def trained_outcomes(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """`fit_outcome` of the arms of the recipe that were trained, by name, behind that of sft."""
     trained = set(run.trained())
     names = [arm.name for arm in run.config.train.arms if arm.name in trained]

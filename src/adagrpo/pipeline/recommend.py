@@ -24,10 +24,10 @@ from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.on_ray import each_on_ray
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.serve import recommender, reward_read
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
 from adagrpo.storage.artifacts import seal, verify
@@ -45,7 +45,7 @@ LAYOUT = 2  # 1 had a row for each place of a list
 
 
 def recommend_users(
-    run: Run,
+    run: RunDirectory,
     users: Path,
     out: Path,
     *,
@@ -90,6 +90,7 @@ def recommend_users(
         UserError: the file cannot be read as above, nothing is eligible, or the folder holds the lists of something
             else.
     """
+    run.refuse_without_order()
     served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
@@ -159,7 +160,7 @@ def recommend_users(
     return summary | {"folder": str(out)}
 
 
-def _user_column(run: Run, users: Path) -> str:
+def _user_column(run: RunDirectory, users: Path) -> str:
     """`user_id`, or the column of the users in the run's logs, whichever a file has."""
     there, logged = columns_of(users), run.config.data.columns.user
     if USER_ID in there:
@@ -185,7 +186,7 @@ def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> 
     write_file(out / BEGUN, json.dumps(content) + "\n")
 
 
-def _as_written(run: Run, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
+def _as_written(run: RunDirectory, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
     """The finished parts that are there as they were written; it is said which are not, and those are made again."""
     there = {name: digest for name, digest in finished.items() if (out / name).is_file()}
     damaged = {name for name, digest in there.items() if hash_file(out / name) != digest}
@@ -195,7 +196,7 @@ def _as_written(run: Run, out: Path, finished: Mapping[str, str]) -> dict[str, s
 
 
 def _make(
-    run: Run,
+    run: RunDirectory,
     wanted: Wanted,
     worker: Callable[[], Callable[[Any], Any]],
     ray_actors: int | None,

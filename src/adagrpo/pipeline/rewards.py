@@ -20,43 +20,39 @@ from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards import Reward, WeightedReward, ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
-__all__ = ["check_reward", "describe_reward"]
+__all__ = ["check_reward", "describe_reward", "first_look"]
 
 LOOK_CASES, LOOK_ITEMS = 64, 50
 
 
-def check_reward(models: Models, *, note: bool = True) -> None:
-    """Look at the reward before it is used, and note in run.yaml what it is.
-
-    Args:
-        models: of the run.
-        note: False writes nothing into the run.
+def check_reward(models: Models) -> None:
+    """Look at the reward before it is used; nothing is written.
 
     Raises:
         UserError: it says the same of every item, is not finite, or is otherwise wrong in a way that the user can mend.
         ServiceError: an endpoint failed, or what it answers is wrong.
     """
-    data, run, options = models.data, models.run, models.config.reward
-    for path in [*data.training_files, *data.catalog_files, run.path("sft", "best", "model.safetensors")]:
-        run.hash_input(path)  # of the stages that are missing, the first is named
-    if note:
-        run.note("reward", describe_reward(models))
-    cases = sample_cases(data.cases("validation"), LOOK_CASES, run.config.seed)
-    if options == SequentialOptions():  # fitted and validated by the run itself: nothing is kept of the look
-        _spread(data, cases, models.group_reward(), options)
-        return
-    if not note:
-        _spread(data, cases, models.reward(), options)
-        return
+    data, options = models.data, models.config.reward
+    # the run's own reward is looked at as groups are scored by it
+    reward = models.group_reward() if options == SequentialOptions() else models.reward()
+    _spread(data, _cases(data), reward, options)
+
+
+def first_look(run: RunDirectory) -> Declaration:
+    """A look at a reward that the run has not fitted itself, of which is kept how far its scores spread."""
+    data, options = RunData(run), run.config.reward
+    models = Models(data)
 
     def build(work: Path) -> None:
-        reward = models.reward()
+        reward, cases = models.reward(), _cases(data)
         content: dict[str, Any] = {"cases": len(cases), "spread": _spread(data, cases, reward, options)}
         if isinstance(reward, WeightedReward):
             parts = zip(reward.members, options.parts, strict=True)
@@ -64,7 +60,11 @@ def check_reward(models: Models, *, note: bool = True) -> None:
         write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
 
     inputs = [*data.training_files, *models.reward_files]
-    run.stage("reward", reads=(*models.reward_reads, "seed", "max_history"), inputs=inputs, build=build)
+    return Declaration(build, inputs, ("reward.json",), (*models.reward_reads, "seed", "max_history"))
+
+
+def _cases(data: RunData) -> Cases:
+    return sample_cases(data.cases("validation"), LOOK_CASES, data.config.seed)
 
 
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:

@@ -1,93 +1,65 @@
-"""A run directory: its stages, its settings in run.yaml, and the log of events.
+"""A run and what is done with it: each command of the command line is a method of `Run`.
 
-A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
-folder (`adagrpo.pipeline.stage`). Its manifest carries a fingerprint: the hash of the settings that the stage declares
-to read, of the files it reads, and of the number of its schema. A stage whose fingerprint is unchanged is skipped; one
-that was interrupted goes on from what its work folder holds, if that was begun under the same fingerprint. Only files
-of names in `WRITTEN` or in a manifest are ever removed.
+    from adagrpo import Run
 
-run.yaml has the settings of the work that was done. What a command changes by `--set` holds for that command, and is
-written when all of its work is done (`Run.keep_settings`). Which stages are out of date, and why, is said by
-`adagrpo.pipeline.chain`; `Run` itself holds nothing against what lies further up.
+    run = Run.open("runs/mine")
+    run.diagnose()
+    run.recommend([["item-7", "item-3"]])
 
-Whoever reads a file of a run asks `Run.checked` for it, which holds it against its manifest or, for the files that
-belong to no stage, against the hash in run.yaml.
-
-A run may go on from another one that it never writes to: what it lacks is read there (`adagrpo evaluate --out`).
-
-Where several processes were launched, the first one alone holds the lock and writes; the others take part in the stages
-that fit a model and wait for the end of every other one, see `Run.stage`.
+A method makes the stages of its command, row by row of the table (`adagrpo.pipeline.stage_table`), in the folder that
+the command line works in: either can go on where the other stopped. Results are typed; tables are polars frames.
 """
 
 from __future__ import annotations
 
-import copy
-import os
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Self
 
-import torch
+import polars as pl
 
-from adagrpo.config import Config, dump_config, read_settings, resolve_config
+from adagrpo.config import Config, Settings, as_overrides, dump_config, load_config, resolve_config
+from adagrpo.config.reward import SequentialOptions
+from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
+from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.catalog_update import update_catalog
+from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.description import (
-    DESCRIPTION,
-    describe,
-    hash_of_output,
-    outputs,
-    read_description,
-    write_description,
-)
-from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
-from adagrpo.pipeline.stage import Ingredients, StageFolder
-from adagrpo.storage.artifacts import manifest, verify, verify_file
-from adagrpo.storage.hashes import cached_hash, hash_json
-from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST
-from adagrpo.storage.writing import write_file
-from adagrpo.trainer.processes import processes
+from adagrpo.pipeline.description import DESCRIPTION, is_described
+from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.export import export
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.named_files import check_named, check_test_cases
+from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
+from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
+from adagrpo.pipeline.serve import check_served, recommender, reward_read
+from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.shown import Shown
+from adagrpo.pipeline.stage_table import RUN, declared, row_of
+from adagrpo.pipeline.stages.diagnose import diagnosis
+from adagrpo.pipeline.stages.evaluate import collect
+from adagrpo.pipeline.stages.exposure_report import collect_exposures
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of, stages_of
+from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
+from adagrpo.report import write_diagnosis, write_report
+from adagrpo.serving.answers import answer
+from adagrpo.serving.eligibility import Filter
+from adagrpo.serving.recommender import ItemId, Recommender
 
-__all__ = ["EVENTS", "Console", "Run", "Silent"]
+__all__ = ["Run"]
 
-BUILD, DONE = "build", "done"  # what the first process tells those that follow it through a stage
-
-
-class Console(Protocol):
-    """Where progress is shown. Nothing that a caller reads back goes through it."""
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""
-        ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Work within a stage went on."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something is worth a line."""
-        ...
+Checkpoint = Literal["best", "final"]
 
 
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """Nothing."""
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-
-class Run:
-    """One run directory."""
+class Run(RunDirectory):
+    """A run directory and what is done with it; make one with `Run.open` or `Run.create`."""
 
     def __init__(
         self,
@@ -98,345 +70,412 @@ class Run:
         code: Path | None = None,
         source: Path | None = None,
     ) -> None:
-        """Look at a run directory; it is made, and marked as a run, when something is first written into it.
-
-        Args:
-            directory: of the run.
-            config: resolved.
-            data: the folder that the recipe's relative paths are in.
-            console: where progress is shown.
-            code: the folder in which the modules of a recipe are looked for; None is the working directory.
-            source: another run, from which this one reads what it lacks; nothing is written there.
-
-        Raises:
-            UserError: the directory holds something else than a run.
-        """
-        check_kind(directory, "run")
-        self.directory, self.config, self.data, self.source = directory, config, data, source
-        self.called = directory  # as the user calls the run
-        self.overrides: tuple[str, ...] = ()  # of run.yaml, by this command
-        self.catalog = 0  # the version of the catalogue that is evaluated, see `adagrpo.pipeline.versions`
-        self.described: Config | None = None  # what run.yaml says; None where the run was not opened
-        self.made: list[str] = []  # the stages that were made, not skipped
-        self.remembered: dict[str, Any] = {}  # by the hash of what it was computed from, what another arm would repeat
-        self._noted: dict[str, Any] = {}
-        self.code = (code or Path()).resolve()
-        self.console: Console = console or Silent()
-        self._locked = False
-        self.processes, self.followed = processes(), True
-        if not self.processes.is_main_process:
-            self.console = Silent()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        super().__init__(directory, config, data, console, code, source)
+        self._ready: set[str] = set()  # shared stages that this command has made or found up to date
+        self._served: dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]] = {}  # with what it was made from
 
     @classmethod
-    def open(
+    def create(
         cls,
-        directory: Path,
-        overrides: Sequence[str] = (),
-        console: Console | None = None,
-        out: Path | None = None,
-    ) -> Run:
-        """Open an existing run; nothing is written.
+        recipe: str | Path | Mapping[str, Any],
+        out: str | Path,
+        data: str | Path = ".",
+        settings: Settings = (),
+        *,
+        progress: bool = False,
+    ) -> Self:
+        """A run of a recipe, whose stages are still to be carried out; where there are some, it goes on from them.
 
         Args:
-            directory: of the run.
-            overrides: `a.b=c` changes of the configuration, see `adagrpo.config.load_config`. `keep_settings` writes
-                them to run.yaml, so that the stages after this one go by them too.
-            console: where progress is shown.
-            out: another run directory, new or begun earlier in this way, for all that is written from here on.
+            recipe: a YAML file, or its content as a mapping.
+            out: the run directory.
+            data: the folder that the recipe's relative paths are in.
+            settings: changes of the recipe, see `open`.
+            progress: show on stderr how far the work is.
 
         Raises:
-            UserError: there is no run, or none where it goes on from, its run.yaml is damaged, or `out` is given for a
-                run that has a source itself or is a run that does not go on from this one.
+            UserError: the recipe has an unknown key or a bad value, or the folder holds something else.
         """
-        if not is_marked(directory):
-            raise UserError(
-                f"{directory}: not a run (it has no file {MARK}); make one with `adagrpo run` or `adagrpo prepare`"
-            )
-        check_kind(directory, "run", "--run")
-        marked = read_mark(directory).get("source")
-        source, called = Path(marked) if marked is not None else None, directory
-        if source is not None and not is_marked(source):
-            raise UserError(
-                f"{directory}: reads what it lacks from {source}, where there is no run any more; put it back"
-            )
-        if out is not None and out.resolve() != directory.resolve():
-            check_kind(out, "run")
-            if source is not None:
-                raise UserError(f"--out: {directory} goes on from {source} itself; work in it, or go on from that one")
-            own = read_mark(out).get("source") if is_marked(out) else str(directory.resolve())
-            if own != str(directory.resolve()):
-                what = "a run of its own" if own is None else f"what goes on from {own}"
-                raise UserError(f"--out: {out} is {what}, and not from {directory}; take a new folder")
-            directory, source = out, directory.resolve()
-        described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
-        content = read_description(described)
-        try:
-            before, data = content["config"], Path(content["data_directory"])
-            code = Path(content["code_directory"]) if "code_directory" in content else None
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
-        as_described = resolve_config(copy.deepcopy(before), (), str(described / DESCRIPTION))
-        # what is wrong now is wrong with what was set
-        config = resolve_config(before, overrides, "--set") if overrides else as_described
-        run = cls(directory, config, data, console, code, source)
-        run.described, run.catalog = as_described, content.get("catalog", 0)
-        run.called, run.overrides = called, tuple(overrides)
-        return run
+        code = None
+        if isinstance(recipe, Mapping):
+            content = json.loads(json.dumps(recipe, default=str))  # a path is its text
+            config = resolve_config(content, as_overrides(settings), "recipe")
+        else:
+            config, code = load_config(Path(recipe), as_overrides(settings)), Path(recipe).parent
+        if not Path(data).is_dir():
+            raise UserError(f"{data}: no such folder (data)")
+        return cls(Path(out), config, Path(data), StderrConsole() if progress else Silent(), code)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the run directory while the block lasts; blocks of the same run may nest.
-
-        The directory is made and marked if need be.
-
-        Raises:
-            UserError: another process is at work here; its id is named. Or the directory cannot be written.
-        """
-        if self._locked or not self.processes.is_main_process:
-            yield
-            return
-        facts = {} if self.source is None else {"source": str(self.source)}
-        with lock_folder(self.directory, "run", **facts):
-            self._locked = True
-            try:
-                cut_half_line(self.directory)
-                yield
-            finally:
-                self._locked = False
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, {self.config.name!r})"
 
     @property
-    def config_hash(self) -> str:
-        """Hash of the whole resolved configuration."""
-        return hash_json(dump_config(self.config))
+    def recipe(self) -> dict[str, Any]:
+        """The recipe, resolved, as plain values; `Run.create` takes it back."""
+        return dump_config(self.config)
 
-    def path(self, *parts: str) -> Path:
-        """Where something of the run lies or is to lie: in its own directory, or where it alone is, in its source."""
-        own = self.directory.joinpath(*parts)
-        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
-            return self.source.joinpath(*parts)
-        return own
+    def remake(self, place: Path | str) -> str:
+        """The command that makes a stage, or the stage of a file, as a user types it."""
+        return remake(self, place)
 
-    def folder(self, stage: str) -> Path:
-        """Where a finished stage lies; its place may also hold an inner stage alone, such as `ranker/report`."""
-        return self.path(*stage.split("/"), MANIFEST).parent
+    def complete(self) -> pl.DataFrame:
+        """Carry out every stage of the recipe that is not done, with a report; see `metrics` for what comes back.
 
-    def checked(self, *parts: str) -> Path:
-        """A file of the run that is as it was written.
-
-        Raises:
-            UserError: it is missing or was changed after it was made; it is named.
+        Of several processes, those that do not lead have no part in what follows training: they get an empty table.
         """
-        path = self.path(*parts)
-        self.hash_input(path)
-        return path
+        if self.processes.is_main_process:
+            for part in made_again(self):
+                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
+        with self._working():
+            publish_first(self)
+            self._make("prepare")
+            check_named(RunData(self), ("train", "evaluate"))
+            check_test_cases(self)
+            for command in ("tokenize", "sft", "ranker"):
+                self._make(command)
+            self._train(anyway=True)
+            self.go_on_alone()
+            if not self.processes.is_main_process:
+                return metrics_table({})
+            self._evaluate([arm.name for arm in self.config.train.arms])
+            self._write_report()
+            self.keep_settings()
+        return self.metrics
 
-    def find(self, *parts: str) -> Path | None:
-        """`checked`, or None where there is no such file."""
-        path = self.path(*parts)
-        if path.name == DESCRIPTION and path.is_file():
-            read_description(path.parent)
-        return self.checked(*parts) if path.is_file() else None
+    def prepare(self) -> dict[str, Any]:
+        """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
+        with self._doing("prepare"):
+            self._make("prepare")
+        return self._json("prepare", "summary.json")
 
-    def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
-        """The folder of a finished stage whose files, but for some, are all as they were written.
+    def tokenize(self) -> dict[str, Any]:
+        """Make the Semantic IDs of the items. Returns their audit."""
+        with self._doing("tokenize"):
+            self._make("tokenize")
+        return self._json("tokenize", "audit.json")
 
-        Raises:
-            UserError: the stage is missing, or a file of it was changed after it was made; it is named.
-        """
-        folder = self.folder(name)
-        content = manifest(folder)
-        if content is None:
-            raise UserError(f"{folder}: missing; run {remake(self, folder)} first")
-        for file in content["files"].keys() - set(but):
-            verify_file(folder, file, content)
-        return folder
+    def sft(self) -> Self:
+        """Train the starting policy."""
+        with self._doing("sft"):
+            self._make("sft")
+        return self
 
-    def write_description(self, data_files: Mapping[str, str]) -> None:
-        """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
-        if not self.processes.is_main_process:
-            return
-        content = describe(self.config, data_files, data=self.data, code=self.code)
-        with self.locked():
-            with suppress(UserError):  # of a damaged one nothing is believed
-                kept = read_description(self.path(DESCRIPTION).parent)
-                same_reward = kept["config"].get("reward") == content["config"]["reward"]
-                names = ("outputs", "collected", "catalog", *(("reward",) if same_reward else ()))
-                content |= {name: kept[name] for name in names if name in kept}
-            write_description(self.directory, content | self._noted)
+    def ranker(self) -> Self:
+        """Train the reward model; of impressions without order, its report too."""
+        with self._doing("ranker"):
+            self._make("ranker")
+            if self.config.without_order and self.processes.is_main_process:
+                self._collect([])
+                self._write_report()
+        return self
 
-    def note(self, key: str, value: Any) -> None:
-        """Have `keep_settings` add something to run.yaml."""
-        self._noted[key] = value
-
-    def keep_settings(self) -> None:
-        """Write the settings of this command into run.yaml, its work being done; nothing where they are there."""
-        if not self.processes.is_main_process:
-            return
-        content = read_description(self.path(DESCRIPTION).parent)
-        wanted = describe(self.config, content["data"], data=self.data, code=self.code) | self._noted
-        if any(content.get(key) != value for key, value in wanted.items() if key not in ("threads", "versions")):
-            self.write_description(content["data"])
-
-    def record(self, key: str, value: Any) -> None:
-        """Add to run.yaml what is known only later."""
-        if not self.processes.is_main_process:
-            return
-        with self.locked():
-            content = read_description(self.path(DESCRIPTION).parent)
-            if content.get(key) != value:
-                write_description(self.directory, content | {key: value})
-
-    def write_output(self, name: str, text: str) -> Path:
-        """Write a file that belongs to no stage, such as metrics.json, and its hash into run.yaml."""
-        with self.locked():
-            path = self.directory / name
-            write_file(path, text)
-            self.record("outputs", outputs(self.directory) | {name: cached_hash(path)})
-        return path
-
-    def stage(
-        self,
-        name: str,
-        *,
-        inputs: Sequence[Path],
-        build: Callable[[Path], None],
-        reads: Sequence[str] = (),
-        but: Sequence[str] = (),
-        also: Any = None,
-        schema: int = 1,
-        together: bool = False,
-    ) -> Path:
-        """Make a stage unless it is there already.
+    def train(self, *, anyway: bool = False) -> Self:
+        """Post-train every arm of the recipe.
 
         Args:
-            name: the stage's folder below the run directory, `/`-separated.
-            inputs: files that it reads; those of another stage must be as that stage left them.
-            build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
-            reads: keys and sections of the configuration that decide the result, see `adagrpo.config.read_settings`.
-            but: keys below those that do not.
-            also: JSON-able, what else decides the result: a constant of the code, the fold, the arm.
-            schema: of what the stage computes; raised when the same inputs and settings come to give another result.
-            together: `build` fits a model and is for all processes; those that do not lead write nothing in it.
+            anyway: also on a reward that `diagnose` does not recommend for training.
+
+        Raises:
+            UserError: the reward was diagnosed and not recommended, and not `anyway`.
+        """
+        with self._doing("train"):
+            self._train(anyway=anyway)
+        return self
+
+    def evaluate(self) -> pl.DataFrame:
+        """Evaluate sft and every trained arm on validation and test; see `metrics` for what comes back."""
+        with self._doing("evaluate"):
+            self._evaluate(finished_arms(self))
+        return self.metrics
+
+    def diagnose(self, second_ranker: str | Path | None = None) -> Diagnosis:
+        """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html.
+
+        Args:
+            second_ranker: checkpoint folder of another ranker, to form strata for the run's own.
+
+        Raises:
+            UserError: a stage is missing, or the second ranker does not fit.
+        """
+        with self._doing("diagnose"):
+            wanted = diagnosis(self, None if second_ranker is None else Path(second_ranker))
+            self._look_at_reward()
+            self._make("diagnose", but="diagnose")
+            self.make("diagnose", wanted)
+            content = self._json("diagnose", "diagnose.json")
+            write_diagnosis(self.directory, content, self.config.name)
+            if (self.directory / "report.html").is_file():
+                try:
+                    self._write_report()  # the page shows the verdict
+                except UserError as error:  # what else it shows is of other settings
+                    self.console.note(f"report.html is left as it is: {error}")
+        return Diagnosis.of(content)
+
+    def report(self) -> Path:
+        """Write report.html of what was measured, and return where it is.
+
+        Raises:
+            UserError: nothing was measured, or what was is out of date.
+        """
+        with self._working():
+            return self._write_report()
+
+    def stage(self, name: str) -> Path:
+        """Make one stage that the recipe asks for, by its name, such as `train/nll`.
 
         Returns:
-            The finished folder.
+            Its folder.
 
         Raises:
-            UserError: an input is missing, or the stage's files were changed after they were made.
+            UserError: the recipe asks for no such stage, or what it is made from is missing or out of date.
         """
-        folder = StageFolder(self.directory, name)
-        if not self.processes.is_main_process:
-            while self.processes.broadcast() == BUILD:
-                build(folder.work)
-            return self.folder(name)
-        with self.locked():
-            settings = read_settings(self.config, reads, but)
-            made_from = Ingredients(schema, settings, also, self.hash_inputs(inputs), tuple(reads), tuple(but))
-            there = self.folder(name)
-            done = manifest(there)
-            if done is not None and done["fingerprint"] == made_from.fingerprint(name):
-                verify(there)
-                folder.forget()
-                self._event(name, "skip", 0.0)
-            else:
-                folder.check()
-                self._event(name, "start", 0.0)
-                started = time.monotonic()
-                folder.make(made_from, self._told(build) if together else build)
-                self.made.append(name)
-                self._event(name, "end", time.monotonic() - started)
-            if self.followed:
-                self.processes.broadcast(DONE)
-            return self.folder(name)
+        row = row_of(name)
+        wanted = {} if row is None else declared(self.config, [row.command])
+        if row is None or name not in wanted:
+            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(declared(self.config))}")
+        with self._doing(row.command):
+            for source in sources_of(self, wanted[name](self).inputs):
+                if source in wanted and source != name:  # of the same command, such as `teacher`
+                    self.make(source, wanted[source](self))
+            return self.make(name, wanted[name](self))
 
-    def trained(self) -> list[str]:
-        """The folders of finished arms, by name."""
-        roots = [root for root in (self.source, self.directory) if root is not None]
-        return sorted({path.parent.name for root in roots for path in root.glob(f"train/*/{MANIFEST}")})
+    def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
+        """Write a language-model policy as a Hugging Face folder, and return where it is.
 
-    def events(self) -> list[dict[str, Any]]:
-        """What happened to the stages: rows of time, stage, event and seconds, those of the source first.
+        Args:
+            to: a new folder.
+            arm: sft or a trained arm; None is the one that the other commands take.
+            checkpoint: of that arm.
+        """
+        export(self, Path(to), arm, checkpoint)
+        return Path(to)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        k: int = 10,
+        arm: str | None = None,
+        checkpoint: Checkpoint = "best",
+        exclude: Sequence[Sequence[ItemId]] | Literal["history"] | Mapping[str, Any] | None = None,
+        reward_weight: float = 0.0,
+        precision: Precision | None = None,
+        include: Filter | None = None,
+        popular: bool = False,
+        catalog: str | int = LATEST,
+    ) -> Recommended:
+        """The lists that `adagrpo serve` answers with and `evaluate` measures.
+
+        The policy is loaded at the first call, and kept for the next ones. What another process has replaced
+        since is refused as stale; open the run anew to read it.
+
+        Args:
+            histories: item ids of the input data, oldest first. Ids that name no item are left out, and counted.
+            k: length of the lists, at most the beam's width.
+            arm: sft or a trained arm; None is the one that the other commands take.
+            checkpoint: of that arm.
+            exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
+                mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
+                `adagrpo.serving.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
+            reward_weight: above 0, re-rank by log-probability + this weight x reward, in units of the reward's
+                spread, as `diagnose` advises it.
+            precision: of the policy; None is the recipe's, `evaluation.precision`.
+            include: named groups, or item ids: what the lists may hold.
+            popular: give histories of which nothing is known the most popular items.
+            catalog: the version of the catalogue: `latest`, or a number; 0 is the one of training.
 
         Raises:
-            UserError: a row is not as it was written.
+            UserError: there is no such arm, version, group or precision, `k` is too large, the weight is below 0 or not
+                finite, or `histories` is not a list of lists of ids.
         """
-        return [row for root in (self.source, self.directory) if root is not None for row in read_events(root)]
+        self.refuse_without_order()
+        chosen = choose_checkpoint(self, arm, checkpoint)
+        version = open_version(self, catalog)
+        key = (chosen.arm, checkpoint, reward_weight, precision, version.number)
+        check_served(self, chosen, version, reward_weight)
+        weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
+        made_from = (weights, reward_read(self, reward_weight))
+        if key not in self._served or self._served[key][0] != made_from:
+            made = recommender(
+                self, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version.number)
+            )
+            self._served[key] = (made_from, *made)
+        _, served, about = self._served[key]
+        groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
+        answers = answer(
+            served,
+            histories,
+            k,
+            exclude=histories if lists == "history" else lists,
+            narrowing=served.narrow(include, groups),
+            popular=popular,
+            batch_size=self.config.evaluation.batch_size,
+        )
+        return Recommended(
+            [one.items for one in answers],
+            [one.scores for one in answers],
+            [one.codes for one in answers],
+            [one.unknown for one in answers],
+            about,
+            [one.source for one in answers],
+        )
 
-    def remark(self, stage: str, sentence: str) -> None:
-        """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
-        if self.processes.is_main_process:
-            self._event(stage, sentence, 0.0)
+    def update_catalog(
+        self,
+        items: str | Path | None = None,
+        delist: Sequence[ItemId] = (),
+        interactions: Sequence[str | Path] = (),
+        *,
+        start: str | int = LATEST,
+    ) -> dict[str, Any]:
+        """Make the next version of the catalogue, without training; `recommend` takes it from then on.
 
-    def go_on_alone(self) -> None:
-        """From here on the first process works without the others, which wait until it is done."""
-        self.followed = False
+        Args:
+            items: a table of items that come, with the columns of the recipe's `data.items`.
+            delist: ids of items that leave, or files that hold them.
+            interactions: files like the run's logs, to see new items beside others in.
+            start: the version that is changed.
 
-    def _told(self, build: Callable[[Path], None]) -> Callable[[Path], None]:
-        """A build that the other processes are told of, so that they take part."""
-
-        def begin(work: Path) -> None:
-            self.processes.broadcast(BUILD)
-            build(work)
-
-        return begin
-
-    def hash_inputs(self, paths: Sequence[Path]) -> dict[str, str]:
-        """The sha256 of each file by its label; a file that has the label of another one gets a number."""
-        return {label: self.hash_input(path) for label, path in self.labels(paths).items()}
-
-    def labels(self, paths: Sequence[Path]) -> dict[str, Path]:
-        """Files by their labels; one that has the label of another one gets a number."""
-        labelled: dict[str, Path] = {}
-        for path in dict.fromkeys(paths):
-            label, count = self.label(path), 1
-            while label in labelled:
-                count += 1
-                label = f"{self.label(path)} ({count})"
-            labelled[label] = path
-        return labelled
-
-    def hash_input(self, path: Path) -> str:
-        """The sha256 of a file that something reads.
+        Returns:
+            What differs between the versions, see `adagrpo.pipeline.versions.catalog_diff`.
 
         Raises:
-            UserError: no such file, or it is part of a run and was changed after it was made.
+            UserError: an id or a file is not what it should be, or nothing says what a new item is like.
         """
-        root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
-        if not path.is_file():
-            if root is not None:
-                self._refuse_damaged(path.relative_to(root))
-                raise UserError(f"{path}: missing; run {remake(self, path)} first")
-            raise UserError(f"{path}: no such file; check the recipe and --data")
-        root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
-        if root is None:
-            return cached_hash(path)
-        if path.parent == root:
-            return hash_of_output(root, path.name)
-        for folder in path.parents:
-            content = None if folder == root else manifest(folder)
-            if content is not None:
-                return verify_file(folder, path.relative_to(folder).as_posix(), content)
-            if folder == root:
-                break
-        return cached_hash(path)
+        with self._working():
+            made, _ = update_catalog(
+                self,
+                items=None if items is None else Path(items),
+                delist=[str(one) for one in delist],
+                interactions=[Path(one) for one in interactions],
+                start=str(start),
+            )
+        return catalog_diff(open_version(self, made.about["parent"] or "0"), made)
 
-    def _refuse_damaged(self, file: Path) -> None:
-        """Refuse with what to delete where a finished stage lacks a file of its own: its verb would not make it."""
-        for root in filter(None, (self.directory, self.source)):
-            for inner in file.parents[:-1]:
-                content, name = manifest(root / inner), file.relative_to(inner).as_posix()
-                if content is not None and name in content["files"]:
-                    verify_file(root / inner, name, content)
+    @property
+    def results(self) -> dict[str, Any]:
+        """The content of metrics.json.
 
-    def label(self, path: Path) -> str:
-        """A name for an input that does not depend on where the run or the data lie."""
-        for root in (self.directory, self.source, self.data, self.data.resolve()):  # run.yaml has the last one
-            if root is not None and path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-        return path.name
+        Raises:
+            UserError: nothing was evaluated, or the file was changed since.
+        """
+        return self._json("metrics.json")
 
-    def _event(self, stage: str, event: str, seconds: float) -> None:
-        append_event(self.directory, stage, event, seconds)
-        self.console.stage(stage, event, seconds)
+    @property
+    def metrics(self) -> pl.DataFrame:
+        """What `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
+
+        Baselines are stages too; `checkpoint` is null where a stage has one alone.
+
+        Raises:
+            UserError: nothing was evaluated, or something that it was evaluated on was made again since.
+        """
+        content = self.results
+        if why := metrics_are_stale(self, parts_of(self, measuring=True)):
+            raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake('metrics.json')}")
+        return metrics_table(content)
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the last `diagnose` found.
+
+        Raises:
+            UserError: nothing was diagnosed, or another policy or reward.
+        """
+        content = self._json("diagnose", "diagnose.json")
+        if not is_diagnosed(self, content):
+            again = self.remake("diagnose")
+            raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
+        return Diagnosis.of(content)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Alone in the directory; what is served is loaded again afterwards."""
+        self._served.clear()
+        self._ready.clear()
+        try:
+            with self.locked():
+                yield
+        finally:
+            if isinstance(self.console, StderrConsole):
+                self.console.close()
+
+    @contextmanager
+    def _doing(self, command: str) -> Iterator[None]:
+        """Carry out a command that may be refused; run.yaml takes on its settings when all is done."""
+        if command not in ("prepare", "ranker"):
+            self.refuse_without_order()
+        with self._working():
+            if self.processes.is_main_process and command != "prepare":
+                check(self, command)
+            yield
+            if is_described(self.path(DESCRIPTION).parent):
+                self.keep_settings()
+
+    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
+        """Make the stages of a command but one, in the order of the table."""
+        for name, declare in stages_of(self, [command], arms).items():
+            if name == but or name in self._ready:
+                continue
+            wanted = declare(self)
+            self.make(name, wanted)
+            if (row := row_of(name)) is not None and row.shared:
+                self._ready.add(name)
+            if name == "prepare" and (name in self.made or not is_described(self.directory)):
+                self._describe(wanted.inputs)
+
+    def _describe(self, logs: Sequence[Path]) -> None:
+        """Write run.yaml, which says what the prepared data were made of."""
+        by_name = {path.name: path for path in logs}
+        several = len(by_name) < len(logs)  # of one name, in different folders
+        hashes = {name: self.hash_input(path) for name, path in by_name.items()}
+        self.write_description(self.hash_inputs(logs) if several else hashes)
+
+    def _train(self, *, anyway: bool) -> None:
+        if self.config.without_order:
+            return
+        check_diagnosis(self, anyway=anyway)
+        self._look_at_reward()
+        self._make("train")
+
+    def _look_at_reward(self) -> None:
+        """Look at the reward before it is used, and have run.yaml say what it is.
+
+        Raises:
+            UserError: it says the same of every item, is not finite, or is otherwise wrong in a way a user can mend.
+            ServiceError: an endpoint failed, or what it answers is wrong.
+        """
+        data = RunData(self)
+        models = Models(data)
+        for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
+            self.hash_input(path)  # of the stages that are missing, the first is named
+        self.note("reward", describe_reward(models))
+        if self.config.reward == SequentialOptions():
+            check_reward(models)
+        elif "reward" not in self._ready:
+            self.make("reward", first_look(self))
+            self._ready.add("reward")
+
+    def _evaluate(self, arms: list[str]) -> None:
+        if not self.config.without_order:
+            self._look_at_reward()
+        self._make("evaluate", arms)
+        self._collect(arms)
+
+    def _collect(self, arms: list[str]) -> None:
+        """Gather the results of some arms into metrics.json, with the trained arms that are left out, and why."""
+        if self.config.without_order:
+            collect_exposures(self)
+        else:
+            left_out = left_out_arms(self)
+            for arm, why in left_out.items():
+                self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
+            collect(self, arms, left_out)
+        stages = {name: row_of(name) for name in declared(self.config, RUN, arms)}
+        note_collected(self, [name for name, row in stages.items() if row is not None and not row.page_only])
+
+    def _write_report(self) -> Path:
+        shown = Shown(self)
+        return write_report(shown, shown.notes)
+
+    def _json(self, *parts: str) -> dict[str, Any]:
+        return dict(json.loads(self.checked(*parts).read_text(encoding="utf-8")))

@@ -20,13 +20,12 @@ from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.chain import reward_parts
-from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import check_reward
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
@@ -40,7 +39,7 @@ from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
 
-__all__ = ["Operation", "check_served", "recommender", "serve"]
+__all__ = ["Operation", "check_served", "recommender", "reward_read", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
@@ -65,7 +64,7 @@ class Operation:
 
 
 def recommender(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     reward_weight: float = 0.0,
@@ -95,7 +94,7 @@ def recommender(
     return served, about
 
 
-def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
+def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
     """Refuse to answer with what is stale.
 
     Raises:
@@ -104,12 +103,17 @@ def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weigh
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    reward = [*reward_parts(run), STAGE] if reward_weight > 0 else []
+    reward = [*reward_stages(run), STAGE] if reward_weight > 0 else []
     check(run, "serve", [chosen.stage, version.stage, *reward])
 
 
+def reward_read(run: RunDirectory, weight: float) -> dict[str, Any]:
+    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
+    return describe_reward(Models(RunData(run))) | {"spread": served_spread(run)} if weight > 0 else {}
+
+
 def _recommender(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     reward_weight: float,
@@ -128,7 +132,7 @@ def _recommender(
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     spread = served_spread(run) if reward_weight > 0 else 1.0
     if reward_weight > 0:
-        check_reward(models, note=False)
+        check_reward(models)
     served = Recommender(
         models.policy(chosen.weights),
         data.catalog,
@@ -155,7 +159,7 @@ def _recommender(
 
 
 def serve(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     *,
@@ -187,6 +191,7 @@ def serve(
         UserError: the extra is missing, nothing to serve, what would be served is stale, the address cannot be had, or
             others can reach it and there is no token.
     """
+    run.refuse_without_order()
     operation = operation or Operation()
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
@@ -215,7 +220,7 @@ def serve(
 class _Wanted:
     """What is served, as it was asked for at the start; see `recommender`."""
 
-    run: Run
+    run: RunDirectory
     arm: str | None
     checkpoint: Literal["best", "final"]
     reward_weight: float
@@ -226,20 +231,20 @@ class _Wanted:
     def load(self, operation: Operation, **other: Any) -> Serving:
         """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         one = replace(self, **other)
-        return one._load(Run.open(one.run.called, one.run.overrides), operation)[0]
+        return one._load(one.run.reopened(), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
         """What each arm of an experiment serves, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
-        runs = open_runs(trial, Run.open(one.run.called, one.run.overrides))
+        runs = open_runs(trial, one.run.reopened())
         serving, models = one._load(runs[trial.plan.control], operation)
         others = beside(trial, runs, serving, models, one.catalog)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
 
-    def _load(self, run: Run, operation: Operation) -> tuple[Serving, Models]:
+    def _load(self, run: RunDirectory, operation: Operation) -> tuple[Serving, Models]:
         served, about, models = _recommender(
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )

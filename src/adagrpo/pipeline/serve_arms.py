@@ -12,9 +12,9 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
 from adagrpo.serving.served import Serving
@@ -22,7 +22,7 @@ from adagrpo.serving.served import Serving
 __all__ = ["beside", "open_runs"]
 
 
-def open_runs(trial: LiveExperiment, served: Run) -> dict[str, Run]:
+def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
     """The run of each arm; arms of one folder have the same.
 
     Args:
@@ -32,7 +32,7 @@ def open_runs(trial: LiveExperiment, served: Run) -> dict[str, Run]:
     Raises:
         UserError: an arm names a folder that is no run; the line names plan and arm.
     """
-    opened: dict[Path, Run] = {}
+    opened: dict[Path, RunDirectory] = {}
     runs = {}
     for name, arm in trial.plan.arms.items():
         if arm.run is None:
@@ -40,14 +40,14 @@ def open_runs(trial: LiveExperiment, served: Run) -> dict[str, Run]:
             continue
         folder = trial.path.parent / arm.run
         try:
-            runs[name] = opened.setdefault(folder, Run.open(folder))
+            runs[name] = opened.setdefault(folder, type(served).open(folder))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}.run: {error}") from error
     return runs
 
 
 def beside(
-    trial: LiveExperiment, runs: Mapping[str, Run], control: Serving, models: Models, catalog: str
+    trial: LiveExperiment, runs: Mapping[str, RunDirectory], control: Serving, models: Models, catalog: str
 ) -> list[Serving]:
     """What the treatments serve, in the order of the plan.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.serving.exposure_parts import KIND, parts_of, rotate
 from adagrpo.storage.marks import check_kind, is_marked
 
@@ -38,7 +38,7 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
     return {"path": str(directory.resolve()), "through": int(parts[-1].name)}
 
 
-def publish_first(run: Run) -> None:
+def publish_first(run: RunDirectory) -> None:
     """Before the first run of a recipe on a log: put what is in no part yet into one, or it would be left out.
 
     Raises:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
-from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Part
+from adagrpo.pipeline.staleness import parts_of
 
 __all__ = ["Shown"]
 
@@ -19,7 +18,7 @@ __all__ = ["Shown"]
 class Shown:
     """The files of a run without what is out of date; implements `adagrpo.report.page.RunFiles`."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunDirectory) -> None:
         """Look at what there is.
 
         Raises:
@@ -30,10 +29,10 @@ class Shown:
         path = run.find("metrics.json")
         if path is None:
             place = run.called / "metrics.json"
-            raise UserError(f"{place}: missing, nothing is evaluated yet; run {remake(run, place.name)} first")
-        why = metrics_are_stale(run, self.parts, path)
+            raise UserError(f"{place}: missing, nothing is evaluated yet; run {run.remake(place.name)} first")
+        why = metrics_are_stale(run, self.parts)
         if why:
-            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {remake(run, 'metrics.json')}")
+            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake('metrics.json')}")
 
     @property
     def notes(self) -> list[str]:
@@ -46,7 +45,7 @@ class Shown:
         ]
 
     def find(self, *parts: str) -> Path | None:
-        """See `Run.find`; what is out of date is not there."""
+        """See `RunDirectory.find`; what is out of date is not there."""
         stage = "/".join(parts[:-1])
         return None if stage in self.parts and not self.parts[stage].usable else self.run.find(*parts)
 
@@ -55,7 +54,7 @@ class Shown:
         return [arm for arm in self.run.trained() if self.parts[f"train/{arm}"].usable]
 
     def events(self) -> Sequence[Mapping[str, Any]]:
-        """See `Run.events`."""
+        """See `RunDirectory.events`."""
         return self.run.events()
 
 

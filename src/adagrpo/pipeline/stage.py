@@ -1,11 +1,11 @@
 """One stage of a run on disk: made in a work folder of its own, and renamed into place when it is whole.
 
-    DIR/<stage>/manifest.json            files, fingerprint, and what the stage was made from (`Ingredients`)
+    DIR/<stage>/manifest.json            files, fingerprint, and what the stage was made from (`MadeFrom`)
     DIR/.work/<stage>/                   an attempt; `/` in the name becomes `.`
     DIR/.work/<stage>.fingerprint        for which fingerprint it was begun
 
-The fingerprint is the hash of the ingredients less the keys that were read: it is what decides whether a stage is made
-again. The ingredients are kept beside it, so that it can be said why.
+The fingerprint is the hash of the settings and of the files that a stage is made from: it decides whether the stage is
+made again. What it is the hash of is kept in the manifest, so that the difference can be named.
 """
 
 from __future__ import annotations
@@ -16,22 +16,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from adagrpo.config import Change
+from adagrpo.config import Change, Config, read_settings
 from adagrpo.errors import UserError
-from adagrpo.pipeline.written import is_written
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import WORK
-from adagrpo.storage.removal import foreign_files, remove
+from adagrpo.storage.removal import MANIFEST, foreign_files, remove
 from adagrpo.storage.writing import make_folder, naming, write_file
 
-__all__ = ["Ingredients", "Part", "StageFolder", "State"]
+__all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
 
 State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
+# the files of a fit: its log, the best and the final weights, and what an interrupted fit goes on from
+CHECKPOINTS = (
+    *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json", "lost.json", "pressure.json"),
+    *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
+    *("semantic_ids.json", "config.json"),
+)
 
-class Ingredients(NamedTuple):
-    """What a stage is made from."""
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a stage of a run is made from, and how it is built.
+
+    Declaring names files and opens none, so that status and dry runs can ask for it where nothing is made yet.
+
+    Attributes:
+        build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
+        inputs: the files that it reads; those of another stage must be as that stage left them.
+        files: the names of the files that it writes, in whatever folder below its own.
+        settings: keys and sections of the recipe that decide the result, see `adagrpo.config.read_settings`.
+        but: keys below those that do not.
+        also: JSON-able, what else decides the result: a constant of the code, the fold, the arm.
+        schema: of what the stage computes; raised when the same inputs and settings come to give another result.
+        together: it fits a model: all processes take part, and those that do not lead write nothing.
+    """
+
+    build: Callable[[Path], None]
+    inputs: Sequence[Path]
+    files: Sequence[str]
+    settings: Sequence[str] = ()
+    but: Sequence[str] = ()
+    also: Any = None
+    schema: int = 1
+    together: bool = False
+
+    def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
+        """What the stage is made from under a configuration.
+
+        Args:
+            config: resolved.
+            inputs: the hash of each input by its label.
+        """
+        settings = read_settings(config, self.settings, self.but)
+        return MadeFrom(self.schema, settings, self.also, inputs, tuple(self.settings), tuple(self.but))
+
+
+class MadeFrom(NamedTuple):
+    """What a stage was made from, as its manifest keeps it."""
 
     schema: int
     settings: dict[str, Any]  # those of the configuration that are not as by default, see `read_settings`
@@ -53,14 +96,14 @@ class Ingredients(NamedTuple):
         )
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> Ingredients | None:
+    def of(cls, content: dict[str, Any]) -> MadeFrom | None:
         """Those that a manifest keeps; None where it was written before there were any."""
         return cls(**content["made_from"]) if "made_from" in content else None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stage of a run as it lies there, held against what it would be made from now."""
+    """A stage of a run as it lies there, compared with what it would be made from now."""
 
     name: str
     state: State
@@ -79,8 +122,15 @@ class Part:
 class StageFolder:
     """The places of one stage in a run directory that is written to."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory, self.name = directory, name
+    def __init__(self, directory: Path, name: str, files: Sequence[str] = ()) -> None:
+        """Look at the places of a stage.
+
+        Args:
+            directory: of the run.
+            name: of the stage.
+            files: the names of the files that it writes; a folder with any other file is never removed.
+        """
+        self.directory, self.name, self._files = directory, name, {*files, MANIFEST}
         self.place = directory / name
         self.work = directory / WORK / name.replace("/", ".")
         self._marker = self.work.with_name(self.work.name + ".fingerprint")
@@ -106,9 +156,9 @@ class StageFolder:
         check_replaceable(self.place, self.name)
         self._check_work()
 
-    def make(self, ingredients: Ingredients, build: Callable[[Path], None]) -> None:
+    def make(self, made_from: MadeFrom, build: Callable[[Path], None]) -> None:
         """Build the stage, from where an interrupted attempt stopped, and put it in place."""
-        fingerprint, work = ingredients.fingerprint(self.name), self.work
+        fingerprint, work = made_from.fingerprint(self.name), self.work
         if self.begun_for() != fingerprint:
             self.forget()
         make_folder(work)
@@ -121,9 +171,9 @@ class StageFolder:
         if sealed is None:
             with naming(work):
                 build(work)
-            remove(work / "checkpoints", is_written)
+            remove(work / "checkpoints", self._is_own)
             self._check_work()
-            seal(work, kind=self.name, fingerprint=fingerprint, made_from=ingredients._asdict())
+            seal(work, kind=self.name, fingerprint=fingerprint, made_from=made_from._asdict())
         else:  # the attempt ended between sealing and publishing
             verify(work)
         publish(work, self.place)
@@ -135,9 +185,13 @@ class StageFolder:
             return
         self.check()
         self._marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
-        remove(self.work, is_written)
+        remove(self.work, self._is_own)
+
+    def _is_own(self, name: str) -> bool:
+        """Return whether the stage writes a file of this name."""
+        return Path(name).name in self._files
 
     def _check_work(self) -> None:
-        foreign = foreign_files(self.work, is_written)
+        foreign = foreign_files(self.work, self._is_own)
         if foreign:
             raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")

@@ -11,19 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
+from adagrpo.pipeline.stage_table import row_of
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark
 
 __all__ = ["status", "status_tables"]
-
-ASIDE = ("diagnose", "reward", "reranking", "simulate")  # nothing has to be done about them
 
 
 def status(directory: Path) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
     path = run.path("metrics.json")
     if not path.is_file():
         return {"state": "missing", "why": ""}
-    why = metrics_are_stale(run, parts, path)
+    why = metrics_are_stale(run, parts)
     return {"state": "stale" if why else "done", "why": why}
 
 
@@ -162,8 +161,9 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
             return f"{part.why}, then run {remake(run, part.name)}"
         if part.outdated:
             return command(run, "run")
-        if not part.usable and part.state != "unused" and part.name not in ASIDE:
-            asks = part.name.startswith("train/") and any(arm.term for arm in run.config.train.arms)
+        row = row_of(part.name)
+        if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
+            asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
             # whether to train on the reward is asked before
             return command(run, "diagnose") if asks and "diagnose" not in parts else remake(run, part.name)
     if metrics["state"] != "done":

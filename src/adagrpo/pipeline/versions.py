@@ -26,7 +26,7 @@ from scipy import sparse
 
 from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.semantic_ids import Catalog
 from adagrpo.storage.removal import MANIFEST
 
@@ -49,7 +49,7 @@ DIGITS = 12  # of the hash, in a name
 class CatalogVersion:
     """One version of the catalogue of a run. Every file is held against its manifest before it is read."""
 
-    run: Run
+    run: RunDirectory
     number: int
 
     @property
@@ -126,14 +126,14 @@ def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
     return digest.hexdigest()
 
 
-def catalog_versions(run: Run) -> list[CatalogVersion]:
+def catalog_versions(run: RunDirectory) -> list[CatalogVersion]:
     """All versions of a run, the first one first."""
     roots = [root for root in (run.source, run.directory) if root is not None]
     names = {path.parent.name for root in roots for path in root.glob(f"{CATALOGS}/*/{MANIFEST}")}
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
-def open_version(run: Run, which: str | int = LATEST) -> CatalogVersion:
+def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion:
     """The version that is meant.
 
     Args:
@@ -158,7 +158,7 @@ def open_version(run: Run, which: str | int = LATEST) -> CatalogVersion:
     return found[0]
 
 
-def evaluate_with(run: Run, which: str) -> None:
+def evaluate_with(run: RunDirectory, which: str) -> None:
     """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
 
     Args:

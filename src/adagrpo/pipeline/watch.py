@@ -15,12 +15,11 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
-from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.stage import Ingredients
+from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
@@ -41,7 +40,7 @@ Floats = NDArray[np.float64]
 
 def watch(
     directory: Path,
-    run: Run | None = None,
+    run: RunDirectory | None = None,
     *,
     rule: Rule | None = None,
     clicks: tuple[str, ...] = ("click", "purchase"),
@@ -157,7 +156,7 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     return float((~valid.all(dim=1)).float().mean())
 
 
-def _check_together(run: Run) -> None:
+def _check_together(run: RunDirectory) -> None:
     """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing.
 
     Raises:
@@ -166,12 +165,12 @@ def _check_together(run: Run) -> None:
     for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
         why = _made_otherwise(run, name)
         if why is not None and not _is_left_behind(run, name):
-            raise UserError(f"{run.called}: {name} is stale: {why}; run {remake(run, name)}")
+            raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake(name)}")
 
 
-def _made_otherwise(run: Run, name: str) -> str | None:
+def _made_otherwise(run: RunDirectory, name: str) -> str | None:
     """From which other file than is there a stage was made, in words; None where there is none."""
-    kept = Ingredients.of(manifest(run.folder(name)) or {})
+    kept = MadeFrom.of(manifest(run.folder(name)) or {})
     for label, digest in ({} if kept is None else kept.inputs).items():
         path = run.path(*label.split("/"))
         if path.is_file() and run.hash_input(path) != digest:
@@ -179,7 +178,7 @@ def _made_otherwise(run: Run, name: str) -> str | None:
     return None
 
 
-def _is_left_behind(run: Run, name: str) -> bool:
+def _is_left_behind(run: RunDirectory, name: str) -> bool:
     """Whether a stage is of an arm that the run has no more."""
     return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
@@ -195,7 +194,7 @@ def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.Da
     return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
 
 
-def _says_chances(run: Run) -> bool:
+def _says_chances(run: RunDirectory) -> bool:
     """Whether the run's ranker was fitted on impressions: only then is the sigmoid of a score the chance of a click."""
     loss = RunData(run).ranker_loss
     if loss != "impressions":
@@ -206,7 +205,7 @@ def _says_chances(run: Run) -> bool:
     return loss == "impressions"
 
 
-def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
+def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
     """What the run's ranker expected of each list, from what its user had clicked before."""
     data = RunData(run)
     ranker = Models(data).ranker(run.path("ranker", "best"))
@@ -227,7 +226,7 @@ def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback:
     return predicted_clicks(ranker, histories, items, run.config.max_history)
 
 
-def _invalid(run: Run) -> dict[str, float]:
+def _invalid(run: RunDirectory) -> dict[str, float]:
     data = RunData(run)
     models, cases = Models(data), data.cases("validation")
     rows = range(min(ASKED, len(cases)))

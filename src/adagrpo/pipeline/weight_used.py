@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from adagrpo.config import ArmConfig
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.trainer.pressure import FILE
 
 __all__ = ["weight_used"]
 
 
-def weight_used(run: Run, arm: ArmConfig) -> float | None:
+def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     """λ; None for an arm without a reward, and where validation found no use for the reward of a pressed arm."""
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:

@@ -22,13 +22,14 @@ import numpy as np
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["FILE", "STAGE", "RewardWeights", "choose_reward_weight", "read_reward_weights", "served_spread"]
+__all__ = ["FILE", "STAGE", "RewardWeights", "read_reward_weights", "reranking", "served_spread"]
 
 STAGE, FILE = "reranking", "weight.json"
 
@@ -41,12 +42,8 @@ class RewardWeights(NamedTuple):
     distill: float
 
 
-def choose_reward_weight(run: Run) -> Path:
-    """Measure the spread and choose the weights by the starting policy's beams on validation cases.
-
-    Returns:
-        The file that holds them, for `read_reward_weights`.
-    """
+def reranking(run: RunDirectory) -> Declaration:
+    """The spread of the reward, and the weights that the starting policy's beams on validation cases choose."""
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files]
@@ -66,9 +63,14 @@ def choose_reward_weight(run: Run) -> Path:
         content = found._asdict() | {"warning": warning, "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
-    reads, also = (*DECODING, *models.reward_reads), {"weights": WEIGHTS}
-    folder = run.stage(STAGE, reads=reads, but=NOT_FITTED, also=also, inputs=inputs, build=build)
-    return folder / FILE
+    return Declaration(
+        build,
+        inputs,
+        files=(FILE,),
+        settings=(*DECODING, *models.reward_reads),
+        but=NOT_FITTED,
+        also={"weights": list(WEIGHTS)},
+    )
 
 
 def read_reward_weights(file: Path) -> RewardWeights:
@@ -77,7 +79,7 @@ def read_reward_weights(file: Path) -> RewardWeights:
     return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
 
 
-def served_spread(run: Run) -> float:
+def served_spread(run: RunDirectory) -> float:
     """The spread that a weight is given in when lists are served.
 
     Raises:

@@ -23,47 +23,39 @@ from adagrpo.diagnosis.strata import beam_discriminability
 from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.pipeline.diagnosed import diagnosed_models
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import check_reward
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
-from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
-__all__ = ["diagnose_reward", "observe"]
+__all__ = ["diagnosis", "observe"]
 
 
-def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
-    """Diagnose the reward of a run, and write the page.
+def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declaration:
+    """The diagnosis of the reward of a run.
 
     Args:
         run: with the stages prepare, tokenize, sft and ranker.
         second_ranker: a checkpoint folder of another ranker of the same data and size, whose scores form strata in
             which the run's ranker is then measured.
 
-    Returns:
-        The content of diagnose/diagnose.json.
-
     Raises:
-        UserError: a stage is missing, or the second ranker does not fit.
+        UserError: the second ranker is no checkpoint folder.
     """
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")
     inputs = [*data.training_files, *data.catalog_files]
     inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files])
-    check_reward(models)
     if second_ranker is not None:
         if not (second_ranker / "model.safetensors").is_file():
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
         inputs.append(second_ranker / "model.safetensors")
-    choose_reward_weight(run)  # what is advised can then be served
-    shown = data.prepared / "impressions.parquet"
 
     def build(work: Path) -> None:
         observed = observe(
@@ -77,17 +69,14 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         result = diagnose(observed, run.config.objective, seed=run.config.seed) | {"of": diagnosed_models(models)}
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
-    folder = run.stage(
-        "diagnose",
-        reads=(*DECODING, "objective", "ranker", "reward", "seed"),
+    return Declaration(
+        build,
+        inputs=[*inputs, *data.shown_files, *data.truth_files],
+        files=("diagnose.json",),
+        settings=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
         schema=4,
-        inputs=[*inputs, *([shown] if shown.is_file() else []), *data.truth_files],
-        build=build,
     )
-    result: dict[str, Any] = json.loads((folder / "diagnose.json").read_text(encoding="utf-8"))
-    write_diagnosis(run.directory, result, run.config.name)
-    return result
 
 
 def observe(

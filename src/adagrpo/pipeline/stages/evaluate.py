@@ -22,22 +22,26 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import baselines
 from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
 from adagrpo.metrics import measured
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import check_reward, describe_reward
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline.rewards import describe_reward
+from adagrpo.pipeline.stage import Declaration, MadeFrom
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
+from adagrpo.storage.artifacts import manifest, verify
+from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
 __all__ = [
+    "EVALUATED",
     "collect",
-    "copy_evaluation",
-    "evaluate",
+    "copy_equal",
+    "evaluate_baselines",
     "evaluate_checkpoint",
     "evaluate_start",
     "read_lists",
@@ -45,22 +49,10 @@ __all__ = [
     "write_predictions",
 ]
 
-
-def evaluate(run: Run, arms: list[str]) -> None:
-    """Evaluate the sft policy, the baselines, and the best and final checkpoint of every arm.
-
-    Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
-    """
-    check_reward(Models(RunData(run)))
-    evaluated: dict[str, Path] = {}
-    evaluate_start(run, evaluated)
-    evaluate_baselines(run)
-    for arm in arms:
-        for kind in ("best", "final"):
-            evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), evaluated)
+EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
-def evaluate_baselines(run: Run) -> None:
+def evaluate_baselines(run: RunDirectory) -> Declaration:
     """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
     data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
     models = Models(data)
@@ -79,45 +71,45 @@ def evaluate_baselines(run: Run) -> None:
             values["ranker"][split] = rank_by_ranker(ranker, cases, **given)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    inputs = [*data.training_files, data.prepared / "test.parquet", model]
+    inputs = [*data.training_files, data.prepared_file("test.parquet"), model]
     inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
-    reads = ("evaluation.mask_history", *NOT_FITTED, "max_history")
-    also = {"metrics": measured()} | data.validation_draw
-    run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
+    return Declaration(
+        build,
+        inputs,
+        files=("metrics.json",),
+        settings=("evaluation.mask_history", *NOT_FITTED, "max_history"),
+        also={"metrics": measured()} | data.validation_draw,
+        schema=2,
+    )
 
 
-def evaluate_start(run: Run, evaluated: dict[str, Path]) -> None:
-    """Evaluate the starting policy, and its beam re-ranked with the weight that validation chose."""
-    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), evaluated, choose_reward_weight(run))
+def evaluate_start(run: RunDirectory) -> Declaration:
+    """The starting policy on validation and test, and its beam re-ranked with the weight that validation chose."""
+    return evaluate_checkpoint(run, run.path("sft", "best"), run.path(STAGE, FILE))
 
 
-def evaluate_checkpoint(
-    run: Run, name: str, weights: Path, evaluated: dict[str, Path], reranking: Path | None = None
-) -> None:
-    """Evaluate one checkpoint.
+def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
+    """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
 
     Args:
         run: of the checkpoint.
-        name: of the stage.
         weights: the checkpoint's folder.
-        evaluated: hashes of weights to the folders where they have been evaluated already.
         reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
     """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
     models = Models(data)
-    inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files, model]
+    label = "evaluate/sft" if reranking is not None else f"evaluate/{weights.parent.name}/{weights.name}"
+    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, model]
     inputs += [*models.reward_files, *([] if reranking is None else [reranking])]
-    identity = run.hash_input(model)
 
     def build(work: Path) -> None:
-        if identity in evaluated:
-            copy_evaluation(evaluated[identity], work)
+        if copy_equal(run, declared, work):
             return
         policy, reward = models.policy(weights), models.reward()
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
-            report = progress(run, f"{name} {split}")
+            report = progress(run, f"{label} {split}")
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             utility = data.utility_at(cases) if split == "test" else None  # nothing is to be chosen by it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
@@ -127,10 +119,15 @@ def evaluate_checkpoint(
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads = (*DECODING, *models.reward_reads)
-    also = {"metrics": measured()} | data.truth_read | data.validation_draw
-    folder = run.stage(name, reads=reads, also=also, schema=3, inputs=[*inputs, *data.truth_files], build=build)
-    evaluated[identity] = folder
+    declared = Declaration(
+        build,
+        inputs=[*inputs, *data.truth_files],
+        files=EVALUATED,
+        settings=(*DECODING, *models.reward_reads),
+        also={"metrics": measured()} | data.truth_read | data.validation_draw,
+        schema=3,
+    )
+    return declared
 
 
 def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
@@ -140,11 +137,21 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
     return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
-def copy_evaluation(folder: Path, work: Path) -> None:
-    """Take over what was found for the same weights; the stage writes a manifest of its own."""
-    for path in folder.iterdir():
-        if path.name != "manifest.json":
-            shutil.copyfile(path, work / path.name)
+def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
+    """Copy the evaluation of equal weights, if the run has one that was made from the same settings and files."""
+    now = declared.made_from(run.config, run.hash_inputs(declared.inputs))
+    for root in filter(None, (run.directory, run.source)):
+        for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
+            content = manifest(folder) or {}
+            before = MadeFrom.of(content)
+            if before is None or Counter(now.inputs.values()) - Counter(before.inputs.values()):
+                continue
+            if (before.schema, before.settings, before.also) == (now.schema, now.settings, now.also):
+                verify(folder)
+                for name in content["files"]:
+                    shutil.copyfile(folder / name, work / name)
+                return True
+    return False
 
 
 def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
@@ -193,7 +200,7 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
+def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
 
     Args:
@@ -243,10 +250,9 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str,
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
-    return content
 
 
-def _write_results(run: Run, content: dict[str, Any]) -> None:
+def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
     """One row a checkpoint and split in results.jsonl, the form in which measured runs are kept."""
     rows = []
     common = {
@@ -297,7 +303,7 @@ def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _events(run: Run, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What went wrong while an arm was trained: counts by name, and where and why it lost its policy; else nothing."""
     counts: Counter[str] = Counter()
     for row in steps:
@@ -307,7 +313,7 @@ def _events(run: Run, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str
     return found if lost is None else found | {"lost": _read(lost)}
 
 
-def _seconds(run: Run) -> dict[str, float]:
+def _seconds(run: RunDirectory) -> dict[str, float]:
     """Seconds that the latest making of each stage took."""
     return {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}
 

@@ -22,9 +22,10 @@ from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GateDecision, group_advantages
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
@@ -37,8 +38,8 @@ OUTCOMES = ("admitted", "easy", "undiscriminated", "degenerate")
 SHOWN = {"rollouts": 10, "history": 5, "title": 90}
 
 
-def draw_examples(run: Run) -> None:
-    """Draw and score a group for each case of a batch, and write a case of each outcome."""
+def draw_examples(run: RunDirectory) -> Declaration:
+    """A group for each case of a batch, drawn and scored, of which a case of each outcome is written."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     weights = run.path("sft", "best")
@@ -47,13 +48,13 @@ def draw_examples(run: Run) -> None:
         content = _examples(models, weights)
         write_file(work / "rollouts.json", json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
-    run.stage(
-        "report/rollouts",
-        reads=(*DECODING, "objective", *models.reward_reads, "seed"),  # the ranker's settings are those of its files
+    return Declaration(
+        build,
+        inputs=[*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files],
+        files=("rollouts.json",),
+        settings=(*DECODING, "objective", *models.reward_reads, "seed"),  # the ranker's settings are those of its files
         but=NOT_FITTED,
         also={"cases": CASES, "shown": SHOWN},
-        inputs=[*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files],
-        build=build,
     )
 
 

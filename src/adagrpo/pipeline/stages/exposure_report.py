@@ -32,10 +32,11 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     shown_quality,
 )
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories
@@ -86,11 +87,11 @@ def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, 
     }
 
 
-def report_exposures(run: Run) -> dict[str, Any]:
-    """Make the stage `ranker/exposures` and return what its `report.json` holds."""
+def report_exposures(run: RunDirectory) -> Declaration:
+    """The reward on what was held out of the impressions."""
     bench = RunData(run)
     models = Models(bench)
-    inputs = [*bench.training_files, bench.prepared / "impressions.parquet", bench.prepared / "held_out.parquet"]
+    inputs = [*bench.training_files, *map(bench.prepared_file, ("impressions.parquet", "held_out.parquet"))]
 
     def build(work: Path) -> None:
         reward = models.reward()
@@ -99,13 +100,10 @@ def report_exposures(run: Run) -> dict[str, Any]:
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
     inputs += [path for path in models.reward_files if path not in inputs]
-    folder = run.stage(
-        "ranker/exposures", reads=(*models.reward_reads, "seed", "max_history"), inputs=inputs, build=build
-    )
-    return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    return Declaration(build, inputs, ("report.json",), (*models.reward_reads, "seed", "max_history"))
 
 
-def collect_exposures(run: Run) -> dict[str, Any]:
+def collect_exposures(run: RunDirectory) -> None:
     """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
 
     def read(*parts: str) -> dict[str, Any]:
@@ -120,7 +118,6 @@ def collect_exposures(run: Run) -> dict[str, Any]:
         "exposures": read("ranker", "exposures", "report.json"),
     }
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
-    return content
 
 
 def _fitted_to(bench: RunData) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adagrpo.config.reward import RewardOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
 from adagrpo.storage.writing import write_file
@@ -31,7 +31,7 @@ from adagrpo.trainer.lambdarank import (
 )
 from adagrpo.trainer.ranker_fit import Impressions
 
-__all__ = ["fit_second_ranker"]
+__all__ = ["lambdarank"]
 
 
 def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
@@ -45,31 +45,24 @@ def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups
     )
 
 
-def fit_second_ranker(
-    run: Run,
+def lambdarank(
+    run: RunDirectory,
     validation: Callable[[RunData, NegativeSampler], RankingGroups] = _logged_validation,
     reads: Sequence[str] = (),
-) -> None:
-    """Fit LambdaRank if the reward, or one that it is made of, is of that kind; on impressions where there are some.
+) -> Declaration:
+    """LambdaRank, the second family of rankers; on impressions where there are some.
 
     Args:
         run: with the stage prepare.
         validation: makes the groups that select the number of trees.
         reads: the prepared files that they are made of, beside those of training.
-
-    Raises:
-        UserError: LightGBM is not installed, or there is nothing to learn from.
     """
-    if not _asked_for(run.config.reward):
-        return
-    require_lightgbm("reward.kind: lambdarank")
     data, options = RunData(run), run.config.ranker.lambdarank
-    shown = data.prepared / "impressions.parquet"
-    inputs = [*data.training_files, *([shown] if shown.is_file() else [])]
-    inputs += [data.prepared / file for file in reads]
+    inputs = [*data.training_files, *data.shown_files, *map(data.prepared_file, reads)]
     reach = run.config.max_history
 
     def build(work: Path) -> None:
+        require_lightgbm("reward.kind: lambdarank")
         training = emptied(data.training, data.withheld)
         sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
         table = load_impressions(data.prepared)
@@ -104,8 +97,4 @@ def fit_second_ranker(
         write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
 
     of_ranker = ("ranker.lambdarank", "ranker.user_share", "ranker.fit.validation_users")
-    run.stage("ranker/lambdarank", reads=(*of_ranker, "seed", "max_history"), inputs=inputs, build=build)
-
-
-def _asked_for(options: RewardOptions) -> bool:
-    return options.kind == "lambdarank" or any(map(_asked_for, options.parts))
+    return Declaration(build, inputs, ("model.txt", "metrics.json"), (*of_ranker, "seed", "max_history"))

@@ -1,7 +1,7 @@
 """The stage `ranker`: the reward model, of all users and of each fold.
 
 How a ranker is selected depends on the logs: by its retrieval of the next item here, by the order of what was shown in
-`adagrpo.pipeline.unordered`.
+`adagrpo.pipeline.stages.impressions`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, PROPENSITY
 from adagrpo.data.prepared import load_impressions
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
+from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import begin_fit, fit_model
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases
 
-__all__ = ["Examine", "Selection", "Validate", "fit_ranker", "fit_sequential_ranker"]
+__all__ = ["Examine", "Selection", "Validate", "ranker", "sequential_ranker"]
 
 Validate = Callable[[], dict[str, float]]
 Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
@@ -47,26 +47,19 @@ class Selection(NamedTuple):
     files: Sequence[str] = ()  # prepared ones that it reads beside those of training
 
 
-def fit_ranker(run: Run) -> None:
-    """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
-    names: dict[str, int | None] = {"ranker": None}
-    names |= {name: fold for fold, name in enumerate(RunData(run).fold_names)}
-    for name, fold in names.items():
-        by_retrieval = Selection("ndcg@10", "evaluation.mask_history", partial(_retrieval, fold))
-        fit_sequential_ranker(run, by_retrieval, name, fold)
-    fit_second_ranker(run)
+def ranker(run: RunDirectory, fold: int | None = None) -> Declaration:
+    """The reward model: of all users or, for cross-fitting, of those of every fold but one."""
+    return sequential_ranker(run, Selection("ndcg@10", "evaluation.mask_history", partial(_retrieval, fold)), fold)
 
 
-def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", fold: int | None = None) -> None:
+def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None = None) -> Declaration:
     """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
     data, options = RunData(run), run.config.ranker
     models, settings = Models(data), options.fit
-    inputs = [*data.training_files, *(data.prepared / file for file in selection.files)]
-    shown = data.prepared / "impressions.parquet"
-    if shown.is_file():
-        inputs.append(shown)
+    name = "ranker" if fold is None else f"ranker/fold-{fold}"
+    inputs = [*data.training_files, *map(data.prepared_file, selection.files), *data.shown_files]
     kind = data.ranker_loss
-    if kind == "impressions" and not shown.is_file():
+    if kind == "impressions" and data.prepared_file("train.parquet").is_file() and not data.shown_files:
         raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
     if options.propensity != "ignore" and kind != "impressions":
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
@@ -99,14 +92,14 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
     also: dict[str, object] = {} if fold is None else {"fold": fold}
     if kind == "impressions" and run.config.data.split.kind == "temporal":
         also["shown"] = "after the last interaction too"  # once, these impressions were read and not learnt from
-    run.stage(
-        name,
-        reads=("ranker", "seed", "max_history", selection.reads),
+    return Declaration(
+        build,
+        inputs,
+        files=(*CHECKPOINTS, "metrics.json"),
+        settings=("ranker", "seed", "max_history", selection.reads),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=also or None,
         schema=2,
-        inputs=inputs,
-        build=build,
         together=True,
     )
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import say_fit
-from adagrpo.pipeline.run import Run
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
@@ -29,7 +29,7 @@ DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of 
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
 
 
-def progress(run: Run, label: str) -> Callable[[int, int], None]:
+def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
     """Show the progress of a beam search on the run's console."""
     started = time.monotonic()
     return lambda done, total: run.console.progress(
@@ -126,7 +126,7 @@ def _hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _report(run: Run, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
+def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show the progress of a fit, and say once that a group held no item."""
     said: list[int] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.metrics import RankedLists, measured, target_rank_in
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
@@ -22,8 +24,8 @@ __all__ = ["pair_outcomes", "read_measured"]
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
-def pair_outcomes(run: Run, arms: list[str]) -> None:
-    """Hold every checkpoint of the arms against sft and nll, user by user.
+def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
+    """Every checkpoint of the arms against sft and nll, user by user.
 
     Args:
         run: with these arms evaluated.
@@ -37,14 +39,14 @@ def pair_outcomes(run: Run, arms: list[str]) -> None:
         users = {point: read_measured(data, folder).users for point, folder in folders.items()}
         write_file(work / "paired.json", json.dumps(paired_outcomes(users), indent=1, allow_nan=False) + "\n")
 
-    inputs = [data.prepared / name for name in ("items.parquet", "train.parquet", "validation.parquet", "test.parquet")]
+    inputs = [*data.training_files, data.prepared_file("test.parquet")]
     inputs += [folder / name for folder in folders.values() for name in FILES]
-    run.stage(
-        "report/paired",
-        reads=("evaluation.beam_width",),
-        also={"metrics": measured(), "arms": arms} | data.truth_read,
+    return Declaration(
+        build,
         inputs=[*inputs, *data.truth_files],
-        build=build,
+        files=("paired.json",),
+        settings=("evaluation.beam_width",),
+        also={"metrics": measured(), "arms": list(arms)} | data.truth_read,
     )
 
 

@@ -12,10 +12,11 @@ from torch import nn
 from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import (
     DECODING,
     NOT_FITTED,
@@ -27,34 +28,36 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
 
-__all__ = ["fit_arm"]
+__all__ = ["train_arm"]
 
 
-def fit_arm(run: Run, arm: ArmConfig) -> None:
+def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     """Post-train one arm from the best sft checkpoint."""
-    options, objective = run.config.train, arm.resolved_objective(run.config.objective)
+    options = run.config.train
     data, settings = RunData(run), options.fit
     models = Models(data)
     start = run.path("sft", "best")
     inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors"]
-    for path in [*inputs, *models.reward_files]:
-        run.hash_input(path)  # nll reports rewards too, but is not trained again when the ranker changes
     if arm.term is not None:
         # the log of validation while training holds rewards by the ranker of all users
         inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
     if arm.gate == "oracle":
-        data.truth()  # or say at once that there is none
+        if not data.truth_files:
+            data.truth()  # says what is missing
         inputs += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
-    without_reward, chosen = arm.term is None, arm.left_to_validation(run.config.objective)
-    weights = choose_reward_weight(run) if arm.term is not None and TERMS[arm.term].in_spreads else None
+    weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_spreads else None
     inputs += [] if weights is None else [weights]
-    if weights is not None and chosen is not None:
-        without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
 
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
+        for path in models.reward_files:  # nll reports rewards too, but is not trained again when the ranker changes
+            run.hash_input(path)
+        objective = arm.resolved_objective(run.config.objective)
+        without_reward = arm.term is None
+        if weights is not None and arm.left_to_validation(run.config.objective) is not None:
+            without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
         _check_group(data, arm, objective)
         begin_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
@@ -83,7 +86,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             alike = hash_json(
                 [
                     arm.settings(objective) | {"pressure": None},
-                    read_settings(run.config, reads, NOT_FITTED),
+                    read_settings(run.config, settings_read, NOT_FITTED),
                     run.hash_inputs(inputs),
                 ]
             )
@@ -93,19 +96,19 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 
     # what its term reads of `objective`
     also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
-    reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
+    settings_read = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
-        reads += ["train.rl_split_nll"]
+        settings_read += ["train.rl_split_nll"]
     if arm.term is not None:
-        reads += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
-    run.stage(
-        f"train/{arm.name}",
-        reads=reads,
+        settings_read += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
+    return Declaration(
+        build,
+        inputs,
+        files=CHECKPOINTS,
+        settings=settings_read,
         but=NOT_FITTED,
         also=also,
         schema=2,
-        inputs=inputs,
-        build=build,
         together=True,
     )
 
@@ -148,7 +151,14 @@ def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
 
 
 def _press(
-    run: Run, name: str, policy: nn.Module, task: PostTraining, work: Path, pressure: float, steps: int, alike: str
+    run: RunDirectory,
+    name: str,
+    policy: nn.Module,
+    task: PostTraining,
+    work: Path,
+    pressure: float,
+    steps: int,
+    alike: str,
 ) -> None:
     """Give the task the λ at which its reward term presses so strongly at the start.
 

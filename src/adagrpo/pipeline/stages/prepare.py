@@ -28,39 +28,44 @@ from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.pipeline.description import is_described
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.storage.artifacts import manifest
 
 __all__ = [
+    "PREPARED",
     "LogSource",
     "exposure_parts",
-    "join_exposures",
+    "exposures",
     "log_source",
     "note_described",
     "note_lost",
     "prepare",
-    "prepare_stage",
-    "simulate_marketplace",
+    "prepared",
+    "simulated",
 ]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
 
 
-def simulate_marketplace(run: Run) -> None:
-    """Make the logs, where the recipe asks for a simulated marketplace."""
+PREPARED = (
+    *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
+    *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
+)
+
+
+def simulated(run: RunDirectory) -> Declaration:
+    """The logs of a simulated marketplace."""
     options = run.config.data.marketplace
-    if options is None:
-        return
-    arguments = options.model_dump(exclude_none=True)
-    world = Marketplace(**arguments, seed=run.config.seed)
-    reads = ("data.marketplace", "seed")
-    run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
+    assert options is not None, "the recipe names one"
+    world = Marketplace(**options.model_dump(exclude_none=True), seed=run.config.seed)
+    files = ("logs.parquet", "items.parquet", "users.parquet", "truth.safetensors")
+    return Declaration(lambda work: write_simulation(simulate(world), work), [], files, ("data.marketplace", "seed"))
 
 
-def exposure_parts(run: Run, options: ExposuresConfig) -> list[Path]:
+def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
     """The parts of an exposure log that a run reads, the oldest first.
 
     Raises:
@@ -76,21 +81,20 @@ def exposure_parts(run: Run, options: ExposuresConfig) -> list[Path]:
     return parts
 
 
-def join_exposures(run: Run) -> None:
-    """Make the logs, where the recipe names an exposure log: what was shown, with what came of it.
+def exposures(run: RunDirectory) -> Declaration:
+    """The logs of a service: what it showed, with what came of it.
 
     Raises:
         UserError: the folder has no parts, or one that is not as it was written.
     """
     options = run.config.data.exposures
-    if options is None:
-        return
+    assert options is not None, "the recipe names one"
     parts = exposure_parts(run, options)
 
     def build(work: Path) -> None:
-        exposures, feedback = read_parts(parts)
+        shown, feedback = read_parts(parts)
         table, counts = impressions_of(
-            exposures,
+            shown,
             feedback,
             clicks=options.clicks,
             within_seconds=options.within_seconds,
@@ -103,8 +107,8 @@ def join_exposures(run: Run) -> None:
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
     last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
-    reads, but = ("data.exposures",), ("data.exposures.path",)
-    run.stage("exposures", reads=reads, but=but, also=also, inputs=[], build=build)
+    files, read, but = ("logs.parquet", "summary.json"), ("data.exposures",), ("data.exposures.path",)
+    return Declaration(build, [], files, read, but, also)
 
 
 class LogSource(NamedTuple):
@@ -156,8 +160,8 @@ class LogSource(NamedTuple):
         return build_dataset(self.read_logs(self.refusals(table)), table, **options)
 
 
-def log_source(run: Run) -> LogSource:
-    """Where the logs of a run are: below the data folder, or what `simulate_marketplace` or `join_exposures` made."""
+def log_source(run: RunDirectory) -> LogSource:
+    """Where the logs of a run are: below the data folder, or what the stages `simulate` and `exposures` made."""
     options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
     columns = ColumnMapping(**options.columns.model_dump())
@@ -171,9 +175,8 @@ def log_source(run: Run) -> LogSource:
     return LogSource(options, logs, columns, described, items, names)
 
 
-def prepare(run: Run) -> None:
+def prepare(run: RunDirectory) -> Declaration:
     """Logs to interactions: filter, number users and items, split."""
-    join_exposures(run)
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
@@ -192,10 +195,10 @@ def prepare(run: Run) -> None:
         if (mixed := two_units(dataset.understood)) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
-    prepare_stage(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
+    return prepared(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
 
 
-def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
+def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
     """Say so if the item table describes few of the items of the logs, or in characters that were lost.
 
     Ids of the first may be written differently.
@@ -218,35 +221,29 @@ def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], item
     )
 
 
-def note_lost(run: Run, table: Path) -> None:
+def note_lost(run: RunDirectory, table: Path) -> None:
     """Say so if an item table is not UTF-8. It is read all the same: a few accents are no reason to refuse it."""
     if kind_of(table) == "CSV" and encoding_of(table) == NOT_UTF_8:
         lost = "what cannot be decoded is lost from texts and attributes"
         run.console.note(f"note: {table.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
 
 
-def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> None:
-    """Make the stage `prepare`, and say in run.yaml what it was made of; what was there already says so.
+def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> Declaration:
+    """The stage `prepare` of logs of either kind.
 
     Args:
         run: of the stage.
         files: that it reads.
-        build: as `Run.stage` has it.
+        build: see `Declaration`.
         drawn: something in it is drawn by chance.
     """
-    inputs = list(dict.fromkeys(files))
-    reads = ("data", "seed") if drawn else ("data",)
     # once, there was no later.parquet, and impressions ended with a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
-    run.stage("prepare", reads=reads, schema=3, also=also, inputs=inputs, build=build)
-    if "prepare" in run.made or not is_described(run.directory):
-        by_name = {path.name: path for path in inputs}
-        several = len(by_name) < len(inputs)  # of one name, in different folders
-        hashes = {name: run.hash_input(path) for name, path in by_name.items()}
-        run.write_description(run.hash_inputs(inputs) if several else hashes)
+    settings = ("data", "seed") if drawn else ("data",)
+    return Declaration(build, list(dict.fromkeys(files)), PREPARED, settings, also=also, schema=3)
 
 
-def _split(run: Run, dataset: Dataset) -> splits.Split:
+def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
     """The cut of each user; targets for all users, or for as many as the configuration says."""
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))

@@ -44,9 +44,10 @@ from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
 from adagrpo.objective.terms import TERMS
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
@@ -72,16 +73,16 @@ NOT_KNOWN_AS_ONE = "its scores are not known to be the logits of a probability o
 Strata = dict[str, NDArray[np.str_]]
 
 
-def report_ranker(run: Run) -> Path:
-    """Make the stage `ranker/report`, which holds `report.json`."""
+def report_ranker(run: RunDirectory) -> Declaration:
+    """The reward by stratum, and what each gate makes of it."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
     read = [start / "model.safetensors", *models.reward_files, *models.group_reward_files]
     inputs = [*data.training_files, *data.catalog_files, *dict.fromkeys(read)]
-    inputs += [path for path in [data.prepared / "impressions.parquet"] if path.is_file()]
+    inputs += data.shown_files
     if data.truth_files:
-        inputs += [*data.truth_files, data.prepared / "test.parquet"]
+        inputs += [*data.truth_files, data.prepared_file("test.parquet")]
 
     def build(work: Path) -> None:
         content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
@@ -94,13 +95,13 @@ def report_ranker(run: Run) -> Path:
     drawn_at = ("train.fit.batch_size", "train.fit.accumulation", "train.rl_split")
     unread = ["lambda_", "pressure", "pressure_steps", "admission_rate", *TERMS]
     unread += [] if data.truth_files else ["oracle_agreement"]
-    return run.stage(
-        "ranker/report",
-        reads=("objective", "policy", *drawn_at, "ranker.folds", *models.reward_reads, "seed", "max_history"),
+    return Declaration(
+        build,
+        inputs,
+        files=("report.json",),
+        settings=("objective", "policy", *drawn_at, "ranker.folds", *models.reward_reads, "seed", "max_history"),
         but=[f"objective.{key}" for key in unread],
         also=data.truth_read or None,
-        inputs=inputs,
-        build=build,
     )
 
 

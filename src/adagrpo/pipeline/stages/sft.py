@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Supervised
 
-__all__ = ["fit_sft"]
+__all__ = ["sft"]
 
 
-def fit_sft(run: Run) -> None:
+def sft(run: RunDirectory) -> Declaration:
     """The starting policy: NLL from scratch; none of it where `policy.lm.trained` says that the checkpoint is one."""
     data, settings = RunData(run), run.config.sft
     models = Models(data)
@@ -36,6 +37,12 @@ def fit_sft(run: Run) -> None:
         )
         fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 
-    reads = ("sft", *DECODING, "seed", "train.rl_split")
-    inputs = [*data.training_files, *data.catalog_files, *data.language_model_files]
-    run.stage("sft", reads=reads, but=NOT_FITTED, schema=2, inputs=inputs, build=build, together=True)
+    return Declaration(
+        build,
+        inputs=[*data.training_files, *data.catalog_files, *data.language_model_files],
+        files=CHECKPOINTS,
+        settings=("sft", *DECODING, "seed", "train.rl_split"),
+        but=NOT_FITTED,
+        schema=2,
+        together=True,
+    )

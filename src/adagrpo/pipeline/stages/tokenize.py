@@ -11,11 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.config import Config
 from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import say_tokenize
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.semantic_ids import (
     Catalog,
     Quantization,
@@ -36,21 +38,21 @@ from adagrpo.semantic_ids import (
     sequence_groups,
     text_vectors,
 )
+from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import hash_file
 
-__all__ = ["ENCODED", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
+__all__ = ["ENCODED", "encode", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
 
 ENCODED = ("encode", "vectors.parquet")
 
 
-def tokenize(run: Run) -> None:
+def tokenize(run: RunDirectory) -> Declaration:
     """Items to Semantic IDs."""
     data, options = RunData(run), run.config.tokenizer
     inputs = data.training_files[:2]
     if options.published is not None:
         inputs.append(run.data / options.published.path)
-    if reads_texts(run):
-        _encode(run)
+    if reads_texts(run.config):
         inputs.append(run.path(*ENCODED))
 
     def build(work: Path) -> None:
@@ -62,17 +64,17 @@ def tokenize(run: Run) -> None:
         report = audit(codes, catalog, reconstruction_error=error)
         (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    run.stage("tokenize", reads=("tokenizer", "seed"), inputs=inputs, build=build)
+    return Declaration(build, inputs, ("codes.parquet", "codes.json", "audit.json"), ("tokenizer", "seed"))
 
 
-def reads_texts(run: Run) -> bool:
-    """Whether a language model reads the texts of the items."""
-    options = run.config.tokenizer
+def reads_texts(config: Config) -> bool:
+    """Return whether a language model reads the texts of the items."""
+    options = config.tokenizer
     # published codes need no vectors, unless those say which free code is near
     return "language_model" in options.vectors and (options.published is None or options.collisions == "nearest")
 
 
-def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:
+def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:
     """(V, L) codes that may collide, the error of their reconstruction, and codebooks, made when asked for."""
     options, seed = run.config.tokenizer, run.config.seed
     if options.published is not None:
@@ -104,7 +106,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
 
 
 def _without_collisions(
-    run: Run,
+    run: RunDirectory,
     codes: NDArray[np.int64],  # (V, L)
     quantization: Callable[[], Quantization],
 ) -> NDArray[np.int64]:
@@ -117,7 +119,7 @@ def _without_collisions(
     return resolve_collisions(codes)
 
 
-def item_vectors(run: Run) -> NDArray[np.float32]:
+def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
     """(V, W) vectors as the configuration weighs them."""
     options, data = run.config.tokenizer, RunData(run)
     items = load_items(data.prepared)
@@ -149,9 +151,10 @@ def _check_described(items: pl.DataFrame, vectors: str) -> None:
         )
 
 
-def _encode(run: Run) -> None:
+def encode(run: RunDirectory) -> Declaration:
     """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
     data, model = RunData(run), language_model_folder(run)
+    check_model(model)
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
 
     def build(work: Path) -> None:
@@ -163,14 +166,14 @@ def _encode(run: Run) -> None:
         columns = [pl.Series("item", np.arange(len(items), dtype=np.int32)), pl.Series("vector", vectors)]
         pl.DataFrame(columns).write_parquet(work / ENCODED[1])
 
-    run.stage(ENCODED[0], also={"model": files}, inputs=[data.prepared / "items.parquet"], build=build)
+    return Declaration(build, [data.prepared_file("items.parquet")], ENCODED[1:], also={"model": files})
 
 
-def language_model_folder(run: Run) -> Path:
+def language_model_folder(run: RunDirectory) -> Path:
     """The folder of the model of language-model vectors."""
     named = run.config.tokenizer.language_model
     return packaged_model() if named is None else run.data / named
 
 
-def _progress(run: Run, label: str) -> Callable[[int, int], None]:
+def _progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
     return lambda done, total: run.console.progress(label, done, total, {})

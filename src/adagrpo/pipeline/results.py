@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -14,7 +14,7 @@ from adagrpo.data.columns import ITEM_ID
 from adagrpo.report.diagnosis_figures import map_figures
 from adagrpo.serving.recommender import ItemId, Source
 
-__all__ = ["Chart", "Diagnosis", "Recommended"]
+__all__ = ["Chart", "Diagnosis", "Recommended", "metrics_table"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Diagnosis:
     verdict: str
     sentences: tuple[str, ...]
     content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The diagnosis that a diagnose.json holds."""
+        verdict = content["verdict"]
+        return cls(verdict["decision"], tuple(verdict["sentences"]), content)
 
     def plot(self) -> Chart:
         """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""
@@ -111,3 +117,27 @@ class Recommended:
     def _repr_html_(self) -> str:
         said = f"<p>{self.unknown_ids} ids of the histories name no item.</p>" if self.unknown_ids else ""
         return said + str(self.frame._repr_html_())
+
+
+def metrics_table(content: Mapping[str, Any]) -> pl.DataFrame:
+    """One row a value of a metrics.json: stage, checkpoint, split, metric, value."""
+    rows = [
+        (stage, checkpoint, split, metric, value)
+        for stage, checkpoint, splits in _splits(content)
+        for split in ("validation", "test")
+        for metric, value in splits.get(split, {}).items()
+    ]
+    schema = dict.fromkeys(("stage", "checkpoint", "split", "metric"), pl.String) | {"value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _splits(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
+    """Stage, checkpoint and metrics by split."""
+    for name, splits in content.get("baselines", {}).items():
+        yield name, None, splits
+    for name, entry in content.get("stages", {}).items():
+        if "best" not in entry:
+            yield name, None, entry
+            continue
+        for checkpoint in ("best", "final"):
+            yield name, checkpoint, entry[checkpoint]

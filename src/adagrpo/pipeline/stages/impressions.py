@@ -1,49 +1,37 @@
-"""The path of logs without order (`data.split.kind: impressions`): prepare, ranker, report of exposures, page.
+"""The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and `ranker/lambdarank`.
 
 Nothing says what came after what, so there is no next item for a policy to learn and no Semantic IDs, policy or arm.
 A history is the set of a user's clicks, and a ranker is scored by the order of what was shown, held out at random
-(`adagrpo.pipeline.stages.exposure_report`). Which verbs take this path is said in `adagrpo.pipeline.verbs`.
+(`adagrpo.pipeline.stages.exposure_report`).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
-from adagrpo.pipeline.collected import note_collected
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
-from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
-from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
-from adagrpo.pipeline.stages.prepare import join_exposures, log_source, note_described, prepare_stage
-from adagrpo.report import write_report
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.exposure_report import examined, exposed
+from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
+from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
+from adagrpo.pipeline.stages.prepare import log_source, note_described, prepared
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
-__all__ = ["fit_and_report", "fit_ranker", "prepare", "run_all"]
+__all__ = ["fit_ranker", "fit_trees", "prepare_impressions"]
 
 HELD_OUT = "held_out.parquet"
 
 
-def run_all(run: Run) -> tuple[dict[str, Any], Path]:
-    """Every stage; see `fit_and_report` for what is returned."""
-    with run.locked():
-        publish_first(run)
-        prepare(run)
-        return fit_and_report(run)
-
-
-def prepare(run: Run) -> None:
+def prepare_impressions(run: RunDirectory) -> Declaration:
     """Logs to impressions: number users and items, hold some out at random."""
-    join_exposures(run)
     source, options = log_source(run), run.config.data
     at_random = [run.data / path for path in options.random.logs] if options.random else []
 
@@ -56,34 +44,20 @@ def prepare(run: Run) -> None:
         summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
         note_described(run, source, summary, summary["items"])
 
-    prepare_stage(run, [*source.files, *at_random], build, drawn=True)
+    return prepared(run, [*source.files, *at_random], build, drawn=True)
 
 
-def fit_ranker(run: Run) -> None:
-    """The reward model, selected by the order of what was shown to the users, and LambdaRank where it is the reward."""
-    by_order = Selection("auc", "evaluation.batch_size", _examination, [HELD_OUT])
-    fit_sequential_ranker(run, by_order)
-    fit_second_ranker(run, _shown_validation, reads=[HELD_OUT])
+def fit_ranker(run: RunDirectory) -> Declaration:
+    """The reward model, selected by the order of what was shown to the users."""
+    return sequential_ranker(run, Selection("auc", "evaluation.batch_size", _examination, [HELD_OUT]))
 
 
-def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
-    """The ranker, its report, metrics.json and the page.
-
-    Returns:
-        The content of metrics.json, and the path of the page. In a process that does not lead, which has no part in
-        what follows the fit, nothing yet and the path.
-    """
-    fit_ranker(run)
-    run.go_on_alone()
-    if not run.processes.is_main_process:
-        return {}, run.path("report.html")
-    report_exposures(run)
-    metrics = collect_exposures(run)
-    note_collected(run, metrics)
-    return metrics, write_report(run)
+def fit_trees(run: RunDirectory) -> Declaration:
+    """LambdaRank, selected by the order of what was shown to the users."""
+    return lambdarank(run, _shown_validation, [HELD_OUT])
 
 
-def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:
+def _random_logs(run: RunDirectory, paths: list[Path], refuse: Refusals) -> Logs | None:
     """What was shown at random, if the recipe names such logs."""
     options = run.config.data.random
     if options is None:
