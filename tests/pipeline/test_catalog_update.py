@@ -172,6 +172,7 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
     lists = [one.items for one in served.recommend([query(served, [13, 23, 33]), query(served, [173, 183, 193])])]
     assert 1043 in lists[0] and 1203 in lists[1]
     assert served.recommend([query(served, [13, 23, 1043])])[0].items  # and is understood in a history
+    run.stage("reranking")
     rewarded, _ = recommender(run, None, "best", 1.0)  # the ranker knows it too
     assert {1043, 1203} & {
         item for one in rewarded.recommend([query(rewarded, one) for one in histories(50)]) for item in one.items
@@ -438,9 +439,9 @@ def test_a_version_that_comes_meanwhile_is_in_no_part(
     table = pl.read_parquet(tmp_path / "before/part-00000.parquet")
     make, item = recommending._make, str(table["items"].explode()[0])
 
-    def late(run: Run, wanted: Any, worker: Any, ray_actors: Any) -> int:
+    def late(run: Run, wanted: Any, worker: Any, ray_actors: Any, finished: Any) -> int:
         update_catalog(run, delist=[item])
-        return make(run, wanted, wanted.worker, ray_actors)  # what an actor does: it opens the run again
+        return make(run, wanted, wanted.worker, ray_actors, finished)  # what an actor does: it opens the run again
 
     monkeypatch.setattr(recommending, "_make", late)
     summary = recommend_users(run, tmp_path / "users.csv", tmp_path / "lists")

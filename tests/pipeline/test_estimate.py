@@ -110,7 +110,7 @@ def test_the_weights_that_drew_are_asked_also_where_their_arm_is_stale(
     served, about = recommender(run, "adagrpo", "best")
     file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path, 300))
     found = estimate_policy(run, tmp_path / "exposures", file, "sft")
-    config = resolve_config(dump_config(run.config), ["objective.q_min=0.4"], "recipe")
+    config = resolve_config(dump_config(run.config), ["objective.tau=0.4"], "recipe")
     stale = Run(copied, config, data)
     with pytest.raises(UserError, match="train/adagrpo is stale"):
         recommender(stale, "adagrpo", "best")
