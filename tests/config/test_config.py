@@ -502,7 +502,7 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
         (
             "",
-            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-all",
+            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-rollout_miss, adagrpo-all",
         ),
         ("grpo-random", "objective 'grpo' takes no gate; these do: adagrpo, distill, best_of_n"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),

@@ -174,6 +174,7 @@ def market(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder / "run",
         folder,
         data={"logs": [], "marketplace": {"users": 80, "items": 100}},
+        objective={"num_generations": 4, "tau": 0.25, "tau_reward": 0.75, "rho": 0.25},
         train={"arms": [{"objective": "adagrpo"}, {"objective": "adagrpo", "gate": "oracle"}]},
     )
     for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):

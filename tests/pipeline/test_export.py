@@ -349,7 +349,10 @@ def test_intervals_of_an_earlier_evaluation_are_not_shown(evaluated: Run, tmp_pa
 
 def test_the_card_states_the_thresholds_of_the_arm(run: Run):
     arms = (
-        ({"objective": "adagrpo", "options": {"tau": 0.8, "rho": 0.5}}, "| tau 0.8, rho 0.5, rho\\_from top |"),
+        (
+            {"objective": "adagrpo", "options": {"tau": 0.8, "tau_reward": None, "rho": 0.5}},
+            "| tau 0.8, rho 0.5, rho\\_from top |",
+        ),
         ({"objective": "mixture"}, None),
     )
     for content, says in arms:

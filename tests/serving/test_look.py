@@ -106,9 +106,9 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     ranks = [row["reward_rank"] for row in content["list"]]
     rewards = [row["reward"] for row in content["list"]]
     assert sorted(ranks) == [1, 2, 3, 4, 5] and rewards[ranks.index(1)] == max(rewards)
-    assert content["list"][0]["score"] == pytest.approx(
-        sum(content["list"][0]["log_probs"]) + 0.5 * content["list"][0]["reward"], abs=1e-4
-    )
+    first = content["list"][0]
+    weight = served.reward_weight / served.reward_spread
+    assert first["score"] == pytest.approx(sum(first["log_probs"]) + weight * first["reward"], abs=1e-4)
 
 
 def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failures(
