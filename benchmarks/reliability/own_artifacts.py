@@ -28,7 +28,7 @@ PLACES = {
     "another run/sft/best": None,
     "another run/train/nll": None,
     "another run/evaluate": None,
-    "log": None,
+    "log": "log",
     "log/parts/000001": None,
     "lists": "lists",
     "comparison": "comparison",
@@ -77,10 +77,11 @@ def _prepare(processes: Server, work: Path) -> Path:
     for out in (work / "compared", own / "comparison"):
         succeed(processes, ["compare", str(recipe), "--objectives", "nll", "--quiet", "--out", str(out)])
     succeed(processes, ["simulate", "--users", "90", "--items", "90", "--quiet", "--out", str(own / "simulation")])
-    log = LocalExposureLog(own / "log")
-    log.write([answer("r0", 0)])
-    log.rotate()
-    log.close()
+    for folder in (own / "log", work / "shipped"):
+        log = LocalExposureLog(folder)
+        log.write([answer("r0", 0)])
+        log.rotate()
+        log.close()
     return own
 
 
@@ -94,14 +95,13 @@ def _commands(work: Path) -> dict[str, tuple[str | None, list[str]]]:
         "run": ("run", ["run", recipe, "--out"]),
         "prepare": ("run", ["prepare", logs, "--out"]),
         "simulate": ("simulation", ["simulate", "--users", "90", "--items", "90", "--out"]),
-        "data": (None, ["data", "ml-1m", "--from", str(work / "ml-1m.zip"), "--out"]),
         "compare": ("comparison", ["compare", recipe, "--objectives", "nll", "--out"]),
         "report of a comparison": (None, ["report", "--run", str(work / "compared"), "--out"]),
         "recommend": ("lists", ["recommend", "--run", run, "--users", users, "--out"]),
         "export": (None, ["export", "--run", run, "--to"]),
         "ab": (None, ["ab", str(work / "plan.yaml"), "--exposures", str(work / "exposures"), "--out"]),
         "init": (None, ["init", logs, "--out"]),
-        "diagnose --trust": (None, ["diagnose", "--run", run, "--trust"]),
+        "collect": ("log", ["collect", str(work / "shipped"), "--to"]),
     }
 
 
