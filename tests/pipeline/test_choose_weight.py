@@ -100,8 +100,8 @@ def test_the_end_of_the_grid_is_said_and_kept(
     """A reward that knows the next item, under a grid that ends too soon."""
     monkeypatch.setattr("adagrpo.pipeline.stages.choose_weight.WEIGHTS", (0.0, 0.01))
     monkeypatch.setattr("adagrpo.evaluation.reranking.WEIGHTS", (0.0, 0.01))
-    (tmp_path / "ring_e.py").write_text(RING, encoding="utf-8")
-    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_e:ahead"})
+    (tmp_path / "ring_edge.py").write_text(RING, encoding="utf-8")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_edge:ahead"})
     run.code = tmp_path
     said: list[str] = []
     monkeypatch.setattr(run.console, "note", said.append, raising=False)
