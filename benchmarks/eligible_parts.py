@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adagrpo.serving.recommender import Query, Recommender
+from adagrpo.lists.recommender import Query, Recommender
 from benchmarks.rows import Row, median_spread
 from benchmarks.scale import HISTORY, random_catalog, random_policy
 

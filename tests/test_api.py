@@ -20,10 +20,10 @@ from adagrpo import Run, pipeline
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
+from adagrpo.lists.recommender import Query
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.recommender import Query
 from adagrpo.types import Ragged
 
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.serving.recommender import Query, Recommender
 from adagrpo.types import Histories
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.lists import SHAPES

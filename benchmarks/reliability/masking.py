@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import predict
+from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.language_model import VOCABULARY_FILE, from_configuration
 from adagrpo.policies.prefix_function import SemanticIds
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.serving.recommender import Query, Recommender
 from adagrpo.types import Cases, Histories, Ragged
 from benchmarks.reliability.findings import Finding
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from benchmarks.reliability.exposures import answer
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.foreign import FIT, RECIPE

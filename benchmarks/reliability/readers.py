@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from adagrpo.errors import UserError
+from adagrpo.lists.recommender import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report
-from adagrpo.serving.recommender import Query
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.foreign import RECIPE
 from benchmarks.reliability.kills import succeed

@@ -24,14 +24,14 @@ from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
 from adagrpo.data.simulation.population import Population, populate
 from adagrpo.data.simulation.world import Marketplace
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.user_hash import UserHash
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
 from adagrpo.pipeline.versions import catalog_versions
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_store import LocalExposureLog
-from adagrpo.serving.user_hash import UserHash
 from adagrpo.storage.writing import write_file
 from research.closed_loop.plan import LoopPlan, WorldPlan
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome
-from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.limits import LONGEST_BATCH, Limits
 from adagrpo.serving.served import Serving, Shelf
 from research.closed_loop.beginnings import DAY, HASH

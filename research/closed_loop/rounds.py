@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from adagrpo.config import ArmConfig
 from adagrpo.data.simulation.population import Population
 from adagrpo.experiments.allocation import assign
+from adagrpo.exposures.exposure_parts import parts_of
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.lists import Recommender
+from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.serving import Recommender
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_parts import parts_of
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder

@@ -19,10 +19,10 @@ from adagrpo import cli
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import users_of
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA
-from adagrpo.serving.exposure_store import LocalExposureLog
 
 from .two_arms import AFTER, CONTENT, NEVER, PLAN, changed, rows, tables, version
 

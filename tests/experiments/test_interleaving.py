@@ -16,11 +16,11 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.interleaving import coins, prefer, preferred, team_draft
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.provenance import foreign_rows
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.report.experiment_page import experiment_page
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_json
 
 CONTENT: dict[str, Any] = {

@@ -11,8 +11,8 @@ import pytest
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import Units, column_of, users_of
+from adagrpo.exposures.exposure_log import FAILED
 from adagrpo.report import effects_table
-from adagrpo.serving.exposure_log import FAILED
 
 from .two_arms import AFTER, NEVER, PLAN, changed, tables
 

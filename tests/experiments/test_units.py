@@ -13,7 +13,7 @@ from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.units import users_before, users_of
-from adagrpo.serving.exposure_log import FAILED
+from adagrpo.exposures.exposure_log import FAILED
 
 from .two_arms import AFTER, PLAN, changed, tables
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import adagrpo
 from adagrpo.cli import app
 from adagrpo.errors import UserError
+from adagrpo.lists import Query, Recommender
 from adagrpo.pipeline import (
     CatalogVersion,
     Run,
@@ -34,7 +35,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
-from adagrpo.serving import Query, Recommender
 from adagrpo.trainer.batches import group_step
 
 ITEMS = [10 * number + 3 for number in range(30)]

@@ -12,12 +12,12 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.reranking import least_of_the_best
+from adagrpo.lists import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.serving import Query
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """

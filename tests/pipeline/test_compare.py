@@ -13,9 +13,9 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.compare import Comparison, _called, _write_plan
-from adagrpo.serving.exposure_log import Exposure
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim

@@ -12,6 +12,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict, sample_cases
+from adagrpo.lists.recommender import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
@@ -20,7 +21,6 @@ from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import summary_sentences
-from adagrpo.serving.recommender import Query
 
 IDS = [10 * item + 3 for item in range(0, 30, 2)]
 KEPT = [item for item in IDS if item != 23]

@@ -13,14 +13,14 @@ import pytest
 from adagrpo import cli
 from adagrpo.config import dump_config, resolve_config
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.list_weights import list_weights
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving import Query, Recommender
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_store import LocalExposureLog
 
 
 def logged(

@@ -27,6 +27,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
+from adagrpo.lists.recommender import Query
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Run,
@@ -40,7 +41,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import _measured, _results, _training
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
-from adagrpo.serving.recommender import Query
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
+from adagrpo.lists.recommender import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import finished_arms
-from adagrpo.serving.recommender import Query
 from adagrpo.storage import locks
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

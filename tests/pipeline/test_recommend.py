@@ -18,11 +18,11 @@ import pytest
 from adagrpo.config import resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
+from adagrpo.lists.recommender import Query, Recommendations
 from adagrpo.pipeline import Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
-from adagrpo.serving.recommender import Query, Recommendations
 from adagrpo.storage.artifacts import seal
 
 SUFFIXES = (".parquet", ".json")

@@ -17,17 +17,17 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_parts import KIND
+from adagrpo.exposures.exposure_parts import parts_of as log_parts
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import Run, Silent, served_log
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_parts import KIND
-from adagrpo.serving.exposure_parts import parts_of as log_parts
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.storage.locks import lock_folder
 

@@ -12,13 +12,13 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.monitoring.signs import SIGNS, Rule
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.watch import _predicted, predicted_clicks, watch
-from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.storage.artifacts import manifest
 
 DAY, DAYS, LISTS = 86_400, 10, 20

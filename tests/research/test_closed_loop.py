@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from adagrpo.cli import app
+from adagrpo.exposures.exposure_parts import parts_of, read_parts
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.versions import catalog_versions
-from adagrpo.serving.exposure_parts import parts_of, read_parts
 from research.closed_loop.canaries import lost_until
 from research.closed_loop.closing import close_loop
 from research.closed_loop.loop_summary import reference_of, visits_of

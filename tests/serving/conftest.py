@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from adagrpo.data.groups import UnknownGroup
-from adagrpo.serving import Query, Recommendations
+from adagrpo.lists import Query, Recommendations
+from adagrpo.lists.eligibility import Narrowing
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.eligibility import Narrowing
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.served import Serving, Shelf
 

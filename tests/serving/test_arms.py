@@ -15,19 +15,19 @@ import yaml
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
+from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.user_hash import UserHash
+from adagrpo.lists import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
 from adagrpo.report import write_experiment
-from adagrpo.serving import Query
 from adagrpo.serving.app import Options
 from adagrpo.serving.arms import ArmShelf
 from adagrpo.serving.bearer import Bearers
-from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.served import Serving
-from adagrpo.serving.user_hash import UserHash
 
 from .conftest import VERSIONS, Recommender
 

@@ -11,9 +11,9 @@ import torch
 
 from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
+from adagrpo.lists.eligibility import OVERHEAD, Eligibility, Narrowing, parse_filter, why_short
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.serving.eligibility import OVERHEAD, Eligibility, Narrowing, parse_filter, why_short
 
 CATEGORIES = ("toys", "games", "books")
 ITEMS = 600
@@ -102,7 +102,7 @@ def test_the_masks_that_were_used_last_are_kept_within_the_room() -> None:
 
 
 def test_there_is_a_bound_on_how_many_masks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.serving.eligibility.MOST", 4)
+    monkeypatch.setattr("adagrpo.lists.eligibility.MOST", 4)
     assert eligibility_of(range(7)).kept == 4
 
 

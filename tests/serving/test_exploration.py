@@ -13,13 +13,13 @@ import torch
 from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
+from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.lists.exploration import Exploration
+from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.serving.app import Application, Options
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.serving.exposure_store import LocalExposureLog
-from adagrpo.serving.recommender import Query, Recommender
 from adagrpo.serving.served import Serving, Shelf
 
 SIZES, ITEMS, SEEN, TEMPERATURE = (4, 4), 9, 4, 0.8

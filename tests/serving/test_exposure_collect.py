@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_collect import COLLECTED, Collected, collect_log
+from adagrpo.exposures.exposure_database import OPEN
+from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, decode, encode
+from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.serving.app import Options
-from adagrpo.serving.exposure_collect import COLLECTED, Collected, collect_log
-from adagrpo.serving.exposure_database import OPEN
-from adagrpo.serving.exposure_log import Exposure, Feedback, SinkFailed, decode, encode
-from adagrpo.serving.exposure_parts import parts_of, place_of, read_parts, refused_rows
 from adagrpo.serving.exposure_rows import ExposureRows
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import Limits
 
 QUICK = Limits(grace_seconds=0.0)

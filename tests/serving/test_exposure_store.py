@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.serving import exposure_database, exposure_parts
-from adagrpo.serving.exposure_database import OPEN, begin_part, connect, transaction
-from adagrpo.serving.exposure_log import Exposure, Feedback, SinkFailed
-from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.exposures import exposure_database, exposure_parts
+from adagrpo.exposures.exposure_database import OPEN, begin_part, connect, transaction
+from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed
+from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import LocalExposureLog
 
 
 def row(request: str, **more: object) -> Exposure:

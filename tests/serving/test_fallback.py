@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.serving.fallback import Guarded
+from adagrpo.lists.fallback import Guarded
 from adagrpo.types import Histories
 
 HISTORIES = Histories(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
@@ -90,7 +90,7 @@ def test_scores_that_are_not_finite_are_a_failure(reward: Reward) -> None:
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     program = """
 import time, torch
-from adagrpo.serving.fallback import Guarded
+from adagrpo.lists.fallback import Guarded
 from adagrpo.types import Histories
 
 class Hangs:

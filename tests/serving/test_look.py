@@ -20,13 +20,13 @@ from urllib.parse import quote
 
 import pytest
 
+from adagrpo.lists import Query
+from adagrpo.lists.fallback import Guarded
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving import Query
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.look import Look
 from adagrpo.serving.served import Asked, Serving, Shelf
 

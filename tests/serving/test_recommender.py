@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.serving.recommender import Query, Recommender
 from adagrpo.types import Histories
 
 SIZES, ITEMS, SEEN = (8, 8, 8), 200, 6

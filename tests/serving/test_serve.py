@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import reordered
+from adagrpo.lists.recommender import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
@@ -29,7 +30,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.recommender import Query
 from adagrpo.serving.schemas import HealthAnswer
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.storage.artifacts import seal

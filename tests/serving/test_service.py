@@ -22,16 +22,16 @@ import jsonschema
 import pytest
 
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import SinkFailed
+from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.user_hash import UserHash, read_key
+from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import SinkFailed
-from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
-from adagrpo.serving.user_hash import UserHash, read_key
 
 TOKEN = "0123456789abcdef"
 OLD = Limits(grace_seconds=0.0)
@@ -336,14 +336,14 @@ def test_a_key_for_user_ids_is_made_once_and_kept_from_others(tmp_path: Path) ->
 def test_services_that_begin_at_once_have_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process asks for the key while this one is making it."""
     file, draw, others = tmp_path / "key", secrets.token_hex, []
-    program = "import sys, pathlib; from adagrpo.serving.user_hash import read_key as key\n"
+    program = "import sys, pathlib; from adagrpo.exposures.user_hash import read_key as key\n"
     program += "print(key(pathlib.Path(sys.argv[1]))('alice'), end='')"
 
     def beside(count: int) -> str:
         others.append(subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True))
         return draw(count)
 
-    monkeypatch.setattr("adagrpo.serving.user_hash.secrets.token_hex", beside)
+    monkeypatch.setattr("adagrpo.exposures.user_hash.secrets.token_hex", beside)
     own = read_key(file)("alice")
     (other,) = others
     assert (other.stdout, other.returncode) == (own, 0), other.stderr
@@ -357,7 +357,7 @@ def test_a_key_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left on device"):
-        patched.setattr("adagrpo.serving.user_hash.os.fsync", full)
+        patched.setattr("adagrpo.exposures.user_hash.os.fsync", full)
         read_key(tmp_path / "key")
     assert not [*tmp_path.iterdir()]
     read_key(tmp_path / "key")

@@ -185,7 +185,7 @@ def collect_exposures(
     common: Common,
 ) -> None:
     """Bring exposure logs of other machines into one folder; the next time, what came since."""
-    from adagrpo.serving.exposure_collect import collect_log
+    from adagrpo.exposures.exposure_collect import collect_log
 
     found = collect_log(sources, to)
     counts = asdict(found) | {"refused": len(found.refused), "log": str(to)}

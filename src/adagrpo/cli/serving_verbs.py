@@ -93,9 +93,9 @@ def serve(
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
-    from adagrpo.serving.exploration import Exploration
+    from adagrpo.exposures.user_hash import VARIABLE
+    from adagrpo.lists.exploration import Exploration
     from adagrpo.serving.limits import Limits
-    from adagrpo.serving.user_hash import VARIABLE
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -181,7 +181,7 @@ def recommend(
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
     from adagrpo import pipeline
-    from adagrpo.serving.eligibility import parse_filter
+    from adagrpo.lists.eligibility import parse_filter
 
     _check_weight(reward_weight)
     opened = common.open(run)

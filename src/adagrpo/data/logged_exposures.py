@@ -72,7 +72,7 @@ def impressions_of(
     """Join what was shown with what came of it.
 
     Args:
-        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         clicks: kinds of feedback that make an impression a clicked one.
         within_seconds: feedback that comes later is no click; None waits for ever.

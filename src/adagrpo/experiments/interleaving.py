@@ -124,7 +124,7 @@ def prefer(
 
     Args:
         plan: frozen.
-        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.
         stops: seconds since 1970 by arm that was switched off; whoever did so looked, so it is never `preferred`.

@@ -37,7 +37,7 @@ def foreign_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Forei
     Args:
         plan: frozen.
         digest: hash of its content.
-        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
     """
     window = exposures.with_row_index(NUMBER).filter(
         (pl.col("time") >= plan.begins) & (pl.col("time") < plan.ends) & pl.col("user_hash").is_not_null()

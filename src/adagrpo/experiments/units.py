@@ -105,7 +105,7 @@ def users_of(
 
     Args:
         plan: of the experiment.
-        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         catalogue: items that exist, for `unlisted`.
         until: seconds since 1970 at which the window ends, where that is before its end.

@@ -27,6 +27,7 @@ from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
+from adagrpo.exposures.exposure_parts import parts_of
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
@@ -39,7 +40,6 @@ from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.pipeline.stages.rerank_arms import RERANK, SUFFIX, re_ranked, re_rankings
 from adagrpo.report import finding, write_comparison
-from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim

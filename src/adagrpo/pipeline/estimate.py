@@ -18,6 +18,8 @@ import polars as pl
 from adagrpo.data.histories import read_histories
 from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_parts import parts_of, read_parts
+from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
@@ -27,8 +29,6 @@ from adagrpo.pipeline.list_weights import ListWeights, list_weights
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
-from adagrpo.serving import Query, Recommender
-from adagrpo.serving.exposure_parts import parts_of, read_parts
 
 __all__ = ["estimate_policy"]
 

@@ -16,8 +16,8 @@ from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogu
 from adagrpo.experiments.provenance import foreign_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
+from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.serving.exposure_parts import parts_of, place_of, read_parts, refused_rows
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 

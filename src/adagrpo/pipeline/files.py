@@ -32,11 +32,11 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
 from adagrpo.groups.decide import TrueUtility
+from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.serving.eligibility import Eligibility, Narrowing
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["RunData"]

@@ -23,15 +23,15 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import read_histories
 from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
+from adagrpo.lists.answers import answer
+from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender, reward_read
-from adagrpo.serving.answers import answer
-from adagrpo.serving.eligibility import Filter
-from adagrpo.serving.recommender import ItemId, Recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import written_beside
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.place_weights import MOST_ITEMS, place_chances
 from adagrpo.off_policy.pseudo_inverse import MOST, count_lists, pseudo_inverse_weights
-from adagrpo.serving import Query, Recommender
 
 __all__ = ["ListWeights", "list_weights"]
 

@@ -22,6 +22,7 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import HISTORY, about_how_many, read_histories
 from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
+from adagrpo.lists.eligibility import Filter
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
@@ -29,7 +30,6 @@ from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.on_ray import each_on_ray
 from adagrpo.pipeline.serve import recommender, reward_read
 from adagrpo.pipeline.versions import LATEST
-from adagrpo.serving.eligibility import Filter
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
@@ -78,7 +78,7 @@ def recommend_users(
         columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
             file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
         catalog: see `adagrpo.pipeline.serve.recommender`.
-        include: what lists may hold, see `adagrpo.serving.eligibility`.
+        include: what lists may hold, see `adagrpo.lists.eligibility`.
         exclude: what they may not.
         popular: give users without a known history the most popular items; a column `source` then says so.
         ray_actors: so many actors of Ray Data make the parts, instead of this process; the lists are the same.

@@ -11,8 +11,8 @@ from typing import Any, Self
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
+from adagrpo.lists.recommender import ItemId, Source
 from adagrpo.report.diagnosis_figures import map_figures
-from adagrpo.serving.recommender import ItemId, Source
 
 __all__ = ["Chart", "Diagnosis", "Recommended", "metrics_table"]
 

@@ -24,6 +24,9 @@ from adagrpo.config import Config, Settings, as_overrides, dump_config, load_con
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
+from adagrpo.lists.answers import answer
+from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
@@ -49,9 +52,6 @@ from adagrpo.pipeline.stages.exposure_report import collect_exposures
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
-from adagrpo.serving.answers import answer
-from adagrpo.serving.eligibility import Filter
-from adagrpo.serving.recommender import ItemId, Recommender
 
 __all__ = ["Run"]
 
@@ -275,7 +275,7 @@ class Run(RunDirectory):
             checkpoint: of that arm.
             exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
                 mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
-                `adagrpo.serving.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
+                `adagrpo.lists.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
             reward_weight: above 0, re-rank by log-probability + this weight x reward, in units of the reward's
                 spread, as `diagnose` advises it.
             precision: of the policy; None is the recipe's, `evaluation.precision`.

@@ -19,6 +19,11 @@ from typing import Any, Literal, get_args
 from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
+from adagrpo.lists import Query, Recommender
+from adagrpo.lists.exploration import Exploration
+from adagrpo.lists.fallback import Guarded
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
@@ -29,15 +34,10 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
-from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_store import LocalExposureLog
-from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
-from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
 
 __all__ = ["Operation", "check_served", "recommender", "reward_read", "serve"]
 

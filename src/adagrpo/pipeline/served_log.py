@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_parts import KIND, parts_of, rotate
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.serving.exposure_parts import KIND, parts_of, rotate
 from adagrpo.storage.marks import check_kind, is_marked
 
 __all__ = ["latest_exposures", "publish_first"]

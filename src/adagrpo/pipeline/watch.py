@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import FAILED
+from adagrpo.exposures.exposure_parts import parts_of, read_parts
 from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -23,8 +25,6 @@ from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
-from adagrpo.serving.exposure_log import FAILED
-from adagrpo.serving.exposure_parts import parts_of, read_parts
 from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 

@@ -28,12 +28,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from adagrpo.exposures.exposure_log import ExposureSink, SinkFailed
+from adagrpo.exposures.user_hash import UserHash, read_key
+from adagrpo.lists.exploration import Exploration
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
 from adagrpo.serving.arms import ArmShelf, Switching
 from adagrpo.serving.bearer import Bearers
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import ExposureSink, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
@@ -42,7 +43,6 @@ from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
 from adagrpo.serving.served import Answered, Asked, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import ServiceMetrics
-from adagrpo.serving.user_hash import UserHash, read_key
 from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Application", "Options"]

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
-from adagrpo.serving.recommender import Recommendations
+from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
+from adagrpo.lists.recommender import Recommendations
 from adagrpo.serving.schemas import FeedbackEvent
 from adagrpo.serving.served import Answered, Asked
 from adagrpo.serving.waiting_line import WaitingLine

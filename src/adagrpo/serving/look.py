@@ -26,9 +26,9 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from adagrpo.errors import ServiceError, UserError
+from adagrpo.lists.explanation import ItemTitles, explain
+from adagrpo.lists.recommender import Query
 from adagrpo.serving.beside import beside
-from adagrpo.serving.explanation import ItemTitles, explain
-from adagrpo.serving.recommender import Query
 from adagrpo.serving.routes import answered, json_response, known, left, narrow
 from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
 from adagrpo.serving.served import Serving, Shelf

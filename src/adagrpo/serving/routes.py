@@ -19,13 +19,14 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure, SinkFailed
+from adagrpo.exposures.user_hash import UserHash
+from adagrpo.lists.eligibility import Filter, Narrowing, why_short
+from adagrpo.lists.exploration import Exploration
+from adagrpo.lists.recommender import ItemId, Query
 from adagrpo.serving.beside import beside
-from adagrpo.serving.eligibility import Filter, Narrowing, why_short
-from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
-from adagrpo.serving.recommender import ItemId, Query
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
@@ -39,7 +40,6 @@ from adagrpo.serving.schemas import (
 )
 from adagrpo.serving.served import Answered, Asked, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
-from adagrpo.serving.user_hash import UserHash
 from adagrpo.serving.waiting_line import TooLate, WaitingLine
 
 __all__ = ["Routes", "answered", "json_response", "known", "left", "narrow"]

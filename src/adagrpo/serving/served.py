@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
+from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.rewards.protocol import Reward
-from adagrpo.serving.fallback import Guarded
-from adagrpo.serving.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.serving.waiting_line import STEP
 
 __all__ = ["Answered", "Asked", "Beside", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]

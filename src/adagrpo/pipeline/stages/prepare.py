@@ -28,9 +28,9 @@ from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.storage.artifacts import manifest
 
 __all__ = [

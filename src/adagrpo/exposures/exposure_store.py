@@ -1,7 +1,7 @@
 """The exposure log on local disk: SQLite for what is new, Parquet parts for what is old.
 
-    DIR/open.sqlite      what was written last, see `adagrpo.serving.exposure_database`
-    DIR/parts/000001/    what is old, see `adagrpo.serving.exposure_parts`
+    DIR/open.sqlite      what was written last, see `adagrpo.exposures.exposure_database`
+    DIR/parts/000001/    what is old, see `adagrpo.exposures.exposure_parts`
 
 A sync to disk takes milliseconds however much it writes, so callers put rows together, see
 `adagrpo.serving.exposure_rows`. Several processes may write to one folder. Rows stay in SQLite for a while after they
@@ -18,7 +18,7 @@ from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 from adagrpo.errors import UserError
-from adagrpo.serving.exposure_database import (
+from adagrpo.exposures.exposure_database import (
     OPEN,
     check_parts,
     connect,
@@ -27,8 +27,8 @@ from adagrpo.serving.exposure_database import (
     transaction,
     waiting_rows,
 )
-from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome, SinkFailed, encode
-from adagrpo.serving.exposure_parts import KIND, rotate
+from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, SinkFailed, encode
+from adagrpo.exposures.exposure_parts import KIND, rotate
 from adagrpo.storage.marks import claim
 
 __all__ = ["LocalExposureLog"]
@@ -87,7 +87,7 @@ class LocalExposureLog:
         return self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
 
     def rotate(self) -> list[int]:
-        """Put all rows into parts now; see `adagrpo.serving.exposure_parts.rotate`."""
+        """Put all rows into parts now; see `adagrpo.exposures.exposure_parts.rotate`."""
         self._written = 0
         bounds: dict[str, Any] = {"remembered": self._remembered, "most_bytes": self._most_bytes}
         return rotate(self.directory, rest_seconds=REST_SECONDS, **bounds)

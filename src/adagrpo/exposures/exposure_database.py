@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from adagrpo.errors import UserError
-from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome, decode_exposure, why_refused
+from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, decode_exposure, why_refused
 from adagrpo.storage.hashes import hash_json
 
 __all__ = [

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from adagrpo.errors import UserError
-from adagrpo.serving.exposure_log import Exposure, Feedback, decode, why_refused
-from adagrpo.serving.exposure_parts import read_parts
-from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_log import Exposure, Feedback, decode, why_refused
+from adagrpo.exposures.exposure_parts import read_parts
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_file
 
 __all__ = ["COLLECTED", "Collected", "collect_log"]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from adagrpo.errors import UserError
-from adagrpo.serving.eligibility import Narrowing
-from adagrpo.serving.recommender import ItemId, Query, Recommender, Source
+from adagrpo.lists.eligibility import Narrowing
+from adagrpo.lists.recommender import ItemId, Query, Recommender, Source
 
 __all__ = ["Answer", "answer"]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from adagrpo.serving.recommender import ItemId
+from adagrpo.lists.recommender import ItemId
 
 __all__ = [
     "FAILED",

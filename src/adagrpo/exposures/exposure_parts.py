@@ -27,7 +27,7 @@ from pathlib import Path
 import polars as pl
 
 from adagrpo.errors import UserError
-from adagrpo.serving.exposure_database import (
+from adagrpo.exposures.exposure_database import (
     OPEN,
     Refused,
     Span,
@@ -40,7 +40,7 @@ from adagrpo.serving.exposure_database import (
     forget,
     unpublished,
 )
-from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder

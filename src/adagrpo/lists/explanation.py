@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from adagrpo.serving.recommender import Query, Recommender
+from adagrpo.lists.recommender import Query, Recommender
 
 __all__ = ["ItemTitles", "explain"]
 

@@ -6,7 +6,7 @@ reward is given the order of `log-probability + w · reward` that `rerank` stand
 What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
 query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
 
-A query with a temperature gets a list that is drawn (`adagrpo.serving.exploration`), in the order of the draw: a reward
+A query with a temperature gets a list that is drawn (`adagrpo.lists.exploration`), in the order of the draw: a reward
 has no part in it, since the propensities would be those of another order.
 """
 
@@ -35,6 +35,7 @@ from adagrpo.decoding import (
 )
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.evaluation.reranking import mixed_scores
+from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
@@ -43,7 +44,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.serving.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.types import Histories, Ragged
 
 __all__ = ["Chances", "ItemId", "Query", "Recommendations", "Recommender", "Source"]
@@ -177,7 +177,7 @@ class Recommender:
         return _known(self._items, history)
 
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """What a query may be answered with, see `adagrpo.serving.eligibility`.
+        """What a query may be answered with, see `adagrpo.lists.eligibility`.
 
         Raises:
             UserError: a filter names what the items do not have.

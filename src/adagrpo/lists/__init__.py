@@ -1,0 +1,13 @@
+"""Lists of items for a user: the beam, what may be in it, its order by a reward, and why a list is what it is."""
+
+from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
+from adagrpo.lists.recommender import Query, Recommendations, Recommender
+
+__all__ = [
+    "Eligibility",
+    "Filter",
+    "Narrowing",
+    "Query",
+    "Recommendations",
+    "Recommender",
+]
