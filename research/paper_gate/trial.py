@@ -27,7 +27,7 @@ from adagrpo.storage.writing import write_file
 from research.command import run
 from research.fair_trial import tune as fair
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
-from research.rows import add_row
+from research.rows import add_row, keep_rows
 
 __all__ = ["carry_out", "trial_config"]
 
@@ -87,8 +87,8 @@ def carry_out(name: str, data: Path, out: Path) -> None:
         (made,) = comparison.make_runs([seed])
         _keep_seed(name, seed, made)
     comparison.carry_out()
-    for file, kept in (("results.jsonl", f"{name}.jsonl"), ("comparison.json", f"{name}.comparison.json")):
-        write_file(HERE / kept, (directory / file).read_text(encoding="utf-8"))
+    keep_rows(directory / "results.jsonl", HERE / f"{name}.jsonl")
+    write_file(HERE / f"{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
 
 
 def _comparison(config: Config, data: Path, directory: Path, seeds: list[int]) -> Comparison:
