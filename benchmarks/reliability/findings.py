@@ -42,10 +42,15 @@ ROWS = {
     21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
     22: "a run on a file system that cannot be written",
     23: "part of the catalogue is eligible, by masks that requests share or not; items left out beside",
+    25: "exposure logs with rows of another plan or user key, feedback outside its window, wrong types, edited SQLite",
     26: "hostile clients: what is sent without end, silent and slow sockets, smuggled requests, foreign names",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
-ELSEWHERE = {20: "measured as a study: [verdict](../research/verdict/README.md)"}
+ELSEWHERE = {
+    20: "measured as a study: [verdict](../research/verdict/README.md)",
+    25: "tested, not measured at length: `tests/experiments/test_ab.py`, `tests/serving/test_exposure_store.py` and"
+    " `test_exposure_collect.py`; refused or counted with file and row, and no verdict rests on such rows",
+}
 
 
 @dataclass(frozen=True)
