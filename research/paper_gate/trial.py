@@ -3,8 +3,8 @@
     python -m research.paper_gate.trial --data DIR --out runs/paper-gate --sets lastfm amazon18-scientific
 
 `plan.yaml` says what is tried. Per set this folder keeps `admission-<set>.jsonl`, what the thresholds admit at the
-starting policy and which were chosen; `arms-<set>.jsonl`, a row for each arm, checkpoint and seed, as soon as a seed is
-done; `<set>.jsonl` and `<set>.comparison.json`, the comparison once all seeds are. Stopped at any point, the same
+starting policy and which were chosen; `arms-<set>.jsonl`, a row for each arm, checkpoint and seed, until all seeds are
+done; then `<set>.jsonl` and `<set>.comparison.json`, the comparison. Stopped at any point, the same
 command continues.
 """
 
@@ -19,9 +19,11 @@ import yaml
 
 from adagrpo.config import Config, ObjectiveConfig
 from adagrpo.console import StderrConsole
+from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
 from research.command import run
@@ -89,6 +91,7 @@ def carry_out(name: str, data: Path, out: Path) -> None:
     comparison.carry_out()
     keep_rows(directory / "results.jsonl", HERE / f"{name}.jsonl")
     write_file(HERE / f"{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
+    (HERE / f"arms-{name}.jsonl").unlink(missing_ok=True)  # the comparison's rows hold the same
 
 
 def _comparison(config: Config, data: Path, directory: Path, seeds: list[int]) -> Comparison:
@@ -99,8 +102,10 @@ def _comparison(config: Config, data: Path, directory: Path, seeds: list[int]) -
 def _thresholds(plan: Mapping[str, Any], name: str, run: Run) -> dict[str, dict[str, float]]:
     """What the rule chooses for each kind of rollouts; measured once."""
     results = HERE / f"admission-{name}.jsonl"
+    if any(row["plan"] != _plan_hash(plan) for row in read_rows(results)):
+        raise UserError(f"{results}: holds rows of another plan; move them away to measure anew")
     for rollouts, options in plan["rollouts"].items():
-        if rollouts in {row["rollouts"] for row in read_rows(results)}:
+        if rollouts in {row["rollouts"] for row in read_rows(results) if row["chosen"]}:
             continue
         with run.locked():
             for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
@@ -108,10 +113,18 @@ def _thresholds(plan: Mapping[str, Any], name: str, run: Run) -> dict[str, dict[
         evidence = training_evidence(run, ObjectiveConfig(**options), plan["thresholds"]["samples"])
         rows = admission_rows(*evidence, plan["thresholds"])
         chosen = chosen_thresholds(rows, plan["thresholds"])
+        known = {(row["rollouts"], row["tau"], row["rho"]) for row in read_rows(results)}
+        rows.sort(key=lambda row: (row["tau"], row["rho"]) == tuple(chosen.values()))  # the chosen pair ends the rows
         for row in rows:
-            about = {"dataset": name, "rollouts": rollouts, "seed": run.config.seed}
-            add_row(results, about | row | {"chosen": (row["tau"], row["rho"]) == tuple(chosen.values())})
+            if (rollouts, row["tau"], row["rho"]) not in known:
+                about = {"dataset": name, "plan": _plan_hash(plan), "rollouts": rollouts, "seed": run.config.seed}
+                add_row(results, about | row | {"chosen": (row["tau"], row["rho"]) == tuple(chosen.values())})
     return {row["rollouts"]: {"tau": row["tau"], "rho": row["rho"]} for row in read_rows(results) if row["chosen"]}
+
+
+def _plan_hash(plan: Mapping[str, Any]) -> str:
+    """What the thresholds of a set follow from."""
+    return hash_json({key: plan[key] for key in ("rollouts", "thresholds")})[:12]
 
 
 def _keep_seed(name: str, seed: int, folder: Path) -> None:
@@ -120,8 +133,9 @@ def _keep_seed(name: str, seed: int, folder: Path) -> None:
     stages = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["stages"]
     known = {(row["arm"], row["checkpoint"], row["seed"]) for row in read_rows(results)}
     for arm, content in stages.items():
+        points = {"best": content} if "test" in content else content  # the starting policy has no last step
         for checkpoint in ("best", "final"):
-            test = content.get(checkpoint, {}).get("test") if "test" not in content else content["test"]
+            test = points.get(checkpoint, {}).get("test")
             if test is not None and (arm, checkpoint, seed) not in known:
                 metrics = {key: test[key] for key in ("hr@10", "ndcg@10", "hr@50", "hallucination@10") if key in test}
                 row = {"dataset": name, "arm": arm, "seed": seed, "checkpoint": checkpoint, "split": "test"}

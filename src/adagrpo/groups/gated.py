@@ -22,7 +22,7 @@ from adagrpo.groups.decide import UNREAD, TrueUtility, apply_gate, gate_by_evide
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
-from adagrpo.groups.negatives import NegativeSource
+from adagrpo.groups.negatives import source_of
 from adagrpo.groups.score import ScoredGroups, score_groups
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
@@ -101,8 +101,7 @@ def gated_groups(
     drawn = draw_groups(
         policy, catalog, histories, targets, options, generator, score_targets=ranked, division=division
     )
-    source: NegativeSource = "rollouts" if judges == "adagrpo" else "targets"
-    scored = score_groups(reward, drawn, options.negatives, generator, source=source, division=division)
+    scored = score_groups(reward, drawn, options.negatives, generator, source=source_of(judges), division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (

@@ -13,11 +13,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from adagrpo.config import LoggedItemGate
 from adagrpo.types import Histories
 
-__all__ = ["NegativeSource", "RolloutPool", "distinct_rollouts", "in_batch_negatives", "other_rollouts"]
+__all__ = ["NegativeSource", "RolloutPool", "distinct_rollouts", "in_batch_negatives", "other_rollouts", "source_of"]
 
 NegativeSource = Literal["rollouts", "targets"]
+
+
+def source_of(gate: LoggedItemGate) -> NegativeSource:
+    """Return where the negatives of a gate come from."""
+    return "rollouts" if gate == "adagrpo" else "targets"
 
 
 def in_batch_negatives(

@@ -20,6 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
 from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.evidence import Evidence
+from adagrpo.groups.negatives import source_of
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GateDecision, group_advantages
 from adagrpo.pipeline.directory import RunDirectory
@@ -71,7 +72,7 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
         batch_size=len(cases),
         max_history=config.max_history,
         seed=config.seed,
-        source="rollouts" if objective.control_of == "adagrpo" else "targets",
+        source=source_of(objective.control_of),
     )
     evidence = evidence_of(groups, objective)
     decision = gate_by_evidence(objective.control_of, evidence, objective)
