@@ -101,7 +101,7 @@ def test_a_setting_of_another_stage(adagrpo: Command, copied: Path) -> None:
     reply = adagrpo("sft", "--run", copied, "--set", "tokenizer.codes=16")
     refused(reply, "--set tokenizer.codes: tokenize reads it too, and was made with tokenizer.codes=8", hint)
     reply = adagrpo("sft", "--run", copied, "--set", "reward.kind=noise")
-    refused(reply, "--set reward.kind: sft does not read it; `adagrpo ranker`, `adagrpo diagnose`, `adagrpo train`")
+    refused(reply, "--set reward.kind: sft does not read it; `adagrpo ranker`, `adagrpo diagnose`, `adagrpo decide`")
     refused(adagrpo("ranker", "--run", copied, "--set", "reward.kind=noise"), "ranker does not read it")
     refused(adagrpo("train", "--run", copied, "--set", "compare.level=0.9"), "no verb of a run does")
     assert adagrpo("sft", "--run", copied, "--set", "tokenizer.codes=8", "--set", "reward.kind=sequential").status == 0
@@ -166,7 +166,7 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
         "encode/vectors.parquet": "`adagrpo tokenize --run",
         "reranking/weight.json": "`adagrpo diagnose --run",
         "ranker/report/report.json": "`adagrpo evaluate --run",
-        "evaluate/rerank/metrics.json": "`adagrpo compare`",
+        "evaluate/rerank/metrics.json": "`adagrpo decide --run",
         "metrics.json": "`adagrpo evaluate --run",
         "simulate/logs.parquet": "`adagrpo run RECIPE --out",
     }.items():

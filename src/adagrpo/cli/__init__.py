@@ -18,6 +18,7 @@ import typer
 from adagrpo.cli import (
     answer_verbs,
     catalog_verbs,
+    decide_command,
     experiment_verbs,
     log_verbs,
     machine_verbs,
@@ -34,6 +35,7 @@ __all__ = [
     "answer_verbs",
     "app",
     "catalog_verbs",
+    "decide_command",
     "experiment_verbs",
     "log_verbs",
     "machine_verbs",

@@ -89,31 +89,11 @@ def write_recipe(
     items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
-    from adagrpo.data.logs.formats import one_line
-    from adagrpo.data.logs.items import read_items
-    from adagrpo.data.logs.preview import look_at, look_at_items
-    from adagrpo.pipeline.suggest import recipe_text
-
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
-    preview = look_at(logs, None, *_said(common.settings))
-    commas: dict[str, str] = {}
-    if items is not None and not preview["missing"]:
-        found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
-        commas = found.pop("commas")
-        named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
-        read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
-    text = recipe_text(preview, out.stem)
-    for name, value in commas.items():
-        common.console(out).note(
-            f"note: column '{one_line(name)}' of {items} looks like numbers with decimal commas, such as"
-            f" {one_line(value)}; it is left out, as numbers are neither text nor attributes"
-        )
-    for one in preview["passed_over"]:
-        common.console(out).note(
-            f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not"
-            f" {one['needs']}"
-        )
+    text, notes = recipe_of_logs(logs, items, out.stem, common.settings)
+    for note in notes:
+        common.console(out).note(note)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder (--out)")
     try:
@@ -122,6 +102,38 @@ def write_recipe(
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another name with --out") from error
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
+
+
+def recipe_of_logs(logs: list[Path], items: Path | None, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The text of a recipe for logs, and what there is to say of columns that it leaves out.
+
+    Args:
+        logs: files of the same columns.
+        items: a table of the items.
+        name: of the recipe.
+        settings: which column has which role, as `--set` takes it.
+    """
+    from adagrpo.data.logs.formats import one_line
+    from adagrpo.data.logs.items import read_items
+    from adagrpo.data.logs.preview import look_at, look_at_items
+    from adagrpo.pipeline.suggest import recipe_text
+
+    preview, notes = look_at(logs, None, *_said(settings)), []
+    if items is not None and not preview["missing"]:
+        found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+        named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
+        notes = [
+            f"note: column '{one_line(column)}' of {items} looks like numbers with decimal commas, such as"
+            f" {one_line(value)}; it is left out, as numbers are neither text nor attributes"
+            for column, value in found.pop("commas").items()
+        ]
+        read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
+    text = recipe_text(preview, name)
+    notes += [
+        f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
+        for one in preview["passed_over"]
+    ]
+    return text, notes
 
 
 @verb("prepare", "your logs", sets="recipe")

@@ -21,8 +21,9 @@ from torch import Tensor
 from adagrpo.data.pairs import common_users_of, largest_of_rows, users_of_items
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["item_knn", "popularity"]
+__all__ = ["item_knn", "popularity", "similarities"]
 
+NEIGHBOURS = 1000  # k
 # scores of a block of cases are dense: this many numbers at a time
 _BLOCK = 2**24
 
@@ -60,7 +61,7 @@ def item_knn(
     width: int = 50,
     mask_history: bool = False,
     eligible: Tensor | None = None,
-    neighbours: int = 1000,
+    neighbours: int = NEIGHBOURS,
     decay: float = 0.7,
 ) -> NDArray[np.int64]:
     """(N, W) items nearest to the history of each of `N` cases; -1 where no further item is near.
@@ -75,7 +76,7 @@ def item_knn(
         neighbours: `k` kept for each item, itself not counted.
         decay: `γ`, in (0, 1].
     """
-    near = _similarity(training, num_items, neighbours, np.unique(cases.histories.values).astype(np.int64))
+    near = similarities(training, num_items, neighbours, np.unique(cases.histories.values).astype(np.int64))
 
     def scores(histories: sparse.csr_array) -> NDArray[np.float32]:
         dense: NDArray[np.float32] = (histories @ near).toarray()
@@ -85,13 +86,21 @@ def item_knn(
     return _rank(cases, num_items, width, mask_history, eligible, decay, scores)
 
 
-def _similarity(
+def similarities(
     training: Ragged,
     num_items: int,
-    neighbours: int,
-    items: NDArray[np.int64],  # (N,) ascending and distinct
+    neighbours: int = NEIGHBOURS,
+    items: NDArray[np.int64] | None = None,  # (N,) ascending and distinct
 ) -> sparse.csr_array:
-    """(V, V) cosine of the sets of users, without the diagonal, the nearest of each row; empty for other items."""
+    """(V, V) float32 cosines of the sets of users, without the diagonal, the nearest of each row.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`.
+        neighbours: `k` kept for each item.
+        items: the rows that are wanted, the others stay empty; None: all.
+    """
+    items = np.arange(num_items) if items is None else items
     held = users_of_items(training, num_items)
     norms = np.sqrt(np.bincount(held.indices, minlength=num_items).astype(np.float32))
     parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int32))]

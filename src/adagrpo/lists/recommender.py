@@ -1,7 +1,8 @@
 """What a served policy answers: beam search held to the catalogue, in the ids of the logs.
 
-The list of a history is the one that evaluation measures: the same beam width, masking and precision, and where a
-reward is given the order of `log-probability + w · reward` that `rerank` stands for in a comparison.
+The list of a history is the one that evaluation measures: the same beam width, masking and precision. It comes in the
+order of the policy; where a reward is given in that of `log-probability + w · reward`, which `rerank` stands for in a
+comparison; as a fused list (`adagrpo.lists.fusion`); or from a source alone, such as item-kNN, without the policy.
 
 What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
 query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
@@ -36,6 +37,8 @@ from adagrpo.decoding import (
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
+from adagrpo.lists.fusion import Candidates, Fusion
+from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
@@ -114,6 +117,8 @@ class Recommender:
         reward: Reward | None = None,
         reward_weight: float = 0.0,
         reward_spread: float = 1.0,
+        fusion: Fusion | None = None,
+        alone: CandidateSource | None = None,
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
@@ -129,9 +134,11 @@ class Recommender:
             max_history: items of a history that the policy sees, the last ones.
             mask_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
-            reward: re-ranks the beam.
+            reward: re-ranks the beam, or scores the candidates of `fusion`.
             reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
             reward_spread: what is divided by.
+            fusion: fuses the beam with other sources; its weights are fitted.
+            alone: lists are its best items, and the policy has no part in them.
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
@@ -142,6 +149,7 @@ class Recommender:
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
+        self.fusion, self.alone = fusion, alone
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
@@ -303,8 +311,40 @@ class Recommender:
         return lists
 
     @torch.no_grad()
-    def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
+    def candidates(self, queries: Sequence[Query]) -> Candidates:
+        """What a fused list is chosen from, and what its sources say of it; its weights need not be fitted yet.
+
+        Args:
+            queries: `B` with histories, that all leave them out or all do not.
+        """
+        assert self.fusion is not None, "the list is not fused"
+        masked = self._masks(queries[0])
         batch = self._batch([query.history for query in queries], masked)
+        context, items, scores = self._beam(queries, batch, masked)
+        ruled_out = self._ruled_out(queries, batch, masked)
+        with mixed_precision(self.policy, self.precision):
+            beam, reward = (items, scores), self.reward
+            return self.fusion.candidates(self.policy, context, self.catalog, batch, beam, ruled_out, reward)
+
+    @torch.no_grad()
+    def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
+        if self.fusion is not None:
+            items, scores = self.fusion.order(self.candidates(queries), self.width)
+            return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+        batch = self._batch([query.history for query in queries], masked)
+        if self.alone is not None:
+            items, scores = best_of(self.alone.scores(batch), self._ruled_out(queries, batch, masked), self.width)
+            return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+        _, items, scores = self._beam(queries, batch, masked)
+        if self.reward is not None:
+            rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
+            mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
+            scores, order = mixed.sort(dim=1, descending=True, stable=True)
+            items = items.gather(1, order)
+        return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+
+    def _beam(self, queries: Sequence[Query], batch: Histories, masked: bool) -> tuple[Any, Tensor, Tensor]:
+        """The encoded histories, and the (B, W) items of the policy's beam with their log-probabilities."""
         held = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
@@ -314,23 +354,28 @@ class Recommender:
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
-        if masked:
-            options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
-            items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
-        else:
-            items, scores = self.catalog.trie.leaf_items(beams.leaves), beams.scores
-        if self.reward is not None:
-            rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
-            mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
-            scores, order = mixed.sort(dim=1, descending=True, stable=True)
-            items = items.gather(1, order)
-        return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+        if not masked:
+            return context, self.catalog.trie.leaf_items(beams.leaves), beams.scores
+        options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
+        items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
+        return context, items, scores
 
     def _closed(self, queries: Sequence[Query]) -> Tensor:
         """(B, X) int64, the single items that each query leaves out, -1 for none."""
         longest = max(len(query.without) for query in queries)
         rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
         return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
+
+    def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:
+        """(B, V) bool, True for the items that may not be in a list."""
+        out = (~self.catalog.listed).repeat(len(queries), 1)
+        for row, query in enumerate(queries):
+            if query.eligible is not None:
+                out[row] |= ~query.eligible.items
+        for items in (self._closed(queries), *([batch.whole] if masked else [])):
+            rows, places = (items >= 0).nonzero(as_tuple=True)
+            out[rows, items[rows, places]] = True
+        return out
 
     def _most_popular(self, query: Query) -> Recommendations:
         """The most popular items that the query admits; equals by the number of the item."""

@@ -61,7 +61,7 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
 def remake(run: RunDirectory, place: Path | str) -> str:
     """The command that makes a stage, or the stage of a file, with what was set for it."""
     stage = (owner(run, place) or place.name) if isinstance(place, Path) else place
-    if stage.startswith("evaluate/") and "rerank" in stage:
+    if stage.startswith("evaluate/") and "+rerank" in stage:
         return "`adagrpo compare`, which alone re-ranks arms,"
     if stage.startswith("catalogs/"):  # what was asked for is not kept; the latest version is stale itself
         return (

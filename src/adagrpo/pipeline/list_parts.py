@@ -25,13 +25,14 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.serve import recommender, reward_read
+from adagrpo.pipeline.serve import list_read, recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import written_beside
 
@@ -90,9 +91,9 @@ class Wanted:
     token: str  # of the process that holds the lock of `out`
     fingerprint: str  # of what the lists are made from
     weights: str  # their sha256
-    reward: dict[str, Any]  # see `reward_read`
+    reward: dict[str, Any]  # see `list_read`
     k: int
-    arm: str | None
+    arm: str
     checkpoint: Literal["best", "final"]
     reward_weight: float
     exclude_history: bool | None
@@ -120,10 +121,11 @@ class Wanted:
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
         run = Run.open(self.run, self.overrides)
-        chosen = choose_checkpoint(run, self.arm, self.checkpoint)
+        called = parse_list(self.arm)
+        chosen = choose_checkpoint(run, called.policy or START, self.checkpoint)
         if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
-        if reward_read(run, self.reward_weight) != self.reward:
+        if list_read(run, called, self.reward_weight) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
         options = (self.reward_weight, self.exclude_history, self.precision, self.catalog)
         return run, recommender(run, self.arm, self.checkpoint, *options)[0]

@@ -23,12 +23,13 @@ from adagrpo.data.histories import HISTORY, about_how_many, read_histories
 from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.names import START, parse_list
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.on_ray import each_on_ray
-from adagrpo.pipeline.serve import recommender, reward_read
+from adagrpo.pipeline.serve import list_read, recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
@@ -94,7 +95,9 @@ def recommend_users(
     served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
-    weights = run.hash_input(choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors")
+    called = parse_list(about["arm"])
+    chosen = choose_checkpoint(run, called.policy or START, checkpoint)
+    weights = run.hash_input(chosen.weights / "model.safetensors")
     kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     narrowing = served.narrow(include, exclude)
@@ -104,7 +107,7 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
-    reward = reward_read(run, reward_weight)
+    reward = list_read(run, called, reward_weight)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from
         path = run.find("prepare", f"{name}.parquet")
@@ -140,7 +143,7 @@ def recommend_users(
             weights=weights,
             reward=reward,
             k=k,
-            arm=arm,
+            arm=about["arm"],
             checkpoint=checkpoint,
             reward_weight=reward_weight,
             exclude_history=exclude_history,

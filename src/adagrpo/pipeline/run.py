@@ -26,6 +26,7 @@ from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
@@ -33,6 +34,7 @@ from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.decide import DECISION, decision
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
@@ -42,7 +44,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_files import check_named, check_test_cases
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
-from adagrpo.pipeline.serve import check_served, recommender, reward_read
+from adagrpo.pipeline.serve import check_served, list_read, named_list, recommender
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stage_table import RUN, declared, row_of
@@ -211,6 +213,36 @@ class Run(RunDirectory):
                     self.console.note(f"report.html is left as it is: {error}")
         return Diagnosis.of(content)
 
+    def decide(self, budget_ms: float | None = None, *, train: bool = False) -> dict[str, Any]:
+        """Which list to serve: item-kNN, the policy, re-ranked, fused and others, by the rule of `pipeline.decide`.
+
+        Args:
+            budget_ms: milliseconds that a list may take; None: any.
+            train: train the arms of the recipe first, which then compete too, alone and fused.
+
+        Returns:
+            The content of decision.json: `chosen`, `why`, `doubts`, the command to `serve` it, and all `contenders`.
+
+        Raises:
+            UserError: budget that is not above 0, or something that the lists are made from is stale.
+        """
+        if budget_ms is not None and not budget_ms > 0:
+            raise UserError(f"--budget-ms: must be above 0, got {budget_ms:g}")
+        with self._doing("decide"):
+            for command in ("prepare", "tokenize", "sft", "ranker"):
+                self._make(command)
+            if train:
+                self._train(anyway=True)
+            arms = finished_arms(self) if train else []
+            self._look_at_reward()
+            for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
+                row = row_of(name)
+                if name == "evaluate/sft" or name.endswith("/best") or (row is not None and row.made_by("decide")):
+                    self.make(name, declare(self))
+            content = decision(self, arms, budget_ms)
+            self.write_output(DECISION, json.dumps(content, indent=1) + "\n")
+        return content
+
     def report(self) -> Path:
         """Write report.html of what was measured, and return where it is.
 
@@ -271,7 +303,8 @@ class Run(RunDirectory):
         Args:
             histories: item ids of the input data, oldest first. Ids that name no item are left out, and counted.
             k: length of the lists, at most the beam's width.
-            arm: sft or a trained arm; None is the one that the other commands take.
+            arm: a list, see `adagrpo.lists.names`: sft, a trained arm, or such as `fuse` and `nll+rerank`; None is
+                the one that the other commands take.
             checkpoint: of that arm.
             exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
                 mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
@@ -288,15 +321,15 @@ class Run(RunDirectory):
                 finite, or `histories` is not a list of lists of ids.
         """
         self.refuse_without_order()
-        chosen = choose_checkpoint(self, arm, checkpoint)
-        version = open_version(self, catalog)
-        key = (chosen.arm, checkpoint, reward_weight, precision, version.number)
-        check_served(self, chosen, version, reward_weight)
+        chosen = choose_checkpoint(self, arm if arm is None else parse_list(arm).policy or START, checkpoint)
+        name, version = named_list(arm, chosen, reward_weight), open_version(self, catalog)
+        key = (str(name), checkpoint, reward_weight, precision, version.number)
+        check_served(self, chosen, version, name)
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
-        made_from = (weights, reward_read(self, reward_weight))
+        made_from = (weights, list_read(self, name, reward_weight))
         if key not in self._served or self._served[key][0] != made_from:
             made = recommender(
-                self, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version.number)
+                self, str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number)
             )
             self._served[key] = (made_from, *made)
         _, served, about = self._served[key]

@@ -16,7 +16,6 @@ from socket import socket
 from threading import Thread, current_thread, main_thread
 from typing import Any, Literal, get_args
 
-from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.exposures.exposure_store import LocalExposureLog
@@ -24,22 +23,23 @@ from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.serve_arms import beside, open_runs
-from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
 
-__all__ = ["Operation", "check_served", "recommender", "reward_read", "serve"]
+__all__ = ["Operation", "check_served", "list_read", "named_list", "recommender", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
@@ -76,10 +76,10 @@ def recommender(
 
     Args:
         run: with a trained policy.
-        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
+        arm: a list, see `adagrpo.lists.names`; None: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
-        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward / spread`,
-            with the spread that the stage `reranking` measured.
+        reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
+            is called re-ranked takes the weight that validation chose where none is given.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
@@ -94,22 +94,42 @@ def recommender(
     return served, about
 
 
-def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
-    """Refuse to answer with what is stale.
+def named_list(arm: str | None, chosen: Chosen, reward_weight: float) -> ListName:
+    """The list that an arm and a weight of the reward name.
 
     Raises:
-        UserError: of the checkpoint, the catalogue, or the reward where it re-ranks, with the command that mends it; or
-            the weight is none.
+        UserError: the weight is none, or the list of the arm has no place for one.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    reward = [*reward_stages(run), STAGE] if reward_weight > 0 else []
-    check(run, "serve", [chosen.stage, version.stage, *reward])
+    name = ListName(chosen.arm, "policy") if arm is None else parse_list(arm)
+    if reward_weight > 0 and name.order == "policy":
+        return name._replace(order=RERANK)
+    if reward_weight > 0 and name.order != RERANK:
+        raise UserError(f"reward_weight: the list {name} has weights of its own; give a policy, such as sft")
+    return name
 
 
-def reward_read(run: RunDirectory, weight: float) -> dict[str, Any]:
-    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
-    return describe_reward(Models(RunData(run))) | {"spread": served_spread(run)} if weight > 0 else {}
+def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName) -> None:
+    """Refuse to answer with what is stale.
+
+    Raises:
+        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
+            it again.
+    """
+    maker = ListMaker(Models(RunData(run)))
+    reward = reward_stages(run) if maker.asks_reward(name) else []
+    check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])
+
+
+def list_read(run: RunDirectory, name: ListName, weight: float) -> dict[str, Any]:
+    """What a list is made from beside its policy: the reward and the hashes of files; nothing for a policy's own."""
+    maker = ListMaker(Models(RunData(run)))
+    files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
+    if not files:
+        return {}
+    reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
+    return {"list": str(name), "weight": weight, "files": files, "reward": reward}
 
 
 def _recommender(
@@ -124,38 +144,26 @@ def _recommender(
     """`recommender`, and what makes other policies of the same run and catalogue."""
     if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
-    chosen = choose_checkpoint(run, arm, checkpoint)
+    chosen = choose_checkpoint(run, arm if arm is None else parse_list(arm).policy or START, checkpoint)
+    name = named_list(arm, chosen, reward_weight)
+    if name.order not in ("policy", RERANK) and checkpoint != "best":
+        raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
     version = open_version(run, catalog)
-    check_served(run, chosen, version, reward_weight)
+    check_served(run, chosen, version, name)
     data = RunData(run, version)
     models = Models(data)
-    excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
-    spread = served_spread(run) if reward_weight > 0 else 1.0
-    if reward_weight > 0:
+    maker = ListMaker(models, exclude_history, precision, reward_weight or None)
+    if maker.asks_reward(name):
         check_reward(models)
-    served = Recommender(
-        models.policy(chosen.weights),
-        data.catalog,
-        data.item_ids.to_list(),
-        width=run.config.evaluation.beam_width,
-        max_history=run.config.max_history,
-        mask_history=excludes,
-        precision=precision or run.config.evaluation.precision,
-        reward=models.reward() if reward_weight > 0 else None,
-        reward_weight=reward_weight,
-        reward_spread=spread,
-        catalog_version=version.name,
-        popularity=data.training.counts(data.num_items),
-        groups=data.groups,
-        texts=lambda: data.items[TEXT].to_list(),
-    )
-    about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
-    about |= {"reward_spread": spread} if reward_weight > 0 else {}
+    served = maker.recommender(name, chosen.weights)
+    about: dict[str, Any] = {"name": run.config.name, "arm": str(name), "checkpoint": checkpoint, "step": chosen.step}
+    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": served.reward_weight}
+    about |= {"reward_spread": served.reward_spread} if served.reward is not None else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
-    about |= {"exclude_history": excludes, "precision": served.precision}
-    return served, about | {"versions": chosen.versions(run, checkpoint, version.name)}, models
+    about |= {"exclude_history": served.mask_history, "precision": served.precision}
+    versions = chosen._replace(arm=str(name)).versions(run, checkpoint, version.name)
+    return served, about | {"versions": versions}, models
 
 
 def serve(

@@ -15,22 +15,26 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
+from adagrpo.pipeline.stages.evaluate_list import evaluate_list
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.fuse import find_neighbours, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions
 from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import train_arm
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import encode, reads_texts, tokenize
 
@@ -48,7 +52,7 @@ __all__ = [
 ]
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
-MEASURES_REWARD = ("diagnose", "train", "evaluate")
+MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
 # the stages of a row that a recipe asks for, by name, for some of its arms
 Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
 
@@ -72,7 +76,7 @@ class Stage:
         selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
         away: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
         on_request: `adagrpo run` does not make it.
-        shared: it is read by `diagnose`, `train` and `evaluate`, and made by whichever of them comes first.
+        shared: it is read by `diagnose`, `train`, `evaluate` and `decide`, and made by whichever of them comes first.
         page_only: report.html shows it, and metrics.json holds nothing of it.
     """
 
@@ -150,6 +154,19 @@ def _evaluate(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
     return evaluate_checkpoint(run, run.path(*of))
 
 
+def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    return {f"fuse/{arm}": partial(fuse, arm=arm) for arm in ("sft", *arms) if _ordered(config)}
+
+
+def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    """The lists that are measured as they are served; of a reward that is the ranker of the run there is one less."""
+    if config.without_order:
+        return {}
+    own = config.reward == SequentialOptions()
+    names = [name for name in (*LISTS, *(f"{arm}+{FUSE}" for arm in arms)) if not (own and name == FUSE_WITHOUT_REWARD)]
+    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in names} | re_rankings(RERANK)
+
+
 def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {"report/paired": partial(pair_outcomes, arms=arms)} if _ordered(config) else {}
 
@@ -184,6 +201,8 @@ REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
+LISTS = (*SOURCES, FUSE_WITHOUT_REWARD, FUSE)  # that need no trained arm
+LISTED = "|".join((*LISTS, RERANK, f"*+{FUSE}"))
 
 STAGES: tuple[Stage, ...] = (
     Stage("simulate", "prepare", DATA, simulated, _simulates, away=("truth/",)),
@@ -216,13 +235,15 @@ STAGES: tuple[Stage, ...] = (
         shared=True,
     ),
     Stage("reranking", "diagnose", (*DECODING, "reward"), reranking, _ordered, selects=True, shared=True),
+    Stage("item_knn", "decide", (), find_neighbours, _ordered),
+    Stage("fuse/*", "decide", (*DECODING, "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
     Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
     Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
     Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start, _ordered),
     Stage("evaluate/baselines", "evaluate", DECODING, evaluate_baselines, _ordered),
-    Stage("evaluate/rerank", "compare", on_request=True),
     Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
+    Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "reward"), members=_listed, unused=NO_ARM),
     Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
     Stage("report/rollouts", "evaluate", TRAINED, draw_examples, _ordered, page_only=True),
     Stage("ranker/report", "evaluate", TRAINED, report_ranker, _ordered, page_only=True),

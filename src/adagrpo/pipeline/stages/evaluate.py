@@ -46,6 +46,7 @@ __all__ = [
     "evaluate_start",
     "read_lists",
     "read_valid",
+    "write_lists",
     "write_predictions",
 ]
 
@@ -154,26 +155,42 @@ def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
     return False
 
 
-def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
-    """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
-    users = load_user_ids(data.prepared).gather(cases.users)
-    item_ids = data.item_ids
-    count, width = predictions.items.shape
-    ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
-    repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
-    flat_items = predictions.items.reshape(-1)
+def write_lists(
+    data: RunData,
+    cases: Cases,
+    items: NDArray[np.int64],  # (N, W)
+    scores: NDArray[np.float32],  # (N, W)
+    work: Path,
+) -> None:
+    """The lists of all cases in the ids of the logs: `predictions.parquet`."""
+    count, width = items.shape
+    flat = items.reshape(-1)
     table = pl.DataFrame(
         {
-            USER_ID: repeated,
-            "rank": ranks,
-            ITEM_ID: item_ids.gather(np.maximum(flat_items, 0)),
-            "score": predictions.scores.reshape(-1),
+            USER_ID: _repeated(data, cases, width),
+            "rank": np.tile(np.arange(1, width + 1, dtype=np.int32), count),
+            ITEM_ID: data.item_ids.gather(np.maximum(flat, 0)),
+            "score": scores.reshape(-1),
         }
     )
-    table.filter(flat_items >= 0).write_parquet(work / "predictions.parquet")
+    table.filter(flat >= 0).write_parquet(work / "predictions.parquet")
+
+
+def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
+    """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
+    write_lists(data, cases, predictions.items, predictions.scores, work)
+    count, width = predictions.items.shape
+    ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
     codes = pl.Series(predictions.free_codes.reshape(count * width, -1).astype(np.int32))
-    free = pl.DataFrame({USER_ID: repeated, "rank": ranks, "codes": codes, "valid": predictions.free_valid.reshape(-1)})
+    columns = {USER_ID: _repeated(data, cases, width), "rank": ranks, "codes": codes}
+    free = pl.DataFrame(columns | {"valid": predictions.free_valid.reshape(-1)})
     free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")
+
+
+def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
+    """(N · W,) the id of each case's user, once for each place."""
+    users = load_user_ids(data.prepared).gather(cases.users)
+    return users.gather(np.repeat(np.arange(len(cases)), width)).alias(USER_ID)
 
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:

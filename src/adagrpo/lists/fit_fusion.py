@@ -1,0 +1,132 @@
+r"""Weights of a fused list from the choices of users: a conditional logit, shrunk toward the policy.
+
+    max_w  (1/N) Σ_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
+
+over the cases whose logged item `y_n` is among the candidates (McFadden 1974). `w⁰` is the policy alone: weight
+σ_policy for the log-probability, which is its order, and 0 for the rest. A large `λ` is the policy's list, a small one
+trusts the choices; of `SHRINKAGE` the one of the highest log-likelihood of held-out users is taken, `FOLDS` folds over
+users. The same folds give the cross-fitted order, in which no case is ranked by weights that its user had a part in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.lists.fusion import POLICY, Weights
+
+__all__ = ["FOLDS", "SHRINKAGE", "Choices", "Fit", "fit_weights"]
+
+FOLDS = 5
+SHRINKAGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ
+
+Floats = NDArray[np.float64]
+
+
+class Choices(NamedTuple):
+    """What users chose, and among what."""
+
+    items: NDArray[np.int64]  # (N, C), -1 where there is no item
+    features: NDArray[np.float32]  # (N, C, F)
+    targets: NDArray[np.int64]  # (N,) the logged items
+    users: NDArray[np.integer]  # (N,)
+
+    @property
+    def chosen(self) -> NDArray[np.bool_]:
+        """(N, C) True at the logged item."""
+        return np.asarray(self.items == self.targets[:, None])
+
+
+class Fit(NamedTuple):
+    """Weights, and what they are worth."""
+
+    weights: Weights
+    shrinkage: float  # λ
+    ranks: NDArray[np.int64]  # (N,) rank of the logged item in the cross-fitted order, from 1; 0 where it is none of it
+
+
+def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], seed: int) -> Fit:
+    """Fit the weights of some features.
+
+    Args:
+        choices: of `N` cases, at least one of which has its logged item among the candidates.
+        names: of all `F` features.
+        used: those that get a weight.
+        seed: divides users into folds.
+    """
+    columns = [names.index(name) for name in used]
+    spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
+    prior = np.array([spread if name == POLICY else 0.0 for name, spread in zip(used, spreads, strict=True)])
+    # about the mean of the list, so that the products stay small
+    scaled = choices.features[..., columns].astype(np.float64) / spreads
+    there = choices.items >= 0
+    scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
+    known, place = np.unique(choices.users, return_inverse=True)
+    folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)[place]
+    chosen: NDArray[np.bool_] = choices.chosen
+    answered = np.asarray(chosen.any(axis=1))
+
+    def fitted(rows: NDArray[np.bool_], shrinkage: float) -> Floats:
+        rows = rows & answered
+        return _conditional_logit(scaled[rows], there[rows], chosen[rows].argmax(axis=1), prior, shrinkage)
+
+    held_out: dict[float, tuple[float, NDArray[np.int64]]] = {}
+    for shrinkage in SHRINKAGE:
+        ranks, likelihood = np.zeros(len(folds), np.int64), 0.0
+        for fold in range(FOLDS):
+            rows = np.asarray(folds == fold)
+            if not rows.any():
+                continue
+            scores = np.where(there[rows], scaled[rows] @ fitted(folds != fold, shrinkage), -np.inf)
+            ranks[rows] = _ranks(scores, chosen[rows])
+            likelihood += float(_log_shares(scores, chosen[rows])[answered[rows]].sum())
+        held_out[shrinkage] = likelihood, ranks
+    best = max(SHRINKAGE, key=lambda shrinkage: (held_out[shrinkage][0], shrinkage))
+    found = fitted(np.ones(len(folds), np.bool_), best)
+    by_name = dict(zip(used, found.tolist(), strict=True))
+    return Fit(Weights(by_name, dict(zip(used, spreads, strict=True))), best, held_out[best][1])
+
+
+def _conditional_logit(
+    features: Floats,  # (N, C, F)
+    there: NDArray[np.bool_],  # (N, C)
+    chosen: NDArray[np.int64],  # (N,)
+    prior: Floats,  # (F,)
+    shrinkage: float,
+) -> Floats:  # (F,)
+    """The weights of the highest penalised likelihood; those of the prior where nobody chose."""
+    if not len(features):
+        return prior
+    of_chosen = features[np.arange(len(chosen)), chosen]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        scores = np.where(there, features @ weights, -np.inf)
+        highest = scores.max(axis=1, keepdims=True)
+        shares = np.exp(scores - highest)
+        sums = shares.sum(axis=1, keepdims=True)
+        expected = np.einsum("nc,ncf->nf", shares / sums, features)
+        likelihood = (of_chosen @ weights - highest[:, 0] - np.log(sums[:, 0])).mean()
+        away = weights - prior
+        return shrinkage * away @ away - likelihood, 2 * shrinkage * away - (of_chosen - expected).mean(axis=0)
+
+    return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
+
+
+def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
+    """(N,) log softmax of the chosen item; -inf where there is none."""
+    highest = scores.max(axis=1, keepdims=True)
+    sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
+    return np.asarray(np.where(chosen, scores, -np.inf).max(axis=1) - sums)
+
+
+def _ranks(scores: Floats, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(N,) ranks of the chosen items from 1, behind those of equal score that stand before them; 0 for none."""
+    of_chosen = np.where(chosen, scores, -np.inf).max(axis=1, keepdims=True)
+    earlier = np.arange(scores.shape[1]) < chosen.argmax(axis=1)[:, None]
+    better = (scores > of_chosen) | ((scores == of_chosen) & earlier)
+    return np.where(chosen.any(axis=1), better.sum(axis=1) + 1, 0)

@@ -1,0 +1,153 @@
+r"""The fused list: what several sources find, in the order of a weighted sum of what they say.
+
+    score(x, i) = Σ_f w_f φ_f(x, i) / σ_f
+
+Candidates `i` are the union of the policy's beam, the nearest items of item-kNN and the best items of the sequential
+ranker. Features `φ_f` are the log-probability under the policy (also of items that the beam does not hold), the reward,
+the ranker's logit, the logarithm of item-kNN, and popularity. `σ_f` is the spread of a feature within a list, as in
+`adagrpo.evaluation.reranking`: a weight of 1 adds as much to an item as its feature is above another's in units of σ.
+The weights are fitted on validation choices (`adagrpo.lists.fit_fusion`), once with the reward and once without it: a
+reward that gives no answer leaves the list of the second.
+
+Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottrell (Information Retrieval 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.lists.sources import CandidateSource, best_of
+from adagrpo.policies.policy import Context, Policy
+from adagrpo.rewards.protocol import Reward
+from adagrpo.rewards.scoring import ask_reward
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Histories
+
+__all__ = ["POLICY", "REWARD", "Candidates", "FittedWeights", "Fusion", "Weights", "unite"]
+
+POLICY, REWARD = "policy", "reward"  # features that no source gives
+
+
+class Weights(NamedTuple):
+    """A linear order."""
+
+    weights: Mapping[str, float]  # by feature, in spreads
+    spreads: Mapping[str, float]  # σ by feature
+
+    def of(self, features: tuple[str, ...]) -> Tensor:
+        """(F,) what each feature is multiplied by; 0 for one that has no weight."""
+        return torch.tensor([self.weights.get(name, 0.0) / self.spreads.get(name, 1.0) for name in features])
+
+
+class FittedWeights(NamedTuple):
+    """What a fused list is ordered by."""
+
+    whole: Weights
+    without_reward: Weights  # also the order of a list whose reward gave no answer
+
+
+class Candidates(NamedTuple):
+    """What may be in the lists of `B` histories."""
+
+    items: Tensor  # (B, N) int64, distinct in a row, -1 where there is none
+    features: Tensor  # (B, N, F) float32; not read where there is no item
+    rewarded: bool  # the reward answered, or there is none to ask
+
+
+class Fusion:
+    """The sources of a fused list and, once they are fitted, its weights."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, CandidateSource],
+        asks_reward: bool,
+        width: int,
+        fitted: FittedWeights | None = None,
+        *,
+        without_candidates: frozenset[str] = frozenset({"popularity"}),
+    ) -> None:
+        """Put sources together.
+
+        Args:
+            sources: by name, in the order of the features behind that of the policy.
+            asks_reward: a reward scores the candidates.
+            width: items that each source gives.
+            fitted: the weights; None until they are known.
+            without_candidates: sources that give a feature and no candidates.
+        """
+        self.sources, self.asks_reward, self.width, self.fitted = dict(sources), asks_reward, width, fitted
+        self._proposing = [name for name in self.sources if name not in without_candidates]
+        self.features = (POLICY, *self.sources, *([REWARD] if asks_reward else []))
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        policy: Policy[Any, Any],
+        context: Context,
+        catalog: Catalog,
+        histories: Histories,
+        beam: tuple[Tensor, Tensor],
+        closed: Tensor,
+        reward: Reward | None,
+    ) -> Candidates:
+        """Gather what the sources find, and what each of them says of all of it.
+
+        Args:
+            policy: in evaluation mode; the caller chooses its precision.
+            context: `B` encoded samples.
+            catalog: of the policy.
+            histories: of the samples.
+            beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
+            closed: (B, V) bool, True for what may not be listed; the beam holds none of it.
+            reward: asked for the candidates where the fusion asks one; `failed` is true of it where it gave no answer.
+        """
+        found = {name: source.scores(histories) for name, source in self.sources.items()}
+        others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
+        items = unite([beam[0], *others])
+        beyond = items[:, beam[0].shape[1] :]
+        kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
+        # what the beam lacks, moved to the front, so that none of the places is scored for nothing
+        beyond = beyond.gather(1, (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True))[:, :kept]
+        items = torch.cat([beam[0], beyond], dim=1)
+        there = items.clamp(min=0)
+        said = [beam[1]]
+        if kept:
+            said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
+        columns = [torch.cat(said, dim=1)]
+        columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
+        rewarded = True
+        if self.asks_reward:
+            assert reward is not None, "the fusion asks one"
+            columns.append(ask_reward(reward, histories, items).nan_to_num(0.0))
+            rewarded = not getattr(reward, "failed", False)
+        features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)
+        return Candidates(items, features, rewarded)
+
+    def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
+        """(B, W) items in the order of the fused score, and the scores; -1 and -inf behind the last one.
+
+        Equal scores keep the order of the sources.
+        """
+        assert self.fitted is not None, "the weights are fitted first"
+        weights = (self.fitted.whole if candidates.rewarded else self.fitted.without_reward).of(self.features)
+        scores = candidates.features @ weights.to(candidates.features.device)
+        scores, order = scores.masked_fill(candidates.items < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+        return candidates.items.gather(1, order)[:, :width], scores[:, :width]
+
+
+def unite(parts: list[Tensor]) -> Tensor:
+    """(B, ΣN) items of several lists (B, N) side by side; one that stands further left too is -1.
+
+    Example:
+        >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()
+        [[4, 2, -1, -1, 5]]
+    """
+    items = torch.cat(parts, dim=1)
+    ordered, order = items.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return items.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)

@@ -1,0 +1,209 @@
+"""`adagrpo decide`: which list of a run to serve, by a written rule, and the command that serves it.
+
+The rule, over the contenders whose list takes no longer than the budget:
+
+1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
+2. Of those whose NDCG@10 is within one standard error of the best one's, the simplest is taken. The error is that of
+   the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
+   needs fewer parts at serving time comes first.
+
+Test cases are read once, for the table, and have no part in the choice.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.evaluation.statistics import mean_interval
+from adagrpo.lists import Query, Recommender
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName, parse_list
+from adagrpo.metrics import hit_rate, ndcg
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.stages.fuse import VALIDATION
+
+__all__ = ["DECISION", "Choice", "choose", "contenders", "decision"]
+
+DECISION = "decision.json"
+TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
+TOP = 10
+FEW_CASES = 2000  # fewer validation cases tell no difference below half a point of HR@10
+NEEDS = {
+    "popularity": ("counts",),
+    "item_knn": ("similarities of items",),
+    "ranker": ("the sequential ranker",),
+    "policy": ("the policy",),
+    FUSE_WITHOUT_REWARD: ("the policy", "similarities of items", "the sequential ranker"),
+    RERANK: ("the policy",),
+    FUSE: ("the policy", "similarities of items", "the sequential ranker"),
+}
+
+Values = NDArray[np.float64]
+
+
+class Choice(NamedTuple):
+    """A contender, and why it is that one."""
+
+    chosen: str
+    best: str
+    why: str
+
+
+def contenders(config_has_reward: bool, arms: Sequence[str]) -> list[str]:
+    """The lists that compete, from the one that needs least at serving time to the one that needs most.
+
+    Args:
+        config_has_reward: the run has a reward that is not its sequential ranker.
+        arms: trained arms, which compete alone and fused.
+    """
+    start = [FUSE_WITHOUT_REWARD, RERANK, FUSE] if config_has_reward else [RERANK, FUSE]
+    fused = [str(ListName(arm, FUSE)) for arm in arms]
+    return [*SOURCES, START, *arms, *start, *fused]
+
+
+def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budget: float | None) -> Choice:
+    """Apply the rule of the module's text.
+
+    Args:
+        values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
+        milliseconds: of one list, by contender.
+        budget: milliseconds that a list may take; None: any.
+
+    Example:
+        >>> values = {"sft": np.array([0.0, 0.4] * 50), "fuse": np.array([0.5, 0.6] * 50)}
+        >>> [choose(values, {"sft": 4.0, "fuse": 9.0}, budget).chosen for budget in (None, 5.0)]
+        ['fuse', 'sft']
+    """
+    allowed = [name for name in values if budget is None or milliseconds[name] <= budget]
+    quick = allowed or [min(values, key=lambda name: milliseconds[name])]
+    best = max(quick, key=lambda name: float(values[name].mean()))
+    for name in quick:
+        lost = values[best] - values[name]
+        error = float(lost.std(ddof=1)) / np.sqrt(len(lost)) if len(lost) > 1 else 0.0
+        if lost.mean() <= error:
+            break
+    if not allowed:
+        return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
+    if name == best:
+        return Choice(name, best, "the highest NDCG@10 on validation, and nothing simpler is within one standard error")
+    return Choice(
+        name, best, f"within one standard error of the highest NDCG@10 on validation, that of {best}, and simpler"
+    )
+
+
+def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> dict[str, Any]:
+    """What competes, what to serve, and how sure that is.
+
+    Args:
+        run: with every contender measured.
+        arms: trained arms that compete.
+        budget: milliseconds that a list may take; None: any.
+    """
+    data = RunData(run)
+    maker = ListMaker(Models(data))
+    names = contenders(maker.asks_reward(ListName(START, FUSE)), arms)
+    ranks = {name: _validation_ranks(run, name) for name in names}
+    values = {name: ndcg(found, TOP) for name, found in ranks.items()}
+    taken = {name: _milliseconds(maker, data, name) for name in names}
+    choice = choose(values, taken, budget)
+    rows = []
+    for name in names:
+        against = mean_interval(values[name] - values[START])
+        rows.append(
+            {
+                "list": name,
+                "validation": {
+                    f"hr@{TOP}": float(hit_rate(ranks[name], TOP).mean()),
+                    f"ndcg@{TOP}": values[name].mean(),
+                },
+                f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
+                "test": _test_metrics(run, name),
+                "milliseconds": round(taken[name], 2),
+                "needs": _needs(maker, name),
+            }
+        )
+    return {
+        "chosen": choice.chosen,
+        "why": choice.why,
+        "best": choice.best,
+        "doubts": _doubts(data, values, choice),
+        "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
+        "budget_ms": budget,
+        "cases": len(values[START]),
+        "contenders": rows,
+    }
+
+
+def _needs(maker: ListMaker, name: str) -> list[str]:
+    """What must be there at serving time."""
+    called = parse_list(name)
+    return [*NEEDS[called.order], *(["the reward"] if maker.asks_reward(called) else [])]
+
+
+def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
+    path = run.checked(FUSE, parse_list(name).policy or START, VALIDATION)
+    return pl.read_parquet(path, columns=[name])[name].to_numpy().astype(np.int64)
+
+
+def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
+    called = parse_list(name)
+    trained = called.policy not in (None, START) and called.order == "policy"
+    content = json.loads(
+        run.checked("evaluate", name, *(["best"] if trained else []), "metrics.json").read_text("utf-8")
+    )
+    shown = (f"hr@{TOP}", f"ndcg@{TOP}", f"coverage@{TOP}", f"tail_share@{TOP}", f"hallucination@{TOP}")
+    return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
+
+
+def _milliseconds(maker: ListMaker, data: RunData, name: str) -> float:
+    """The median time of one list, asked for alone."""
+    called = parse_list(name)
+    weights = maker.models.run.path(*(("train", called.policy, "best") if _is_trained(called) else (START, "best")))
+    served = maker.recommender(called, weights)
+    cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
+    taken = [_time(served, cases.histories.row(row).tolist()) for row in range(len(cases))]
+    return 1000 * float(np.median(taken[WARM_UP:] or taken))
+
+
+def _is_trained(called: ListName) -> bool:
+    return called.policy not in (None, START)
+
+
+def _time(served: Recommender, history: list[int]) -> float:
+    started = time.perf_counter()
+    served.recommend([Query(history)])
+    return time.perf_counter() - started
+
+
+def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice) -> list[str]:
+    """What a reader must know before acting on the choice, the gravest first."""
+    doubts = []
+    for source in ("item_knn", "popularity"):
+        if values[source].mean() > values[START].mean():
+            doubts.append(
+                f"the policy alone ({values[START].mean():.4f}) is below {source} ({values[source].mean():.4f}) in"
+                f" NDCG@{TOP} on validation: it has learned little from these logs"
+            )
+            break
+    count = len(values[START])
+    if count < FEW_CASES:
+        doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")
+    if not data.shown_files:
+        doubts.append(
+            "the logs do not say what was shown, so what was shown often looks better than it is in every row"
+        )
+    gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
+    if gap is not None:
+        doubts.append(f"{choice.best} has {-gap.mean:.4f} more NDCG@{TOP} on validation, by at most {-gap.low:.4f}")
+    return doubts

@@ -1,0 +1,211 @@
+"""What answers for a list of a run, by its name: the policy, its order, and the sources beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from adagrpo.config.reward import SequentialOptions
+from adagrpo.data.columns import TEXT
+from adagrpo.lists import Query, Recommender
+from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName
+from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores
+from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.rewards.protocol import Reward
+from adagrpo.storage.writing import naming
+from adagrpo.types import Cases
+
+__all__ = [
+    "NEIGHBOURS",
+    "WEIGHTS",
+    "ListMaker",
+    "Lists",
+    "batches_of",
+    "lists_of",
+    "load_neighbours",
+    "save_neighbours",
+]
+
+NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
+WEIGHTS = "weights.json"
+
+
+@dataclass(frozen=True)
+class ListMaker:
+    """Makes the recommenders of a run's lists; what is changed against the recipe holds for each of them.
+
+    Attributes:
+        models: of the run, over the version of the catalogue that is served.
+        exclude_history: leave the items of the history out; None: as the run's evaluation does.
+        precision: of the policy; None is the recipe's.
+        reward_weight: of a re-ranked list, in spreads; None is the one that validation chose.
+    """
+
+    models: Models
+    exclude_history: bool | None = None
+    precision: Precision | None = None
+    reward_weight: float | None = None
+    _rewards: list[Reward] = field(default_factory=list)
+
+    def stages(self, name: ListName) -> list[str]:
+        """The stages that a list is read from, beside those of its reward and its policy's weights."""
+        if name.order == RERANK:
+            return [STAGE]
+        if name.order in (FUSE, FUSE_WITHOUT_REWARD):
+            return [NEIGHBOURS, "ranker", f"{FUSE}/{name.policy}"]
+        return {NEIGHBOURS: [NEIGHBOURS], "ranker": ["ranker"]}.get(name.order, [])
+
+    def files(self, name: ListName) -> list[Path]:
+        """The files that decide a list, beside the catalogue, the training data and its policy's weights."""
+        run = self.models.run
+        if name.order == RERANK:
+            return [run.path(STAGE, FILE), *self.models.reward_files]
+        source = {NEIGHBOURS: self._neighbours, "ranker": run.path("ranker", "best", "model.safetensors")}
+        if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
+            return [source[name.order]] if name.order in source else []
+        reward = self.models.reward_files if name.order == FUSE else []
+        return [*source.values(), run.path(FUSE, name.policy or START, WEIGHTS), *reward]
+
+    def asks_reward(self, name: ListName) -> bool:
+        """Whether a list is ordered by the run's reward when it is served."""
+        return name.order in (RERANK, FUSE) and (name.order == RERANK or self._reward_is_apart)
+
+    @property
+    def reward(self) -> Reward:
+        """The reward of the run, loaded once."""
+        if not self._rewards:
+            self._rewards.append(self.models.reward())
+        return self._rewards[0]
+
+    def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
+        """What answers with a list.
+
+        Args:
+            name: of it.
+            weights: the folder of the policy's checkpoint.
+            changed: arguments of `Recommender` beside those that follow from the name.
+
+        Raises:
+            UserError: a file is missing or not as it was made.
+        """
+        data, config = self.models.data, self.models.config
+        options: dict[str, Any] = {}
+        if name.order == RERANK:
+            known = read_reward_weights(self.models.run.checked(STAGE, FILE))
+            weight = known.rerank if self.reward_weight is None else self.reward_weight
+            options = {"reward": self.reward, "reward_weight": weight, "reward_spread": known.spread}
+        elif name.order in (FUSE, FUSE_WITHOUT_REWARD) and "fusion" not in changed:
+            options = {"fusion": self.fusion(name, self.fitted(name))}
+            options |= {"reward": self.reward} if self.asks_reward(name) else {}
+        elif name.policy is None:
+            options = {"alone": self.source(name.order)}
+        mask = config.evaluation.mask_history if self.exclude_history is None else self.exclude_history
+        return Recommender(
+            self.models.policy(weights),
+            data.catalog,
+            data.item_ids.to_list(),
+            width=config.evaluation.beam_width,
+            max_history=config.max_history,
+            mask_history=mask,
+            precision=self.precision or config.evaluation.precision,
+            catalog_version=data.version.name,
+            popularity=data.training.counts(data.num_items),
+            groups=data.groups,
+            texts=lambda: data.items[TEXT].to_list(),
+            **options | changed,
+        )
+
+    def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
+        """The sources of a fused list, and its weights where they are fitted."""
+        sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, "popularity")}
+        return Fusion(sources, self.asks_reward(name), self.models.config.evaluation.beam_width, fitted)
+
+    def fitted(self, name: ListName) -> FittedWeights:
+        """The weights of a fused list, as its stage keeps them."""
+        path = self.models.run.checked(FUSE, name.policy or START, WEIGHTS)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        without = _weights(content[FUSE_WITHOUT_REWARD])
+        return FittedWeights(without if name.order == FUSE_WITHOUT_REWARD else _weights(content[FUSE]), without)
+
+    def source(self, kind: str) -> CandidateSource:
+        """One of `adagrpo.lists.names.SOURCES`, loaded."""
+        data, run = self.models.data, self.models.run
+        if kind == "popularity":
+            return Popularity(data.training.counts(data.num_items))
+        if kind == NEIGHBOURS:
+            return NearestItems(load_neighbours(run.checked(NEIGHBOURS, NEIGHBOURS_FILE), data.num_items))
+        return RankerScores(self.models.ranker(run.path("ranker", "best")))
+
+    @property
+    def _neighbours(self) -> Path:
+        return self.models.run.path(NEIGHBOURS, NEIGHBOURS_FILE)
+
+    @property
+    def _reward_is_apart(self) -> bool:
+        """Whether the reward says something that the ranker of the run, which is a source, does not."""
+        return self.models.config.reward != SequentialOptions()
+
+
+class Lists(NamedTuple):
+    """The lists of `N` cases, as they are served."""
+
+    items: NDArray[np.int64]  # (N, W), -1 behind the last item
+    scores: NDArray[np.float32]  # (N, W)
+
+
+def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
+    """Cases of similar length together, and what each is asked for: rows and queries."""
+    eligible, size = data.eligible, data.config.evaluation.batch_size
+    order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
+    for first in range(0, len(order), size):
+        rows = order[first : first + size]
+        yield rows, [Query(cases.histories.row(row).tolist(), eligible=eligible) for row in rows]
+
+
+def lists_of(
+    served: Recommender, data: RunData, cases: Cases, report: Callable[[int, int], None] = lambda done, total: None
+) -> Lists:
+    """What a service would answer in every case."""
+    found = Lists(
+        np.full((len(cases), served.width), -1, dtype=np.int64),
+        np.full((len(cases), served.width), -np.inf, dtype=np.float32),
+    )
+    done = 0
+    for rows, queries in batches_of(served, data, cases):
+        for row, answer in zip(rows, served.recommend(queries), strict=True):
+            found.items[row, : len(answer.items)] = served.known(answer.items)[0]
+            found.scores[row, : len(answer.items)] = answer.scores
+        done += len(rows)
+        report(done, len(cases))
+    return found
+
+
+def save_neighbours(near: sparse.csr_array, folder: Path) -> None:
+    """Write `neighbours.safetensors`."""
+    parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
+    with naming(folder):
+        save_file(parts, folder / NEIGHBOURS_FILE)
+
+
+def load_neighbours(path: Path, num_items: int) -> sparse.csr_array:
+    """(V, V) float32 similarities; of items that came to the catalogue later nothing is known."""
+    parts = load_file(path)
+    offsets = parts["offsets"]
+    offsets = np.append(offsets, np.full(num_items + 1 - len(offsets), offsets[-1]))
+    return sparse.csr_array((parts["similarities"], parts["items"], offsets), shape=(num_items, num_items))
+
+
+def _weights(content: Mapping[str, Any]) -> Weights:
+    return Weights(content["weights"], content["spreads"])

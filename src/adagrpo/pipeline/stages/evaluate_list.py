@@ -1,0 +1,82 @@
+"""The stages `evaluate/<list>`: a list that more than a policy makes, on validation and test cases, as it is served.
+
+Lists come from the very code that answers requests. A list of a policy keeps that policy's free beam, which nothing
+that orders items has a part in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from adagrpo.lists.names import START, parse_list
+from adagrpo.metrics import RankedLists, measure, measured, ndcg, target_rank_in
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.evaluate import write_lists
+from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.pipeline.stages.fuse import VALIDATION
+from adagrpo.storage.writing import write_file
+from adagrpo.types import Cases
+
+__all__ = ["evaluate_list"]
+
+FREE = "free.parquet"
+FREE_METRICS = ("hallucination", "invalid")
+
+
+def evaluate_list(run: RunDirectory, name: str) -> Declaration:
+    """A list on test cases, and on validation cases as `fuse` ranked them.
+
+    Args:
+        run: with what the list is made of.
+        name: see `adagrpo.lists.names`.
+    """
+    data, called = RunData(run), parse_list(name)
+    models = Models(data)
+    maker, arm = ListMaker(models), called.policy or START
+    weights = run.path(START, "best") if arm == START else run.path("train", arm, "best")
+    base = None if called.policy is None else run.path("evaluate", *((arm,) if arm == START else (arm, "best")))
+    ranked = run.path("fuse", arm, VALIDATION)
+    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files, ranked]
+    inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
+    inputs += [] if base is None else [base / FREE, base / "metrics.json"]
+
+    def build(work: Path) -> None:
+        served, cases = maker.recommender(called, weights), data.measured_cases("test")
+        lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
+        free = {} if base is None else json.loads((base / "metrics.json").read_text(encoding="utf-8"))
+        values = {"validation": _on_validation(ranked, name), "test": _on_test(data, cases, lists)}
+        for split, found in values.items():
+            found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
+        write_lists(data, cases, lists.items, lists.scores, work)
+        if base is not None:
+            shutil.copyfile(base / FREE, work / FREE)
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    return Declaration(
+        build,
+        inputs,
+        files=("metrics.json", "predictions.parquet", FREE),
+        settings=(*DECODING, *(models.reward_reads if maker.asks_reward(called) else ())),
+        also={"metrics": measured()} | data.truth_read,
+    )
+
+
+def _on_validation(ranked: Path, name: str) -> dict[str, float]:
+    ranks = pl.read_parquet(ranked, columns=[name])[name].to_numpy()
+    hit = (ranks > 0) & (ranks <= 10)
+    return {"hr@10": float(hit.mean()), "ndcg@10": float(ndcg(ranks.astype(np.int64), 10).mean())}
+
+
+def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
+    ranks = target_rank_in(lists.items, cases.targets.astype(np.int64))
+    width = lists.items.shape[1]
+    return dict(measure(RankedLists(ranks, width, items=lists.items, tail=data.tail, utility=data.utility_at(cases))))

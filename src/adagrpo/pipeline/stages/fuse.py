@@ -1,0 +1,152 @@
+"""The stages `item_knn` and `fuse/<arm>`: the nearest items of each item, and the weights of a fused list.
+
+Both read training and validation interactions alone. weights.json of a fused list holds for `fuse` and for
+`fuse-without-reward`
+
+    weights    by feature, in spreads, see `adagrpo.lists.fusion`
+    spreads    σ by feature
+    shrinkage  λ, chosen by the likelihood of held-out users
+
+validation.parquet has a row for each validation case and a column for each contender: the rank of the logged item from
+1, 0 where its list does not hold it. Fused lists are cross-fitted there: no case is ranked by weights that its user had
+a part in. The weight of `rerank` is one number out of eleven, chosen on these cases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import USER_ID
+from adagrpo.data.prepared import load_user_ids
+from adagrpo.evaluation.baselines import similarities
+from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.evaluation.reranking import mixed_scores
+from adagrpo.lists import Recommender
+from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
+from adagrpo.lists.fusion import REWARD
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
+from adagrpo.metrics import ndcg, target_rank_in
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import NEIGHBOURS, WEIGHTS, ListMaker, batches_of, lists_of, save_neighbours
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.storage.writing import naming, write_file
+from adagrpo.types import Cases
+
+__all__ = ["MOST_CASES", "VALIDATION", "find_neighbours", "fuse"]
+
+VALIDATION = "validation.parquet"
+MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample
+
+
+def find_neighbours(run: RunDirectory) -> Declaration:
+    """The nearest items of each item, by the users who have both."""
+    data = RunData(run)
+
+    def build(work: Path) -> None:
+        save_neighbours(similarities(data.training, data.num_items), work)
+
+    files = [data.prepared_file(f"{name}.parquet") for name in ("items", "train")]
+    return Declaration(build, files, ("neighbours.safetensors",))
+
+
+def fuse(run: RunDirectory, arm: str = START) -> Declaration:
+    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases.
+
+    Args:
+        run: with that policy trained.
+        arm: whose best checkpoint it is.
+    """
+    data = RunData(run)
+    models, name = Models(data), ListName(arm, FUSE)
+    weights = run.path(START, "best") if arm == START else run.path("train", arm, "best")
+    maker = ListMaker(models)
+    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
+    inputs += [run.path(NEIGHBOURS, "neighbours.safetensors"), run.path("ranker", "best", "model.safetensors")]
+    inputs += models.reward_files
+
+    def build(work: Path) -> None:
+        cases = sample_cases(data.measured_cases("validation"), MOST_CASES, run.config.seed)
+        fusion = maker.fusion(name)
+        served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.asks_reward else None)
+        report = progress(run, f"{FUSE}/{arm}")
+        choices = _choices(served, data, cases, report)
+        seed = run.config.seed
+        without = [feature for feature in fusion.features if feature != REWARD]
+        fits = {FUSE_WITHOUT_REWARD: fit_weights(choices, fusion.features, without, seed)}
+        apart = REWARD in fusion.features
+        fits[FUSE] = (
+            fit_weights(choices, fusion.features, fusion.features, seed) if apart else fits[FUSE_WITHOUT_REWARD]
+        )
+        ranks = _contenders(maker, arm, data, cases, choices, fusion.features, served.width)
+        ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
+        _write(work, fits, ranks, load_user_ids(data.prepared).gather(cases.users))
+
+    return Declaration(
+        build,
+        inputs,
+        files=(WEIGHTS, VALIDATION),
+        settings=(*DECODING, *models.reward_reads, "seed"),
+        also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
+    )
+
+
+def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> Choices:
+    """The candidates of every case."""
+    assert served.fusion is not None
+    parts, widest, done = [], 0, 0
+    for rows, queries in batches_of(served, data, cases):
+        found = served.candidates(queries)
+        parts.append((rows, found.items.cpu().numpy(), found.features.cpu().numpy()))
+        widest, done = max(widest, found.items.shape[1]), done + len(rows)
+        report(done, len(cases))
+    items = np.full((len(cases), widest), -1, dtype=np.int64)
+    features = np.zeros((len(cases), widest, len(served.fusion.features)), dtype=np.float32)
+    for rows, found_items, said in parts:
+        items[rows, : found_items.shape[1]], features[rows, : said.shape[1]] = found_items, said
+    return Choices(items, features, cases.targets.astype(np.int64), cases.users)
+
+
+def _contenders(
+    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, features: Sequence[str], width: int
+) -> dict[str, NDArray[np.int64]]:
+    """The ranks of the logged items in the lists that need no fitted weights, by the name of the list."""
+    beam, targets = choices.items[:, :width], choices.targets
+    ranks = {arm: target_rank_in(beam, targets)}
+    known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
+    reward = REWARD if REWARD in features else "ranker"
+    log_probs, rewards = (choices.features[:, :width, features.index(name)] for name in ("policy", reward))
+    mixed = np.where(beam < 0, -np.inf, mixed_scores(log_probs, rewards, known.rerank, known.spread))
+    order = np.argsort(-mixed, axis=1, kind="stable")
+    ranks[str(ListName(arm, RERANK))] = target_rank_in(np.take_along_axis(beam, order, 1), targets)
+    weights = maker.models.run.path(START, "best")
+    for source in SOURCES if arm == START else ():
+        served = maker.recommender(ListName(None, source), weights)
+        ranks[source] = target_rank_in(lists_of(served, data, cases).items, targets)
+    return ranks
+
+
+def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]], users: pl.Series) -> None:
+    content = {
+        order: {
+            "weights": dict(fit.weights.weights),
+            "spreads": dict(fit.weights.spreads),
+            "shrinkage": fit.shrinkage,
+            "ndcg@10": float(ndcg(fit.ranks, 10).mean()),
+        }
+        for order, fit in fits.items()
+    }
+    write_file(work / WEIGHTS, json.dumps(content, indent=1) + "\n")
+    with naming(work):
+        table = pl.DataFrame({USER_ID: users} | {name: column.astype(np.int32) for name, column in ranks.items()})
+        table.write_parquet(work / VALIDATION)

@@ -1,0 +1,113 @@
+"""`decide`: the rule, and that what it measured is what is served, item by item, for every contender."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
+from adagrpo.errors import UserError
+from adagrpo.lists.names import parse_list
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.decide import choose
+
+FEATURE = {"kind": "feature", "name": "next_last"}
+
+
+@pytest.fixture(scope="module")
+def decided(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    run = world.run(tmp_path_factory.mktemp("decided") / "run", data, reward=FEATURE, evaluation={"mask_history": True})
+    return run, run.decide(train=True)
+
+
+def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, content = decided
+    names = [row["list"] for row in content["contenders"]]
+    assert {"popularity", "item_knn", "ranker", "sft", "rerank", "fuse", "fuse-without-reward", "nll+fuse"} <= {*names}
+    prepared = run.path("prepare")
+    cases, items, users = load_cases(prepared, "test"), load_item_ids(prepared), load_user_ids(prepared)
+    histories = [items.gather(cases.histories.row(row)).to_list() for row in range(len(cases))]
+    for name in names:
+        trained = name not in ("sft", "rerank") and parse_list(name).order == "policy" and "+" not in name
+        folder = run.path("evaluate", name, *(["best"] if trained else []))
+        measured = pl.read_parquet(folder / "predictions.parquet")
+        expected = dict(measured.sort("rank").group_by("user_id").agg("item_id").iter_rows())
+        served = run.recommend(histories, arm=name)
+        for user, found in zip(users.gather(cases.users).to_list(), served.items, strict=True):
+            assert found == expected.get(user, [])[:10], name
+
+
+def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, content = decided
+    assert json.loads(run.path("decision.json").read_text(encoding="utf-8")) == content
+    assert content["serve"].endswith(f"--arm {content['chosen']}")
+    row = next(row for row in content["contenders"] if row["list"] == content["chosen"])
+    assert "the reward" in row["needs"] or content["chosen"] not in ("rerank", "fuse")
+
+
+def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, content = decided
+    again = Run.open(run.directory)
+    repeated = again.decide(train=True)
+    assert again.made == [] and repeated["chosen"] in {row["list"] for row in content["contenders"]}
+
+
+def test_a_test_item_has_no_part_in_the_weights(decided: tuple[Run, dict[str, Any]], world: Any, tmp_path: Path) -> None:
+    run, _ = decided
+    changed = world
+    for user, sequence in world.sequences.items():
+        if len(sequence) >= 3:
+            changed = changed.changed(user, -1, 143)
+    changed.write(tmp_path / "data")
+    other = world.run(tmp_path / "run", tmp_path / "data", reward=FEATURE, evaluation={"mask_history": True})
+    other.decide()
+    for name in ("weights.json", "validation.parquet"):
+        assert (run.path("fuse/sft") / name).read_bytes() == (other.path("fuse/sft") / name).read_bytes()
+
+
+def values(**means: float) -> dict[str, np.ndarray]:
+    """200 users each, whose NDCG@10 has these means and a spread of its own."""
+    return {
+        name: mean + np.random.default_rng(place).normal(0, 0.1, 200)
+        for place, (name, mean) in enumerate(means.items())
+    }
+
+
+def test_the_simplest_of_those_within_a_standard_error_is_chosen() -> None:
+    near = values(item_knn=0.30, sft=0.31, fuse=0.31)
+    near["item_knn"] = near["fuse"] - 0.0001 + np.random.default_rng(9).normal(0, 0.1, 200) * 0.5
+    near["item_knn"] += near["fuse"].mean() - 0.001 - near["item_knn"].mean()
+    took = dict.fromkeys(near, 1.0)
+    assert choose(near, took, None).chosen == "item_knn"
+    far = near | {"item_knn": near["item_knn"] - 0.1, "sft": near["sft"] - 0.1}
+    assert choose(far, took, None).chosen == "fuse"
+
+
+def test_nothing_slower_than_the_budget_is_chosen_and_the_quickest_where_all_are() -> None:
+    found = values(sft=0.1, fuse=0.5)
+    assert choose(found, {"sft": 4.0, "fuse": 9.0}, 5.0).chosen == "sft"
+    slow = choose(found, {"sft": 4.0, "fuse": 9.0}, 1.0)
+    assert slow.chosen == "sft" and "no list takes at most 1 ms" in slow.why
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0])
+def test_a_budget_that_is_none_is_refused(finished: Path, budget: float) -> None:
+    with pytest.raises(UserError, match="--budget-ms"):
+        Run.open(finished).decide(budget)
+
+
+def test_a_list_with_weights_of_its_own_takes_no_other(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = decided
+    with pytest.raises(UserError, match="has weights of its own"):
+        run.recommend([[3]], arm="fuse", reward_weight=1.0)
+
+
+def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = decided
+    known = json.loads(run.path("reranking/weight.json").read_text(encoding="utf-8"))
+    assert run.recommend([[3]], arm="rerank").about["reward_weight"] == known["rerank"]
