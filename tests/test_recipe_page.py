@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,12 @@ from adagrpo.config import ArmConfig, Config, ObjectiveConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.reward import RewardOptions
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
+DOCS = Path(__file__).parents[1] / "docs"
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+from generated import written  # noqa: E402 (after the path)
+
+PAGE = DOCS / "reference" / "recipe.md"
 REWARDS = PAGE.parents[1] / "how-to" / "own-reward.md"
 # as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
 ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward"}
@@ -43,7 +49,7 @@ def keys(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def documented() -> dict[str, str]:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", written(PAGE.read_text(encoding="utf-8")), re.MULTILINE)
     assert len({key for key, _ in rows}) == len(rows)
     return dict(rows)
 

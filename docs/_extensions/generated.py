@@ -1,12 +1,14 @@
 """Parts of pages that the code writes at each build, so that they cannot fall behind it.
 
-A line `<!-- generated: commands -->` becomes every verb of the command line with its arguments and options, and
-`<!-- generated: metrics -->` the table of metrics. Equations in the docstrings of modules, which are indented blocks
-there, are shown as they stand.
+A line `<!-- generated: commands -->` becomes every verb of the command line with its arguments and options, `metrics`
+the table of metrics, `gates` that of the gates which do not test the logged item themselves, and `gate_options` the
+rows of what gates read in the table of a recipe's keys. Equations in the docstrings of modules, which are indented
+blocks there, are shown as they stand.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -15,8 +17,9 @@ import typer
 
 from adagrpo.cli import app as command_line
 from adagrpo.metrics import METRICS, comparable
+from adagrpo.objective import GATES
 
-__all__ = ["commands", "metrics", "setup"]
+__all__ = ["commands", "gate_options", "gates", "metrics", "setup", "written"]
 
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 BETTER = {"higher": "higher", "lower": "lower", None: "neither"}
@@ -39,7 +42,29 @@ def metrics() -> str:
     return "\n".join(lines)
 
 
-GENERATED: dict[str, Callable[[], str]] = {"commands": commands, "metrics": metrics}
+def gates() -> str:
+    """Markdown: the gates that are compared with those that test the logged item, and what each admits."""
+    rows = [f"| `{gate.name}` | {_cell(gate.summary)} |" for gate in GATES.values() if not gate.tests_logged_item]
+    return "\n".join(["| gate | what it does |", "|---|---|", *rows])
+
+
+def gate_options() -> str:
+    """Markdown: the rows of the keys that gates read, from what their functions say of them."""
+    rows = []
+    for gate in GATES.values():
+        for name, (_, default) in gate.options.items():
+            said = re.search(rf"^    {name}: (.*(?:\n        .*)*)", inspect.getdoc(gate.rule) or "", re.MULTILINE)
+            value = "null" if default is None else default
+            rows.append(f"| `objective.{name}` | `{value}` | gate `{gate.name}`: {_cell(said[1] if said else '')} |")
+    return "\n".join(rows)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "metrics": metrics,
+    "gates": gates,
+    "gate_options": gate_options,
+}
 
 
 def _command(name: str, verb: Any) -> str:
@@ -100,8 +125,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def written(page: str) -> str:
+    """A page with what the code writes in it."""
+    return MARKER.sub(lambda marker: GENERATED[marker.group(1)](), page)
+
+
 def _write(app: Any, name: str, source: list[str]) -> None:
-    source[0] = MARKER.sub(lambda marker: GENERATED[marker.group(1)](), source[0])
+    source[0] = written(source[0])
 
 
 def _equations(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:

@@ -15,8 +15,8 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.decide import gate_by_evidence
-from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.gated import gated_groups
+from adagrpo.objective import Evidence
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

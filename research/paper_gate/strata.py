@@ -24,8 +24,8 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.console import StderrConsole
 from adagrpo.diagnosis import case_groups, evidence_of
-from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
+from adagrpo.objective import Evidence
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

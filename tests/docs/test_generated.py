@@ -47,6 +47,13 @@ def test_every_metric_is_a_row() -> None:
     assert len(rows) == 2 + len(generated.METRICS)
 
 
+def test_every_gate_and_option_is_a_row() -> None:
+    assert "| `random` | Admit as many samples of the batch as the gate would, drawn by chance. |" in generated.gates()
+    rows = generated.gate_options().splitlines()
+    assert len(rows) == sum(len(gate.options) for gate in generated.GATES.values())
+    assert not [row for row in rows if row.endswith(":  |")], "each is said in the function's documentation"
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [("module", ["Text,", "", "::", "", "    a = b", "", "more"]), ("class", ["Text,", "", "    a = b", "", "more"])],

@@ -7,7 +7,7 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.decide import gate_by_evidence
-from adagrpo.groups.evidence import Evidence
+from adagrpo.objective import Evidence
 
 HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])
 KNOWN = torch.tensor([1.0, 0.2, 1.0, 0.2, 1.0])
@@ -35,12 +35,15 @@ ADMITTED = {
 @pytest.mark.parametrize("gate", list(ADMITTED))
 def test_a_gate_admits_by_its_rule(gate, of):
     options = ObjectiveConfig(tau=0.5, miss_min=0.5, q_min=0.95, admission_rate=0.85, control_of=of)
-    decision = gate_by_evidence(of if gate == "itself" else gate, EVIDENCE[of], options, DRAWS)
+    decision = gate_by_evidence(of if gate == "itself" else gate, EVIDENCE[of], options, uniforms=DRAWS)
     assert decision.admitted.nonzero().squeeze(1).tolist() == ADMITTED[gate]
     assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one outcome a group
 
 
-@pytest.mark.parametrize("gate", ["random", "bernoulli", "inverted", "oracle"])
-def test_what_evidence_does_not_decide_is_refused(gate):
-    with pytest.raises(ValueError, match=f"gate '{gate}' is not decided by evidence"):
+@pytest.mark.parametrize(
+    ("gate", "what"),
+    [("random", "uniforms"), ("bernoulli", "uniforms"), ("inverted", "uniforms"), ("oracle", "agreement")],
+)
+def test_what_evidence_does_not_decide_is_refused(gate, what):
+    with pytest.raises(ValueError, match=f"gate '{gate}' is not decided without {what}"):
         gate_by_evidence(gate, EVIDENCE["adagrpo"], ObjectiveConfig())

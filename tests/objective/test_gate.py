@@ -1,12 +1,15 @@
 """Gates: every sample has exactly one outcome, and the controls match the counts of what they control for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.objective.gate import (
+from adagrpo.objective import (
+    GATES,
+    Gate,
     GateDecision,
     adagrpo_gate,
     all_gate,
@@ -185,10 +188,15 @@ def test_equal_uniforms_are_decided_by_place() -> None:
 def test_a_fixed_rate_by_hand() -> None:
     degenerate = torch.tensor([False, True, False, False])
     uniforms = torch.tensor([0.29, 0.0, 0.3, 0.9])
-    assert outcomes(bernoulli_gate(degenerate, uniforms, rate=0.3)) == ["admitted", "degenerate", "closed", "closed"]
-    assert outcomes(bernoulli_gate(degenerate, uniforms, rate=1.0)).count("admitted") == 3
+    assert outcomes(bernoulli_gate(degenerate, uniforms, admission_rate=0.3)) == [
+        "admitted",
+        "degenerate",
+        "closed",
+        "closed",
+    ]
+    assert outcomes(bernoulli_gate(degenerate, uniforms, admission_rate=1.0)).count("admitted") == 3
     with pytest.raises(ValueError, match=r"^uniforms: "):
-        bernoulli_gate(degenerate, torch.zeros(3), rate=0.3)
+        bernoulli_gate(degenerate, torch.zeros(3), admission_rate=0.3)
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -205,3 +213,22 @@ def test_wrong_arguments_are_named() -> None:
         random_gate(shadow_of(quiet), quiet, torch.zeros(4))
     with pytest.raises(ValueError, match=r"^degenerate: "):
         inverted_gate(shadow_of(quiet), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
+
+
+def test_the_table_says_of_each_gate_what_the_others_ask() -> None:
+    def those(holds: Callable[[Gate], bool]) -> set[str]:
+        return {name for name, gate in GATES.items() if holds(gate)}
+
+    assert those(lambda gate: gate.tests_logged_item) == {"adagrpo", "rollout_miss"}
+    shadowed = {"difficulty", "discriminability", "random", "shuffled", "inverted"}
+    assert those(lambda gate: gate.is_shadowed) == shadowed
+    assert those(lambda gate: gate.draws) == {"random", "bernoulli", "inverted"}
+    assert those(lambda gate: gate.reads_truth) == {"oracle"}
+    assert those(lambda gate: not gate.reads_logged_item) == {"all", "none", "bernoulli"}
+    assert those(lambda gate: gate.control) == {"none", "random", "bernoulli", "shuffled", "inverted"}
+    assert {name: list(gate.options) for name, gate in GATES.items() if gate.options} == {
+        "adagrpo": ["tau", "tau_reward", "rho", "rho_from"],
+        "rollout_miss": ["miss_min", "q_min"],
+        "bernoulli": ["admission_rate"],
+        "oracle": ["oracle_agreement"],
+    }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from adagrpo.config import Config, read_settings
-from adagrpo.config.training import EvaluationConfig
+from adagrpo.config.evaluation import EvaluationConfig
 from adagrpo.pipeline import (
     Run,
 )

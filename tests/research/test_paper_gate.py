@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adagrpo.groups.evidence import Evidence
+from adagrpo.objective import Evidence
 from research.paper_gate.admission import admission_rows, chosen_thresholds
 from research.paper_gate.strata import places, strata_of
 

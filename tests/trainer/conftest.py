@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from adagrpo.config import FitConfig, ObjectiveConfig
-from adagrpo.groups import decide, draw, evidence, score
+from adagrpo.groups import draw, evidence, gated, score
 from adagrpo.objective import group_advantages
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
@@ -258,7 +258,7 @@ SPIED = {
     "shuffled": score,
     "rollout_miss": evidence,
     "degenerate_groups": evidence,
-    "rollout_miss_gate": decide,
+    "gather_evidence": gated,
 }
 
 

@@ -1,10 +1,12 @@
 """The configuration of a run, one module a section; `recipe` has the whole."""
 
 from adagrpo.config.data import ItemTable, RefuseConfig
+from adagrpo.config.evaluation import CompareConfig
 from adagrpo.config.models import FitConfig
+from adagrpo.config.objective import ObjectiveConfig
 from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
 from adagrpo.config.settings import Change, changed_settings, read_settings
-from adagrpo.config.training import ArmConfig, CompareConfig, Gate, LoggedItemGate, ObjectiveConfig
+from adagrpo.config.training import ArmConfig
 from adagrpo.config.yaml_text import Settings, as_overrides
 
 __all__ = [
@@ -13,9 +15,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "FitConfig",
-    "Gate",
     "ItemTable",
-    "LoggedItemGate",
     "ObjectiveConfig",
     "RefuseConfig",
     "Settings",

@@ -14,14 +14,17 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import DataConfig
+from adagrpo.config.evaluation import CompareConfig, EvaluationConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
+from adagrpo.config.objective import ObjectiveConfig
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.section import Positive, Section
 from adagrpo.config.tokenizer import TokenizerConfig
-from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
+from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
 from adagrpo.errors import UserError
+from adagrpo.objective import GATES
 
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
 
@@ -98,7 +101,8 @@ class Config(Section):
             seen = arm.resolved_objective(self.objective)
             if arm.term is None or seen.rl_positions != "end":
                 continue
-            reads = [] if arm.admits in ("all", "none", "bernoulli", "shuffled") else [f"the gate '{arm.admits}'"]
+            gate = GATES[str(arm.admits)]
+            reads = [f"the gate '{gate.name}'"] if gate.reads_logged_item and not gate.shuffled else []
             reads += ["inject_target"] if seen.inject_target else []
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.evidence import Evidence, gather_evidence
+from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import first_occurrence
+from adagrpo.objective import Evidence, first_occurrence
 
 __all__ = ["cohens_kappa", "evidence_of", "pairwise_accuracy", "pull"]
 

@@ -43,9 +43,8 @@ from adagrpo.diagnosis.strata import (
     thirds,
 )
 from adagrpo.diagnosis.verdict import ThresholdTest
-from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import GateDecision, rollout_miss_gate, target_nll
+from adagrpo.objective import Evidence, GateDecision, rollout_miss_gate, target_nll
 
 __all__ = ["Observations", "diagnose"]
 
@@ -89,7 +88,7 @@ def diagnose(
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     grid, thresholds = _grid(observed, objective)
     counts = observed.training_counts if observed.exposures is None else observed.exposures
-    shown, preferred = counts[lists.targets], (objective.miss_min, objective.q_min)
+    shown, preferred = counts[lists.targets], _limits(objective)
     judged = judge(lists, observed.history_lengths, shown, thresholds, preferred, seed=seed, level=LEVEL)
     in_beam = judged.ranks["policy"] > 0
     serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
@@ -125,8 +124,8 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "mix_weights": list(mix.weights),
         "reward_spread": mix.spread,
         "difficulty": "rollout_miss",
-        "tau": objective.miss_min,
-        **objective.model_dump(include={"q_min", "num_generations", "negatives"}),
+        **dict(zip(("tau", "q_min"), _limits(objective), strict=True)),
+        **objective.model_dump(include={"num_generations", "negatives"}),
     }
 
 
@@ -191,9 +190,9 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     admitted: dict[str, NDArray[np.bool_]] = {}
     for name, groups in (("sample", observed.sampled), ("beam", observed.beam)):
         true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
-        decision = _admit(true, objective.miss_min, objective.q_min)
+        decision = _admit(true, *_limits(objective))
         mask = admitted[name] = decision.admitted.numpy()
-        by_chance = _admit(fake, objective.miss_min, objective.q_min).admitted.numpy()
+        by_chance = _admit(fake, *_limits(objective)).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
         content[name] = {
@@ -220,8 +219,13 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     return content
 
 
+def _limits(objective: ObjectiveConfig) -> tuple[float, float]:
+    """The thresholds of the gate `rollout_miss`, which the verdict is about."""
+    options = objective.of_gate("rollout_miss")
+    return options["miss_min"], options["q_min"]
+
+
 def _admit(evidence: Evidence, miss_min: float, q_min: float) -> GateDecision:
-    """The gate `rollout_miss`, whose thresholds the verdict is about."""
     return rollout_miss_gate(evidence.miss, evidence.q, evidence.degenerate, miss_min=miss_min, q_min=q_min)
 
 
@@ -232,10 +236,11 @@ def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict
     beyond, plain = pull(groups), pull(groups, beyond_policy=False)
     truth = _accuracies(observed)
     rows, tests = [], []
-    for tau in sorted({*SHARES, objective.miss_min}):
+    miss_min, least_q = _limits(objective)
+    for tau in sorted({*SHARES, miss_min}):
         hard = ((true.miss >= tau) & ~true.degenerate).numpy()
         pulls = bounded_interval(beyond[hard])
-        for q_min in sorted({*Q_MINS, objective.q_min}):
+        for q_min in sorted({*Q_MINS, least_q}):
             mask, chance = (_admit(one, tau, q_min).admitted.numpy() for one in (true, fake))
             excess = bounded_interval(mask.astype(np.float64) - chance)
             row: dict[str, Any] = {

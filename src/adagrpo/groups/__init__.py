@@ -2,14 +2,13 @@
 
 from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.draw import DrawnGroups, draw_groups, draw_rollouts
-from adagrpo.groups.evidence import Evidence, gather_evidence
+from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
 from adagrpo.groups.negatives import in_batch_negatives, other_rollouts
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 
 __all__ = [
     "DrawnGroups",
-    "Evidence",
     "GatedGroups",
     "GroupRewards",
     "ScoredGroups",

@@ -6,27 +6,15 @@ Difficulty is read from the rollouts as they were drawn, before a logged item is
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import degenerate_groups, discriminability, rollout_miss, share_above
+from adagrpo.objective import Evidence, degenerate_groups, discriminability, rollout_miss, share_above
 
-__all__ = ["Evidence", "gather_evidence", "running_spread"]
-
-
-class Evidence(NamedTuple):
-    """What the diagnostics say of `B` groups; all but `degenerate` are NaN at the ends of histories."""
-
-    above_policy: Tensor  # (B,) share of the rollouts that the policy puts above the logged item; NaN if not scored
-    above_reward: Tensor  # (B,) the same by the reward
-    negatives_above: Tensor  # (B, M) share of the rollouts that the reward puts above each negative, NaN where absent
-    miss: Tensor  # (B,) share of the rollouts that are not the logged item
-    q: Tensor  # (B,) share of rollouts and negatives that the reward puts below the logged item
-    degenerate: Tensor  # (B,) bool, the group's rewards give no order
+__all__ = ["gather_evidence", "running_spread"]
 
 
 def gather_evidence(

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.config import Gate, ObjectiveConfig
-from adagrpo.groups.decide import UNREAD, TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
-from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
-from adagrpo.groups.negatives import source_of
+from adagrpo.groups.evidence import gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
+from adagrpo.objective import GATES, Evidence, GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -72,7 +71,7 @@ def gated_groups(
     options: ObjectiveConfig,
     generator: torch.Generator,
     *,
-    gate: Gate,
+    gate: str,
     spread: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
@@ -90,18 +89,18 @@ def gated_groups(
         targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
         options: which rollouts, negatives and thresholds.
         generator: of everything that is drawn.
-        gate: decides; `shuffled` reads and trains on the shuffled rewards.
+        gate: the name of the one that decides; `shuffled` reads and trains on the shuffled rewards.
         spread: the running spread of rewards so far, 0 before the first step.
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
         division: of the samples among processes, which draw and score their own; all gate all of them alike.
     """
-    judges = options.judges(gate)
-    ranked = judges == "adagrpo" and gate not in UNREAD and bool((targets >= 0).all())
+    decides, tested = GATES[gate], GATES[options.tested_by(gate)]
+    ranked = decides.reads_tests and "above_policy" in tested.reads and bool((targets >= 0).all())
     drawn = draw_groups(
         policy, catalog, histories, targets, options, generator, score_targets=ranked, division=division
     )
-    scored = score_groups(reward, drawn, options.negatives, generator, source=source_of(judges), division=division)
+    scored = score_groups(reward, drawn, options.negatives, generator, source=tested.negatives, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
@@ -109,7 +108,7 @@ def gated_groups(
         for values in (scored.rewards, scored.shuffled_rewards)
     )
     decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
-    rewards = (scored.shuffled_rewards if gate == "shuffled" else scored.rewards).rollouts
+    rewards = (scored.shuffled_rewards if decides.shuffled else scored.rewards).rollouts
     before = None
     if reference is not None:
         before = _scores(reference, catalog, histories, rollouts.codes, options, division)
@@ -118,7 +117,7 @@ def gated_groups(
         own,
         permuted,
         decision,
-        shuffled_decision=gate_by_evidence(judges, permuted, options) if logged and gate not in UNREAD else None,
+        shuffled_decision=gate_by_evidence(tested.name, permuted, options) if logged and decides.reads_tests else None,
         rewards=rewards,
         reference=before,
         spread=spread,

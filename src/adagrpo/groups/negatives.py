@@ -8,22 +8,14 @@ No negative is the sample's own logged item or in its history.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adagrpo.config import LoggedItemGate
 from adagrpo.types import Histories
 
-__all__ = ["NegativeSource", "RolloutPool", "distinct_rollouts", "in_batch_negatives", "other_rollouts", "source_of"]
-
-NegativeSource = Literal["rollouts", "targets"]
-
-
-def source_of(gate: LoggedItemGate) -> NegativeSource:
-    """Return where the negatives of a gate come from."""
-    return "rollouts" if gate == "adagrpo" else "targets"
+__all__ = ["RolloutPool", "distinct_rollouts", "in_batch_negatives", "other_rollouts"]
 
 
 def in_batch_negatives(

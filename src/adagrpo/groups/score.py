@@ -22,7 +22,8 @@ from torch import Tensor
 
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import DrawnGroups
-from adagrpo.groups.negatives import NegativeSource, distinct_rollouts, in_batch_negatives, other_rollouts
+from adagrpo.groups.negatives import distinct_rollouts, in_batch_negatives, other_rollouts
+from adagrpo.objective.gate import NegativeSource
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
 

@@ -19,17 +19,20 @@ from adagrpo.objective.distillation import (
     listwise_distillation,
     validity_margin,
 )
-from adagrpo.objective.gate import (
-    GateDecision,
+from adagrpo.objective.gate import Evidence, Gate, GateDecision
+from adagrpo.objective.gates import (
+    GATES,
     adagrpo_gate,
-    agreement_gate,
     all_gate,
     bernoulli_gate,
     difficulty_gate,
+    discriminability_gate,
     inverted_gate,
     none_gate,
+    oracle_gate,
     random_gate,
     rollout_miss_gate,
+    shuffled_gate,
 )
 from adagrpo.objective.losses import (
     Surrogate,
@@ -42,13 +45,15 @@ from adagrpo.objective.losses import (
 )
 
 __all__ = [
+    "GATES",
     "Agreement",
     "Discriminability",
+    "Evidence",
+    "Gate",
     "GateDecision",
     "GroupMass",
     "Surrogate",
     "adagrpo_gate",
-    "agreement_gate",
     "all_gate",
     "bernoulli_gate",
     "best_of_n_loss",
@@ -56,6 +61,7 @@ __all__ = [
     "degenerate_groups",
     "difficulty_gate",
     "discriminability",
+    "discriminability_gate",
     "first_occurrence",
     "gated_sum",
     "group_advantages",
@@ -66,12 +72,14 @@ __all__ = [
     "listwise_distillation",
     "nll",
     "none_gate",
+    "oracle_gate",
     "pairwise_agreement",
     "random_gate",
     "rollout_entropy",
     "rollout_miss",
     "rollout_miss_gate",
     "share_above",
+    "shuffled_gate",
     "target_nll",
     "validity_margin",
     "zero_rejected",

@@ -1,40 +1,33 @@
-r"""Decides, sample by sample, whether the reward may move the policy, and names the cause where it may not.
+"""What a gate is: a function of what is known of groups, and a record of what else there is to say about it.
 
-    adagrpo         1[above_π(y) ≥ τ] · 1[above_RM(y) < τ] · 1[above_RM(n) ≥ ρ for all M negatives n]
-    rollout_miss    1[miss ≥ miss_min] · 1[q ≥ q_min]
-
-each times 1[group b is not degenerate]. `above` is a share of the group's rollouts (`adagrpo.objective.share_above`).
-Source of `adagrpo`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), by a summary of its full text; its negatives are items
-generated for other samples of the batch. The summary leaves open whether one τ serves both sides and how ρ counts, so
-both are options. `rollout_miss` is the gate of this project before that summary was known; its negatives are the
-group's own rollouts and logged items of other samples.
-We add counts of rejections by cause, each sample under one cause only, and the controls that a gate must beat: its
-difficulty test alone, all, none, a random choice of as many samples, one of a fixed rate, a choice among the samples
-that the gate rejects and, where the truth is known, the choice of the samples on which the reward is right. Its
-discriminability tests alone are the gate at a difficulty threshold of 0.
+The gates themselves, and their table, are in `adagrpo.objective.gates`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+__all__ = ["Evidence", "Gate", "GateDecision", "NegativeSource", "by_first_cause"]
 
-__all__ = [
-    "GateDecision",
-    "adagrpo_gate",
-    "agreement_gate",
-    "all_gate",
-    "bernoulli_gate",
-    "difficulty_gate",
-    "inverted_gate",
-    "none_gate",
-    "random_gate",
-    "rollout_miss_gate",
-]
+NegativeSource = Literal["rollouts", "targets"]  # of other samples: items that were generated, or that were logged
+
+
+class Evidence(NamedTuple):
+    """What the diagnostics say of `B` groups; all but `degenerate` are NaN at the ends of histories."""
+
+    above_policy: Tensor  # (B,) share of the rollouts that the policy puts above the logged item; NaN if not scored
+    above_reward: Tensor  # (B,) the same by the reward
+    negatives_above: Tensor  # (B, M) share of the rollouts that the reward puts above each negative, NaN where absent
+    miss: Tensor  # (B,) share of the rollouts that are not the logged item
+    q: Tensor  # (B,) share of rollouts and negatives that the reward puts below the logged item
+    degenerate: Tensor  # (B,) bool, the group's rewards give no order
 
 
 class GateDecision(NamedTuple):
@@ -51,288 +44,120 @@ class GateDecision(NamedTuple):
     closed: Tensor  # (B,) bool, rejected by a control
 
 
-def adagrpo_gate(
-    above_policy: Tensor,  # (B,)
-    above_reward: Tensor,  # (B,)
-    negatives_above: Tensor,  # (B, M)
-    degenerate: Tensor,  # (B,)
-    *,
-    tau: float,
-    rho: float,
-    tau_reward: float | None = None,
-    rho_from: Literal["top", "bottom"] = "top",
-) -> GateDecision:
-    """Admit samples whose logged item the policy ranks low and the reward high, above items of other samples.
+@dataclass(frozen=True)
+class Gate:
+    """A gate, and what training, recipes, reports and documents ask about it.
 
-    A threshold that lets every value pass leaves its test out: `tau=0`, `tau_reward=1`, `rho=0`.
+    The parameters of its function say what it reads: fields of `Evidence`, or
 
-    Args:
-        above_policy: (B,) share of the rollouts that the policy puts above the logged item; NaN is rejected as easy.
-        above_reward: (B,) the same by the reward; NaN is rejected as undiscriminated.
-        negatives_above: (B, M) share of the rollouts that the reward puts above each item of another sample, NaN where
-            there is none. A sample without any is undiscriminated.
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        tau: the policy's top `tau` does not hold the logged item.
-        rho: how far each negative must be from the reward's top, or from its bottom.
-        tau_reward: the reward's top `tau_reward` holds the logged item; `tau` where none is given.
-        rho_from: `top`, each negative is outside the reward's top `rho`; `bottom`, outside its bottom `rho`.
+        uniforms         (B,) independent draws from [0, 1)
+        agreement        (B,) share of a group's pairs that the reward orders as the true utility does
+        shadow           the decision of the gate that it is a control of
+        shadow_if_hard   that decision if the policy knew no logged item, so that the reward's tests alone decide
 
-    Returns:
-        The decision; `closed` is nowhere True.
+    Its keyword-only parameters are its options: keys of the section `objective` of a recipe, with the ranges and
+    defaults that stand there. The first line of its documentation is its row in the table of the documents.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> decision = adagrpo_gate(
-        ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
-        ...     above_reward=torch.tensor([0.25, 0.25, 0.50, 0.25]),
-        ...     negatives_above=torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]]),
-        ...     degenerate=torch.zeros(4, dtype=torch.bool),
-        ...     tau=0.5,
-        ...     rho=0.25,
-        ... )
-        >>> decision.admitted, decision.easy
-        (tensor([ True, False, False, False]), tensor([False,  True, False, False]))
+    Attributes:
+        name: in recipes, in the names of arms and in results.
+        rule: the function.
+        negatives: where the items come from that the reward is to rank low.
+        reasons: says in words how far a group passes the two tests, of the policy and of the reward, from the numbers
+            of its `Evidence` and the options; None where there are no such tests.
+        shuffled: the rewards of each group are permuted, for the gate and for the reward term.
+        control: it does not choose by the logged item, so a gate that chooses well beats it.
     """
-    check_shapes(
-        above_policy=(above_policy, "B"),
-        above_reward=(above_reward, "B"),
-        negatives_above=(negatives_above, "BM"),
-        degenerate=(degenerate, "B"),
-    )
-    check_masks(degenerate=degenerate)
-    within = tau if tau_reward is None else tau_reward
-    absent = negatives_above.isnan()
-    far = negatives_above >= rho if rho_from == "top" else negatives_above <= 1 - rho
-    known = (above_reward < within) | (~above_reward.isnan() & (within >= 1))
-    suppressed = (far | absent).all(dim=1) & ~absent.all(dim=1)
-    return _decide(degenerate, hard=above_policy >= tau, discriminated=known & suppressed)
+
+    name: str
+    rule: Callable[..., GateDecision]
+    negatives: NegativeSource = "rollouts"
+    reasons: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, str]] | None = None
+    shuffled: bool = False
+    control: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What its function is given of the groups."""
+        return tuple(one.name for one in self._parameters if one.kind is not one.KEYWORD_ONLY)
+
+    @property
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """Type and default of each option, by name."""
+        hints = typing.get_type_hints(self.rule, include_extras=True)
+        return {one.name: (hints[one.name], one.default) for one in self._parameters if one.kind is one.KEYWORD_ONLY}
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation."""
+        return (inspect.getdoc(self.rule) or "").partition("\n")[0]
+
+    @property
+    def tests_logged_item(self) -> bool:
+        """It makes tests of its own, by which other gates can be its controls."""
+        return not {"degenerate", "uniforms", "agreement", *SHADOWS}.issuperset(self.reads)
+
+    @property
+    def is_shadowed(self) -> bool:
+        """It is a control of a gate that tests the logged item."""
+        return not set(self.reads).isdisjoint(SHADOWS)
+
+    @property
+    def reads_tests(self) -> bool:
+        """It decides by tests of the logged item, its own or those of the gate that it is a control of."""
+        return self.tests_logged_item or self.is_shadowed
+
+    @property
+    def draws(self) -> bool:
+        """It draws by chance."""
+        return "uniforms" in self.reads
+
+    @property
+    def reads_truth(self) -> bool:
+        """It needs the true utility, which only a simulated marketplace knows."""
+        return "agreement" in self.reads
+
+    @property
+    def reads_logged_item(self) -> bool:
+        """It cannot decide at the ends of histories, which no logged item follows."""
+        return self.reads_tests or self.reads_truth
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.rule).parameters.values())
+
+    def decide(self, known: Mapping[str, Any], options: Mapping[str, Any]) -> GateDecision:
+        """The decision of the gate.
+
+        Args:
+            known: what it reads of `B` groups, and perhaps more.
+            options: its options, and perhaps more.
+
+        Raises:
+            ValueError: something that it reads is not there, or None.
+        """
+        missing = [name for name in self.reads if known.get(name) is None]
+        if missing:
+            raise ValueError(f"gate '{self.name}' is not decided without {' and '.join(missing)}")
+        given = {name: options[name] for name in self.options}
+        return self.rule(**{name: known[name] for name in self.reads}, **given)
 
 
-def rollout_miss_gate(
-    miss: Tensor,  # (B,)
-    q: Tensor,  # (B,)
-    degenerate: Tensor,  # (B,)
-    *,
-    miss_min: float,
-    q_min: float,
-) -> GateDecision:
-    """Admit samples whose logged item the rollouts miss and the reward puts above its own negatives.
-
-    Args:
-        miss: (B,) share of the rollouts that are not the logged item; NaN is rejected as easy.
-        q: (B,) discriminability; NaN is rejected as undiscriminated.
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        miss_min: least share of misses admitted.
-        q_min: least discriminability admitted.
-
-    Returns:
-        The decision; `closed` is nowhere True.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
-        >>> decision = rollout_miss_gate(miss, q, torch.tensor([False, False, False]), miss_min=0.5, q_min=0.95)
-        >>> decision.admitted, decision.easy
-        (tensor([ True, False, False]), tensor([False,  True, False]))
-    """
-    check_shapes(miss=(miss, "B"), q=(q, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return _decide(degenerate, hard=miss >= miss_min, discriminated=q >= q_min)
+SHADOWS = ("shadow", "shadow_if_hard")
 
 
-def difficulty_gate(shadow: GateDecision) -> GateDecision:
-    """The difficulty test of a gate alone: every sample that it does not call easy is admitted.
-
-    Example:
-        >>> quiet = torch.tensor([False, False])
-        >>> both = rollout_miss_gate(torch.tensor([0.9, 0.4]), torch.zeros(2), quiet, miss_min=0.5, q_min=0.9)
-        >>> difficulty_gate(both).admitted
-        tensor([ True, False])
-    """
-    nothing = torch.zeros_like(shadow.degenerate)
-    return shadow._replace(admitted=shadow.admitted | shadow.undiscriminated, undiscriminated=nothing)
-
-
-def all_gate(
-    degenerate: Tensor,  # (B,)
-) -> GateDecision:
-    """Uniform GRPO: admit every group that is not degenerate.
-
-    Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-
-    Returns:
-        The decision; only `admitted` and `degenerate` occur.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> all_gate(torch.tensor([False, True])).admitted
-        tensor([ True, False])
-    """
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(~degenerate, degenerate)
-
-
-def none_gate(
-    degenerate: Tensor,  # (B,)
-) -> GateDecision:
-    """Pure NLL: admit nothing; what is not degenerate is `closed`.
-
-    Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-
-    Returns:
-        The decision; only `closed` and `degenerate` occur.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> none_gate(torch.tensor([False, True])).closed
-        tensor([ True, False])
-    """
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(torch.zeros_like(degenerate), degenerate)
-
-
-def random_gate(
-    shadow: GateDecision,
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-) -> GateDecision:
-    """Permute the admissions of a shadow gate at random among the groups that are not degenerate.
-
-    As many are admitted as the shadow admits in this batch, or all that are not degenerate if those are fewer. So the
-    control receives as much reward signal as the gate, without its selection.
-
-    Args:
-        shadow: the decision of the gate to be matched, on the same `B` samples.
-        degenerate: (B,) bool, of this control's own groups.
-        uniforms: (B,) independent draws from [0, 1); the smallest are admitted, ties in order of place.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
-        >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
-        tensor([False,  True, False])
-    """
-    _check_control(shadow, degenerate, uniforms)
-    return _control(_draw(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
-
-
-def bernoulli_gate(
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-    *,
-    rate: float,
-) -> GateDecision:
-    """Admit each group that is not degenerate with one probability, whatever is known of it.
-
-    Beside `random_gate`, which learns from the gate how much of each batch to admit, it learns nothing.
-
-    Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        uniforms: (B,) independent draws from [0, 1); those below the rate are admitted.
-        rate: the probability.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), rate=0.5).admitted
-        tensor([False,  True, False])
-    """
-    check_shapes(degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(~degenerate & (uniforms < rate), degenerate)
-
-
-def inverted_gate(
-    shadow: GateDecision,
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-) -> GateDecision:
-    """Admit, among the groups that are not degenerate, those that a shadow gate rejects, thinned to its count.
-
-    Where the shadow admits more samples than it leaves, all that it leaves are admitted, which is fewer than its
-    count.
-
-    Args:
-        shadow: the decision of the gate to be inverted, on the same `B` samples.
-        degenerate: (B,) bool, of this control's own groups.
-        uniforms: (B,) independent draws from [0, 1); the smallest are admitted, ties in order of place.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
-        >>> inverted_gate(shadow, quiet, torch.tensor([0.1, 0.4, 0.3])).admitted
-        tensor([False, False,  True])
-    """
-    _check_control(shadow, degenerate, uniforms)
-    return _control(_draw(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
-
-
-def agreement_gate(
-    agreement: Tensor,  # (B,)
-    degenerate: Tensor,  # (B,)
-    *,
-    minimum: float,
-) -> GateDecision:
-    """Admit the groups whose rollouts the reward orders as something else does.
-
-    With the true utility it is the oracle, the best that any gate could do.
-
-    Args:
-        agreement: (B,) share of the pairs in the right order, see `adagrpo.objective.pairwise_agreement`.
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        minimum: least agreement admitted.
-
-    Returns:
-        The decision; what is neither admitted nor degenerate is `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> agreement_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), minimum=0.7).admitted
-        tensor([ True, False])
-    """
-    check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(~degenerate & (agreement >= minimum), degenerate)
-
-
-def _decide(
+def by_first_cause(
     degenerate: Tensor,  # (B,) bool
     *,
     hard: Tensor,  # (B,) bool
     discriminated: Tensor,  # (B,) bool
 ) -> GateDecision:
-    """Give each sample the first cause that holds."""
+    """The decision of a gate that tests the logged item: each sample is rejected by the first cause that holds.
+
+    Args:
+        degenerate: (B,) bool, the group's rewards give no order.
+        hard: (B,) bool, the policy does not know the logged item.
+        discriminated: (B,) bool, the reward does.
+    """
     sound = ~degenerate
     return GateDecision(
         admitted=sound & hard & discriminated,
@@ -341,28 +166,3 @@ def _decide(
         degenerate=degenerate,
         closed=torch.zeros_like(degenerate),
     )
-
-
-def _control(
-    admitted: Tensor,  # (B,) bool, nowhere True where `degenerate` is
-    degenerate: Tensor,  # (B,) bool
-) -> GateDecision:
-    """The decision of a control that looks at no diagnostic."""
-    nothing = torch.zeros_like(degenerate)
-    return GateDecision(admitted, nothing, nothing, degenerate, closed=~degenerate & ~admitted)
-
-
-def _draw(
-    candidates: Tensor,  # (B,) bool
-    count: Tensor,  # () int64
-    uniforms: Tensor,  # (B,)
-) -> Tensor:
-    """(B,) bool: the `count` candidates with the smallest uniforms, or all of them if they are fewer."""
-    order = uniforms.masked_fill(~candidates, torch.inf).argsort(stable=True)
-    return candidates & (order.argsort() < count)
-
-
-def _check_control(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -> None:
-    """Check what random and inverted controls are given."""
-    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
-    check_masks(shadow=shadow.admitted, degenerate=degenerate)

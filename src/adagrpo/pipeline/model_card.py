@@ -14,10 +14,9 @@ from typing import Any
 import yaml
 
 from adagrpo import __version__
-from adagrpo.config.training import THRESHOLDS
 from adagrpo.errors import UserError
-from adagrpo.groups.decide import UNREAD
 from adagrpo.metrics import Shown, shown
+from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
@@ -121,9 +120,10 @@ def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
             rows.append(("lambda", f"{weight_used(run, arm)}"))
             if (pressure := arm.pressure_of(run.config.objective)) is not None:
                 rows.append(("pressure", f"{pressure:g}, from which lambda was computed"))
-            if arm.admits is not None and arm.admits not in UNREAD:
-                thresholds = options.model_dump(include=set(THRESHOLDS[options.judges(arm.admits)]), exclude_none=True)
-                rows.append(("thresholds", ", ".join(f"{name} {value}" for name, value in thresholds.items())))
+            if arm.admits is not None and GATES[arm.admits].reads_tests:
+                thresholds = options.of_gate(options.tested_by(arm.admits)).items()
+                told = (f"{name} {value}" for name, value in thresholds if value is not None)
+                rows.append(("thresholds", ", ".join(told)))
             rows.append(("reward", run.config.reward.kind))
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
 

@@ -15,6 +15,7 @@ from typing import Any
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
 from adagrpo.metrics import is_rate, lookup
+from adagrpo.objective import GATES
 from adagrpo.report.canvas import standalone
 from adagrpo.report.comparison_tables import (
     KINDS,
@@ -49,7 +50,7 @@ __all__ = [
     "write_comparison_figures",
 ]
 
-CONTROLS = ("random", "bernoulli", "shuffled", "inverted", "none")
+CONTROLS = [name for name, gate in GATES.items() if gate.control]
 
 
 def read_comparison(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adagrpo.objective import GATES, Gate
 from adagrpo.report.tables import MISSING, Table
 
 __all__ = ["ExampleGroup", "decision_text", "example_groups"]
@@ -55,7 +56,7 @@ def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str
 
     Args:
         example: `outcome` and `evidence` of a group.
-        gate: `adagrpo` or `rollout_miss`.
+        gate: the name of one that tests the logged item.
         thresholds: of the gate.
 
     Example:
@@ -68,59 +69,24 @@ def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str
             "Not admitted, no order in the group: fewer than two different items were drawn, or the reward says the"
             " same of all."
         )
-    reads = _rank_tests if gate == "adagrpo" else _miss_tests
-    hard, known = reads(example["evidence"], thresholds)
+    evidence, words = example["evidence"], GATES[gate].reasons
+    if words is None:
+        hard = known = _numbers(GATES[gate], evidence, thresholds)
+    else:
+        hard, known = words(evidence, thresholds)
     match example["outcome"]:
         case "admitted":
-            return f"Admitted: {hard}; {known}. The reward term trains on this group."
+            return f"Admitted: {'; '.join(dict.fromkeys((hard, known)))}. The reward term trains on this group."
         case "easy":
             return f"Not admitted, already easy: {hard}."
         case _:
             return f"Not admitted, the reward cannot tell: {known}."
 
 
-def _rank_tests(evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> tuple[str, str]:
-    tau, rho = thresholds["tau"], thresholds["rho"]
-    within = tau if thresholds["tau_reward"] is None else thresholds["tau_reward"]
-    hard = (
-        f"the policy puts {_share(evidence['above_policy'], tau)} of the rollouts above the logged item (the gate asks"
-        f" for {_whole(tau)} or more)"
-    )
-    known = f"the reward puts {_share(evidence['above_reward'], within)} above it (fewer than {_whole(within)})"
-    negatives = evidence["negatives_above"]
-    if not negatives:
-        return hard, f"{known}, and no other sample gave an item to compare with"
-    top = thresholds["rho_from"] == "top"
-    nearest, limit = (min(negatives), rho) if top else (max(negatives), 1 - rho)
-    asked = f"{_whole(limit)} or {'more' if top else 'fewer'}"
-    which = "best" if top else "worst"
-    return (
-        hard,
-        f"{known}, and {_share(nearest, limit)} above the {which} of {len(negatives)} items of others ({asked})",
-    )
-
-
-def _miss_tests(evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> tuple[str, str]:
-    miss_min, q_min = thresholds["miss_min"], thresholds["q_min"]
-    hard = (
-        f"{_share(evidence['miss'], miss_min)} of the rollouts miss the logged item (the gate asks for"
-        f" {_whole(miss_min)} or more)"
-    )
-    known = (
-        f"the reward puts the logged item above {_share(evidence['q'], q_min)} of the other items ({_whole(q_min)} or"
-        " more)"
-    )
-    return hard, known
-
-
-def _whole(threshold: float) -> str:
-    return f"{100 * threshold:g} %"
-
-
-def _share(value: float, threshold: float) -> str:
-    """In whole per cent, or finer where that would print the threshold of a value that is another."""
-    whole = f"{100 * value:.0f} %"
-    return f"{100 * value:.1f} %" if whole == f"{100 * threshold:g} %" and value != threshold else whole
+def _numbers(gate: Gate, evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> str:
+    """What a gate read and what it asks for, where it has no words of its own."""
+    read = ", ".join(f"{name} {evidence[name]:.3g}" for name in gate.reads if isinstance(evidence.get(name), float))
+    return f"{read} (the gate asks for {', '.join(f'{name} {value}' for name, value in thresholds.items())})"
 
 
 def _table(example: Mapping[str, Any], *, admitted: bool) -> Table:

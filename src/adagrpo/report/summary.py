@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adagrpo.metrics import lookup
+from adagrpo.objective import GATES
 from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative, metric_label
 
 __all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
 
 GATE = "adagrpo"
-CONTROLS = {f"{GATE}-{gate}" for gate in ("none", "random", "bernoulli", "shuffled", "inverted")}  # of its λ and term
+CONTROLS = {f"{GATE}-{name}" for name, gate in GATES.items() if gate.control}  # of its λ and term
 HR = "hr@10"
 NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
 MOST_NAMED = 8  # values of a filter that a sentence names

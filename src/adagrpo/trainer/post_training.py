@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.groups.division import Division
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
-from adagrpo.objective import gated_sum
+from adagrpo.objective import GATES, gated_sum
 from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards import Reward
@@ -50,7 +50,7 @@ class Arm:
 
     anchored: bool
     lambda_: float
-    gate: Gate
+    gate: str  # of `adagrpo.objective.gates`
     term: str = "grpo"  # of `adagrpo.objective.terms`
 
 
@@ -87,7 +87,7 @@ class PostTraining:
         true_utility: TrueUtility | None = None,
         shared_by: Processes | None = None,
     ) -> None:
-        if (arm.gate == "oracle") != (true_utility is not None):
+        if GATES[arm.gate].reads_truth != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
         self.policy = policy
         self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)

@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrpo.config.training import THRESHOLDS
 from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
 from adagrpo.groups.decide import gate_by_evidence
-from adagrpo.groups.evidence import Evidence
-from adagrpo.groups.negatives import source_of
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import GateDecision, group_advantages
+from adagrpo.objective import GATES, Evidence, GateDecision, group_advantages
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -72,7 +69,7 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
         batch_size=len(cases),
         max_history=config.max_history,
         seed=config.seed,
-        source=source_of(objective.control_of),
+        source=GATES[objective.control_of].negatives,
     )
     evidence = evidence_of(groups, objective)
     decision = gate_by_evidence(objective.control_of, evidence, objective)
@@ -86,7 +83,7 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
     return {
         "cases": len(cases),
         "gate": objective.control_of,
-        "thresholds": objective.model_dump(include=set(THRESHOLDS[objective.control_of])),
+        "thresholds": objective.of_gate(objective.control_of),
         "num_generations": objective.num_generations,
         "shares": {name: float(getattr(decision, name).float().mean()) for name in OUTCOMES},
         "examples": [

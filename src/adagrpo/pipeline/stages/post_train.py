@@ -41,7 +41,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     if arm.term is not None:
         # the log of validation while training holds rewards by the ranker of all users
         inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
-    if arm.gate == "oracle":
+    if arm.reads_truth:
         if not data.truth_files:
             data.truth()  # says what is missing
         inputs += data.truth_files
@@ -79,7 +79,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 steps=steps,
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
-                true_utility=data.true_utility() if arm.gate == "oracle" else None,
+                true_utility=data.true_utility() if arm.reads_truth else None,
                 shared_by=run.processes,
             )
         if isinstance(task, PostTraining) and pressure is not None:

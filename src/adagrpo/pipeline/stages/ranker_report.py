@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config import Gate
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
@@ -42,7 +41,7 @@ from adagrpo.evaluation.reward_quality import (
 )
 from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups
-from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
+from adagrpo.objective import GATES, GateDecision, pairwise_agreement, target_nll
 from adagrpo.objective.terms import TERMS
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -59,7 +58,7 @@ from adagrpo.types import Cases, Histories
 __all__ = ["report_ranker"]
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
-CONTROLS: tuple[Gate, ...] = ("difficulty", "discriminability", "random", "shuffled", "inverted")
+CONTROLS = tuple(name for name, gate in GATES.items() if gate.is_shadowed)
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
@@ -288,12 +287,13 @@ def _every_gate(data: RunData, groups: GatedGroups, agreement: torch.Tensor, ste
     """
     options, own, permuted = data.config.objective, groups.evidence, groups.shuffled_evidence
     uniforms = torch.rand(len(agreement), generator=keyed_generator(data.config.seed, step, 2)).to(agreement.device)
-    gates = ("all", options.control_of, *CONTROLS)
-    decisions: dict[str, GateDecision] = {
-        gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in gates
+    gates = ("all", options.control_of, *CONTROLS, "oracle")
+    return {
+        gate: gate_by_evidence(
+            gate, permuted if GATES[gate].shuffled else own, options, uniforms=uniforms, agreement=agreement
+        )
+        for gate in gates
     }
-    oracle = agreement_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
-    return decisions | {"oracle": oracle}
 
 
 def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:

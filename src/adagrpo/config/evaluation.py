@@ -1,0 +1,66 @@
+"""The sections `evaluation` and `compare`: how arms are measured, and what is claimed of them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from adagrpo.config.eligible import EligibleConfig
+from adagrpo.config.section import Positive, PositiveFloat, Section
+from adagrpo.metrics import comparable
+
+__all__ = ["CompareConfig", "EvaluationConfig"]
+
+
+class EvaluationConfig(Section):
+    """Full-catalogue evaluation by beam search, and all lists that a run gives out.
+
+    `precision` is what the policy computes beams in; `auto` is bfloat16 where the processor or GPU has it natively. Two
+    machines, or two programs, give the same lists only in the same precision. `eligible` holds the lists that are
+    measured to part of the catalogue; what is fitted and selected does not change with it. `validation_users` are as
+    many of those with a validation case as are measured, a fixed sample; null is all of them. Test has no such limit.
+    """
+
+    beam_width: Annotated[int, Field(ge=10)] = 50
+    batch_size: Positive = 256
+    mask_history: bool = False
+    validation_users: Positive | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eligible: EligibleConfig | None = None
+
+
+def _comparable(name: str) -> str:
+    """A metric that a comparison can be planned on."""
+    names = comparable()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+        raise ValueError(f"no metric '{name}' of each user; {hint}")
+    return name
+
+
+def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
+    for name in margins:
+        _comparable(name)
+    return margins
+
+
+class CompareConfig(Section):
+    """What a comparison is to decide, fixed before its runs: see `adagrpo.evaluation.comparison`.
+
+    `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
+    much worse than the baseline an arm may be on other metrics, in the metric's own units. `pairs` names arms that are
+    held against each other too, such as a gate and a random one: the first less the second, with an interval.
+    """
+
+    baseline: str = "nll"
+    family: tuple[str, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    metric: Annotated[str, AfterValidator(_comparable)] = "hr@10"
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    margins: Annotated[dict[str, PositiveFloat], AfterValidator(_all_comparable)] = Field(
+        {"hr@50": 0.01, "hallucination@10": 0.005}
+    )
+    resamples: Annotated[int, Field(ge=200)] = 2000

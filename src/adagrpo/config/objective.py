@@ -1,0 +1,139 @@
+"""The section `objective`: how groups are drawn and gated, and what each reward term and each gate reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
+from adagrpo.objective import GATES
+from adagrpo.objective.terms import TERMS, RewardTerm
+
+__all__ = ["VALIDATION", "GateName", "ObjectiveConfig", "TestName"]
+
+VALIDATION = "validation"  # in place of a number that validation cases are to choose
+_RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
+
+if TYPE_CHECKING:
+    GateName = str
+    TestName = str  # of a gate that tests the logged item, and has controls
+else:
+    GateName = Literal[tuple(GATES)]
+    TestName = Literal[tuple(name for name, gate in GATES.items() if gate.tests_logged_item)]
+
+S = TypeVar("S", bound=Section)
+
+
+def _number_or_validation(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    if not number and value != VALIDATION:
+        raise ValueError(f"a number of at least 0, or '{VALIDATION}' (found {value!r})")
+    return value
+
+
+class _TermSection(Section):
+    """The options of a reward term."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_its_own(cls, content: Any) -> Any:
+        _refuse_misplaced(content, cls.model_fields)
+        return content
+
+
+def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
+    """Say where the option of a reward term is written, if it is written where nothing reads it.
+
+    Raises:
+        ValueError: naming the option, the term that reads it, and its place.
+    """
+    for key in content if isinstance(content, dict) else ():
+        option = _RENAMED.get(key, key)
+        readers = [term.name for term in TERMS.values() if option in term.options]
+        if key not in own and readers:
+            places = " or ".join(f"objective.{name}.{option}" for name in readers)
+            raise ValueError(
+                f"'{key}' is an option of the reward term {' or '.join(readers)}: write {places},"
+                f" or options.{readers[0]}.{option} of one arm"
+            )
+
+
+def _section(term: RewardTerm) -> type[_TermSection]:
+    """The section of a reward term: the keyword arguments of its loss."""
+    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
+    fields: dict[str, Any] = {
+        name: (chosen if name in term.in_spreads else kind, default) for name, (kind, default) in term.options.items()
+    }
+    return create_model(f"{term.name}_options", __base__=_TermSection, **fields)
+
+
+def _with_options(model: type[S]) -> type[S]:
+    """A section with the options of each gate, and a section of its own for each reward term, by the term's name."""
+    fields: dict[str, Any] = {name: option for gate in GATES.values() for name, option in gate.options.items()}
+    sections = {name: _section(term) for name, term in TERMS.items()}
+    fields |= {name: (section, section()) for name, section in sections.items()}
+    return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
+
+
+@_with_options
+class ObjectiveConfig(Section):
+    """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training` for what each option does.
+
+    Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
+    arguments of its loss in `adagrpo.objective.terms`. The keyword arguments of each gate are keys here
+    (`adagrpo.objective.gates`); `control_of` names the gate that those that read a shadow are controls of, and
+    `negatives` is its M.
+    `distill.reward_weight` is in spreads of the reward, the unit of `adagrpo.evaluation.reranking`; where it is
+    `validation`, the starting policy's beam on validation cases chooses it (`adagrpo.pipeline.stages.choose_weight`).
+    `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
+    `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
+    The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
+    reads logged items.
+    `lambda` weighs the reward term against the anchor that the policy trains on, which for the hybrid policy is a sum
+    of two losses with a longer gradient than NLL. `pressure`, where it is given, takes its place: the ratio of the two
+    gradients' lengths, measured over `pressure_steps` at the starting policy and turned into a λ once
+    (`adagrpo.trainer.pressure`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    lambda_: NonNegativeFloat = Field(1.0, alias="lambda")
+    pressure: PositiveFloat | None = None
+    pressure_steps: Positive = 16
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    negatives: Annotated[int, Field(ge=0)] = 5
+    temperature: PositiveFloat = 1.0
+    num_iterations: Positive = 1
+    rollout: Literal["sample", "beam"] = "sample"
+    constrained: bool = False
+    exclude_history: bool = False
+    inject_target: bool = False
+    rl_positions: Literal["random", "last", "all", "end"] = "random"
+    control_of: TestName = "adagrpo"
+    reward_floor: NonNegativeFloat = 1e-3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _terms_have_sections(cls, content: Any) -> Any:
+        _refuse_misplaced(content, cls.model_fields)
+        return content
+
+    def tested_by(self, gate: str) -> str:
+        """The gate whose tests are made of a group: the gate itself, or the one that it is a control of."""
+        return gate if GATES[gate].tests_logged_item else self.control_of
+
+    def of_gate(self, name: str) -> dict[str, Any]:
+        """The options of a gate, which it takes as keyword arguments."""
+        return {option: getattr(self, option) for option in GATES[name].options}
+
+    def of_term(self, name: str) -> dict[str, Any]:
+        """The options of a reward term, which its loss takes as keyword arguments."""
+        section: _TermSection = getattr(self, name)
+        return section.model_dump()
+
+    def with_option(self, term: str, name: str, value: float) -> ObjectiveConfig:
+        """The same, but for one option of a reward term."""
+        section: _TermSection = getattr(self, term)
+        return self.model_copy(update={term: section.model_copy(update={name: value})})
