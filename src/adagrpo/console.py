@@ -13,11 +13,12 @@ from typing import Protocol
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
 
 __all__ = ["Console", "Silent", "StderrConsole"]
 
-SHOWN = ("nll", *TERMS, "loss", "reward", "admission", "invalid_share")
+LOSSES = ("nll", *TERMS, "loss")
 LINE_SECONDS = 15.0
 
 
@@ -80,7 +81,8 @@ class StderrConsole:
                 self.bar.add_task(label, total=total, shown="")
                 self.bar.start()
         rate = (done - self.first) / max(1e-9, now - self.started)
-        shown = " ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        told = {name: values[name] for name in LOSSES if name in values} | GroupSummary.of_row(values).progress
+        shown = " ".join(f"{name} {value:.4g}" for name, value in told.items())
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=done, shown=f"{rate:.1f}/s {shown}")
         elif now - self.printed > LINE_SECONDS:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import ServiceError
+from adagrpo.objective import GroupSummary
 from adagrpo.trainer import Watched, fit
 from adagrpo.trainer.lost_policy import Watch, fallen_in_validation
 
@@ -150,8 +151,8 @@ def test_what_a_made_up_validation_chose_outlives_the_next_interruption(tmp_path
 
 def test_a_share_that_was_small_at_the_start_says_nothing():
     watch = Watch()
-    assert [watch.after_step({"invalid_share": share}) for share in (0.95, 1.0, 1.0, 1.0, 1.0)] == [None] * 5
-    assert watch.after_step({}) is None  # a step without groups
+    assert [watch.after_step(GroupSummary(invalid_share=share)) for share in (0.95, 1.0, 1.0, 1.0, 1.0)] == [None] * 5
+    assert watch.after_step(GroupSummary()) is None  # a step without groups
 
 
 @pytest.mark.parametrize(

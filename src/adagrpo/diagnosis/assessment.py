@@ -44,7 +44,7 @@ from adagrpo.diagnosis.strata import (
 )
 from adagrpo.diagnosis.verdict import ThresholdTest
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import Evidence, GateDecision, rollout_miss_gate, target_nll
+from adagrpo.objective import Evidence, GateDecision, GroupSummary, rollout_miss_gate, target_nll
 
 __all__ = ["Observations", "diagnose"]
 
@@ -195,18 +195,20 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
         by_chance = _admit(fake, *_limits(objective)).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
-        content[name] = {
-            "admission": float(mask.mean()),
-            "shuffled_admission": float(by_chance.mean()),
+        summary = GroupSummary(
+            admission=float(mask.mean()),
+            shuffled_admission=float(by_chance.mean()),
+            rejected_easy=float(decision.easy.float().mean()),
+            rejected_undiscriminated=float(decision.undiscriminated.float().mean()),
+            rejected_degenerate=float(decision.degenerate.float().mean()),
+            invalid_share=float((~groups.sampled.valid).float().mean()),
+            contains_target=float(contains.mean()),
+            admitted_contains_target=float(contains[mask].mean()) if mask.any() else None,
+        )
+        content[name] = summary.to_json() | {
             "excess": excess._asdict(),
-            "rejected_easy": float(decision.easy.float().mean()),
-            "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
-            "rejected_degenerate": float(decision.degenerate.float().mean()),
             "mean_difficulty": float(true.miss.float().mean()),
             "mean_q": float(true.q.float().mean()),
-            "invalid_share": float((~groups.sampled.valid).float().mean()),
-            "contains_target": float(contains.mean()),
-            "admitted_contains_target": float(contains[mask].mean()) if mask.any() else None,
         }
     a, b = admitted["sample"], admitted["beam"]
     content["agreement"] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adagrpo.objective import GroupSummary
+
 __all__ = ["sentences"]
 
 
@@ -129,17 +131,19 @@ def _thresholds(result: Mapping[str, Any]) -> list[str]:
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
-    sample, beam, agreement = gate["sample"], gate["beam"], gate["agreement"]
+    sample, beam = (GroupSummary.of_row(gate[kind]) for kind in ("sample", "beam"))
+    agreement = gate["agreement"]
     kappa = "" if agreement["kappa"] is None else f" (kappa {agreement['kappa']:.2f})"
     return (
-        f"The gate admits {_rate(sample['admission'])} of the sampled groups and would admit"
-        f" {_rate(sample['shuffled_admission'])} with shuffled rewards; of beam groups it admits"
-        f" {_rate(beam['admission'])} and {_rate(beam['shuffled_admission'])}. The two decide alike in"
+        f"The gate admits {_rate(sample.admission)} of the sampled groups and would admit"
+        f" {_rate(sample.shuffled_admission)} with shuffled rewards; of beam groups it admits"
+        f" {_rate(beam.admission)} and {_rate(beam.shuffled_admission)}. The two decide alike in"
         f" {_rate(agreement['equal'])} of the cases{kappa}."
     )
 
 
-def _rate(share: float) -> str:
+def _rate(share: float | None) -> str:
+    assert share is not None, "a diagnosis measures both kinds of groups"
     return f"{100 * share:.1f} %"
 
 

@@ -23,7 +23,7 @@ from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.objective import GATES, Evidence, GateDecision, kl_k3, rollout_entropy
+from adagrpo.objective import GATES, Evidence, GateDecision, GroupSummary, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -142,32 +142,34 @@ def _scores(
     return by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
 
 
-def summary(groups: GatedGroups) -> dict[str, float]:
-    """What a step logs about its groups; a mean over nothing is left out."""
+def summary(groups: GatedGroups) -> GroupSummary:
+    """What a step logs about its groups."""
     scored, rollouts, decision = groups.scored, groups.rollouts, groups.decision
-    sampled = scored.sampled
-    values = {
-        "invalid_share": float((~sampled.valid).float().mean(dim=1).mean()),
-        "entropy": float(rollout_entropy(sampled.log_probs).mean()),
-        "admission": float(decision.admitted.float().mean()),
-        "rejected_easy": float(decision.easy.float().mean()),
-        "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
-        "rejected_degenerate": float(decision.degenerate.float().mean()),
-        "rejected_closed": float(decision.closed.float().mean()),
-        "scored_pairs": float(scored.rewards.scored),
-    }
-    if empty := int((~rollouts.valid).all(1).sum()):
-        values["empty_groups"] = float(empty)  # left out where there is none, which is nearly always
-    if bool(rollouts.valid.any()):
-        values["reward"] = float(scored.rewards.rollouts[rollouts.valid].mean())
+    sampled, valid = scored.sampled, rollouts.valid
+    contains = admitted_contains = None
     if scored.target_codes is not None:
         contains = (rollouts.items == groups.targets.unsqueeze(1)).any(1)
-        values["contains_target"] = float(contains.float().mean())
-        if bool(decision.admitted.any()):
-            values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
-    if groups.reference is not None:
-        values["kl"] = float(kl_k3(rollouts.log_probs, groups.reference).mean(dim=2).mean(dim=1).mean())
-    values["constant_rewards"] = scored.constant
-    if groups.shuffled_decision is not None:
-        values["shuffled_admission"] = float(groups.shuffled_decision.admitted.float().mean())
-    return values
+        admitted_contains = contains[decision.admitted]
+    kl = None if groups.reference is None else kl_k3(rollouts.log_probs, groups.reference).mean(dim=2).mean(dim=1)
+    shuffled = None if groups.shuffled_decision is None else groups.shuffled_decision.admitted
+    return GroupSummary(
+        invalid_share=float((~sampled.valid).float().mean(dim=1).mean()),
+        entropy=float(rollout_entropy(sampled.log_probs).mean()),
+        admission=_mean(decision.admitted),
+        rejected_easy=_mean(decision.easy),
+        rejected_undiscriminated=_mean(decision.undiscriminated),
+        rejected_degenerate=_mean(decision.degenerate),
+        rejected_closed=_mean(decision.closed),
+        scored_pairs=float(scored.rewards.scored),
+        empty_groups=float((~valid).all(1).sum()) or None,
+        reward=_mean(scored.rewards.rollouts[valid]),
+        contains_target=_mean(contains),
+        admitted_contains_target=_mean(admitted_contains),
+        kl=_mean(kl),
+        constant_rewards=scored.constant,
+        shuffled_admission=_mean(shuffled),
+    )
+
+
+def _mean(values: Tensor | None) -> float | None:
+    return None if values is None or len(values) == 0 else float(values.float().mean())

@@ -24,6 +24,7 @@ from torch import Tensor
 from adagrpo.errors import UserError
 from adagrpo.groups.negatives import in_batch_negatives
 from adagrpo.objective import (
+    GroupSummary,
     degenerate_groups,
     discriminability,
     group_advantages,
@@ -134,8 +135,9 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         output["anchor"] = torch.arange(len(ids), device=device) % group == 0
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["admission"].append(float(admitted.float().mean()))
-        self._metrics[mode]["invalid_share"].append(float((~valid).float().mean()))
+        summary = GroupSummary(admission=float(admitted.float().mean()), invalid_share=float((~valid).float().mean()))
+        for name, value in summary.to_json().items():
+            self._metrics[mode][name].append(value)
         return output
 
     def _admit(

@@ -43,6 +43,7 @@ from adagrpo.objective.losses import (
     nll,
     zero_rejected,
 )
+from adagrpo.objective.summary import GroupSummary
 
 __all__ = [
     "GATES",
@@ -52,6 +53,7 @@ __all__ = [
     "Gate",
     "GateDecision",
     "GroupMass",
+    "GroupSummary",
     "Surrogate",
     "adagrpo_gate",
     "all_gate",

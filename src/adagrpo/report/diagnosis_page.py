@@ -6,11 +6,12 @@ their own, beside what a shuffled ranker gets in the same place, and never in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo.metrics import Shown, shown
+from adagrpo.objective import GroupSummary
 from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
@@ -19,15 +20,15 @@ from adagrpo.storage.writing import write_file
 __all__ = ["diagnosis_tables", "write_diagnosis"]
 
 ORDERS = ("policy", "ranker", "mix")
-GATE_ROWS = {
-    "admission": "admitted",
-    "shuffled_admission": "admitted with shuffled rewards",
-    "rejected_easy": "rejected: already easy",
-    "rejected_undiscriminated": "rejected: reward cannot tell",
-    "rejected_degenerate": "rejected: no order in the group",
-    "invalid_share": "rollouts that name no item",
-    "contains_target": "groups that hold the logged item",
-    "admitted_contains_target": "admitted groups that hold it",
+GATE_ROWS: dict[str, Callable[[GroupSummary], float | None]] = {
+    "admitted": lambda groups: groups.admission,
+    "admitted with shuffled rewards": lambda groups: groups.shuffled_admission,
+    "rejected: already easy": lambda groups: groups.rejected_easy,
+    "rejected: reward cannot tell": lambda groups: groups.rejected_undiscriminated,
+    "rejected: no order in the group": lambda groups: groups.rejected_degenerate,
+    "rollouts that name no item": lambda groups: groups.invalid_share,
+    "groups that hold the logged item": lambda groups: groups.contains_target,
+    "admitted groups that hold it": lambda groups: groups.admitted_contains_target,
 }
 
 QUESTIONS = {
@@ -145,7 +146,8 @@ def _circular(rows: Sequence[Row]) -> Table:
 
 
 def _gate(gate: Row) -> Table:
-    lines = [(text, *(_rate(gate[kind][key]) for kind in ("sample", "beam"))) for key, text in GATE_ROWS.items()]
+    groups = [GroupSummary.of_row(gate[kind]) for kind in ("sample", "beam")]
+    lines = [(text, *(_rate(read(one)) for one in groups)) for text, read in GATE_ROWS.items()]
     lines.insert(
         2,
         (

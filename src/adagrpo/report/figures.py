@@ -8,11 +8,13 @@ its final one, which shows what training on would have cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
 from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
@@ -29,20 +31,22 @@ __all__ = [
     "utility_figure",
 ]
 
-CAUSES = (
-    ("admitted", "admission"),
-    ("already easy", "rejected_easy"),
-    ("reward cannot tell", "rejected_undiscriminated"),
-    ("no order in the group", "rejected_degenerate"),
+Quantity = Callable[[GroupSummary], float | None]
+
+CAUSES: tuple[tuple[str, Quantity], ...] = (
+    ("admitted", lambda groups: groups.admission),
+    ("already easy", lambda groups: groups.rejected_easy),
+    ("reward cannot tell", lambda groups: groups.rejected_undiscriminated),
+    ("no order in the group", lambda groups: groups.rejected_degenerate),
 )
-CLOSED = ("closed by the control", "rejected_closed")
 CROWD = 6  # so many arms are drawn as they are, whatever their distance
-SIGNALS = (  # the keys of steps.jsonl, of which an arm has one; title, unit, whether it is a rate
-    (("reward",), "Mean reward of the rollouts", "reward", False),
-    (("invalid_share",), "Rollouts that name no item", "share of rollouts", True),
+# of the groups, or the keys of steps.jsonl of which an arm has one; title, unit, whether it is a rate
+SIGNALS: tuple[tuple[Quantity | tuple[str, ...], str, str, bool], ...] = (
+    (lambda groups: groups.reward, "Mean reward of the rollouts", "reward", False),
+    (lambda groups: groups.invalid_share, "Rollouts that name no item", "share of rollouts", True),
     (("nll",), "NLL of the logged items", "nats a code", False),
-    (("kl",), "KL from the starting policy", "nats", False),
-    (("entropy",), "Entropy of the rollouts", "nats", False),
+    (lambda groups: groups.kl, "KL from the starting policy", "nats", False),
+    (lambda groups: groups.entropy, "Entropy of the rollouts", "nats", False),
     (("clip_fraction",), "Clipped ratios", "share of ratios", True),
     (tuple(f"grad_norm_{term}" for term in TERMS), "Gradient norm of the reward term", "norm", False),
     (("grad_norm_nll",), "Gradient norm of the NLL term", "norm", False),
@@ -72,6 +76,11 @@ class Log:
     best_step: float | None = None
     lost: Mapping[str, Any] | None = None  # step and why, where the arm lost its policy
 
+    @cached_property
+    def groups(self) -> list[GroupSummary]:
+        """What each step says of its groups."""
+        return [GroupSummary.of_row(row) for row in self.steps]
+
 
 def learning_curves(logs: Sequence[Log]) -> list[Figure]:
     """Validation metrics of the post-trained arms from step 0 on, one chart a metric; sft is left out."""
@@ -89,12 +98,7 @@ def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
 def training_signals(logs: Sequence[Log]) -> list[Figure]:
     """What the arms logged at each step, one chart a quantity."""
     arms = [log for log in logs if log.arm != START]
-    return _charts(
-        [
-            (title, unit, [_series(log, log.steps, _logged(log.steps, names)) for log in arms], rate)
-            for names, title, unit, rate in SIGNALS
-        ]
-    )
+    return _charts([(title, unit, [_signal(log, read) for log in arms], rate) for read, title, unit, rate in SIGNALS])
 
 
 def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[Figure]:
@@ -108,11 +112,13 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
     figures = []
     for log in logs:
         gate = gates.get(log.arm, "adagrpo" if log.arm.startswith("adagrpo") else None)
-        if gate in (None, "all", "none") or not any(is_finite(row.get("admission")) for row in log.steps):
+        if gate in (None, "all", "none") or not any(is_finite(one.admission) for one in log.groups):
             continue
-        closed = any((row.get(CLOSED[1]) or 0) > 0 for row in log.steps)
-        layers = [(name, _column(log.steps, key)) for name, key in (*CAUSES, *([CLOSED] if closed else []))]
-        steps, overlay = _column(log.steps, "step"), _column(log.steps, "shuffled_admission")
+        layers: list[tuple[str, list[Any]]] = [(name, [read(one) for one in log.groups]) for name, read in CAUSES]
+        closed = [one.rejected_closed for one in log.groups]
+        if any((share or 0) > 0 for share in closed):
+            layers.append(("closed by the control", closed))
+        steps, overlay = _column(log.steps, "step"), [one.shuffled_admission for one in log.groups]
         svg = stacked_area_chart(
             steps,
             layers,
@@ -222,14 +228,25 @@ def _far_off(points: Sequence[Point]) -> list[str]:
 
 
 def _admission_caption(log: Log) -> str:
-    admitted, shuffled = (_mean(log.steps, key) for key in ("admission", "shuffled_admission"))
-    holding = _mean(log.steps, "admitted_contains_target", weight="admission")  # a share of those, and not of steps
+    shares = [one.admission for one in log.groups]
+    admitted, shuffled = _mean(shares), _mean([one.shuffled_admission for one in log.groups])
+    # a share of what was admitted, and not of steps
+    holding = _mean([one.admitted_contains_target for one in log.groups], weights=shares)
     sentences = [f"Over all steps {format_metric('admission', admitted)} of the samples were admitted"]
     if shuffled is not None:
         sentences[0] += f"; a shuffled reward would have admitted {format_metric('admission', shuffled)}"
     if holding is not None:
         sentences.append(f"The rollouts of {format_metric('admission', holding)} of the admitted held the logged item")
     return ". ".join(sentences) + "."
+
+
+def _signal(log: Log, read: Quantity | tuple[str, ...]) -> Series:
+    """A line over the steps that have the quantity."""
+    if isinstance(read, tuple):
+        return _series(log, log.steps, _logged(log.steps, read))
+    values = ((row, read(groups)) for row, groups in zip(log.steps, log.groups, strict=True))
+    known = [(row, value) for row, value in values if value is not None]
+    return Series(log.arm, _column([row for row, _ in known], "step"), [value for _, value in known])
 
 
 def _logged(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -248,9 +265,9 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     return [row.get(key) for row in rows]
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str, weight: str | None = None) -> float | None:
-    """Of the rows that have the quantity; None where they have none, or no weight."""
-    known = [row for row in rows if is_finite(row.get(key)) and (weight is None or is_finite(row.get(weight)))]
-    weights = [1.0 if weight is None else row[weight] for row in known]
-    total = sum(weights)
-    return sum(w * row[key] for w, row in zip(weights, known, strict=True)) / total if total else None
+def _mean(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> float | None:
+    """Of the steps that have the quantity; None where they have none, or no weight."""
+    pairs = zip(values, weights or [1.0] * len(values), strict=True)
+    known = [(value, weight) for value, weight in pairs if is_finite(value) and is_finite(weight)]
+    total = sum(weight for _, weight in known)
+    return sum(weight * value for value, weight in known) / total if total else None

@@ -22,10 +22,10 @@ def numbers_table(logs: Sequence[Log]) -> Table | None:
     rows = []
     for log in logs:
         causes = Counter(key.removeprefix(COUNTED) for row in log.steps for key in row if key.startswith(COUNTED))
-        same = [row["constant_rewards"] for row in log.steps if is_finite(row.get("constant_rewards"))]
+        same = [one.constant_rewards for one in log.groups if is_finite(one.constant_rewards)]
         share = sum(same) / len(same) if same else 0.0
         skipped = sum("skipped" in row for row in log.steps)
-        empty = sum(int(row.get("empty_groups", 0)) for row in log.steps)
+        empty = sum(int(one.empty_groups or 0) for one in log.groups)
         if skipped or share or empty or log.lost:
             what = ", ".join(f"{name}: {count}" for name, count in causes.most_common())
             lost = f"step {log.lost['step']}: {log.lost['why']}" if log.lost else MISSING

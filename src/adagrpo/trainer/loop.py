@@ -34,6 +34,7 @@ from torch import nn
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
+from adagrpo.objective import GroupSummary
 from adagrpo.stopping import Terminated, held_back
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
@@ -239,7 +240,7 @@ class _Loop:
         self.progress.step += 1
         if self.processes.is_main_process:
             _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
-            lost = None if self.watched is None else self.progress.watch.after_step(values)
+            lost = None if self.watched is None else self.progress.watch.after_step(GroupSummary.of_row(values))
         self.torn = False
         if not self.writes:
             return {}

@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from adagrpo.objective import GroupSummary
+
 __all__ = ["Watch", "fallen_in_validation"]
 
 KEPT = 0.5  # of what was there at the start
@@ -29,7 +31,8 @@ class Watch:
 
     Example:
         >>> watch = Watch()
-        >>> [watch.after_step({"invalid_share": share}) is not None for share in (0.2, 0.7, 0.7, 0.7)]
+        >>> steps = [GroupSummary(invalid_share=share) for share in (0.2, 0.7, 0.7, 0.7)]
+        >>> [watch.after_step(groups) is not None for groups in steps]
         [False, False, False, True]
     """
 
@@ -44,11 +47,11 @@ class Watch:
             return None
         return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(self.last_valid)}"
 
-    def after_step(self, values: Mapping[str, float]) -> str | None:
-        """Why the policy counts as lost after a step, by what the step logged; None where it does not."""
-        if "invalid_share" not in values:  # a step without groups of its own, which says nothing new
+    def after_step(self, groups: GroupSummary) -> str | None:
+        """Why the policy counts as lost after a step, by the groups of the step; None where it does not."""
+        if groups.invalid_share is None:  # a step without groups of its own, which says nothing new
             return self.verdict
-        valid = 1 - values["invalid_share"]
+        valid = 1 - groups.invalid_share
         if self.first_valid is None:
             self.first_valid = valid
         low = self.first_valid >= LEAST and valid < KEPT * self.first_valid

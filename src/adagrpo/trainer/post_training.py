@@ -131,7 +131,7 @@ class PostTraining:
             micros.append(Micro(batch, total, groups, admitted + first, places))
             first += len(part.targets)
         self._micros = micros
-        return self._micros, summary(groups)
+        return self._micros, summary(groups).to_json()
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""

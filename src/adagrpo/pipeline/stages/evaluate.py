@@ -22,6 +22,7 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import baselines
 from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
 from adagrpo.metrics import measured
+from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -316,7 +317,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
     """The mean share of groups admitted over all steps; None where no group was drawn."""
-    values = [row["admission"] for row in steps if "admission" in row]
+    values = [share for share in (GroupSummary.of_row(row).admission for row in steps) if share is not None]
     return float(np.mean(values)) if values else None
 
 
@@ -324,10 +325,11 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
     """What went wrong while an arm was trained: counts by name, and where and why it lost its policy; else nothing."""
     counts: Counter[str] = Counter()
     for row in steps:
-        counts.update({event: int(row[event]) for event in ("empty_groups", "skipped") if event in row})
-    found: dict[str, Any] = {"events": dict(counts)} if counts else {}
+        found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
+        counts.update({event: int(count) for event, count in found.items() if count is not None})
+    events: dict[str, Any] = {"events": dict(counts)} if counts else {}
     lost = run.find("train", name, "lost.json")
-    return found if lost is None else found | {"lost": _read(lost)}
+    return events if lost is None else events | {"lost": _read(lost)}
 
 
 def _seconds(run: RunDirectory) -> dict[str, float]:

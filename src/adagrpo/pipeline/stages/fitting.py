@@ -14,6 +14,7 @@ from torch import nn
 
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
+from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -132,9 +133,10 @@ def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, f
 
     def report(step: int, steps: int, values: Mapping[str, float]) -> None:
         run.console.progress(stage.removeprefix("train/"), step, steps, values)
-        if values.get("empty_groups") and not said:
+        empty = GroupSummary.of_row(values).empty_groups
+        if empty and not said:
             said.append(step)
-            count = f"{values['empty_groups']:g} group{'' if values['empty_groups'] == 1 else 's'}"
+            count = f"{empty:g} group{'' if empty == 1 else 's'}"
             run.remark(stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
 
     return report
