@@ -93,6 +93,11 @@ class PolicyConfig(Section):
     item_negatives: Annotated[int, Field(ge=0)] = 2048
     item_prefix: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def can_leave_codes(self) -> bool:
+        """Whether the policy may write what is no code of a level, as a language model may."""
+        return self.lm is not None
+
     @model_validator(mode="after")
     def _model_of_its_kind(self) -> Self:
         if (self.kind == "causal_lm") != (self.lm is not None):

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
@@ -40,8 +40,6 @@ from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fusion import Candidates, Fusion
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
-from adagrpo.policies.compact import CompactPolicy
-from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
@@ -53,7 +51,6 @@ __all__ = ["Chances", "ItemId", "Query", "Recommendations", "Recommender", "Sour
 
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
-SMALL = (CompactPolicy, HybridPolicy)  # a batch is too little for several threads, and leaves nothing in the policy
 MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
@@ -177,7 +174,7 @@ class Recommender:
         """Serve a policy, its weights kept in the precision that they are used in."""
         self.policy = policy.eval().frozen()
         self.precision: Precision = precision_used(self.policy, self._precision)
-        if self.precision == "bfloat16" and isinstance(self.policy, SMALL):
+        if self.precision == "bfloat16" and self.policy.small and isinstance(self.policy, nn.Module):
             self.policy = linear_weights_in(self.policy, torch.bfloat16)
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
@@ -198,7 +195,7 @@ class Recommender:
     @property
     def side_by_side(self) -> int:
         """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
-        small = isinstance(self.policy, SMALL) and self.catalog.codes.device.type == "cpu"
+        small = self.policy.small and self.catalog.codes.device.type == "cpu"
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:

@@ -60,10 +60,9 @@ def export(
     version = open_version(run, catalog)
     check(run, "export", [chosen.stage, version.stage])
     weights = chosen.weights
-    kind = run.config.policy.kind
-    if kind != "causal_lm":
+    if run.config.policy.lm is None:
         raise UserError(
-            f"export: the policy is '{kind}', which no other program opens; its weights are "
+            f"export: the policy is '{run.config.policy.kind}', which no other program opens; its weights are "
             f"{weights / 'model.safetensors'}"
         )
     with folder_beside(to) as work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import Any, Protocol, assert_never, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
-from adagrpo.config.models import LanguageModelConfig
 from adagrpo.config.reward import (
     CallableOptions,
     FactoryOptions,
@@ -31,7 +30,8 @@ from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.files import RunData
-from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
+from adagrpo.policies import Policy
+from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,
@@ -47,22 +47,20 @@ from adagrpo.rewards import (
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import Catalog
-from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
-if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
-    from transformers import PreTrainedModel
-
-    from adagrpo.policies.causal_lm import CausalLMPolicy
-    from adagrpo.policies.language_model import Vocabulary
-    from adagrpo.policies.shared_codes import SharedCodesPolicy
-
 __all__ = ["Models"]
+
+
+@runtime_checkable
+class _Borrows(Protocol):
+    """A model that holds something of each item beside its codes, and has none of an item that came later."""
+
+    def borrow(self, weights: Tensor) -> None: ...
 
 
 class Models:
@@ -71,124 +69,30 @@ class Models:
     def __init__(self, data: RunData) -> None:
         self.data, self.run, self.config = data, data.run, data.config
 
-    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy:
+    def policy(self, weights: Path | None = None) -> PolicyModule:
         """A new policy, or one loaded from a checkpoint folder."""
-        policy: CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy
-        match self.config.policy.kind:
-            case "compact":
-                policy = self._compact(self.data.catalog)
-            case "hybrid":
-                policy = self._hybrid(self.data.catalog)
-            case "causal_lm":
-                policy = self._causal_lm(trained=weights is not None)
-            case _:
-                assert_never(self.config.policy.kind)
-        policy = policy.to(self.data.device)
+        spec = self._policy_spec(trained=weights is not None)
+        policy = cast(PolicyModule, policy_kind(self.config.policy.kind).build(spec)).to(self.data.device)
         if weights is not None:
             self._load(weights, policy)
         return policy
 
-    def _compact(self, catalog: Catalog) -> CompactPolicy:
-        options = self.config.policy
-        return CompactPolicy(
-            catalog.codes,
-            catalog.level_sizes,
-            width=options.width,
-            layers=options.layers,
-            heads=options.heads,
-            decoder_hidden=options.decoder_hidden,
-            max_history=self.config.max_history,
-            dropout=options.dropout,
-            seed=self.config.seed,
+    def policy_skeleton(self) -> nn.Module:
+        """A module of as many parameters as the policy, on the meta device."""
+        kind = policy_kind(self.config.policy.kind)
+        spec = self._policy_spec(trained=False)
+        return cast(nn.Module, kind.build(spec)) if kind.skeleton is None else kind.skeleton(spec)
+
+    def _policy_spec(self, *, trained: bool) -> PolicySpec:
+        config = self.config
+        return PolicySpec(
+            config.policy,
+            self.data.catalog,
+            max_history=config.max_history,
+            seed=config.seed,
+            folder=self.run.data,
+            trained=trained,
         )
-
-    def _hybrid(self, catalog: Catalog) -> HybridPolicy:
-        options, levels = self.config.policy, len(catalog.level_sizes)
-        if options.item_prefix >= levels:
-            raise UserError(
-                f"policy.item_prefix: must be below the {levels} levels of the codes, got {options.item_prefix}"
-            )
-        return HybridPolicy(
-            self._compact(catalog),
-            catalog.trie,
-            item_dropout=options.item_dropout,
-            item_weight=options.item_weight,
-            loss_weight=options.item_loss_weight,
-            negatives=options.item_negatives,
-            prefix=options.item_prefix,
-            seed=self.config.seed,
-        )
-
-    def _causal_lm(self, *, trained: bool) -> CausalLMPolicy | SharedCodesPolicy:
-        """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
-        from adagrpo.policies.causal_lm import CausalLMPolicy
-        from adagrpo.policies.shared_codes import SharedCodesPolicy
-
-        options, catalog = self.config.policy.lm, self.data.catalog
-        model, vocabulary, template = self.language_model(trained=trained)
-        assert options is not None  # the configuration checks it
-        levels = len(vocabulary.code_sizes)
-        policy = CausalLMPolicy(
-            model,
-            vocabulary,
-            catalog.codes[:, :levels].cpu(),
-            max_history=self.config.max_history,
-            **template,
-            dropout=self.config.policy.dropout,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
-        return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
-
-    def language_model(self, *, trained: bool) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-        """The language model of a policy, where the codes are among its tokens, and the text around a history.
-
-        Args:
-            trained: its weights are to be loaded afterwards, so none are read from the folder it came from.
-        """
-        from adagrpo.policies import language_model
-
-        options, seed, catalog = self.config.policy.lm, self.config.seed, self.data.catalog
-        assert options is not None  # the configuration checks it
-        sizes = tuple(size - 1 for size in catalog.level_sizes)
-        template: dict[str, tuple[int, ...]] = {}
-        if options.tokens:
-            named, codes = len(options.tokens), catalog.codes.cpu()
-            if len(sizes) != named and not (len(sizes) == named + 1 and numbers_items(codes.numpy())):
-                raise UserError(
-                    f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
-                    "name as many"
-                )
-            model, vocabulary, template = self._named(options, sizes[:named], codes[:, :named], trained=trained)
-        elif options.checkpoint is not None:
-            folder = self.run.data / options.checkpoint
-            model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
-            for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
-                if text is not None:
-                    template[key] = language_model.template_tokens(folder, key, text)
-        else:
-            model, vocabulary = language_model.from_configuration(options.config or {}, sizes, seed=seed)
-        language_model.adapt(
-            model,
-            frozen_body=options.frozen_body,
-            lora_rank=options.lora_rank,
-            lora_alpha=options.lora_alpha,
-            bfloat16=options.dtype == "bfloat16",
-        )
-        return model, vocabulary, template
-
-    def _named(
-        self, options: LanguageModelConfig, sizes: tuple[int, ...], codes: Tensor, *, trained: bool
-    ) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-        """A checkpoint that has tokens for the codes: model, tokens of codes (V, L), and those around them."""
-        from adagrpo.policies import language_model
-        from adagrpo.policies.named_tokens import NamedTokens
-
-        folder = self.run.data / str(options.checkpoint)
-        model = language_model.load_folder(folder, seed=self.config.seed, weights=not trained)
-        named = NamedTokens(folder, options.tokens, sizes, codes)
-        vocabulary = named.vocabulary(language_model.end_token(model), language_model.embedded_tokens(model))
-        around = named.pieces(options.preamble or "", options.item, options.separator, options.suffix or "")
-        return model, vocabulary, around._asdict()
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
         """A new ranker, or one loaded from a checkpoint folder."""
@@ -215,7 +119,7 @@ class Models:
             load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
         except RuntimeError as error:  # names or shapes that the configuration does not give
             raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
-        if borrowed is not None and isinstance(model, HybridPolicy | SequentialRanker):
+        if borrowed is not None and isinstance(model, _Borrows):
             model.borrow(_sparse(borrowed).to(self.data.device))
 
     @property

@@ -134,7 +134,7 @@ class RunData:
     def catalog(self) -> Catalog:
         """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
         catalog = self.version.codes
-        if self.config.policy.kind == "causal_lm":
+        if self.config.policy.can_leave_codes:
             catalog = catalog.with_outside()
         return catalog.to(self.device)
 

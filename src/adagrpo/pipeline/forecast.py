@@ -92,19 +92,11 @@ class Forecast:
         if self.config.without_order:
             return None
         catalog = _planned_catalog(self.data)
-        if self.config.policy.kind == "causal_lm":
+        if self.config.policy.can_leave_codes:
             catalog = catalog.with_outside()
         models = _Unallocated(self.data, catalog)
-        lm = self.config.policy.lm
         with torch.device("meta"):
-            if self.config.policy.kind != "causal_lm":
-                return ModelSize.of(models.policy())
-            if lm is not None and lm.tokens:  # no tokens are added, and which of them are codes changes no size
-                from adagrpo.policies.language_model import load_folder
-
-                folder = self.data.run.data / str(lm.checkpoint)
-                return ModelSize.of(load_folder(folder, seed=self.config.seed, weights=False))
-            return ModelSize.of(models.language_model(trained=True)[0])
+            return ModelSize.of(models.policy_skeleton())
 
     @cached_property
     def ranker(self) -> ModelSize:

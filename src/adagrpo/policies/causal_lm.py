@@ -25,7 +25,8 @@ Where we depart: TRL and most open recommenders give each of the G completions a
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ from transformers.cache_utils import Cache
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Dropout
 from adagrpo.objective import nll
+from adagrpo.policies import language_model
 from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts, Read, states_at
+from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
     Vocabulary,
@@ -45,6 +48,7 @@ from adagrpo.policies.language_model import (
     inner_dropout,
     under_model_names,
 )
+from adagrpo.policies.named_tokens import named_checkpoint
 from adagrpo.policies.shared_prefix import (
     Block,
     KeysValues,
@@ -55,9 +59,13 @@ from adagrpo.policies.shared_prefix import (
     of_hypotheses,
     pack,
 )
+from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.types import Histories
 
-__all__ = ["CausalLMPolicy"]
+if TYPE_CHECKING:
+    from adagrpo.policies.shared_codes import SharedCodesPolicy
+
+__all__ = ["KIND", "CausalLMPolicy", "build", "skeleton"]
 
 
 class CausalLMPolicy(nn.Module):
@@ -153,6 +161,11 @@ class CausalLMPolicy(nn.Module):
         return [
             parameter for parameter in self.lm.parameters() if parameter.requires_grad and id(parameter) not in outer
         ]
+
+    @property
+    def small(self) -> bool:
+        """False, see `Policy.small`."""
+        return False
 
     @property
     def same_in_training(self) -> bool:
@@ -402,3 +415,67 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
         (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
         for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
     )
+
+
+def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
+    """Make one over the catalogue of a run; items that share a Semantic ID are told apart by a level of its own."""
+    from adagrpo.policies.shared_codes import SharedCodesPolicy  # which is made of such a policy
+
+    assert spec.options.lm is not None  # the configuration checks it
+    model, vocabulary, template = _language_model(spec)
+    levels = len(vocabulary.code_sizes)
+    policy = CausalLMPolicy(
+        model,
+        vocabulary,
+        spec.catalog.codes[:, :levels].cpu(),
+        max_history=spec.max_history,
+        **template,
+        dropout=spec.options.dropout,
+        gradient_checkpointing=spec.options.lm.gradient_checkpointing,
+    )
+    return policy if spec.catalog.num_levels == levels else SharedCodesPolicy(policy, spec.catalog.trie)
+
+
+def skeleton(spec: PolicySpec) -> PreTrainedModel:
+    """The language model without its weights."""
+    options = spec.options.lm
+    assert options is not None  # the configuration checks it
+    if options.tokens:  # no tokens are added, and which of them are codes changes no size
+        return language_model.load_folder(spec.folder / str(options.checkpoint), seed=spec.seed, weights=False)
+    return _language_model(replace(spec, trained=True))[0]
+
+
+KIND = PolicyKind(build, skeleton)
+
+
+def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
+    """The language model of a policy, where the codes are among its tokens, and the text around a history."""
+    options, catalog = spec.options.lm, spec.catalog
+    assert options is not None  # the configuration checks it
+    sizes = tuple(size - 1 for size in catalog.level_sizes)
+    given: dict[str, Any] = {"seed": spec.seed, "weights": not spec.trained}
+    folder = spec.folder / str(options.checkpoint)
+    template: dict[str, tuple[int, ...]] = {}
+    if options.tokens:
+        named, codes = len(options.tokens), catalog.codes.cpu()
+        if len(sizes) != named and not (len(sizes) == named + 1 and numbers_items(codes.numpy())):
+            raise UserError(
+                f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
+                "name as many"
+            )
+        model, vocabulary, template = named_checkpoint(folder, options, sizes[:named], codes[:, :named], **given)
+    elif options.checkpoint is not None:
+        model, vocabulary = language_model.from_folder(folder, sizes, **given)
+        for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
+            if text is not None:
+                template[key] = language_model.template_tokens(folder, key, text)
+    else:
+        model, vocabulary = language_model.from_configuration(options.config or {}, sizes, seed=spec.seed)
+    language_model.adapt(
+        model,
+        frozen_body=options.frozen_body,
+        lora_rank=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        bfloat16=options.dtype == "bfloat16",
+    )
+    return model, vocabulary, template

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initialise, take
+from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.types import Histories
 
-__all__ = ["CompactContext", "CompactPolicy", "CompactState"]
+__all__ = ["KIND", "CompactContext", "CompactPolicy", "CompactState", "build"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class CompactPolicy(nn.Module):
     def level_sizes(self) -> tuple[int, ...]:
         """`(K_1 .. K_L)`."""
         return self._level_sizes
+
+    @property
+    def small(self) -> bool:
+        """True, see `Policy.small`."""
+        return True
 
     @property
     def same_in_training(self) -> bool:
@@ -179,3 +185,22 @@ class CompactPolicy(nn.Module):
             if level + 1 < codes.shape[2]:
                 state = self._append(state.hidden, level, codes[..., level])
         return torch.cat(scores, dim=-1)
+
+
+def build(spec: PolicySpec) -> CompactPolicy:
+    """Make one over the catalogue of a run."""
+    options = spec.options
+    return CompactPolicy(
+        spec.catalog.codes,
+        spec.catalog.level_sizes,
+        width=options.width,
+        layers=options.layers,
+        heads=options.heads,
+        decoder_hidden=options.decoder_hidden,
+        max_history=spec.max_history,
+        dropout=options.dropout,
+        seed=spec.seed,
+    )
+
+
+KIND = PolicyKind(build)

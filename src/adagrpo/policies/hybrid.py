@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adagrpo.errors import UserError
 from adagrpo.networks.layers import initialise
 from adagrpo.networks.sampled_softmax import sampled_softmax_loss
+from adagrpo.policies import compact
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (
     HeadTable,
@@ -46,10 +48,11 @@ from adagrpo.policies.item_head import (
     sums_by_node,
     upwards,
 )
+from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
-__all__ = ["HybridContext", "HybridPolicy", "HybridState"]
+__all__ = ["KIND", "HybridContext", "HybridPolicy", "HybridState", "build"]
 
 _TINY = 1e-30
 _MANY = 2**22  # logits of all items; from here on those of the last level wait for the prefixes that ask
@@ -140,6 +143,11 @@ class HybridPolicy(nn.Module):
     def level_sizes(self) -> tuple[int, ...]:
         """`(K_1 .. K_L)`."""
         return self.compact.level_sizes
+
+    @property
+    def small(self) -> bool:
+        """True, see `Policy.small`."""
+        return True
 
     @property
     def same_in_training(self) -> bool:
@@ -350,3 +358,29 @@ class HybridPolicy(nn.Module):
         """Whether the logits of all items are worth computing twice rather than keeping: many, a few below a prefix."""
         items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
         return items * samples >= _MANY and items <= 64 * prefixes
+
+
+def build(spec: PolicySpec) -> HybridPolicy:
+    """Make one over the catalogue of a run.
+
+    Raises:
+        UserError: `item_prefix` is not below the number of levels.
+    """
+    options, levels = spec.options, len(spec.catalog.level_sizes)
+    if options.item_prefix >= levels:
+        raise UserError(
+            f"policy.item_prefix: must be below the {levels} levels of the codes, got {options.item_prefix}"
+        )
+    return HybridPolicy(
+        compact.build(spec),
+        spec.catalog.trie,
+        item_dropout=options.item_dropout,
+        item_weight=options.item_weight,
+        loss_weight=options.item_loss_weight,
+        negatives=options.item_negatives,
+        prefix=options.item_prefix,
+        seed=spec.seed,
+    )
+
+
+KIND = PolicyKind(build)

@@ -67,6 +67,14 @@ class Policy(Protocol[ContextT, StateT]):
         ...
 
     @property
+    def small(self) -> bool:
+        """Whether a batch is too little work for several threads and leaves nothing in the policy.
+
+        Batches may then be worked on beside each other, and linear weights may be held in bfloat16 for good.
+        """
+        ...
+
+    @property
     def body_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that may begin to train later than the rest of the policy; none where all train together."""
         ...

@@ -69,6 +69,11 @@ class SharedCodesPolicy(nn.Module):
         return (*self.causal.level_sizes, self.trie.level_sizes[-1])
 
     @property
+    def small(self) -> bool:
+        """False, see `Policy.small`."""
+        return False
+
+    @property
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`."""
         return self.causal.same_in_training
