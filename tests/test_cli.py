@@ -19,21 +19,7 @@ import yaml
 from adagrpo import __version__, cli, console, pipeline
 from adagrpo.data.simulation.marketplace import Marketplace
 
-VERBS = [
-    "demo",
-    "run",
-    "inspect",
-    "init",
-    "prepare",
-    "simulate",
-    "tokenize",
-    "sft",
-    "ranker",
-    "train",
-    "evaluate",
-    "diagnose",
-]
-VERBS += ["ab", "estimate", "watch", "collect", "compare", "report", "status", "export", "doctor"]
+VERBS = list(cli.options.VERBS)
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 

@@ -1,50 +1,31 @@
 """The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
 
-`accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs of `TOGETHER` in several processes, of which
-the first one speaks for all.
+`accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs that fit models in several processes, of
+which the first one speaks for all.
 
 Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 143: terminated. 1: anything else.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import typer
 
-from adagrpo.cli import (
-    answer_verbs,
-    catalog_verbs,
-    decide_command,
-    experiment_verbs,
-    log_verbs,
-    machine_verbs,
-    serving_verbs,
-    stage_verbs,
-    start_verbs,
-    watch_verbs,
-)
 from adagrpo.cli.options import app
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.stopping import Terminated
 
-__all__ = [
-    "answer_verbs",
-    "app",
-    "catalog_verbs",
-    "decide_command",
-    "experiment_verbs",
-    "log_verbs",
-    "machine_verbs",
-    "main",
-    "serving_verbs",
-    "stage_verbs",
-    "start_verbs",
-    "watch_verbs",
-]
+__all__ = ["app", "main"]
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name.endswith("_verbs"):
+        importlib.import_module(f"{__name__}.{_module.name}")
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it
     "fastapi": "serve",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, Elsewhere, Out, RunDirectory, close, session, verb
-from adagrpo.cli.planning import plan_text, print_plan_of
+from adagrpo.cli.options import Common, DryRun, Elsewhere, Out, RunDirectory, Verb, close, session
+from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "diagnose", "report", "show_status"]
 
 
-@verb("diagnose", "answers", sets="recipe")
+@Verb("diagnose", "answers", sets="recipe", plans=True)
 def diagnose(
     run: RunDirectory,
     common: Common,
@@ -29,14 +29,10 @@ def diagnose(
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
     out: Elsewhere = None,
-    dry_run: DryRun = False,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
     from adagrpo.report import diagnosis_tables, to_text
 
-    if dry_run:
-        print_plan_of(run, "diagnose", common, out)
-        return
     opened = common.open(run, out)
     with session(opened):
         result = opened.diagnose(second_ranker).content
@@ -49,7 +45,7 @@ def diagnose(
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
-@verb("compare", "answers", sets="recipe", tracks=True)
+@Verb("compare", "answers", sets="recipe", tracks=True)
 def compare(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes, each on data of its own.")],
     out: Out,
@@ -124,7 +120,7 @@ def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
-@verb("report", "answers", draws=False)
+@Verb("report", "answers", draws=False)
 def report(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,
@@ -159,7 +155,7 @@ def report(
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
-@verb("status", "answers", draws=False)
+@Verb("status", "answers", draws=False)
 def show_status(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,

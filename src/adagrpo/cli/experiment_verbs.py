@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import CatalogChoice, Checkpoint, Common, ExcludeHistory, RunDirectory, verb
+from adagrpo.cli.options import CatalogChoice, Checkpoint, Common, ExcludeHistory, RunDirectory, Verb
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
 __all__ = ["ab", "estimate"]
 
 
-@verb("ab", "serve", draws=False)
+@Verb("ab", "serve", draws=False)
 def ab(
     plan: Annotated[Path, typer.Argument(help="The plan of an experiment, a YAML file.")],
     common: Common,
@@ -68,7 +68,7 @@ def ab(
                 typer.echo(f"\n{page}")
 
 
-@verb("estimate", "serve", draws=False)
+@Verb("estimate", "serve", draws=False)
 def estimate(
     run: RunDirectory,
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of a service that explored.")],

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import typer
 from typer.core import TyperGroup
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARM",
-    "TOGETHER",
+    "VERBS",
     "CatalogChoice",
     "Checkpoint",
     "Common",
@@ -42,15 +42,15 @@ __all__ = [
     "Precision",
     "RewardWeight",
     "RunDirectory",
+    "Verb",
     "app",
     "session",
-    "verb",
 ]
 
-TOGETHER = ("run", "sft", "ranker", "train")  # they fit models; the demo is two runs beside each other
-PURPOSES = ("start", "your logs", "stages", "answers", "serve", "machine")
+Purpose = Literal["start", "your logs", "stages", "answers", "serve", "machine"]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
+DRY_RUN = typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")
+DryRun = Annotated[bool, DRY_RUN]
 MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
@@ -148,13 +148,87 @@ class Common:
         return Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 
+@dataclass(frozen=True)
+class Verb:
+    """What a verb is; as a decorator it makes one of a function, and gives it the common options.
+
+    The function takes its own arguments and `common: Common`. The first line of its documentation is the help, and its
+    module is one of this package whose name ends in `_verbs`.
+
+    Attributes:
+        name: of the verb.
+        purpose: the section of the help that it stands in.
+        sets: what its `--set` changes; None: it has none.
+        plans: it makes stages of the run that its argument `run` names, and has a `--dry-run` that prints which.
+        tracks: it fits models, and has `--track`.
+        together: several processes can carry it out, see `adagrpo.trainer.processes`.
+        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has,
+            and goes on without it.
+        instead: an option that decides what is drawn after all.
+    """
+
+    name: str
+    purpose: Purpose
+    sets: Literal["recipe", "columns"] | None = None
+    plans: bool = False
+    tracks: bool = False
+    together: bool = False
+    draws: bool = True
+    instead: str = ""
+
+    def __call__(self, function: Function) -> Function:
+        """Add the verb to the program."""
+        added = COMMON
+        if self.tracks:
+            added = TRACK | added
+        if self.sets is not None:
+            added = {"settings": (list[str], SETTINGS[self.sets], [])} | added
+
+        @wraps(function)
+        def command(**given: Any) -> None:
+            common = self._common({option: given.pop(option) for option in added})
+            with left_at_once():  # its imports take seconds
+                importlib.import_module("adagrpo.pipeline")
+            if self.plans and given.pop("dry_run"):
+                from adagrpo.cli.planning import print_plan_of
+
+                print_plan_of(given["run"], self.name, common, given.get("out"))
+            else:
+                function(**given, common=common)
+
+        parameters = [
+            one for key, one in inspect.signature(function, eval_str=True).parameters.items() if key != "common"
+        ]
+        plan = {"dry_run": (bool, DRY_RUN, False)} if self.plans else {}
+        parameters += [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+            for option, (kind, info, default) in {**plan, **added}.items()
+        ]
+        # typer reads both; a signature wants what has no default first
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        VERBS[self.name] = self
+        app.command(name=self.name)(command)
+        return function
+
+    def _common(self, given: dict[str, Any]) -> Common:
+        given["settings"] = tuple(given.get("settings", ()))
+        if given["seed"] is not None and not self.draws:
+            if not given["quiet"]:
+                why = f"{self.instead} decides what is" if self.instead else "nothing in it is"
+                typer.echo(f"{self.name}: --seed changes nothing, since {why} drawn", err=True)
+            given["seed"] = None
+        return Common(**given)
+
+
 class Verbs(TyperGroup):
     """The list of verbs by what they are for."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # of click, or of typer's copy of it
         """Write a section for each purpose, one line a verb."""
-        for purpose in PURPOSES:
-            commands = [one for one in self.commands.values() if PURPOSE_OF.get(str(one.name)) == purpose]
+        for purpose in get_args(Purpose):
+            commands = [one for one in self.commands.values() if VERBS[str(one.name)].purpose == purpose]
             with formatter.section(purpose):
                 formatter.write_dl([(str(one.name), one.get_short_help_str(limit=120)) for one in commands])
 
@@ -166,7 +240,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-PURPOSE_OF: dict[str, str] = {}
+VERBS: dict[str, Verb] = {}
 
 
 def _say_version(asked: bool) -> None:
@@ -189,7 +263,8 @@ def _begin(
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     first = os.environ.get("RANK", "0") == "0"
-    if context.invoked_subcommand in TOGETHER:  # what is refused is refused before they look for each other
+    together = [verb.name for verb in VERBS.values() if verb.together]
+    if context.invoked_subcommand in together:  # what is refused is refused before they look for each other
         from adagrpo.trainer.processes import processes
 
         first = processes().is_main_process
@@ -197,72 +272,10 @@ def _begin(
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         sys.stdout = silence
         sys.stderr = sys.stderr if os.environ.get("ADAGRPO_TRACEBACK") else silence
-    if context.invoked_subcommand not in TOGETHER:
-        together = ", ".join(TOGETHER)
+    if context.invoked_subcommand not in together:
         raise UserError(
-            f"{context.invoked_subcommand}: is for one process; those that several can share are {together}"
+            f"{context.invoked_subcommand}: is for one process; those that several can share are {', '.join(together)}"
         )
-
-
-def verb(
-    name: str,
-    purpose: str,
-    sets: Literal["recipe", "columns"] | None = None,
-    *,
-    tracks: bool = False,
-    draws: bool = True,
-    instead: str = "",
-) -> Callable[[Function], Function]:
-    """Make a verb of a function, and give it the common options.
-
-    Args:
-        name: of the verb.
-        purpose: one of `PURPOSES`.
-        sets: what its `--set` changes; None: it has none.
-        tracks: it fits models, and has `--track`.
-        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has,
-            and goes on without it.
-        instead: an option that decides what is drawn after all.
-
-    Returns:
-        A decorator. The function takes its own arguments and `common: Common`; its first line of text is the help.
-    """
-    if purpose not in PURPOSES:
-        raise ValueError(f"{purpose} is none of {', '.join(PURPOSES)}")
-    added = {**TRACK, **COMMON} if tracks else COMMON
-    if sets is not None:
-        added = {"settings": (list[str], SETTINGS[sets], []), **added}
-
-    def add(function: Function) -> Function:
-        @wraps(function)
-        def command(**given: Any) -> None:
-            common = {option: given.pop(option) for option in added}
-            common["settings"] = tuple(common.get("settings", ()))
-            if common["seed"] is not None and not draws:
-                if not common["quiet"]:
-                    why = f"{instead} decides what is" if instead else "nothing in it is"
-                    typer.echo(f"{name}: --seed changes nothing, since {why} drawn", err=True)
-                common["seed"] = None
-            with left_at_once():  # its imports take seconds
-                importlib.import_module("adagrpo.pipeline")
-            function(**given, common=Common(**common))
-
-        parameters = [
-            one for key, one in inspect.signature(function, eval_str=True).parameters.items() if key != "common"
-        ]
-        parameters += [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
-            for option, (kind, info, default) in added.items()
-        ]
-        # typer reads both; a signature wants what has no default first
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
-        PURPOSE_OF[name] = purpose
-        app.command(name=name)(command)
-        return function
-
-    return add
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from adagrpo.cli.options import (
     Precision,
     RewardWeight,
     RunDirectory,
+    Verb,
     close,
-    verb,
 )
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -33,7 +33,7 @@ __all__ = ["export", "recommend", "serve"]
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 
-@verb("export", "serve", draws=False)
+@Verb("export", "serve", draws=False)
 def export(
     run: RunDirectory,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
@@ -48,7 +48,7 @@ def export(
     print_values(export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
-@verb("serve", "serve", draws=False, instead="--explore-seed")
+@Verb("serve", "serve", draws=False, instead="--explore-seed")
 def serve(
     run: RunDirectory,
     common: Common,
@@ -153,7 +153,7 @@ def serve(
     )
 
 
-@verb("recommend", "serve", draws=False)
+@Verb("recommend", "serve", draws=False)
 def recommend(
     run: RunDirectory,
     users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],

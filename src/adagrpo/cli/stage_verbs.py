@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, Elsewhere, RunDirectory, session, verb
-from adagrpo.cli.planning import print_plan_of
+from adagrpo.cli.options import Common, Elsewhere, RunDirectory, Verb, session
 from adagrpo.cli.printing import print_metrics, print_values
 
 if TYPE_CHECKING:
@@ -17,38 +16,37 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
 
 
-@verb("tokenize", "stages", sets="recipe")
-def tokenize(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+@Verb("tokenize", "stages", sets="recipe", plans=True)
+def tokenize(run: RunDirectory, common: Common) -> None:
     """Make Semantic IDs of the items of a run."""
-    _carry_out("tokenize", run, common, dry_run)
+    _carry_out("tokenize", run, common)
 
 
-@verb("sft", "stages", sets="recipe", tracks=True)
-def sft(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+@Verb("sft", "stages", sets="recipe", plans=True, tracks=True, together=True)
+def sft(run: RunDirectory, common: Common) -> None:
     """Train the starting policy."""
-    _carry_out("sft", run, common, dry_run)
+    _carry_out("sft", run, common)
 
 
-@verb("ranker", "stages", sets="recipe", tracks=True)
-def ranker(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+@Verb("ranker", "stages", sets="recipe", plans=True, tracks=True, together=True)
+def ranker(run: RunDirectory, common: Common) -> None:
     """Train the reward model; of impressions without order, its report too."""
-    _carry_out("ranker", run, common, dry_run)
+    _carry_out("ranker", run, common)
 
 
-@verb("train", "stages", sets="recipe", tracks=True)
+@Verb("train", "stages", sets="recipe", plans=True, tracks=True, together=True)
 def train(
     run: RunDirectory,
     common: Common,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also on a reward that `diagnose` does not recommend for training.")
     ] = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Post-train every arm of the recipe."""
-    _carry_out("train", run, common, dry_run, anyway=anyway)
+    _carry_out("train", run, common, anyway=anyway)
 
 
-@verb("evaluate", "stages", sets="recipe")
+@Verb("evaluate", "stages", sets="recipe", plans=True)
 def evaluate(
     run: RunDirectory,
     common: Common,
@@ -57,15 +55,11 @@ def evaluate(
         str | None,
         typer.Option("--catalog", help="A version of the catalogue, latest or a number; needs --out. Else as trained."),
     ] = None,
-    dry_run: DryRun = False,
 ) -> None:
     """Evaluate sft and every trained arm on validation and test."""
     from adagrpo import pipeline
     from adagrpo.report import results_table, to_text
 
-    if dry_run:
-        print_plan_of(run, "evaluate", common, out)
-        return
     opened = common.open(run, out)
     if catalog is not None:
         pipeline.evaluate_with(opened, catalog)
@@ -80,11 +74,8 @@ def evaluate(
     typer.echo(f"metrics: {opened.path('metrics.json')}")
 
 
-def _carry_out(command: str, directory: Path, common: Common, dry_run: bool, **options: bool) -> None:
+def _carry_out(command: str, directory: Path, common: Common, **options: bool) -> None:
     """Carry out a command that makes one kind of stage, and print what came of it."""
-    if dry_run:
-        print_plan_of(directory, command, common)
-        return
     run = common.open(directory)
     with session(run):
         getattr(run, command)(**options)

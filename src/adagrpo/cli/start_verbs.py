@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, MaxBadRows, Out, close, session, verb
+from adagrpo.cli.options import Common, DryRun, MaxBadRows, Out, Verb, close, session
 from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["demo", "run_recipe"]
 
 
-@verb("demo", "start", sets="recipe", tracks=True)
+@Verb("demo", "start", sets="recipe", tracks=True)
 def demo(
     common: Common,
     out: Out = Path("runs/demo"),
@@ -59,7 +59,7 @@ def demo(
         typer.echo(f"report, {name}: {page}")
 
 
-@verb("run", "start", sets="recipe", tracks=True)
+@Verb("run", "start", sets="recipe", tracks=True, together=True)
 def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
     out: Out,

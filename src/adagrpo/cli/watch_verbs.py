@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, verb
+from adagrpo.cli.options import Common, Verb
 
 __all__ = ["watch"]
 
 
-@verb("watch", "serve", draws=False)
+@Verb("watch", "serve", draws=False)
 def watch(
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
     common: Common,

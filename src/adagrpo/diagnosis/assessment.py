@@ -206,6 +206,7 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
             admitted_contains_target=float(contains[mask].mean()) if mask.any() else None,
         )
         content[name] = summary.to_json() | {
+            "admitted_contains_target": summary.admitted_contains_target,
             "excess": excess._asdict(),
             "mean_difficulty": float(true.miss.float().mean()),
             "mean_q": float(true.q.float().mean()),
