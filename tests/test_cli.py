@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import typer
@@ -86,7 +86,7 @@ def test_every_option_says_what_it_is() -> None:
 def test_help_lists_every_verb_by_what_it_is_for(adagrpo: Command, arguments: list[str]) -> None:
     reply = adagrpo(*arguments)
     assert reply.status == 0 and reply.err == "" and all(f"\n  {verb} " in reply.out for verb in VERBS)
-    assert all(f"\n{purpose}:\n" in reply.out for purpose in cli.options.PURPOSES)
+    assert all(f"\n{purpose}:\n" in reply.out for purpose in get_args(cli.options.Purpose))
     assert reply.out.index("your logs:") < reply.out.index("  prepare ") < reply.out.index("stages:")
 
 
