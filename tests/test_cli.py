@@ -19,7 +19,7 @@ import yaml
 from adagrpo import __version__, cli, console, pipeline
 from adagrpo.data.simulation.marketplace import Marketplace
 
-VERBS = list(cli.options.VERBS)
+VERBS = list(cli.options.COMMANDS)
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
@@ -105,7 +105,7 @@ def test_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
 
 def test_the_defaults_of_simulate_are_those_of_the_marketplace() -> None:
     world = Marketplace()
-    shown = (cli.log_verbs.USERS, cli.log_verbs.ITEMS, cli.log_verbs.EXPOSURE_BIAS)
+    shown = (cli.log_commands.USERS, cli.log_commands.ITEMS, cli.log_commands.EXPOSURE_BIAS)
     assert shown == (world.users, world.items, world.exposure_bias)
 
 

@@ -35,7 +35,7 @@ def edit(file: Path, old: str, new: str) -> None:
 
 @pytest.fixture(scope="module")
 def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The command line of a copy of the program to which the page's gate, policy kind and verb were added."""
+    """The command line of a copy of the program to which the page's gate, policy kind and command were added."""
     source = tmp_path_factory.mktemp("source")
     package = shutil.copytree(
         ROOT / "src" / "adagrpo", source / "adagrpo", ignore=shutil.ignore_patterns("__pycache__")
@@ -47,8 +47,8 @@ def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
     (kind,) = code("Adding a policy kind")
     (package / "policies" / "gru.py").write_text(kind, encoding="utf-8")
     edit(package / "config" / "models.py", 'Literal["compact", "hybrid", "causal_lm"]', 'Literal["compact", "gru"]')
-    (verb,) = code("Adding a verb")
-    (package / "cli" / "arms_verbs.py").write_text(verb, encoding="utf-8")
+    (command,) = code("Adding a command")
+    (package / "cli" / "arms_commands.py").write_text(command, encoding="utf-8")
 
     def run(*arguments: str | Path) -> str:
         command = [sys.executable, "-m", "adagrpo", *map(str, arguments)]
@@ -98,7 +98,7 @@ def test_the_policy_kind_is_trained_forecast_and_served(adagrpo: Command, run: P
     assert pl.read_parquet(lists / "*.parquet")["user_id"].to_list() == ["u00"]
 
 
-def test_the_verb_is_in_the_help_and_answers(adagrpo: Command, run: Path) -> None:
+def test_the_command_is_in_the_help_and_answers(adagrpo: Command, run: Path) -> None:
     assert "Say which arms a run trains, and what gate each has." in adagrpo("--help")
     answer = json.loads(adagrpo("arms", "--run", run, "--json"))
     assert answer == {"adagrpo-reward_top": "reward_top", "adagrpo-random": "random"}

@@ -1,9 +1,9 @@
 """Parts of pages that the code writes at each build, so that they cannot fall behind it.
 
-A line `<!-- generated: commands -->` becomes every verb of the command line with its arguments and options, `metrics`
-the table of metrics, `gates` that of the gates which do not test the logged item themselves, and `gate_options` the
-rows of what gates read in the table of a recipe's keys. Equations in the docstrings of modules, which are indented
-blocks there, are shown as they stand.
+A line `<!-- generated: commands -->` becomes every command with its arguments and options, `metrics` the table of
+metrics, `gates` that of the gates which do not test the logged item themselves, and `gate_options` the rows of what
+gates read in the table of a recipe's keys. Equations in the docstrings of modules, which are indented blocks there, are
+shown as they stand.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ BETTER = {"higher": "higher", "lower": "lower", None: "neither"}
 
 
 def commands() -> str:
-    """Markdown: a section a verb, in the order of `adagrpo --help`."""
+    """Markdown: a section a command, in the order of `adagrpo --help`."""
     group: Any = typer.main.get_command(command_line)
-    return "\n\n".join(_command(name, verb) for name, verb in group.commands.items())
+    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
 
 
 def metrics() -> str:
@@ -67,16 +67,16 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-def _command(name: str, verb: Any) -> str:
-    arguments = [_metavar(one) for one in verb.params if one.param_type_name == "argument"]
+def _command(name: str, command: Any) -> str:
+    arguments = [_metavar(one) for one in command.params if one.param_type_name == "argument"]
     usage = " ".join(["adagrpo", name, "[OPTIONS]", *arguments])
-    options = [one for one in verb.params if one.param_type_name == "option"]
+    options = [one for one in command.params if one.param_type_name == "option"]
     rows = [
         f"| {_cell(_flags(one))} | {_cell(_flags_as_code(one.help or ''))} | {_cell(_default(one))} |"
         for one in options
     ]
-    parts = [f"## `adagrpo {name}`", _flags_as_code(verb.help or ""), f"```text\n{usage}\n```"]
-    arguments = [one for one in verb.params if one.param_type_name == "argument" and one.help]
+    parts = [f"## `adagrpo {name}`", _flags_as_code(command.help or ""), f"```text\n{usage}\n```"]
+    arguments = [one for one in command.params if one.param_type_name == "argument" and one.help]
     told = [f"- `{_metavar(one)}`: {_flags_as_code(one.help)}" for one in arguments]
     if told:
         parts.append("\n".join(told))

@@ -1,4 +1,4 @@
-"""What the site writes from the code: every verb with its options, every metric, equations as they stand."""
+"""What the site writes from the code: every command with its options, every metric, equations as they stand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def section(name: str) -> str:
     return generated.commands().partition(f"## `adagrpo {name}`\n")[2].partition("\n## ")[0]
 
 
-def test_a_verb_has_its_usage_help_options_and_defaults() -> None:
+def test_a_command_has_its_usage_help_options_and_defaults() -> None:
     serve = section("serve")
     assert "Answer requests over HTTP with a trained policy" in serve and "adagrpo serve [OPTIONS]\n" in serve
     assert "| `--run` RUN | The run directory. | *required* |" in serve

@@ -1,6 +1,6 @@
-"""The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
+"""The command line: one command a stage. Nothing here but arguments, printing and exit codes.
 
-`accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs that fit models in several processes, of
+`accelerate launch --num_processes 2 -m adagrpo ...` carries out the commands that fit models in several processes, of
 which the first one speaks for all.
 
 Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 143: terminated. 1: anything else.
@@ -24,7 +24,7 @@ from adagrpo.stopping import Terminated
 __all__ = ["app", "main"]
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name.endswith("_verbs"):
+    if _module.name.endswith("_commands"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it
@@ -57,8 +57,8 @@ def main() -> None:
     except UsageError as error:
         message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
         context = getattr(error, "ctx", None)
-        verb = f" {context.info_name}" if context is not None and context.parent is not None else ""
-        sys.exit(_fail(f"{message}; see `adagrpo{verb} --help`", 2))
+        command = f" {context.info_name}" if context is not None and context.parent is not None else ""
+        sys.exit(_fail(f"{message}; see `adagrpo{command} --help`", 2))
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Terminated:

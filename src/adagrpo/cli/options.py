@@ -1,7 +1,7 @@
-"""The program, and what its verbs share: one decorator adds the common options to each of them.
+"""The program, and what its commands share: one decorator adds the common options to each of them.
 
-A verb's module imports nothing heavy: torch, polars and what needs them are imported when a verb is carried out, so
-that help, version and completion answer at once.
+A command's module imports nothing heavy: torch, polars and what needs them are imported when it is carried out, so that
+help, version and completion answer at once.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARM",
-    "VERBS",
+    "COMMANDS",
     "CatalogChoice",
     "Checkpoint",
+    "Command",
     "Common",
     "DryRun",
     "Elsewhere",
@@ -42,7 +43,6 @@ __all__ = [
     "Precision",
     "RewardWeight",
     "RunDirectory",
-    "Verb",
     "app",
     "session",
 ]
@@ -116,7 +116,7 @@ class _Closable(Protocol):
 
 @dataclass(frozen=True)
 class Common:
-    """What was given to a verb of the options that all verbs have."""
+    """What was given to a command of the options that all commands have."""
 
     seed: int | None = None
     as_json: bool = False
@@ -149,21 +149,21 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What a verb is; as a decorator it makes one of a function, and gives it the common options.
+class Command:
+    """What a command is; as a decorator it makes one of a function, and gives it the common options.
 
     The function takes its own arguments and `common: Common`. The first line of its documentation is the help, and its
-    module is one of this package whose name ends in `_verbs`.
+    module is one of this package whose name ends in `_commands`.
 
     Attributes:
-        name: of the verb.
+        name: of the command.
         purpose: the section of the help that it stands in.
         sets: what its `--set` changes; None: it has none.
         plans: it makes stages of the run that its argument `run` names, and has a `--dry-run` that prints which.
         tracks: it fits models, and has `--track`.
         together: several processes can carry it out, see `adagrpo.trainer.processes`.
-        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has,
-            and goes on without it.
+        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which all have, and
+            goes on without it.
         instead: an option that decides what is drawn after all.
     """
 
@@ -177,7 +177,7 @@ class Verb:
     instead: str = ""
 
     def __call__(self, function: Function) -> Function:
-        """Add the verb to the program."""
+        """Add the command to the program."""
         added = COMMON
         if self.tracks:
             added = TRACK | added
@@ -208,7 +208,7 @@ class Verb:
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
-        VERBS[self.name] = self
+        COMMANDS[self.name] = self
         app.command(name=self.name)(command)
         return function
 
@@ -222,25 +222,25 @@ class Verb:
         return Common(**given)
 
 
-class Verbs(TyperGroup):
-    """The list of verbs by what they are for."""
+class CommandGroup(TyperGroup):
+    """The list of commands by what they are for."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # of click, or of typer's copy of it
-        """Write a section for each purpose, one line a verb."""
+        """Write a section for each purpose, one line a command."""
         for purpose in get_args(Purpose):
-            commands = [one for one in self.commands.values() if VERBS[str(one.name)].purpose == purpose]
+            commands = [one for one in self.commands.values() if COMMANDS[str(one.name)].purpose == purpose]
             with formatter.section(purpose):
                 formatter.write_dl([(str(one.name), one.get_short_help_str(limit=120)) for one in commands])
 
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=CommandGroup,
     help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
     context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-VERBS: dict[str, Verb] = {}
+COMMANDS: dict[str, Command] = {}
 
 
 def _say_version(asked: bool) -> None:
@@ -263,7 +263,7 @@ def _begin(
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     first = os.environ.get("RANK", "0") == "0"
-    together = [verb.name for verb in VERBS.values() if verb.together]
+    together = [command.name for command in COMMANDS.values() if command.together]
     if context.invoked_subcommand in together:  # what is refused is refused before they look for each other
         from adagrpo.trainer.processes import processes
 

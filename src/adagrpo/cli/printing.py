@@ -1,4 +1,4 @@
-"""What verbs print on stdout: one JSON object, or lines and tables."""
+"""What commands print on stdout: one JSON object, or lines and tables."""
 
 from __future__ import annotations
 

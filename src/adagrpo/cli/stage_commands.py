@@ -1,4 +1,4 @@
-"""Verbs that carry out one stage of an existing run: tokenize, sft, ranker, train, evaluate."""
+"""Commands that carry out one stage of an existing run: tokenize, sft, ranker, train, evaluate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, Elsewhere, RunDirectory, Verb, session
+from adagrpo.cli.options import Command, Common, Elsewhere, RunDirectory, session
 from adagrpo.cli.printing import print_metrics, print_values
 
 if TYPE_CHECKING:
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
 
 
-@Verb("tokenize", "stages", sets="recipe", plans=True)
+@Command("tokenize", "stages", sets="recipe", plans=True)
 def tokenize(run: RunDirectory, common: Common) -> None:
     """Make Semantic IDs of the items of a run."""
     _carry_out("tokenize", run, common)
 
 
-@Verb("sft", "stages", sets="recipe", plans=True, tracks=True, together=True)
+@Command("sft", "stages", sets="recipe", plans=True, tracks=True, together=True)
 def sft(run: RunDirectory, common: Common) -> None:
     """Train the starting policy."""
     _carry_out("sft", run, common)
 
 
-@Verb("ranker", "stages", sets="recipe", plans=True, tracks=True, together=True)
+@Command("ranker", "stages", sets="recipe", plans=True, tracks=True, together=True)
 def ranker(run: RunDirectory, common: Common) -> None:
     """Train the reward model; of impressions without order, its report too."""
     _carry_out("ranker", run, common)
 
 
-@Verb("train", "stages", sets="recipe", plans=True, tracks=True, together=True)
+@Command("train", "stages", sets="recipe", plans=True, tracks=True, together=True)
 def train(
     run: RunDirectory,
     common: Common,
@@ -46,7 +46,7 @@ def train(
     _carry_out("train", run, common, anyway=anyway)
 
 
-@Verb("evaluate", "stages", sets="recipe", plans=True)
+@Command("evaluate", "stages", sets="recipe", plans=True)
 def evaluate(
     run: RunDirectory,
     common: Common,

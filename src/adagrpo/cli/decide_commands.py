@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.log_verbs import recipe_of_logs
-from adagrpo.cli.options import Common, Verb, session
+from adagrpo.cli.log_commands import recipe_of_logs
+from adagrpo.cli.options import Command, Common, session
 from adagrpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 
-@Verb("decide", "start", sets="recipe", tracks=True)
+@Command("decide", "start", sets="recipe", tracks=True)
 def decide(
     common: Common,
     logs: Annotated[list[Path] | None, typer.Argument(help="Log files of the same columns; or --run.")] = None,

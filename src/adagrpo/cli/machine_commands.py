@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adagrpo import __version__
-from adagrpo.cli.options import Common, Verb
+from adagrpo.cli.options import Command, Common
 from adagrpo.cli.printing import print_values
 
 __all__ = ["doctor"]
 
 
-@Verb("doctor", "machine", draws=False)
+@Command("doctor", "machine", draws=False)
 def doctor(common: Common) -> None:
     """Say what this machine offers: versions, threads, native bf16, GPU."""
     import torch

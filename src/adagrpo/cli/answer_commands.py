@@ -1,4 +1,4 @@
-"""Verbs that answer a question: diagnose, compare, report."""
+"""Commands that answer a question: diagnose, compare, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, Elsewhere, Out, RunDirectory, Verb, close, session
+from adagrpo.cli.options import Command, Common, DryRun, Elsewhere, Out, RunDirectory, close, session
 from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "diagnose", "report", "show_status"]
 
 
-@Verb("diagnose", "answers", sets="recipe", plans=True)
+@Command("diagnose", "answers", sets="recipe", plans=True)
 def diagnose(
     run: RunDirectory,
     common: Common,
@@ -45,7 +45,7 @@ def diagnose(
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
-@Verb("compare", "answers", sets="recipe", tracks=True)
+@Command("compare", "answers", sets="recipe", tracks=True)
 def compare(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes, each on data of its own.")],
     out: Out,
@@ -120,7 +120,7 @@ def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
-@Verb("report", "answers", draws=False)
+@Command("report", "answers", draws=False)
 def report(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,
@@ -155,7 +155,7 @@ def report(
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
-@Verb("status", "answers", draws=False)
+@Command("status", "answers", draws=False)
 def show_status(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,

@@ -1,4 +1,4 @@
-"""Verbs that hand a trained policy on: serve, recommend and export."""
+"""Commands that hand a trained policy on: serve, recommend and export."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adagrpo.cli.options import (
     ARM,
     CatalogChoice,
     Checkpoint,
+    Command,
     Common,
     ExcludeHistory,
     Out,
     Precision,
     RewardWeight,
     RunDirectory,
-    Verb,
     close,
 )
 from adagrpo.cli.printing import print_values
@@ -33,7 +33,7 @@ __all__ = ["export", "recommend", "serve"]
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 
-@Verb("export", "serve", draws=False)
+@Command("export", "serve", draws=False)
 def export(
     run: RunDirectory,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
@@ -48,7 +48,7 @@ def export(
     print_values(export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
-@Verb("serve", "serve", draws=False, instead="--explore-seed")
+@Command("serve", "serve", draws=False, instead="--explore-seed")
 def serve(
     run: RunDirectory,
     common: Common,
@@ -153,7 +153,7 @@ def serve(
     )
 
 
-@Verb("recommend", "serve", draws=False)
+@Command("recommend", "serve", draws=False)
 def recommend(
     run: RunDirectory,
     users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],

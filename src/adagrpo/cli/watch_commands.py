@@ -1,4 +1,4 @@
-"""The verb that watches a service for the signs of a hacked reward."""
+"""The command that watches a service for the signs of a hacked reward."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, Verb
+from adagrpo.cli.options import Command, Common
 
 __all__ = ["watch"]
 
 
-@Verb("watch", "serve", draws=False)
+@Command("watch", "serve", draws=False)
 def watch(
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
     common: Common,

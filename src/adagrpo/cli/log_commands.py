@@ -1,4 +1,4 @@
-"""Verbs for logs: inspect, init, prepare, collect, and simulate, which makes some."""
+"""Commands for logs: inspect, init, prepare, collect, and simulate, which makes some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, LogFiles, MaxBadRows, Out, Verb, session
+from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, session
 from adagrpo.cli.planning import print_plan
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -31,7 +31,7 @@ USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
 REFUSED_SHOWN = 20  # rows of `collect` that are named
 
 
-@Verb("inspect", "your logs", sets="columns", draws=False)
+@Command("inspect", "your logs", sets="columns", draws=False)
 def inspect(
     logs: LogFiles,
     common: Common,
@@ -81,7 +81,7 @@ def inspect(
         typer.echo("\n" + "\n".join(preview["next"]))
 
 
-@Verb("init", "your logs", sets="columns", draws=False)
+@Command("init", "your logs", sets="columns", draws=False)
 def write_recipe(
     logs: LogFiles,
     common: Common,
@@ -136,7 +136,7 @@ def recipe_of_logs(logs: list[Path], items: Path | None, name: str, settings: tu
     return text, notes
 
 
-@Verb("prepare", "your logs", sets="recipe")
+@Command("prepare", "your logs", sets="recipe")
 def prepare(
     out: Out,
     common: Common,
@@ -188,7 +188,7 @@ def prepare(
     typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
 
 
-@Verb("collect", "your logs", draws=False)
+@Command("collect", "your logs", draws=False)
 def collect_exposures(
     sources: Annotated[
         list[Path], typer.Argument(help="Files of JSON lines, parts of exposure logs, or folders that hold them.")
@@ -211,7 +211,7 @@ def collect_exposures(
         typer.echo(f"and {len(found.refused) - REFUSED_SHOWN:,} more")
 
 
-@Verb("simulate", "your logs")
+@Command("simulate", "your logs")
 def simulate_logs(
     out: Out,
     common: Common,

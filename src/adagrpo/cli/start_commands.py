@@ -1,4 +1,4 @@
-"""Verbs that carry out a whole pipeline: demo and run."""
+"""Commands that carry out a whole pipeline: demo and run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, DryRun, MaxBadRows, Out, Verb, close, session
+from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, close, session
 from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["demo", "run_recipe"]
 
 
-@Verb("demo", "start", sets="recipe", tracks=True)
+@Command("demo", "start", sets="recipe", tracks=True)
 def demo(
     common: Common,
     out: Out = Path("runs/demo"),
@@ -59,7 +59,7 @@ def demo(
         typer.echo(f"report, {name}: {page}")
 
 
-@Verb("run", "start", sets="recipe", tracks=True, together=True)
+@Command("run", "start", sets="recipe", tracks=True, together=True)
 def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
     out: Out,

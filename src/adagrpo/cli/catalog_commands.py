@@ -1,4 +1,4 @@
-"""The verb for a catalogue that changes: catalog list, diff and update."""
+"""The command for a catalogue that changes: catalog list, diff and update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from adagrpo.cli.options import Common, RunDirectory, Verb, close, session
+from adagrpo.cli.options import Command, Common, RunDirectory, close, session
 from adagrpo.errors import UserError
 
 __all__ = ["catalog"]
@@ -17,7 +17,7 @@ __all__ = ["catalog"]
 SHOWN = 20  # items of a list that are printed
 
 
-@Verb("catalog", "serve", draws=False)
+@Command("catalog", "serve", draws=False)
 def catalog(
     action: Annotated[Literal["list", "diff", "update"], typer.Argument(help="What to do: list, diff or update.")],
     run: RunDirectory,

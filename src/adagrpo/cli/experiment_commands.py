@@ -1,4 +1,4 @@
-"""Verbs on users: experiments, from the plan to the verdict, and estimates of a policy before it meets them."""
+"""Commands on users: experiments, from the plan to the verdict, and estimates of a policy before it meets them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import CatalogChoice, Checkpoint, Common, ExcludeHistory, RunDirectory, Verb
+from adagrpo.cli.options import CatalogChoice, Checkpoint, Command, Common, ExcludeHistory, RunDirectory
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
 __all__ = ["ab", "estimate"]
 
 
-@Verb("ab", "serve", draws=False)
+@Command("ab", "serve", draws=False)
 def ab(
     plan: Annotated[Path, typer.Argument(help="The plan of an experiment, a YAML file.")],
     common: Common,
@@ -68,7 +68,7 @@ def ab(
                 typer.echo(f"\n{page}")
 
 
-@Verb("estimate", "serve", draws=False)
+@Command("estimate", "serve", draws=False)
 def estimate(
     run: RunDirectory,
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of a service that explored.")],
