@@ -1,4 +1,4 @@
-"""A look at a log before anything is done with it: its columns, what they seem to be, and what would be read and lost.
+"""A preview of logs and item tables: columns, what they seem to be, and what would be read and lost.
 
 Roles are guessed by names, and a guess holds only if the values fit it; each comes with its reason. Nothing but this
 page and the recipe that `adagrpo init` writes follows from a guess.
@@ -18,13 +18,14 @@ import polars as pl
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, kind_of, listed, one_line
+from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
-from adagrpo.data.logs.times import Times, iso_seconds
+from adagrpo.data.logs.times import Times, iso_seconds, two_units
+from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = ["ROWS", "look_at", "look_at_items"]
+__all__ = ["ROWS", "format_lines", "preview_items", "preview_logs"]
 
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
@@ -60,7 +61,7 @@ NEEDS = {  # the values of a role
 }
 
 
-def look_at(
+def preview_logs(
     paths: Sequence[Path],
     rows: int | None = ROWS,
     given: Mapping[str, str] | None = None,
@@ -104,7 +105,7 @@ def look_at(
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
-def look_at_items(path: Path, item: str) -> dict[str, Any]:
+def preview_items(path: Path, item: str) -> dict[str, Any]:
     """What an item table has: `path`, `id_column`, `text` and `attributes`; and `commas`, by column a value.
 
     Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
@@ -321,3 +322,29 @@ def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
     )
     return table.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts()
+
+
+def format_lines(understood: Mapping[str, Any]) -> list[str]:
+    """Say how logs are written, a line for each file and one for the times; `understood` is as in `Logs`."""
+    lines = []
+    for file in understood["files"]:
+        line = f"{file['file']}: {file['format']}"
+        if "separator" in file:
+            line += f", separated by {SEPARATORS[file['separator']]}"
+        if "encoding" in file:
+            line += f", {file['encoding']}" + (", gzip" if file["packed"] else "")
+        if "rows" in file:
+            line += f", {'the first ' if file.get('only_first') else ''}{file['rows']:,} rows"
+        lines.append(line + (f"; {SAVE_AS_UTF_8}" if file.get("encoding") == NOT_UTF_8 else ""))
+    time = understood.get("time")
+    if time is None:
+        return lines
+    if time["written_as"] == "ISO 8601":
+        written = "dates and times, read as seconds since 1970"
+    else:
+        unit = f"which look like {time['unit']} since 1970" if time["unit"] else "of a unit that is not known"
+        written = f"numbers, kept as they are, {unit}"
+    parts = [written, two_units(time), f"from {time.get('from', time['first'])} to {time.get('to', time['last'])}"]
+    if time.get("without_offset"):
+        parts.append(f"{time['without_offset']:,} have no offset and are read as UTC")
+    return [*lines, f"times ({time['column']}): " + "; ".join(filter(None, parts))]
