@@ -58,9 +58,7 @@ class Logs:
     rows_read: int
     rows_filtered: int  # by event or rating
     duplicates_dropped: int | None = None  # rows, where they were to be dropped
-    understood: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # files: how each is written; time: how times are
+    understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `files` and `time`, how written
 
     @property
     def time_key(self) -> str:
@@ -203,11 +201,10 @@ class _Reader:
                 for name, field in fields.items()
             }
         )
-        rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
+        refused = self._refused(parsed)
+        rejected = bad.select(pl.any_horizontal(pl.all())).to_series() | refused.is_not_null()
         if chunk.problem is not None:
             rejected = rejected | chunk.problem.is_not_null()
-        refused = self._refused(parsed)
-        rejected = rejected | refused.is_not_null()
         rows = rejected.arg_true()
         if len(rows):
             problem = None if chunk.problem is None else chunk.problem[rows]
@@ -231,18 +228,15 @@ class _Reader:
             self.bad.append(kept.select(self._file(), ROW, REASON))
 
     def _refused(self, parsed: pl.DataFrame) -> pl.Series:
-        """Why a row is refused that can be read; null where it is not."""
+        """Why a row is refused whose values can be read; null where it is not."""
         reason = pl.lit(None, pl.String)
         if self.refuse.items is not None:
-            item = pl.col(ITEM_ID).cast(pl.String)
-            text = pl.format(
-                "{} is '{}', which the item table lacks", pl.lit(self.fields[ITEM_ID].source), _shown(item)
-            )
+            item, source = pl.col(ITEM_ID).cast(pl.String), pl.lit(self.fields[ITEM_ID].source)
+            text = pl.format("{} is '{}', which the item table lacks", source, _shown(item))
             reason = pl.when(~item.is_in(self.refuse.items.implode())).then(text).otherwise(reason)
         if self.refuse.after is not None:
-            time = pl.col(TIMESTAMP)
-            source = self.fields[TIMESTAMP].source
-            text = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
+            time, source = pl.col(TIMESTAMP), pl.lit(self.fields[TIMESTAMP].source)
+            text = pl.format("{} is {}, after {}", source, time, pl.lit(f"{self.refuse.after}"))
             reason = pl.when(time > self.refuse.after).then(text).otherwise(reason)
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
@@ -272,15 +266,7 @@ class _Reader:
 
 
 def _refuse_lists(path: Path, items: pl.Series) -> None:
-    """Refuse a file whose items are lists that are written as text; each list would be an item.
-
-    Args:
-        path: of the file.
-        items: the column of items, from the first row on.
-
-    Raises:
-        UserError: most of the first items are lists; the first of them is named.
-    """
+    """Refuse a file most of whose first items are lists that are written as text; each would be one item."""
     row = first_list(items)
     if row is not None:
         name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
