@@ -191,9 +191,9 @@ def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[p
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Columns as text, and what is wrong with a record as a whole.
 
-    The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
-    beside it; where a record is not a line, records are read one by one. Empty lines before the header and at the end
-    are no rows.
+    The fast reader swallows, without an error, all that lies between two unclosed quotes. So lines and quotes are
+    counted first; where a record is not a line, records are read one by one. Empty lines before the header and at the
+    end are no rows.
     """
     names, separator = csv_header(path)
     header = carried = b""
@@ -210,7 +210,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
             yield table, None
             continue
         texts = lines_of(whole)
-        stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is told by so many lines after it
+        stop = len(texts) if last else len(texts) - RECORD_LINES  # so many lines may be part of a record
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem

@@ -162,14 +162,14 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str], option
         option: that says which column it is.
 
     Raises:
-        UserError: one is not; the nearest name is said.
+        UserError: one is not; the nearest name is part of it.
     """
     for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)
             hint = f"did you mean '{one_line(near[0])}'? " if near else ""
-            said = f"{option} says which it is; " if option else ""
-            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}{said}the columns are {listed(available)}")
+            which = f"{option} says which it is; " if option else ""
+            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}{which}the columns are {listed(available)}")
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
