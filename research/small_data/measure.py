@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.config import ArmConfig, load_config
 from adagrpo.console import StderrConsole
-from adagrpo.data.logs.preview import look_at
+from adagrpo.data.logs.preview import preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.evaluation.predictions import Predictions, summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
@@ -107,7 +107,7 @@ def start(name: str, seed: int, data: Path, out: Path) -> Run:
         out.mkdir(parents=True, exist_ok=True)
         source.log(data, seed).write_parquet(log)
         columns = dict(option.removeprefix("data.columns.").split("=") for option in options if "columns" in option)
-        recipe.write_text(recipe_text(look_at([log], None, columns), name), encoding="utf-8")
+        recipe.write_text(recipe_text(preview_logs([log], None, columns), name), encoding="utf-8")
     config = load_config(recipe, [f"seed={seed}", "threads=1", "train.fit.validations=2", *EPOCHS, *options])
     run = Run(out / f"{name}-{seed}", config, data, StderrConsole())
     with run.locked():

@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data import ColumnMapping, build_dataset, read_items, read_logs
-from adagrpo.data.logs.preview import look_at
-from adagrpo.data.logs.understood import sentences
+from adagrpo.data.logs.preview import format_lines, preview_logs
 from adagrpo.errors import UserError
 
 ROWS = [("ä;1", "x|1", 5), ("b", 'y\t"2"', 6), ("b,c", "😀", 7)]
@@ -49,7 +48,7 @@ def test_a_column_that_the_header_names_twice_is_refused_if_it_is_read(tmp_path:
     with pytest.raises(UserError, match=refused):
         read_logs([path], ColumnMapping())
     with pytest.raises(UserError, match=refused):
-        look_at([path])
+        preview_logs([path])
     with pytest.raises(UserError, match=refused):
         read_items(path)
     write(path, "user_id,item_id,price,price,timestamp,,\na,1,2,2,5,,\n")
@@ -73,7 +72,7 @@ def test_text_that_is_not_utf_8_is_named(tmp_path: Path, suffix: str) -> None:
     logs = read_logs([write(tmp_path / f"log.{suffix}", text.encode("latin-1"))], ColumnMapping(), max_bad_rows=1)
     said = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
     assert logs.rejects["reason"][0].endswith(f"if it is not UTF-8, {said}")
-    (line, _) = sentences(logs.understood)
+    (line, _) = format_lines(logs.understood)
     assert "not UTF-8" in line and line.endswith(said)
 
 
@@ -99,7 +98,7 @@ def test_a_field_that_few_lines_have(tmp_path: Path) -> None:
     rows = [{"user_id": n % 9, "item_id": n % 30, "timestamp": n} for n in range(5000)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row | ({"rating": 4} if n > 4000 else {})) + "\n" for n, row in enumerate(rows)))
-    assert look_at([path])["roles"]["rating"]["column"] == "rating"
+    assert preview_logs([path])["roles"]["rating"]["column"] == "rating"
     logs = read_logs([path], ColumnMapping(rating="rating"), min_rating=4)
     assert len(logs.interactions) == 999 and logs.rows_filtered == 4001
 
@@ -141,7 +140,7 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
     time = logs.understood["time"]
     assert (time["written_as"], time["unit"], time["without_offset"]) == ("ISO 8601", "seconds", 4)
     assert (time["from"], time["to"]) == ("1970-01-02T00:00:00Z", "1970-01-02T00:01:00Z")
-    assert "4 have no offset and are read as UTC" in sentences(logs.understood)[1]
+    assert "4 have no offset and are read as UTC" in format_lines(logs.understood)[1]
 
 
 @pytest.mark.parametrize(("dtype", "naive"), [(pl.Date, 2), (pl.Datetime, 2), (pl.Datetime("ms", "Europe/Berlin"), 0)])
@@ -150,7 +149,7 @@ def test_times_of_parquet_without_a_zone_are_counted(tmp_path: Path, dtype: Any,
     pl.DataFrame([when]).with_columns(user_id=1, item_id=2).write_parquet(tmp_path / "log.parquet")
     logs = read_logs([tmp_path / "log.parquet"], ColumnMapping(), max_bad_rows=1)
     assert logs.understood["time"]["without_offset"] == naive and len(logs.interactions) == 2
-    assert ("2 have no offset and are read as UTC" in sentences(logs.understood)[1]) == (naive == 2)
+    assert ("2 have no offset and are read as UTC" in format_lines(logs.understood)[1]) == (naive == 2)
 
 
 def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None
     logs = read_logs([path], ColumnMapping(), max_bad_rows=1)
     assert logs.interactions["timestamp"].to_list() == [1_700_000_000_000]
     assert logs.rejects["reason"][0] == "timestamp is '2024-01-01', expected a number >= 0"
-    assert sentences(logs.understood)[1] == (
+    assert format_lines(logs.understood)[1] == (
         "times (timestamp): numbers, kept as they are, which look like milliseconds since 1970; "
         "from 2023-11-14T22:13:20Z to 2023-11-14T22:13:20Z"
     )
@@ -167,11 +166,11 @@ def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None
 def test_times_of_two_units_are_said(tmp_path: Path) -> None:
     first = write(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,1,1700000000\n")
     second = write(tmp_path / "b.csv", "user_id,item_id,timestamp\nu,2,1700000100000\n")
-    (_, _, line) = sentences(read_logs([first, second], ColumnMapping()).understood)
+    (_, _, line) = format_lines(read_logs([first, second], ColumnMapping()).understood)
     said = "the lowest look like seconds since 1970 and the highest like milliseconds: write all in one unit"
     assert said in line
     for paths in ([first], [second]):
-        assert "write all" not in "".join(sentences(read_logs(paths, ColumnMapping()).understood))
+        assert "write all" not in "".join(format_lines(read_logs(paths, ColumnMapping()).understood))
 
 
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_a_look_at_a_log(tmp_path: Path) -> None:
     lines = ["Customer ID;Product;created_at;price"]
     lines += [f"c{n % 4};p{n % 5};2024-01-{1 + n // 4:02d};1,5" for n in range(40)]
     lines += [lines[1], ";p1;2024-01-01;1", "c1;p1;never;1"]
-    actual = look_at([write(tmp_path / "shop.csv", "\n".join(lines))])
+    actual = preview_logs([write(tmp_path / "shop.csv", "\n".join(lines))])
     assert actual["mapping"] == {"user": "Customer ID", "item": "Product", "timestamp": "created_at"}
     types = ["text", "text", "dates and times", "numbers with decimal commas"]
     assert [column["type"] for column in actual["columns"]] == types
@@ -217,30 +216,30 @@ def test_a_look_at_a_log(tmp_path: Path) -> None:
 def test_roles_need_names_and_values(tmp_path: Path) -> None:
     text = "uid,thing,time,clicked,rank\n" + "".join(f"{n % 3},{n},soon,{n % 2},{n}\n" for n in range(12))
     path = write(tmp_path / "a.csv", text)
-    actual = look_at([path])
+    actual = preview_logs([path])
     assert {role: entry["column"] for role, entry in actual["roles"].items()} == {
         "user": "uid",
         "clicked": "clicked",
         "slot": "rank",
     }
     assert actual["missing"] == ["item"]
-    output = look_at([path], given={"item": "thing"})
+    output = preview_logs([path], given={"item": "thing"})
     assert output["kind"] == "impressions" and output["counts"]["impressions"] == 12
     with pytest.raises(UserError, match="no column 'nothing'; the columns are uid"):
-        look_at([path], given={"item": "nothing"})
+        preview_logs([path], given={"item": "nothing"})
 
 
 def test_the_only_column_of_dates_is_the_time_whatever_its_name(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("customer,sku,when\nu1,a,2026-01-01T10:00\nu1,b,2026-01-02\nu2,a,2026-01-03\n", encoding="utf-8")
-    roles = look_at([path])["roles"]
+    roles = preview_logs([path])["roles"]
     assert (
         roles["timestamp"]["column"] == "when" and roles["timestamp"]["reason"] == "the only column of dates and times"
     )
     path.write_text(
         "customer,sku,when,shipped\nu1,a,2026-01-01,2026-01-02\nu1,b,2026-01-02,2026-01-05\n", encoding="utf-8"
     )
-    assert "timestamp" not in look_at([path])["roles"]  # one of two would be a guess
+    assert "timestamp" not in preview_logs([path])["roles"]  # one of two would be a guess
 
 
 def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,15 +247,15 @@ def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: p
     draw = random.Random(0)
     rows = "".join(f"{draw.randrange(9)},{draw.randrange(9)},{n}\n" for n in range(10_000))
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)
-    first = look_at([path], 500)
+    first = preview_logs([path], 500)
     assert first["counts"]["rows"] == 500
     assert (first["understood"]["time"]["first"], first["understood"]["time"]["last"]) == (0, 499)
-    assert sentences(first["understood"])[0] == "a.csv: CSV, separated by commas, UTF-8, the first 500 rows"
-    assert look_at([path], None)["counts"]["rows"] == 10_000
+    assert format_lines(first["understood"])[0] == "a.csv: CSV, separated by commas, UTF-8, the first 500 rows"
+    assert preview_logs([path], None)["counts"]["rows"] == 10_000
     # a bad row beyond the ones that were asked for is none
     bad = write(tmp_path / "b.csv", "user_id,item_id,timestamp\n" + "1,2,3\n" * 500 + "1,,3\n")
-    assert look_at([bad], 500)["lost"] == []
-    assert [entry["rows"] for entry in look_at([bad], 501)["lost"]] == [1]
+    assert preview_logs([bad], 500)["lost"] == []
+    assert [entry["rows"] for entry in preview_logs([bad], 501)["lost"]] == [1]
 
 
 def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:
@@ -264,14 +263,14 @@ def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:
     table = pl.DataFrame(rows, schema=["user_id", "item_id", "position", "clicked"], orient="row")
     table.drop("clicked").write_csv(tmp_path / "a.csv")
     table.with_columns(ts=pl.lit(5)).write_csv(tmp_path / "b.csv")
-    assert look_at([tmp_path / "a.csv"])["mapping"] == {"user": "user_id", "item": "item_id", "order": "position"}
-    assert look_at([tmp_path / "b.csv"])["mapping"]["slot"] == "position"
+    assert preview_logs([tmp_path / "a.csv"])["mapping"] == {"user": "user_id", "item": "item_id", "order": "position"}
+    assert preview_logs([tmp_path / "b.csv"])["mapping"]["slot"] == "position"
 
 
 def test_a_role_is_known_by_the_last_fields_of_a_deep_name(tmp_path: Path) -> None:
     path = tmp_path / "views.jsonl"
     path.write_text('{"user": {"id": "u"}, "event": {"item": {"id": "i"}}, "ts": "2025-01-01T00:00:00Z"}\n')
-    roles = look_at([path])["roles"]
+    roles = preview_logs([path])["roles"]
     assert {role: entry["column"] for role, entry in roles.items()} == {
         "user": "user.id",
         "item": "event.item.id",
@@ -281,13 +280,13 @@ def test_a_role_is_known_by_the_last_fields_of_a_deep_name(tmp_path: Path) -> No
 
 def test_a_log_without_rows_is_no_question_of_columns(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.csv: no rows; a log has at least one interaction"):
-        look_at([write(tmp_path / "a.csv", "user_id,item_id,timestamp\n")])
+        preview_logs([write(tmp_path / "a.csv", "user_id,item_id,timestamp\n")])
 
 
 def test_a_log_of_which_nothing_can_be_read_says_why(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "user_id;item_id;rating\n" + "u;i;3,5\n" * 4)
     with pytest.raises(UserError, match=r"4 rejected.*the first of those rejected is row 1: rating is '3,5'"):
-        look_at([path], given={"user": "user_id", "item": "item_id", "rating": "rating", "order": "rating"})
+        preview_logs([path], given={"user": "user_id", "item": "item_id", "rating": "rating", "order": "rating"})
 
 
 @pytest.mark.parametrize("kind", [pl.Binary, pl.Duration])
@@ -296,7 +295,7 @@ def test_a_column_of_bytes_or_durations_has_no_role(tmp_path: Path, role: str, k
     values = pl.Series(role, ["a", "b", "c"] if kind == pl.Binary else [1, 2, 3]).cast(kind)
     table = {"user_id": [1, 1, 2], "item_id": [1, 2, 1], "when": [1, 2, 3]}
     pl.DataFrame(table).with_columns(values).write_parquet(tmp_path / "a.parquet")
-    assert role not in look_at([tmp_path / "a.parquet"])["roles"]
+    assert role not in preview_logs([tmp_path / "a.parquet"])["roles"]
     columns = {"timestamp": "when"} | {role: role}
     with pytest.raises(UserError, match=rf"column '{role}' is of type {kind.__name__}.*, expected"):
         read_logs([tmp_path / "a.parquet"], ColumnMapping(**columns))
@@ -308,7 +307,7 @@ def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 1], "time": clock, "date": days}).write_parquet(
         tmp_path / "a.parquet"
     )
-    assert look_at([tmp_path / "a.parquet"])["roles"]["timestamp"]["column"] == "date"
+    assert preview_logs([tmp_path / "a.parquet"])["roles"]["timestamp"]["column"] == "date"
     for role in ("timestamp", "order"):
         with pytest.raises(UserError, match=r"row 1: time is '02:00:00.*', expected a number"):
             read_logs([tmp_path / "a.parquet"], ColumnMapping(**{role: "time"}))
@@ -317,7 +316,7 @@ def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
 def test_lists_are_shown_as_lists(tmp_path: Path) -> None:
     table = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], "tags": [["a", "b"], []]}
     pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
-    column = next(one for one in look_at([tmp_path / "a.parquet"])["columns"] if one["name"] == "tags")
+    column = next(one for one in preview_logs([tmp_path / "a.parquet"])["columns"] if one["name"] == "tags")
     assert column["examples"] == ["['a', 'b']", "[]"]
 
 
@@ -359,7 +358,7 @@ def listed(tmp_path: Path, item: Callable[[int], str], kind: str) -> Path:
 @pytest.mark.parametrize("name", LISTED)
 def test_items_that_are_lists_of_text_are_refused(tmp_path: Path, name: str, kind: str) -> None:
     path = listed(tmp_path, LISTED[name], kind)
-    assert look_at([path])["lists"]
+    assert preview_logs([path])["lists"]
     with pytest.raises(UserError) as refused:
         read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
     value = LISTED[name](2)
@@ -370,7 +369,7 @@ def test_items_that_are_lists_of_text_are_refused(tmp_path: Path, name: str, kin
 @pytest.mark.parametrize("name", SINGLE)
 def test_ids_that_hold_commas_or_brackets_are_ids(tmp_path: Path, name: str) -> None:
     path = listed(tmp_path, SINGLE[name], "csv")
-    assert not look_at([path])["lists"]
+    assert not preview_logs([path])["lists"]
     logs = read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
     assert logs.interactions["item_id"].to_list() == [SINGLE[name](n) for n in range(2, 90)]
 
@@ -378,7 +377,7 @@ def test_ids_that_hold_commas_or_brackets_are_ids(tmp_path: Path, name: str) -> 
 def test_a_column_of_lists_is_said_not_to_hold_one_id_in_each_row(tmp_path: Path) -> None:
     table = {"user_id": [1, 2], "item_id": [["a", "b"], ["c"]], "timestamp": [1, 2]}
     pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
-    found = look_at([tmp_path / "a.parquet"])
+    found = preview_logs([tmp_path / "a.parquet"])
     assert found["passed_over"] == [{"column": "item_id", "role": "item", "needs": "one id in each row"}]
     with pytest.raises(UserError, match=r"item_id' is of type List\(String\), .*: write a row for each item"):
         read_logs([tmp_path / "a.parquet"], ColumnMapping(timestamp="timestamp"))

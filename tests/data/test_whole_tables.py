@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from adagrpo.data import ColumnMapping, read_items, read_logs
-from adagrpo.data.logs.preview import look_at_items
+from adagrpo.data.logs.preview import preview_items
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
@@ -31,20 +30,6 @@ def test_a_malformed_record_of_a_csv_table_is_named(tmp_path: Path, rows: str) -
     path = write(tmp_path / "items.csv", f"item_id,title\n{rows}")
     with pytest.raises(UserError, match=r"items\.csv, row 2: has (a quote that is not closed or|3 fields)"):
         read_items(path, text_columns=["title"])
-
-
-def test_a_table_that_ends_within_a_row_is_refused(tmp_path: Path) -> None:
-    """A new item would come without what was cut off; a row that leaves its last cells out is not cut off."""
-    whole = 'item_id;title;brand\n1;Lamp;Lux\n2;Chair\n3;"two\nlines; one";Lux'
-    options = {"text_columns": ["title"], "attribute_columns": ["brand"]}
-    for end in ("", "\n"):
-        assert len(read_items(write(tmp_path / "items.csv", whole + end), **options)) == 3
-    packed = tmp_path / "items.csv.gz"
-    for rest in ("\n4;Des", "\n4;", "\n4"):
-        packed.write_bytes(gzip.compress((whole + rest).encode()))
-        for path in (write(tmp_path / "items.csv", whole + rest), packed):
-            with pytest.raises(UserError, match=r"row 4: has [12] of 3 fields and no end of a line"):
-                read_items(path, **options)
 
 
 def test_a_quote_within_a_field_is_a_character(tmp_path: Path) -> None:
@@ -72,7 +57,7 @@ def test_what_is_said_of_an_item_may_be_nested(tmp_path: Path) -> None:
     options = {"id_column": "product.sku", "text_columns": ["product.title", "n"]}
     found = read_items(path, **options, attribute_columns=["categories", "made.in"])
     assert found.rows() == [("a", "Soap 1 2", ["Beauty", "Hair", "Beauty"]), ("b", "", ["made.in=x"])]
-    suggested = look_at_items(path, "product.sku")
+    suggested = preview_items(path, "product.sku")
     assert "categories" in suggested["text"] + suggested["attributes"]
     read_items(path, id_column=suggested["id_column"], text_columns=suggested["text"])
     for name in ("offers", "made"):

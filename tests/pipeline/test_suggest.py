@@ -19,7 +19,7 @@ from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
-from adagrpo.data.logs.preview import look_at, look_at_items
+from adagrpo.data.logs.preview import preview_items, preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
@@ -130,7 +130,7 @@ def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
 def test_names_that_shops_give(tmp_path: Path, user: str, item: str) -> None:
     log = tmp_path / "a.csv"
     log.write_text(f"{user};{item};ordered_at\nK-1;S1;2026-01-01T10:00:00\nK-2;S2;2026-01-02T10:00:00\n")
-    assert look_at([log])["mapping"] == {"user": user, "item": item, "timestamp": "ordered_at"}
+    assert preview_logs([log])["mapping"] == {"user": user, "item": item, "timestamp": "ordered_at"}
 
 
 def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_prices_with_decimal_commas_are_numbers_and_said(tmp_path: Path) -> None
     }
     rows = [";".join(value(n) for value in columns.values()) for n in range(100)]
     items.write_text(";".join(columns) + "\n" + "\n".join(rows) + "\n")
-    found = look_at_items(items, "sku")
+    found = preview_items(items, "sku")
     assert (found["text"], found["attributes"]) == (["title"], ["categories", "shelf", "size"])
     assert found["commas"] == {"price": "1,11", "list_price": "1.000,50", "weight": "1,5"}
     made = command("init", log, "--items", items, "--out", tmp_path / "r.yaml")
@@ -179,7 +179,7 @@ def test_prices_with_decimal_commas_are_numbers_and_said(tmp_path: Path) -> None
     assert load_config(tmp_path / "r.yaml").data.items is not None
     read = ["user_id,item_id,timestamp,rating", *(f'u{n % 9},i{n},{n},"{n % 5},5"' for n in range(90))]
     log.write_text("\n".join(read) + "\n")
-    rating = next(one for one in look_at([log])["columns"] if one["name"] == "rating")
+    rating = next(one for one in preview_logs([log])["columns"] if one["name"] == "rating")
     assert rating["type"] == "numbers with decimal commas"
 
 
@@ -189,7 +189,7 @@ def test_lists_of_an_item_table_are_attributes(tmp_path: Path) -> None:
     rows: dict[str, Any] = {"sku": ids, "tags": [["oak", "old"]] * 100, "sizes": [[1, 2]] * 100, "price": [3] * 100}
     pl.DataFrame(rows).write_parquet(tmp_path / "one.parquet")
     pl.DataFrame(rows | {"colours": [[2]] * 100}).write_parquet(tmp_path / "two.parquet")
-    found = [look_at_items(tmp_path / f"{name}.parquet", "sku")["attributes"] for name in ("one", "two")]
+    found = [preview_items(tmp_path / f"{name}.parquet", "sku")["attributes"] for name in ("one", "two")]
     assert found == [["tags", "sizes"], ["tags"]]
 
 
@@ -233,14 +233,14 @@ def test_a_column_that_is_named_like_a_role_and_does_not_fit_is_said(tmp_path: P
     log = tmp_path / "a.csv"
     rows = [f"u{n % 9},i{n % 30},{n},{'yes' if n % 2 else 'no'}" for n in range(90)]
     log.write_text("user_id,item_id,timestamp,click\n" + "\n".join(rows) + "\n")
-    assert look_at([log])["passed_over"] == [
+    assert preview_logs([log])["passed_over"] == [
         {"column": "click", "role": "clicked", "needs": "1 and 0, or true and false"}
     ]
     assert "not read: clicked needs 1 and 0, or true and false" in command("inspect", log).stdout
     made = command("init", log, "--out", tmp_path / "r.yaml")
     assert made.returncode == 0 and "'click' is named like clicked and is not read" in made.stderr
     log.write_text(log.read_text().replace("yes", "1").replace("no", "0"))
-    assert look_at([log])["passed_over"] == []
+    assert preview_logs([log])["passed_over"] == []
 
 
 def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_sizes_are_of_the_events_that_count(tmp_path: Path) -> None:
     assert "max_history: 10  # 95 % of the users have at most 10 interactions" in text
     assert '  keep_events: ["click"]  # of ["view", "click"]' in text
     assert load_config(tmp_path / "r.yaml").data.keep_events == ("click",)
-    assert look_at([log])["counts"]["interactions"] == 450
+    assert preview_logs([log])["counts"]["interactions"] == 450
     refused = command("inspect", log, "--set", "data.keep_events=click")
     assert refused.returncode == 2 and "write data.keep_events=[KIND, KIND]" in refused.stderr
     refused = command("inspect", log, "--set", "data.keep_events=[buy]")

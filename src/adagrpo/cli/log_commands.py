@@ -40,12 +40,11 @@ def inspect(
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
     from adagrpo.data.logs.formats import UNNAMED, one_line
     from adagrpo.data.logs.lists import ONE_EACH
-    from adagrpo.data.logs.preview import ROWS, look_at
-    from adagrpo.data.logs.understood import sentences
+    from adagrpo.data.logs.preview import ROWS, format_lines, preview_logs
     from adagrpo.report import Table, to_text
 
     given, kept = _said(common.settings)
-    preview = look_at(logs, None if all_rows else ROWS, given, kept)
+    preview = preview_logs(logs, None if all_rows else ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
         typer.echo(json.dumps(preview))
@@ -67,7 +66,7 @@ def inspect(
         if preview["unnamed"]:
             typer.echo(UNNAMED)
         return
-    typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
+    typer.echo("\n" + "\n".join(format_lines(preview["understood"])) + f"\nthese are {preview['kind']}")
     if len(preview["events"]) > 1:
         kinds = ", ".join(map(one_line, preview["events"]))
         which = (
@@ -115,12 +114,12 @@ def recipe_of_logs(logs: list[Path], items: Path | None, name: str, settings: tu
     """
     from adagrpo.data.logs.formats import one_line
     from adagrpo.data.logs.items import read_items
-    from adagrpo.data.logs.preview import look_at, look_at_items
+    from adagrpo.data.logs.preview import preview_items, preview_logs
     from adagrpo.pipeline.suggest import recipe_text
 
-    preview, notes = look_at(logs, None, *_said(settings)), []
+    preview, notes = preview_logs(logs, None, *_said(settings)), []
     if items is not None and not preview["missing"]:
-        found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+        found = preview["items"] = preview_items(items, preview["roles"]["item"]["column"])
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
         notes = [
             f"note: column '{one_line(column)}' of {items} looks like numbers with decimal commas, such as"
@@ -150,7 +149,7 @@ def prepare(
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
     from adagrpo import pipeline
     from adagrpo.config import resolve_config
-    from adagrpo.data.logs.understood import sentences
+    from adagrpo.data.logs.preview import format_lines
     from adagrpo.pipeline.suggest import sizes_note
     from adagrpo.report import dataset_table, to_text
 
@@ -185,7 +184,7 @@ def prepare(
     if counts:
         print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
-    typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
+    typer.echo("\n".join(format_lines(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
 
 
 @Command("collect", "your logs", draws=False)

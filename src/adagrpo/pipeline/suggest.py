@@ -84,7 +84,7 @@ def sizes_note(tokenizer: TokenizerConfig, items: int) -> str | None:
 
 
 def recipe_text(preview: Mapping[str, Any], name: str) -> str:
-    """A commented recipe for what `adagrpo.data.logs.preview.look_at` found in all rows of a log.
+    """A commented recipe for what `adagrpo.data.logs.preview.preview_logs` found in all rows of a log.
 
     Raises:
         UserError: a role is missing without which there is nothing to train on, or an item is a list.

@@ -22,6 +22,7 @@ __all__ = [
     "id_texts",
     "id_value",
     "identifiers",
+    "in_seconds",
     "integers_if_all",
     "numbers",
     "slots",
@@ -36,7 +37,7 @@ LAST_TIME = 9_223_372_036_854_774_784.0  # the largest double that fits into 64 
 
 
 def blank_to_null(values: pl.Series) -> pl.Series:
-    """Text of blanks alone, and NaN, to null."""
+    """Replace text of blanks alone, and NaN, by null."""
     if values.dtype in (pl.Categorical, pl.Enum):
         values = values.cast(pl.String)
     if values.dtype == pl.String:
@@ -45,12 +46,12 @@ def blank_to_null(values: pl.Series) -> pl.Series:
 
 
 def where(keep: pl.Series, values: pl.Series) -> pl.Series:
-    """Null where `keep` is not true."""
+    """Keep values where `keep` is true; null elsewhere."""
     return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
 
 
 def identifiers(values: pl.Series) -> pl.Series:
-    """Int64, or String for what is text; null where bytes were not UTF-8, hold a NUL, or are too many for an id."""
+    """Read ids: Int64, or String of text; null where bytes were not UTF-8, hold a NUL, or are too many for an id."""
     if values.dtype == pl.String:
         damaged = values.str.contains("[\ufffd\\x00]") | (values.str.len_chars() > LONGEST_ID)
         return where(~damaged, values)
@@ -66,7 +67,7 @@ def identifiers(values: pl.Series) -> pl.Series:
 
 
 def id_texts(values: pl.Series) -> pl.Series:
-    """Ids as text, by which those of two files are the same or not; null where a value is no id.
+    """Write ids as text, by which those of two files are the same or not; null where a value is no id.
 
     >>> id_texts(pl.Series([5.0, 5.5])).to_list(), id_texts(pl.Series(["5.0", " "])).to_list()
     (['5', None], ['5.0', None])
@@ -75,7 +76,7 @@ def id_texts(values: pl.Series) -> pl.Series:
 
 
 def id_of(value: Any) -> str | None:
-    """The id that a value of JSON is, as text; None where it is none.
+    """Read a value of JSON as an id, a text; None where it is none.
 
     >>> id_of("5.0"), id_of(5), id_of(5.0), id_of(5.5), id_of(True), id_of(10**30) == str(10**30)
     ('5.0', '5', '5', None, None, True)
@@ -85,14 +86,14 @@ def id_of(value: Any) -> str | None:
 
 
 def id_value(value: Any) -> int | str | None:
-    """The id that a value of JSON is: text as it is, and the whole number that a number is; None where it is none."""
+    """Read a value of JSON as an id: text as it is, and the whole number that a number is; None where it is none."""
     if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def integers_if_all(ids: pl.Series) -> pl.Series:
-    """Strings to integers where nothing is lost."""
+    """Turn strings into integers where nothing is lost."""
     if ids.dtype != pl.String:
         return ids
     integers = ids.cast(pl.Int64, strict=False)
@@ -100,15 +101,14 @@ def integers_if_all(ids: pl.Series) -> pl.Series:
 
 
 def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
-    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64.
+    """Read numbers: Int64 where all usable values are integers, else Float64.
 
-    A time of day is no number: it says nothing of the day.
+    A timestamp in nanoseconds needs all its digits. A time of day is no number: it says nothing of the day.
     """
     if values.dtype == pl.Time:
         return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
     if values.dtype in (pl.Date, pl.Datetime):
-        values = values.cast(pl.Datetime("us")).dt.epoch("us")
-        values = values // 1_000_000 if (values % 1_000_000 == 0).all() else values / 1_000_000
+        values = in_seconds(values.cast(pl.Datetime("us")).dt.epoch("us"))
     if values.dtype == pl.String:
         values = values.str.strip_chars()
     real = values.cast(pl.Float64, strict=False)
@@ -120,13 +120,18 @@ def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl
     return where(usable, real)
 
 
+def in_seconds(micros: pl.Series) -> pl.Series:
+    """Convert microseconds to seconds: Int64 where all are whole, else Float64."""
+    return micros // 1_000_000 if (micros % 1_000_000 == 0).all() else micros / 1_000_000
+
+
 def slots(values: pl.Series) -> pl.Series:
-    """Places in a slate, whole and from 0 on."""
+    """Read places in a slate, whole and from 0 on."""
     slots = numbers(values, 0.0, 2.0**31 - 1)
     return where(slots == slots.floor(), slots).cast(pl.Int32)
 
 
 def booleans(values: pl.Series) -> pl.Series:
-    """1, 0, true and false, in any case."""
+    """Read 1, 0, true and false, in any case."""
     text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
     return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)

@@ -21,18 +21,17 @@ from adagrpo.data.logs.cells import id_of, numbers
 from adagrpo.data.logs.formats import (
     UNNAMED,
     columns_of,
-    header_of,
+    csv_header,
     kind_of,
     one_line,
     path_of,
     reading,
     require,
-    separator_of,
 )
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 from adagrpo.errors import UserError
 
-__all__ = ["CHUNK_ROWS", "Chunk", "json_fields", "lines_of", "of_struct", "read_chunks"]
+__all__ = ["CHUNK_ROWS", "Chunk", "json_fields", "json_lines", "lines_of", "named_fields", "read_chunks"]
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
@@ -52,7 +51,7 @@ class Chunk(NamedTuple):
     problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
 
     def before(self, row: int) -> Chunk:
-        """What of it lies before a row of the file."""
+        """Cut what lies from a row of the file on."""
         rows = max(0, row - self.first)
         return Chunk(self.first, self.table.head(rows), None if self.problem is None else self.problem.head(rows))
 
@@ -63,7 +62,7 @@ def read_chunks(
     ids: Sequence[str] = (),
     max_expansion: float = MAX_EXPANSION,
 ) -> Iterator[Chunk]:
-    """Some columns of a log: of a Parquet file as they are, of others as text.
+    """Read some columns of a log: of a Parquet file as they are, of others as text.
 
     Args:
         path: see `adagrpo.data.logs.formats.kind_of`.
@@ -78,11 +77,9 @@ def read_chunks(
         UserError: the file or a column is missing, a CSV header names it twice, the file cannot be read, a line is too
             long, or too much unpacks.
     """
-    kind = kind_of(path)
+    kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
-    readers: dict[str, _Reader] = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}
-    read = readers[kind]
-    first = 0
+    read: _Reader = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}[kind]
     with reading(path, kind):
         for table, problem in read(path, columns, ids, max_expansion):
             if len(table) or first == 0:
@@ -96,52 +93,57 @@ _Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed
 
 def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     table = pl.scan_parquet(path, glob=False)
-    known = table.collect_schema().names()
-    paths = {name: [name] if name in known else path_of(name) for name in columns}
-    check_parquet(path, [place[0] for place in paths.values()], max_expansion)
-    most = expansion_limit(path, max_expansion)
-    table = table.select(of_struct(place).alias(name) for name, place in paths.items())
+    fields = named_fields(columns, table.collect_schema().names())
+    check_parquet(path, [field.meta.root_names()[0] for field in fields], max_expansion)
+    limit = expansion_limit(path, max_expansion)
+    table = table.select(fields)
     end = int(table.select(pl.len()).collect().item())
-    text = 0
+    total = 0
     for start in range(0, max(1, end), CHUNK_ROWS):
         chunk = table.slice(start, min(CHUNK_ROWS, end - start)).collect()
-        came = text_bytes(chunk)
-        text += came
-        if text > most:
+        text = text_bytes(chunk)
+        total += text
+        if total > limit:
             raise explodes(path, max_expansion)
         # equal texts share their bytes until something is done with them
-        count = max(1, len(chunk) * CHUNK_BYTES // max(came, CHUNK_BYTES))
+        count = max(1, len(chunk) * CHUNK_BYTES // max(text, CHUNK_BYTES))
         for first in range(0, max(1, len(chunk)), count):
             yield chunk.slice(first, count), None
 
 
-def of_struct(path: Sequence[str]) -> pl.Expr:
-    """A column, or a field within it, by the names that lead to it."""
-    expression = pl.col(path[0])
-    for name in path[1:]:
-        expression = expression.struct.field(name)
-    return expression
+def named_fields(columns: Sequence[str], known: Sequence[str]) -> list[pl.Expr]:
+    """Select columns, or where no column is called so the fields within them that their names lead to."""
+    fields = []
+    for name in columns:
+        first, *rest = [name] if name in known else path_of(name)
+        fields.append(functools.reduce(lambda field, part: field.struct.field(part), rest, pl.col(first)).alias(name))
+    return fields
 
 
 def lines_of(block: bytes) -> list[str]:
-    """Lines without their ends."""
+    """Split text into lines without their ends."""
     lines = block.decode("utf-8", errors="replace").split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
 
 
+def json_lines(block: bytes) -> list[str]:
+    """Split a block of JSON lines; a blank line is no row."""
+    return [line for line in lines_of(block) if line.strip()]
+
+
 def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Fields as text, null in a line that is not JSON; a blank line is no row."""
+    """Fields as text, null in a line that is not JSON."""
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
     for block, _ in read_blocks(path, CHUNK_BYTES, max_expansion):
-        table, problem = json_fields([line for line in lines_of(block) if line.strip()], columns, ids)
+        table, problem = json_fields(json_lines(block), columns, ids)
         empty = pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)
         yield table, table.select(pl.coalesce(pl.lit(problem), empty)).to_series()
 
 
 def json_fields(texts: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Fields of JSON lines as text, null where a line has none, and what is wrong with the type of one."""
+    """Read fields of JSON lines as text, null where a line has none, and what is wrong with the type of one."""
     lines = pl.DataFrame({"line": pl.Series(texts, dtype=pl.String)})
     fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
     return _typed(lines["line"], lines.select(fields), ids)
@@ -189,11 +191,11 @@ def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[p
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Columns as text, and what is wrong with a record as a whole.
 
-    The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
-    beside it; where a record is not a line, records are read one by one. Empty lines before the header and at the end
-    are no rows.
+    The fast reader swallows, without an error, all that lies between two unclosed quotes. So lines and quotes are
+    counted first; where a record is not a line, records are read one by one. Empty lines before the header and at the
+    end are no rows.
     """
-    names, separator = header_of(path), separator_of(path)
+    names, separator = csv_header(path)
     header = carried = b""
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
         whole = (carried + block).rstrip(b"\r\n") if last else carried + block
@@ -208,7 +210,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
             yield table, None
             continue
         texts = lines_of(whole)
-        stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is told by so many lines after it
+        stop = len(texts) if last else len(texts) - RECORD_LINES  # so many lines may be part of a record
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem
@@ -217,10 +219,10 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
 def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
     """Refuse a column that the header names more than once, since nothing says which of them is meant."""
     for name in columns:
-        times = header.count(name)
-        if name and times > 1:
-            said = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
-            raise UserError(f"{path}: the header names '{one_line(name)}' {times} times; {said}")
+        count = header.count(name)
+        if name and count > 1:
+            advice = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
+            raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -35,10 +35,9 @@ from adagrpo.data.logs.cells import (
     integers_if_all,
 )
 from adagrpo.data.logs.chunks import Chunk, read_chunks
-from adagrpo.data.logs.formats import one_line
+from adagrpo.data.logs.formats import file_format, one_line
 from adagrpo.data.logs.lists import ONE_EACH, first_list
-from adagrpo.data.logs.log_fields import ColumnMapping, Field, LogOptions, Refusals, fields_of
-from adagrpo.data.logs.understood import file_format, time_format
+from adagrpo.data.logs.log_fields import ColumnMapping, Field, Refusals, fields_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
@@ -59,7 +58,7 @@ class Logs:
     rows_read: int
     rows_filtered: int  # by event or rating
     duplicates_dropped: int | None = None  # rows, where they were to be dropped
-    understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `adagrpo.data.logs.understood`
+    understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `files` and `time`, how written
 
     @property
     def time_key(self) -> str:
@@ -104,74 +103,58 @@ def read_logs(
     Raises:
         UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
     """
-    options = LogOptions(
-        keep_events,
-        min_rating,
-        click_rating,
-        ordered,
-        max_bad_rows,
-        refuse or Refusals(),
-        max_expansion,
-        drop_duplicates,
-    )
-    reader = Reading(fields_of(paths, columns, options), options.refuse, max_bad_rows)
+    refuse = refuse or Refusals()
+    rated = click_rating is not None
+    if not paths:
+        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
+    if keep_events is not None and columns.event is None:
+        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
+    if min_rating is not None and columns.rating is None:
+        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
+    if rated and (columns.rating is None or columns.clicked is not None):
+        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
+    fields = fields_of(paths, columns, ordered, rated)
+    if refuse.after is not None and TIMESTAMP not in fields:
+        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
+
+    reader = _Reader(fields, refuse, max_bad_rows)
     for path in map(Path, paths):
         reader.read(path, max_expansion, first_rows)
     table, rejects = reader.finish()
-    rows_read = len(table) + len(rejects)
-    check_any(paths[0], rows_read, rejects, 0, 0, rows_read)
-    found = keep(table, columns, options)
-    check_any(paths[0], rows_read, rejects, found.filtered, found.rows, len(found.interactions))
-    counts = (rows_read, found.filtered, found.dropped)
-    return Logs(found.interactions, found.impressions, rejects, *counts, reader.understood(table))
-
-
-class Kept(NamedTuple):
-    """What is kept of rows that were read: of all of the logs, or of all rows of some users."""
-
-    interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
-    impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
-    rows: int  # of which both are parts
-    filtered: int  # by event or rating
-    dropped: int | None  # duplicates, where they were to be dropped
-
-
-def keep(table: pl.DataFrame, columns: ColumnMapping, options: LogOptions) -> Kept:
-    """Filter rows that were read, drop duplicates, and tell interactions from impressions."""
-    if options.click_rating is not None:
-        rated = (pl.col(RATING) >= options.click_rating).fill_null(False)  # shown, and nobody rated it
-        table = table.with_columns(rated.alias(CLICKED))
-    kept = _filter(table, options.keep_events, options.min_rating)
+    if click_rating is not None:  # an item without a rating was shown and not rated
+        table = table.with_columns((pl.col(RATING) >= click_rating).fill_null(False).alias(CLICKED))
+    kept = _filter(table, keep_events, min_rating)
     filtered = len(table) - len(kept)
-    impressions_known = CLICKED in table.columns
+    impressions = CLICKED in table.columns
     keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in table.columns)]
     shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
-    dropped = None
-    if options.drop_duplicates:
-        once = kept.unique([*keys, *shown], keep="first", maintain_order=True)
-        kept, dropped = once, len(kept) - len(once)
-    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
-    impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
-    interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
-    return Kept(interactions, impressions, len(kept), filtered, dropped)
+    once = kept.unique([*keys, *shown], keep="first", maintain_order=True) if drop_duplicates else kept
+    chosen = once.filter(pl.col(CLICKED).fill_null(True)) if impressions else once
+    if not len(chosen):
+        raise _nothing(paths[0], len(table), rejects, filtered, len(once))
+    return Logs(
+        chosen.select(*keys, *([RATING] if columns.rating else [])),
+        once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
+        rejects,
+        len(table) + len(rejects),
+        filtered,
+        len(kept) - len(once) if drop_duplicates else None,
+        reader.detected(table),
+    )
 
 
-def check_any(path: Path, rows: int, rejects: pl.DataFrame, filtered: int, kept: int, interactions: int) -> None:
-    """Refuse logs that nothing came of; the reason of the first reject is part of what is said.
-
-    Raises:
-        UserError: there was no row, or no interaction among them.
-    """
+def _nothing(path: Path, accepted: int, rejects: pl.DataFrame, filtered: int, kept: int) -> UserError:
+    """Make the error of logs that nothing comes of; the reason of the first reject is part of it."""
+    rows = accepted + len(rejects)
     if rows == 0:
-        raise UserError(f"{path}: no rows; a log has at least one interaction")
-    if interactions == 0:
-        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
-        first = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
-        raise UserError(f"{path}: no interaction among {rows} rows: {counts}{first}")
+        return UserError(f"{path}: no rows; a log has at least one interaction")
+    counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
+    first = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
+    return UserError(f"{path}: no interaction among {rows} rows: {counts}{first}")
 
 
-class Reading:
-    """What has been read of the files so far. Of more bad rows than may be, the first alone is kept."""
+class _Reader:
+    """The rows that were read so far. Of more bad rows than may be, the first alone is kept."""
 
     def __init__(self, fields: dict[str, Field], refuse: Refusals, max_bad_rows: int) -> None:
         self.fields, self.refuse, self.max_bad_rows = fields, refuse, max_bad_rows
@@ -180,12 +163,10 @@ class Reading:
         self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
         self.count = 0  # of bad rows
         self.files: list[dict[str, Any]] = []
-        self.file = -1  # which is read
 
     def read(self, path: Path, max_expansion: float, first_rows: int | None = None) -> None:
         """Read a file, or its first rows."""
         self.paths.append(path)
-        self.file += 1
         rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
@@ -193,17 +174,15 @@ class Reading:
             chunk = whole if first_rows is None else whole.before(first_rows)
             self._take(path, chunk)
             rows = chunk.first + len(chunk.table)
-            if first_rows is not None and rows >= first_rows:
+            if rows == first_rows:
                 break
-        more = {"rows": rows} if rows != first_rows else {"rows": rows, "only_first": True}
-        self.files.append(file_format(path) | more)
+        self.files.append(file_format(path) | {"rows": rows} | ({"only_first": True} if rows == first_rows else {}))
 
-    def understood(self, table: pl.DataFrame) -> dict[str, Any]:
-        """What was understood of the files, and of the times of the rows that were read."""
-        summary: dict[str, Any] = {"files": self.files}
+    def detected(self, table: pl.DataFrame) -> dict[str, Any]:
+        """Describe the files, and the times of the rows that were read."""
         field = self.fields.get(TIMESTAMP)
-        time = None if field is None or field.times is None else time_format(table, field.source, field.times)
-        return summary | ({} if time is None else {"time": time})
+        time = None if field is None or field.times is None else field.times.describe(table[TIMESTAMP], field.source)
+        return {"files": self.files} | ({} if time is None else {"time": time})
 
     def _take(self, path: Path, chunk: Chunk) -> None:
         fields = self.fields
@@ -222,11 +201,10 @@ class Reading:
                 for name, field in fields.items()
             }
         )
-        rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
+        refused = self._refused(parsed)
+        rejected = bad.select(pl.any_horizontal(pl.all())).to_series() | refused.is_not_null()
         if chunk.problem is not None:
             rejected = rejected | chunk.problem.is_not_null()
-        refused = self._refused(parsed)
-        rejected = rejected | refused.is_not_null()
         rows = rejected.arg_true()
         if len(rows):
             problem = None if chunk.problem is None else chunk.problem[rows]
@@ -241,7 +219,7 @@ class Reading:
         self.good.append(kept.filter(~rejected))
 
     def _file(self) -> pl.Expr:
-        return pl.lit(self.file, dtype=pl.Int32).alias(FILE)
+        return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
 
     def _reject(self, rows: pl.DataFrame) -> None:
         self.count += len(rows)
@@ -250,28 +228,25 @@ class Reading:
             self.bad.append(kept.select(self._file(), ROW, REASON))
 
     def _refused(self, parsed: pl.DataFrame) -> pl.Series:
-        """Why a row is refused that can be read; null where it is not."""
+        """Why a row is refused whose values can be read; null where it is not."""
         reason = pl.lit(None, pl.String)
         if self.refuse.items is not None:
-            item = pl.col(ITEM_ID).cast(pl.String)
-            text = pl.format(
-                "{} is '{}', which the item table lacks", pl.lit(self.fields[ITEM_ID].source), _shown(item)
-            )
+            item, source = pl.col(ITEM_ID).cast(pl.String), pl.lit(self.fields[ITEM_ID].source)
+            text = pl.format("{} is '{}', which the item table lacks", source, _shown(item))
             reason = pl.when(~item.is_in(self.refuse.items.implode())).then(text).otherwise(reason)
         if self.refuse.after is not None:
-            time = pl.col(TIMESTAMP)
-            source = self.fields[TIMESTAMP].source
-            text = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
+            time, source = pl.col(TIMESTAMP), pl.lit(self.fields[TIMESTAMP].source)
+            text = pl.format("{} is {}, after {}", source, time, pl.lit(f"{self.refuse.after}"))
             reason = pl.when(time > self.refuse.after).then(text).otherwise(reason)
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """All good rows, and the rejects, in the order of the files.
+        """Join all good rows, and the rejects, in the order of the files.
 
         Raises:
             UserError: there are too many rejects.
         """
-        table = stack(self.good) if self.good else pl.DataFrame()
+        table = _stack(self.good) if self.good else pl.DataFrame()
         if self.refuse.repeats and self.good:
             names = list(self.fields)
             first = table.select(pl.struct(names).is_first_distinct()).to_series()
@@ -279,46 +254,23 @@ class Reading:
             self.count += len(repeats)
             self.bad.append(repeats)
             table = table.filter(first).select(names)
-        return table, rejects_of(self.bad, self.count, self.paths, self.max_bad_rows)
+        schema = {FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String}
+        rejects = pl.concat([pl.DataFrame(schema=schema), *self.bad]).sort(FILE, ROW, maintain_order=True)
+        paths = pl.Series([str(path) for path in self.paths], dtype=pl.String)
+        rejects = rejects.with_columns(pl.lit(paths).gather(pl.col(FILE)).alias(FILE))
+        if self.count > self.max_bad_rows:
+            file, row, reason = rejects.row(0)
+            more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"
+            raise UserError(f"{file}, row {row}: {reason} ({more})")
+        return table, rejects
 
 
 def _refuse_lists(path: Path, items: pl.Series) -> None:
-    """Refuse a file whose items are lists that are written as text; each list would be an item.
-
-    Args:
-        path: of the file.
-        items: the column of items, from the first row on.
-
-    Raises:
-        UserError: most of the first items are lists; the first of them is named.
-    """
+    """Refuse a file most of whose first items are lists that are written as text; each would be one item."""
     row = first_list(items)
     if row is not None:
         name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
         raise UserError(f"{path}, row {row + 1}: {name} is '{value}', a list, as most of its values are; {ONE_EACH}")
-
-
-def rejects_of(bad: Sequence[pl.DataFrame], count: int, paths: Sequence[Path], most: int) -> pl.DataFrame:
-    """The rejects of all files: file, row, reason. Rows of data are counted from 1, as in all messages.
-
-    Args:
-        bad: number of the file, row and reason, in any order; of more than may be, the first is enough.
-        count: of all of them.
-        paths: of the files.
-        most: how many there may be.
-
-    Raises:
-        UserError: there are more.
-    """
-    empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
-    rejected = pl.concat([empty, *bad]).sort(FILE, ROW, maintain_order=True)
-    names = pl.Series([str(path) for path in paths], dtype=pl.String)
-    rejects = rejected.with_columns(pl.lit(names).gather(pl.col(FILE)).alias(FILE))
-    if count > most:
-        file, row, reason = rejects.row(0)
-        more = f"the first of {count} bad rows; data.max_bad_rows is {most}"
-        raise UserError(f"{file}, row {row}: {reason} ({more})")
-    return rejects
 
 
 def _reasons(
@@ -354,7 +306,7 @@ def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: 
     return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
 
 
-def stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
+def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
     """All files in one table; ids are integers only where they are in every file."""
     for name in (USER_ID, ITEM_ID):
         if len({table[name].dtype for table in tables}) > 1:

@@ -1,4 +1,4 @@
-"""The item table: what is said of each item beside the logs."""
+"""The item table: text, attributes and groups of each item."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def read_items(
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
-    said = [_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns])]
-    table = table.with_columns(said)
+    table = table.with_columns(_flat(path, table[name]) for name in {*text_columns, *attribute_columns})
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
     decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
@@ -89,9 +88,9 @@ def _flat(path: Path, values: pl.Series) -> pl.Series:
     while isinstance(leaf, pl.List | pl.Array):
         leaf = leaf.inner
     if leaf.is_nested() or leaf in UNREADABLE:
-        held = one_line(str(values.dtype))
+        dtype = one_line(str(values.dtype))
         raise UserError(
-            f"{path}: column '{one_line(values.name)}' holds {held}; what is said of an item (data.items.text,"
+            f"{path}: column '{one_line(values.name)}' holds {dtype}; what is said of an item (data.items.text,"
             " data.items.attributes) is text, numbers, or lists of these; a field within it is named with a dot"
         )
     values = values.cast(_lists(values.dtype))

@@ -18,13 +18,13 @@ MOST = 0.9  # of the values
 BRACKETS = r"^(\[.*[\s,;|].*\]|\(.*[\s,;|].*\)|\{[^:]*[\s,;|][^:]*\})$"
 ONE_IN_BRACKETS = r"^[\[({][^\s,;|:]*[\])}]$"  # a list of one, or of none
 MOVES = 0.25  # of the parts that are written more than once, at more than one place; in a list of two half of them
-MARKS = (",", ";", "|", " ")
 WORD = r"^[\w.:/-]+$"
-NUMBERED = r"\d"  # what words have to hold that blanks separate, unlike those of a title
+NUMBERED = r"^[\w.:/-]*\d[\w.:/-]*$"  # what blanks separate holds a digit, unlike the words of a title
+MARKS = {",": WORD, ";": WORD, "|": WORD, " ": NUMBERED}
 
 
 def first_list(values: pl.Series) -> int | None:
-    """The row of the first list, counted from 0, in a column of ids most of whose values are lists; None in others.
+    """Find the row of the first list, counted from 0, in a column of ids most of whose values are lists.
 
     >>> first_list(pl.Series(["", "[1, 2]", "[3]"])), first_list(pl.Series(["a,b", "b,c,a", "c,d"]))
     (1, 0)
@@ -37,33 +37,27 @@ def first_list(values: pl.Series) -> int | None:
     known = head.drop_nulls()
     if len(known) < 2:
         return None
-    written = head.str.contains(BRACKETS).fill_null(False)
-    if written.any() and _most(known.str.contains(BRACKETS) | known.str.contains(ONE_IN_BRACKETS)):
-        return int(written.arg_max() or 0)
-    for mark in MARKS:
-        if _most(known.str.contains(mark, literal=True)) and _are_lists(known, mark):
+    lists = head.str.contains(BRACKETS)
+    if lists.any() and _most(known.str.contains(BRACKETS) | known.str.contains(ONE_IN_BRACKETS)):
+        return int(lists.fill_null(False).arg_max() or 0)
+    for mark, word in MARKS.items():
+        if _are_lists(known, mark, word):
             return int(head.str.contains(mark, literal=True).fill_null(False).arg_max() or 0)
     return None
 
 
-def _are_lists(values: pl.Series, mark: str) -> bool:
+def _are_lists(values: pl.Series, mark: str, word: str) -> bool:
     """Whether most texts are words with a mark between them, and none of them is a composite id."""
-    if values.n_unique() < MOST * len(values):
+    parts = values.str.split(mark).list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls())
+    words = (parts.list.len() > 1) & parts.list.eval(pl.element().str.contains(word)).list.all()
+    if not _most(words) or values.n_unique() < MOST * len(values):
         return False
-    rows = pl.DataFrame({"row": pl.int_range(len(values), eager=True), "word": values.str.split(mark)})
-    words = rows.explode("word").with_columns(pl.col("word").str.strip_chars()).filter(pl.col("word") != "")
-    fits = pl.col("word").str.contains(WORD)
-    if mark == " ":
-        fits = fits & pl.col("word").str.contains(NUMBERED)
-    judged = words.group_by("row").agg(fits.all().alias("fits"), pl.len().alias("words"))
-    if not _most(judged["fits"] & (judged["words"] > 1)):
-        return False
-    placed = words.with_columns(place=pl.int_range(pl.len()).over("row"))
-    again = placed.group_by("word").agg(pl.len().alias("times"), pl.col("place").n_unique().alias("places"))
-    again = again.filter(pl.col("times") > 1)
-    if len(again) == 0:
-        return judged["words"].n_unique() > 1
-    return int((again["places"] > 1).sum()) >= MOVES * len(again)
+    places = parts.list.eval(pl.int_range(pl.len()))
+    placed = pl.DataFrame({"part": parts, "place": places}).explode("part", "place")
+    again = placed.group_by("part").agg(pl.len(), pl.col("place").n_unique()).filter(pl.col("len") > 1)
+    if again.is_empty():
+        return parts.list.len().n_unique() > 1
+    return int((again["place"] > 1).sum()) >= MOVES * len(again)
 
 
 def _most(true: pl.Series) -> bool:

@@ -1,9 +1,9 @@
-"""How logs are read: what their columns are called, what is kept of them, and how the values of a column are read."""
+"""What the columns of logs are called, and how their values are read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +13,9 @@ from adagrpo.data.columns import CLICKED, EVENT, ITEM_ID, POSITION, PROPENSITY, 
 from adagrpo.data.logs.cells import LONGEST_ID, booleans, identifiers, numbers, slots
 from adagrpo.data.logs.formats import columns_of, listed
 from adagrpo.data.logs.times import Times
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Field", "LogOptions", "Refusals", "fields_of"]
+__all__ = ["ColumnMapping", "Field", "Refusals", "fields_of"]
 
 AN_ID = f"an id of up to {LONGEST_ID} characters"
 
@@ -53,20 +52,6 @@ class Refusals:
     lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.data.logs.lists`
 
 
-@dataclass(frozen=True)
-class LogOptions:
-    """How logs are read, see `read_logs`."""
-
-    keep_events: Sequence[str] | None = None
-    min_rating: float | None = None
-    click_rating: float | None = None
-    ordered: bool = True
-    max_bad_rows: int = 0
-    refuse: Refusals = field(default_factory=Refusals)
-    max_expansion: float = MAX_EXPANSION
-    drop_duplicates: bool = False
-
-
 class Field(NamedTuple):
     """How a column is read."""
 
@@ -77,29 +62,19 @@ class Field(NamedTuple):
     times: Times | None = None  # of a field of times, how they are written
 
 
-def fields_of(paths: Sequence[Path], columns: ColumnMapping, options: LogOptions) -> dict[str, Field]:
-    """Canonical name to how a column is read, see `read_logs`.
+def fields_of(paths: Sequence[Path], columns: ColumnMapping, ordered: bool, rated: bool) -> dict[str, Field]:
+    """Map canonical names to how their columns are read.
+
+    Args:
+        paths: of the logs, the first of which says whether a column of time is there.
+        columns: as they are called.
+        ordered: whether a column orders the rows.
+        rated: whether ratings say what was clicked.
 
     Raises:
-        UserError: no file is given, or the options need a column that is not named.
+        UserError: two columns order the rows, or none does.
     """
-    if not paths:
-        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
-    if options.keep_events is not None and columns.event is None:
-        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
-    if options.min_rating is not None and columns.rating is None:
-        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
-    if options.click_rating is not None and (columns.rating is None or columns.clicked is not None):
-        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
-    timed = _choose_time(columns, Path(paths[0])) if options.ordered else columns
-    fields = _fields(timed, options.click_rating is not None)
-    if options.refuse.after is not None and TIMESTAMP not in fields:
-        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
-    return fields
-
-
-def _fields(columns: ColumnMapping, rated: bool) -> dict[str, Field]:
-    """Canonical name to how a column is read; with `rated`, ratings say what was clicked."""
+    columns = _choose_time(columns, Path(paths[0])) if ordered else columns
     fields = {
         USER_ID: Field(columns.user, True, AN_ID, identifiers),
         ITEM_ID: Field(columns.item, True, AN_ID, identifiers),

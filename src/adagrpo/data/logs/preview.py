@@ -1,4 +1,4 @@
-"""A look at a log before anything is done with it: its columns, what they seem to be, and what would be read and lost.
+"""A preview of logs and item tables: columns, what they seem to be, and what would be read and lost.
 
 Roles are guessed by names, and a guess holds only if the values fit it; each comes with its reason. Nothing but this
 page and the recipe that `adagrpo init` writes follows from a guess.
@@ -18,13 +18,14 @@ import polars as pl
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, kind_of, listed, one_line
+from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
-from adagrpo.data.logs.times import Times, iso_seconds
+from adagrpo.data.logs.times import Times, iso_seconds, two_units
+from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = ["ROWS", "look_at", "look_at_items"]
+__all__ = ["ROWS", "format_lines", "preview_items", "preview_logs"]
 
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
@@ -60,13 +61,13 @@ NEEDS = {  # the values of a role
 }
 
 
-def look_at(
+def preview_logs(
     paths: Sequence[Path],
     rows: int | None = ROWS,
     given: Mapping[str, str] | None = None,
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What is in some log files.
+    """Preview the contents of log files.
 
     Args:
         paths: files of the same columns.
@@ -84,28 +85,25 @@ def look_at(
         UserError: a file cannot be read, or a column that is given is not there.
     """
     path = Path(paths[0])
-    names = columns_of(path)
-    sample = next(read_chunks(path, names)).table.head(SAMPLE)
+    sample = _sample(path)
     if not len(sample):
         raise UserError(f"{path}: no rows; a log has at least one interaction")
-    nested = {name.rpartition(".")[0] for name in names if "." in name}
-    leaves = [name for name in names if name not in nested]
-    columns = [_column(name, sample[name]) for name in leaves]
-    roles = _roles(leaves, sample, dict(given or {}))
+    columns = [_column(values) for values in sample]
+    roles = _roles(sample, dict(given or {}))
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
-    preview["passed_over"] = _passed_over(leaves, roles)
+    preview["passed_over"] = _passed_over(sample.columns, roles)
     preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
     preview["lists"] = "item" in roles and first_list(blank_to_null(sample[roles["item"]["column"]])) is not None
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
     preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
-    preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(names, dtype=pl.String)).count() > 0
+    preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(sample.columns)).count() > 0
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
-def look_at_items(path: Path, item: str) -> dict[str, Any]:
-    """What an item table has: `path`, `id_column`, `text` and `attributes`; and `commas`, by column a value.
+def preview_items(path: Path, item: str) -> dict[str, Any]:
+    """Preview an item table: `path`, `id_column`, `text` and `attributes`; and `commas`, by column a value.
 
     Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
     such as a brand. Lists of text are attributes too, and so is a list of whole numbers if there is one such column:
@@ -119,11 +117,9 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or no column looks like the ids.
     """
-    names = columns_of(path)
-    nested = {name.rpartition(".")[0] for name in names if "." in name}
-    names = [name for name in names if name not in nested]
-    sample = next(read_chunks(path, names)).table.head(SAMPLE)
-    found = _roles(names, sample, {"item": item} if item in names else {}).get("item")
+    sample = _sample(path)
+    names = sample.columns
+    found = _roles(sample, {"item": item} if item in names else {}).get("item")
     if found is None:
         raise UserError(
             f"{path}: no column looks like the ids of the items; rename it as in the logs, {one_line(item)},"
@@ -147,11 +143,18 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
     }
 
 
-def _column(name: str, values: pl.Series) -> dict[str, Any]:
-    values = blank_to_null(values)
+def _sample(path: Path) -> pl.DataFrame:
+    """The first rows of all columns but those whose fields are columns."""
+    names = columns_of(path)
+    nested = {name.rpartition(".")[0] for name in names if "." in name}
+    return next(read_chunks(path, [name for name in names if name not in nested])).table.head(SAMPLE)
+
+
+def _column(column: pl.Series) -> dict[str, Any]:
+    values = blank_to_null(column)
     known = values.drop_nulls()
     examples = [one_line(str(value)) for value in known.head(100).unique(maintain_order=True).head(3).to_list()]
-    return {"name": name, "type": _type(known), "empty": values.null_count(), "examples": examples}
+    return {"name": column.name, "type": _type(known), "empty": values.null_count(), "examples": examples}
 
 
 def _type(values: pl.Series) -> str:
@@ -212,8 +215,9 @@ def _parts(name: str) -> list[str]:
     return [".".join(fields[start:]) for start in range(len(fields))]
 
 
-def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Column and reason of each role that was given, or that a column's name and values speak for."""
+    names = sample.columns
     for name in given.values():
         if name not in names:
             raise UserError(f"no column '{one_line(name)}'; the columns are {', '.join(map(one_line, names))}")
@@ -250,9 +254,9 @@ def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -
     """Columns that would have had a role by their names, and what their values are not."""
     found = []
     for role, known in NAMES.items():
-        beside_clicks = role in ("slot", "propensity") and "clicked" not in roles
+        needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
         ordered = role == "order" and "timestamp" in roles
-        if role not in roles and not beside_clicks and not ordered:
+        if role not in roles and not needs_clicks and not ordered:
             needs = NEEDS.get(role, "numbers")
             found += [{"column": name, "role": role, "needs": needs} for name in _named(known, names, roles)[:1]]
     return found
@@ -321,3 +325,29 @@ def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
     )
     return table.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts()
+
+
+def format_lines(understood: Mapping[str, Any]) -> list[str]:
+    """Say how logs are written, a line for each file and one for the times; `understood` is as in `Logs`."""
+    lines = []
+    for file in understood["files"]:
+        line = f"{file['file']}: {file['format']}"
+        if "separator" in file:
+            line += f", separated by {SEPARATORS[file['separator']]}"
+        if "encoding" in file:
+            line += f", {file['encoding']}" + (", gzip" if file["packed"] else "")
+        if "rows" in file:
+            line += f", {'the first ' if file.get('only_first') else ''}{file['rows']:,} rows"
+        lines.append(line + (f"; {SAVE_AS_UTF_8}" if file.get("encoding") == NOT_UTF_8 else ""))
+    time = understood.get("time")
+    if time is None:
+        return lines
+    if time["written_as"] == "ISO 8601":
+        written = "dates and times, read as seconds since 1970"
+    else:
+        unit = f"which look like {time['unit']} since 1970" if time["unit"] else "of a unit that is not known"
+        written = f"numbers, kept as they are, {unit}"
+    parts = [written, two_units(time), f"from {time.get('from', time['first'])} to {time.get('to', time['last'])}"]
+    if time.get("without_offset"):
+        parts.append(f"{time['without_offset']:,} have no offset and are read as UTC")
+    return [*lines, f"times ({time['column']}): " + "; ".join(filter(None, parts))]

@@ -8,17 +8,20 @@ of them: a column of both would have two units. A fraction is kept to the micros
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
-from adagrpo.data.logs.cells import LAST_TIME, numbers, where
+from adagrpo.data.logs.cells import LAST_TIME, in_seconds, numbers, where
 
-__all__ = ["UNITS", "Times", "iso_seconds", "moment", "unit_of"]
+__all__ = ["UNITS", "Times", "iso_seconds", "moment", "two_units", "unit_of"]
 
-ISO = r"(?i)^\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?\s?(?:z|utc|[+-]\d\d(?::?\d\d)?)?)?$"
-OFFSET = r"(?i)(?:z|utc|[+-]\d\d(?::?\d\d)?)$"  # of what follows the date
+ISO = (
+    r"(?i)^(?<date>\d{4}-\d\d-\d\d)(?:[t ](?<clock>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,](?<fraction>\d{1,9}))?)?"
+    r"\s?(?<zone>z|utc|(?<sign>[+-])(?<hours>\d\d)(?::?(?<minutes>\d\d))?)?)?$"
+)
 UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 FROM, TO = 1e8, 1e11  # seconds between which a number is taken for a time since 1970: 1973 and 5138
 
@@ -38,76 +41,74 @@ class Times:
         return "a number >= 0" if self.kind else "a number >= 0 or a time such as 2024-01-31T23:59:59Z"
 
     def read(self, values: pl.Series) -> pl.Series:
-        """Some times as numbers, null where a value is none or is written unlike the first one."""
+        """Read times as numbers, null where a value is none or is written unlike the first one."""
         dated = values.dtype in (pl.Date, pl.Datetime)
         read = numbers(values, 0.0, LAST_TIME)
         if self.kind is None:
-            self.kind = self._kind_of(values, read, dated)
-        if self.kind != "ISO 8601":
-            return where(pl.repeat(False, len(read), eager=True), read) if dated and self.kind else read
-        if dated:
-            if not isinstance(values.dtype, pl.Datetime) or values.dtype.time_zone is None:
-                self.naive += len(read) - read.null_count()
-            return read
-        if values.dtype != pl.String:
-            return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
-        seconds = iso_seconds(values)
-        self.naive += int(_naive(values).filter(seconds.is_not_null()).sum())
-        return seconds
+            number, date = (len(read), _first(read)) if dated else (_first(read), len(read))
+            if number > 0 and values.dtype == pl.String:  # text that is both is a number
+                date = _first(iso_seconds(values))
+            if min(number, date) < len(read):
+                self.kind = "ISO 8601" if date < number else "number"
+        if self.kind == "ISO 8601" and values.dtype == pl.String:
+            parts = _iso_parts(values)
+            seconds = _seconds(parts).alias(values.name)
+            self.naive += int((seconds.is_not_null() & parts["zone"].is_null()).sum())
+            return seconds
+        if self.kind is not None and dated != (self.kind == "ISO 8601"):
+            return read.clear(len(read))
+        if dated and (values.dtype == pl.Date or values.dtype.time_zone is None):  # type: ignore[attr-defined]
+            self.naive += len(read) - read.null_count()
+        return read
 
-    @staticmethod
-    def _kind_of(values: pl.Series, read: pl.Series, dated: bool) -> Literal["number", "ISO 8601"] | None:
-        """How the first value is written that can be read; of text that is both, a number."""
-        if dated:
-            return "ISO 8601" if read.null_count() < len(read) else None
-        number = read.is_not_null().arg_max() if read.null_count() < len(read) else None
-        if number == 0 or values.dtype != pl.String:
-            return None if number is None else "number"
-        times = iso_seconds(values).is_not_null()
-        first = times.arg_max() if times.any() else None
-        if first is not None and (number is None or first < number):
-            return "ISO 8601"
-        return None if number is None else "number"
+    def describe(self, times: pl.Series, column: str) -> dict[str, Any] | None:
+        """Describe how the times of a column, as numbers, are written, and from when to when they are, if any."""
+        if len(times) == 0 or self.kind is None:
+            return None
+        first, last = float(times.min()), float(times.max())  # type: ignore[arg-type]
+        found: dict[str, Any] = {"column": column, "written_as": self.kind}
+        unit = unit_of(first, last)
+        if self.kind == "ISO 8601":
+            unit, found["without_offset"] = "seconds", self.naive
+        units = [unit_of(first, first), unit_of(last, last)]
+        if unit is None and None not in units:
+            found["units"] = units
+        found |= {"unit": unit, "first": times.min(), "last": times.max()}
+        return found | ({} if unit is None else {"from": moment(first, unit), "to": moment(last, unit)})
+
+
+def _first(values: pl.Series) -> int:
+    """The row of the first value that is not null; the number of rows where none is."""
+    known = values.is_not_null()
+    return int(known.arg_max() or 0) if known.any() else len(values)
 
 
 def iso_seconds(values: pl.Series) -> pl.Series:
-    """Text of ISO 8601 to seconds since 1970: Int64 if all are whole, else Float64; null where it is none.
+    """Read text of ISO 8601 as seconds since 1970: Int64 if all are whole, else Float64; null where it is none.
 
     >>> iso_seconds(pl.Series(["1970-01-02", "1970-01-01T01:00:01+01:00", "1970-01-01 00:00:02 UTC"])).to_list()
     [86400, 1, 2]
     """
-    text = values.str.strip_chars()
-    text = where(text.str.contains(ISO), text)
-    clock = text.str.slice(11, 5)
-    clock = pl.select(pl.when(clock.is_null() | (clock != "")).then(clock).otherwise(pl.lit("00:00"))).to_series()
-    second = text.str.slice(16, 3)
-    second = pl.select(pl.when(second.str.starts_with(":")).then(second).otherwise(pl.lit(":00"))).to_series()
-    whole = (text.str.slice(0, 10) + " " + clock + second).str.to_datetime(
-        "%Y-%m-%d %H:%M:%S", strict=False, time_unit="us"
-    )
-    micros = whole.dt.epoch("us")
-    rest = text.str.slice(16)
-    if rest.str.contains(r"[.,]").any():
-        fraction = rest.str.extract(r"[.,](\d+)").str.pad_end(6, "0").str.slice(0, 6)
-        micros = micros + fraction.cast(pl.Int64).fill_null(0)
-    if rest.str.contains(r"[+-]").any():
-        sign = rest.str.extract(r"([+-])\d\d(?::?\d\d)?$").replace_strict({"+": -1, "-": 1}, default=0)
-        hours = rest.str.extract(r"[+-](\d\d)(?::?\d\d)?$").cast(pl.Int64).fill_null(0)
-        minutes = rest.str.extract(r"[+-]\d\d:?(\d\d)$").cast(pl.Int64).fill_null(0)
-        micros = micros + sign * (60 * hours + minutes) * 60_000_000
-    micros = where(micros >= 0, micros)
-    exact = micros % 1_000_000 == 0
-    seconds = micros // 1_000_000 if exact.fill_null(True).all() else micros / 1_000_000
-    return seconds.alias(values.name)
+    return _seconds(_iso_parts(values)).alias(values.name)
 
 
-def _naive(values: pl.Series) -> pl.Series:
-    """Whether a time of ISO 8601 has no offset; a date alone has none."""
-    return ~values.str.strip_chars().str.slice(11).str.contains(OFFSET)
+def _iso_parts(values: pl.Series) -> pl.DataFrame:
+    """The groups of `ISO`, all null where a text is no time."""
+    return values.str.strip_chars().str.extract_groups(ISO).struct.unnest()
+
+
+def _seconds(parts: pl.DataFrame) -> pl.Series:
+    clock = pl.format("{} {}:{}", "date", pl.col("clock").fill_null("00:00"), pl.col("second").fill_null("00"))
+    micros = clock.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="us").dt.epoch("us")
+    fraction = pl.col("fraction").str.pad_end(6, "0").str.slice(0, 6).cast(pl.Int64).fill_null(0)
+    offset = pl.col("hours").cast(pl.Int64) * 60 + pl.col("minutes").cast(pl.Int64).fill_null(0)
+    west = pl.when(pl.col("sign") == "+").then(-offset).otherwise(offset).fill_null(0)
+    since = parts.select(micros + fraction + west * 60_000_000).to_series()
+    return in_seconds(where(since >= 0, since))
 
 
 def unit_of(low: float, high: float) -> str | None:
-    """The unit in which numbers of a range would be times since 1970, by their size; None where they are in none.
+    """Find the unit in which numbers of a range would be times since 1970, by their size; None where there is none.
 
     >>> unit_of(1.5e9, 1.7e9), unit_of(1.5e12, 1.7e12), unit_of(0, 500)
     ('seconds', 'milliseconds', None)
@@ -119,9 +120,17 @@ def unit_of(low: float, high: float) -> str | None:
 
 
 def moment(time: float, unit: str) -> str:
-    """A time since 1970 as ISO 8601.
+    """Write a time since 1970 as ISO 8601.
 
     >>> moment(86400_000, "milliseconds")
     '1970-01-02T00:00:00Z'
     """
     return datetime.fromtimestamp(int(time / UNITS[unit]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def two_units(time: Mapping[str, Any]) -> str | None:
+    """Say that times, as described by `Times.describe`, are of two units, by which nothing is in order."""
+    units = time.get("units")
+    if units is None:
+        return None
+    return f"the lowest look like {units[0]} since 1970 and the highest like {units[1]}: write all in one unit"

@@ -1,4 +1,4 @@
-"""How much may come out of a file that a user gives, so that a small file cannot fill the memory.
+"""Text and Parquet files, unpacked and decoded within bounds, so that a small file cannot fill the memory.
 
 A plain text file takes memory in proportion to its size, which its owner sees. A compressed one does not: gzip packs
 up to 1,032 equal bytes into one, and Parquet packs any number of equal values into a few bytes. Logs compress 3 to 40
@@ -13,9 +13,9 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import polars as pl
 
@@ -42,11 +42,11 @@ BOM = codecs.BOM_UTF8
 UTF_8, UTF_8_MARKED, UTF_16 = "UTF-8", "UTF-8 with a byte order mark", "UTF-16"
 NOT_UTF_8 = "not UTF-8"
 SAVE_AS_UTF_8 = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
-DECODED = 2**20  # bytes of UTF-16 at a time, and of a file whose encoding is asked for
+PROBED = 2**20  # bytes of a file whose encoding is asked for
 
 
 def encoding_of(path: Path) -> str:
-    """How the text of a file is encoded, by its first bytes, and whether its first `DECODED` bytes are UTF-8.
+    """Say how the text of a file is encoded, by its first bytes, and whether its first `PROBED` bytes are UTF-8.
 
     Raises:
         UserError: it is UTF-32.
@@ -57,7 +57,7 @@ def encoding_of(path: Path) -> str:
         if encoding == UTF_16:
             return encoding
         try:
-            codecs.getincrementaldecoder("utf-8")().decode(file.read(DECODED))
+            codecs.getincrementaldecoder("utf-8")().decode(file.read(PROBED))
         except UnicodeDecodeError:
             return NOT_UTF_8
         return encoding
@@ -77,30 +77,21 @@ def _encoding(path: Path, file: io.BufferedReader | gzip.GzipFile) -> str:
     return UTF_8_MARKED if head.startswith(BOM) else UTF_8
 
 
-class _AsUtf8(io.RawIOBase):
-    """The text of a UTF-16 file as UTF-8; what is no character becomes U+FFFD, as in UTF-8."""
+class _Recoded:
+    """A UTF-16 file read as UTF-8; what is no character becomes U+FFFD, as in UTF-8."""
 
-    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
-        self.file, self.decoder = file, codecs.getincrementaldecoder("utf-16")("replace")
-        self.left, self.ended = memoryview(b""), False
+    def __init__(self, file: Any) -> None:
+        self._text = io.TextIOWrapper(file, "utf-16", "replace", newline="\n")
 
-    def readable(self) -> bool:
-        return True
+    def read(self, size: int) -> bytes:
+        return self._text.read(size).encode()
 
-    def readinto(self, buffer: Any) -> int:
-        while not self.left and not self.ended:
-            block = self.file.read(DECODED)
-            self.ended = not block
-            text = self.decoder.decode(block, final=self.ended)
-            self.left = memoryview(text.encode("utf-8", errors="replace"))
-        count = min(len(buffer), len(self.left))
-        buffer[:count] = self.left[:count]
-        self.left = self.left[count:]
-        return count
+    def readline(self, limit: int) -> bytes:
+        return self._text.readline(limit).encode()
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """The text of a file as UTF-8, unpacked if it ends in `.gz`, cut after line ends.
+    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after line ends.
 
     Args:
         path: of the file.
@@ -114,10 +105,9 @@ def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> 
         UserError: a line is longer than `LONGEST_LINE`, or too much comes out.
     """
     with path.open("rb") as raw:
-        unpacked = _unpacked(path, raw)
-        wide = _encoding(path, unpacked) == UTF_16
-        file = io.BufferedReader(_AsUtf8(unpacked), DECODED) if wide else unpacked
-        lines = taken = came = 0
+        plain = _unpacked(path, raw)
+        file = _Recoded(plain) if _encoding(path, plain) == UTF_16 else plain
+        lines = packed = unpacked = 0
         block = file.read(size).removeprefix(BOM)
         while True:
             block += file.readline(LONGEST_LINE + 1)
@@ -126,11 +116,11 @@ def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> 
                 number = lines + block.count(b"\n", 0, start) + 1
                 raise UserError(f"{path}, line {number}: is longer than {_mb(LONGEST_LINE)}; a row of data is one line")
             lines += block.count(b"\n")
-            came += len(block)
-            if came >= ALWAYS and unpacked is not raw:
-                if came > max_expansion * (raw.tell() - taken):
+            unpacked += len(block)
+            if unpacked >= ALWAYS and plain is not raw:
+                if unpacked > max_expansion * (raw.tell() - packed):
                     raise explodes(path, max_expansion)
-                taken, came = raw.tell(), 0
+                packed, unpacked = raw.tell(), 0
             following = file.read(size)
             yield block, not following
             if not following:
@@ -150,7 +140,7 @@ def _too_long(block: bytes) -> int | None:
 
 
 def explodes(path: Path, max_expansion: float) -> UserError:
-    """That more comes out of a file than may."""
+    """Make the error of a file of which more comes out than may."""
     return UserError(
         f"{path}: unpacks to more than {max_expansion:g} times its size and more than {_mb(ALWAYS)}; if it is to be "
         "read all the same, raise data.max_expansion"
@@ -165,30 +155,28 @@ def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX
     Raises:
         UserError: too much would come out, or the file's metadata is damaged or too large.
     """
-    came = sum(max(8 * values, content) for name, values, content in _chunks(path) if name in columns)
-    if came > expansion_limit(path, max_expansion):
+    unpacked = sum(max(8 * values, content) for name, values, content in _column_chunks(path) if name in columns)
+    if unpacked > expansion_limit(path, max_expansion):
         raise explodes(path, max_expansion)
 
 
 def expansion_limit(path: Path, max_expansion: float) -> float:
-    """How many bytes may come out of a file."""
+    """Bound the bytes that may come out of a file."""
     return max(ALWAYS, max_expansion * path.stat().st_size)
 
 
 def text_bytes(table: pl.DataFrame) -> int:
-    """Bytes of all text of a table; equal texts of a Parquet file share theirs until something is done with them."""
+    """Count the bytes of all text of a table; equal texts of Parquet share theirs until something is done with them."""
     total = 0
     for column in table:
         while isinstance(column.dtype, pl.List | pl.Array):
             column = column.explode()
-        if column.dtype == pl.String:
-            total += int(column.str.len_bytes().cast(pl.Int64).sum())
-        elif column.dtype in (pl.Categorical, pl.Enum):
-            total += int(column.cat.len_bytes().cast(pl.Int64).sum())
+        if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+            total += int(column.cast(pl.String).str.len_bytes().cast(pl.Int64).sum())
     return total
 
 
-def _chunks(path: Path) -> list[tuple[str, int, int]]:
+def _column_chunks(path: Path) -> Iterator[tuple[str, int, int]]:
     """Column, number of values and bytes of content of each part of a Parquet file, by the metadata at its end.
 
     https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
@@ -199,29 +187,22 @@ def _chunks(path: Path) -> list[tuple[str, int, int]]:
         end = file.read(8)
         length = int.from_bytes(end[:4], "little")
         if len(end) < 8 or end[4:] != b"PAR1" or length > size - 8:
-            return []  # not Parquet, which its reader says better
+            return  # not Parquet, which its reader says better
         if length > LARGEST_FOOTER:
             raise UserError(f"{path}: has {_mb(length)} of metadata; write it anew with larger row groups")
         file.seek(size - 8 - length)
-        footer = _Footer(file.read(length))
+        footer = _CompactThrift(file.read(length))
     try:
-        # FileMetaData: 4 row_groups; RowGroup: 1 columns, 3 num_rows; ColumnChunk: 3 meta_data;
-        # ColumnMetaData: 3 path_in_schema, 5 num_values, 6 total_uncompressed_size
-        metadata = footer.struct({4: {1: {3: {3: {}, 5: {}, 6: {}}}, 3: {}}})
-        return [
-            (chunk[3][3][0].decode("utf-8"), max(0, chunk[3][5], group[3]), max(0, chunk[3][6]))
-            for group in metadata[4]
-            for chunk in group[1]
-        ]
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        for group in footer.struct()[4]:  # FileMetaData.row_groups; RowGroup: 1 columns, 3 num_rows
+            for column in group[1]:
+                metadata = column[3]  # ColumnMetaData: 3 path_in_schema, 5 num_values, 6 total_uncompressed_size
+                yield metadata[3][0].decode("utf-8"), max(0, metadata[5], group[3]), max(0, metadata[6])
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: its metadata is damaged") from error
 
 
-_Fields = Mapping[int, Any]  # number of a field to those wanted of the structures in it
-
-
-class _Footer:
-    """What is wanted of Thrift's compact protocol.
+class _CompactThrift:
+    """The part of Thrift's compact protocol that Parquet's metadata has; structures are fields by number.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -229,59 +210,48 @@ class _Footer:
     def __init__(self, content: bytes) -> None:
         self.content, self.at = content, 0
 
-    def struct(self, fields: _Fields, depth: int = 0) -> dict[int, Any]:
-        """The wanted fields of a structure, by number; the others are passed over."""
-        if depth > 16:
-            raise ValueError("too deep")
+    def struct(self) -> dict[int, Any]:
         values: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             step, kind = head >> 4, head & 15
             field = field + step if step else self._integer()
-            value = bool(kind == 1) if kind in (1, 2) else self._value(kind, fields.get(field, {}), depth)
-            if field in fields:
-                values[field] = value
+            values[field] = kind == 1 if kind in (1, 2) else self._value(kind)
         return values
 
-    def _value(self, kind: int, fields: _Fields, depth: int) -> Any:
+    def _value(self, kind: int) -> Any:
         if kind in (1, 2, 3):  # of a list: a byte each
             return self._byte()
         if kind in (4, 5, 6):
             return self._integer()
         if kind in (7, 8):
-            return self._bytes(8 if kind == 7 else self._size())
+            count = 8 if kind == 7 else self._varint()
+            self.at += count
+            return self.content[self.at - count : self.at]
         if kind in (9, 10):
             head = self._byte()
-            count = head >> 4 if head >> 4 < 15 else self._size()
-            return [self._value(head & 15, fields, depth) for _ in range(count)]
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            return [self._value(head & 15) for _ in range(count)]
         if kind == 12:
-            return self.struct(fields, depth + 1)
+            return self.struct()
         raise ValueError(f"kind {kind} of field")
 
     def _byte(self) -> int:
         self.at += 1
         return self.content[self.at - 1]
 
-    def _size(self) -> int:
+    def _varint(self) -> int:
         value = shift = 0
-        while True:
-            byte = self._byte()
+        while (byte := self._byte()) > 127:
             value |= (byte & 127) << shift
             shift += 7
-            if byte < 128:
-                return value
             if shift > 63:
                 raise ValueError("too long a number")
+        return value | byte << shift
 
     def _integer(self) -> int:
-        value = self._size()
+        value = self._varint()
         return value >> 1 ^ -(value & 1)
-
-    def _bytes(self, count: int) -> bytes:
-        start, self.at = self.at, self.at + count
-        if self.at > len(self.content):
-            raise IndexError
-        return self.content[start : self.at]
 
 
 def _mb(count: int) -> str:

@@ -21,8 +21,7 @@ from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import kind_of
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
-from adagrpo.data.logs.times import UNITS, moment
-from adagrpo.data.logs.understood import two_units
+from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
@@ -192,7 +191,7 @@ def prepare(run: RunDirectory) -> Declaration:
             )
         write_prepared(dataset, _split(run, dataset), work)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
-        if (mixed := two_units(dataset.understood)) is not None:
+        if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
     return prepared(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
