@@ -36,7 +36,7 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.serving.served import Serving
+from adagrpo.serving.models import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.writing import folder_beside, make_folder, write_file

@@ -36,8 +36,8 @@ from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
+from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
-from adagrpo.serving.served import Serving, Shelf
 
 __all__ = ["Operation", "check_served", "list_read", "named_list", "recommender", "serve"]
 
@@ -291,16 +291,16 @@ def _answer(
 ) -> None:
     """Load, open the log, and answer until told to end."""
     from adagrpo.serving.app import Application, Options
-    from adagrpo.serving.arms import ArmShelf
+    from adagrpo.serving.arms import ArmManager
     from adagrpo.serving.draining import Server, raise_open_files
 
     load = partial(wanted.load, operation)
     trial: LiveExperiment | None = None
     if operation.experiment is None:
-        shelf = Shelf(load(), load, _settle)
+        manager = ModelManager(load(), load, _settle)
     else:
         trial = LiveExperiment(operation.experiment)
-        shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load, _settle)
+        manager = ArmManager(trial, partial(wanted.load_arms, operation, trial), load, _settle)
     raise_open_files()
     options = Options(
         operation.limits,
@@ -310,9 +310,9 @@ def _answer(
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         OWN_NAMES if host in LOCAL and not bearers else ("*",),
-        shelf.now.recommender.side_by_side,
+        manager.now.recommender.side_by_side,
     )
-    app = Application(shelf, options)
+    app = Application(manager, options)
     server = Server(app)
     if current_thread() is main_thread():  # which alone may
         signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
@@ -320,9 +320,9 @@ def _answer(
     sys.setswitchinterval(SWITCH_SECONDS)
     named = f"[{host}]" if ":" in host else host
     stands = {} if trial is None else {"experiment": trial.state()}
-    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
+    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
     server.run(sockets=[listener])
-    if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+    if manager.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

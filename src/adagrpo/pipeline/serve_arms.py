@@ -17,7 +17,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
-from adagrpo.serving.served import Serving
+from adagrpo.serving.models import Serving
 
 __all__ = ["beside", "open_runs"]
 
@@ -84,7 +84,7 @@ def beside(
         served = control.recommender.beside(policies[key], run.config.max_history)
         about = {**control.about, "arm": chosen.arm, "checkpoint": arm.checkpoint, "step": chosen.step}
         versions = chosen.versions(run, arm.checkpoint, control.versions["catalog"])
-        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.asking))
+        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.reward_lock))
     return made
 
 

@@ -27,7 +27,7 @@ class Bearers:
         return bool(self._digests)
 
     def admit(self, authorization: bytes | None) -> bool:
-        """Whether the value of a header `Authorization` names one of the tokens.
+        """Check that the value of a header `Authorization` names one of the tokens.
 
         Digests of equal length are compared, all of them and each in constant time, so that the time taken says
         nothing of a token.
