@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pytest
 
 from adagrpo.lists import Query
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
@@ -124,7 +124,7 @@ def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failur
             return items.float()
 
     serving = site.manager.now
-    monkeypatch.setattr(serving.recommender, "reward", Guarded(Once(), budget_seconds=10))
+    monkeypatch.setattr(serving.recommender, "reward", CircuitBreaker(Once(), budget_seconds=10))
     assert not serving.answer([Asked(serving, Query([0]))])[0].reranked
     body = {"history": [13], "k": 3}
     assert all(row["reward"] is not None for row in site.ask("/v1/explain", body)[1]["list"])

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from adagrpo import __version__
 from adagrpo.errors import UserError
-from adagrpo.stopping import left_at_once, terminable
+from adagrpo.stopping import exit_on_interrupt, terminable
 
 if TYPE_CHECKING:
     from adagrpo.pipeline import Console, Run
@@ -243,7 +243,7 @@ def verb(
                     why = f"{instead} decides what is" if instead else "nothing in it is"
                     typer.echo(f"{name}: --seed changes nothing, since {why} drawn", err=True)
                 common["seed"] = None
-            with left_at_once():  # its imports take seconds
+            with exit_on_interrupt():  # its imports take seconds
                 importlib.import_module("adagrpo.pipeline")
             function(**given, common=Common(**common))
 

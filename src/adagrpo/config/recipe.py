@@ -105,7 +105,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_body_trains_after_all(self) -> Self:
+    def _check_body_trains(self) -> Self:
         lm = self.policy.lm
         if lm is not None and lm.frozen_epochs and lm.frozen_epochs >= self.sft.epochs:
             raise ValueError(

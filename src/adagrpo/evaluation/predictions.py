@@ -48,7 +48,7 @@ Utility = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]  # (N, K) it
 
 
 class Predictions(NamedTuple):
-    """What a policy answers in every case, in the order of the cases."""
+    """Predictions of a policy for every case, in the order of the cases."""
 
     items: NDArray[np.int64]  # (N, W) constrained beam, best first, -1 where the catalogue is shorter than the beam
     scores: NDArray[np.float32]  # (N, W) log-probability
@@ -181,7 +181,7 @@ def summarise(
     values = metrics.measure(lists)
     if predictions.unmasked is not None:
         whole = retrieval(predictions.unmasked, cases)
-        main = [name for name in metrics.shown(metrics.Shown.RESULTS) if name in whole]
+        main = [name for name in metrics.metric_names(metrics.ReportPart.RESULTS) if name in whole]
         values |= {f"{name}_unmasked": whole[name] for name in main}
     return values
 

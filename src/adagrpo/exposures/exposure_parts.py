@@ -140,7 +140,7 @@ def rotate(
 def _make_parts(
     directory: Path, connection: sqlite3.Connection, remembered: int, most_bytes: int | None, rest_seconds: float
 ) -> list[int]:
-    """What `rotate` does once no other process is at it."""
+    """Make parts, once no other process does."""
     made: list[int] = []
     check_parts(connection, directory)
     newest = max((int(path.name) for path in parts_of(directory)), default=0)

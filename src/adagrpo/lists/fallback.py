@@ -19,12 +19,12 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.types import Histories
 
-__all__ = ["Guarded"]
+__all__ = ["CircuitBreaker"]
 
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
-class Guarded:
+class CircuitBreaker:
     """Implements `adagrpo.rewards.protocol.Reward`: zeros, and `failed`, where the reward gave no scores in time."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Guarded:
 
     @property
     def open(self) -> bool:
-        """Whether the reward is not asked now."""
+        """True while the reward is not asked."""
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.room import free_disk, free_memory
+from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 

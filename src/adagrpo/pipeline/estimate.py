@@ -20,7 +20,7 @@ from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
+from adagrpo.off_policy.summary import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -176,7 +176,7 @@ def _chances(
             part = group[begin : begin + BATCH]
             queries = [Query(lists.histories[number], None, (), None, heat, number) for number in part]
             slates = [served.known(lists.rows[number]["slate"])[0] for number in part]
-            yield part, served.chances(queries, slates, REACH)
+            yield part, served.list_propensities(queries, slates, REACH)
 
 
 def _check(
@@ -205,7 +205,7 @@ def _check(
         chosen = choose_checkpoint(run, arm, kind)
         if chosen.versions(run, kind, models.data.version.name)["model"] != model:
             continue
-        logging = served.beside(models.policy(chosen.weights), run.config.max_history)
+        logging = served.with_policy(models.policy(chosen.weights), run.config.max_history)
         drew |= dict.fromkeys(numbers, logging)
         far = []
         for part, chances in _chances(logging, lists, numbers, None):

@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 from adagrpo.experiments.duration import baselines, duration
-from adagrpo.experiments.interleaving import prefer
+from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogue, read_plan
-from adagrpo.experiments.provenance import foreign_rows
+from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
@@ -51,17 +51,17 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     moment = now or datetime.now(UTC)
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
     told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
-    found = foreign_rows(plan, str(frozen["plan"]), rows[0])
+    found = mismatched_rows(plan, str(frozen["plan"]), rows[0])
     said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
-    foreign = "; ".join(said) or None
+    mismatch = "; ".join(said) or None
     if plan.kind == "interleaving":
         stops = read_switches(path, plan).stops
-        result = prefer(plan, *rows, now=moment, stops=stops, foreign=foreign)
+        result = analyse_interleaving(plan, *rows, now=moment, stops=stops, mismatch=mismatch)
         return result | told | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
-    result = analyse(plan, units, now=moment, stopped=stopped, foreign=foreign)
+    result = analyse(plan, units, now=moment, stopped=stopped, mismatch=mismatch)
     result["counts"] |= dict.fromkeys(("answers_of_other_plan", "answers_of_other_key"), 0)
     result["counts"] |= {one.count_name: one.answers for one in found}
     result["notes"] += _refused(parts)

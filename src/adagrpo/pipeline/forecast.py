@@ -19,7 +19,7 @@ from torch import nn
 
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.room import free_disk, free_memory, in_words
+from adagrpo.pipeline.resources import free_disk, free_memory, in_words
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.decomposition import EXTRA, sketched
 from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in

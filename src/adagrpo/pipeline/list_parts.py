@@ -34,7 +34,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import list_read, recommender
 from adagrpo.storage.hashes import hash_file
-from adagrpo.storage.writing import written_beside
+from adagrpo.storage.writing import atomic_file
 
 __all__ = [
     "COUNTS",
@@ -229,7 +229,7 @@ class _Answering:
         ]
         if wanted.popular:
             columns.append(pl.Series("source", [one.source for one in answers], dtype=pl.String))
-        with written_beside(part_path(wanted.out, task["number"]), wanted.token) as place:
+        with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
             pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
             return hash_file(place)
 

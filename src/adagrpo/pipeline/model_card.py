@@ -17,7 +17,7 @@ from adagrpo import __version__
 from adagrpo.config.training import THRESHOLDS
 from adagrpo.errors import UserError
 from adagrpo.groups.decide import UNREAD
-from adagrpo.metrics import Shown, shown
+from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
@@ -142,7 +142,7 @@ def _results(
         if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
             paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
-    names = [name for name in shown(Shown.RESULTS) if means.get(name) is not None]
+    names = [name for name in metric_names(ReportPart.RESULTS) if means.get(name) is not None]
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 

@@ -22,7 +22,7 @@ from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
@@ -32,7 +32,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import check_reward, describe_reward
-from adagrpo.pipeline.serve_arms import beside, open_runs
+from adagrpo.pipeline.serve_arms import load_treatments, open_runs
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
@@ -247,7 +247,7 @@ class _Wanted:
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, one.run.reopened())
         serving, models = one._load(runs[trial.plan.control], operation)
-        others = beside(trial, runs, serving, models, one.catalog)
+        others = load_treatments(trial, runs, serving, models, one.catalog)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
@@ -257,7 +257,7 @@ class _Wanted:
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )
         if served.reward is not None:
-            served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+            served.reward = CircuitBreaker(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
@@ -310,7 +310,7 @@ def _answer(
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         OWN_NAMES if host in LOCAL and not bearers else ("*",),
-        manager.now.recommender.side_by_side,
+        manager.now.recommender.parallel_batches,
     )
     app = Application(manager, options)
     server = Server(app)

@@ -21,7 +21,7 @@ from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import WORK
-from adagrpo.storage.removal import MANIFEST, foreign_files, remove
+from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import make_folder, naming, write_file
 
 __all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
@@ -192,6 +192,6 @@ class StageFolder:
         return Path(name).name in self._files
 
     def _check_work(self) -> None:
-        foreign = foreign_files(self.work, self._is_own)
+        foreign = unknown_files(self.work, self._is_own)
         if foreign:
             raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")

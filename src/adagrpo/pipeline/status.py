@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
+from adagrpo.pipeline.metrics_sources import metrics_are_stale
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
 from adagrpo.pipeline.stage_table import row_of

@@ -16,7 +16,7 @@ from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED
 from adagrpo.exposures.exposure_parts import parts_of, read_parts
-from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
+from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -42,7 +42,7 @@ def watch(
     directory: Path,
     run: RunDirectory | None = None,
     *,
-    rule: Rule | None = None,
+    rule: SignRule | None = None,
     clicks: tuple[str, ...] = ("click", "purchase"),
     arm: str | None = None,
     against: str | None = None,
@@ -91,11 +91,13 @@ def watch(
             "note: no list has a user who clicked in an earlier one of this log, so none has a history to predict from;"
             " `predicted` and the signs that need it are left out"
         )
-    rule = rule or Rule()
+    rule = rule or SignRule()
     visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
-        found = looks(visits, rule) if mine is None else beside(visits.only(mine), visits.only(~mine), rule)
+        found = (
+            daily_signs(visits, rule) if mine is None else signs_against(visits.only(mine), visits.only(~mine), rule)
+        )
         if not found:
             raise ValueError("want two lists a window, found one at most")
     except ValueError as error:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.objective.terms import TERMS
 from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
@@ -64,7 +64,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Log:
-    """What an arm wrote while training."""
+    """The training log of an arm."""
 
     arm: str
     steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
@@ -79,7 +79,7 @@ def learning_curves(logs: Sequence[Log]) -> list[Figure]:
 
 
 def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
-    """How the starting policy was fitted: its NLL and its validation metrics."""
+    """Draw the fit of the starting policy: its NLL and its validation metrics."""
     fits = [log for log in logs if log.arm == START]
     losses = [_series(log, log.steps, "nll") for log in fits]
     nll = ("Supervised fit: NLL of the logged items", "nats a code", losses, False)
@@ -87,7 +87,7 @@ def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
 
 
 def training_signals(logs: Sequence[Log]) -> list[Figure]:
-    """What the arms logged at each step, one chart a quantity."""
+    """Draw the quantities that the arms logged at each step, one chart each."""
     arms = [log for log in logs if log.arm != START]
     return _charts(
         [
@@ -156,7 +156,7 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
             [_series(log, log.validation, name) for log in logs],
             is_rate(name),
         )
-        for name in shown(Shown.CURVES)
+        for name in metric_names(ReportPart.CURVES)
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.batch_queue import STEP
@@ -110,12 +110,12 @@ class Serving:
             yield
             return
         with self.reward_lock:
-            if isinstance(reward, Guarded):
+            if isinstance(reward, CircuitBreaker):
                 reward.failed = False
             yield
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
-        guard = reward if isinstance(reward, Guarded) else None
+        guard = reward if isinstance(reward, CircuitBreaker) else None
         queries = [one.query for one in asked]
         lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
         reranked = reward is not None and not (guard is not None and guard.failed)

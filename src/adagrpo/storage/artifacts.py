@@ -21,7 +21,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_file, hash_json
 from adagrpo.storage.marks import is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST, foreign_files, remove
+from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
 
 __all__ = [
@@ -118,7 +118,7 @@ def check_replaceable(target: Path, kind: str) -> None:
     there = read_mark(target).get("kind", "run") if is_marked(target) else (manifest(target) or {}).get("kind", kind)
     if there != kind:
         raise UserError(f"{target}: holds '{there}', not '{kind}'; take another folder, or move this one away")
-    foreign = foreign_files(target, _listed(target, kind).__contains__)
+    foreign = unknown_files(target, _listed(target, kind).__contains__)
     if foreign:
         raise UserError(f"{foreign[0]}: not made by this program; move it away, so that {target} can be replaced")
 

@@ -1,4 +1,4 @@
-"""What is removed is known by name; of anybody else's nothing ever is.
+"""Removal of known files by name; of anybody else's nothing ever is removed.
 
 A known file is one that a caller names, or a temporary file with the token of a process that is known to have written
 here. A file of another name is a foreign file, and so is every link: both are left where they are, and a link is never
@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MANIFEST", "foreign_files", "remove", "remove_temporary"]
+__all__ = ["MANIFEST", "remove", "remove_temporary", "unknown_files"]
 
 MANIFEST = "manifest.json"  # of an artifact, see `adagrpo.storage.artifacts`
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 
 
-def foreign_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
-    """What stands in a folder and is not known: files of other names, and all links, which are not followed.
+def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
+    """List the unknown files of a folder: those of other names, and all links, which are not followed.
 
     Args:
         directory: itself no link, or it is the foreign file.
@@ -39,7 +39,7 @@ def foreign_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]
 
 
 def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove the known files of a folder, and each folder that is then empty. See `foreign_files`."""
+    """Remove the known files of a folder, and each folder that is then empty. See `unknown_files`."""
     if directory.is_symlink() or not directory.is_dir():
         return
     for folder, _, files in os.walk(directory, topdown=False):
