@@ -109,7 +109,7 @@ def predict(
     """
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
-    # for a long history: whoever needs more is searched again, see `without_history`
+    # for a long history: a sample that needs more is searched again, see `without_history`
     held_width = width + (max_history if mask_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)

@@ -9,7 +9,7 @@ out. It says which arm is preferred and not by how many clicks: an A/B test has 
 clicked it says nothing.
 
 Coins are bits of HMAC-SHA256(salt, request id), so that a request that is sent again is drafted the same way. An item
-that both arms would show belongs to whoever picked it, by a fair coin.
+that both arms would show belongs to the arm that picked it, by a fair coin.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def analyse_interleaving(
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.
-        stops: seconds since 1970 by arm that was switched off; whoever did so looked, so it is never `preferred`.
+        stops: seconds since 1970 by arm that was switched off; that was a look, so it is never `preferred`.
         mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
 
     Returns:

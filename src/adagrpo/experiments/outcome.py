@@ -125,7 +125,7 @@ def _notes(units: Units) -> list[str]:
 
 
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
-    """The verdict on an arm that was switched off: whoever did so looked, so nothing speaks for shipping it."""
+    """Judge an arm that was switched off: that was a look, so the arm is never shipped."""
     verdict, reason = found
     said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said

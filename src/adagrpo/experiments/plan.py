@@ -1,7 +1,7 @@
 """The plan of an experiment: one YAML file, written before the first user, frozen before the first outcome is read.
 
 What is frozen is the content, so comments and spaces may change. The hash lies beside the plan, in
-`PLAN.frozen.json`, and is printed with every result: whoever was told it beforehand can hold the result to it.
+`PLAN.frozen.json`, and is printed with every result: a reader who has it beforehand can hold the result to it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ All that serve the plan read them there, and so does the analysis.
     {"time": 1764547200.0, "share": 0.5}     half of the users are in the experiment from now on
     {"time": 1764550800.0, "stop": "new"}    users of the arm get the control from now on
 
-Neither is taken back: the share only grows, so that nobody leaves an arm, and users of an arm that was off have seen
+Neither is taken back: the share only grows, so that no user leaves an arm, and users of an arm that was off have seen
 two of them.
 """
 

@@ -11,7 +11,7 @@ One process at a time makes a part:
     2. the part is written beside its place and renamed       the same numbers give the same part again
     3. the database says that it is published                 rows that nothing asks for any more are deleted
 
-A kill at any moment leaves a part that was begun, and whoever comes next goes on from there.
+A kill at any moment leaves a part that was begun, and the next process goes on from there.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class CircuitBreaker:
             clock: of seconds.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
-        self.failed = False  # since whoever asks set it to false
+        self.failed = False  # since the caller set it to false
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
         self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()

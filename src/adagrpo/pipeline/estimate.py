@@ -1,4 +1,4 @@
-"""What another policy would have earned, from a service's log of drawn lists and the histories of its requests.
+"""Off-policy evaluation on a service's log of drawn lists, with the histories of its requests.
 
 The log has what was shown and how probable that was; histories stay where the requests came from. So a file says which
 history each request id had. Where the run still has the weights that answered, the probabilities of all lists are
@@ -138,7 +138,7 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
 
 
 def _owners(lists: _Lists) -> list[str]:
-    """Whose each list is; one without a user is nobody else's."""
+    """Number the users of lists; a list without a user counts as a user of its own."""
     return [row["user_hash"] or f"request {row['request_id']}" for row in lists.rows]
 
 

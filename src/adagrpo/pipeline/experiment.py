@@ -34,7 +34,7 @@ def freeze_experiment(path: Path) -> dict[str, Any]:
 
 
 def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict[str, Any]:
-    """What an experiment says; the plan is frozen first.
+    """Analyse an experiment; the plan is frozen first.
 
     Args:
         path: of the plan.
@@ -50,14 +50,14 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     rows = read_parts(parts)
     moment = now or datetime.now(UTC)
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
-    told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    freeze_times = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
     found = mismatched_rows(plan, str(frozen["plan"]), rows[0])
     said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
     mismatch = "; ".join(said) or None
     if plan.kind == "interleaving":
         stops = read_switches(path, plan).stops
         result = analyse_interleaving(plan, *rows, now=moment, stops=stops, mismatch=mismatch)
-        return result | told | {"notes": _refused(parts)}
+        return result | freeze_times | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
@@ -68,7 +68,7 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
     result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
-    return result | told
+    return result | freeze_times
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
 
 
 def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    """When arms were switched off, by the switches beside the plan and by the log; the earlier of both."""
+    """Find when arms were switched off, by the switches of the plan and by the log; the earlier of both."""
     found = stops_seen(plan, exposures)
     for arm, time in read_switches(path, plan).stops.items():
         found[arm] = min(time, found.get(arm, time))

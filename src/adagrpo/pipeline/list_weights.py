@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 
 class ListWeights(NamedTuple):
-    """What `list_weights` gives; a text says why there is none."""
+    """Importance weights of lists; a text says why there are none."""
 
     places: Floats | str  # (N, K), 1 where there is no place
     sums: Floats | str  # (N,)

@@ -395,7 +395,7 @@ class Run(RunDirectory):
 
     @property
     def metrics(self) -> pl.DataFrame:
-        """What `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
+        """Read what `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
 
         Baselines are stages too; `checkpoint` is null where a stage has one alone.
 
@@ -409,7 +409,7 @@ class Run(RunDirectory):
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What the last `diagnose` found.
+        """Read the last diagnosis.
 
         Raises:
             UserError: nothing was diagnosed, or another policy or reward.

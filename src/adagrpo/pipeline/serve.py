@@ -50,7 +50,7 @@ OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True)
 class Operation:
-    """How a service is run, beside what it serves."""
+    """Options of a service, other than what it serves."""
 
     token_file: Path | None = None
     without_token: bool = False  # others may reach it all the same
@@ -72,7 +72,7 @@ def recommender(
     precision: Precision | None = None,
     catalog: str = LATEST,
 ) -> tuple[Recommender, dict[str, Any]]:
-    """What answers for a checkpoint, and what it says of itself.
+    """Make the recommender of a checkpoint, and its facts.
 
     Args:
         run: with a trained policy.
@@ -123,7 +123,7 @@ def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, nam
 
 
 def list_read(run: RunDirectory, name: ListName, weight: float) -> dict[str, Any]:
-    """What a list is made from beside its policy: the reward and the hashes of files; nothing for a policy's own."""
+    """Describe what a list reads beside its policy: the reward and hashes of files; nothing for a policy's own."""
     maker = ListMaker(Models(RunData(run)))
     files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
     if not files:
@@ -226,7 +226,7 @@ def serve(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is served, as it was asked for at the start; see `recommender`."""
+    """The request for a model to serve, as it was made at the start; see `recommender`."""
 
     run: RunDirectory
     arm: str | None
@@ -237,12 +237,12 @@ class _Wanted:
     catalog: str
 
     def load(self, operation: Operation, **other: Any) -> Serving:
-        """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
+        """Load it from the run as it is now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         one = replace(self, **other)
         return one._load(one.run.reopened(), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
-        """What each arm of an experiment serves, the control first; see `load`."""
+        """Load the model of each arm of an experiment, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, one.run.reopened())
@@ -322,7 +322,7 @@ def _answer(
     stands = {} if trial is None else {"experiment": trial.state()}
     ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
     server.run(sockets=[listener])
-    if manager.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+    if manager.loading:  # in vain; the interpreter would take down what the thread that loads stands on
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

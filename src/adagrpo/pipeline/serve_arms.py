@@ -49,7 +49,7 @@ def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirec
 def load_treatments(
     trial: LiveExperiment, runs: Mapping[str, RunDirectory], control: Serving, models: Models, catalog: str
 ) -> list[Serving]:
-    """What the treatments serve, in the order of the plan.
+    """Load the models of the treatments, in the order of the plan.
 
     Args:
         trial: the experiment.
@@ -89,7 +89,7 @@ def load_treatments(
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:
-    """Whether two runs name the same items by the same codes, so that their arms can answer from one catalogue.
+    """Check that two runs name the same items by the same codes, so that their arms can answer from one catalogue.
 
     Raises:
         UserError: they do not.

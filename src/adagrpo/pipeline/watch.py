@@ -48,7 +48,7 @@ def watch(
     against: str | None = None,
     since: int | None = None,
 ) -> dict[str, Any]:
-    """What a log shows by day against its first days.
+    """Watch a log by day against its first days.
 
     Args:
         directory: an exposure log; a service may be writing to it.
@@ -72,7 +72,7 @@ def watch(
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
-    exposures = exposures.filter(pl.col("source") != FAILED)  # nobody saw a list
+    exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
     feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
@@ -181,7 +181,7 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
 
 
 def _is_left_behind(run: RunDirectory, name: str) -> bool:
-    """Whether a stage is of an arm that the run has no more."""
+    """Check that a stage is of an arm that the run has no more."""
     return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
 
@@ -197,7 +197,7 @@ def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.Da
 
 
 def _says_chances(run: RunDirectory) -> bool:
-    """Whether the run's ranker was fitted on impressions: only then is the sigmoid of a score the chance of a click."""
+    """Check that the ranker was fitted on impressions: only then is the sigmoid of a score a click probability."""
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(
@@ -208,7 +208,7 @@ def _says_chances(run: RunDirectory) -> bool:
 
 
 def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
-    """What the run's ranker expected of each list, from what its user had clicked before."""
+    """Predict the clicks of each list by the run's ranker, from what its user had clicked before."""
     data = RunData(run)
     ranker = Models(data).ranker(run.path("ranker", "best"))
     numbers = {str(name): item for item, name in enumerate(data.item_ids.to_list())}

@@ -222,7 +222,7 @@ def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
 
 
 def _results(metrics: Mapping[str, Any], split: Split) -> Table | None:
-    """The table of a split, or None where nobody measured it."""
+    """The table of a split, or None where it was not measured."""
     measured = any(point.value(split, "hr@10") is not None for point in checkpoints(metrics))
     return results_table(metrics, split) if measured else None
 

@@ -283,7 +283,7 @@ class Trie:
         """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
 
         Args:
-            items: (B, X) int64, a few for each sample. Those that the tree does not hold nobody reaches anyway.
+            items: (B, X) int64, a few for each sample. Those that the tree does not hold are not reached anyway.
             eligible: for each sample the items that it may reach but for those; None: all. Samples that share a mask
                 should follow each other.
 

@@ -139,7 +139,7 @@ class Switching:
             trial: that goes on.
             metrics: say what is on.
             log: says what was switched.
-            may_switch: a token is set, without which nobody may.
+            may_switch: a token is set, which switching needs.
         """
         self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
         self.measure()

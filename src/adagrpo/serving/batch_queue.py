@@ -5,7 +5,7 @@ size were measured to take. Work is not begun for a client that has left or whos
 
 Several threads may work on batches side by side. One of them at a time gathers the next batch. Right after a batch of
 several its clients ask again, one after the other; the next one then waits for as many, a small share of the time that
-the last one took. A request that comes to an idle queue waits for nobody.
+the last one took. A request that comes to an idle queue does not wait for others.
 
 Larger batches are cut to a multiple of `STEP`. The libraries below keep what they made for each shape of a product, so
 batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size.
@@ -80,7 +80,7 @@ class BatchQueue(Generic[InT, OutT]):
         self._last, self._pause = 1, 0.0  # size of the last batch, and seconds that it is worth to wait for as many
         self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: requests of its batch, and when it was begun
         self.times = BatchTimes()
-        self.abandoned = 0  # requests that nobody waited for any more
+        self.abandoned = 0  # requests whose client had left
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
         self._counting = Lock()
         self._threads = [
@@ -135,7 +135,7 @@ class BatchQueue(Generic[InT, OutT]):
         Args:
             value: the request.
             deadline: of `time.monotonic`; work on it does not begin later, and the future then raises `Overloaded`.
-            is_abandoned: whether nobody waits for the answer any more; the future is then cancelled.
+            is_abandoned: whether the client has left; the future is then cancelled.
 
         Raises:
             Overloaded: too many wait.
@@ -188,7 +188,7 @@ class BatchQueue(Generic[InT, OutT]):
         self._wanted, self._last, self._pause = 1, 1, 0.0
 
     def _next(self, thread: int) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
-        """Take the next batch, and the requests that nobody waits for."""
+        """Take the next batch, and the requests whose clients have left."""
         now = time.monotonic()
         batch: list[_Ticket[InT, OutT]] = []
         left: list[_Ticket[InT, OutT]] = []

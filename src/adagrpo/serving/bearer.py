@@ -72,7 +72,7 @@ def check_exposed(host: str, bearers: Bearers, without_token: bool) -> None:
     """Refuse an address that others can reach while everybody may ask.
 
     Raises:
-        UserError: it is, and nobody said that this is meant.
+        UserError: it is, and the flag that allows it is not set.
     """
     if host not in LOCAL and not bearers and not without_token:
         raise UserError(

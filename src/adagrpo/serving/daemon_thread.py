@@ -32,7 +32,7 @@ async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: 
         except BaseException as error:  # SystemExit would end the thread, and the future never come
             raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             settled = partial(settle, future.set_exception, raised)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, and the result not awaited any more
             loop.call_soon_threadsafe(settled)
 
     Thread(target=carry_out, name="in-daemon-thread", daemon=True).start()

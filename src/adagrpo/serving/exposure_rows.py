@@ -96,7 +96,7 @@ class ExposureRows:
 
         Args:
             sink: where rows go.
-            failed: called with each failure; whoever runs the service must learn why it answers 503.
+            failed: called with each failure; an operator must learn why the service answers 503.
         """
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)

@@ -198,7 +198,7 @@ def _never_disconnects() -> bool:
 
 
 def _names() -> Iterator[str]:
-    """Request ids that nobody can guess, many for each call of the system."""
+    """Yield request ids that cannot be guessed, many for each call of the system."""
     while True:
         block = os.urandom(4096).hex()
         yield from (block[place : place + 32] for place in range(0, len(block), 32))

@@ -4,7 +4,7 @@ GET  /                              the page: one file, nothing else is loaded
 GET  /v1/items?search=WORDS         items whose id or title holds the words
 POST /v1/explain                    a list and why it is that; by another arm of the run where one is named
 
-The page has no more rights than whoever opens it: where a token is set it is asked for like any other route, and a
+The page has no more rights than its user: where a token is set it is asked for like any other route, and a
 proxy must add it. One list is explained at a time, beside those that are served; another arm is loaded when it is first
 named, and the last one is kept.
 """

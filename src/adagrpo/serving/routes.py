@@ -71,7 +71,7 @@ def answered(handler: Handler) -> Handler:
         except SinkFailed:
             return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
         except asyncio.CancelledError:
-            if disconnected(request):  # nobody reads it
+            if disconnected(request):  # it is not read
                 return Response(status_code=499)
             raise
         except Exception as error:
