@@ -2,8 +2,8 @@
 
 A day begins with who comes: each user with the same probability. Their tastes drift and their satiation wears off, see
 `adagrpo.data.simulation.marketplace`; then they look at what they are shown, and the first item that is examined and
-wanted is bought. Every draw is keyed by seed and day and made for all users, also those who do not come: two markets of one world
-that show the same lists have the same days, and a day that is played again is the same day.
+wanted is bought. Every draw is keyed by seed and day and made for all users, also those who do not come: two markets of
+one world that show the same lists have the same days, and a day that is played again is the same day.
 """
 
 from __future__ import annotations
