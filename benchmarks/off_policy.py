@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.off_policy import (
     Estimate,
-    by_place,
     cascade,
     doubly_robust,
     ips,
+    item_position,
     overlap,
     pseudo_inverse_weights,
     snips,
@@ -113,7 +113,7 @@ class Score(NamedTuple):
 
 
 def every_place(log_probs: Floats, places: int) -> Floats:
-    """(U, V, K) what `place_chances` gives, of every item at every place.
+    """(U, V, K) what `position_propensities` gives, of every item at every place.
 
     All items but one have arrived c times together: what is before it in the order of items, and what is after.
     """
@@ -176,7 +176,7 @@ def estimates(world: World, log: Log, weights: Weights) -> Iterator[tuple[str, E
     at_places = weights.places[log.users[:, None], log.slates, np.arange(world.places)]
     yield (
         "list, places",
-        by_place(log.clicks, at_places, users=log.users),
+        item_position(log.clicks, at_places, users=log.users),
         overlap(at_places[:, -1]).problem is not None,
     )
     if weights.sums is not None:

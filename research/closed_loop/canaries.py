@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on
+from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, first_on, signs_against
 
 __all__ = ["canary_signs", "lost_until", "visits_as_signs_see_them"]
 
@@ -25,7 +25,7 @@ def canary_signs(visits: pl.DataFrame, arm: str, window: int) -> dict[str, int |
     mine = pl.col("arm") == arm
     own, others = (visits_as_signs_see_them(visits.filter(rows)) for rows in (mine, ~mine))
     try:
-        found = beside(own, others, Rule(window=window))
+        found = signs_against(own, others, SignRule(window=window))
     except ValueError:  # nobody of the canary came
         found = []
     return {sign: first_on(found, sign) for sign in SIGNS}

@@ -17,7 +17,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.limits import LONGEST_BATCH, Limits
-from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.models import ModelManager, Serving
 from research.closed_loop.beginnings import DAY, HASH
 
 __all__ = ["Endpoint", "SimulatedDays", "moment_of"]
@@ -68,10 +68,10 @@ class Endpoint:
         from adagrpo.serving.draining import Server, listen
 
         self._next = serving
-        self._shelf = Shelf(serving, lambda: self._next)
+        self._manager = ModelManager(serving, lambda: self._next)
         options = Options(LIMITS, user_hash=HASH, exposures=sink, explore=explore)
         self._listener = listen("127.0.0.1", 0)
-        self._server = Server(Application(self._shelf, options))
+        self._server = Server(Application(self._manager, options))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()
         self._client = http.client.HTTPConnection("127.0.0.1", self._listener.getsockname()[1], timeout=600)
@@ -80,7 +80,7 @@ class Endpoint:
         """Serve another one from now on."""
         self._client.close()  # learning takes longer than the service keeps an idle connection; it opens again
         self._next = serving
-        self._shelf.swap()
+        self._manager.swap()
 
     def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The answers to bodies of `POST /v1/recommend`, in their order."""

@@ -19,8 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
-from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
-from adagrpo.report.interval_charts import Band, Estimate, interval_chart
+from adagrpo.monitoring.signs import SIGNS, SignRule, daily_signs, first_on
+from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
 from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from research.closed_loop.plan import LoopPlan
 
@@ -96,7 +96,7 @@ def _against(out: Path, plan: LoopPlan, market: str, reference: str, worth: str)
                 yield content | _interval(values)
 
 
-def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[str, Any]]:
+def signs_of(out: Path, plan: LoopPlan, rule: SignRule | None = None) -> list[dict[str, Any]]:
     """When each sign came on in each world, market and arm, and when utility had fallen by more than 2 %.
 
     Returns:
@@ -104,13 +104,13 @@ def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[s
         is more than 2 % below the reference's; None: never) and for each sign its first day and on how many it was on.
         Markets with a canary are in `canaries_of`.
     """
-    rule = rule or Rule(baseline=plan.start_days, window=plan.days)
+    rule = rule or SignRule(baseline=plan.start_days, window=plan.days)
     found = []
     for world, market, arm, table in _arms(out, plan):
         if plan.markets[market].canary is not None:
             continue
         try:
-            seen = looks(visits_as_signs_see_them(table), rule)
+            seen = daily_signs(visits_as_signs_see_them(table), rule)
         except ValueError:
             continue  # only the baseline is finished
         row: dict[str, Any] = {"world": world, "market": market, "arm": arm, "days": len(seen)}
@@ -206,9 +206,9 @@ def loop_chart(
     return interval_chart(numbers, bands, title=title, reference=0.0, percent=True, **named)
 
 
-def _estimate(row: dict[str, Any]) -> Estimate:
+def _estimate(row: dict[str, Any]) -> IntervalMark:
     """With its interval, which cannot say that more than everything is lost."""
-    return Estimate(row["difference"], None if row["low"] is None else max(row["low"], -1.0), row["high"])
+    return IntervalMark(row["difference"], None if row["low"] is None else max(row["low"], -1.0), row["high"])
 
 
 def _spans(plan: LoopPlan) -> Iterator[tuple[int | str, list[int]]]:

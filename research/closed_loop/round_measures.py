@@ -30,7 +30,7 @@ from adagrpo.rewards.sequential import SequentialRanker
 from research.closed_loop.beginnings import Beginning
 from research.closed_loop.plan import LoopPlan
 
-__all__ = ["Shown", "measure", "ranker_errors"]
+__all__ = ["ServedLists", "measure", "ranker_errors"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,7 +38,7 @@ STRATA = 4  # quarters of the catalogue by how often items were shown
 DRAWN = 10  # items of each stratum that a user's error is taken over
 
 
-class Shown:
+class ServedLists:
     """The lists of an arm in a round, and what came of them; items by their place in the catalogue of the run."""
 
     def __init__(self, item_ids: Sequence[str], population: Population) -> None:
@@ -82,7 +82,7 @@ def measure(
     run: Run,
     weights: Path,
     before: Path,
-    shown: Shown,
+    shown: ServedLists,
     population: Population,
     beginning: Beginning,
     number: int,

@@ -36,16 +36,16 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.serving.served import Serving
+from adagrpo.serving.models import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.writing import folder_beside, make_folder, write_file
+from adagrpo.storage.writing import atomic_folder, make_folder, write_file
 from research.closed_loop.beginnings import CLICK, Beginning
 from research.closed_loop.canaries import canary_signs
 from research.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
 from research.closed_loop.learners import learn
 from research.closed_loop.plan import LoopPlan, MarketPlan
-from research.closed_loop.round_measures import Shown, measure
+from research.closed_loop.round_measures import ServedLists, measure
 
 __all__ = ["REST", "START", "Market"]
 
@@ -94,7 +94,7 @@ class Market:
 
     def _play(self) -> None:
         if not self.exposures.is_dir():
-            with folder_beside(self.exposures) as copied:
+            with atomic_folder(self.exposures) as copied:
                 shutil.copytree(self.beginning.exposures, copied, dirs_exist_ok=True)
         missing = [n for n in range(self.plan.rounds + 1) if not self.path(n, "row.json").is_file()]
         if not missing:
@@ -187,14 +187,14 @@ class Market:
             served[name] = _Served(run, weights)
         return served
 
-    def _serve(self, number: int, served: dict[str, _Served], population: Population) -> dict[str, Shown]:
+    def _serve(self, number: int, served: dict[str, _Served], population: Population) -> dict[str, ServedLists]:
         """The days of a round, over HTTP."""
         for arm, one in served.items():
             self._exchange(arm, _serving(one, arm, number, self.beginning))
         plan = self.plan
         first = 0 if number == 0 else plan.start_days + (number - 1) * plan.days
         days = plan.start_days if number == 0 else plan.days
-        shown = {arm: Shown(RunData(one.run).item_ids.to_list(), population) for arm, one in served.items()}
+        shown = {arm: ServedLists(RunData(one.run).item_ids.to_list(), population) for arm, one in served.items()}
         for day in range(first, first + days):
             if plan.stationary:
                 population.users = self.beginning.population().users

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.report import read_comparison, read_rows
-from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
+from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 
 __all__ = ["Effect", "effects", "overview_figure", "sources"]
 
@@ -96,7 +96,7 @@ def overview_figure(marks: Sequence[Effect]) -> str:
     for reward in rewards:
         own = {mark.arm: mark for mark in marks if mark.reward == reward}
         said = SAID[next(iter(own.values())).said]
-        found = {arm: Estimate(mark.difference, mark.low, mark.high) for arm, mark in own.items()}
+        found = {arm: IntervalMark(mark.difference, mark.low, mark.high) for arm, mark in own.items()}
         rows.append(ForestRow(NAMES.get(reward, reward), found, f"diagnose: {said}"))
     without = sum(WITHOUT_MARGIN not in row.marks for row in rows)
     notes = (

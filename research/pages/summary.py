@@ -7,7 +7,7 @@ from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
-from adagrpo.metrics import Shown, cutoff, is_rate, shown
+from adagrpo.metrics import ReportPart, cutoff, is_rate, metric_names
 from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
@@ -133,5 +133,5 @@ def _check_arms(arms: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
 def _beside(metric: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The metrics beside the compared one: accuracy at its depth, accuracy at others, then what the lists hold."""
     known = [name for name in names if name != metric and any(name in row["test"] for row in rows)]
-    accuracy = shown(Shown.RANKING)
+    accuracy = metric_names(ReportPart.RANKING)
     return sorted(known, key=lambda name: (name not in accuracy, cutoff(name) != cutoff(metric)))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.report import read_comparison
-from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
+from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 
 __all__ = ["Outcome", "outcomes", "trial_picture", "trials"]
 
@@ -86,9 +86,9 @@ def trial_picture(marks: Sequence[Outcome]) -> str:
     Args:
         marks: of `outcomes`.
     """
-    rows: dict[tuple[str, str], dict[str, Estimate]] = {}
+    rows: dict[tuple[str, str], dict[str, IntervalMark]] = {}
     for mark in marks:
-        rows.setdefault((mark.data, mark.row), {})[mark.gate] = Estimate(mark.difference, mark.low, mark.high)
+        rows.setdefault((mark.data, mark.row), {})[mark.gate] = IntervalMark(mark.difference, mark.low, mark.high)
     return forest_chart(
         [ForestRow(row, found, data) for (data, row), found in rows.items()],
         title="The gate rollout_miss: no better than a random one.",

@@ -1,13 +1,13 @@
 """`adagrpo` and `python -m adagrpo`."""
 
-from adagrpo.stopping import left_at_once
+from adagrpo.stopping import exit_on_interrupt
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
-    with left_at_once():
+    with exit_on_interrupt():
         from adagrpo.cli import main as run
     run()
 

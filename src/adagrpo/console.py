@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a run goes on: a progress bar with rate and time left, or plain lines.
+"""Progress on stderr while a run goes on: a progress bar with rate and time left, or plain lines.
 
 Stdout is kept for results, so that a command's output can be piped.
 """
@@ -23,7 +23,7 @@ LINE_SECONDS = 15.0
 
 
 class Console(Protocol):
-    """Where progress is shown. Nothing that a caller reads back goes through it."""
+    """A display of progress. Nothing that a caller reads back goes through it."""
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "held_back", "left_at_once", "terminable"]
+__all__ = ["Terminated", "deferred_signals", "exit_on_interrupt", "terminable"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,14 +34,14 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def left_at_once() -> Iterator[None]:
+def exit_on_interrupt() -> Iterator[None]:
     """Have SIGINT end the process with one line and status 130 while the block lasts."""
     with _handled({signal.SIGINT: _leave}):
         yield
 
 
 @contextmanager
-def held_back() -> Iterator[Callable[[], None]]:
+def deferred_signals() -> Iterator[Callable[[], None]]:
     """Hold the first signal back until it is asked for; a second one is raised at once.
 
     Yields:

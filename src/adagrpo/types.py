@@ -55,7 +55,7 @@ class Ragged:
         return found
 
     def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
-        """How often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.
+        """Count how often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.
 
         >>> Ragged(np.array([2, 0, 2], np.int32), np.array([0, 1, 3])).counts(4)
         array([1, 0, 2, 0])

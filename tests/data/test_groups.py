@@ -60,10 +60,10 @@ def test_what_is_no_group_is_refused_by_name(tmp_path: Path) -> None:
         groups.items("category", "toyz", "include.category")
     with pytest.raises(UnknownGroup) as found:
         groups.items("category", "toyz", "include.category")
-    assert found.value.told == "include.category: no item has one of the values"
+    assert found.value.public_message == "include.category: no item has one of the values"
     with pytest.raises(UnknownGroup) as found:
         groups.check("brnd", "include.brnd")
-    assert found.value.told == "include: names a group that the items do not have; known: category"
+    assert found.value.public_message == "include: names a group that the items do not have; known: category"
     with pytest.raises(UnknownGroup, match=r"'x{60}[.]{3}'; known"):
         groups.items("category", "x" * 100_000)
     with pytest.raises(UserError, match=r"^brand: the items have no group 'brand'; known: category$"):

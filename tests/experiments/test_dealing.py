@@ -13,7 +13,7 @@ from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.experiments.plan import DAY, Plan
-from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
+from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 CONTENT: dict[str, Any] = {
     "name": "ramped",
@@ -94,7 +94,7 @@ def test_switches_are_lines_beside_the_plan(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             add_switch(path, PLAN, now=moment + 2, **wrong)  # type: ignore[arg-type]
-    file = switches_beside(path)
+    file = switches_path(path)
     with file.open("a", encoding="utf-8") as target:
         target.write('{"time": 1, "st')  # of a writer at work
     assert read_switches(path, PLAN) == Switches(((moment, 0.4),), {"new": moment + 1})
@@ -116,7 +116,7 @@ def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     assert there.state() | {"plan": ""} == {
         "name": "ramped", "plan": "", "share": 1.0, "stopped": {"new": "2026-11-12T00:00:00+00:00"},
     }  # fmt: skip
-    switches_beside(path).write_text("nonsense\n", encoding="utf-8")
+    switches_path(path).write_text("nonsense\n", encoding="utf-8")
     clock[0] += 0.6
     assert there.deal(user) == Dealt("now", "stopped")  # a file that cannot be read switches nothing on
     path.write_text(yaml.safe_dump(CONTENT | {"days": 8}), encoding="utf-8")
@@ -134,7 +134,7 @@ def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> No
     path = a_plan(tmp_path)
     moment = PLAN.begins + 4 * DAY
     live = LiveExperiment(path, lambda: moment)
-    switches_beside(path).write_text('{"time": 1.0, "share": 0.5}\n{"time": 17958', encoding="utf-8")  # a full disk
+    switches_path(path).write_text('{"time": 1.0, "share": 0.5}\n{"time": 17958', encoding="utf-8")  # a full disk
     made = live.switch(stop="new")
     assert live.state()["stopped"].keys() == {"new"} and {live.deal(user).arm for user in USERS} == {"now", "third"}
     assert read_switches(path, PLAN) == Switches(((1.0, 0.5),), {"new": made["time"]})
@@ -146,10 +146,10 @@ def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> No
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, foreign: str, linked: bool) -> None:
     path = a_plan(tmp_path)
-    file = tmp_path / "victim.txt" if linked else switches_beside(path)
+    file = tmp_path / "victim.txt" if linked else switches_path(path)
     file.write_text(foreign, encoding="utf-8")
     if linked:
-        switches_beside(path).symlink_to(file)
+        switches_path(path).symlink_to(file)
     for asked in ({"stop": "new"}, {"share": 0.9}, {"stop": "nobody"}):
         with pytest.raises(
             UserError, match=r"switches.jsonl: (is a link|its last line|line 1 is no)|is no arm"
@@ -162,7 +162,7 @@ def test_a_switch_that_is_refused_makes_no_file(tmp_path: Path) -> None:
     path = a_plan(tmp_path)
     with pytest.raises(UserError, match="is no arm"):
         add_switch(path, PLAN, now=1.0, stop="nobody")
-    assert not switches_beside(path).exists()
+    assert not switches_path(path).exists()
 
 
 def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
@@ -170,7 +170,7 @@ def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
 ) -> None:
     path = a_plan(tmp_path)
     add_switch(path, PLAN, now=1.0, share=0.5)
-    before = switches_beside(path).read_bytes()
+    before = switches_path(path).read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -178,7 +178,7 @@ def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
     monkeypatch.setattr("adagrpo.experiments.switches.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device; it must be writable"):
         add_switch(path, PLAN, now=2.0, stop="new")
-    assert switches_beside(path).read_bytes() == before
+    assert switches_path(path).read_bytes() == before
 
 
 def test_an_arm_that_is_off_stays_off_whatever_becomes_of_the_file(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_an_arm_that_is_off_stays_off_whatever_becomes_of_the_file(tmp_path: Pat
     add_switch(path, PLAN, now=clock[0] + 600, stop="new")  # by a machine whose clock is ahead
     clock[0] += 0.6
     assert live.deal(user) == Dealt("now", "stopped")
-    switches_beside(path).unlink()
+    switches_path(path).unlink()
     clock[0] += 0.6
     assert live.deal(user) == Dealt("now", "stopped")
     add_switch(path, PLAN, now=clock[0], stop="third")

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.interleaving import coins, prefer, preferred, team_draft
+from adagrpo.experiments.interleaving import analyse_interleaving, coins, estimate_preference, team_draft
 from adagrpo.experiments.plan import DAY, Plan
-from adagrpo.experiments.provenance import foreign_rows
+from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 from adagrpo.exposures.exposure_store import LocalExposureLog
@@ -105,7 +105,7 @@ def log(users: int, taste: float, teams: int = 2, always: bool = False) -> tuple
 
 def test_what_is_said_of_clicks() -> None:
     def said(*world: Any, plan: Plan = PLAN, now: datetime = AFTER, **options: Any) -> tuple[str, str]:
-        result = prefer(plan, *log(*world, **options), now=now)
+        result = analyse_interleaving(plan, *log(*world, **options), now=now)
         return result["verdicts"]["new"], result["reasons"]["new"]
 
     assert said(400, 1.6)[0] == "preferred" and said(400, 0.5)[0] == "not preferred"
@@ -117,14 +117,14 @@ def test_what_is_said_of_clicks() -> None:
     assert said(400, 2.0, plan=daily, now=early)[0] == "preferred"
     exposures, feedback = log(20, 1.0)
     with pytest.raises(UserError, match="no interleaved list of 'mixed'"):
-        prefer(PLAN, exposures.with_columns(deal=pl.lit("stopped")), feedback, now=AFTER)
+        analyse_interleaving(PLAN, exposures.with_columns(deal=pl.lit("stopped")), feedback, now=AFTER)
 
 
 def test_the_preference_is_a_mean_over_users_who_clicked() -> None:
-    found = preferred(pl.DataFrame({"control": [0, 3, 1], "treatment": [0, 1, 0]}))
+    found = estimate_preference(pl.DataFrame({"control": [0, 3, 1], "treatment": [0, 1, 0]}))
     assert found is not None and found.users == 2
     assert found.share == pytest.approx((0.25 + 0) / 2) and found.error == pytest.approx(0.125)
-    assert preferred(pl.DataFrame({"control": [0, 3], "treatment": [0, 1]})) is None
+    assert estimate_preference(pl.DataFrame({"control": [0, 3], "treatment": [0, 1]})) is None
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_plans_that_are_of_no_kind(changes: dict[str, Any], wrong: str) -> None:
 
 def test_requests_without_a_list_are_counted_and_say_nothing_of_the_coin() -> None:
     exposures, feedback = log(400, 1.6)
-    plain = prefer(PLAN, exposures, feedback, now=AFTER)
+    plain = analyse_interleaving(PLAN, exposures, feedback, now=AFTER)
     failed = exposures.head(80).with_columns(
         request_id=pl.col("request_id") + "-failed",
         source=pl.lit("failed"),
@@ -150,7 +150,7 @@ def test_requests_without_a_list_are_counted_and_say_nothing_of_the_coin() -> No
         slate=pl.lit([], pl.List(pl.String)),
     )
     empty = failed.tail(5).with_columns(source=pl.lit("policy"), request_id=pl.col("request_id") + "-empty")
-    found = prefer(
+    found = analyse_interleaving(
         PLAN, pl.concat([exposures, failed.cast(EXPOSURE_SCHEMA), empty.cast(EXPOSURE_SCHEMA)]), feedback, now=AFTER
     )
     assert plain["without_list"] == 0 and found["without_list"] == 85
@@ -159,16 +159,18 @@ def test_requests_without_a_list_are_counted_and_say_nothing_of_the_coin() -> No
 
 def test_an_arm_that_was_stopped_is_never_preferred() -> None:
     rows, stops = log(400, 1.6), {"new": PLAN.begins + DAY}
-    found = prefer(PLAN, *rows, now=AFTER, stops=stops)
+    found = analyse_interleaving(PLAN, *rows, now=AFTER, stops=stops)
     assert found["verdicts"] == {"new": "inconclusive"} and [*found["stopped"]] == ["new"]
     assert found["reasons"]["new"].startswith(f"it was stopped on {found['stopped']['new']}, and what is said")
-    assert prefer(PLAN, *log(400, 0.5), now=AFTER, stops=stops)["verdicts"] == {"new": "not preferred"}
-    assert prefer(PLAN, *rows, now=AFTER, stops={"now": PLAN.begins + DAY})["verdicts"] == {"new": "preferred"}
+    assert analyse_interleaving(PLAN, *log(400, 0.5), now=AFTER, stops=stops)["verdicts"] == {"new": "not preferred"}
+    assert analyse_interleaving(PLAN, *rows, now=AFTER, stops={"now": PLAN.begins + DAY})["verdicts"] == {
+        "new": "preferred"
+    }
 
 
 def test_few_users_prefer_nothing() -> None:
     """Two users who clicked the same arm agree exactly, and prove nothing."""
-    found = prefer(PLAN, *log(25, 50.0), now=AFTER)
+    found = analyse_interleaving(PLAN, *log(25, 50.0), now=AFTER)
     assert found["preference"] is None and found["daily"] == []
     assert found["verdicts"] == {"new": "inconclusive"} and found["reasons"]["new"].endswith(
         " users clicked, of 30 needed"
@@ -177,7 +179,7 @@ def test_few_users_prefer_nothing() -> None:
 
 def test_a_credit_that_the_log_does_not_have_is_said() -> None:
     """Nobody clicked, which a misspelt kind looks like."""
-    found = prefer(PLAN.model_copy(update={"credit": "clicks"}), *log(400, 1.6), now=AFTER)
+    found = analyse_interleaving(PLAN.model_copy(update={"credit": "clicks"}), *log(400, 1.6), now=AFTER)
     assert found["verdicts"] == {"new": "inconclusive"}
     assert found["reasons"]["new"] == "the log has no feedback of kind 'clicks' (credit); its kinds are click"
 
@@ -185,12 +187,12 @@ def test_a_credit_that_the_log_does_not_have_is_said() -> None:
 def test_clicks_before_their_list_or_long_after_it_and_a_log_of_another_plan_prefer_nothing() -> None:
     exposures, feedback = log(400, 1.6)
     for shift, column in ((-11 * DAY, "feedback_early"), (8 * DAY, "feedback_late")):
-        found = prefer(PLAN, exposures, feedback.with_columns(pl.col("time") + shift), now=AFTER)
+        found = analyse_interleaving(PLAN, exposures, feedback.with_columns(pl.col("time") + shift), now=AFTER)
         assert found["verdicts"] == {"new": "inconclusive"} and found[column] == len(feedback)
-    assert [one.count_name for one in foreign_rows(PLAN, "a" * 64, exposures)] == ["answers_of_other_plan"]
+    assert [one.count_name for one in mismatched_rows(PLAN, "a" * 64, exposures)] == ["answers_of_other_plan"]
     own = exposures.with_columns(salt_version=pl.lit("a" * 12))
-    assert foreign_rows(PLAN, "a" * 64, own) == []
-    found = prefer(PLAN, own, feedback, now=AFTER, foreign="of another plan")
+    assert mismatched_rows(PLAN, "a" * 64, own) == []
+    found = analyse_interleaving(PLAN, own, feedback, now=AFTER, mismatch="of another plan")
     assert found["verdicts"] == {"new": "invalid"} and found["preference"] is None
 
 

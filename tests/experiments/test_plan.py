@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.plan import freeze, frozen_beside, read_catalogue, read_plan
+from adagrpo.experiments.plan import freeze, frozen_path, read_catalogue, read_plan
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -97,7 +97,7 @@ def test_a_mark_of_the_byte_order_is_of_no_item(tmp_path: Path) -> None:
 def test_a_hash_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "plan.yaml")
     freeze(path, read_plan(path), now=NOW)
-    beside = frozen_beside(path)
+    beside = frozen_path(path)
     beside.write_text(beside.read_text(encoding="utf-8").replace("2026", "2025"), encoding="utf-8")
     with pytest.raises(UserError, match="is not as it was written"):
         freeze(path, read_plan(path), now=NOW)

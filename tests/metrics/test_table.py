@@ -15,7 +15,7 @@ from adagrpo import metrics
 from adagrpo.config import CompareConfig
 from adagrpo.evaluation.comparison import Measured, compare, per_user
 from adagrpo.evaluation.predictions import Predictions, summarise
-from adagrpo.metrics import METRICS, Metric, RankedLists, Shown, measure, measure_users, shown
+from adagrpo.metrics import METRICS, Metric, RankedLists, ReportPart, measure, measure_users, metric_names
 from adagrpo.report import comparison_markdown, comparison_table, finding, results_table
 from adagrpo.report.figures import Log, learning_curves
 from adagrpo.report.tables import format_metric
@@ -28,7 +28,7 @@ def misses(monkeypatch: pytest.MonkeyPatch) -> Metric:
     entry = Metric(
         "misses",
         "missed targets",
-        {3: Shown.RESULTS | Shown.COMPARISON | Shown.CURVES},
+        {3: ReportPart.RESULTS | ReportPart.COMPARISON | ReportPart.CURVES},
         form="rate",
         better="lower",
         per_user=lambda lists, k: 1.0 - metrics.hit_rate(lists.ranks, k),
@@ -126,14 +126,14 @@ def test_a_comparison_is_planned_on_metrics_of_each_user(name: str, hint: str) -
 
 
 def test_what_the_tables_show() -> None:
-    assert shown(Shown.RESULTS) == [
+    assert metric_names(ReportPart.RESULTS) == [
         *("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10", "true_utility@10", "admission")
     ]
-    assert shown(Shown.BREADTH) == [
+    assert metric_names(ReportPart.BREADTH) == [
         *("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
     ]
-    assert shown(Shown.CURVES) == ["hr@10", "ndcg@10", "hallucination@10", "mean_reward@10"]
-    assert shown(Shown.COMPARISON) == [
+    assert metric_names(ReportPart.CURVES) == ["hr@10", "ndcg@10", "hallucination@10", "mean_reward@10"]
+    assert metric_names(ReportPart.COMPARISON) == [
         *("hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10"),
         *("mean_reward@10", "second_reward@10", "true_utility@10"),
     ]

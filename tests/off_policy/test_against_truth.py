@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adagrpo.off_policy import place_chances
+from adagrpo.off_policy import position_propensities
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.off_policy import World, every_place, open_bandit, scores
@@ -34,7 +34,7 @@ def test_lists_that_are_sums_are_estimated_by_place_and_by_the_pseudo_inverse() 
     some = World(*(part[:150] for part in world[:3]), *world[3:])
     chances = every_place(some.logging, some.places)
     shown = np.argsort(some.logging, axis=1)[:, -3:]
-    found = place_chances(some.logging, shown)
+    found = position_propensities(some.logging, shown)
     np.testing.assert_allclose(found, chances[np.arange(150)[:, None], shown, np.arange(3)], rtol=1e-6)
     found = scores(some, 30, 1000, lists=20_000)
     for name in ("list, places", "list, pseudo-inverse", "list, pseudo-inverse, self-normalised"):

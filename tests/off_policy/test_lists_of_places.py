@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from adagrpo.off_policy import by_place, cascade, ips, overlap, place_chances, pseudo_inverse_weights, snips
+from adagrpo.off_policy import (
+    cascade,
+    ips,
+    item_position,
+    overlap,
+    position_propensities,
+    pseudo_inverse_weights,
+    snips,
+)
 from adagrpo.off_policy.pseudo_inverse import count_lists
 
 RNG = np.random.default_rng(3)
@@ -35,32 +43,32 @@ MU, PI = (np.array([chance(of, tuple(items)) for items in LISTS]) for of in (LOG
 
 
 def test_the_chance_of_a_place_is_the_sum_over_all_lists() -> None:
-    found = place_chances(np.tile(LOGGED, (len(LISTS), 1)), LISTS)
+    found = position_propensities(np.tile(LOGGED, (len(LISTS), 1)), LISTS)
     wanted = [[marginal(LOGGED, place, item) for place, item in enumerate(items)] for items in LISTS]
     np.testing.assert_allclose(found, wanted, rtol=1e-7)
 
 
 def test_shorter_lists_and_items_that_are_never_drawn() -> None:
     closed = np.append(LOGGED, -np.inf)
-    found = place_chances(np.stack([closed, closed]), np.array([[2, 0, -1], [1, 3, 4]]))
+    found = position_propensities(np.stack([closed, closed]), np.array([[2, 0, -1], [1, 3, 4]]))
     wanted = [
         [marginal(LOGGED, 0, 2), marginal(LOGGED, 1, 0), 1.0],
         [marginal(LOGGED, k, i) for k, i in enumerate([1, 3, 4])],
     ]
     np.testing.assert_allclose(found, wanted, rtol=1e-7)
     with pytest.raises(ValueError, match="more places than there are items"):
-        place_chances(np.array([[0.0, -np.inf]]), np.array([[0, 1]]))
+        position_propensities(np.array([[0.0, -np.inf]]), np.array([[0, 1]]))
 
 
 def test_places_of_a_sharp_policy() -> None:
     """One item has nearly all: what is left is drawn among the rest, of 1e-9 and below."""
     sharp = np.log(np.array([[1 - 3e-9, 1.5e-9, 1e-9, 0.5e-9]]))
-    np.testing.assert_allclose(place_chances(sharp, np.array([[0, 1]])), [[1.0, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(position_propensities(sharp, np.array([[0, 1]])), [[1.0, 0.5]], rtol=1e-6)
 
 
 def ratios() -> np.ndarray:
     """(S, K) the weight of each place of each list."""
-    target, logged = (place_chances(np.tile(of, (len(LISTS), 1)), LISTS) for of in (TARGET, LOGGED))
+    target, logged = (position_propensities(np.tile(of, (len(LISTS), 1)), LISTS) for of in (TARGET, LOGGED))
     return target / logged
 
 
@@ -125,12 +133,12 @@ def test_a_log_drawn_from_one_policy_covers_what_another_would_have_had() -> Non
     assert (whole < 0).any() and overlap(whole, signed=True).problem is None
     with pytest.raises(ValueError, match="weights must be"):
         overlap(whole)
-    for found in (snips(clicks.sum(1), whole), ips(clicks.sum(1), whole), by_place(clicks, ratios()[rows])):
+    for found in (snips(clicks.sum(1), whole), ips(clicks.sum(1), whole), item_position(clicks, ratios()[rows])):
         assert found.low < truth < found.high
-    served = by_place(clicks, np.ones_like(clicks))
+    served = item_position(clicks, np.ones_like(clicks))
     assert served.value == pytest.approx(clicks.sum(1).mean()) and served.effective_size == pytest.approx(4000)
     one = np.log(draw.random((4000, 1)))
-    alike = by_place(clicks[:, :1], np.exp(one)), cascade(clicks[:, :1], one, np.zeros_like(one))
+    alike = item_position(clicks[:, :1], np.exp(one)), cascade(clicks[:, :1], one, np.zeros_like(one))
     assert alike[0] == pytest.approx(alike[1])
     with pytest.raises(ValueError, match="must be \\(N, K\\)"):
-        by_place(clicks, ratios())
+        item_position(clicks, ratios())

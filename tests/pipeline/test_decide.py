@@ -57,7 +57,9 @@ def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[st
     assert again.made == [] and repeated["chosen"] in {row["list"] for row in content["contenders"]}
 
 
-def test_a_test_item_has_no_part_in_the_weights(decided: tuple[Run, dict[str, Any]], world: Any, tmp_path: Path) -> None:
+def test_a_test_item_has_no_part_in_the_weights(
+    decided: tuple[Run, dict[str, Any]], world: Any, tmp_path: Path
+) -> None:
     run, _ = decided
     changed = world
     for user, sequence in world.sequences.items():

@@ -16,7 +16,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
+from adagrpo.off_policy.summary import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.list_weights import list_weights
@@ -168,7 +168,7 @@ def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -
         def __init__(self, chances: list[float]) -> None:
             self.item_ids, self.log_probs = list(range(len(chances))), np.log(chances)
 
-        def first_chances(self, queries: list[Query]) -> np.ndarray:
+        def first_item_log_probs(self, queries: list[Query]) -> np.ndarray:
             heats = np.array([[query.temperature] for query in queries])
             warm = np.exp(self.log_probs / heats)
             with np.errstate(divide="ignore"):
@@ -199,13 +199,13 @@ def test_expectations_of_a_draw(copied: Path) -> None:
     """Over all items they are the probabilities; over a few, their mean is right."""
     served, _ = recommender(Run.open(copied), "sft", "best")
     query = Query([1, 2, 3], None, (), None, 0.8, 5)
-    everything = served.chances([query], [[0]], 30)
+    everything = served.list_propensities([query], [[0]], 30)
     order = np.argsort(everything.items[0])
     share = everything.weights[0][order]
     assert everything.items[0][order].tolist() == [*range(30)] and share.sum() == pytest.approx(1.0)
     assert np.exp(everything.places[0, 0]) == pytest.approx(share[0], rel=1e-4)
     f = np.arange(30.0)
-    some = served.chances([query._replace(seed=seed) for seed in range(400)], [[0]] * 400, 4)
+    some = served.list_propensities([query._replace(seed=seed) for seed in range(400)], [[0]] * 400, 4)
     means = (some.weights * f[some.items]).sum(1)
     assert abs(means.mean() - share @ f) < 4 * means.std() / 20
 

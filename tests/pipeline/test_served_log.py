@@ -28,7 +28,7 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
-from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.storage.locks import lock_folder
 
 USERS, ITEMS, PLACES, DAYS = 30, 20, 4, 4
@@ -208,7 +208,7 @@ def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: P
     serving = Serving(answering, {}, {"model": "m", "catalog": "c", "arm": "adagrpo/final"})
     options = Options(exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(1.0, share=0.8))
     clicks = 0
-    with TestClient(Application(Shelf(serving), options)) as client:
+    with TestClient(Application(ModelManager(serving), options)) as client:
         for visit in range(5):
             history = [answering.item_ids[visit]]
             requests = [{"history": history, "k": 3, "user_id": user} for user in range(20)]

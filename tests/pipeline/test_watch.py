@@ -14,7 +14,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.monitoring.signs import SIGNS, Rule
+from adagrpo.monitoring.signs import SIGNS, SignRule
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -58,7 +58,7 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
     console = SimpleNamespace(note=lambda text: None)
-    found = watch(log, SimpleNamespace(console=console), rule=Rule(baseline=2, window=1))  # type: ignore[arg-type]
+    found = watch(log, SimpleNamespace(console=console), rule=SignRule(baseline=2, window=1))  # type: ignore[arg-type]
     assert [day["clicked"] for day in found["days"]] == [0.5] * 3 + [0.0] * 5
     assert found["signs"]["feedback_down"] == 20_005
     assert set(read[0]["item"]) == {"1"} and len(read[0]) == 5 * LISTS // 2
@@ -89,7 +89,7 @@ def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
     monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss=loss))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), 0.5))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
-    found = watch(log, run, rule=Rule(baseline=2, window=1))
+    found = watch(log, run, rule=SignRule(baseline=2, window=1))
     days = found["days"]
     assert [day["predicted"] == 0.5 for day in days] == [says] * len(days)
     assert [day[name] is not None for day in days for name in ("reward", "calibration")] == [says] * 2 * len(days)
@@ -104,14 +104,14 @@ def test_a_log_without_histories_is_said_to_predict_nothing(log: Path, monkeypat
     monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), np.nan))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
-    found = watch(log, run, rule=Rule(baseline=2, window=1))
+    found = watch(log, run, rule=SignRule(baseline=2, window=1))
     assert list(found["signs"]) == ["feedback_down", "concentration"]
     assert len(notes) == 1 and "none has a history to predict from" in notes[0]
 
 
 def test_a_log_that_is_too_short_says_how_much_is_later(log: Path) -> None:
     with pytest.raises(UserError, match=r"want two lists in 30 days .*, found 200 lists, of which 0 are later"):
-        watch(log, rule=Rule(baseline=30))
+        watch(log, rule=SignRule(baseline=30))
 
 
 def test_windows_of_one_list_are_no_look(tmp_path: Path) -> None:
@@ -128,17 +128,17 @@ def test_windows_of_one_list_are_no_look(tmp_path: Path) -> None:
     )  # fmt: skip
     written.close()
     with pytest.raises(UserError, match=r"want two lists a window, found one at most; watch longer"):
-        watch(tmp_path / "log", rule=Rule(baseline=1, window=1))
+        watch(tmp_path / "log", rule=SignRule(baseline=1, window=1))
 
 
 def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> None:
-    found = watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+    found = watch(log, Run.open(copied), rule=SignRule(baseline=2, window=1))
     assert set(found["invalid"]) == {"sft", "nll", "adagrpo"}
     json.dumps(found, allow_nan=False)  # what is not known is null
     assert {day["predicted"] for day in found["days"]} == {None}
     Run.open(copied, ["tokenizer.window=1"]).tokenize()
     with pytest.raises(UserError, match=r"sft is stale: made from another tokenize/codes\.json .* run `adagrpo sft"):
-        watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+        watch(log, Run.open(copied), rule=SignRule(baseline=2, window=1))
 
 
 def test_a_stale_arm_that_the_run_has_no_more_is_left_out(
@@ -153,10 +153,10 @@ def test_a_stale_arm_that_the_run_has_no_more_is_left_out(
         return content
 
     monkeypatch.setattr("adagrpo.pipeline.watch.manifest", of_other_codes)
-    found = watch(log, Run.open(copied, ["train.arms=[nll]"]), rule=Rule(baseline=2, window=1))
+    found = watch(log, Run.open(copied, ["train.arms=[nll]"]), rule=SignRule(baseline=2, window=1))
     assert set(found["invalid"]) == {"sft", "nll"}
     with pytest.raises(UserError, match=r"train/adagrpo is stale: made from another tokenize/codes\.json"):
-        watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+        watch(log, Run.open(copied), rule=SignRule(baseline=2, window=1))
 
 
 def test_lists_are_scored_some_at_a_time_with_the_same_result(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,15 @@ import pytest
 
 from adagrpo.report.canvas import standalone
 from adagrpo.report.charts import Point, Series, bin_means, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.interval_charts import Band, Cell, Estimate, ForestRow, forest_chart, interval_chart, map_chart
+from adagrpo.report.interval_charts import (
+    Band,
+    ForestRow,
+    IntervalMark,
+    MapCell,
+    forest_chart,
+    interval_chart,
+    map_chart,
+)
 from adagrpo.report.theme import DARK, GAIN, GRID, INK, LAYERS, LOSS, SURFACE, chart_rules, method_colors
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -107,7 +115,7 @@ def test_a_ring_marks_the_best_step() -> None:
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"&'", "a\x00b\x1b", "x" * 500, "$a_b$", "a\nb"])
 def test_names_are_written_as_they_are(name: str) -> None:
     labels = {"title": name, "x_label": name, "y_label": name}
-    estimate = Estimate(1.0, 0.0, 2.0)
+    estimate = IntervalMark(1.0, 0.0, 2.0)
     drawn = [
         line_chart([Series(name, [0, 1], [0.1, 0.2])], **labels),
         scatter_chart([Point(0.1, 0.2, name, tip=name)], **labels),
@@ -115,7 +123,9 @@ def test_names_are_written_as_they_are(name: str) -> None:
         line_chart([], **labels),
         interval_chart([name], [Band(name, [estimate])], reference=0.0, **labels),
         forest_chart([ForestRow(name, {name: estimate}, name)], title=name, x_label=name, names={name: name}),
-        map_chart([name], [name], [[Cell(1.0, (name,))]], title=name, row_label=name, column_label=name, largest=1.0),
+        map_chart(
+            [name], [name], [[MapCell(1.0, (name,))]], title=name, row_label=name, column_label=name, largest=1.0
+        ),
     ]
     for svg in drawn:
         parsed(svg)
@@ -164,7 +174,7 @@ def test_a_stack_reaches_the_sum_of_its_layers_and_has_gaps() -> None:
 
 
 def test_intervals_stand_at_their_numbers() -> None:
-    band = Band("ranker", [Estimate(0.5, 0.25, 1.0), None, Estimate(0.0, 0.0, 0.25)])
+    band = Band("ranker", [IntervalMark(0.5, 0.25, 1.0), None, IntervalMark(0.0, 0.0, 0.25)])
     svg = interval_chart(["few", "some", "many"], [band], reference=0.0, **LABELS)
     first, third = lines(svg, method_colors(["ranker"])["ranker"])
     # the axis is linear: .25 to 1 is three times as long as 0 to .25, and both meet at .25
@@ -175,8 +185,8 @@ def test_intervals_stand_at_their_numbers() -> None:
 
 def test_a_forest_is_read_against_its_reference() -> None:
     rows = [
-        ForestRow("nll, best", {"nll": Estimate(0.02, -0.01, 0.05)}),
-        ForestRow("a name that is far too long for its place", {"grpo": Estimate(0.0)}),
+        ForestRow("nll, best", {"nll": IntervalMark(0.02, -0.01, 0.05)}),
+        ForestRow("a name that is far too long for its place", {"grpo": IntervalMark(0.0)}),
     ]
     svg = forest_chart(rows, title="t", x_label="points", percent_points=True)
     ((start, end),) = lines(svg, "#0072b2")
@@ -187,7 +197,7 @@ def test_a_forest_is_read_against_its_reference() -> None:
 
 
 def test_a_forest_has_headings_lanes_and_arrows_where_an_interval_goes_on() -> None:
-    marks = {"no gate": Estimate(0.0, -1.0, 1.0), "the gate": Estimate(3.0, -9.0, 9.0)}
+    marks = {"no gate": IntervalMark(0.0, -1.0, 1.0), "the gate": IntervalMark(3.0, -9.0, 9.0)}
     row = ForestRow("GRPO", marks, "LastFM")
     names = {name: name for name in marks}
     svg = forest_chart([row], title="t", x_label="x", limits=(-2.5, 4.0), names=names, notes="what it says")
@@ -200,7 +210,7 @@ def test_a_forest_has_headings_lanes_and_arrows_where_an_interval_goes_on() -> N
 
 
 def test_the_colour_of_a_cell_is_its_gain_or_loss() -> None:
-    cells = [[Cell(0.1, ("+10.0", "9 cases")), Cell(-0.2, ("-20.0", "3 cases")), Cell(None, ("–", "0 cases"))]]
+    cells = [[MapCell(0.1, ("+10.0", "9 cases")), MapCell(-0.2, ("-20.0", "3 cases")), MapCell(None, ("–", "0 cases"))]]
     svg = map_chart(["hard"], ["low", "middle", "high"], cells, title="t", row_label="d", column_label="q", largest=0.2)
     assert re.findall(r"fill: (#\w+); (?:fill-)?opacity: ([\d.]+)", svg) == [(GAIN, "0.29"), (LOSS, "0.54")]
     assert "hard, low: +10.0, 9 cases; hard, middle: -20.0, 3 cases" in svg

@@ -20,7 +20,7 @@ from research.closed_loop.canaries import lost_until
 from research.closed_loop.closing import close_loop
 from research.closed_loop.loop_summary import reference_of, visits_of
 from research.closed_loop.plan import read_loop_plan
-from research.closed_loop.round_measures import Shown
+from research.closed_loop.round_measures import ServedLists
 from research.closed_loop.rounds import Market
 
 RECIPE = """
@@ -85,7 +85,7 @@ def test_each_round_of_each_arm_is_measured(loop: Path) -> None:
 
 def test_a_day_on_which_nobody_came_has_no_lists() -> None:
     nothing: Any = None  # no list asks anything of the population
-    shown = Shown(["i00000", "i00001"], nothing)
+    shown = ServedLists(["i00000", "i00001"], nothing)
     nobody = np.empty(0, np.int64)
     outcomes = (np.empty((0, 2), bool), np.empty(0), np.empty((0, 2)), np.empty(0))
     shown.add(0, nobody, nobody.reshape(0, 2), [])

@@ -21,7 +21,7 @@ from adagrpo.lists.eligibility import Narrowing
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.models import ModelManager, Serving
 
 ITEMS = 20
 VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}
@@ -72,11 +72,11 @@ class Service:
     """The application at a port of its own."""
 
     def __init__(
-        self, options: Options, load: Callable[..., Serving] | None = None, shelf: Shelf | None = None
+        self, options: Options, load: Callable[..., Serving] | None = None, manager: ModelManager | None = None
     ) -> None:
         self.recommender = Recommender()
         serving = Serving(self.recommender, {"name": "stub"}, VERSIONS)  # type: ignore[arg-type]
-        self.app = Application(shelf or Shelf(serving, load), options)
+        self.app = Application(manager or ModelManager(serving, load), options)
         self.listener = listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.server = Server(self.app)
@@ -120,9 +120,9 @@ def stub() -> Iterator[Callable[..., Service]]:
     made: list[Service] = []
 
     def make(
-        options: Options | None = None, load: Callable[..., Serving] | None = None, shelf: Shelf | None = None
+        options: Options | None = None, load: Callable[..., Serving] | None = None, manager: ModelManager | None = None
     ) -> Service:
-        made.append(Service(options or Options(limits=Limits(grace_seconds=0.0)), load, shelf))
+        made.append(Service(options or Options(limits=Limits(grace_seconds=0.0)), load, manager))
         return made[-1]
 
     yield make

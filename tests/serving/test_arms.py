@@ -24,10 +24,10 @@ from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
 from adagrpo.report import write_experiment
 from adagrpo.serving.app import Options
-from adagrpo.serving.arms import ArmShelf
+from adagrpo.serving.arms import ArmManager
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.served import Serving
+from adagrpo.serving.models import Serving
 
 from .conftest import VERSIONS, Recommender
 
@@ -66,7 +66,7 @@ def two_arms(stub: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
             Limits(grace_seconds=0.0), Bearers(["0123456789abcdef"]), user_hash=UserHash(b"k" * 32),
             exposures=LocalExposureLog(tmp_path / "log"),
         )  # fmt: skip
-        service = stub(options, None, ArmShelf(trial, lambda: arms))
+        service = stub(options, None, ArmManager(trial, lambda: arms))
         service.trial = trial
         return service
 
@@ -191,12 +191,12 @@ def test_a_body_is_answered_by_what_was_served_when_it_was_read(
 ) -> None:
     """Arms that are exchanged between two of its users are not mixed."""
     service = two_arms()
-    shelf, deal, exchanged = service.app.shelf, service.trial.deal, []
+    manager, deal, exchanged = service.app.manager, service.trial.deal, []
 
     def deal_and_exchange(user: str) -> Any:
         exchanged.append(user)
         versions = {"catalog": f"c1-{len(exchanged)}"}
-        shelf._put([replace(shelf.now, versions=shelf.now.versions | versions) for _ in service.trial.arms()])
+        manager._replace([replace(manager.now, versions=manager.now.versions | versions) for _ in service.trial.arms()])
         return deal(user)
 
     monkeypatch.setattr(service.trial, "deal", deal_and_exchange)
@@ -221,7 +221,9 @@ def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None
     for one in (new, same, other):
         for name in ("catalog", "item_ids", "_items", "_codes", "eligibility", "_popular"):
             assert getattr(one.recommender, name) is getattr(now.recommender, name)
-        assert one.asking is now.asking  # the reward is one, and says of the last batch alone whether it failed
+        assert (
+            one.reward_lock is now.reward_lock
+        )  # the reward is one, and says of the last batch alone whether it failed
     assert same.recommender.policy is now.recommender.policy and new.versions["model"] != now.versions["model"]
     for one, arm, checkpoint in ((new, "adagrpo", "final"), (other, "nll", "best")):
         alone = _Wanted(Run.open(copied), arm, checkpoint, 0.0, None, None, "latest").load(Operation())  # type: ignore[arg-type]
@@ -264,7 +266,7 @@ def test_a_key_that_is_made_is_said(copied: Path, tmp_path: Path, capsys: pytest
 
 def test_two_arms_in_one_list(two_arms: Callable[..., Any], tmp_path: Path) -> None:
     service = two_arms(kind="interleaving", metrics={})
-    theirs = service.app.shelf.arms["new"].recommender
+    theirs = service.app.manager.arms["new"].recommender
     theirs.known = lambda history: ([], [])  # never asked: items are the control's
     plain = theirs.recommend
     theirs.recommend = lambda queries: plain([query._replace(history=[5]) for query in queries])

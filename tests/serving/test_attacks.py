@@ -275,4 +275,4 @@ def test_random_bytes_put_into_requests_never_make_a_5xx_or_a_hang(stub: Callabl
         client = service.raw(bytes(content) + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = read_all(client)
         assert b"HTTP/1.1 5" not in answer and SECRET.encode() not in answer
-    assert service.app.line.waiting == 0
+    assert service.app.queue.waiting == 0

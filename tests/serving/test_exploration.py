@@ -20,7 +20,7 @@ from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.serving.app import Application, Options
-from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.models import ModelManager, Serving
 
 SIZES, ITEMS, SEEN, TEMPERATURE = (4, 4), 9, 4, 0.8
 
@@ -121,7 +121,7 @@ def test_a_service_logs_what_it_draws(recommender: Recommender, tmp_path: Path) 
     options = Options(exposures=log, explore=explore)
     names = [f"r{row}" for row in range(20)]
     requests = [{"history": [f"i{row % ITEMS}"], "k": 2, "request_id": name} for row, name in enumerate(names)]
-    with TestClient(Application(Shelf(serving), options)) as client:
+    with TestClient(Application(ModelManager(serving), options)) as client:
         replies = client.post("/v1/recommend", json={"requests": requests}).json()["responses"]
     rotate(tmp_path / "log")
     rows = read_parts(parts_of(tmp_path / "log"))[0].to_dicts()
@@ -144,7 +144,7 @@ def test_the_log_marks_requests_that_say_what_may_be_in_their_list(recommender: 
     options = Options(exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(TEMPERATURE))
     rules = [{}, {"exclude_history": False}, {"exclude_history": True}, {"exclude": ["i3"]}, {"include": ["i1", "i5"]}]
     requests = [{"history": ["i4"], "k": 1, "request_id": f"r{n}", **rule} for n, rule in enumerate(rules)]
-    with TestClient(Application(Shelf(serving), options)) as client:
+    with TestClient(Application(ModelManager(serving), options)) as client:
         assert client.post("/v1/recommend", json={"requests": requests}).status_code == 200
     rotate(tmp_path / "log")
     rows = read_parts(parts_of(tmp_path / "log"))[0]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.types import Histories
 
 HISTORIES = Histories(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
@@ -45,7 +45,7 @@ def reward() -> Iterator[Reward]:
 
 
 def test_a_reward_in_time_gives_its_scores(reward: Reward) -> None:
-    guard = Guarded(reward)
+    guard = CircuitBreaker(reward)
     assert guard.score(HISTORIES, ITEMS).tolist() == [[1, 2, 0], [3, 4, 5]]
     assert not guard.failed and guard.fallbacks == 0
 
@@ -55,7 +55,7 @@ def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
     reward: Reward, error: BaseException | None
 ) -> None:
     now = [0.0]
-    guard = Guarded(reward, budget_seconds=0.05, failures=3, pause_seconds=10.0, clock=lambda: now[0])
+    guard = CircuitBreaker(reward, budget_seconds=0.05, failures=3, pause_seconds=10.0, clock=lambda: now[0])
     reward.error = error
     if error is None:
         reward.go.clear()
@@ -75,7 +75,7 @@ def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
 
 def test_calls_that_hang_are_bounded_in_number(reward: Reward) -> None:
     reward.go.clear()
-    guard = Guarded(reward, budget_seconds=0.02, failures=1000)
+    guard = CircuitBreaker(reward, budget_seconds=0.02, failures=1000)
     for _ in range(20):
         guard.score(HISTORIES, ITEMS)
     assert reward.calls == 4
@@ -83,14 +83,14 @@ def test_calls_that_hang_are_bounded_in_number(reward: Reward) -> None:
 
 def test_scores_that_are_not_finite_are_a_failure(reward: Reward) -> None:
     reward.score = lambda histories, items: torch.full(items.shape, torch.nan)  # type: ignore[method-assign]
-    guard = Guarded(reward)
+    guard = CircuitBreaker(reward)
     assert guard.score(HISTORIES, ITEMS).sum() == 0 and guard.failed
 
 
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     program = """
 import time, torch
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.types import Histories
 
 class Hangs:
@@ -98,7 +98,7 @@ class Hangs:
     def score(self, histories, items):
         time.sleep(60)
 
-guard = Guarded(Hangs(), budget_seconds=0.05)
+guard = CircuitBreaker(Hangs(), budget_seconds=0.05)
 one = torch.ones(1, 1, dtype=torch.int64)
 guard.score(Histories(one, one[0]), one)
 print(guard.failed)
@@ -109,7 +109,7 @@ print(guard.failed)
 
 def test_a_guard_that_is_gone_leaves_no_thread(reward: Reward) -> None:
     before = {*threading.enumerate()}  # those of guards that other tests made may end meanwhile
-    guard = Guarded(reward)
+    guard = CircuitBreaker(reward)
     guard.score(HISTORIES, ITEMS)
     assert {*threading.enumerate()} - before
     del guard

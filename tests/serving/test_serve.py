@@ -30,8 +30,8 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.serving.schemas import HealthAnswer
-from adagrpo.serving.served import Serving, Shelf
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 
@@ -182,7 +182,7 @@ class Service:
         self.port = listener.getsockname()[1]
         served, about = recommender(run, None, "best")
         self.width = served.width
-        self.server = Server(Application(Shelf(Serving(served, about)), Options()))
+        self.server = Server(Application(ModelManager(Serving(served, about)), Options()))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 

@@ -30,8 +30,8 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
+from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
-from adagrpo.serving.served import Serving, Shelf
 
 TOKEN = "0123456789abcdef"
 OLD = Limits(grace_seconds=0.0)
@@ -200,11 +200,11 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
     narrowed = service.ask("/v1/recommend", body | {"include": []})[1]  # of that list, not of the one it would get
     assert (narrowed["items"], narrowed["short"], narrowed["reranked"]) == ([4, 5], None, False)
-    now = service.app.shelf.now
-    service.app.shelf._put([replace(now, versions=now.versions | {"catalog": "c2"})])
+    now = service.app.manager.now
+    service.app.manager._replace([replace(now, versions=now.versions | {"catalog": "c2"})])
     later = service.ask("/v1/recommend", body)[1]  # items may have other codes now
     assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
-    service.app.shelf._put([now])
+    service.app.manager._replace([now])
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
     for other in ({"history": [7]}, {"user_id": "bob"}, {"user_id": None}, {"history": [7], "user_id": "bob"}):
         status, answer, _ = service.ask("/v1/recommend", body | other)  # of somebody else, or another question
@@ -370,7 +370,7 @@ def test_what_would_come_too_late_is_turned_away_at_once_and_the_rest_is_answere
     """The short version of row 11: a burst of four times what can be answered by the deadline."""
     service = stub(Options(limits=Limits(deadline_seconds=0.4, grace_seconds=0.0)))
     service.recommender.seconds = 0.05
-    service.app.line._most = 4  # 80 requests a second, about 32 by the deadline
+    service.app.queue._most = 4  # 80 requests a second, about 32 by the deadline
     for _ in range(20):
         service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 4})  # the rate is learnt
 
@@ -398,19 +398,19 @@ def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Calla
     held = service.raw(request)  # in hand
     until(lambda: service.recommender.batches == [1])
     left = [service.raw(request) for _ in range(3)]
-    until(lambda: service.app.line.waiting == 4)
+    until(lambda: service.app.queue.waiting == 4)
     for client in left:
         client.close()
     late = service.raw(request)
-    until(lambda: len(service.server.server_state.connections) == 2 and service.app.line.waiting == 5)
+    until(lambda: len(service.server.server_state.connections) == 2 and service.app.queue.waiting == 5)
     time.sleep(0.35)
     fresh = service.raw(request)
-    until(lambda: service.app.line.waiting == 6)
+    until(lambda: service.app.queue.waiting == 6)
     service.recommender.go.set()
     assert held.recv(100).startswith(b"HTTP/1.1 200 ") and fresh.recv(100).startswith(b"HTTP/1.1 200 ")
     answer = late.recv(1000)
     assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in answer
-    assert service.recommender.batches == [1, 1] and service.app.line.given_up == 4
+    assert service.recommender.batches == [1, 1] and service.app.queue.abandoned == 4
     assert 'adagrpo_refused_total{why="queue"} 1.0' in service.ask("/metrics")[1]
 
 
@@ -426,10 +426,10 @@ def test_a_body_that_comes_slowly_is_not_late_for_that(
 
 
 def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None:
-    """Where reading itself is behind, the line is short and everybody waits all the same."""
+    """Where reading itself is behind, the queue is short and everybody waits all the same."""
     service = stub(Options(limits=Limits(deadline_seconds=1.0, grace_seconds=0.0)))
-    service.app.line.times.observe(1, 0.6)
-    service.app.line._most = 1
+    service.app.queue.times.observe(1, 0.6)
+    service.app.queue._most = 1
     service.recommender.go.clear()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(service.ask, "/v1/recommend", {"history": [1]})
@@ -511,8 +511,8 @@ def test_what_was_exchanged_is_freed_after_the_exchange(stub: Callable[..., Any]
     service = stub()
     one, other = (Serving(service.recommender, {"name": name}) for name in ("one", "other"))
     served: list[Serving] = []
-    shelf = Shelf(one, lambda: other, lambda: served.append(shelf.now))
-    assert shelf.swap() is other and served == [other]
+    manager = ModelManager(one, lambda: other, lambda: served.append(manager.now))
+    assert manager.swap() is other and served == [other]
 
 
 def test_a_model_that_changes_while_it_is_loaded_is_loaded_again_once(stub: Callable[..., Any]) -> None:
@@ -536,7 +536,7 @@ def test_a_model_that_changes_while_it_is_loaded_is_loaded_again_once(stub: Call
     go.set()
     for thread in told:
         thread.join(10)
-    assert loaded == ["m1", "m2"] and service.app.shelf.now.versions["model"] == "m2"
+    assert loaded == ["m1", "m2"] and service.app.manager.now.versions["model"] == "m2"
 
 
 def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(stub: Callable[..., Any]) -> None:
@@ -549,7 +549,7 @@ def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(stub: Callable[.
     service = stub(Options(replace(OLD, drain_seconds=0.2), Bearers([TOKEN])), load)
     head = "POST /v1/admin/reload HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     client = service.raw(f"{head}Authorization: Bearer {TOKEN}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-    until(lambda: service.app.shelf.loading)
+    until(lambda: service.app.manager.loading)
     started = time.monotonic()
     service.end()
     assert time.monotonic() - started < 5 and b" 200 " not in client.recv(100)

@@ -15,8 +15,8 @@ from adagrpo.storage import artifacts
 from adagrpo.storage.artifacts import manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.storage.marks import claim
-from adagrpo.storage.removal import foreign_files, remove, remove_temporary
-from adagrpo.storage.writing import naming, temporary, write_file, written_beside
+from adagrpo.storage.removal import remove, remove_temporary, unknown_files
+from adagrpo.storage.writing import atomic_file, naming, temporary, write_file
 
 
 @pytest.fixture
@@ -343,12 +343,12 @@ def test_foreign_files_are_files_of_other_names_and_links(tmp_path):
     (folder / "linked").symlink_to(outside)
     (folder / "inner" / "a").symlink_to(outside / "c")
     known = {"a", "inner/a", "inner/b"}
-    actual = [path.relative_to(folder).as_posix() for path in foreign_files(folder, known.__contains__)]
+    actual = [path.relative_to(folder).as_posix() for path in unknown_files(folder, known.__contains__)]
     assert actual == ["inner/.hidden", "inner/a", "linked"]
     remove(folder, known.__contains__)
     assert {path.name for path in folder.rglob("*")} == {"inner", ".hidden", "a", "linked"}
-    assert (outside / "c").read_text() == "x" and foreign_files(tmp_path / "absent", known.__contains__) == []
-    assert foreign_files(folder / "linked", known.__contains__) == [folder / "linked"]
+    assert (outside / "c").read_text() == "x" and unknown_files(tmp_path / "absent", known.__contains__) == []
+    assert unknown_files(folder / "linked", known.__contains__) == [folder / "linked"]
     remove(folder / "linked", lambda name: True)
     assert (outside / "c").read_text() == "x"
 
@@ -356,13 +356,13 @@ def test_foreign_files_are_files_of_other_names_and_links(tmp_path):
 def test_what_a_library_writes_gets_the_mode_of_other_files_and_leaves_nothing(tmp_path):
     plain, path = tmp_path / "plain", tmp_path / "out.bin"
     plain.write_text("x")
-    with written_beside(path) as place:
+    with atomic_file(path) as place:
         place.write_text("new")
         place.chmod(0o600)
         (place.parent / ".tmpA1").write_text("half")
         assert place.parent == temporary(path)
     assert path.read_text() == "new" and path.stat().st_mode == plain.stat().st_mode
-    with pytest.raises(OSError, match=r"out\.bin"), written_beside(path) as place:
+    with pytest.raises(OSError, match=r"out\.bin"), atomic_file(path) as place:
         place.write_text("newer")
         raise OSError(28, "No space left on device")
     assert path.read_text() == "new" and {actual.name for actual in tmp_path.iterdir()} == {"plain", "out.bin"}

@@ -128,7 +128,7 @@ def report(
     out: Elsewhere = None,
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
-    from adagrpo.pipeline.shown import Shown
+    from adagrpo.pipeline.current_files import CurrentFiles
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
     from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
 
@@ -151,7 +151,7 @@ def report(
         opened = common.open(run, out)
         with session(opened):
             page = opened.report()
-            written = [] if figures is None else write_figures(Shown(opened), figures)
+            written = [] if figures is None else write_figures(CurrentFiles(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 

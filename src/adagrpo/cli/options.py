@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from adagrpo import __version__
 from adagrpo.errors import UserError
-from adagrpo.stopping import left_at_once, terminable
+from adagrpo.stopping import exit_on_interrupt, terminable
 
 if TYPE_CHECKING:
     from adagrpo.pipeline import Console, Run
@@ -187,7 +187,7 @@ class Command:
         @wraps(function)
         def command(**given: Any) -> None:
             common = self._common({option: given.pop(option) for option in added})
-            with left_at_once():  # its imports take seconds
+            with exit_on_interrupt():  # its imports take seconds
                 importlib.import_module("adagrpo.pipeline")
             if self.plans and given.pop("dry_run"):
                 from adagrpo.cli.planning import print_plan_of

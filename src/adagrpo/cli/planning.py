@@ -40,7 +40,7 @@ def print_plan(run: Run, command: str, as_json: bool) -> None:
 
 def plan_text(content: dict[str, Any]) -> str:
     """A plan as a table and some lines."""
-    from adagrpo.pipeline.room import in_words
+    from adagrpo.pipeline.resources import in_words
     from adagrpo.report import Table, to_text
 
     rows = [

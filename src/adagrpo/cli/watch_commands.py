@@ -34,7 +34,7 @@ def watch(
     """Look at a service's log by day for the signs of a hacked reward: reward up and feedback down, and others."""
     import json
 
-    from adagrpo.monitoring.signs import Rule
+    from adagrpo.monitoring.signs import SignRule
     from adagrpo.pipeline.watch import watch as look
     from adagrpo.report import Table, to_text
     from adagrpo.report.tables import MISSING
@@ -43,7 +43,7 @@ def watch(
         return MISSING if value is None else format(value, form)
 
     opened = None if run is None else common.open(run)
-    result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, against=against, since=since)
+    result = look(exposures, opened, rule=SignRule(baseline, window, errors), arm=arm, against=against, since=since)
     if common.as_json:
         typer.echo(json.dumps(result, allow_nan=False))
         return

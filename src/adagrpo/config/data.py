@@ -61,7 +61,7 @@ def seconds_of(text: str) -> float:
 
 
 class Columns(Section):
-    """What the columns of the logs are called; null where the logs have no such column."""
+    """Names of the columns of the logs; null where the logs have no such column."""
 
     user: str = "user_id"
     item: str = "item_id"
@@ -191,7 +191,7 @@ class ExposuresConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the logs come from and how they are cut. Relative paths are below `--data`.
+    """Source of the logs, and their split. Relative paths are below `--data`.
 
     With `click_rating` every row is an impression, clicked if it is rated at least so; a row without a rating is not.
     `max_expansion` bounds to how many times its size a compressed file of logs or items may unpack, beyond 32 MB, see

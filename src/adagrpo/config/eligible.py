@@ -13,7 +13,7 @@ __all__ = ["EligibleConfig"]
 
 
 class EligibleConfig(Section):
-    """What lists are held to while they are measured: values of groups of the items, by the column.
+    """Items that measured lists may hold: values of groups of the items, by the column.
 
     A filter is as in a request: an item must match every column of `include`, by any of its values, and none of
     `exclude`. Cases whose logged item is not eligible are left out of the metrics, and counted.

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line."""
+"""Error messages on a configuration, in one line."""
 
 from __future__ import annotations
 

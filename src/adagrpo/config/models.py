@@ -108,7 +108,7 @@ class PolicyConfig(Section):
 
 
 class FitConfig(Section):
-    """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak.
+    """Fit of a model: AdamW, linear warm-up, then a cosine to a tenth of the peak.
 
     `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
     keeps the weights themselves.

@@ -109,7 +109,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_body_trains_after_all(self) -> Self:
+    def _check_body_trains(self) -> Self:
         lm = self.policy.lm
         if lm is not None and lm.frozen_epochs and lm.frozen_epochs >= self.sft.epochs:
             raise ValueError(
@@ -119,7 +119,7 @@ class Config(Section):
         return self
 
     def settings_of_arms(self) -> dict[str, dict[str, Any]]:
-        """What each arm is trained by, in full and by its name: of a preset, too, whose name alone is in the recipe."""
+        """List the settings of each arm, in full and by name, also of a preset whose name alone is in the recipe."""
         return {arm.name: arm.settings(self.objective) for arm in self.train.arms}
 
     @property
@@ -215,7 +215,7 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_another_kind(inherited: object, own: object) -> bool:
-    """Whether a reward is of another kind than the inherited one, to whose keys it then gives no meaning."""
+    """Check that a reward is of another kind than the inherited one, to whose keys it then gives no meaning."""
     if not isinstance(inherited, dict) or not isinstance(own, dict) or "kind" not in own:
         return False
     return bool(inherited.get("kind", DEFAULT_KIND) != own["kind"])

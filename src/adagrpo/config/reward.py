@@ -50,7 +50,7 @@ class _Options(Section):
         return ()
 
     def identity(self) -> dict[str, Any]:
-        """What decides the scores, JSON-able: not how patiently they are asked for."""
+        """Return the options that decide the scores, JSON-able: not how patiently they are asked for."""
         content = self.model_dump(mode="json", exclude=set(self.not_of_the_result))
         return content | ({"members": [part.identity() for part in self.parts]} if self.parts else {})
 

@@ -1,6 +1,6 @@
-"""What a stage reads of a configuration: the settings that decide its result, by the keys that it declares.
+"""Settings of a configuration that a stage reads, and that decide its result, by the keys that it declares.
 
-A key that is as it would be if nobody had said anything is left out. So a new option with a default makes no stage
+A key that has its default is left out. So a new option with a default makes no stage
 again, and neither does a default that is written down. What is left out is the same for every stage: defaults, and the
 keys that a section declares as `not_of_the_result`.
 """
@@ -64,7 +64,7 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
 
 
 def changed_settings(config: Section, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs between two results of `read_settings`, key by key, with defaults where one of them has nothing.
+    """Compare two results of `read_settings`, key by key, with defaults where one of them has nothing.
 
     Args:
         config: to which `now` belongs.
@@ -101,7 +101,7 @@ def _leaves(value: Any, key: str) -> dict[str, Any]:
 
 
 def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
-    """What holds for a key if nobody says anything: in its section, or where nobody names the section either."""
+    """Return the default of a key: in its section, or where the section is not given either."""
     *above, name = key.split(".")
     section: Any = type(config).model_construct() if of_place else config
     for part in above:

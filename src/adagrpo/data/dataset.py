@@ -163,7 +163,7 @@ def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Da
 
 
 def _count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
-    """How many items of the logs the item table has."""
+    """Count the items of the logs that the item table has."""
     return int(catalogue.is_in(described[ITEM_ID].implode()).sum())
 
 
@@ -194,7 +194,7 @@ def _count_duplicates(
     numbered: pl.DataFrame,  # user, item and the time, by user and time
     time: str,
 ) -> int:
-    """How many interactions repeat the user, item and time of another one."""
+    """Count the interactions that repeat the user, item and time of another one."""
     user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
     tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
     tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too

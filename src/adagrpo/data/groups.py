@@ -26,11 +26,11 @@ SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FAL
 
 
 class UnknownGroup(UserError):
-    """Items have no such column or value. `told` says so without what was asked for, which others may not read."""
+    """Items have no such column or value. `public_message` says so without the value, which others may not read."""
 
-    def __init__(self, message: str, told: str) -> None:
+    def __init__(self, message: str, public_message: str) -> None:
         super().__init__(message)
-        self.told = told
+        self.public_message = public_message
 
 
 class _Column(NamedTuple):

@@ -23,7 +23,7 @@ CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback m
 
 @dataclass(frozen=True)
 class ExposureCounts:
-    """What became of the rows of an exposure log."""
+    """Counts of the rows of an exposure log, by what became of them."""
 
     answers: int  # that were read
     answers_repeated: int  # of a request id that was read before; left out

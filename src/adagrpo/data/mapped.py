@@ -1,4 +1,4 @@
-"""Long sequences that stay on disk: a batch reads its own histories, and whoever needs all values maps them.
+"""Long sequences that stay on disk: a batch reads its own histories, and a caller that needs all values maps them.
 
     train.parquet -> a file without a name, 4 bytes a value -> the stretches that a batch asks for
 
@@ -59,10 +59,10 @@ def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], 
         rows: of the file, at least 1.
 
     Returns:
-        The values, what maps them, and their file, which is gone once nobody holds it.
+        The values, what maps them, and their file, which is gone once no reference is left.
     """
     try:
-        file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # whoever has the result closes it
+        file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it
         for first in range(0, rows, _ROWS):
             part = pl.scan_parquet(path).select(name).slice(first, _ROWS).collect()[name]
             file.write(part.to_numpy().astype(np.int32, copy=False).data)

@@ -43,7 +43,7 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
-    """What `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
+    """Return what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
 
     Args:
         ragged: sequences.

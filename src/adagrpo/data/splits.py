@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Where each of `U` users is cut."""
+    """The cuts of each of `U` users."""
 
     train_lengths: Ints  # (U,) interactions that training may see, from the oldest
     validation_positions: Ints  # (U,) position of the validation target, -1 where there is none

@@ -124,7 +124,7 @@ def beam_search_both(
     held_width: int | None = None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """What `beam_search` finds with the trie and without it, at little more than the price of one of them.
+    """Search with the trie and without it, at little more than the price of one of them.
 
     Args:
         policy: the policy to search.

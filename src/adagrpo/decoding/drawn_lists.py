@@ -146,7 +146,7 @@ def slate_log_probs(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Tensor:  # (B, N) float64
-    """What a policy would have drawn given lists with: log-probability of each item at its place; see `item_log_probs`.
+    """Compute the log-probability of each item of given lists at its place, as they are drawn; see `item_log_probs`.
 
     Returns:
         (B, N) given the items above; -inf where an item may not be drawn, and where there is none.

@@ -1,4 +1,4 @@
-"""What sampling and the searches share: hypotheses, and the order of what they hold."""
+"""Hypotheses of sampling and the searches, and the order of what they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""What the gate decides about groups, how far two ways to draw them agree, and whether the reward points right.
+r"""Admission by the gate, agreement of two ways to draw groups, and the direction of the reward.
 
     admission    share of the groups with d_b ≥ τ, q_b ≥ q_min, not degenerate; beside it that of shuffled rewards
     kappa        (p_o - p_e) / (1 - p_e) of two sets of admissions                                     (Cohen 1960)

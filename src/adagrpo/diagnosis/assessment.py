@@ -58,7 +58,7 @@ Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) tru
 
 @dataclass(frozen=True)
 class Observations:
-    """What the diagnosis is made from: `N` validation cases, in one order."""
+    """Measurements behind a diagnosis: `N` validation cases, in one order."""
 
     lists: Lists
     history_lengths: Ints  # (N,)
@@ -109,7 +109,7 @@ def diagnose(
 
 
 def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
-    """What the order of a shuffled ranker gets in each case, a mean over draws."""
+    """Score the order of a shuffled ranker in each case, a mean over draws."""
     generator = np.random.default_rng(seed)
     drawn = [gains(target_ranks(lists, permuted(lists.rewards, lists.usable, generator))) for _ in range(draws)]
     return {metric: np.mean([values[metric] for values in drawn], axis=0) for metric in drawn[0]}
@@ -159,7 +159,7 @@ def _strata(
 
 
 def _drawn(observed: Observations, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """What the page draws and the verdict does not read."""
+    """Compute what the page draws and the verdict does not read."""
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     shown = observed.exposures is not None
     counts = observed.training_counts if observed.exposures is None else observed.exposures

@@ -1,4 +1,4 @@
-r"""What re-ranking gives at every weight, and whether the reward orders items as well where few were shown.
+r"""Curves of re-ranking over the weight, and of the reward's accuracy over exposure.
 
     curve(w)     mean over cases of  m(order by log π + w RM / σ) - m(order by log π)        w = ∞: by the reward alone
     order(bin)   mean over cases of the share of the list's other items of the same bin that score below the logged one
@@ -77,7 +77,7 @@ def order_by_exposure(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """How well ranker and policy order items that were shown about equally often.
+    """Measure how well ranker and policy order items that were shown about equally often.
 
     Args:
         lists: `N` lists.
@@ -116,7 +116,7 @@ def order_by_exposure(
 
 
 def _names(edges: Ints) -> list[str]:
-    """What the bins are called whose upper ends are given, the last one being open.
+    """Name the bins whose upper ends are given, the last one being open.
 
     >>> _names(np.array([0, 12, 13]))
     ['0', '1 to 12', '13', '14 and more']

@@ -144,7 +144,7 @@ def _advice(repeated: RepeatedMix) -> dict[str, Any]:
 
 
 def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
-    """How many draws the verdict is a mean of, and how far another set of them would move it.
+    """Say how many draws the verdict is a mean of, and how far another set of them would move it.
 
     `error_of_the_draws` is the standard error of the mix's gain over the halvings; `share_of_the_error` that over the
     standard error over the users, which says by how much of its own uncertainty a verdict hangs on the seed.

@@ -1,4 +1,4 @@
-"""Where a ranker lifts the policy: a map over difficulty for the policy and discriminability by the ranker.
+"""Uplift map: a ranker's gain over difficulty for the policy and discriminability by the ranker.
 
     uplift(cell) = mean over the cases of the cell of  m(ranker's order) - m(policy's order)
 

@@ -175,7 +175,7 @@ def serving_quantities(
     lists: Lists,
     history_lengths: Ints,  # (N,)
 ) -> dict[str, Floats]:
-    """What is known of a case when it is served: nothing here reads the logged item.
+    """Compute the quantities of a case that are known when it is served: none reads the logged item.
 
     Returns:
         By name, (N,) each: the entropy of the policy over the beam (nats), the spread of the rewards over the beam

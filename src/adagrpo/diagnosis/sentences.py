@@ -11,7 +11,7 @@ __all__ = ["sentences"]
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """What to do, and why.
+    """Say what to do, and why.
 
     Args:
         result: of `adagrpo.diagnosis.diagnose`, all but the sentences.
@@ -29,7 +29,7 @@ _OPENINGS = {
 
 
 def _strength(result: Mapping[str, Any]) -> str:
-    """How sure the decision is; where the data allow none, that."""
+    """Say how sure the decision is, or that the data allow none."""
     verdict = result["verdict"]
     decision, evidence = verdict["decision"], verdict["evidence"]
     if not verdict["reached"]:
@@ -112,7 +112,7 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def _thresholds(result: Mapping[str, Any]) -> list[str]:
-    """What speaks against the gate at the configured thresholds, where they do not pass; by one draw of the groups."""
+    """Say what speaks against the gate at the configured thresholds, by one draw of the groups."""
     settings, p_values = result["settings"], result["verdict"]["thresholds_adjusted_p"]
     rows = list(zip(result["grid"], p_values, strict=True))
     row, p = next(pair for pair in rows if (pair[0]["tau"], pair[0]["q_min"]) == (settings["tau"], settings["q_min"]))

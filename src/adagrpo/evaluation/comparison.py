@@ -59,7 +59,7 @@ Point = tuple[str, str]  # arm and checkpoint
 
 
 class Measured(NamedTuple):
-    """What one checkpoint of one arm did under one seed."""
+    """Metrics of one checkpoint of one arm under one seed."""
 
     users: pl.DataFrame  # user_id in ascending order, one column a metric; see `per_user`
     test: Mapping[str, float]  # means over the test cases, coverage and the like among them
@@ -240,7 +240,7 @@ def _user_values(
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
-    """How much worse than the baseline the reported interval allows the arm to be, and whether that is in bounds."""
+    """Return how much worse than the baseline the interval allows the arm to be, and whether that is in bounds."""
     low, high = reported(against)
     worst = high if lookup(metric).better == "lower" else -low
     return {"margin": margin, "worst": worst, "kept": worst <= margin}

@@ -16,7 +16,7 @@ import polars as pl
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.evaluation.statistics import bootstrap_means
-from adagrpo.metrics import Shown, lookup, shown
+from adagrpo.metrics import ReportPart, lookup, metric_names
 
 __all__ = ["START", "paired_outcomes"]
 
@@ -44,7 +44,7 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
     for point, table in users.items():
         if not table[USER_ID].equals(start[USER_ID]):
             raise ValueError(f"{point}: measured on other users than the starting policy")
-    names = [name for name in shown(Shown.RESULTS) if name in start.columns and lookup(name).better]
+    names = [name for name in metric_names(ReportPart.RESULTS) if name in start.columns and lookup(name).better]
     values = {point: table.select(names).to_numpy().T for point, table in users.items()}  # (metrics, N) each
     pairs = [
         (point, reference)

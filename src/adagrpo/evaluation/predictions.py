@@ -48,7 +48,7 @@ Utility = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]  # (N, K) it
 
 
 class Predictions(NamedTuple):
-    """What a policy answers in every case, in the order of the cases."""
+    """Predictions of a policy for every case, in the order of the cases."""
 
     items: NDArray[np.int64]  # (N, W) constrained beam, best first, -1 where the catalogue is shorter than the beam
     scores: NDArray[np.float32]  # (N, W) log-probability
@@ -109,7 +109,7 @@ def predict(
     """
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
-    # for a long history: whoever needs more is searched again, see `without_history`
+    # for a long history: a sample that needs more is searched again, see `without_history`
     held_width = width + (max_history if mask_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)
@@ -181,7 +181,7 @@ def summarise(
     values = metrics.measure(lists)
     if predictions.unmasked is not None:
         whole = retrieval(predictions.unmasked, cases)
-        main = [name for name in metrics.shown(metrics.Shown.RESULTS) if name in whole]
+        main = [name for name in metrics.metric_names(metrics.ReportPart.RESULTS) if name in whole]
         values |= {f"{name}_unmasked": whole[name] for name in main}
     return values
 

@@ -103,7 +103,7 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
 
 
 def edge_warning(weight: float) -> str | None:
-    """What to say of a chosen weight at the end of the grid; None of any other."""
+    """Warn of a chosen weight at the end of the grid; None for any other."""
     if weight < WEIGHTS[-1]:
         return None
     return (

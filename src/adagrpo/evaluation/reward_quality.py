@@ -43,7 +43,7 @@ Ints = NDArray[np.int64]
 
 
 class CaseQuality(NamedTuple):
-    """What a ranker's scores say about each of `N` cases."""
+    """Quality of a ranker's scores in each of `N` cases."""
 
     auc: Floats  # (N,)
     ndcg: Floats  # (N,)
@@ -86,7 +86,7 @@ def case_quality(
 
 
 class ShownQuality(NamedTuple):
-    """What a ranker's scores say about `N` impressions, each among those of the same user."""
+    """Quality of a ranker's scores of `N` impressions, each among those of the same user."""
 
     auc: Floats  # (N,) of a clicked one: the share of the user's others, not clicked, that it is put above; else NaN
     ndcg: Floats  # (N,) of the user's whole list, at a user's first impression; else NaN
@@ -188,7 +188,7 @@ def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
 
 
 def band_names(edges: tuple[int, ...]) -> list[str]:
-    """What the bands of counts are called that begin at 0 and at the edges.
+    """Name the bands of counts that begin at 0 and at the edges.
 
     Example:
         >>> band_names((1, 10))

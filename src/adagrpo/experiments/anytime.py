@@ -18,7 +18,7 @@ __all__ = ["anytime_factor"]
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """How many standard errors the interval reaches to each side.
+    """Return the half-width of the interval in standard errors.
 
     Args:
         seen: t, answers until now, above 0.

@@ -1,4 +1,4 @@
-"""Which arm a user of a running experiment is served, and why: the hash of `allocation`, the ramp, and the switches.
+"""The arm of a user in a running experiment: the hash of `allocation`, the ramp, and the switches.
 
     in        u(salt "/ramp", user) < share of the experiment at that time
     arm       `assign`; who is in an arm stays there as the share grows, since neither number changes
@@ -23,14 +23,14 @@ Deal = Literal["arm", "interleaved", "stopped", "held out", "outside"]
 
 
 class Dealt(NamedTuple):
-    """What a user is served."""
+    """The arm of a user, and why it is that."""
 
     arm: str  # of the plan; of an interleaved list the control, into which the other arm's items are drafted
     deal: Deal
 
 
 def enrolled(plan: Plan, user: str, share: float) -> bool:
-    """Whether a share of the experiment reaches a user."""
+    """Check that a share of the experiment reaches a user."""
     return share > 0 and uniform(user, f"{plan.salt}/ramp") < share
 
 

@@ -1,4 +1,4 @@
-"""How many users, and so how many days, an expected effect takes.
+"""Sample size: the users, and so the days, that an expected effect takes.
 
     N = (z + z_power)² (s / x̄)² (1/p_c + 1/p_t) / log(1 + effect)²
 
@@ -17,14 +17,14 @@ from scipy import stats
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.plan import Metric, Plan
+from adagrpo.experiments.plan import Plan, PlannedMetric
 from adagrpo.experiments.units import Earlier, column_of
 
 __all__ = ["baselines", "duration", "tests_of", "users_needed"]
 
 
 def tests_of(plan: Plan) -> int:
-    """How many effects are tested: each metric for each treatment."""
+    """Count the tested effects: each metric for each treatment."""
     return len(plan.metrics) * len(plan.treatments)
 
 
@@ -91,7 +91,7 @@ def baselines(plan: Plan, earlier: Earlier) -> Plan:
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
 
 
-def _measured(name: str, metric: Metric, users: pl.DataFrame) -> Metric:
+def _measured(name: str, metric: PlannedMetric, users: pl.DataFrame) -> PlannedMetric:
     if metric.mean is not None and metric.deviation is not None:
         return metric
     over = users[column_of(metric.sum)].to_numpy()

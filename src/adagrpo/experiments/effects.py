@@ -89,7 +89,7 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """What tea-tasting needs to know of one arm.
+    """Collect the aggregates of one arm that tea-tasting needs.
 
     Args:
         columns: (N,) by name, one number a user.
@@ -168,7 +168,7 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 
 
 def _all_alike(arm: Mapping[str, Floats]) -> bool:
-    """Whether the number does not vary among the users of an arm."""
+    """Check that the number does not vary among the users of an arm."""
     per = arm.get("per", np.ones(len(arm["sum"])))
     value = arm["sum"].mean() / per.mean()
     return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())

@@ -9,7 +9,7 @@ out. It says which arm is preferred and not by how many clicks: an A/B test has 
 clicked it says nothing.
 
 Coins are bits of HMAC-SHA256(salt, request id), so that a request that is sent again is drafted the same way. An item
-that both arms would show belongs to whoever picked it, by a fair coin.
+that both arms would show belongs to the arm that picked it, by a fair coin.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from adagrpo.experiments.plan import Plan, moment_of
 from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
 
-__all__ = ["INTERLEAVED", "Preference", "coins", "prefer", "preferred", "team_draft"]
+__all__ = ["INTERLEAVED", "Preference", "analyse_interleaving", "coins", "estimate_preference", "team_draft"]
 
 ItemT = TypeVar("ItemT")
 INTERLEAVED = "interleaved"  # the deal of a list that two arms made together
@@ -95,7 +95,7 @@ class Preference(NamedTuple):
         return self.share - factor * self.error, self.share + factor * self.error
 
 
-def preferred(credits: pl.DataFrame) -> Preference | None:
+def estimate_preference(credits: pl.DataFrame) -> Preference | None:
     """The preference of users.
 
     Args:
@@ -111,14 +111,14 @@ def preferred(credits: pl.DataFrame) -> Preference | None:
     return Preference(float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(len(shares)), len(shares))
 
 
-def prefer(
+def analyse_interleaving(
     plan: Plan,
     exposures: pl.DataFrame,
     feedback: pl.DataFrame,
     *,
     now: datetime,
     stops: Mapping[str, float] = MappingProxyType({}),
-    foreign: str | None = None,
+    mismatch: str | None = None,
 ) -> dict[str, Any]:
     """The result of an experiment of kind `interleaving`.
 
@@ -127,8 +127,8 @@ def prefer(
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.
-        stops: seconds since 1970 by arm that was switched off; whoever did so looked, so it is never `preferred`.
-        foreign: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
+        stops: seconds since 1970 by arm that was switched off; that was a look, so it is never `preferred`.
+        mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests
@@ -165,15 +165,15 @@ def prefer(
         "preference": None,
         "daily": [],
     }
-    if foreign is not None:
-        return result | _says(treatment, "invalid", foreign)
+    if mismatch is not None:
+        return result | _verdict(treatment, "invalid", mismatch)
     if plan.looks == "end" and now.timestamp() < plan.ends:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
-        return result | _says(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
+        return result | _verdict(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
     if fair < LEVEL:
         reason = f"{treatment} is first in {first:,} of {len(answers):,} lists, p = {fair:.1e}; the coin was not fair"
-        return result | _says(treatment, "invalid", reason)
-    found = preferred(credits)
+        return result | _verdict(treatment, "invalid", reason)
+    found = estimate_preference(credits)
     if found is None or found.users < FEWEST:
         clicked = 0 if found is None else found.users
         reason = f"{clicked or 'fewer than two'} users clicked, of {FEWEST} needed"
@@ -181,7 +181,7 @@ def prefer(
             reason = (
                 f"the log has no feedback of kind {plan.credit!r} (credit); its kinds are {', '.join(kinds) or 'none'}"
             )
-        return result | _says(treatment, "inconclusive", reason)
+        return result | _verdict(treatment, "inconclusive", reason)
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
     result["daily"] = _daily(plan, answers, feedback, now)
@@ -194,10 +194,10 @@ def prefer(
         verdict = "inconclusive" if verdict == "preferred" else verdict
         until = result["stopped"][treatment]
         reason = f"it was stopped on {until}, and what is said is of the time until then: {reason}"
-    return result | _says(treatment, verdict, reason)
+    return result | _verdict(treatment, verdict, reason)
 
 
-def _says(treatment: str, verdict: str, reason: str) -> dict[str, Any]:
+def _verdict(treatment: str, verdict: str, reason: str) -> dict[str, Any]:
     return {"verdicts": {treatment: verdict}, "reasons": {treatment: reason}}
 
 
@@ -228,7 +228,7 @@ def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datet
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
     for through in sorted(answers.select(day.unique())["time"]):
         part = answers.filter(day <= through)
-        found = preferred(_credits(plan, part, feedback))
+        found = estimate_preference(_credits(plan, part, feedback))
         if found is not None and found.users >= FEWEST:
             ends = found.within(_factor(plan, len(part)))
             rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})

@@ -14,7 +14,7 @@ from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import freeze, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
-from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
+from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 __all__ = ["LiveExperiment"]
 
@@ -70,7 +70,7 @@ class LiveExperiment:
         return made
 
     def state(self) -> dict[str, Any]:
-        """What to say of it now."""
+        """Return the state as JSON: name, plan, share and stopped arms."""
         switches, moment = self._now(), self._clock()
         off = {arm: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for arm, at in switches.stops.items()}
         return {"name": self.name, "plan": self.hash, "share": switches.share(self.plan, moment), "stopped": off}
@@ -99,7 +99,7 @@ class LiveExperiment:
 
     def _stamp(self) -> tuple[int, int]:
         try:
-            found = switches_beside(self.path).stat()
+            found = switches_path(self.path).stat()
         except OSError:
             return 0, 0
         return found.st_size, found.st_mtime_ns

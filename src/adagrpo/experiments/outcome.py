@@ -1,4 +1,4 @@
-"""What an experiment says: ship, harm, inconclusive or invalid, with effects, intervals and what could have been seen.
+"""The result of an experiment: ship, harm, inconclusive or invalid, with effects, intervals and detectable effects.
 
     invalid        the log has answers of another plan or of another key of users, an arm has not its share of users,
                    users were served another arm than theirs, or an arm was served by another model from some time on:
@@ -30,7 +30,7 @@ from adagrpo.evaluation.statistics import holm
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.duration import tests_of
 from adagrpo.experiments.effects import Effect, Floats, effect
-from adagrpo.experiments.plan import Guardrail, Metric, Plan, moment_of
+from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
@@ -53,7 +53,7 @@ def analyse(
     *,
     now: datetime,
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
-    foreign: str | None = None,
+    mismatch: str | None = None,
 ) -> dict[str, Any]:
     """The result of an experiment.
 
@@ -62,15 +62,15 @@ def analyse(
         units: its users, see `users_of`.
         now: of the look; outcomes of a plan that looks at the end are not shown before.
         stopped: arms that were switched off; each is held against the control until then, and is never shipped.
-        foreign: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
+        mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _checked(plan, units, stopped)
-    if foreign is not None:
-        refused = dict.fromkeys(plan.treatments, foreign)
+    if mismatch is not None:
+        refused = dict.fromkeys(plan.treatments, mismatch)
     for treatment in plan.treatments:
         if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
             refused.setdefault(treatment, changed)
@@ -125,7 +125,7 @@ def _notes(units: Units) -> list[str]:
 
 
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
-    """The verdict on an arm that was switched off: whoever did so looked, so nothing speaks for shipping it."""
+    """Judge an arm that was switched off: that was a look, so the arm is never shipped."""
     verdict, reason = found
     said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said
@@ -152,7 +152,7 @@ def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[
 
 
 def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | None:
-    """Why no effect is worth reading; None where it is."""
+    """Say why no effect is worth reading; None where it is."""
     if not checks:
         return "no user was shown anything in the window"
     failed = next((check for check in checks if not check.passes), None)
@@ -183,12 +183,12 @@ def _changed(units: Units, control: str, treatment: str) -> str | None:
     return None
 
 
-def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str, Floats]:
+def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mapping[str, Floats]:
     table = units.users.filter(pl.col("arm") == arm)
     columns = {"sum": table[column_of(metric.sum)].to_numpy()}
     if metric.per is not None:
         columns["per"] = table[column_of(metric.per)].to_numpy()
-    if isinstance(metric, Metric) and metric.cuped:
+    if isinstance(metric, PlannedMetric) and metric.cuped:
         columns["before"] = table[before_of(metric.sum)].to_numpy()
     return columns
 
@@ -250,7 +250,7 @@ def _numbers(found: Effect, plan: Plan, factor: float | None, reach: float) -> d
 
 
 def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail) -> dict[str, Any]:
-    """Whether a number is worse by less than the margin: the end of the interval that lies on the worse side."""
+    """Test that a number is worse by less than the margin, by the end of the interval on the worse side."""
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):
@@ -280,7 +280,7 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
 def _without_interval(
     guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], one: float, strict: float
 ) -> str:
-    """What is said of a guardrail of which no share of the control's number can be given.
+    """Judge a guardrail for which no share of the control's number can be given.
 
     Nothing in the treatment is not too much where chance would hardly leave it nothing at the margin, and is too little
     where chance would hardly leave it nothing. It is within where the control has nothing either. Something, where the
@@ -332,7 +332,7 @@ def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats])
 
 
 def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:
-    """Whether chance would hardly leave one arm nothing of what users of another arm have.
+    """Test that chance would hardly leave one arm nothing of what users of another arm have.
 
     A user who has something is in one arm or the other with the probabilities that their sizes give.
 

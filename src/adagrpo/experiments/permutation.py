@@ -1,4 +1,4 @@
-"""How far chance alone moves an effect, from dealing the users of two arms again and again.
+"""Permutation test: how far chance alone moves an effect, from dealing the users of two arms again and again.
 
     T     (mean of treatment - mean of control) / its standard error, of users dealt anew to arms of the same sizes
     p     twice the share of T, with the T that was seen, that lie as far to its side
@@ -104,7 +104,7 @@ def _quantile(descending: Floats, tail: float) -> float:
 
 
 def _past(errors: float) -> float:
-    """What is more, also but for rounding."""
+    """Compare with a threshold, up to rounding."""
     return errors + 2 * EQUAL * max(errors, 1.0)
 
 

@@ -1,7 +1,7 @@
 """The plan of an experiment: one YAML file, written before the first user, frozen before the first outcome is read.
 
 What is frozen is the content, so comments and spaces may change. The hash lies beside the plan, in
-`PLAN.frozen.json`, and is printed with every result: whoever was told it beforehand can hold the result to it.
+`PLAN.frozen.json`, and is printed with every result: a reader who has it beforehand can hold the result to it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from adagrpo.storage.writing import write_file
 
 __all__ = [
     "DAY",
-    "Arm",
     "Guardrail",
-    "Metric",
     "Plan",
-    "Stage",
+    "PlannedArm",
+    "PlannedMetric",
+    "RampStage",
     "freeze",
-    "frozen_beside",
+    "frozen_path",
     "moment_of",
     "read_catalogue",
     "read_plan",
@@ -42,7 +42,7 @@ Level = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class Arm(Section):
+class PlannedArm(Section):
     """One arm: its weight among the others, and what its users are served."""
 
     weight: PositiveFloat = 1.0
@@ -52,18 +52,18 @@ class Arm(Section):
 
     @property
     def version(self) -> str:
-        """What an answer says that made it."""
+        """Arm and checkpoint, as answers name them."""
         return f"{self.serves}/{self.checkpoint}"
 
 
-class Stage(Section):
+class RampStage(Section):
     """From a day on, counted from the start, a share of the users is in the experiment."""
 
     day: Annotated[float, Field(ge=0)]
     share: Annotated[float, Field(gt=0, le=1)]
 
 
-class Metric(Section):
+class PlannedMetric(Section):
     """A number a user, or a ratio of two; see `adagrpo.experiments.units` for the names that may be summed.
 
     `cuped` takes out what the same number was in the days before the start. `expected` is the relative effect that
@@ -80,7 +80,7 @@ class Metric(Section):
     deviation: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _falls_by_less_than_all(self) -> Metric:
+    def _falls_by_less_than_all(self) -> PlannedMetric:
         if self.better == "down" and self.expected is not None and self.expected >= 1:
             raise ValueError("expected: a fall of 1 is all of it; give a share below 1")
         return self
@@ -95,7 +95,7 @@ class Guardrail(Section):
     margin: PositiveFloat
 
 
-class Rule(Section):
+class ShipRule(Section):
     """Ship where one of these metrics is better, none of them is worse, and every guardrail is within its margin."""
 
     metrics: tuple[Name, ...] = ()  # none: all
@@ -106,7 +106,7 @@ class Plan(Section):
 
     name: Name
     kind: Literal["ab", "interleaving"] = "ab"
-    arms: dict[Name, Arm]
+    arms: dict[Name, PlannedArm]
     control: Name
     salt: Annotated[str, Field(min_length=4)]
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -114,8 +114,8 @@ class Plan(Section):
     start: Annotated[date, Field(ge=date(1970, 1, 1), le=date(2200, 1, 1))]
     days: Annotated[int, Field(ge=1, le=1000)]
     days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
-    ramp: tuple[Stage, ...] = ()  # none: all users from the start
-    metrics: dict[Name, Metric] = Field(default_factory=dict)
+    ramp: tuple[RampStage, ...] = ()  # none: all users from the start
+    metrics: dict[Name, PlannedMetric] = Field(default_factory=dict)
     credit: Name = "click"  # feedback that counts for the arm of an item, where lists are interleaved
     guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
     alpha: Level = 0.05
@@ -127,7 +127,7 @@ class Plan(Section):
     users_a_day: PositiveFloat | None = None  # that are new in the experiment, for `duration`
     catalogue: str | None = None  # a text file beside the plan, one item a line
     most_misassigned: Annotated[float, Field(ge=0, lt=1)] = 0.001  # share of answers of another arm than the user's
-    rule: Rule = Rule()
+    rule: ShipRule = ShipRule()
 
     @model_validator(mode="after")
     def _agrees(self) -> Plan:
@@ -215,8 +215,8 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: {explain(error, Plan)}") from error
 
 
-def frozen_beside(path: Path) -> Path:
-    """Where the hash of a plan lies."""
+def frozen_path(path: Path) -> Path:
+    """Return the file of a plan's hash, next to it."""
     return path.with_name(f"{path.name}.frozen.json")
 
 
@@ -234,7 +234,7 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
     Raises:
         UserError: the plan or its catalogue was changed since it was frozen, or the file beside it is damaged.
     """
-    target = frozen_beside(path)
+    target = frozen_path(path)
     content: dict[str, Any] = plan.model_dump(mode="json")
     if plan.catalogue is not None:
         content["catalogue"] = sorted(read_catalogue(path, plan))

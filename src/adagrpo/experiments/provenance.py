@@ -1,4 +1,4 @@
-"""Which answers in the window of an experiment are not what its plan, or one key of users, has made.
+"""Answers in the window of an experiment that its plan, or one key of users, has not made.
 
     salt_version    the first digits of the hash of the plan by which the service dealt
     key_version     fingerprint of the key that user ids were hashed with
@@ -16,13 +16,13 @@ import polars as pl
 
 from adagrpo.experiments.plan import Plan
 
-__all__ = ["PLAN_DIGITS", "Foreign", "foreign_rows"]
+__all__ = ["PLAN_DIGITS", "MismatchedRows", "mismatched_rows"]
 
 PLAN_DIGITS = 12  # of the hash of a plan, as rows have it
 NUMBER = "number"
 
 
-class Foreign(NamedTuple):
+class MismatchedRows(NamedTuple):
     """Answers of another plan, or of another key of users."""
 
     count_name: str
@@ -31,7 +31,7 @@ class Foreign(NamedTuple):
     what: str
 
 
-def foreign_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Foreign]:
+def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[MismatchedRows]:
     """The answers in the window that the plan has not made; none where all is as it should be.
 
     Args:
@@ -51,7 +51,7 @@ def foreign_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Forei
     said = f"of another plan ({_listed(other_plan['salt_version'])}; this one is {own})"
     keyed = f"of users that were hashed with another key than before ({_listed(other_key['key_version'])})"
     parts = (("answers_of_other_plan", other_plan, said), ("answers_of_other_key", other_key, keyed))
-    return [Foreign(name, len(rows), int(rows[NUMBER][0]), what) for name, rows, what in parts if len(rows)]
+    return [MismatchedRows(name, len(rows), int(rows[NUMBER][0]), what) for name, rows, what in parts if len(rows)]
 
 
 def _listed(versions: pl.Series) -> str:

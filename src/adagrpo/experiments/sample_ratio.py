@@ -1,4 +1,4 @@
-"""Whether each arm has its share of users: Pearson's χ² of the counts against the weights.
+"""Test of the sample ratio: Pearson's χ² of the counts of users against the weights of the arms.
 
 A user counts once, on the day and under the catalogue of the first answer: later days hold who came back, which an arm
 may change. Where the p-value is below .001 something but chance chose the users, and no effect is worth reading

@@ -1,4 +1,4 @@
-"""What is switched while an experiment runs: a larger share of the users, or an arm off.
+"""Switches of a running experiment: a larger share of the users, or an arm off.
 
 The switches lie beside the plan, in `PLAN.switches.jsonl`: one line each, in the order of time, only ever added to.
 All that serve the plan read them there, and so does the analysis.
@@ -6,7 +6,7 @@ All that serve the plan read them there, and so does the analysis.
     {"time": 1764547200.0, "share": 0.5}     half of the users are in the experiment from now on
     {"time": 1764550800.0, "stop": "new"}    users of the arm get the control from now on
 
-Neither is taken back: the share only grows, so that nobody leaves an arm, and users of an arm that was off have seen
+Neither is taken back: the share only grows, so that no user leaves an arm, and users of an arm that was off have seen
 two of them.
 """
 
@@ -26,7 +26,7 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan
 from adagrpo.storage.writing import sync_folder
 
-__all__ = ["Switches", "add_switch", "read_switches", "switches_beside"]
+__all__ = ["Switches", "add_switch", "read_switches", "switches_path"]
 
 BEGINNING = b'{"time": '  # of every line
 
@@ -44,12 +44,12 @@ class Switches(NamedTuple):
         return max([planned, *made]) if plan.begins <= moment < plan.ends else planned
 
     def stopped(self, arm: str, moment: float) -> bool:
-        """Whether an arm is off at a time."""
+        """Check that an arm is off at a time."""
         return arm in self.stops and moment >= self.stops[arm]
 
 
-def switches_beside(plan: Path) -> Path:
-    """Where the switches of a plan lie."""
+def switches_path(plan: Path) -> Path:
+    """Return the file of a plan's switches, next to it."""
     return plan.with_name(f"{plan.name}.switches.jsonl")
 
 
@@ -63,7 +63,7 @@ def read_switches(path: Path, plan: Plan) -> Switches:
     Raises:
         UserError: a line is no switch.
     """
-    file = switches_beside(path)
+    file = switches_path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def add_switch(
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")
-    file = switches_beside(path)
+    file = switches_path(path)
     if file.is_symlink():
         raise UserError(f"{file}: is a link; switches are written into a file of their own, move it away")
     _wanted(path, plan, now, share, stop)  # refused before the file is opened

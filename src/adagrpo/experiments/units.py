@@ -28,7 +28,7 @@ import polars as pl
 from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan, moment_of
+from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
 
 __all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "kind_of", "stops_seen", "users_before", "users_of"]
 
@@ -89,7 +89,7 @@ class Earlier(NamedTuple):
 
     @property
     def days(self) -> float:
-        """How many the log covers; a day that it covers in part counts in part."""
+        """The days that the log covers; one that it covers in part counts in part."""
         return (self.end - self.begin) / DAY
 
 
@@ -162,7 +162,7 @@ def users_of(
 
 
 def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    """When arms were off for the first time, as answers say: the control, to users of the arm. Seconds since 1970."""
+    """Find when arms were off for the first time: users of the arm got the control. Seconds since 1970."""
     given = exposures.filter((pl.col("experiment") == plan.name) & (pl.col("deal") == "stopped"))
     weights = {name: arm.weight for name, arm in plan.arms.items()}
     found: dict[str, float] = {}
@@ -220,7 +220,7 @@ def _of_experiment(answers: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _as_dealt(plan: Plan) -> pl.Expr:
-    """Whether an answer is of the arm that is the user's: by name, or by what the arm serves where a router dealt."""
+    """Check that an answer is of the user's arm: by name, or by what the arm serves where a router dealt."""
     return pl.any_horizontal(
         (pl.col("place") == name)
         & pl.when(pl.col("deal").is_null())
@@ -234,7 +234,7 @@ def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
     return answers.filter((pl.col("time") >= begin) & (pl.col("time") < end))
 
 
-def _summed(metrics: Iterable[Metric | Guardrail]) -> set[str]:
+def _summed(metrics: Iterable[PlannedMetric | Guardrail]) -> set[str]:
     return {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
 
 

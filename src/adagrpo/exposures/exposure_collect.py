@@ -31,7 +31,7 @@ AT_ONCE = 5000  # rows of a transaction
 
 @dataclass
 class Collected:
-    """What was read, how much of it the folder had already, and what is no row: file, row and reason of each."""
+    """Counts of the rows that were read, and of those already there; file, row and reason of each refused one."""
 
     answers: int = 0
     answers_repeated: int = 0

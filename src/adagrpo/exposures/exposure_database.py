@@ -189,7 +189,7 @@ def _seal(number: object, exposures: object, feedback: object, published: object
 
 
 def waiting_rows(connection: sqlite3.Connection) -> int:
-    """How many exposures and feedback rows are in no part."""
+    """Count the exposures and feedback rows that are in no part."""
     _, exposures, feedback = connection.execute(LAST).fetchone()
     counted = 0
     for table, last in (("exposures", exposures), ("feedback", feedback)):

@@ -1,4 +1,4 @@
-"""What was shown, to whom, by which version and with what probability; and what came of it.
+"""Rows of the exposure log: the list shown, its user, version and propensities; and the feedback on it.
 
 An answer may be sent once its row is durable: `write` returns then. A request id has one row, whatever is retried or
 killed. Feedback names the request and the item, arrives when it likes, and counts once for each kind.
@@ -96,7 +96,7 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """What a user did with an item of a list; the first of each request, item and kind counts.
+    """One action of a user on an item of a list; the first of each request, item and kind counts.
 
     Raises:
         ValueError: a value is no such value.
@@ -120,7 +120,7 @@ Outcome = Literal["stored", "unknown", "repeated"]
 
 
 class ExposureSink(Protocol):
-    """Where exposures and feedback go. All methods may be called by several threads at once."""
+    """A destination of exposures and feedback. All methods may be called by several threads at once."""
 
     def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
         """Put rows on record; they survive kill -9 and a loss of power once this returns.
@@ -160,7 +160,7 @@ def encode(row: Exposure | Feedback) -> str:
 
 
 def decode_exposure(text: str | bytes) -> Exposure:
-    """What `encode` was given.
+    """Decode an exposure.
 
     Raises:
         ValueError: the text is no row; the message names the field.
@@ -169,7 +169,7 @@ def decode_exposure(text: str | bytes) -> Exposure:
 
 
 def decode_feedback(text: str | bytes) -> Feedback:
-    """What `encode` was given.
+    """Decode feedback.
 
     Raises:
         ValueError: the text is no row; the message names the field.
@@ -178,7 +178,7 @@ def decode_feedback(text: str | bytes) -> Feedback:
 
 
 def decode(text: str | bytes) -> Exposure | Feedback:
-    """What `encode` was given, of either kind: feedback has a `kind`.
+    """Decode a row of either kind: feedback has a `kind`.
 
     Raises:
         ValueError: the text is neither; the message names the field.

@@ -11,7 +11,7 @@ One process at a time makes a part:
     2. the part is written beside its place and renamed       the same numbers give the same part again
     3. the database says that it is published                 rows that nothing asks for any more are deleted
 
-A kill at any moment leaves a part that was begun, and whoever comes next goes on from there.
+A kill at any moment leaves a part that was begun, and the next process goes on from there.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def rotate(
 def _make_parts(
     directory: Path, connection: sqlite3.Connection, remembered: int, most_bytes: int | None, rest_seconds: float
 ) -> list[int]:
-    """What `rotate` does once no other process is at it."""
+    """Make parts, once no other process does."""
     made: list[int] = []
     check_parts(connection, directory)
     newest = max((int(path.name) for path in parts_of(directory)), default=0)

@@ -100,7 +100,7 @@ class LocalExposureLog:
         self._connection.close()
 
     def _committed(self, work: Callable[[], list[T]], rows: int) -> list[T]:
-        """What `work` returns, once its transaction is on disk."""
+        """Return what `work` does, once its transaction is on disk."""
         try:
             with self._writing, transaction(self._connection):
                 result = work()
@@ -112,7 +112,7 @@ class LocalExposureLog:
         return result
 
     def _rotate_when_due(self) -> None:
-        """What the thread of the parts does. What goes wrong is tried again at the next time."""
+        """Make parts from time to time, in a thread; a failure is tried again the next time."""
         while not self._ended:
             self._due.wait(self._rotate_seconds)
             self._due.clear()

@@ -1,6 +1,6 @@
 """User ids that leave a request leave it as keyed hashes: HMAC-SHA256 under a key of the deployment.
 
-Without the key nobody can try ids one after the other. Two deployments that share a key can join their logs.
+Without the key ids cannot be tried one after the other. Two deployments that share a key can join their logs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may be in a list: named groups and single items, resolved to a mask that searches share.
+"""Items that may be in a list: named groups and single items, resolved to a mask that searches share.
 
     include   only items that match every column named; of a column, any of its values
     exclude   no item that matches any column named
@@ -48,7 +48,7 @@ _Columns = dict[str, tuple[GroupValue, ...]]
 
 
 class Narrowing(NamedTuple):
-    """What a query is held to; its first two fields are those of a `Query`."""
+    """Restrictions of a query; the first two fields are those of a `Query`."""
 
     without: tuple[int, ...]  # single items
     eligible: Eligible | None  # a mask; None: the catalogue
@@ -90,11 +90,11 @@ class Eligibility:
 
     @property
     def kept(self) -> int:
-        """How many masks are kept."""
+        """The number of cached masks."""
         return len(self._masks)
 
     def resolve(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """What a request may be answered with.
+        """Resolve the filters of a request.
 
         Args:
             include: what the list may hold; None: the catalogue.
@@ -154,7 +154,7 @@ class Eligibility:
 
 
 def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
-    """Why a list is shorter than was asked for, in words; None where it is not.
+    """Say why a list is shorter than was asked for; None where it is not.
 
     >>> why_short(Narrowing((), None, 0), 10, 0), why_short(Narrowing((), None, 7), 10, 7)
     ('no item is eligible', 'only 7 eligible items are left')

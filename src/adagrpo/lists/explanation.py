@@ -1,4 +1,4 @@
-"""Why a list is what it is: each code's probability, what the reward says, and what was left out of it.
+"""Explanation of a list: the probability of each code, the rewards, and the items that were left out.
 
 list       as a request gets it, with log π(c_l | x, c_<l) of every code and the rank of each item by the reward
 removed    items that would be in a list of the same length if nothing were left out
@@ -23,7 +23,7 @@ LONGEST_TITLE = 90  # characters
 
 @dataclass
 class ItemTitles:
-    """What items are called, for people: found by the words of their titles or by their ids."""
+    """Titles of items, found by their words or by ids."""
 
     recommender: Recommender
 
@@ -78,7 +78,7 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
         for item, score, codes in zip(items, found.scores, found.codes, strict=False)
     ]
     if len(query.history) and items:
-        log_probs, rewards = recommender.opinions(query.history, items)
+        log_probs, rewards = recommender.score_items(query.history, items)
         ranks = _ranks(rewards) if rewards is not None else [None] * len(items)
         for place, row in enumerate(rows):
             row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[place]]}

@@ -19,7 +19,7 @@ __all__ = ["Exploration"]
 
 
 class Exploration(NamedTuple):
-    """How a service explores."""
+    """Settings of exploration: which share of the lists is drawn, and at which temperature."""
 
     temperature: float  # divides the logits of each level
     share: float = 1.0  # of the requests whose list is drawn

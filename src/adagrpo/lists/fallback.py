@@ -19,12 +19,12 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.types import Histories
 
-__all__ = ["Guarded"]
+__all__ = ["CircuitBreaker"]
 
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
-class Guarded:
+class CircuitBreaker:
     """Implements `adagrpo.rewards.protocol.Reward`: zeros, and `failed`, where the reward gave no scores in time."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Guarded:
             clock: of seconds.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
-        self.failed = False  # since whoever asks set it to false
+        self.failed = False  # since the caller set it to false
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
         self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()
@@ -56,7 +56,7 @@ class Guarded:
 
     @property
     def open(self) -> bool:
-        """Whether the reward is not asked now."""
+        """True while the reward is not asked."""
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:

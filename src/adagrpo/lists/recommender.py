@@ -1,4 +1,4 @@
-"""What a served policy answers: beam search held to the catalogue, in the ids of the logs.
+"""Recommendations of a policy: beam search held to the catalogue, in the ids of the logs.
 
 The list of a history is the one that evaluation measures: the same beam width, masking and precision. It comes in the
 order of the policy; where a reward is given in that of `log-probability + w · reward`, which `rerank` stands for in a
@@ -47,7 +47,7 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["Chances", "ItemId", "Query", "Recommendations", "Recommender", "Source"]
+__all__ = ["ItemId", "ListPropensities", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
@@ -55,7 +55,7 @@ MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class Query(NamedTuple):
-    """What one list is asked for."""
+    """The request for one list."""
 
     history: Sequence[int]  # items, oldest first; none for a cold user
     exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
@@ -90,7 +90,7 @@ class Recommendations(NamedTuple):
         )
 
 
-class Chances(NamedTuple):
+class ListPropensities(NamedTuple):
     """Of `B` lists of at most `K` items, under a policy that did not make them."""
 
     places: NDArray[np.float64]  # (B, K) log-probability of each item at its place; -inf where it is never drawn
@@ -142,7 +142,7 @@ class Recommender:
             texts: gives the text of each item, for people; none where it is empty.
         """
         self._precision: Precision = precision
-        self._take(policy)
+        self._set_policy(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
@@ -157,7 +157,7 @@ class Recommender:
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
 
-    def beside(self, policy: Policy[Any, Any], max_history: int) -> Recommender:
+    def with_policy(self, policy: Policy[Any, Any], max_history: int) -> Recommender:
         """The same with another policy: catalogue, items, groups, popularity and reward are held once for both.
 
         Args:
@@ -167,10 +167,10 @@ class Recommender:
         made = copy.copy(self)
         made.max_history = max_history
         if policy is not self.policy:
-            made._take(policy)
+            made._set_policy(policy)
         return made
 
-    def _take(self, policy: Policy[Any, Any]) -> None:
+    def _set_policy(self, policy: Policy[Any, Any]) -> None:
         """Serve a policy, its weights kept in the precision that they are used in."""
         self.policy = policy.eval().frozen()
         self.precision: Precision = precision_used(self.policy, self._precision)
@@ -182,7 +182,7 @@ class Recommender:
         return _known(self._items, history)
 
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """What a query may be answered with, see `adagrpo.lists.eligibility`.
+        """Resolve the filters of a query, see `adagrpo.lists.eligibility`.
 
         Raises:
             UserError: a filter names what the items do not have.
@@ -193,7 +193,7 @@ class Recommender:
         return self.eligibility.resolve(include, exclude)
 
     @property
-    def side_by_side(self) -> int:
+    def parallel_batches(self) -> int:
         """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
         small = self.policy.small and self.catalog.codes.device.type == "cpu"
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
@@ -219,8 +219,8 @@ class Recommender:
         return [answers[row] for row in range(len(queries))]
 
     @torch.no_grad()
-    def opinions(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
-        """What policy and reward say of some items after a history.
+    def score_items(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
+        """Score some items after a history, by policy and reward.
 
         Args:
             history: at least one item.
@@ -244,8 +244,10 @@ class Recommender:
         return self.mask_history if query.exclude_history is None else query.exclude_history
 
     @torch.no_grad()
-    def chances(self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int) -> Chances:
-        """What given lists would have been drawn with, and a draw to take expectations of a first item by.
+    def list_propensities(
+        self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int
+    ) -> ListPropensities:
+        """Compute the propensities of given lists, and draw items to take expectations of a first item by.
 
         Args:
             queries: `B` of one temperature above 0, with seeds, that all leave out their histories or all do not.
@@ -266,14 +268,14 @@ class Recommender:
         for row, place in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
             share = float(shares[row, place])
             weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
-        return Chances(places.cpu().numpy(), items[:, :-1], weights)
+        return ListPropensities(places.cpu().numpy(), items[:, :-1], weights)
 
     @torch.no_grad()
-    def first_chances(self, queries: Sequence[Query]) -> NDArray[np.float64]:
+    def first_item_log_probs(self, queries: Sequence[Query]) -> NDArray[np.float64]:
         """(B, V) log-probability that each item is drawn first; -inf where it may not be drawn.
 
         Args:
-            queries: `B`, see `chances`.
+            queries: `B`, see `list_propensities`.
         """
         batch = self._batch([query.history for query in queries], self._masks(queries[0]))
         items = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
@@ -283,7 +285,7 @@ class Recommender:
         return np.asarray(first.cpu().numpy())
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
-        """How lists at the temperature of the first query are drawn; a batch of whole histories leaves those out."""
+        """Return the options of drawn lists at the temperature of the first query; whole histories are left out."""
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         if batch.older is not None:
             closed = torch.cat([closed, batch.whole], dim=1)
@@ -302,9 +304,9 @@ class Recommender:
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
         lists = []
-        for items, scores, chances, keys in zip(*(values.tolist() for values in rows), strict=True):
+        for items, scores, propensities, keys in zip(*(values.tolist() for values in rows), strict=True):
             named = self._named(items[:-1], scores)._replace(source="sampled", draw_keys=keys)
-            lists.append(named._replace(log_propensities=chances).first(self.width))
+            lists.append(named._replace(log_propensities=propensities).first(self.width))
         return lists
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What is measured of ranked lists: the formulas, and one table that says everything else about each metric."""
+"""Metrics of ranked lists: the formulas, and one table that says everything else about each metric."""
 
 from adagrpo.metrics.formulas import (
     coverage,
@@ -13,7 +13,7 @@ from adagrpo.metrics.table import (
     METRICS,
     Metric,
     RankedLists,
-    Shown,
+    ReportPart,
     comparable,
     cutoff,
     is_rate,
@@ -21,14 +21,14 @@ from adagrpo.metrics.table import (
     measure,
     measure_users,
     measured,
-    shown,
+    metric_names,
 )
 
 __all__ = [
     "METRICS",
     "Metric",
     "RankedLists",
-    "Shown",
+    "ReportPart",
     "comparable",
     "coverage",
     "cutoff",
@@ -39,8 +39,8 @@ __all__ = [
     "measure",
     "measure_users",
     "measured",
+    "metric_names",
     "ndcg",
-    "shown",
     "tail_items",
     "tail_share",
     "target_rank_in",

@@ -21,7 +21,7 @@ __all__ = [
     "METRICS",
     "Metric",
     "RankedLists",
-    "Shown",
+    "ReportPart",
     "comparable",
     "cutoff",
     "is_rate",
@@ -29,7 +29,7 @@ __all__ = [
     "measure",
     "measure_users",
     "measured",
-    "shown",
+    "metric_names",
 ]
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ Ints = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class RankedLists:
-    """What metrics are computed from: the lists of `N` users, `W` places each. What is unknown is None."""
+    """The lists of `N` users, `W` places each, from which metrics are computed. What is unknown is None."""
 
     ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent
     width: int  # W
@@ -50,7 +50,7 @@ class RankedLists:
     invalid_samples: float | None = None  # share of plain samples that name no item
 
 
-class Shown(Flag):
+class ReportPart(Flag):
     """The tables and charts of the reports that pick metrics."""
 
     NOWHERE = 0
@@ -82,7 +82,7 @@ class Metric:
 
     name: str
     label: str
-    at: Mapping[int | None, Shown]
+    at: Mapping[int | None, ReportPart]
     form: Form = "number"
     better: Better | None = None
     per_user: Callable[[RankedLists, int], Floats | None] | None = None
@@ -90,11 +90,11 @@ class Metric:
     everywhere: bool = True
 
 
-def shown(where: Shown) -> list[str]:
+def metric_names(where: ReportPart) -> list[str]:
     """The names that a table or chart shows, in order.
 
     Example:
-        >>> shown(Shown.RANKING)
+        >>> metric_names(ReportPart.RANKING)
         ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10']
     """
     return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
@@ -227,7 +227,7 @@ def _utilities(lists: RankedLists, k: int) -> Floats | None:
     return np.where(top < 0, np.nan, lists.utility(np.maximum(top, 0)))
 
 
-_DEPTHS = Shown.BREADTH | Shown.RANKING | Shown.COMPARISON
+_DEPTHS = ReportPart.BREADTH | ReportPart.RANKING | ReportPart.COMPARISON
 _TABLE = (
     Metric(
         "hr",
@@ -235,7 +235,7 @@ _TABLE = (
         {
             1: _DEPTHS,
             5: _DEPTHS,
-            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES,
+            10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES,
             50: _DEPTHS,
         },
         form="rate",
@@ -246,9 +246,9 @@ _TABLE = (
         "ndcg",
         "NDCG",
         {
-            5: Shown.BREADTH | Shown.RANKING,
-            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES | Shown.COMPARISON,
-            50: Shown.NOWHERE,
+            5: ReportPart.BREADTH | ReportPart.RANKING,
+            10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES | ReportPart.COMPARISON,
+            50: ReportPart.NOWHERE,
         },
         form="decimals",
         better="higher",
@@ -257,7 +257,7 @@ _TABLE = (
     Metric(
         "hallucination",
         "hallucination",
-        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON},
+        {10: ReportPart.RESULTS | ReportPart.CURVES | ReportPart.COMPARISON},
         form="rate",
         better="lower",
         per_user=_hallucination,
@@ -265,7 +265,7 @@ _TABLE = (
     Metric(
         "coverage",
         "coverage",
-        {10: Shown.BREADTH | Shown.COMPARISON},
+        {10: ReportPart.BREADTH | ReportPart.COMPARISON},
         form="rate",
         better="higher",
         of_all=_coverage,
@@ -273,14 +273,14 @@ _TABLE = (
     Metric(
         "tail_share",
         "tail share",
-        {10: Shown.BREADTH | Shown.COMPARISON},
+        {10: ReportPart.BREADTH | ReportPart.COMPARISON},
         form="rate",
         per_user=_tail_share,
     ),
     Metric(
         "invalid_samples",
         "invalid samples",
-        {None: Shown.BREADTH},
+        {None: ReportPart.BREADTH},
         form="rate",
         better="lower",
         of_all=lambda lists, _: lists.invalid_samples,
@@ -288,23 +288,23 @@ _TABLE = (
     Metric(
         "mean_reward",
         "mean reward",
-        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON},
+        {10: ReportPart.RESULTS | ReportPart.CURVES | ReportPart.COMPARISON},
         better="higher",
         of_all=_mean_reward,
         everywhere=False,
     ),
     # of the lists of a comparison, by another ranker; measured by earlier versions, in tables of research/
-    Metric("second_reward", "second reward", {10: Shown.COMPARISON}, better="higher"),
+    Metric("second_reward", "second reward", {10: ReportPart.COMPARISON}, better="higher"),
     Metric(
         "true_utility",
         "true utility",
-        {10: Shown.RESULTS | Shown.COMPARISON},
+        {10: ReportPart.RESULTS | ReportPart.COMPARISON},
         better="higher",
         per_user=_true_utility,
         of_all=_mean_true_utility,
         everywhere=False,
     ),
     # of the groups of a training, not of lists
-    Metric("admission", "admission", {None: Shown.RESULTS}, form="share"),
+    Metric("admission", "admission", {None: ReportPart.RESULTS}, form="share"),
 )
 METRICS: dict[str, Metric] = {entry.name: entry for entry in _TABLE}

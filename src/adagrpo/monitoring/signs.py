@@ -14,8 +14,8 @@ The Gini coefficient of few lists is higher than that of many. So it is held aga
 the baseline without replacement `DRAWS` times: with `m` and `s` their mean and deviation and `f` the share that is
 drawn, the deviation of a window about `m` is s √((1 + f) / (1 - f)).
 
-`beside` holds an arm against the others of the same days instead, with the same signs and the same errors: what moves
-everybody, and the ranker's own drift, is on both sides.
+`signs_against` holds an arm against the others of the same days instead, with the same signs and the same errors:
+what moves everybody, and the ranker's own drift, is on both sides.
 
 A threshold of 3.29 lets one look in a thousand be on by chance where a sign has two sides. Windows overlap and share a
 baseline, so looks are not independent; `research/closed_loop` counts what comes of it in markets that stand still.
@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIGNS", "Look", "Rule", "Visits", "beside", "first_on", "gini", "looks"]
+__all__ = ["SIGNS", "DailySigns", "SignRule", "Visits", "daily_signs", "first_on", "gini", "signs_against"]
 
 SIGNS = ("reward_up_feedback_down", "feedback_down", "calibration", "concentration")
 DRAWS = 100
@@ -52,16 +52,16 @@ class Visits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """When a sign is on."""
+class SignRule:
+    """The thresholds of the signs."""
 
     baseline: int = 7  # days
     window: int = 3  # days
     errors: float = 3.29
 
 
-class Look(NamedTuple):
-    """What a day shows: by how many standard errors each quantity is above the baseline, and which signs are on.
+class DailySigns(NamedTuple):
+    """Signs of one day: by how many standard errors each quantity is above the baseline, and which signs are on.
 
     NaN stands for what is not known, such as `reward` where no list has a prediction.
     """
@@ -78,8 +78,8 @@ class Look(NamedTuple):
     on: tuple[str, ...]
 
 
-def looks(visits: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
-    """A look a day, from the day after the baseline on.
+def daily_signs(visits: Visits, rule: SignRule = SignRule(), *, seed: int = 0) -> list[DailySigns]:
+    """Compute the signs of each day, from the day after the baseline on.
 
     Args:
         visits: `N` lists.
@@ -102,12 +102,12 @@ def looks(visits: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
     for day in range(begin, int(visits.day.max()) + 1):
         now = (visits.day <= day) & (visits.day > day - rule.window) & ~usual
         if now.sum() > 1:
-            found.append(_look(day, before, visits.only(now), rule, seed))
+            found.append(_daily_signs(day, before, visits.only(now), rule, seed))
     return found
 
 
-def beside(arm: Visits, others: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
-    """A look a day at the lists of an arm, against those of others on the same days; from the arm's first day on.
+def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule(), *, seed: int = 0) -> list[DailySigns]:
+    """Compare the lists of an arm with those of others on the same days, from the arm's first day on.
 
     Args:
         arm: lists of those who get the new policy.
@@ -125,11 +125,11 @@ def beside(arm: Visits, others: Visits, rule: Rule = Rule(), *, seed: int = 0) -
     for day in range(int(days[0]), int(days[-1]) + 1):
         now, usual = ((one.day <= day) & (one.day > day - rule.window) & (one.day >= days[0]) for one in (arm, others))
         if now.sum() > 1 and usual.sum() > 1:
-            found.append(_look(day, others.only(usual), arm.only(now), rule, seed))
+            found.append(_daily_signs(day, others.only(usual), arm.only(now), rule, seed))
     return found
 
 
-def first_on(found: list[Look], sign: str) -> int | None:
+def first_on(found: list[DailySigns], sign: str) -> int | None:
     """The first day on which a sign is on."""
     return next((look.day for look in found if sign in look.on), None)
 
@@ -150,7 +150,7 @@ def gini(
     return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
-def _look(day: int, before: Visits, now: Visits, rule: Rule, seed: int) -> Look:
+def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule, seed: int) -> DailySigns:
     feedback = _above(now.clicked, before.clicked)
     reward = _above(now.predicted, before.predicted)
     calibration = _above(_gap(now), _gap(before))
@@ -166,7 +166,7 @@ def _look(day: int, before: Visits, now: Visits, rule: Rule, seed: int) -> Look:
         on += [sign] if is_on else []
     predicted = now.predicted[~np.isnan(now.predicted)]
     means = (float(now.clicked.mean()), float(predicted.mean()) if len(predicted) else float("nan"), concentrated)
-    return Look(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))
+    return DailySigns(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))
 
 
 def _gap(visits: Visits) -> Floats:

@@ -53,7 +53,7 @@ class HasParameters(Protocol):
 
 
 def precision_used(model: HasParameters, precision: Precision = "auto") -> Literal["float32", "bfloat16"]:
-    """What a model is computed in: `auto` is bfloat16 where the device has it natively."""
+    """Return the precision that a model is computed in: `auto` is bfloat16 where the device has it natively."""
     if precision != "auto":
         return precision
     return "float32" if autocast_dtype(next(model.parameters()).device) is None else "bfloat16"

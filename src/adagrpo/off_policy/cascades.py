@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.estimators import Estimate, mean_of
 from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["cascade", "of_places"]
+__all__ = ["cascade", "position_weighted"]
 
 
 def cascade(
@@ -54,10 +54,10 @@ def cascade(
         raise ValueError("rewards or logged hold a value that is not finite")
     if np.isnan(target).any() or (target == np.inf).any():
         raise ValueError("target holds NaN or infinity")
-    return of_places(rewards, np.exp((target - logged).cumsum(1)), normalised, users, level)
+    return position_weighted(rewards, np.exp((target - logged).cumsum(1)), normalised, users, level)
 
 
-def of_places(
+def position_weighted(
     rewards: NDArray[np.floating],  # (N, K)
     weights: NDArray[np.floating],  # (N, K)
     normalised: bool,

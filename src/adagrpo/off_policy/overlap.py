@@ -1,4 +1,4 @@
-"""Whether a log says enough about another policy to estimate what that would earn.
+"""Overlap of two policies: whether a log says enough about another one to estimate its reward.
 
     effective size      n_eff = (Σ w)² / Σ w²                                      (Kish 1965)
     what w must sum to  E[w] = 1 where the log's probabilities are right           (w = π / π_0)
@@ -27,7 +27,7 @@ class ThinOverlap(ValueError):
 
 
 class Overlap(NamedTuple):
-    """What there is to know of the weights of a log."""
+    """Statistics of the importance weights of a log."""
 
     effective_size: float
     largest: float  # share of all weight on one answer
@@ -37,7 +37,7 @@ class Overlap(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """Why nothing should be estimated from this log; None where it may."""
+        """The reason not to estimate from this log; None where there is none."""
         if self.uncovered > UNCOVERED:
             return f"{self.uncovered:.1%} of what the policy would show is never shown in the log"
         if self.effective_size < LEAST:
@@ -64,7 +64,7 @@ class Overlap(NamedTuple):
 def effective_size(
     weights: NDArray[np.floating],  # (N,)
 ) -> float:
-    """How many equally weighted answers would say as much.
+    """Return the effective sample size: (Σ w)² / Σ w².
 
     >>> float(effective_size(np.array([1.0, 1.0, 0.0, 0.0])))
     2.0

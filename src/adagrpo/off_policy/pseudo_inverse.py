@@ -8,7 +8,7 @@ target, both drawing without replacement in proportion to their first probabilit
 w is the part of π(s) / μ(s) that is a sum over places, so it spreads less; it may be negative, and is 1 on average. The
 mean of w r is unbiased if E[r | s] is such a sum, whatever is known of the single places, and if μ can show each item
 at each place where π can. Γ has no formula for such draws: all lists are counted, and there may be at most `MOST` of
-them. Where there are more, `adagrpo.off_policy.place_weights` needs the feedback of each place.
+them. Where there are more, `adagrpo.off_policy.position_weights` needs the feedback of each place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 
 
 def count_lists(items: int, places: int) -> int:
-    """How many lists there are.
+    """Count the lists that can be drawn.
 
     >>> count_lists(8, 3)
     336

@@ -57,7 +57,7 @@ PRIOR = 2.0  # how many sightings beside another item the text is worth
 
 
 class _State(NamedTuple):
-    """What a version holds, while it is changed."""
+    """The content of a version, while it is changed."""
 
     items: pl.DataFrame  # V rows: item, item_id, text, attributes
     codes: NDArray[np.int64]  # (V, L)
@@ -133,7 +133,7 @@ def update_catalog(
 def _answers(
     run: RunDirectory, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str
 ) -> bool:
-    """Whether the latest version is what a request would make now: not one of earlier Semantic IDs."""
+    """Check that the latest version is what a request would make now: not one of earlier Semantic IDs."""
     if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
         return False
     return latest.about["request"] == request and (start == LATEST or latest.about["parent"] == parent.name)

@@ -1,4 +1,4 @@
-"""What a command refuses: a stage that is out of date anywhere above what it reads, and a `--set` it does not read.
+"""Refusals of a command: a stage that is out of date anywhere above what it reads, and a `--set` it does not read.
 
 A command makes its own stages again where that is needed, and reads no stage that is stale. It refuses with the first
 stale stage in the order of the work, why it is stale, and the command that makes it again. Evaluation and the report go
@@ -113,7 +113,7 @@ def _not_read(verb: str, key: str) -> str:
 
 
 def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
-    """Why a verb that measures does not change what stages beside its own were made with."""
+    """Explain why a verb that measures does not change the settings of other stages."""
     given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
     elsewhere = run.called.with_name(f"{run.called.name}-{verb}")
     first = f"{remake(run, part.name)} first, or " if part.name.startswith("train/") and verb == "evaluate" else ""
@@ -134,7 +134,7 @@ def _makes(verb: str, stage: str) -> bool:
 
 
 def _changes(run: RunDirectory, key: str) -> bool:
-    """Whether a key has another value in this command than in run.yaml."""
+    """Check that a key has another value in this command than in run.yaml."""
     if run.described is None:
         return True
     before, now = (_value(dump_config(config), key) for config in (run.described, run.config))

@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
     def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
-        """What answers say that made them; `run` is the run that the checkpoint is of."""
+        """Return the versions that answers name; `run` is the run of the checkpoint."""
         model = run.hash_input(self.weights / WEIGHTS)[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
@@ -115,13 +115,13 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
 
 
 def _ends_at_its_best(run: RunDirectory) -> bool:
-    """Whether the last weights of sft are its best, which alone are evaluated."""
+    """Check that the last weights of sft are its best, which alone are evaluated."""
     first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
 
 
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
-    """Whether an evaluation read the weights that are there; one of an earlier version does not say what it read."""
+    """Check that an evaluation read the weights that are there."""
     made_from = (manifest(evaluation) or {}).get("made_from")
     weights = run.path("sft", "best") if arm == "sft" else run.path("train", arm, checkpoint)
     return made_from is None or run.hash_input(weights / "model.safetensors") in made_from["inputs"].values()

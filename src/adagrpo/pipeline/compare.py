@@ -210,16 +210,16 @@ class Comparison:
 
     @property
     def page(self) -> Path:
-        """Where the page is."""
+        """The place of the page."""
         return self.directory / "comparison.html"
 
     def describe(self) -> dict[str, Any]:
-        """What would be done, as JSON-able values."""
+        """Describe what would be done, JSON-able."""
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
     def plan_of(self, seed: int) -> dict[str, Any]:
-        """What the run of one seed would do, re-ranking too, see `adagrpo.pipeline.dry_run.plan`.
+        """Plan the run of one seed, re-ranking too, see `adagrpo.pipeline.dry_run.plan`.
 
         An arm that is matched to another has stages here once that one is trained.
         """
@@ -330,7 +330,7 @@ class Comparison:
 
 
 def _names(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """What matched arms, and these re-ranked, are called in a run."""
+    """Map the names of matched arms, and of these re-ranked, to those in a run."""
     names = {name: arm.name for name, arm in matched.items()}
     return names | {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
 
@@ -400,7 +400,7 @@ def _checkpoints(arm: str) -> tuple[str, ...]:
 
 
 def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
-    """Where an arm's checkpoint was evaluated."""
+    """Return the folder of the evaluation of an arm's checkpoint."""
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 
 

@@ -31,7 +31,7 @@ OUTPUT = "demo.json"
 
 
 class DemoResult(NamedTuple):
-    """What the demo found."""
+    """Results of the demo."""
 
     metrics: dict[str, Any]  # content of metrics.json under the good reward
     rewards: dict[str, Any]  # content of demo.json: `rewards` by name, and `rows` of `evaluation.comparison.compare`

@@ -39,7 +39,7 @@ OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashe
 
 
 def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code: Path) -> dict[str, Any]:
-    """What run.yaml says of a run.
+    """Describe a run, as run.yaml has it.
 
     Args:
         config: resolved.
@@ -85,7 +85,7 @@ def read_description(directory: Path) -> dict[str, Any]:
 
 
 def is_described(directory: Path) -> bool:
-    """Whether a run directory has a run.yaml that is as it was written."""
+    """Check that a run directory has a run.yaml that is as it was written."""
     try:
         return bool(read_description(directory))
     except UserError:
@@ -142,7 +142,7 @@ def outputs(root: Path) -> dict[str, str]:
 
 
 def data_settings(config: Config) -> dict[str, Any]:
-    """What the section `data` says beside where the logs are, by key: all that is not as by default.
+    """List the settings of `data` other than the place of the logs, by key: all that is not as by default.
 
     >>> config = Config.model_validate({"data": {"logs": ["a.csv"], "columns": {"user": "uid"}, "max_bad_rows": 3}})
     >>> data_settings(config)

@@ -1,4 +1,4 @@
-"""What the diagnosis said of the reward that is about to be trained on.
+"""The diagnosis of the reward that is about to be trained on.
 
 A diagnosis names the policy and the reward that it is of, by the hashes of their files. One that is of others says
 nothing here.
@@ -31,7 +31,7 @@ def diagnosed_models(models: Models) -> dict[str, Any]:
 
 
 def is_diagnosed(run: RunDirectory, content: Mapping[str, Any]) -> bool:
-    """Whether a diagnosis, the content of diagnose.json, is of the policy and the reward that are there."""
+    """Check that a diagnosis, the content of diagnose.json, is of the policy and the reward that are there."""
     return bool(content.get("of") == diagnosed_models(Models(RunData(run))))
 
 

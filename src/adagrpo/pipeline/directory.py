@@ -75,7 +75,7 @@ def refuse_without_order(config: Config, command: str) -> None:
 
 
 class RunDirectory(ABC):
-    """Where the files of a run lie; `adagrpo.pipeline.run.Run` adds what is done with them."""
+    """The directory of a run, and its files; `adagrpo.pipeline.run.Run` adds what is done with them."""
 
     def __init__(
         self,
@@ -210,14 +210,14 @@ class RunDirectory(ABC):
         return hash_json(dump_config(self.config))
 
     def path(self, *parts: str) -> Path:
-        """Where something of the run lies or is to lie: in its own directory, or where it alone is, in its source."""
+        """Return the path of something of the run: in its own directory, or where it alone is, in its source."""
         own = self.directory.joinpath(*parts)
         if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
             return self.source.joinpath(*parts)
         return own
 
     def folder(self, stage: str) -> Path:
-        """Where a finished stage lies; its place may also hold an inner stage alone, such as `ranker/report`."""
+        """Return the folder of a finished stage; it may also hold an inner stage alone, such as `ranker/report`."""
         return self.path(*stage.split("/"), MANIFEST).parent
 
     def checked(self, *parts: str) -> Path:
@@ -349,7 +349,7 @@ class RunDirectory(ABC):
         return sorted({path.parent.name for root in roots for path in root.glob(f"train/*/{MANIFEST}")})
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the stages: rows of time, stage, event and seconds, those of the source first.
+        """Read the events of the stages: rows of time, stage, event and seconds, those of the source first.
 
         Raises:
             UserError: a row is not as it was written.

@@ -1,4 +1,4 @@
-"""What a command would do: stages, optimiser steps, sizes, memory, disk and time. Nothing of a run is written.
+"""The plan of a command: stages, optimiser steps, sizes, memory, disk and time. Nothing of a run is written.
 
 A stage is to be made if it is not up to date (`adagrpo.pipeline.staleness`), or is made from one that is to be made.
 What is known only of prepared data is read from the run or, where that has none yet, from data that are prepared in a
@@ -22,7 +22,7 @@ from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.room import free_disk, free_memory
+from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 
@@ -100,7 +100,7 @@ def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> di
 
 
 class _Times:
-    """How long stages of a run took when they were made before."""
+    """Times of stages of a run, from when they were made before."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run

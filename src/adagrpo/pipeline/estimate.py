@@ -1,4 +1,4 @@
-"""What another policy would have earned, from a service's log of drawn lists and the histories of its requests.
+"""Off-policy evaluation on a service's log of drawn lists, with the histories of its requests.
 
 The log has what was shown and how probable that was; histories stay where the requests came from. So a file says which
 history each request id had. Where the run still has the weights that answered, the probabilities of all lists are
@@ -20,7 +20,7 @@ from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
+from adagrpo.off_policy.summary import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -138,7 +138,7 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
 
 
 def _owners(lists: _Lists) -> list[str]:
-    """Whose each list is; one without a user is nobody else's."""
+    """Number the users of lists; a list without a user counts as a user of its own."""
     return [row["user_hash"] or f"request {row['request_id']}" for row in lists.rows]
 
 
@@ -176,7 +176,7 @@ def _chances(
             part = group[begin : begin + BATCH]
             queries = [Query(lists.histories[number], None, (), None, heat, number) for number in part]
             slates = [served.known(lists.rows[number]["slate"])[0] for number in part]
-            yield part, served.chances(queries, slates, REACH)
+            yield part, served.list_propensities(queries, slates, REACH)
 
 
 def _check(
@@ -205,7 +205,7 @@ def _check(
         chosen = choose_checkpoint(run, arm, kind)
         if chosen.versions(run, kind, models.data.version.name)["model"] != model:
             continue
-        logging = served.beside(models.policy(chosen.weights), run.config.max_history)
+        logging = served.with_policy(models.policy(chosen.weights), run.config.max_history)
         drew |= dict.fromkeys(numbers, logging)
         far = []
         for part, chances in _chances(logging, lists, numbers, None):

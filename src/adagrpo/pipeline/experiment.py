@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 from adagrpo.experiments.duration import baselines, duration
-from adagrpo.experiments.interleaving import prefer
+from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogue, read_plan
-from adagrpo.experiments.provenance import foreign_rows
+from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
@@ -34,7 +34,7 @@ def freeze_experiment(path: Path) -> dict[str, Any]:
 
 
 def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict[str, Any]:
-    """What an experiment says; the plan is frozen first.
+    """Analyse an experiment; the plan is frozen first.
 
     Args:
         path: of the plan.
@@ -50,25 +50,25 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     rows = read_parts(parts)
     moment = now or datetime.now(UTC)
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
-    told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
-    found = foreign_rows(plan, str(frozen["plan"]), rows[0])
+    freeze_times = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    found = mismatched_rows(plan, str(frozen["plan"]), rows[0])
     said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
-    foreign = "; ".join(said) or None
+    mismatch = "; ".join(said) or None
     if plan.kind == "interleaving":
         stops = read_switches(path, plan).stops
-        result = prefer(plan, *rows, now=moment, stops=stops, foreign=foreign)
-        return result | told | {"notes": _refused(parts)}
+        result = analyse_interleaving(plan, *rows, now=moment, stops=stops, mismatch=mismatch)
+        return result | freeze_times | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
-    result = analyse(plan, units, now=moment, stopped=stopped, foreign=foreign)
+    result = analyse(plan, units, now=moment, stopped=stopped, mismatch=mismatch)
     result["counts"] |= dict.fromkeys(("answers_of_other_plan", "answers_of_other_key"), 0)
     result["counts"] |= {one.count_name: one.answers for one in found}
     result["notes"] += _refused(parts)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
     result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
-    return result | told
+    return result | freeze_times
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
 
 
 def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    """When arms were switched off, by the switches beside the plan and by the log; the earlier of both."""
+    """Find when arms were switched off, by the switches of the plan and by the log; the earlier of both."""
     found = stops_seen(plan, exposures)
     for arm, time in read_switches(path, plan).stops.items():
         found[arm] = min(time, found.get(arm, time))

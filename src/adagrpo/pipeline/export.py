@@ -24,7 +24,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
-from adagrpo.storage.writing import folder_beside
+from adagrpo.storage.writing import atomic_folder
 
 __all__ = ["export"]
 
@@ -65,7 +65,7 @@ def export(
             f"export: the policy is '{run.config.policy.kind}', which no other program opens; its weights are "
             f"{weights / 'model.safetensors'}"
         )
-    with folder_beside(to) as work:
+    with atomic_folder(to) as work:
         _write(RunData(run, version), chosen, checkpoint, work)
         for path in work.rglob("*"):  # some libraries write for the owner alone
             path.chmod(work.stat().st_mode & (0o777 if path.is_dir() else 0o666))

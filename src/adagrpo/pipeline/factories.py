@@ -1,4 +1,4 @@
-"""What a configuration names, made ready to use: policies, rankers, rewards, batches, validation and beam search."""
+"""Factories of what a configuration names: policies, rankers, rewards, batches, validation and beam search."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Models:
         return folds or self.reward_files
 
     def group_reward(self) -> Reward:
-        """What scores groups in post-training: the reward or, cross-fitted, the ranker of each user's fold."""
+        """Make the scorer of groups in post-training: the reward or, cross-fitted, the ranker of each user's fold."""
         if not self.data.fold_names:
             return self.reward()
         rankers = [self.ranker(path.parent) for path in self.group_reward_files]

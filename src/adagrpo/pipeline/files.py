@@ -1,4 +1,4 @@
-"""What the files of a run hold: the prepared data, the catalogue, the truth, and the lists of files that stages read.
+"""The data of a run: the prepared data, the catalogue, the truth, and the lists of files that stages read.
 
 Every read goes through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so that what was changed after it was
 made is never used. Nothing here reads test data but `cases("test")`.
@@ -62,17 +62,17 @@ class RunData:
         return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
 
     def prepared_file(self, name: str) -> Path:
-        """Where a file of the prepared data is or is to be."""
+        """Return the path of a file of the prepared data."""
         return self.run.path("prepare", name)
 
     @property
     def training_files(self) -> list[Path]:
-        """What a model may be fitted on, and selected by: training and validation interactions."""
+        """The files that a model may be fitted on, and selected by: training and validation interactions."""
         return [self.prepared_file(f"{name}.parquet") for name in ("items", "train", "validation")]
 
     @property
     def shown_files(self) -> list[Path]:
-        """What was shown to the users; none where the logs do not say."""
+        """The files of impressions; none where the logs have none."""
         return [path for path in [self.prepared_file("impressions.parquet")] if path.is_file()]
 
     @property
@@ -87,17 +87,17 @@ class RunData:
 
     @property
     def truth_knows_all(self) -> bool:
-        """Whether a truth knows all items of the catalogue; it knows none of those that came after training."""
+        """True where a truth knows all items of the catalogue; it knows none of those that came after training."""
         return bool(self.truth_files) and self.num_items == self.version.trained
 
     @property
     def truth_read(self) -> dict[str, str]:
-        """How a stage reads the truth, for its fingerprint; nothing where the logs are real."""
+        """The reading of the truth, for fingerprints; nothing where the logs are real."""
         return {"truth": "just before the target"} if self.truth_files else {}
 
     @property
     def language_model_files(self) -> list[Path]:
-        """What a policy from a local folder is made of."""
+        """The files of a policy from a local folder."""
         options = self.config.policy.lm
         if options is None or options.checkpoint is None:
             return []
@@ -145,7 +145,7 @@ class RunData:
 
     @cached_property
     def eligible(self) -> Eligible | None:
-        """What the lists that are measured are held to, see `evaluation.eligible`; None: the catalogue."""
+        """The items that measured lists may hold, see `evaluation.eligible`; None: the catalogue."""
         if self.config.evaluation.eligible is None:
             return None
         narrowing = self.narrowed(self.catalog)
@@ -154,7 +154,7 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """What `evaluation.eligible` leaves of the items.
+        """The items that `evaluation.eligible` leaves.
 
         Raises:
             UserError: the items have no such group, or nothing is left.
@@ -209,11 +209,11 @@ class RunData:
 
     @property
     def validation_draw(self) -> dict[str, int]:
-        """What the sample of `measured_cases` is drawn by, for fingerprints; nothing where all are measured."""
+        """The settings that draw the sample of `measured_cases`, for fingerprints; nothing where all are measured."""
         return {} if self.config.evaluation.validation_users is None else {"seed": self.config.seed}
 
     def measured(self) -> dict[str, Any]:
-        """What a file of metrics says of the cases that are measured; nothing where they are all."""
+        """The note on the measured cases in a file of metrics; nothing where they are all."""
         drawn = {split: len(self._drawn_cases(split)) for split in ("validation", "test")}
         sampled = drawn["validation"] < len(self.cases("validation"))
         sample = {"validation_sample": len(self.measured_cases("validation"))} if sampled else {}
@@ -225,7 +225,7 @@ class RunData:
 
     @cached_property
     def slots(self) -> int:
-        """How many slots a slate has; 1 where the logs have none."""
+        """The number of slots of a slate; 1 where the logs have none."""
         table = load_impressions(self.prepared)
         if table is None or "slot" not in table.columns or table["slot"].count() == 0:
             return 1
@@ -255,7 +255,7 @@ class RunData:
 
     @property
     def ranker_loss(self) -> Literal["impressions", "cross_entropy", "sampled"]:
-        """What the sequential ranker is fitted by; `auto` takes impressions where there are some."""
+        """The loss of the sequential ranker; `auto` takes impressions where there are some."""
         if self.config.ranker.loss != "auto":
             return self.config.ranker.loss
         return "impressions" if self.shown_files else "cross_entropy"

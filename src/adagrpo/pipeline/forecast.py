@@ -1,4 +1,4 @@
-"""What the fits of a run and its Semantic IDs take, said in a line before they begin, with a warning where it is much.
+"""Forecast of the memory and disk of fits and Semantic IDs, a line before they begin, with a warning where it is much.
 
 Parameters are counted on the meta device, whose tensors have shapes and no memory, so the count is exact. What a fit
 holds of them, which activations come on top of, is
@@ -19,7 +19,7 @@ from torch import nn
 
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.room import free_disk, free_memory, in_words
+from adagrpo.pipeline.resources import free_disk, free_memory, in_words
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.decomposition import EXTRA, sketched
 from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in
@@ -49,7 +49,7 @@ class ModelSize(NamedTuple):
 
 
 class FitForecast(NamedTuple):
-    """What one stage that fits a model takes."""
+    """The forecast of one stage that fits a model."""
 
     model: str  # as messages call it
     size: ModelSize
@@ -106,7 +106,7 @@ class Forecast:
             return ModelSize.of(models.ranker())
 
     def fit(self, stage: str) -> FitForecast | None:
-        """What a stage takes; None for one that fits nothing."""
+        """Forecast a stage; None for one that fits nothing."""
         config, models = self.config, Models(self.data)
         if stage == "ranker" or stage.startswith("ranker/fold-"):
             settings = config.ranker.fit

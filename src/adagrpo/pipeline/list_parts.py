@@ -34,7 +34,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import list_read, recommender
 from adagrpo.storage.hashes import hash_file
-from adagrpo.storage.writing import written_beside
+from adagrpo.storage.writing import atomic_file
 
 __all__ = [
     "COUNTS",
@@ -52,7 +52,7 @@ COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", 
 
 
 class Facts(NamedTuple):
-    """What a part says of itself."""
+    """Facts of a part."""
 
     fingerprint: str  # of what the lists are made from
     first_row: int  # of the file of users; 0 is the first row of data
@@ -64,12 +64,12 @@ class Facts(NamedTuple):
 
 
 def part_path(out: Path, number: int) -> Path:
-    """Where a part is."""
+    """Return the path of a part."""
     return out / f"part-{number:05d}.parquet"
 
 
 def facts_of(path: Path) -> Facts | None:
-    """What a part says of itself, None where there is no part that can be read."""
+    """Read the facts of a part, None where there is no part that can be read."""
     if not path.is_file():
         return None
     try:
@@ -151,7 +151,7 @@ def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
 
 
 def _are_integers(users: Sequence[ItemId]) -> bool:
-    """Whether the ids of a file are whole numbers, plainly written."""
+    """Check that the ids of a file are whole numbers, plainly written."""
     texts = pl.Series([str(user) for user in users], dtype=pl.String)
     typed = texts.cast(pl.Int64, strict=False)
     return not typed.null_count() and typed.cast(pl.String).equals(texts)
@@ -182,7 +182,7 @@ class LoggedHistories:
 
 
 class _Answering:
-    """What answers in one worker."""
+    """The recommender of one worker."""
 
     def __init__(self, wanted: Wanted, run: RunDirectory, served: Recommender) -> None:
         self.wanted, self.run, self.served = wanted, run, served
@@ -229,7 +229,7 @@ class _Answering:
         ]
         if wanted.popular:
             columns.append(pl.Series("source", [one.source for one in answers], dtype=pl.String))
-        with written_beside(part_path(wanted.out, task["number"]), wanted.token) as place:
+        with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
             pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
             return hash_file(place)
 

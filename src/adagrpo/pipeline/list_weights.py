@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.place_weights import MOST_ITEMS, place_chances
+from adagrpo.off_policy.position_weights import MOST_ITEMS, position_propensities
 from adagrpo.off_policy.pseudo_inverse import MOST, count_lists, pseudo_inverse_weights
 
 __all__ = ["ListWeights", "list_weights"]
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 
 class ListWeights(NamedTuple):
-    """What `list_weights` gives; a text says why there is none."""
+    """Importance weights of lists; a text says why there are none."""
 
     places: Floats | str  # (N, K), 1 where there is no place
     sums: Floats | str  # (N,)
@@ -61,7 +61,7 @@ def list_weights(
     for rows, after, before in _firsts(target, logging, histories, heats):
         shown = slates[rows]
         try:
-            places[rows] = place_chances(after, shown) / place_chances(before, shown)
+            places[rows] = position_propensities(after, shown) / position_propensities(before, shown)
         except ValueError as error:  # so cold a draw that but a few items have any probability
             return ListWeights(str(error), str(error))
         for row, new, old, one in zip(rows, after, before, shown, strict=True):
@@ -92,7 +92,7 @@ def _firsts(
         for begin in range(0, len(group), size):
             rows = group[begin : begin + size]
             asked = (
-                of.first_chances([Query(histories[row], None, (), None, heat, 0) for row in rows])
+                of.first_item_log_probs([Query(histories[row], None, (), None, heat, 0) for row in rows])
                 for of, heat in ((target, new), (logging[rows[0]], old))
             )
             after, before = asked

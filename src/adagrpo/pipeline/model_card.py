@@ -1,7 +1,7 @@
 """The model card of an exported policy: README.md with Hugging Face's metadata, from what the run has on record.
 
 The metadata block is that of https://huggingface.co/docs/hub/model-cards. A licence is not ours to give, so it is left
-to whoever publishes the folder. What the run has not measured is said to be missing; the files are read through the
+to the publisher of the folder. What the run has not measured is said to be missing; the files are read through the
 run, which refuses one that was changed after it was made.
 """
 
@@ -15,7 +15,7 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.errors import UserError
-from adagrpo.metrics import Shown, shown
+from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
@@ -142,12 +142,12 @@ def _results(
         if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
             paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
-    names = [name for name in shown(Shown.RESULTS) if means.get(name) is not None]
+    names = [name for name in metric_names(ReportPart.RESULTS) if means.get(name) is not None]
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 
 def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
-    """What the evaluation of these very weights found; nothing where there is none."""
+    """Read the evaluation of these very weights; nothing where there is none."""
     path = run.find(*_evaluation(chosen, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}
@@ -156,7 +156,7 @@ def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, A
 
 
 def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
-    """Where a checkpoint's evaluation is."""
+    """Return the folder of a checkpoint's evaluation."""
     return ("evaluate", START) if chosen.arm == START else ("evaluate", chosen.arm, checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""What a recipe names for later stages, looked at before the first of them: a run of hours ends with none missing."""
+"""Early checks of the files that a recipe names for later stages: a run of hours ends with none missing."""
 
 from __future__ import annotations
 

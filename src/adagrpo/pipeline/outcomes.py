@@ -1,4 +1,4 @@
-"""What came out of a finished stage, as few numbers as a person needs to go on."""
+"""Results of a finished stage, as few numbers as a person needs to go on."""
 
 from __future__ import annotations
 

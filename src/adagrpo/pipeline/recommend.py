@@ -173,7 +173,7 @@ def _user_column(run: RunDirectory, users: Path) -> str:
 
 
 def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
-    """What the lists of a folder are made from, None where there are none yet, and the sha256 of finished parts."""
+    """Read what the lists of a folder are made from, None where there are none yet, and the sha256 of its parts."""
     path = out / BEGUN
     if not path.is_file():
         return None, {}

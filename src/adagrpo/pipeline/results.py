@@ -1,4 +1,4 @@
-"""What the methods of a run answer with: notebooks draw it, scripts read its tables."""
+"""Return types of the methods of a run: notebooks draw them, scripts read their tables."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Recommended:
 
     @property
     def unknown_ids(self) -> int:
-        """How many ids of the histories name no item."""
+        """The number of ids of the histories that name no item."""
         return sum(map(len, self.unknown))
 
     @property

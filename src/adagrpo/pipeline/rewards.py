@@ -93,7 +93,7 @@ def _differ(scores: NDArray[np.float64]) -> bool:
 
 
 def describe_reward(models: Models) -> dict[str, Any]:
-    """What the reward is, JSON-able: its options and the sha256 of each file that decides it."""
+    """Describe the reward, JSON-able: its options and the sha256 of each file that decides it."""
     options, run = models.config.reward, models.run
     files = {run.label(path): run.hash_input(path) for path in models.reward_files}
     return {**options.identity(), "files": files}

@@ -32,8 +32,8 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.decide import DECISION, decision
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
@@ -41,12 +41,12 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.metrics_sources import metrics_are_stale, record_metrics_sources
 from adagrpo.pipeline.named_files import check_named, check_test_cases
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import check_served, list_read, named_list, recommender
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stage_table import RUN, declared, row_of
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
@@ -395,7 +395,7 @@ class Run(RunDirectory):
 
     @property
     def metrics(self) -> pl.DataFrame:
-        """What `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
+        """Read what `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
 
         Baselines are stages too; `checkpoint` is null where a stage has one alone.
 
@@ -409,7 +409,7 @@ class Run(RunDirectory):
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What the last `diagnose` found.
+        """Read the last diagnosis.
 
         Raises:
             UserError: nothing was diagnosed, or another policy or reward.
@@ -504,10 +504,10 @@ class Run(RunDirectory):
                 self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
             collect(self, arms, left_out)
         stages = {name: row_of(name) for name in declared(self.config, RUN, arms)}
-        note_collected(self, [name for name, row in stages.items() if row is not None and not row.page_only])
+        record_metrics_sources(self, [name for name, row in stages.items() if row is not None and not row.page_only])
 
     def _write_report(self) -> Path:
-        shown = Shown(self)
+        shown = CurrentFiles(self)
         return write_report(shown, shown.notes)
 
     def _json(self, *parts: str) -> dict[str, Any]:

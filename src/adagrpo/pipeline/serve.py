@@ -22,7 +22,7 @@ from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
@@ -32,12 +32,12 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import check_reward, describe_reward
-from adagrpo.pipeline.serve_arms import beside, open_runs
+from adagrpo.pipeline.serve_arms import load_treatments, open_runs
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
+from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
-from adagrpo.serving.served import Serving, Shelf
 
 __all__ = ["Operation", "check_served", "list_read", "named_list", "recommender", "serve"]
 
@@ -50,7 +50,7 @@ OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True)
 class Operation:
-    """How a service is run, beside what it serves."""
+    """Options of a service, other than what it serves."""
 
     token_file: Path | None = None
     without_token: bool = False  # others may reach it all the same
@@ -72,7 +72,7 @@ def recommender(
     precision: Precision | None = None,
     catalog: str = LATEST,
 ) -> tuple[Recommender, dict[str, Any]]:
-    """What answers for a checkpoint, and what it says of itself.
+    """Make the recommender of a checkpoint, and its facts.
 
     Args:
         run: with a trained policy.
@@ -123,7 +123,7 @@ def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, nam
 
 
 def list_read(run: RunDirectory, name: ListName, weight: float) -> dict[str, Any]:
-    """What a list is made from beside its policy: the reward and the hashes of files; nothing for a policy's own."""
+    """Describe what a list reads beside its policy: the reward and hashes of files; nothing for a policy's own."""
     maker = ListMaker(Models(RunData(run)))
     files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
     if not files:
@@ -226,7 +226,7 @@ def serve(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is served, as it was asked for at the start; see `recommender`."""
+    """The request for a model to serve, as it was made at the start; see `recommender`."""
 
     run: RunDirectory
     arm: str | None
@@ -237,17 +237,17 @@ class _Wanted:
     catalog: str
 
     def load(self, operation: Operation, **other: Any) -> Serving:
-        """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
+        """Load it from the run as it is now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         one = replace(self, **other)
         return one._load(one.run.reopened(), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
-        """What each arm of an experiment serves, the control first; see `load`."""
+        """Load the model of each arm of an experiment, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, one.run.reopened())
         serving, models = one._load(runs[trial.plan.control], operation)
-        others = beside(trial, runs, serving, models, one.catalog)
+        others = load_treatments(trial, runs, serving, models, one.catalog)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
@@ -257,7 +257,7 @@ class _Wanted:
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )
         if served.reward is not None:
-            served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+            served.reward = CircuitBreaker(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
@@ -291,16 +291,16 @@ def _answer(
 ) -> None:
     """Load, open the log, and answer until told to end."""
     from adagrpo.serving.app import Application, Options
-    from adagrpo.serving.arms import ArmShelf
+    from adagrpo.serving.arms import ArmManager
     from adagrpo.serving.draining import Server, raise_open_files
 
     load = partial(wanted.load, operation)
     trial: LiveExperiment | None = None
     if operation.experiment is None:
-        shelf = Shelf(load(), load, _settle)
+        manager = ModelManager(load(), load, _settle)
     else:
         trial = LiveExperiment(operation.experiment)
-        shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load, _settle)
+        manager = ArmManager(trial, partial(wanted.load_arms, operation, trial), load, _settle)
     raise_open_files()
     options = Options(
         operation.limits,
@@ -310,9 +310,9 @@ def _answer(
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         OWN_NAMES if host in LOCAL and not bearers else ("*",),
-        shelf.now.recommender.side_by_side,
+        manager.now.recommender.parallel_batches,
     )
-    app = Application(shelf, options)
+    app = Application(manager, options)
     server = Server(app)
     if current_thread() is main_thread():  # which alone may
         signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
@@ -320,9 +320,9 @@ def _answer(
     sys.setswitchinterval(SWITCH_SECONDS)
     named = f"[{host}]" if ":" in host else host
     stands = {} if trial is None else {"experiment": trial.state()}
-    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
+    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
     server.run(sockets=[listener])
-    if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+    if manager.loading:  # in vain; the interpreter would take down what the thread that loads stands on
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -17,9 +17,9 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
-from adagrpo.serving.served import Serving
+from adagrpo.serving.models import Serving
 
-__all__ = ["beside", "open_runs"]
+__all__ = ["load_treatments", "open_runs"]
 
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
@@ -46,10 +46,10 @@ def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirec
     return runs
 
 
-def beside(
+def load_treatments(
     trial: LiveExperiment, runs: Mapping[str, RunDirectory], control: Serving, models: Models, catalog: str
 ) -> list[Serving]:
-    """What the treatments serve, in the order of the plan.
+    """Load the models of the treatments, in the order of the plan.
 
     Args:
         trial: the experiment.
@@ -81,15 +81,15 @@ def beside(
                 policies[key] = held[id(run)].policy(chosen.weights)
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
-        served = control.recommender.beside(policies[key], run.config.max_history)
+        served = control.recommender.with_policy(policies[key], run.config.max_history)
         about = {**control.about, "arm": chosen.arm, "checkpoint": arm.checkpoint, "step": chosen.step}
         versions = chosen.versions(run, arm.checkpoint, control.versions["catalog"])
-        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.asking))
+        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.reward_lock))
     return made
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:
-    """Whether two runs name the same items by the same codes, so that their arms can answer from one catalogue.
+    """Check that two runs name the same items by the same codes, so that their arms can answer from one catalogue.
 
     Raises:
         UserError: they do not.

@@ -21,7 +21,7 @@ from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import WORK
-from adagrpo.storage.removal import MANIFEST, foreign_files, remove
+from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import make_folder, naming, write_file
 
 __all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
@@ -38,7 +38,7 @@ CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a stage of a run is made from, and how it is built.
+    """Declaration of a stage: what it is made from, and how it is built.
 
     Declaring names files and opens none, so that status and dry runs can ask for it where nothing is made yet.
 
@@ -63,7 +63,7 @@ class Declaration:
     together: bool = False
 
     def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
-        """What the stage is made from under a configuration.
+        """Return what the stage is made from under a configuration.
 
         Args:
             config: resolved.
@@ -74,7 +74,7 @@ class Declaration:
 
 
 class MadeFrom(NamedTuple):
-    """What a stage was made from, as its manifest keeps it."""
+    """The inputs and settings of a made stage, as its manifest keeps them."""
 
     schema: int
     settings: dict[str, Any]  # those of the configuration that are not as by default, see `read_settings`
@@ -115,7 +115,7 @@ class Part:
 
     @property
     def usable(self) -> bool:
-        """Whether it may be read as what the run's settings say."""
+        """True where it may be read as what the run's settings say."""
         return self.state == "done"
 
 
@@ -192,6 +192,6 @@ class StageFolder:
         return Path(name).name in self._files
 
     def _check_work(self) -> None:
-        foreign = foreign_files(self.work, self._is_own)
-        if foreign:
-            raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")
+        unknown = unknown_files(self.work, self._is_own)
+        if unknown:
+            raise UserError(f"{unknown[0]}: not made by this program; move it away, and carry out the command again")

@@ -74,7 +74,7 @@ class Stage:
         members: in place of these two, the stages of a row that has several, by name.
         unused: why a recipe does not ask for a stage that is there; `{0}` is what `*` stands for.
         selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
-        away: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
+        evaluation_only: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
         on_request: `adagrpo run` does not make it.
         shared: it is read by `diagnose`, `train`, `evaluate` and `decide`, and made by whichever of them comes first.
         page_only: report.html shows it, and metrics.json holds nothing of it.
@@ -88,7 +88,7 @@ class Stage:
     members: Members | None = None
     unused: str = ""
     selects: bool = False
-    away: tuple[str, ...] = ()
+    evaluation_only: tuple[str, ...] = ()
     on_request: bool = False
     shared: bool = False
     page_only: bool = False
@@ -112,7 +112,7 @@ class Stage:
         )
 
     def why_unused(self, name: str, config: Config) -> str:
-        """Say why a recipe does not ask for a stage of this row; empty where it does, or where nobody can say."""
+        """Say why a recipe does not ask for a stage of this row; empty where it does, or where that is not known."""
         arms = [arm.name for arm in config.train.arms]
         if name in self.asked_for(config, arms):
             return ""
@@ -205,9 +205,15 @@ LISTS = (*SOURCES, FUSE_WITHOUT_REWARD, FUSE)  # that need no trained arm
 LISTED = "|".join((*LISTS, RERANK, f"*+{FUSE}"))
 
 STAGES: tuple[Stage, ...] = (
-    Stage("simulate", "prepare", DATA, simulated, _simulates, away=("truth/",)),
+    Stage("simulate", "prepare", DATA, simulated, _simulates, evaluation_only=("truth/",)),
     Stage("exposures", "prepare", DATA, exposures, _reads_exposures, unused="the logs are no exposure log"),
-    Stage("prepare", "prepare", DATA, _by_order(prepare, prepare_impressions), away=("test.parquet", "later.parquet")),
+    Stage(
+        "prepare",
+        "prepare",
+        DATA,
+        _by_order(prepare, prepare_impressions),
+        evaluation_only=("test.parquet", "later.parquet"),
+    ),
     Stage("encode", "tokenize", (), encode, _encodes),
     Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
     Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split"), sft, _ordered, selects=True),

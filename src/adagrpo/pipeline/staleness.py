@@ -64,7 +64,7 @@ def parts_of(
         if name not in states.parts:
             states.compare_recorded(name)
     if logs:
-        states.miss_what_is_put_away()
+        states.check_evaluation_files()
     return states.parts
 
 
@@ -180,11 +180,11 @@ class _States:
         hashes = {label: self._hash(path) for label, path in paths.items()}
         self._compare(name, kept._replace(settings=settings, inputs=hashes), paths)
 
-    def miss_what_is_put_away(self) -> None:
+    def check_evaluation_files(self) -> None:
         """Call a stage damaged whose test cases or truth are gone; what was made without them stays as it is."""
         for name, part in list(self.parts.items()):
             row, folder = row_of(name), self.run.folder(name)
-            if row is None or not row.away or not part.there:
+            if row is None or not row.evaluation_only or not part.there:
                 continue
             gone = next((folder / file for file in _files(folder) if not (folder / file).exists()), None)
             if gone is not None:
@@ -192,7 +192,7 @@ class _States:
                 self.parts[name] = replace(part, state="damaged", why=why)
 
     def _hash(self, path: Path) -> str:
-        """What the manifest of its stage says of a file, or its hash; `GONE` where there is no file."""
+        """Return the hash of a file, from the manifest of its stage if it is there; `GONE` where there is no file."""
         if not path.is_file():
             return GONE
         for folder in path.parents:
@@ -208,7 +208,7 @@ class _States:
         return cached_hash(path)
 
     def _place(self, label: str) -> Path:
-        """Where a file of a label is, of the run or below the data folder."""
+        """Return the path of a label, of the run or below the data folder."""
         own = self.run.path(*label.split("/"))
         return own if own.exists() or row_of(str(owner(self.run, own))) is not None else self.run.data / label
 
@@ -219,9 +219,9 @@ class _States:
             found = manifest(folder)
         except UserError as error:
             return None, str(error)
-        away = () if row is None else row.away
+        evaluation_only = () if row is None else row.evaluation_only
         missing = [file for file in (found or {"files": ()})["files"] if not (folder / file).exists()]
-        gone = next((file for file in missing if not file.startswith(away)), None)
+        gone = next((file for file in missing if not file.startswith(evaluation_only)), None)
         if gone is not None:
             return None, f"{folder / gone}: missing; delete {folder} to have it made again"
         return found, ""
@@ -271,7 +271,7 @@ class _States:
         return f"made without {', '.join(changed)}" if changed else ""
 
     def _leniently(self, name: str, kept: MadeFrom, now: MadeFrom) -> tuple[MadeFrom, str]:
-        """What a stage is compared with, and a sentence where other settings of `evaluation` are passed over."""
+        """Return what a stage is compared with, and a sentence where other settings of `evaluation` are passed over."""
         row = row_of(name)
         if not self._lenient or row is None or not row.selects:
             return now, ""

@@ -1,4 +1,4 @@
-"""What a run holds: its stages and whether each is done, stale, interrupted or missing, why, and what to do next.
+"""Status of a run: its stages and whether each is done, stale, interrupted or missing, why, and what to do next.
 
 Nothing is written and no model is loaded, so it answers in a moment, also for a run that cannot be written or goes on
 from another one.
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
+from adagrpo.pipeline.metrics_sources import metrics_are_stale
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
 from adagrpo.pipeline.stage_table import row_of
@@ -26,7 +26,7 @@ __all__ = ["status", "status_tables"]
 
 
 def status(directory: Path) -> dict[str, Any]:
-    """What a run or a comparison holds, JSON-able.
+    """Report the stages of a run or a comparison, JSON-able.
 
     Args:
         directory: of the run, or the folder of a comparison.
@@ -86,7 +86,7 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
 
 
 def _busy(content: Mapping[str, Any]) -> str | None:
-    """What to say in place of the next command while a process is at work."""
+    """Say in place of the next command that a process is at work."""
     if content["at_work"] is None:
         return None
     return f"process {content['at_work']} is at work here; what is interrupted or missing may be on its way"

@@ -30,7 +30,7 @@ REPEATS = 0.01  # share of interactions with an item that the user had before, f
 
 
 class Sizes(NamedTuple):
-    """What a recipe takes from the counts of a log."""
+    """Sizes of a recipe, from the counts of a log."""
 
     levels: int
     codes: int
@@ -67,7 +67,7 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
 
 
 def sizes_note(tokenizer: TokenizerConfig, items: int) -> str | None:
-    """What to tell somebody who prepared logs without a recipe; None where the sizes were chosen, or are those of init.
+    """Suggest sizes to a user without a recipe; None where the sizes were chosen, or are those of init.
 
     >>> sizes_note(TokenizerConfig(), 800).partition("; ")[2]
     'for 800 items `adagrpo init` chooses 2 levels of 32'
@@ -137,7 +137,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
 
 
 def _more_vectors(items: Mapping[str, Any] | None) -> str:
-    """What item vectors could be made from beside the logs."""
+    """Name the other sources of item vectors than the logs."""
     if items is None:
         return "with data.items also text and attributes"
     kinds = [f"{kind}: 1.0" for kind in ("text", "attributes") if items[kind]]

@@ -82,12 +82,12 @@ class CatalogVersion:
 
     @cached_property
     def trained(self) -> int:
-        """How many items the weights of the run know, the first ones."""
+        """The number of items that the weights of the run know, the first ones."""
         return len(pl.read_parquet(self.run.checked("prepare", "items.parquet"), columns=[ITEM_ID]))
 
     @cached_property
     def neighbours(self) -> pl.DataFrame:
-        """What each item that came later is like: item, neighbour, weight."""
+        """The neighbours of each item that came later: item, neighbour, weight."""
         if self.number:
             return pl.read_parquet(self.run.checked(*self.stage.split("/"), "neighbours.parquet"))
         return pl.DataFrame(schema={ITEM: pl.Int32, "neighbour": pl.Int32, "weight": pl.Float32})
@@ -114,7 +114,7 @@ class CatalogVersion:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the version."""
         return str(self.about["version"])
 
 
@@ -181,7 +181,7 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:
-    """What differs between two versions, in the ids of the logs.
+    """Compare two versions, in the ids of the logs.
 
     Returns:
         JSON-able: `before`, `after`, and lists of ids: `added` (listed, where the other does not have it), `removed`

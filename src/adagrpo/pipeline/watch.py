@@ -16,7 +16,7 @@ from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED
 from adagrpo.exposures.exposure_parts import parts_of, read_parts
-from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
+from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -42,13 +42,13 @@ def watch(
     directory: Path,
     run: RunDirectory | None = None,
     *,
-    rule: Rule | None = None,
+    rule: SignRule | None = None,
     clicks: tuple[str, ...] = ("click", "purchase"),
     arm: str | None = None,
     against: str | None = None,
     since: int | None = None,
 ) -> dict[str, Any]:
-    """What a log shows by day against its first days.
+    """Watch a log by day against its first days.
 
     Args:
         directory: an exposure log; a service may be writing to it.
@@ -72,7 +72,7 @@ def watch(
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
-    exposures = exposures.filter(pl.col("source") != FAILED)  # nobody saw a list
+    exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
     feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
@@ -91,11 +91,13 @@ def watch(
             "note: no list has a user who clicked in an earlier one of this log, so none has a history to predict from;"
             " `predicted` and the signs that need it are left out"
         )
-    rule = rule or Rule()
+    rule = rule or SignRule()
     visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
-        found = looks(visits, rule) if mine is None else beside(visits.only(mine), visits.only(~mine), rule)
+        found = (
+            daily_signs(visits, rule) if mine is None else signs_against(visits.only(mine), visits.only(~mine), rule)
+        )
         if not found:
             raise ValueError("want two lists a window, found one at most")
     except ValueError as error:
@@ -179,7 +181,7 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
 
 
 def _is_left_behind(run: RunDirectory, name: str) -> bool:
-    """Whether a stage is of an arm that the run has no more."""
+    """Check that a stage is of an arm that the run has no more."""
     return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
 
@@ -195,7 +197,7 @@ def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.Da
 
 
 def _says_chances(run: RunDirectory) -> bool:
-    """Whether the run's ranker was fitted on impressions: only then is the sigmoid of a score the chance of a click."""
+    """Check that the ranker was fitted on impressions: only then is the sigmoid of a score a click probability."""
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(
@@ -206,7 +208,7 @@ def _says_chances(run: RunDirectory) -> bool:
 
 
 def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
-    """What the run's ranker expected of each list, from what its user had clicked before."""
+    """Predict the clicks of each list by the run's ranker, from what its user had clicked before."""
     data = RunData(run)
     ranker = Models(data).ranker(run.path("ranker", "best"))
     numbers = {str(name): item for item, name in enumerate(data.item_ids.to_list())}

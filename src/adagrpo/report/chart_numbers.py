@@ -1,6 +1,6 @@
 """The numbers of a chart as a table, for readers who do not see it or want the digits.
 
-A long series has a row for about every twentieth of its positions: a table of thousands of rows is read by nobody, and
+A long series has a row for about every twentieth of its positions: a table of thousands of rows is not read, and
 the files that the chart was made from hold them all.
 """
 

@@ -28,7 +28,7 @@ from adagrpo.report.comparison_tables import (
     lost_under,
 )
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
-from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
+from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
     START,
@@ -95,7 +95,7 @@ def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[P
 
 
 def finding(content: Mapping[str, Any]) -> list[str]:
-    """What came out, in a few sentences.
+    """Sum up the comparison in a few sentences.
 
     Args:
         content: of `comparison.json`.
@@ -174,7 +174,7 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
         rows = [
             ForestRow(
                 f"{row['arm']}, {row['checkpoint']}",
-                {row["arm"]: Estimate(row["against"][metric]["difference"], *row["against"][metric][over])},
+                {row["arm"]: IntervalMark(row["against"][metric]["difference"], *row["against"][metric][over])},
             )
             for row in content["rows"]
             if row["against"].get(metric) and row["against"][metric].get(over)
@@ -191,7 +191,7 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
 
 
 def _how(content: Mapping[str, Any]) -> str:
-    """What the intervals of the first table are, and what a claim rests on."""
+    """Explain the intervals of the first table, and what a claim rests on."""
     seeds = len(content["seeds"])
     parts = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
     if seeds > 1:
@@ -212,7 +212,7 @@ def _how(content: Mapping[str, Any]) -> str:
 
 
 def _family(content: Mapping[str, Any]) -> str:
-    """What was fixed before the runs, in a sentence."""
+    """Say what was fixed before the runs, in a sentence."""
     plan = content["plan"]
     margins = [
         f"{metric_label(name)} worse by at most {format_size(name, size)}" for name, size in plan["margins"].items()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.evaluation.comparison import reported
-from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.report.tables import (
     MISSING,
     Alignment,
@@ -84,7 +84,7 @@ def interval_kinds(content: Mapping[str, Any]) -> list[str]:
 
 
 def _true_utility(content: Mapping[str, Any]) -> Table:
-    """What the users would have made of the lists, where the world is simulated: what no log can say."""
+    """Describe true utility, which a simulated world alone has."""
     name, kinds = "true_utility@10", interval_kinds(content)
     rows = []
     for row in content["rows"]:
@@ -127,7 +127,7 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
-    """How much worse each arm may be at the far end of the interval that is reported."""
+    """Tabulate how much worse each arm may be at the far end of its interval."""
     names, over = list(content["plan"]["margins"]), KINDS[interval_kinds(content)[0]]
     header = ["arm", "checkpoint"]
     for name in names:
@@ -147,7 +147,9 @@ def _margins(content: Mapping[str, Any]) -> Table:
 
 
 def _breadth(content: Mapping[str, Any]) -> Table:
-    columns = [name for name in shown(Shown.COMPARISON) if any(name in row["test"] for row in content["rows"])]
+    columns = [
+        name for name in metric_names(ReportPart.COMPARISON) if any(name in row["test"] for row in content["rows"])
+    ]
     rows = content["rows"]
     values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
     return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Band, Cell, Estimate, interval_chart, map_chart
+from adagrpo.report.interval_charts import Band, IntervalMark, MapCell, interval_chart, map_chart
 from adagrpo.report.tables import MISSING, Alignment, Table
 
 __all__ = ["exposure_figures", "map_figures", "weight_figures"]
@@ -93,7 +93,7 @@ def weight_figures(content: Row) -> list[Figure]:
 
 
 def exposure_figures(content: Row) -> list[Figure]:
-    """How well ranker and policy order items that were shown about equally often.
+    """Draw how well ranker and policy order items that were shown about equally often.
 
     Args:
         content: `by_exposure` of a diagnosis.
@@ -147,10 +147,10 @@ def _order_table(counted: str, bins: Sequence[Row], values: Sequence[Row]) -> Ta
     return _table((counted, "items", "cases", "ranker", "policy"), lines)
 
 
-def _map_cell(values: Row) -> Cell:
+def _map_cell(values: Row) -> MapCell:
     cases = f"{values['cases']:,.0f} case{'' if round(values['cases']) == 1 else 's'}"
     uplift = _uplift(values)
-    return Cell(None, (MISSING, cases)) if uplift is None else Cell(uplift, (_signed(uplift, 100), cases))
+    return MapCell(None, (MISSING, cases)) if uplift is None else MapCell(uplift, (_signed(uplift, 100), cases))
 
 
 def _map_texts(own: Row, control: Row) -> tuple[str, ...]:
@@ -174,8 +174,8 @@ def _weight(weight: float | None) -> str:
     return "∞" if weight is None else f"{weight:.3g}"
 
 
-def _estimate(interval: Row, factor: float = 1) -> Estimate:
-    return Estimate(*(factor * interval[name] for name in ("mean", "low", "high")))
+def _estimate(interval: Row, factor: float = 1) -> IntervalMark:
+    return IntervalMark(*(factor * interval[name] for name in ("mean", "low", "high")))
 
 
 def _signed(value: float | None, factor: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.metrics import Shown, shown
+from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GroupSummary
 from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
 from adagrpo.report.page import keep_together, template
@@ -97,7 +97,7 @@ def _evidence(evidence: Row) -> Table:
 
 
 def _orders(orders: Row) -> Table:
-    columns = [name for name in shown(Shown.RANKING) if name in orders["policy"]]
+    columns = [name for name in metric_names(ReportPart.RANKING) if name in orders["policy"]]
     values = [[orders[name][column] for column in columns] for name in ORDERS]
     return metric_table(("beam ordered by",), [(name,) for name in ORDERS], values, columns)
 

@@ -52,7 +52,7 @@ def example_groups(content: Mapping[str, Any]) -> list[ExampleGroup]:
 
 
 def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str, Any]) -> str:
-    """Why the gate admits a group, or does not.
+    """Say why the gate admits a group, or does not.
 
     Args:
         example: `outcome` and `evidence` of a group.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Band, Estimate, ForestRow, forest_chart, interval_chart
+from adagrpo.report.interval_charts import Band, ForestRow, IntervalMark, forest_chart, interval_chart
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_p
 from adagrpo.storage.writing import write_file
@@ -76,7 +76,7 @@ def _interleaving_page(result: Row) -> str:
     days = result["daily"]
     figures = []
     if days:
-        band = Band("preference", [Estimate(row["share"], *row["interval"]) for row in days])
+        band = Band("preference", [IntervalMark(row["share"], *row["interval"]) for row in days])
         svg = interval_chart(
             _labels([row["through"] for row in days]), [band], title="Preference until each day",
             x_label="last day that is counted", y_label="share of a user's credited clicks", reference=0.5,
@@ -146,7 +146,9 @@ def _facts(result: Row) -> list[tuple[str, str]]:
 
 def _effect_figures(rows: Sequence[Row]) -> list[Figure]:
     drawn = [
-        ForestRow(f"{row['treatment']}, {row['metric']}", {row["treatment"]: Estimate(row["relative"], *_ends(row))})
+        ForestRow(
+            f"{row['treatment']}, {row['metric']}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))}
+        )
         for row in rows
         if "relative" in row
     ]
@@ -170,7 +172,7 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [[known.get((metric, arm, day)) for day in days] for arm in arms]
         bands = [
-            Band(arm, [None if row is None else Estimate(row["relative"], *_ends(row)) for row in line])
+            Band(arm, [None if row is None else IntervalMark(row["relative"], *_ends(row)) for row in line])
             for arm, line in zip(arms, found, strict=True)
         ]
         svg = interval_chart(
@@ -191,7 +193,8 @@ def _labels(days: Sequence[str]) -> list[str]:
 def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:
     drawn = [
         ForestRow(
-            f"{row['treatment']}, {row['guardrail']}", {row["treatment"]: Estimate(row["relative"], *row["interval"])}
+            f"{row['treatment']}, {row['guardrail']}",
+            {row["treatment"]: IntervalMark(row["relative"], *row["interval"])},
         )
         for row in rows
         if "relative" in row

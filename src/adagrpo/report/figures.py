@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
 from adagrpo.report.chart_numbers import points_table, series_table
@@ -68,7 +68,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Log:
-    """What an arm wrote while training."""
+    """The training log of an arm."""
 
     arm: str
     steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
@@ -88,7 +88,7 @@ def learning_curves(logs: Sequence[Log]) -> list[Figure]:
 
 
 def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
-    """How the starting policy was fitted: its NLL and its validation metrics."""
+    """Draw the fit of the starting policy: its NLL and its validation metrics."""
     fits = [log for log in logs if log.arm == START]
     losses = [_series(log, log.steps, "nll") for log in fits]
     nll = ("Supervised fit: NLL of the logged items", "nats a code", losses, False)
@@ -96,7 +96,7 @@ def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
 
 
 def training_signals(logs: Sequence[Log]) -> list[Figure]:
-    """What the arms logged at each step, one chart a quantity."""
+    """Draw the quantities that the arms logged at each step, one chart each."""
     arms = [log for log in logs if log.arm != START]
     return _charts([(title, unit, [_signal(log, read) for log in arms], rate) for read, title, unit, rate in SIGNALS])
 
@@ -162,7 +162,7 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
             [_series(log, log.validation, name) for log in logs],
             is_rate(name),
         )
-        for name in shown(Shown.CURVES)
+        for name in metric_names(ReportPart.CURVES)
     ]
 
 

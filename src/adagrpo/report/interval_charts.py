@@ -19,23 +19,23 @@ from adagrpo.report.theme import GAIN, GRID, INK, LOSS, method_colors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Band", "Cell", "Estimate", "ForestRow", "forest_chart", "interval_chart", "map_chart"]
+__all__ = ["Band", "ForestRow", "IntervalMark", "MapCell", "forest_chart", "interval_chart", "map_chart"]
 
 ROW, CELL, LANE = 30, 54, 9  # pixels: of a row of a forest, of a cell, between the marks of a row
 REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
 
 
-class Estimate(NamedTuple):
+class IntervalMark(NamedTuple):
     """A mean with its interval; None for ends that are not known."""
 
     mean: float
     low: float | None = None
     high: float | None = None
 
-    def times(self, factor: float) -> Estimate:
+    def times(self, factor: float) -> IntervalMark:
         """In another unit."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))
-        return Estimate(factor * self.mean, low, high)
+        return IntervalMark(factor * self.mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Band:
     """A series over categories; None is a category without an estimate."""
 
     name: str
-    values: Sequence[Estimate | None]
+    values: Sequence[IntervalMark | None]
     joined: bool = True  # a line from category to category
 
 
 @dataclass(frozen=True)
-class Cell:
+class MapCell:
     """A cell of a map: what it is coloured by, and the lines written in it. None: nothing is known, no colour."""
 
     value: float | None
@@ -60,7 +60,7 @@ class ForestRow:
     """A row of a forest: its name, its estimates by method, and the heading that it stands under."""
 
     name: str
-    marks: Mapping[str, Estimate]
+    marks: Mapping[str, IntervalMark]
     heading: str = ""
 
 
@@ -171,7 +171,7 @@ def forest_chart(
 def map_chart(
     rows: Sequence[str],
     columns: Sequence[str],
-    cells: Sequence[Sequence[Cell]],
+    cells: Sequence[Sequence[MapCell]],
     *,
     title: str,
     row_label: str,
@@ -221,7 +221,7 @@ def map_chart(
     return draw(title, f"{row_label} by {column_label}. {summary}", paint, height=CELL * len(rows) + 3 * LINE)
 
 
-def _mark(axes: Axes, value: Estimate, y: float, look: tuple[str, str], limits: tuple[float, float] | None) -> None:
+def _mark(axes: Axes, value: IntervalMark, y: float, look: tuple[str, str], limits: tuple[float, float] | None) -> None:
     """Draw an estimate in a colour and marker, and its interval, with an arrow where that leaves the limits."""
     color, marker = look
     if value.low is not None and value.high is not None:

@@ -1,4 +1,4 @@
-"""What went wrong while a run was trained: skipped steps, rewards that said nothing, empty groups, a lost policy."""
+"""Failures while a run was trained: skipped steps, rewards that said nothing, empty groups, a lost policy."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
-from adagrpo.metrics import Shown
+from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.canvas import standalone
 from adagrpo.report.catalog_tree import Branch, catalog_tree
@@ -222,23 +222,23 @@ def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
 
 
 def _results(metrics: Mapping[str, Any], split: Split) -> Table | None:
-    """The table of a split, or None where nobody measured it."""
+    """The table of a split, or None where it was not measured."""
     measured = any(point.value(split, "hr@10") is not None for point in checkpoints(metrics))
     return results_table(metrics, split) if measured else None
 
 
 def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
-    """What stands behind HR@10: a gain at the head can be a loss in the tail."""
+    """Tabulate the metrics behind HR@10: a gain at the head can be a loss in the tail."""
     points = checkpoints(metrics)
     for split in SPLITS:
-        columns = shown_columns(points, split, Shown.BREADTH)
+        columns = shown_columns(points, split, ReportPart.BREADTH)
         if columns:
             return split, results_table(metrics, split, columns)
     return None
 
 
 def _read(files: RunFiles, path: Sequence[str], show: Callable[[Mapping[str, Any]], Section]) -> Section | None:
-    """What is shown of a JSON file of a stage; None where the stage was not made.
+    """Show a JSON file of a stage; None where the stage was not made.
 
     Raises:
         UserError: the file is not laid out as the stage writes it.
@@ -253,7 +253,7 @@ def _read(files: RunFiles, path: Sequence[str], show: Callable[[Mapping[str, Any
 
 
 def _diagnosis(files: RunFiles) -> dict[str, Any] | None:
-    """What the diagnosis of the reward said, if it was asked for."""
+    """Return the diagnosis of the reward, if it was asked for."""
 
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         verdict = content["verdict"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.metrics import is_rate
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
+from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.tables import Alignment, Table, metric_label
 
 __all__ = ["REFERENCES", "own_interval", "paired_figures", "paired_table"]
@@ -56,7 +56,7 @@ def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
         drawn = [
             ForestRow(
                 f"{row['arm']}, {row['checkpoint']}",
-                {row["arm"]: Estimate(*(row["metrics"][name][field] for field in ("mean", "low", "high")))},
+                {row["arm"]: IntervalMark(*(row["metrics"][name][field] for field in ("mean", "low", "high")))},
             )
             for row in rows
         ]

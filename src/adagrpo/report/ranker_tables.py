@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.metrics import Shown, shown
+from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
+from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.summary import rerank_rows
 from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
@@ -61,7 +61,9 @@ def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
         if name != "ranker":
             rows.append((name.replace("_", "-"), splits.get(split) or {}))
     rows = [(name, values) for name, values in rows if values]
-    columns = [name for name in shown(Shown.RANKING) if any(values.get(name) is not None for _, values in rows)]
+    columns = [
+        name for name in metric_names(ReportPart.RANKING) if any(values.get(name) is not None for _, values in rows)
+    ]
     if not columns or all(name.startswith("policy") for name, _ in rows):
         return None
     cells = [[values.get(name) for name in columns] for _, values in rows]
@@ -145,7 +147,9 @@ def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for entry in report["exposures"]:
         rows = [
-            ForestRow(_stratum(row), {"ranker": Estimate(*(row["auc"][field] for field in ("mean", "low", "high")))})
+            ForestRow(
+                _stratum(row), {"ranker": IntervalMark(*(row["auc"][field] for field in ("mean", "low", "high")))}
+            )
             for row in entry["strata"]
             if row.get("auc")
         ]
@@ -160,7 +164,7 @@ def _stratum(row: Mapping[str, Any]) -> str:
 
 
 def calibration_text(report: Mapping[str, Any]) -> str:
-    """What the ranker's probabilities are worth, or why it has none."""
+    """Describe the calibration of the ranker, or why it has no probabilities."""
     calibration = report["calibration"]
     if isinstance(calibration, str):
         return f"No calibration error: {calibration}."

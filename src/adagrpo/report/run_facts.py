@@ -1,4 +1,4 @@
-"""What a run was made of, as cells and pairs of texts: data set, code levels, stages and their durations, versions."""
+"""Facts of a run, as cells and pairs of texts: data set, code levels, stages and their durations, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pages read of a run: its files by name, held against their hashes where the run has them."""
+"""Files of a run for pages: found by name, held against their hashes where the run has them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LooseFiles", "RunFiles", "read_mapping", "read_rows"]
 
 
 class RunFiles(Protocol):
-    """What a page reads of a run."""
+    """Files of a run, as a page reads them."""
 
     directory: Path  # where the page goes
 

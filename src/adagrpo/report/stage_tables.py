@@ -39,7 +39,7 @@ METRICS = ("ndcg@10", "hr@10", "hallucination@10", "auc")  # of a validation, th
 
 
 def dataset_table(summary: Mapping[str, Any]) -> Table:
-    """What was prepared, a count a row.
+    """Tabulate the counts of the prepared data.
 
     Example:
         >>> from adagrpo.report import to_text

@@ -27,7 +27,7 @@ MOST_NAMED = 8  # values of a filter that a sentence names
 
 
 def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
-    """What came out of the run, in a few sentences.
+    """Sum up the run in a few sentences.
 
     Args:
         metrics: content of `metrics.json`.
@@ -53,7 +53,7 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What each arm did to each quantity, against sft and against NLL continued.
+    """Say what each arm did to each quantity, against sft and against NLL continued.
 
     Returns:
         Pairs of an arm's name and a sentence about it.
@@ -77,7 +77,7 @@ def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def measured_over(eligible: Mapping[str, Any] | None) -> str:
-    """What lists were measured on, and how many cases were not.
+    """Say which cases the lists were measured on, and how many were not.
 
     >>> measured_over({"include": {"brand": ["acme"]}, "items": 7, "cases_left_out": {"validation": 2, "test": 3}})
     'the 7 items of `evaluation.eligible`, include brand=acme (3 test cases of other items left out),'
@@ -110,7 +110,7 @@ _QUANTITIES = (
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    """What validation picks, as serving does; what it does on the reported cases, and who is above it there."""
+    """Say which checkpoint validation picks, as serving does, and which ones are above it on the reported cases."""
     policies = arms if start is None or start.value(split, HR) is None else [start, *arms]
     picked = max(policies, key=_on_validation)
     if picked is start:
@@ -199,7 +199,7 @@ def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, l
 
 
 def _ending(final: Checkpoint | None, split: str) -> str:
-    """Where the arm stood at its last step."""
+    """Say where the arm stood at its last step."""
     if final is None or final.value(split, HR) is None:
         return ""
     step = "" if final.step is None else f" ({final.step})"
@@ -221,7 +221,7 @@ def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
 
 
 def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:
-    """How far a metric moved; 0 where it is not known, or where both print alike."""
+    """Return how far a metric moved; 0 where it is not known, or where both print alike."""
     after, before = point.value(split, name), start.value(split, name)
     if after is None or before is None or format_metric(name, after) == format_metric(name, before):
         return 0.0
@@ -251,7 +251,7 @@ def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
 
 
 def _on_validation(point: Checkpoint) -> float:
-    """What a policy is chosen by; HR@10 where NDCG@10 was not measured."""
+    """Return the metric that a policy is chosen by; HR@10 where NDCG@10 was not measured."""
     ndcg = point.value("validation", NDCG)
     return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
 

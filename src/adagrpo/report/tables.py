@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, assert_never
 
 from adagrpo.errors import UserError
-from adagrpo.metrics import Shown, lookup, shown
+from adagrpo.metrics import ReportPart, lookup, metric_names
 
 __all__ = [
     "MISSING",
@@ -110,7 +110,7 @@ def results_table(
         metrics: content of `metrics.json`; rates are fractions.
         split: which cases, "test" or "validation".
         columns: names of metrics, or "admission". Left out: those that the table of metrics shows here
-            (`adagrpo.metrics.Shown.RESULTS`), less those that no row has.
+            (`adagrpo.metrics.ReportPart.RESULTS`), less those that no row has.
 
     Returns:
         The table; after `hr@10` comes the relative change against sft.
@@ -130,7 +130,7 @@ def results_table(
     """
     points = checkpoints(metrics)
     if columns is None:
-        columns = shown_columns(points, split, Shown.RESULTS)
+        columns = shown_columns(points, split, ReportPart.RESULTS)
     start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
     names = [(point.arm, _checkpoint_name(point)) for point in points]
     table = metric_table(
@@ -144,9 +144,9 @@ def results_table(
     return _insert(table, 3 + list(columns).index("hr@10"), "vs sft", changes)
 
 
-def shown_columns(points: Sequence[Checkpoint], split: Split, where: Shown) -> list[str]:
+def shown_columns(points: Sequence[Checkpoint], split: Split, where: ReportPart) -> list[str]:
     """The metrics that a table shows, less those that no checkpoint has."""
-    return [name for name in shown(where) if any(point.value(split, name) is not None for point in points)]
+    return [name for name in metric_names(where) if any(point.value(split, name) is not None for point in points)]
 
 
 def metric_table(
@@ -221,7 +221,7 @@ def to_text(table: Table) -> str:
 
 
 def metric_label(name: str) -> str:
-    """How a metric is called in print.
+    """Return the label of a metric.
 
     Example:
         >>> metric_label("hr@10"), metric_label("ndcg@10_unmasked"), metric_label("true_utility@10")

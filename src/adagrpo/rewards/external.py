@@ -1,4 +1,4 @@
-"""What every reward from outside shares: questions in the ids of the input data, and answers that are checked.
+"""Shared parts of external rewards: requests in the ids of the input data, and responses that are checked.
 
 A question is a list of histories, the oldest item first, and for each the list of its candidates. An answer holds one
 row a history and in it one number a candidate. It is checked as a whole before any of it is used: a missing, extra,
@@ -29,7 +29,7 @@ class InvalidResponse(ValueError):
 
 
 class ScoreRequest(NamedTuple):
-    """What is asked, row by row; rows without any candidate are left out."""
+    """A request for scores, row by row; rows without any candidate are left out."""
 
     histories: list[list[ItemId]]
     candidates: list[list[ItemId]]

@@ -138,7 +138,7 @@ class HttpReward:
     def _pause(self, asked: float | None, attempt: int) -> None:
         if asked is None:
             self.sleep(min(self.backoff * 2**attempt, LONGEST_PAUSE))
-        else:  # for all: whoever is about to send waits
+        else:  # for all: the next request waits
             self._resume_at = max(self._resume_at, time.monotonic() + min(asked, LONGEST_PAUSE))
 
     def _send(self, body: bytes, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a reward is: a score for each (history, item), higher is better, on any scale."""
+"""The protocol of a reward: a score for each (history, item), higher is better, on any scale."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CATEGORICAL, MISSING_TYPES = 1, (0, 1, 2)  # decision_type: bit 0; bits 2 and 3
 
 
 class MalformedTrees(ValueError):
-    """What is wrong with a model, in words that name its place."""
+    """A model is malformed; the message names the place."""
 
 
 def checked_model(text: str) -> tuple[str, list[str]]:

@@ -235,7 +235,7 @@ def audit(
     *,
     reconstruction_error: float | None = None,
 ) -> dict[str, Any]:
-    """How well the codes spread the items.
+    """Measure how well the codes spread the items.
 
     Args:
         codes_before: (V, L') integers, before collisions were resolved; the catalogue's own codes if there were none.

@@ -77,7 +77,7 @@ def resolve_collisions(
 def numbers_items(
     codes: NDArray[np.int64],  # (V, L)
 ) -> bool:
-    """Whether the last level is one that `resolve_collisions` appended.
+    """Check that the last level is one that `resolve_collisions` appended.
 
     Example:
         >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))

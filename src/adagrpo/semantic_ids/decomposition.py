@@ -26,7 +26,7 @@ _FLOOR, _FLOOR_SKETCHED = 1e-8, 1e-5
 
 
 def sketched(rows: int, entries: int) -> bool:
-    """Whether a matrix is too large for the exact solver."""
+    """Check that a matrix is too large for the exact solver."""
     return rows > EXACT_ROWS or entries > EXACT_ENTRIES
 
 

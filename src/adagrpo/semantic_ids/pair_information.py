@@ -81,7 +81,7 @@ def pair_information(
 
 
 def pairs_in(training: Ragged, window: int) -> int:
-    """How many places of the log are within the window of one another, each counted from both."""
+    """Count the pairs of places of the log within the window of one another, each from both sides."""
     lengths = training.lengths
     return 2 * sum(int(np.maximum(lengths - distance, 0).sum()) for distance in range(1, window + 1))
 

@@ -172,7 +172,7 @@ def place(
 
 
 class _Taken:
-    """How many sequences of a tree are taken below each prefix."""
+    """Counts of the sequences of a tree that are taken below each prefix."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes

@@ -207,7 +207,7 @@ class Trie:
         level: int,
         nodes: Tensor,  # (...) int64
     ) -> Branches:
-        """What may follow each node, one node after the other: the sparse form of `allowed` and `child`.
+        """List the children of each node, one node after the other: the sparse form of `allowed` and `child`.
 
         Args:
             level: length of the prefixes, `0 .. L - 1`.
@@ -243,7 +243,7 @@ class Trie:
         self,
         items: Tensor,  # (N,) int64
     ) -> int:
-        """How many of some items the tree holds.
+        """Count how many of some items the tree holds.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0]]), (3, 2)).named(torch.tensor([0, 2]))
         >>> trie.holds(torch.tensor([1, 2, 3]))
@@ -283,7 +283,7 @@ class Trie:
         """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
 
         Args:
-            items: (B, X) int64, a few for each sample. Those that the tree does not hold nobody reaches anyway.
+            items: (B, X) int64, a few for each sample. Those that the tree does not hold are not reached anyway.
             eligible: for each sample the items that it may reach but for those; None: all. Samples that share a mask
                 should follow each other.
 
@@ -312,7 +312,7 @@ class Trie:
         samples: Tensor,  # (...) int64
         excluded: Excluded,
     ) -> Tensor:
-        """Whether every item below a node is one that its sample may not reach.
+        """Check that every item below a node is one that its sample may not reach.
 
         Args:
             level: of the nodes, `0 .. L`.

@@ -7,7 +7,7 @@ POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
 GET  /v1/admin/experiment, and POST: where all arms of an experiment are served, see `adagrpo.serving.arms`
 GET  /health         {"status": "ok", ...}
 GET  /livez /readyz /metrics /docs /openapi.json
-GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
+GET  /               a page to look at lists by hand, see `adagrpo.serving.playground`
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from adagrpo.exposures.user_hash import UserHash, read_key
 from adagrpo.lists.exploration import Exploration
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
-from adagrpo.serving.arms import ArmShelf, Switching
+from adagrpo.serving.arms import ArmManager, Switching
+from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.look import add_page
+from adagrpo.serving.models import Answered, Asked, ModelManager, SwapFailed
+from adagrpo.serving.playground import add_page
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
-from adagrpo.serving.served import Answered, Asked, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import ServiceMetrics
-from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Application", "Options"]
 
 LOOK_SECONDS = 0.1  # how often the event loop is looked at
-COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
+LINGER = 0.15  # of the time of a batch, for which the next one waits for as many requests
 
 
 @dataclass
 class Options:
-    """What a service is told beside what it serves."""
+    """Options of a service: limits, tokens, logs, exploration, threads."""
 
     limits: Limits = field(default_factory=Limits)
     bearers: Bearers = field(default_factory=Bearers)
@@ -68,24 +68,24 @@ class Options:
 class Application:
     """The application as a server calls it, and its parts."""
 
-    def __init__(self, shelf: Shelf, options: Options) -> None:
-        self.shelf, self.options, self.metrics = shelf, options, ServiceMetrics()
+    def __init__(self, manager: ModelManager, options: Options) -> None:
+        self.manager, self.options, self.metrics = manager, options, ServiceMetrics()
         self.draining = False
         self._reloading, self._next_reload = Lock(), Lock()
-        self.line = WaitingLine[Asked, Answered](
-            shelf.answer,
+        self.queue = BatchQueue[Asked, Answered](
+            manager.answer,
             waiting=options.limits.waiting,
             threads=options.threads,
-            company=COMPANY,
+            linger=LINGER,
             begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
         )
-        self.line.observe = self._observe
+        self.queue.observe = self._observe
         sink = options.exposures
         self.exposures = None if sink is None else ExposureRows(sink, self._not_logged)
-        self.metrics.serves(**shelf.now.versions)
+        self.metrics.serves(**manager.now.versions)
         self.routes = Routes(
-            shelf,
-            self.line,
+            manager,
+            self.queue,
             self.metrics,
             options.user_hash,
             lambda: not self.draining,
@@ -94,8 +94,8 @@ class Application:
             options.explore,
         )
         self.switching = None
-        if isinstance(shelf, ArmShelf):
-            self.switching = Switching(shelf.trial, self.metrics, options.log, bool(options.bearers))
+        if isinstance(manager, ArmManager):
+            self.switching = Switching(manager.trial, self.metrics, options.log, bool(options.bearers))
             self.routes.experiment = self.switching.measure
         self.api = _api(self.routes, self.switching, self._lifespan)
         direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
@@ -105,7 +105,7 @@ class Application:
             options.bearers,
             self.metrics,
             options.log,
-            self.line.late,
+            self.queue.late,
             {path: answered(handler) for path, handler in direct.items()},
             lambda: self.draining,
         )
@@ -121,7 +121,7 @@ class Application:
         watching = asyncio.create_task(self._watch_loop())
         yield
         watching.cancel()
-        self.line.close()
+        self.queue.close()
         if self.exposures is not None:
             self.exposures.close()
 
@@ -139,10 +139,10 @@ class Application:
 
     def _reload(self) -> None:
         try:
-            serving = self.shelf.swap(after_others=True)
+            serving = self.manager.swap(after_others=True)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
-            self.options.log.event("reload", outcome="failed", why=str(error), kept=self.shelf.now.versions)
+            self.options.log.event("reload", outcome="failed", why=str(error), kept=self.manager.now.versions)
         else:
             self.metrics.swaps.labels("done").inc()
             self.metrics.serves(**serving.versions)
@@ -206,7 +206,7 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     if switching is not None:
         route("/v1/admin/experiment", switching.experiment)
         route("/v1/admin/experiment", switching.switch, None, schemas.SwitchBody)
-    add_page(app, routes.shelf)
+    add_page(app, routes.manager)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:

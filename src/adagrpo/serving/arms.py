@@ -6,7 +6,7 @@
     held out, or not reached      the control, and the answer says so
     no user is named              the control; the answer is of no experiment and not logged as of one
 
-Arms have one catalogue, item table and history rule. Requests wait in one line and are answered arm by arm, so an arm
+Arms have one catalogue, item table and history rule. Requests wait in one queue and are answered arm by arm, so an arm
 that is slow makes the others wait too: `latency_ms` compares what users of each arm met.
 """
 
@@ -20,13 +20,13 @@ from fastapi import Request, Response
 
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import ItemId
+from adagrpo.serving.models import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
-from adagrpo.serving.served import Beside, InTrial, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-__all__ = ["ArmShelf", "Switching", "Trial"]
+__all__ = ["ArmManager", "Switching", "Trial"]
 
 
 class _Dealt(Protocol):
@@ -73,14 +73,14 @@ class Trial(Protocol):
         ...
 
 
-class ArmShelf(Shelf):
+class ArmManager(ModelManager):
     """Holds the arms of an experiment; `now` is the control."""
 
     def __init__(
         self,
         trial: Trial,
         load: Callable[..., Sequence[Serving]],
-        another: Callable[..., Serving] | None = None,
+        load_other: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
         """Load the arms.
@@ -89,39 +89,39 @@ class ArmShelf(Shelf):
             trial: deals users.
             load: makes what each arm serves, in the order of `Trial.arms`; it may be told of a version of the
                 catalogue, and raises `UserError` or `ServiceError`.
-            another: loads an arm of the run that is not served, to be looked at.
-            exchanged: see `Shelf`.
+            load_other: loads an arm of the run that is not served, to be looked at.
+            exchanged: see `ModelManager`.
         """
         self.trial, self._load_arms = trial, load
         first = load()
-        super().__init__(first[0], another, exchanged)
-        self._put(first)
+        super().__init__(first[0], load_other, exchanged)
+        self._replace(first)
 
     @property
     def arms(self) -> Mapping[str, Serving]:
-        """What each arm serves now; they were put there together."""
+        """The model that each arm serves now; all were exchanged together."""
         return dict(zip(self.trial.arms(), self._served, strict=True))
 
-    def places(self, users: Sequence[str | None]) -> list[Place]:
-        """What users are served, by their hashes; None: the request names none. All of it was put there at once."""
+    def assign(self, users: Sequence[str | None]) -> list[Assignment]:
+        """Assign users, by their hashes, to arms; None: the request names none."""
         arms = self.arms
-        return [self._place(arms, user) for user in users]
+        return [self._assign(arms, user) for user in users]
 
-    def _place(self, arms: Mapping[str, Serving], user: str | None) -> Place:
+    def _assign(self, arms: Mapping[str, Serving], user: str | None) -> Assignment:
         if user is None:
-            return Place(arms[self.trial.arms()[0]])
+            return Assignment(arms[self.trial.arms()[0]])
         dealt = self.trial.deal(user)
         if dealt.deal == "interleaved":
             return self._both(arms, dealt.deal)
-        return Place(arms[dealt.arm], InTrial(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
+        return Assignment(arms[dealt.arm], TrialArm(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
 
-    def _both(self, arms: Mapping[str, Serving], deal: str) -> Place:
+    def _both(self, arms: Mapping[str, Serving], deal: str) -> Assignment:
         first, second = self.trial.arms()
         one, other = arms[first].versions, arms[second].versions
         versions = {"model": f"{one['model']}+{other['model']}", "catalog": one["catalog"]}
         versions["arm"] = f"{one['arm']}+{other['arm']}"
-        trial = InTrial(self.trial.name, self.trial.hash, f"{first}+{second}", deal, versions)
-        return Place(arms[first], trial, Beside(arms[second], (first, second), self.trial.draft))
+        trial = TrialArm(self.trial.name, self.trial.hash, f"{first}+{second}", deal, versions)
+        return Assignment(arms[first], trial, Interleaved(arms[second], (first, second), self.trial.draft))
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         if {"arm", "checkpoint"} & {*wanted}:
@@ -139,7 +139,7 @@ class Switching:
             trial: that goes on.
             metrics: say what is on.
             log: says what was switched.
-            may_switch: a token is set, without which nobody may.
+            may_switch: a token is set, which switching needs.
         """
         self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
         self.measure()
@@ -153,7 +153,7 @@ class Switching:
         return state
 
     async def experiment(self, request: Request) -> Response:
-        """How the experiment stands."""
+        """Answer with the state of the experiment."""
         return json_response(self.measure())
 
     async def switch(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""How long batches of each size take, as measured; one stall does not stay in the estimate.
+"""Measured times of batches by size; one stall does not stay in the estimate.
 
 An average is kept for each power of two. A batch takes no longer than a larger one, and one of twice the size at most
 twice as long. What is measured of one size therefore bounds the others: a size that is not met any more, since requests
@@ -41,7 +41,7 @@ class BatchTimes:
 
 
 def _times(power: int, other: int) -> float:
-    """How many times as long a batch of another power takes at most."""
+    """Bound how many times as long a batch of another power takes."""
     return 2.0 ** max(0, other - power)
 
 

@@ -27,7 +27,7 @@ class Bearers:
         return bool(self._digests)
 
     def admit(self, authorization: bytes | None) -> bool:
-        """Whether the value of a header `Authorization` names one of the tokens.
+        """Check that the value of a header `Authorization` names one of the tokens.
 
         Digests of equal length are compared, all of them and each in constant time, so that the time taken says
         nothing of a token.
@@ -72,7 +72,7 @@ def check_exposed(host: str, bearers: Bearers, without_token: bool) -> None:
     """Refuse an address that others can reach while everybody may ask.
 
     Raises:
-        UserError: it is, and nobody said that this is meant.
+        UserError: it is, and the flag that allows it is not set.
     """
     if host not in LOCAL and not bearers and not without_token:
         raise UserError(

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.lists.recommender import Recommendations
+from adagrpo.serving.batch_queue import BatchQueue
+from adagrpo.serving.models import Answered, Asked
 from adagrpo.serving.schemas import FeedbackEvent
-from adagrpo.serving.served import Answered, Asked
-from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Asker", "ExposureRows", "exposure", "failure"]
 
@@ -26,7 +26,7 @@ SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is t
 
 
 class Asker(NamedTuple):
-    """Who asked, and with which history, as the log may know it: by keyed hashes."""
+    """The user and history of a request as the log may hold them: keyed hashes."""
 
     user: str | None  # None where the request names no user
     key: str  # fingerprint of the key
@@ -96,11 +96,11 @@ class ExposureRows:
 
         Args:
             sink: where rows go.
-            failed: called with each failure; whoever runs the service must learn why it answers 503.
+            failed: called with each failure; an operator must learn why the service answers 503.
         """
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
-        self._answers = WaitingLine[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
-        self._events = WaitingLine[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
+        self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
+        self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
         """Put rows on record; see `ExposureSink.write`.
@@ -130,7 +130,7 @@ class ExposureRows:
         return [[next(found) for _ in rows] for rows in calls]
 
     def _try(self, work: Callable[[], T]) -> T:
-        """What `work` returns. A sink that is away lets nobody wait who comes right after one who waited in vain."""
+        """Return what `work` does. While a sink is away, rows that come right after a slow failure fail at once."""
         started = time.monotonic()
         if started < self._rest_until:
             raise SinkFailed("could not be written a moment ago")

@@ -1,4 +1,4 @@
-"""What every request passes before anything of it is parsed: token, queue, size. Then its route, its count, its log.
+"""Checks of every request before anything of it is parsed: token, queue, size. Then its route, its count, its log.
 
 A pure ASGI application around another. It reads a body only as far as it may be, and hands it on whole as
 `scope["state"]["body"]`. It answers all that is refused itself, in one line of JSON.
@@ -16,11 +16,11 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from adagrpo.serving.batch_queue import Overloaded
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.service_metrics import ServiceMetrics
-from adagrpo.serving.waiting_line import TooLate
 
 __all__ = ["Intake", "Message", "Receive", "Scope", "Send"]
 
@@ -93,7 +93,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
-        state["started"], state["left"] = started, _stays
+        state["started"], state["disconnected"] = started, _never_disconnects
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 
@@ -148,7 +148,7 @@ class Intake:
         if path in ASKING:
             late = self._late(self._seconds_left())
             if late is not None:
-                error = TooLate(late)
+                error = Overloaded(late)
                 state["turned_away"] = "queue"
                 raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after))
         try:
@@ -157,12 +157,12 @@ class Intake:
         except TimeoutError:
             self._metrics.turned_away("time")
             raise _Refused(408, "the body did not come in time", CLOSE) from None
-        state["left"] = asyncio.ensure_future(receive()).done  # after a body nothing comes but the end
+        state["disconnected"] = asyncio.ensure_future(receive()).done  # after a body nothing comes but the end
         state["deadline"] = time.monotonic() + self._seconds_left()  # how long a client takes to send is bounded apart
         state["request_id"] = next(self._names)
 
     def _seconds_left(self) -> float:
-        """Until a request that is read now should be answered; at half of it the line is short, and has work still."""
+        """Until a request that is read now should be answered; at half of it the queue is short, and has work still."""
         whole = self._limits.deadline_seconds
         return max(whole - self.lag, whole / 2)
 
@@ -192,13 +192,13 @@ class Intake:
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
 
 
-def _stays() -> bool:
-    """Whether a client has left of whom nobody asks that."""
+def _never_disconnects() -> bool:
+    """Stand in for the check of a connection before there is one."""
     return False
 
 
 def _names() -> Iterator[str]:
-    """Request ids that nobody can guess, many for each call of the system."""
+    """Yield request ids that cannot be guessed, many for each call of the system."""
     while True:
         block = os.urandom(4096).hex()
         yield from (block[place : place + 32] for place in range(0, len(block), 32))

@@ -1,4 +1,4 @@
-"""What a service bounds: sizes, counts and times."""
+"""Bounds of a service: sizes, counts and times."""
 
 from __future__ import annotations
 

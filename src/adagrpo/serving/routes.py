@@ -1,4 +1,4 @@
-"""What each route answers. Bodies come read and bounded from `adagrpo.serving.intake`; everything said back is JSON.
+"""The handlers of the routes. Bodies come read and bounded from `adagrpo.serving.intake`; answers are JSON.
 
 Handlers take the request alone: what a body may hold is validated by its schema in one call, and answers are written
 by orjson, since checks of every value on the way out would cost as much as the list.
@@ -24,9 +24,11 @@ from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists.eligibility import Filter, Narrowing, why_short
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.recommender import ItemId, Query
-from adagrpo.serving.beside import beside
+from adagrpo.serving.batch_queue import BatchQueue, Overloaded
+from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
+from adagrpo.serving.models import Answered, Asked, Assignment, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
@@ -38,16 +40,14 @@ from adagrpo.serving.schemas import (
     parsed,
     validated,
 )
-from adagrpo.serving.served import Answered, Asked, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
-from adagrpo.serving.waiting_line import TooLate, WaitingLine
 
-__all__ = ["Routes", "answered", "json_response", "known", "left", "narrow"]
+__all__ = ["Routes", "answered", "disconnected", "json_response", "known", "narrow"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others
-IN_A_THREAD = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
+IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -64,14 +64,14 @@ def answered(handler: Handler) -> Handler:
             return await handler(request)
         except BadRequest as error:
             return json_response({"detail": str(error)}, error.status)
-        except TooLate as error:
+        except Overloaded as error:
             request.state.turned_away = "queue"  # counted where all requests are
             again = {"retry-after": str(error.retry_after)}
             return json_response({"detail": str(error)}, 503, again)
         except SinkFailed:
             return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
         except asyncio.CancelledError:
-            if left(request):  # nobody reads it
+            if disconnected(request):  # it is not read
                 return Response(status_code=499)
             raise
         except Exception as error:
@@ -86,8 +86,8 @@ def answered(handler: Handler) -> Handler:
 class Routes:
     """The handlers, and what they share."""
 
-    shelf: Shelf
-    line: WaitingLine[Asked, Answered]
+    manager: ModelManager
+    queue: BatchQueue[Asked, Answered]
     metrics: ServiceMetrics
     user_hash: UserHash
     ready: Callable[[], bool]
@@ -99,16 +99,16 @@ class Routes:
     _figures: tuple[float, bytes] = (-math.inf, b"")  # when they were written out
 
     async def health(self, request: Request) -> Response:
-        """What is served."""
+        """Answer with what is served."""
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
-        return json_response({"status": "ok", **self.shelf.now.about, **trial})
+        return json_response({"status": "ok", **self.manager.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
-        """Whether the process answers at all."""
+        """Answer that the process is alive."""
         return json_response({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether requests should be sent here."""
+        """Answer whether requests should be sent here."""
         ready = self.ready()
         return json_response({"status": "ok" if ready else "ending"}, 200 if ready else 503)
 
@@ -116,7 +116,7 @@ class Routes:
         """Figures for Prometheus."""
         made, text = self._figures
         if time.monotonic() - made > FIGURES_SECONDS:
-            self.metrics.waiting.set(self.line.waiting)
+            self.metrics.waiting.set(self.queue.waiting)
             self.metrics.connections.set(self.connections())
             if self.experiment is not None:
                 self.experiment()
@@ -127,7 +127,7 @@ class Routes:
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
         body = validated(RecommendRequest, parsed(request.state.body))
-        serving = self.shelf.now
+        serving = self.manager.now
         name = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
         asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
@@ -136,8 +136,8 @@ class Routes:
         answers = await self._answers(request, [asked])
         reply = _reply(asked, body.k, name, answers[0], unknown)
         await self._record(request, [(name, self._asker(None, body.history), body.k)], [asked], answers, [reply])
-        told = {key: reply[key] for key in ("items", "scores", "unknown")}
-        return json_response(told, headers={"x-request-id": name})
+        content = {key: reply[key] for key in ("items", "scores", "unknown")}
+        return json_response(content, headers={"x-request-id": name})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Lists for one history, or for several in one body."""
@@ -148,7 +148,7 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
-        places = self.shelf.places(users)
+        places = self.manager.assign(users)
         serving = places[0].serving  # the others were put there with it, and have its items
         histories = [known(serving, body.history, body.k) for body in bodies]
         narrowings = [await _narrowed(serving, body) for body in bodies]
@@ -157,7 +157,7 @@ class Routes:
             for body, (history, _), narrowing in zip(bodies, histories, narrowings, strict=True)
         ]
         asked = [
-            Asked(place.serving, query if place.beside else self._explored(query, name), place.trial)
+            Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
             for place, query, name in zip(places, queries, ids, strict=True)
         ]
         askers = [self._asker(user, body.history) for user, body in zip(users, bodies, strict=True)]
@@ -178,14 +178,14 @@ class Routes:
 
     async def item(self, request: Request) -> Response:
         """An item of the catalogue."""
-        serving = self.shelf.now
+        serving = self.manager.now
         found, _ = serving.recommender.known([request.path_params["item_id"][:1000]])
         if not found:
             raise BadRequest("no such item", 404)
         codes = serving.recommender.catalog.codes[found[0]].tolist()
         name, listed = serving.recommender.item_ids[found[0]], bool(serving.recommender.catalog.listed[found[0]])
-        told = {"item_id": name, "codes": codes, "listed": listed, "catalog": serving.versions["catalog"]}
-        return json_response(told)
+        content = {"item_id": name, "codes": codes, "listed": listed, "catalog": serving.versions["catalog"]}
+        return json_response(content)
 
     async def feedback(self, request: Request) -> Response:
         """Take what users did with lists."""
@@ -207,7 +207,7 @@ class Routes:
         body = validated(ReloadBody, parsed(request.state.body or b"{}"))
         wanted = body.model_dump(exclude_none=True)
         try:
-            serving = await beside(self.shelf.swap, **wanted)
+            serving = await in_daemon_thread(self.manager.swap, **wanted)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
             raise BadRequest(f"kept what was served: {error}", 409) from error
@@ -222,34 +222,36 @@ class Routes:
         return query if self.explore is None else self.explore.of(query, request_id)
 
     async def _lists(
-        self, request: Request, places: Sequence[Place], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
+        self, request: Request, places: Sequence[Assignment], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
     ) -> list[Answered]:
         """The lists as they are shown; where two arms make one, both are asked.
 
         Raises:
-            TooLate: they would come too late.
+            Overloaded: they would come too late.
         """
         second = [
-            Asked(place.beside.serving, one.query) for place, one in zip(places, asked, strict=True) if place.beside
+            Asked(place.interleaved.serving, one.query)
+            for place, one in zip(places, asked, strict=True)
+            if place.interleaved
         ]
         found = await self._answers(request, [*asked, *second])
         own, others = found[: len(asked)], iter(found[len(asked) :])
         ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
         joined = [
-            answer if place.beside is None else place.beside.join(answer, next(others), name, body.k)
+            answer if place.interleaved is None else place.interleaved.join(answer, next(others), name, body.k)
             for place, answer, name, body in zip(places, own, ids, bodies, strict=True)
         ]
         return [answer._replace(list=answer.list.first(body.k)) for answer, body in zip(joined, bodies, strict=True)]
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
-        """What the policy answers, in time.
+        """Collect the answers of the policy, in time.
 
         Raises:
-            TooLate: it would not.
+            Overloaded: it would not.
         """
         deadline = request.state.deadline
-        self.line.check(deadline - time.monotonic(), len(asked))
-        futures = [self.line.submit(one, deadline, lambda: left(request)) for one in asked]
+        self.queue.check(deadline - time.monotonic(), len(asked))
+        futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
         for one, answer in zip(asked, answers, strict=True):
             self.metrics.length.observe(len(answer.list.items))
@@ -325,33 +327,37 @@ def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int
 
 
 def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> Narrowing:
-    """What a request may be answered with; groups and many ids take time.
+    """Resolve the filters of a request; groups and many ids take time.
 
     Raises:
         BadRequest: a filter names a column or value that the items do not have.
     """
     try:
         return serving.recommender.narrow(include, exclude)
-    except UserError as error:  # its message names the value, what is told does not
-        told = error.told if isinstance(error, UnknownGroup) else "include, exclude: item ids, or values by group"
-        raise BadRequest(told) from None
+    except UserError as error:  # its message names the value, the public one does not
+        content = (
+            error.public_message
+            if isinstance(error, UnknownGroup)
+            else "include, exclude: item ids, or values by group"
+        )
+        raise BadRequest(content) from None
 
 
 async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
-    """What a request may be answered with; what takes time does so beside the event loop."""
+    """Resolve the filters of a request; in a thread where that takes time."""
     exclude = body.exclude
-    if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
+    if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)):
         return narrow(serving, None, exclude)
     return await asyncio.to_thread(narrow, serving, body.include, exclude)
 
 
-def left(request: Request) -> bool:
-    """Whether nobody waits for the answer any more."""
-    return bool(request.state.left())
+def disconnected(request: Request) -> bool:
+    """Check whether the client has closed its connection."""
+    return bool(request.state.disconnected())
 
 
 def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
-    """What a request is told whose id was answered before: that list, of which neither score nor reason is kept."""
+    """Return the answer to a request whose id was answered before: that list, without scores and reasons."""
     recommender = serving.recommender
     rows = [recommender.known([item])[0] for item in recorded.slate]
     if recorded.catalog_version != serving.versions["catalog"]:
@@ -374,7 +380,7 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
 
 
 def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) -> dict[str, Any]:
-    """What an answer says of the experiment that it is of; nothing where it is of none."""
+    """Return the fields of an answer on its experiment; none where it is of none."""
     return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
 
 
@@ -387,7 +393,7 @@ def _reply(
     held: Narrowing | None = None,
 ) -> dict[str, Any]:
     shown, trial = answer.list, asked.trial
-    told = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
+    content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
     return {
         "request_id": request_id,
         "items": shown.items[:k],
@@ -399,5 +405,5 @@ def _reply(
         "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,
         "versions": asked.versions,
-        **told,
+        **content,
     }

@@ -1,4 +1,4 @@
-"""What requests and answers hold, and the reason that a bad one is told: short, and never with what it held."""
+"""Schemas of requests and answers, and the reason that a bad one gets: short, and never with what it held."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class BatchBody(_Body):
 
 
 class Versions(BaseModel):
-    """What a list was made by."""
+    """Versions of what made a list."""
 
     model: str
     catalog: str
@@ -144,7 +144,7 @@ class ListAnswer(BaseModel):
 
 
 class FeedbackEvent(_Body):
-    """What a user did with an item of a list."""
+    """One action of a user on an item of a list."""
 
     request_id: RequestId
     item_id: Id
@@ -164,7 +164,7 @@ class FeedbackBody(_Body):
 
 
 class FeedbackAnswer(BaseModel):
-    """What became of the events."""
+    """Counts of the events that were taken."""
 
     accepted: int
     duplicates: int = Field(description="The same request, item and kind was there already.")
@@ -181,13 +181,13 @@ class ItemAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """How a process is."""
+    """State of a process."""
 
     status: str = Field(description="`ok`, or what it does instead.")
 
 
 class HealthAnswer(StatusAnswer):
-    """What is served. Several workers answer a reload with the status alone, since each of them makes it by itself."""
+    """The model that is served."""
 
     name: str | None = Field(None, description="Of the recipe.")
     arm: str | None = None
@@ -210,7 +210,7 @@ class HealthAnswer(StatusAnswer):
 
 
 class Refusal(BaseModel):
-    """Why a request has no other answer."""
+    """The reason why a request was refused."""
 
     detail: str
 
@@ -271,7 +271,7 @@ def _plain(part: int | str) -> str:
 
 
 def _said(kind: str, message: str) -> str:
-    """What is wrong, without what was found; the messages of pydantic that hold a value are not passed on."""
+    """Say what is wrong, without the value; the messages of pydantic that hold one are not passed on."""
     if kind == "extra_forbidden":
         return "there is no such field"
     return message if re.fullmatch(r"[A-Za-z0-9 ,.'_$^|:;\[\]{}()\\+-]{1,160}", message) else "not what it should be"

@@ -21,7 +21,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_file, hash_json
 from adagrpo.storage.marks import is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST, foreign_files, remove
+from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
 
 __all__ = [
@@ -54,7 +54,7 @@ def seal(
         directory: the finished, still unpublished folder.
         kind: what the folder holds, for the reader's error messages.
         fingerprint: hash of everything the content was made from, see `manifest`.
-        made_from: that itself, JSON-able, for whoever wants to know why the fingerprint is another one.
+        made_from: that itself, JSON-able, to tell why the fingerprint is another one.
         files: those that the manifest lists, where there are others beside them, with what else it says of each.
     """
     listed = {}
@@ -118,9 +118,9 @@ def check_replaceable(target: Path, kind: str) -> None:
     there = read_mark(target).get("kind", "run") if is_marked(target) else (manifest(target) or {}).get("kind", kind)
     if there != kind:
         raise UserError(f"{target}: holds '{there}', not '{kind}'; take another folder, or move this one away")
-    foreign = foreign_files(target, _listed(target, kind).__contains__)
-    if foreign:
-        raise UserError(f"{foreign[0]}: not made by this program; move it away, so that {target} can be replaced")
+    unknown = unknown_files(target, _listed(target, kind).__contains__)
+    if unknown:
+        raise UserError(f"{unknown[0]}: not made by this program; move it away, so that {target} can be replaced")
 
 
 def remove_artifact(directory: Path, kind: str | None = None) -> None:

@@ -75,7 +75,7 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_hash(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `with_hash` was given.
+    """Check and return what `with_hash` was given.
 
     Raises:
         ValueError: the content is not as it was written, or has no hash.

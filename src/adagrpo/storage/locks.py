@@ -65,7 +65,7 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
 
 
 def at_work(directory: Path) -> str | None:
-    """The id of the process that is at work in a folder; None if there is none, or nobody can tell."""
+    """The id of the process that is at work in a folder; None if there is none, or it is not known."""
     try:
         with (directory / LOCK).open(encoding="utf-8", errors="replace") as file:
             try:

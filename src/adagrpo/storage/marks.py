@@ -23,13 +23,13 @@ Kind = Literal["run", "comparison", "list of recommendations", "exposure log", "
 
 
 def is_marked(directory: Path) -> bool:
-    """Whether a folder has a mark, of whatever kind."""
+    """Check that a folder has a mark, of whatever kind."""
     mark = directory / MARK
     return mark.is_file() and not mark.is_symlink()
 
 
 def read_mark(directory: Path) -> dict[str, Any]:
-    """What the mark of a folder says; nothing where a crash left it empty.
+    """Read the mark of a folder; empty where a crash left it so.
 
     Raises:
         UserError: it is damaged, or of a version that this program does not read.
@@ -47,7 +47,7 @@ def read_mark(directory: Path) -> dict[str, Any]:
 
 
 def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
-    """Whether a folder is marked as one of a kind; False where it is free to be taken.
+    """Check that a folder is marked as one of a kind; False where it is free to be taken.
 
     Raises:
         UserError: a file has its name, it holds something of another kind, or files of somebody else.

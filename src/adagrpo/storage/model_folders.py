@@ -39,7 +39,7 @@ def _refuse_named_code(path: Path, setting: str) -> None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        return  # whoever reads it will say so
+        return  # its reader will say so
     for key in NAMES_CODE:
         if isinstance(content, dict) and content.get(key):
             raise UserError(f"{setting}: {path} names code of its own ('{key}'); none is run, use a model without")

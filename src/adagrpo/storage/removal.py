@@ -1,7 +1,7 @@
-"""What is removed is known by name; of anybody else's nothing ever is.
+"""Removal of known files by name; of anybody else's nothing ever is removed.
 
 A known file is one that a caller names, or a temporary file with the token of a process that is known to have written
-here. A file of another name is a foreign file, and so is every link: both are left where they are, and a link is never
+here. A file of another name is unknown, and so is every link: both are left where they are, and a link is never
 followed.
 """
 
@@ -13,33 +13,33 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MANIFEST", "foreign_files", "remove", "remove_temporary"]
+__all__ = ["MANIFEST", "remove", "remove_temporary", "unknown_files"]
 
 MANIFEST = "manifest.json"  # of an artifact, see `adagrpo.storage.artifacts`
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 
 
-def foreign_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
-    """What stands in a folder and is not known: files of other names, and all links, which are not followed.
+def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
+    """List the unknown files of a folder: those of other names, and all links, which are not followed.
 
     Args:
-        directory: itself no link, or it is the foreign file.
+        directory: itself no link, or it is the unknown file.
         belongs: whether a file belongs here, by its path relative to the folder, `/`-separated.
     """
     if directory.is_symlink() or not directory.is_dir():
         return [directory] if os.path.lexists(directory) else []
-    foreign = []
+    unknown = []
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
-        foreign += [here / name for name in inner if (here / name).is_symlink()]
+        unknown += [here / name for name in inner if (here / name).is_symlink()]
         for path in (here / name for name in files):
             if path.is_symlink() or not path.is_file() or not belongs(path.relative_to(directory).as_posix()):
-                foreign.append(path)
-    return sorted(foreign)
+                unknown.append(path)
+    return sorted(unknown)
 
 
 def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove the known files of a folder, and each folder that is then empty. See `foreign_files`."""
+    """Remove the known files of a folder, and each folder that is then empty. See `unknown_files`."""
     if directory.is_symlink() or not directory.is_dir():
         return
     for folder, _, files in os.walk(directory, topdown=False):

@@ -19,13 +19,13 @@ from adagrpo.storage.removal import remove
 
 __all__ = [
     "TOKEN",
-    "folder_beside",
+    "atomic_file",
+    "atomic_folder",
     "make_folder",
     "naming",
     "sync_folder",
     "temporary",
     "write_file",
-    "written_beside",
 ]
 
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
@@ -33,7 +33,7 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes what is to become `path`: beside it, under a name that no other process takes."""
+    """Return a temporary name next to `path` that no other process takes."""
     return path.with_name(f".{path.name}.{TOKEN}.tmp")
 
 
@@ -69,8 +69,8 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 
 
 @contextmanager
-def written_beside(path: Path, holder: str = TOKEN) -> Iterator[Path]:
-    """Where to write a file that is `path`, synced to disk, when the block ends, with the mode of other new files.
+def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
+    """Yield a place to write a file that becomes `path`, synced to disk, when the block ends; mode of new files.
 
     For libraries whose own temporary files have names that nothing tells from somebody else's: theirs are in a folder
     that is known as this process's.
@@ -96,8 +96,8 @@ def written_beside(path: Path, holder: str = TOKEN) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Where to make a folder that is `path`, synced to disk, when the block ends; an empty one is replaced.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a place for a folder that becomes `path`, synced to disk, when the block ends; an empty one is replaced.
 
     It is locked while it is made. So what a killed process left of a folder of this name is known, and removed.
     """

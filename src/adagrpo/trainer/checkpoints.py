@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, publish, seal, verify
 from adagrpo.storage.removal import MANIFEST, remove
-from adagrpo.storage.writing import written_beside
+from adagrpo.storage.writing import atomic_file
 from adagrpo.trainer.lost_policy import Watch
 
 __all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
@@ -146,7 +146,7 @@ def _is_known(name: str) -> bool:
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
-        with written_beside(path) as place:
+        with atomic_file(path) as place:
             save_file(dict(tensors), place, metadata=metadata)
     except SafetensorError as error:  # a full disk is told in these words, and without a name
         raise OSError(errno.EIO, str(error), str(path)) from error

@@ -35,7 +35,7 @@ from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.objective import GroupSummary
-from adagrpo.stopping import Terminated, held_back
+from adagrpo.stopping import Terminated, deferred_signals
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
 from adagrpo.trainer.gradients import Losses, TermGradients
@@ -81,7 +81,7 @@ def fit(
     loop = _Loop(model, task, settings, work, seed, files or {}, watched)
     loop.resume()
     # several processes would not stop at the same step; the launcher's signal ends them as they are
-    with held_back() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
+    with deferred_signals() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
         while loop.progress.step < task.steps and not loop.ends_early():
             try:
                 values = loop.step()

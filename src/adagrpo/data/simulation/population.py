@@ -2,8 +2,8 @@
 
 A day begins with who comes: each user with the same probability. Their tastes drift and their satiation wears off, see
 `adagrpo.data.simulation.marketplace`; then they look at what they are shown, and the first item that is examined and
-wanted is bought. Every draw is keyed by seed and day and made for all users, whoever comes: two markets of one world
-that show the same lists have the same days, and a day that is played again is the same day.
+wanted is bought. Every draw is keyed by seed and day and made for all users, also those who do not come: two markets of
+one world that show the same lists have the same days, and a day that is played again is the same day.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adagrpo.data.simulation.marketplace import (
     utility_logits,
 )
 from adagrpo.data.simulation.world import WAVES, Catalogue, Marketplace, make_catalogue, unit
-from adagrpo.storage.writing import written_beside
+from adagrpo.storage.writing import atomic_file
 
 __all__ = ["Answers", "Population", "populate"]
 
@@ -39,7 +39,7 @@ VISITS, DRIFT, LOOKS, DWELL = range(4)  # what a draw of a day is for
 
 
 class Answers(NamedTuple):
-    """What users do with the lists that they are shown."""
+    """The users' responses to the lists that they are shown."""
 
     clicked: NDArray[np.bool_]  # (N, k) at most one a row
     dwell: Floats  # (N,) seconds with what was bought, 0 where nothing was
@@ -57,7 +57,7 @@ class Population:
         self.later = np.flatnonzero(catalogue.wave == WAVES + 1)
 
     def come(self, day: int, share: float) -> tuple[Ints, Floats]:
-        """Who comes on a day, and with which taste; their tastes have drifted.
+        """Draw the users of a day, and move their tastes.
 
         Args:
             day: from 0, after the log.
@@ -116,7 +116,7 @@ class Population:
     def save(self, path: Path) -> None:
         """Write the state of the users."""
         names = ("taste", "pull", "owned", "bought", "tired")
-        with written_beside(path) as place:
+        with atomic_file(path) as place:
             save_file({name: np.ascontiguousarray(getattr(self.users, name)) for name in names}, place)
 
     @classmethod

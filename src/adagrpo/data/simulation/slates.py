@@ -1,4 +1,4 @@
-"""What a visit shows: slates drawn without replacement by the platform's weights, and the propensities that it logs.
+"""Slates of a visit, drawn without replacement by the platform's weights, and the propensities that it logs.
 
 The law and its source are in `adagrpo.data.simulation.marketplace`.
 """
@@ -34,7 +34,7 @@ class Stock(NamedTuple):
 
 
 def stock_shelves(world: Marketplace, catalogue: Catalogue, wave: int) -> Stock:
-    """What the platform can show from one wave of releases to the next, and how likely each shelf is to show it."""
+    """Collect the items that the platform can show from one wave of releases to the next, by shelf."""
     weights = np.asarray((catalogue.rank + HEAD * world.items) ** -world.exposure_bias, dtype=np.float64)
     weights[catalogue.wave > 0] *= COLD_EXPOSURE
     weights[catalogue.wave > wave] = 0.0

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 from adagrpo.errors import UserError
-from adagrpo.storage.writing import written_beside
+from adagrpo.storage.writing import atomic_file
 
 __all__ = ["Truth"]
 
@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Truth:
-    """What only evaluation may know: every user at their last purchase, just before it was made.
+    """The truth that only evaluation may know: every user at their last purchase, just before it was made.
 
     The last interaction in the log is therefore a draw from this utility, as far as the platform showed the items.
     Users without a purchase stand as they were at their last visit.
@@ -143,7 +143,7 @@ class Truth:
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}
-        with written_beside(directory / "truth.safetensors") as place:
+        with atomic_file(directory / "truth.safetensors") as place:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
         pl.DataFrame({"user_id": self.user_ids}).write_parquet(directory / "users.parquet")
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(directory / "items.parquet")

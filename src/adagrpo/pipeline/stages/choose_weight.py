@@ -35,7 +35,7 @@ STAGE, FILE = "reranking", "weight.json"
 
 
 class RewardWeights(NamedTuple):
-    """What the stage found; weights are in spreads."""
+    """Weights of the reward that the stage chose, in spreads."""
 
     spread: float
     rerank: float

@@ -305,7 +305,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    """What was typed: a verb, or a module that works with runs."""
+    """Return the command line: a verb, or a module that works with runs."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = "adagrpo" if module is None else module.name.removesuffix(".__main__")
     return shlex.join([*([name] if name == "adagrpo" else ["python", "-m", name]), *sys.argv[1:]])
@@ -322,7 +322,7 @@ def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What went wrong while an arm was trained: counts by name, and where and why it lost its policy; else nothing."""
+    """Count the failures of an arm's training by name, and say where and why it lost its policy; else nothing."""
     counts: Counter[str] = Counter()
     for row in steps:
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}

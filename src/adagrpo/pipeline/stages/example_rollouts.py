@@ -155,7 +155,7 @@ def _example(
 
 
 def _titles(data: RunData) -> list[str]:
-    """What each item is called: the beginning of its text, or its id where it has none."""
+    """Return the title of each item: the beginning of its text, or its id where it has none."""
     items, longest = data.items, SHOWN["title"]
     names = [(text or str(name)).strip() or str(name) for text, name in items.select("text", "item_id").iter_rows()]
     return [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]

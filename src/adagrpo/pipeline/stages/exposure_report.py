@@ -1,4 +1,4 @@
-"""What the reward is worth on held-out impressions, as the platform showed them and, where there is such, at random.
+"""Report of the reward's accuracy on held-out impressions, of the platform and, where there are such, at random.
 
 The report where impressions have no order (stage `ranker/exposures`). A user's held-out items are ranked from all the
 clicks that the user has in training. AUC is that of a clicked item among what the same user was shown and did not

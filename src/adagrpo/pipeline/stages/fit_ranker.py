@@ -38,7 +38,7 @@ Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 
 
 class Selection(NamedTuple):
-    """How the best step of a ranker is found, and what is said of it."""
+    """Selection of the best step of a ranker."""
 
     monitor: str  # the metric, of those that `Validate` gives
     reads: str  # the key of the configuration that it reads beside the ranker's own
@@ -107,7 +107,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
 def _retrieval(
     fold: int | None, data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]
 ) -> tuple[Validate, Examine]:
-    """How a ranker is validated while it is fitted, and what is said of the best one: its own retrieval."""
+    """Select a ranker by its own retrieval."""
     config = data.config
     everyone = data.cases("validation")
     seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
@@ -133,7 +133,7 @@ def _retrieval(
 
 
 def _impressions(data: RunData, loss: str) -> Impressions | None:
-    """What the ranker is fitted on, weighted as the recipe says; None where that is logged next items."""
+    """Load the impressions to fit the ranker on, weighted as the recipe says; None where it is fitted to next items."""
     table = load_impressions(data.prepared) if loss == "impressions" else None
     if table is None:
         return None

@@ -1,4 +1,4 @@
-"""What the stages that fit a model share."""
+"""Shared parts of the stages that fit a model."""
 
 from __future__ import annotations
 

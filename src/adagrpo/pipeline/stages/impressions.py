@@ -58,7 +58,7 @@ def fit_trees(run: RunDirectory) -> Declaration:
 
 
 def _random_logs(run: RunDirectory, paths: list[Path], refuse: Refusals) -> Logs | None:
-    """What was shown at random, if the recipe names such logs."""
+    """Read the logs of items shown at random, if the recipe names such."""
     options = run.config.data.random
     if options is None:
         return None
@@ -75,11 +75,11 @@ def _random_logs(run: RunDirectory, paths: list[Path], refuse: Refusals) -> Logs
 
 
 def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
-    """How the ranker is validated while it is fitted, and what is said of the best one; no user is left out here."""
+    """Select a ranker by held-out impressions; no user is left out here."""
     held_out = exposed(data, "validation")
     return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
 def _shown_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
-    """What was shown to each user and held out for validation."""
+    """Load the impressions of each user that are held out for validation."""
     return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)

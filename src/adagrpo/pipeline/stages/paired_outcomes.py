@@ -51,7 +51,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 
 def read_measured(data: RunData, folder: Path) -> Measured:
-    """What an evaluation's folder holds, user by user.
+    """Read an evaluation's folder, user by user.
 
     Args:
         data: of the run.

@@ -160,7 +160,7 @@ class LogSource(NamedTuple):
 
 
 def log_source(run: RunDirectory) -> LogSource:
-    """Where the logs of a run are: below the data folder, or what the stages `simulate` and `exposures` made."""
+    """Find the logs of a run: below the data folder, or made by the stages `simulate` and `exposures`."""
     options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
     columns = ColumnMapping(**options.columns.model_dump())

@@ -105,7 +105,7 @@ def report_ranker(run: RunDirectory) -> Declaration:
 
 
 def _loss(data: RunData) -> str:
-    """What the reward was fitted to; the kind of a reward that the run has not fitted."""
+    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
     options = data.config.reward
     if options != SequentialOptions():
         return options.kind
@@ -281,7 +281,7 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
 
 
 def _every_gate(data: RunData, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
-    """What every gate makes of the same groups; `shuffled` decides by permuted rewards, whatever the true ones say.
+    """Decide the same groups by every gate; `shuffled` decides by permuted rewards, whatever the true ones say.
 
     The draws of `random` and `inverted` are those of no training.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.cascades import cascade
 from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
 from adagrpo.off_policy.overlap import Overlap, overlap
-from adagrpo.off_policy.place_weights import by_place
+from adagrpo.off_policy.position_weights import item_position
 
 __all__ = ["Drawn", "Row", "item_rates", "summarise"]
 
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one estimator says."""
+    """The estimate of one estimator, or why there is none."""
 
     of: str  # "first place" or "list"
     estimator: str
@@ -91,23 +91,23 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
     rows += [
         _row("list", "IPS", ips(total, weights[1], users=users, level=level), whole),
         _row("list", "cascade", cascade(*arguments, users=users, level=level) if steps.all() else None, whole),
-        _by_place(log, level),
-        _by_sum(log, total, level),
+        _item_position(log, level),
+        _pseudo_inverse(log, total, level),
     ]
     return rows
 
 
-def _by_place(log: Drawn, level: float) -> Row:
+def _item_position(log: Drawn, level: float) -> Row:
     if isinstance(log.places, str):
         return Row("list", "places", None, None, log.places)
     seen = [overlap(column) for column in log.places.T]
     thinnest = min(seen, key=lambda one: (one.problem is None, one.effective_size))
     some = log.places.any(0).all()
-    found = by_place(log.clicks, log.places, users=log.users, level=level) if some else None
+    found = item_position(log.clicks, log.places, users=log.users, level=level) if some else None
     return _row("list", "places", found, thinnest)
 
 
-def _by_sum(log: Drawn, total: Floats, level: float) -> Row:
+def _pseudo_inverse(log: Drawn, total: Floats, level: float) -> Row:
     if isinstance(log.sums, str):
         return Row("list", "pseudo-inverse", None, None, log.sums)
     found = snips(total, log.sums, users=log.users, level=level) if log.sums.sum() > 0 else None

@@ -1,4 +1,4 @@
-"""What is served now: a recommender, what it says of itself, and how it is exchanged for another under load.
+"""The served models: a recommender with its facts, and its exchange for another one under load.
 
 A request keeps the one that it was read with, so that an answer is of one version whatever comes in between.
 Another one is made and tried beside it; where that fails, the old one stays.
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.rewards.protocol import Reward
-from adagrpo.serving.waiting_line import STEP
+from adagrpo.serving.batch_queue import STEP
 
-__all__ = ["Answered", "Asked", "Beside", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]
+__all__ = ["Answered", "Asked", "Assignment", "Interleaved", "ModelManager", "Serving", "SwapFailed", "TrialArm"]
 
 
-class InTrial(NamedTuple):
-    """What an answer is of, in an experiment on users."""
+class TrialArm(NamedTuple):
+    """The experiment and arm of an answer."""
 
     experiment: str
     plan: str  # the first digits of its hash
@@ -31,7 +31,7 @@ class InTrial(NamedTuple):
     versions: Mapping[str, str] | None = None  # of a list that two arms made; None: those of what is served
 
 
-class Beside(NamedTuple):
+class Interleaved(NamedTuple):
     """Another arm, whose items are put between those of the first; see `adagrpo.experiments.interleaving`."""
 
     serving: Serving
@@ -52,12 +52,12 @@ class Beside(NamedTuple):
         return Answered(made, first.reranked and second.reranked, teams)
 
 
-class Place(NamedTuple):
-    """What a user is served."""
+class Assignment(NamedTuple):
+    """The model of a user, and its place in an experiment."""
 
     serving: Serving
-    trial: InTrial | None = None  # None: the answer is of no experiment
-    beside: Beside | None = None  # None: the list is of one arm
+    trial: TrialArm | None = None  # None: the answer is of no experiment
+    interleaved: Interleaved | None = None  # None: the list is of one arm
 
 
 class Asked(NamedTuple):
@@ -65,17 +65,17 @@ class Asked(NamedTuple):
 
     serving: Serving
     query: Query
-    trial: InTrial | None = None
+    trial: TrialArm | None = None
 
     @property
     def narrowed(self) -> bool:
-        """Whether the request says what may be in its list: a filter, or of its history what the service does not."""
+        """Check whether the request has a filter, or a rule on its history other than the service's."""
         query, usual = self.query, self.serving.recommender.mask_history
         return bool(query.without) or query.eligible is not None or query.exclude_history not in (None, usual)
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """What the answer is made by."""
+        """The versions that made the answer."""
         made = None if self.trial is None else self.trial.versions
         return self.serving.versions if made is None else made
 
@@ -95,27 +95,27 @@ class Serving:
     recommender: Recommender
     about: Mapping[str, Any]  # for /health
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
-    asking: threading.Lock = field(default_factory=threading.Lock)  # the reward; one batch does at a time
+    reward_lock: threading.Lock = field(default_factory=threading.Lock)  # the reward; one batch does at a time
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
-        with self.alone():
+        with self.exclusive_reward():
             return self._answer(asked, self.recommender.reward)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else asks the reward in the block, so that `failed` says what came of it there."""
+    def exclusive_reward(self) -> Iterator[None]:
+        """Ask the reward alone in the block, so that `failed` says what came of it there."""
         reward = self.recommender.reward
         if reward is None:
             yield
             return
-        with self.asking:
-            if isinstance(reward, Guarded):
+        with self.reward_lock:
+            if isinstance(reward, CircuitBreaker):
                 reward.failed = False
             yield
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
-        guard = reward if isinstance(reward, Guarded) else None
+        guard = reward if isinstance(reward, CircuitBreaker) else None
         queries = [one.query for one in asked]
         lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
         reranked = reward is not None and not (guard is not None and guard.failed)
@@ -123,16 +123,16 @@ class Serving:
 
 
 def _size(count: int) -> int:
-    """The size of batch that `count` queries are worked on in: few sizes, see `adagrpo.serving.waiting_line`."""
+    """The size of batch that `count` queries are worked on in: few sizes, see `adagrpo.serving.batch_queue`."""
     return 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP
 
 
 class SwapFailed(RuntimeError):
-    """What should have been served cannot be; the old one is."""
+    """The new model cannot be served; the old one is."""
 
 
-class Shelf:
-    """Holds what is served now."""
+class ModelManager:
+    """Holds the models that are served now, and exchanges them."""
 
     def __init__(
         self,
@@ -148,17 +148,17 @@ class Shelf:
             exchanged: called after each exchange, when the old one is held by requests that are on their way alone.
         """
         self._load, self._exchanged = load, exchanged
-        self._put([serving])
+        self._replace([serving])
         self._loading = threading.Lock()
 
     @property
     def now(self) -> Serving:
-        """What is served first of all."""
+        """The first of the served models: the only one, or the control."""
         return self._served[0]
 
     @property
     def loading(self) -> bool:
-        """Whether another one is being loaded to be served."""
+        """True while another model is being loaded to be served."""
         return self._loading.locked()
 
     def swap(self, *, after_others: bool = False, **wanted: str) -> Serving:
@@ -177,7 +177,7 @@ class Shelf:
             made = self._fetch(**wanted)  # beside what is served
             for serving in made:
                 serving.answer([Asked(serving, Query([0]))])
-            self._put(made)
+            self._replace(made)
             self._exchanged()
         except SwapFailed:
             raise
@@ -189,21 +189,21 @@ class Shelf:
             self._loading.release()
         return self.now
 
-    def places(self, users: Sequence[str | None]) -> list[Place]:
-        """What users are served, by their hashes; None: the request names none. All of it was put there at once."""
-        return [Place(self.now)] * len(users)
+    def assign(self, users: Sequence[str | None]) -> list[Assignment]:
+        """Assign users, by their hashes, to models; None: the request names none. All were exchanged at once."""
+        return [Assignment(self.now)] * len(users)
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
-        """What a swap would serve."""
+        """Load the models that a swap would serve."""
         if self._load is None:
             raise SwapFailed("there is nothing to load another one from")
         return [self._load(**wanted)]
 
-    def _put(self, made: Sequence[Serving]) -> None:
-        """Serve what was fetched, in one assignment: who reads finds what belongs together."""
+    def _replace(self, made: Sequence[Serving]) -> None:
+        """Serve the loaded models, in one assignment: readers find models that belong together."""
         self._served = tuple(made)
 
-    def another(self, **wanted: str) -> Serving:
+    def load_other(self, **wanted: str) -> Serving:
         """Load another one that is not served, to be looked at.
 
         Raises:

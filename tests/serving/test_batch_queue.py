@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from adagrpo.serving.waiting_line import TooLate, WaitingLine
+from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 
 
 def squares(values: Sequence[int]) -> list[int]:
@@ -20,16 +20,16 @@ def squares(values: Sequence[int]) -> list[int]:
 
 def test_answers_come_in_order_and_a_failure_is_its_batch_alone() -> None:
     async def ask() -> None:
-        line = WaitingLine[int, int](squares, most=4)
-        assert await line.submit(7) == 49  # alone
-        futures = [line.submit(value) for value in (1, 2, 3, 4, -1, 6)]
+        queue = BatchQueue[int, int](squares, most=4)
+        assert await queue.submit(7) == 49  # alone
+        futures = [queue.submit(value) for value in (1, 2, 3, 4, -1, 6)]
         results = await asyncio.gather(*futures, return_exceptions=True)
         assert results[0] == 1 and {type(result) for result in results[4:]} <= {int, ValueError}
         assert isinstance(results[4], ValueError)
-        assert await line.submit(5) == 25
-        line.close()
-        with pytest.raises(TooLate):
-            line.submit(1)
+        assert await queue.submit(5) == 25
+        queue.close()
+        with pytest.raises(Overloaded):
+            queue.submit(1)
 
     asyncio.run(ask())
 
@@ -41,16 +41,16 @@ def test_an_idle_line_holds_no_request() -> None:
         pass
 
     async def ask() -> None:
-        line = WaitingLine[Held, int](lambda values: [7 for _ in values])
+        queue = BatchQueue[Held, int](lambda values: [7 for _ in values])
         value = Held()
         gone = weakref.ref(value)
-        assert await line.submit(value) == 7
+        assert await queue.submit(value) == 7
         del value
         until = time.monotonic() + 5
         while gone() is not None and time.monotonic() < until:
             await asyncio.sleep(0.01)
         assert gone() is None
-        line.close()
+        queue.close()
 
     asyncio.run(ask())
 
@@ -64,11 +64,11 @@ def test_work_that_wants_to_end_the_process_fails_alone() -> None:
         return values
 
     async def ask() -> None:
-        line = WaitingLine[int, int](work)
+        queue = BatchQueue[int, int](work)
         with pytest.raises(RuntimeError, match="SystemExit"):
-            await asyncio.wait_for(line.submit(-1), 5)
-        assert await asyncio.wait_for(line.submit(5), 5) == 5
-        line.close()
+            await asyncio.wait_for(queue.submit(-1), 5)
+        assert await asyncio.wait_for(queue.submit(5), 5) == 5
+        queue.close()
 
     asyncio.run(ask())
 
@@ -78,19 +78,19 @@ def test_the_wait_is_what_batches_of_that_size_took() -> None:
 
     async def ask() -> None:
         seconds = {1: 0.04, 4: 0.08}
-        line = WaitingLine[int, int](lambda values: [time.sleep(seconds[len(values)])] * len(values), most=4)  # type: ignore[list-item]
-        assert line.wait_seconds() == 0
-        await line.submit(1)
-        alone = line.times.expected(1)
-        assert line.wait_seconds(4) == alone >= 0.04  # not four times as long
-        with line._there_is_work:  # so that all of them are there before the first is taken
-            futures = [line.submit(value) for value in range(4)]
+        queue = BatchQueue[int, int](lambda values: [time.sleep(seconds[len(values)])] * len(values), most=4)  # type: ignore[list-item]
+        assert queue.wait_seconds() == 0
+        await queue.submit(1)
+        alone = queue.times.expected(1)
+        assert queue.wait_seconds(4) == alone >= 0.04  # not four times as long
+        with queue._work_waiting:  # so that all of them are there before the first is taken
+            futures = [queue.submit(value) for value in range(4)]
         await asyncio.gather(*futures)
         await asyncio.sleep(0.02)
-        together = line.times.expected(4)
-        assert line.wait_seconds(4) == together >= 0.05
-        assert line.wait_seconds(9) == 2 * together + alone
-        line.close()
+        together = queue.times.expected(4)
+        assert queue.wait_seconds(4) == together >= 0.05
+        assert queue.wait_seconds(9) == 2 * together + alone
+        queue.close()
 
     asyncio.run(ask())
 
@@ -104,27 +104,27 @@ def test_what_would_come_too_late_is_refused_and_what_came_too_late_is_not_worke
             go.wait(10)
             return values
 
-        line = WaitingLine[int, int](work, most=1, waiting=3)
-        line.times.observe(1, 1.0)
-        line.check(0.5)  # an idle worker takes anything
-        first = line.submit(0)
+        queue = BatchQueue[int, int](work, most=1, waiting=3)
+        queue.times.observe(1, 1.0)
+        queue.check(0.5)  # an idle worker takes anything
+        first = queue.submit(0)
         await asyncio.sleep(0.05)
-        with pytest.raises(TooLate) as error:
-            line.check(1.5)
+        with pytest.raises(Overloaded) as error:
+            queue.check(1.5)
         assert error.value.retry_after == 1
-        line.check(2.6)
-        late = line.submit(1, time.monotonic() + 0.01)
-        gone = line.submit(2, gone=lambda: True)
-        kept = line.submit(3)
-        with pytest.raises(TooLate):
-            line.submit(4)  # three wait
+        queue.check(2.6)
+        late = queue.submit(1, time.monotonic() + 0.01)
+        gone = queue.submit(2, is_abandoned=lambda: True)
+        kept = queue.submit(3)
+        with pytest.raises(Overloaded):
+            queue.submit(4)  # three wait
         await asyncio.sleep(0.05)
         go.set()
         assert await first == 0 and await kept == 3
-        with pytest.raises(TooLate):
+        with pytest.raises(Overloaded):
             await late
-        assert gone.cancelled() and seen == [0, 3] and line.given_up == 2
-        line.close()
+        assert gone.cancelled() and seen == [0, 3] and queue.abandoned == 2
+        queue.close()
 
     asyncio.run(ask())
 
@@ -138,13 +138,13 @@ def test_threads_work_side_by_side_and_share_what_waits() -> None:
             both.wait(10)  # breaks where one batch alone is worked on
             return values
 
-        line = WaitingLine[int, int](work, most=64, threads=2)
-        with line._there_is_work:
-            futures = [line.submit(value) for value in range(48)]
+        queue = BatchQueue[int, int](work, most=64, threads=2)
+        with queue._work_waiting:
+            futures = [queue.submit(value) for value in range(48)]
         assert await asyncio.gather(*futures) == list(range(48))
         assert sizes == [24, 24]
-        line.close()
-        assert not any(thread.is_alive() for thread in line._threads)
+        queue.close()
+        assert not any(thread.is_alive() for thread in queue._threads)
 
     asyncio.run(ask())
 
@@ -158,19 +158,19 @@ def test_after_a_batch_the_next_one_waits_for_as_many_and_one_alone_waits_for_no
             time.sleep(0.02)
             return values
 
-        line = WaitingLine[int, int](work, company=100.0)
-        with line._there_is_work:
-            futures = [line.submit(value) for value in range(6)]
+        queue = BatchQueue[int, int](work, linger=100.0)
+        with queue._work_waiting:
+            futures = [queue.submit(value) for value in range(6)]
         await asyncio.gather(*futures)
         again = []
         for value in range(6):
-            again.append(line.submit(value))
+            again.append(queue.submit(value))
             await asyncio.sleep(0.002)
         await asyncio.wait_for(asyncio.gather(*again), 1.5)  # not the two seconds that it would wait at most
         assert sizes == [6, 6]
-        line._pause = 0.0
-        await line.submit(1)
-        assert (line._last, line._pause) == (1, 0.0)
-        line.close()
+        queue._pause = 0.0
+        await queue.submit(1)
+        assert (queue._last, queue._pause) == (1, 0.0)
+        queue.close()
 
     asyncio.run(ask())

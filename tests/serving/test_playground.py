@@ -21,14 +21,14 @@ from urllib.parse import quote
 import pytest
 
 from adagrpo.lists import Query
-from adagrpo.lists.fallback import Guarded
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.look import Look
-from adagrpo.serving.served import Asked, Serving, Shelf
+from adagrpo.serving.models import Asked, ModelManager, Serving
+from adagrpo.serving.playground import Playground
 
 from .conftest import Recommender
 
@@ -47,8 +47,8 @@ class Site:
             return Serving(served, about, about["versions"])
 
         self.loads = 0
-        self.shelf = Shelf(load(), load)
-        self.server = Server(Application(self.shelf, Options(**options)))
+        self.manager = ModelManager(load(), load)
+        self.server = Server(Application(self.manager, Options(**options)))
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -93,10 +93,10 @@ def test_items_are_found_by_every_word_and_by_id(site: Site) -> None:
 def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     body = {"history": [13, 23, 43, 999], "k": 5}
     status, content, _ = site.ask("/v1/explain", body)
-    served = site.shelf.now.recommender
+    served = site.manager.now.recommender
     asked = Query(served.known([13, 23, 43])[0])
     expected = served.recommend([asked])[0]
-    assert status == 200 and content["unknown"] == [999] and content["versions"] == dict(site.shelf.now.versions)
+    assert status == 200 and content["unknown"] == [999] and content["versions"] == dict(site.manager.now.versions)
     assert [row["item_id"] for row in content["list"]] == expected.items[:5]
     assert [one["item_id"] for one in content["history"]] == [13, 23, 43]
     for row, codes, score in zip(content["list"], expected.codes, expected.scores, strict=False):
@@ -123,12 +123,12 @@ def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failur
                 raise RuntimeError("away")
             return items.float()
 
-    serving = site.shelf.now
-    monkeypatch.setattr(serving.recommender, "reward", Guarded(Once(), budget_seconds=10))
+    serving = site.manager.now
+    monkeypatch.setattr(serving.recommender, "reward", CircuitBreaker(Once(), budget_seconds=10))
     assert not serving.answer([Asked(serving, Query([0]))])[0].reranked
     body = {"history": [13], "k": 3}
     assert all(row["reward"] is not None for row in site.ask("/v1/explain", body)[1]["list"])
-    with serving.asking:
+    with serving.reward_lock:
         waits = threading.Thread(target=site.ask, args=["/v1/explain", body])
         waits.start()
         waits.join(0.5)
@@ -151,7 +151,7 @@ def test_nothing_is_explained_to_clients_that_have_left(site: Site, monkeypatch:
             assert time.monotonic() < end
             time.sleep(0.005)
 
-    monkeypatch.setattr("adagrpo.serving.look.explain", explained)
+    monkeypatch.setattr("adagrpo.serving.playground.explain", explained)
     head = "POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}"
     clients = []
     for item in (3, 13, 23):
@@ -174,11 +174,11 @@ def test_the_page_holds_no_model_that_was_exchanged() -> None:
         made.texts = lambda: []  # type: ignore[attr-defined]
         return Serving(made, {"arms": ["nll"]})  # type: ignore[arg-type]
 
-    shelf = Shelf(serving(), lambda **wanted: serving())
-    look, gone = Look(shelf), weakref.ref(shelf.now.recommender)
-    assert look._titles(shelf.now).of(3)["item_id"] == 3
+    manager = ModelManager(serving(), lambda **wanted: serving())
+    look, gone = Playground(manager), weakref.ref(manager.now.recommender)
+    assert look._titles(manager.now).of(3)["item_id"] == 3
     assert look._serving("nll") is look.other is not None
-    shelf._put([serving()])
+    manager._replace([serving()])
     assert gone() is None
 
 
@@ -196,8 +196,8 @@ def test_what_is_left_out_is_said_with_the_place_it_would_have(site: Site) -> No
 def test_another_arm_explains_its_own_list(site: Site) -> None:
     body = {"history": [13, 23], "k": 5}
     other = site.ask("/v1/explain", body | {"arm": "nll"})[1]
-    assert other["versions"]["arm"] == "nll/best" and site.shelf.now.about["arm"] == "adagrpo"
-    served = site.shelf.another(arm="nll").recommender
+    assert other["versions"]["arm"] == "nll/best" and site.manager.now.about["arm"] == "adagrpo"
+    served = site.manager.load_other(arm="nll").recommender
     expected = served.recommend([Query(served.known([13, 23])[0])])[0].items[:5]
     assert [row["item_id"] for row in other["list"]] == expected
     assert site.ask("/v1/explain", body | {"arm": "secret"})[:2] == (422, {"detail": "arm: not trained in this run"})
@@ -210,11 +210,11 @@ def test_another_arm_has_the_catalogue_that_is_served_and_is_loaded_once(copied:
         update_catalog(run, delist=["23"])
         body = {"history": [13], "k": 5, "arm": "nll"}
         for served in ("0", "latest", "0"):  # goes over to a version, and back while a later one is there
-            changing.shelf.swap(catalog=served)
+            changing.manager.swap(catalog=served)
             loads = changing.loads
             for _ in range(3):
                 versions = changing.ask("/v1/explain", body)[1]["versions"]
-                assert versions["catalog"] == changing.shelf.now.versions["catalog"]
+                assert versions["catalog"] == changing.manager.now.versions["catalog"]
             assert changing.loads == loads + 1
     finally:
         changing.end()
@@ -379,7 +379,7 @@ def test_a_history_is_built_and_taken_back_by_keyboard_alone(site: Site, tmp_pat
         browser.wait("document.getElementById('title').textContent === 'The list of adagrpo/best'")
         assert browser.value("document.querySelector('#history li').textContent") == "red tent 13×"
         shown = browser.value("[...document.querySelectorAll('#list .id')].map((one) => one.textContent)")
-        masked = site.shelf.now.recommender.mask_history
+        masked = site.manager.now.recommender.mask_history
         body = {"history": [13], "k": 10, "exclude_history": masked}
         assert shown == [str(row["item_id"]) for row in site.ask("/v1/explain", body)[1]["list"]]
         browser.press("Tab", 9)  # from what was found to the history

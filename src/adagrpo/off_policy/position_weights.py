@@ -1,4 +1,4 @@
-"""The weight of each item at its place, where what users do there depends on the item and the place alone.
+"""Item-position weights: what users do at a place depends on the item and the place alone.
 
     Σ_n Σ_k  w_nk r_nk / N,    w_nk = P_π(place k holds i_nk) / P_μ(place k holds i_nk)
 
@@ -20,10 +20,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.off_policy.cascades import of_places
+from adagrpo.off_policy.cascades import position_weighted
 from adagrpo.off_policy.estimators import Estimate
 
-__all__ = ["MOST_ITEMS", "by_place", "place_chances"]
+__all__ = ["MOST_ITEMS", "item_position", "position_propensities"]
 
 MOST_ITEMS = 5000
 STEP, FIRST, LAST = 0.4, -20.0, 35.0  # of log t; the first log t, and p t of the item of rank K at the last one
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def place_chances(
+def position_propensities(
     log_probs: Floats,  # (B, V)
     shown: Ints,  # (B, K)
 ) -> Floats:  # (B, K)
@@ -49,7 +49,7 @@ def place_chances(
         ValueError: a list has more places than there are items to draw.
 
     Example:
-        >>> place_chances(np.log(np.array([[0.5, 0.3, 0.2]])), np.array([[0, 1]])).round(6).tolist()
+        >>> position_propensities(np.log(np.array([[0.5, 0.3, 0.2]])), np.array([[0, 1]])).round(6).tolist()
         [[0.5, 0.375]]
     """
     rates, places = np.exp(log_probs), shown.shape[1]
@@ -82,7 +82,7 @@ def place_chances(
     return found
 
 
-def by_place(
+def item_position(
     rewards: Floats,  # (N, K)
     weights: Floats,  # (N, K)
     *,
@@ -107,7 +107,7 @@ def by_place(
     """
     if rewards.ndim != 2 or weights.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards and weights must be (N, K): {rewards.shape}, {weights.shape}")
-    return of_places(rewards, weights, normalised, users, level)
+    return position_weighted(rewards, weights, normalised, users, level)
 
 
 def _with(

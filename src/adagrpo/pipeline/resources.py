@@ -1,4 +1,4 @@
-"""What memory and disk there is, read from the system: /proc, control groups, the GPU's driver."""
+"""Free memory and disk, read from the system: /proc, control groups, the GPU's driver."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _left_in_group(limit: str, usage: str, cache: str) -> int | None:
-    """What a control group has left; file pages that are not in use are given back when asked for."""
+    """Return the memory that a control group has left; its unused file pages count as free."""
     limited, used = CGROUP / limit, CGROUP / usage
     if not limited.is_file() or not used.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Work beside the event loop that the end of the process does not wait for.
+"""Work in daemon threads, which the end of the process does not wait for.
 
 `asyncio.to_thread` is waited for at the end, however long it takes; loading a model takes as long as it takes.
 """
@@ -12,13 +12,13 @@ from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
-__all__ = ["beside"]
+__all__ = ["in_daemon_thread"]
 
 OutT = TypeVar("OutT")
 
 
-async def beside(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """What `work` returns or raises, in a thread of its own."""
+async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
+    """Return or raise what `work` does, in a daemon thread of its own."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[OutT] = loop.create_future()
 
@@ -32,8 +32,8 @@ async def beside(work: Callable[..., OutT], *arguments: Any, **named: Any) -> Ou
         except BaseException as error:  # SystemExit would end the thread, and the future never come
             raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             settled = partial(settle, future.set_exception, raised)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, and the result not awaited any more
             loop.call_soon_threadsafe(settled)
 
-    Thread(target=carry_out, name="beside", daemon=True).start()
+    Thread(target=carry_out, name="in-daemon-thread", daemon=True).start()
     return await future

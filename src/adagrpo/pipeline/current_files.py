@@ -1,4 +1,4 @@
-"""What of a run is shown together on its page: results whose stages are those that are there, and nothing stale."""
+"""The current files of a run: results whose stages are those that are there, and nothing stale."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.metrics_sources import metrics_are_stale
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 
-__all__ = ["Shown"]
+__all__ = ["CurrentFiles"]
 
 
-class Shown:
+class CurrentFiles:
     """The files of a run without what is out of date; implements `adagrpo.report.page.RunFiles`."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -36,7 +36,7 @@ class Shown:
 
     @property
     def notes(self) -> list[str]:
-        """What is left out, and what else is to be known, a sentence each."""
+        """Notes on what is left out, a sentence each."""
         left_out = [part for part in self.parts.values() if part.there and not part.usable and _can_be_shown(part)]
         kept = [part for part in self.parts.values() if part.usable and part.why]
         return [

@@ -4,7 +4,7 @@ GET  /                              the page: one file, nothing else is loaded
 GET  /v1/items?search=WORDS         items whose id or title holds the words
 POST /v1/explain                    a list and why it is that; by another arm of the run where one is named
 
-The page has no more rights than whoever opens it: where a token is set it is asked for like any other route, and a
+The page has no more rights than its user: where a token is set it is asked for like any other route, and a
 proxy must add it. One list is explained at a time, beside those that are served; another arm is loaded when it is first
 named, and the last one is kept.
 """
@@ -28,12 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.explanation import ItemTitles, explain
 from adagrpo.lists.recommender import Query
-from adagrpo.serving.beside import beside
-from adagrpo.serving.routes import answered, json_response, known, left, narrow
+from adagrpo.serving.daemon_thread import in_daemon_thread
+from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow
 from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
-from adagrpo.serving.served import Serving, Shelf
 
-__all__ = ["ExplainBody", "Look", "add_page"]
+__all__ = ["ExplainBody", "Playground", "add_page"]
 
 MOST_FOUND = 20
 
@@ -52,12 +52,12 @@ class ExplainBody(BaseModel):
 
 
 @dataclass
-class Look:
+class Playground:
     """The handlers, and what was loaded for them."""
 
-    shelf: Shelf
+    manager: ModelManager
     other: Serving | None = None
-    beside: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
+    loaded_for: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
     titles: WeakKeyDictionary[Serving, ItemTitles] = field(
         default_factory=WeakKeyDictionary
     )  # go with what they are of
@@ -65,7 +65,7 @@ class Look:
 
     async def page(self, request: Request) -> Response:
         """A page to look at lists by hand."""
-        text = resources.files("adagrpo.serving").joinpath("look.html").read_text(encoding="utf-8")
+        text = resources.files("adagrpo.serving").joinpath("playground.html").read_text(encoding="utf-8")
         script = re.findall(r"<script>(.*?)</script>", text, re.S)[0]
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'"
@@ -75,7 +75,7 @@ class Look:
     async def search(self, request: Request) -> Response:
         """Items whose id or title holds the words of `search`."""
         words = request.query_params.get("search", "")[:200]
-        serving = self.shelf.now
+        serving = self.manager.now
         async with self._lock:
             found = await asyncio.to_thread(self._titles(serving).search, words, MOST_FOUND)
         return json_response({"items": found})
@@ -84,9 +84,9 @@ class Look:
         """A list and why it is that."""
         body = validated(ExplainBody, parsed(request.state.body))
         async with self._lock:
-            if left(request):  # while it waited for others
+            if disconnected(request):  # while it waited for others
                 return Response(status_code=499)
-            return json_response(await beside(self._explained, body))
+            return json_response(await in_daemon_thread(self._explained, body))
 
     def _explained(self, body: ExplainBody) -> dict[str, Any]:
         serving = self._serving(body.arm)
@@ -95,7 +95,7 @@ class Look:
         narrowing = narrow(serving, body.include, body.exclude)
         query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
         shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
-        with serving.alone():
+        with serving.exclusive_reward():
             return shown | explain(recommender, titles, query, body.k)
 
     def _titles(self, serving: Serving) -> ItemTitles:
@@ -106,30 +106,30 @@ class Look:
         return kept
 
     def _serving(self, arm: str | None) -> Serving:
-        """What is served, or another arm with the same catalogue, loaded anew where what is served was exchanged."""
-        served = self.shelf.now
+        """Return the served model, or another arm with the same catalogue, loaded anew after an exchange."""
+        served = self.manager.now
         if arm is None:
             return served
         if arm not in served.about.get("arms", ()):
             raise BadRequest("arm: not trained in this run")
-        if self.other is None or self.other.about.get("arm") != arm or self.beside() is not served:
+        if self.other is None or self.other.about.get("arm") != arm or self.loaded_for() is not served:
             try:
-                self.other = self.shelf.another(arm=arm, catalog=served.versions["catalog"])
+                self.other = self.manager.load_other(arm=arm, catalog=served.versions["catalog"])
             except (UserError, ServiceError) as error:
                 raise BadRequest(str(error), 409) from error
-            self.beside = ref(served)  # a model that was exchanged is not held for the page
+            self.loaded_for = ref(served)  # a model that was exchanged is not held for the page
         return self.other
 
 
-def add_page(app: FastAPI, shelf: Shelf) -> None:
+def add_page(app: FastAPI, manager: ModelManager) -> None:
     """Put the page and its routes into an application."""
-    look = Look(shelf)
-    app.add_api_route("/", answered(look.page), include_in_schema=False)
-    app.add_api_route("/v1/items", answered(look.search), operation_id="search", response_model=None)
+    playground = Playground(manager)
+    app.add_api_route("/", answered(playground.page), include_in_schema=False)
+    app.add_api_route("/v1/items", answered(playground.search), operation_id="search", response_model=None)
     content = {"application/json": {"schema": ExplainBody.model_json_schema()}}
     app.add_api_route(
         "/v1/explain",
-        answered(look.explain),
+        answered(playground.explain),
         methods=["POST"],
         response_model=None,
         operation_id="explain",

@@ -1,4 +1,4 @@
-"""What metrics.json was gathered from: the fingerprint of each stage that it holds results of, in run.yaml."""
+"""The sources of metrics.json: the fingerprint of each stage that it holds results of, in run.yaml."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["metrics_are_stale", "note_collected"]
+__all__ = ["metrics_are_stale", "record_metrics_sources"]
 
 COLLECTED = "collected"
 
 
-def note_collected(run: RunDirectory, stages: Iterable[str]) -> None:
+def record_metrics_sources(run: RunDirectory, stages: Iterable[str]) -> None:
     """Note from which stages a metrics.json that was just written was gathered."""
     found = {name: manifest(run.folder(name)) for name in stages}
     run.record(COLLECTED, {name: content["fingerprint"] for name, content in found.items() if content is not None})

@@ -1,11 +1,11 @@
-"""Where requests wait: micro-batches for an event loop, with deadlines.
+"""A queue of requests in micro-batches for an event loop, with deadlines.
 
-A request is turned away at once where the line will not be through by its deadline, by the times that batches of each
+A request is turned away at once where the queue will not be through by its deadline, by the times that batches of each
 size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
 
 Several threads may work on batches side by side. One of them at a time gathers the next batch. Right after a batch of
 several its clients ask again, one after the other; the next one then waits for as many, a small share of the time that
-the last one took. A request that comes to an idle line waits for nobody.
+the last one took. A request that comes to an idle queue does not wait for others.
 
 Larger batches are cut to a multiple of `STEP`. The libraries below keep what they made for each shape of a product, so
 batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size.
@@ -25,17 +25,17 @@ from typing import Generic, TypeVar
 
 from adagrpo.serving.batch_times import BatchTimes
 
-__all__ = ["STEP", "TooLate", "WaitingLine"]
+__all__ = ["STEP", "BatchQueue", "Overloaded"]
 
 InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 
 STEP = 8
-SURE = 0.8  # of the time that is left: what is let in should come in time also where batches take longer than expected
+MARGIN = 0.8  # of the time that is left, since batches may take longer than expected
 
 
-class TooLate(RuntimeError):
-    """An answer would come too late."""
+class Overloaded(RuntimeError):
+    """Too many requests wait; the answer would come too late."""
 
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
@@ -47,11 +47,11 @@ class _Ticket(Generic[InT, OutT]):
     value: InT
     future: asyncio.Future[OutT]
     deadline: float  # of time.monotonic
-    gone: Callable[[], bool]
+    is_abandoned: Callable[[], bool]
 
 
-class WaitingLine(Generic[InT, OutT]):
-    """Threads that work on what waits, batch by batch, for the event loop that submits."""
+class BatchQueue(Generic[InT, OutT]):
+    """Threads that work on requests, batch by batch, for the event loop that submits them."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class WaitingLine(Generic[InT, OutT]):
         most: int = 64,
         waiting: int = 1024,
         threads: int = 1,
-        company: float = 0.0,
+        linger: float = 0.0,
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the threads.
@@ -70,17 +70,17 @@ class WaitingLine(Generic[InT, OutT]):
             most: requests of a batch.
             waiting: requests that may wait.
             threads: that work side by side.
-            company: share of the time of the last batch for which the next one waits for as many requests.
+            linger: share of the time of the last batch for which the next one waits for as many requests.
             begin: called by each thread first.
         """
-        self._work, self._most, self._may_wait, self._company, self._begin = work, most, waiting, company, begin
+        self._work, self._most, self._may_wait, self._linger, self._begin = work, most, waiting, linger, begin
         self._waiting: deque[_Ticket[InT, OutT]] = deque()
-        self._there_is_work, self._gathering, self._closed = Condition(), Lock(), False
+        self._work_waiting, self._gathering, self._closed = Condition(), Lock(), False
         self._wanted = 1  # requests for which the thread that gathers is woken
         self._last, self._pause = 1, 0.0  # size of the last batch, and seconds that it is worth to wait for as many
         self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: requests of its batch, and when it was begun
         self.times = BatchTimes()
-        self.given_up = 0  # requests that nobody waited for any more
+        self.abandoned = 0  # requests whose client had left
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
         self._counting = Lock()
         self._threads = [
@@ -96,13 +96,13 @@ class WaitingLine(Generic[InT, OutT]):
         return len(self._waiting) + sum(size for size, _ in self._in_hand.copy().values())
 
     def wait_seconds(self, more: int = 1) -> float:
-        """How long `more` requests that come now would take to be answered, as measured; 0 before anything was."""
+        """Estimate the seconds until `more` requests that come now are answered; 0 before anything was measured."""
         before, last = divmod(len(self._waiting) + more - 1, self._most)  # batches, and who is before in the last one
         expected, now, threads = self.times.expected, time.monotonic(), len(self._threads)
         left = [max(0.0, expected(size) - (now - begun)) for size, begun in self._in_hand.copy().values()]
         soonest = min(left) if len(left) == threads else 0.0
-        line = sum(left) + before * expected(self._most)
-        return max(soonest, line / threads) + expected(last + 1)
+        queued = sum(left) + before * expected(self._most)
+        return max(soonest, queued / threads) + expected(last + 1)
 
     def late(self, seconds: float, more: int = 1) -> float | None:
         """By how much `more` requests would come later than in `seconds`; None where they are in time.
@@ -115,47 +115,47 @@ class WaitingLine(Generic[InT, OutT]):
         if waits < self._most // 2 or not self.waiting:
             return None
         expected = self.wait_seconds(more)
-        return expected - seconds if expected > SURE * seconds else None
+        return expected - seconds if expected > MARGIN * seconds else None
 
     def check(self, seconds: float, more: int = 1) -> None:
         """See `late`.
 
         Raises:
-            TooLate: the requests cannot be answered in time.
+            Overloaded: the requests cannot be answered in time.
         """
         late = self.late(seconds, more)
         if late is not None:
-            raise TooLate(late)
+            raise Overloaded(late)
 
     def submit(
-        self, value: InT, deadline: float = math.inf, gone: Callable[[], bool] = lambda: False
+        self, value: InT, deadline: float = math.inf, is_abandoned: Callable[[], bool] = lambda: False
     ) -> asyncio.Future[OutT]:
         """Hand in a request from the event loop; its answer, or what `work` raised for its batch, comes by the future.
 
         Args:
             value: the request.
-            deadline: of `time.monotonic`; work on it does not begin later, and the future then raises `TooLate`.
-            gone: whether nobody waits for the answer any more; the future is then cancelled.
+            deadline: of `time.monotonic`; work on it does not begin later, and the future then raises `Overloaded`.
+            is_abandoned: whether the client has left; the future is then cancelled.
 
         Raises:
-            TooLate: too many wait.
+            Overloaded: too many wait.
         """
         if len(self._waiting) >= self._may_wait:
-            raise TooLate(self.wait_seconds())
-        ticket = _Ticket(value, asyncio.get_running_loop().create_future(), deadline, gone)
-        with self._there_is_work:
+            raise Overloaded(self.wait_seconds())
+        ticket = _Ticket(value, asyncio.get_running_loop().create_future(), deadline, is_abandoned)
+        with self._work_waiting:
             if self._closed:
-                raise TooLate(1)
+                raise Overloaded(1)
             self._waiting.append(ticket)
             if len(self._waiting) >= self._wanted:
-                self._there_is_work.notify()
+                self._work_waiting.notify()
         return ticket.future
 
     def close(self) -> None:
         """Answer what waits, then end."""
-        with self._there_is_work:
+        with self._work_waiting:
             self._closed = True
-            self._there_is_work.notify()
+            self._work_waiting.notify()
         for thread in self._threads:
             thread.join()
 
@@ -166,7 +166,7 @@ class WaitingLine(Generic[InT, OutT]):
 
     def _serve_next(self, thread: int) -> bool:
         """Wait for a batch and answer it; false at the end."""
-        with self._gathering, self._there_is_work:  # others wait for the first of these
+        with self._gathering, self._work_waiting:  # others wait for the first of these
             self._gather()
             if not self._waiting:
                 return False
@@ -178,17 +178,17 @@ class WaitingLine(Generic[InT, OutT]):
         return True
 
     def _gather(self) -> None:
-        """Wait until there is something to do, and for company where much was done just now."""
+        """Wait until there is something to do, and for more where much was done just now."""
         while not self._waiting and not self._closed:
-            self._there_is_work.wait()
+            self._work_waiting.wait()
         until = time.monotonic() + self._pause
         self._wanted = self._last
         while len(self._waiting) < self._wanted and not self._closed and (left := until - time.monotonic()) > 0:
-            self._there_is_work.wait(left)
+            self._work_waiting.wait(left)
         self._wanted, self._last, self._pause = 1, 1, 0.0
 
     def _next(self, thread: int) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
-        """What is worked on next, and what nobody waits for."""
+        """Take the next batch, and the requests whose clients have left."""
         now = time.monotonic()
         batch: list[_Ticket[InT, OutT]] = []
         left: list[_Ticket[InT, OutT]] = []
@@ -198,7 +198,7 @@ class WaitingLine(Generic[InT, OutT]):
         room = min(self._most, max(share - share % STEP, STEP - 1))
         while self._waiting and len(batch) < room:
             ticket = self._waiting.popleft()
-            late = ticket.deadline < now or ticket.future.cancelled() or ticket.gone()
+            late = ticket.deadline < now or ticket.future.cancelled() or ticket.is_abandoned()
             (left if late else batch).append(ticket)
         if batch:
             self._in_hand[thread] = len(batch), now
@@ -215,17 +215,17 @@ class WaitingLine(Generic[InT, OutT]):
         with self._counting:
             self.times.observe(len(batch), seconds)
             self.observe(len(batch), seconds)
-        self._last, self._pause = len(batch), self._company * seconds if len(batch) > 1 else 0.0
+        self._last, self._pause = len(batch), self._linger * seconds if len(batch) > 1 else 0.0
         del self._in_hand[thread]
         _settle(batch[0].future, _deliver, batch, results)
 
     def _leave(self, ticket: _Ticket[InT, OutT]) -> None:
-        self.given_up += 1
+        self.abandoned += 1
         if not ticket.future.done():
-            if ticket.gone():
+            if ticket.is_abandoned():
                 ticket.future.cancel()
             else:
-                ticket.future.set_exception(TooLate(self.wait_seconds()))
+                ticket.future.set_exception(Overloaded(self.wait_seconds()))
 
 
 def _settle(future: asyncio.Future[OutT], call: Callable[..., None], *arguments: object) -> None:
