@@ -149,6 +149,7 @@ def test_metrics_are_those_of_the_file(finished: Path):
     assert set(metrics["stage"]) == {"popularity", "item_knn", "ranker", "sft", "nll", "adagrpo"}
 
 
+@pytest.mark.slow  # two runs
 def test_a_run_stage_by_stage_is_that_of_the_command_line(world: Any, data: Path, tmp_path: Path, contents: Any):
     run = Run.create(world.recipe(), tmp_path / "run", data)
     assert run.prepare()["items"] == 30 and run.tokenize()["levels"] >= 2

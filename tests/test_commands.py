@@ -93,19 +93,6 @@ def test_every_verb_that_is_shown_is_one() -> None:
     assert {"inspect", "init", "run", "diagnose", "serve", "recommend", "compare", "export"} <= shown <= known
 
 
-def test_what_a_command_is() -> None:
-    text = "adagrpo run a.yaml  # why\n# nothing\n\nadagrpo train --set 'a=[b, c]' \\\n  --seed 1\n"
-    assert shlex_lines(text) == [["adagrpo", "run", "a.yaml"], ["adagrpo", "train", "--set", "a=[b, c]", "--seed", "1"]]
-
-
-def test_what_a_block_is() -> None:
-    page = "<!-- run -->\n```sh\nls\n```\n\n```sh\nadagrpo run x\n```\n\n```\nplain text\n```\n"
-    page += "<!-- not run: b -->\n```\nmake x\n```\n"
-    assert [block.marker for block in blocks(page)] == ["run", "", "", "not run: b"]
-    assert unmarked(page) == ["adagrpo run x\n"]
-    assert unmarked("<!-- run: maybe -->\n```sh\nls\n```\n") == ["ls\n"]
-
-
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, str]:
     """An environment in which `adagrpo` and `python` are those of the tests, with one thread."""

@@ -46,9 +46,3 @@ def test_every_page_is_linked_to_from_another() -> None:
     reached = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
     reached |= {found.resolve() for page in PAGES for found in contents(page)}
     assert {page for page in PAGES if page.resolve() not in reached} == set()
-
-
-def test_anchors_are_those_of_headings(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# The `q_min`, and more (λ 5)\n```\n# no heading\n```\n", encoding="utf-8")
-    assert anchors(page) == {"the-q_min-and-more-λ-5"}

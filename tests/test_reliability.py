@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability import findings, invariance, stale
 from benchmarks.reliability.eligible_lists import check_eligible
 from benchmarks.reliability.exposures import kill_log
-from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
@@ -26,7 +23,6 @@ from benchmarks.reliability.masking import check_masking
 from benchmarks.reliability.own_artifacts import give_own_artifacts
 from benchmarks.reliability.processes import FULL, Server, run_together, server
 from benchmarks.reliability.readers import READERS, cut_short, damage_files, flip_bit
-from benchmarks.reliability.soak import assess, environment, leftovers
 from benchmarks.reliability.trials import false_alarms, imbalances, planted
 
 from adagrpo.trainer.processes import LostProcess
@@ -205,21 +201,6 @@ def test_logs_with_bad_rows(tmp_path: Path, suffix: str) -> None:
 # ---------------------------------------------------------------- the page
 
 
-def test_figures_are_written_between_the_marks_and_missing_ones_are_said(tmp_path: Path) -> None:
-    results, page = tmp_path / "results.json", tmp_path / "page.md"
-    page.write_text(f"before\n{findings.BEGIN}\nstale\n{findings.END}\nafter\n")
-    findings.record(results, "damage", Finding(8, "2 of 2", True))
-    findings.record(results, "damage", Finding(8, "1 of 2", False))
-    findings.table(results, page)
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text and "2 of 2" not in text
-    assert f"| 8 | {ROWS[8]} | 1 of 2 | **no** | `python -m benchmarks.reliability --only damage`" in text
-    assert text.count("not measured yet") == len(ROWS) - 1 - len(findings.ELSEWHERE)  # those are measured as studies
-    assert f"| 20 | {ROWS[20]} | measured as a study" in text
-    findings.table(results, page)
-    assert page.read_text() == text
-
-
 def test_no_list_holds_an_item_of_a_history_that_is_longer_than_what_the_policy_sees(tmp_path: Path) -> None:
     actual = check_masking(tmp_path, evaluated=100, generated=10)
     assert actual.pop("the last 6 items alone").holding > 50
@@ -241,38 +222,7 @@ def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
         assert f"| {'yes' if figure['passes'] else '**no**'} | `{figure['command']}` |" in page.read_text()
 
 
-def test_a_soak_counts_what_runs_leave_and_not_the_folder_that_torch_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes seconds to import
-
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it where it has been asked before
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    (tmp_path / "server").mkdir()
-    cache_dir()
-    assert leftovers(tmp_path) == set()
-    file, name = tempfile.mkstemp()
-    os.close(file)
-    (tmp_path / "run").mkdir()  # a run that was not taken away
-    assert leftovers(tmp_path) == {f"temporary/{Path(name).name}", "run"}
-
-
-def test_a_soak_is_scored_from_the_second_run_that_it_carried_on() -> None:
-    killed = [False, True, True, False, True]
-    actual = assess([300, 500, 800, 810, 815], killed, 5, set(), 4.0)  # +1.9 %
-    assert actual.passes and "memory +1.9% from turn 3" in actual.figure and "3 of them killed" in actual.figure
-    for memory, equal, left in (
-        ([300, 500, 800, 810, 817], 5, set()),  # +2.1 %
-        ([300, 500, 800, 810, 815], 4, set()),
-        ([300, 500, 800, 810, 815], 5, {"temporary/rest"}),
-    ):
-        actual = assess(memory, killed, equal, left, 4.0)
-        assert not actual.passes
-    assert "1 files left behind (temporary/rest)" in actual.figure
-
-
+@pytest.mark.slow  # 40 experiments, each looked at daily
 def test_experiments_that_are_looked_at_daily_are_not_wrong_more_often() -> None:
     errors = false_alarms(40, users=600)
     assert errors.at_any_look > errors.at_the_end

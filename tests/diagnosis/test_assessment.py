@@ -115,11 +115,10 @@ def decision(observations: Observations, seed: int) -> str:
     return judged.verdict.decision
 
 
-@pytest.mark.parametrize("permute", [False, True], ids=["random", "permuted targets"])
-def test_false_positives_are_as_rare_as_the_level_says(observed: ObservationsOf, permute: bool) -> None:
-    knowledge, runs = (3.0 if permute else 0.0), 25
-    actual = [decision(observed(1000 + s, 240, knowledge, permute_targets=permute), s) for s in range(runs)]
-    assert runs - actual.count("do_not_use") <= stats.binom.ppf(0.99, runs, 0.05)
+def test_false_positives_are_as_rare_as_the_level_says(observed: ObservationsOf) -> None:
+    """Of a ranker that knows, whose targets are permuted; one that knows nothing is below, over more seeds."""
+    actual = [decision(observed(1000 + seed, 240, 3.0, permute_targets=True), seed) for seed in range(25)]
+    assert 25 - actual.count("do_not_use") <= stats.binom.ppf(0.99, 25, 0.05)
 
 
 @pytest.mark.slow

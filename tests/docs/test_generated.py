@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS / "_extensions"))
 
@@ -26,20 +24,6 @@ def test_a_command_has_its_usage_help_options_and_defaults() -> None:
     assert "| `--quiet` | No progress on stderr. |  |" in serve  # a flag takes nothing
 
 
-def test_arguments_stand_in_the_usage() -> None:
-    assert "adagrpo run [OPTIONS] RECIPE\n" in section("run") and "- `RECIPE`: A recipe" in section("run")
-    assert "adagrpo compare [OPTIONS] RECIPE...\n" in section("compare")
-
-
-def test_cells_keep_the_table_whole() -> None:
-    assert generated._cell("a | b\n  <c>") == "a \\| b &lt;c>"
-
-
-def test_options_in_a_text_are_code() -> None:
-    assert generated._flags_as_code("as after --from; a-b, `--out`") == "as after `--from`; a-b, `--out`"
-    assert "Columns: `--set` data" in section("prepare")
-
-
 def test_every_metric_is_a_row() -> None:
     rows = generated.metrics().splitlines()
     assert "| `hr` | HR | 1, 5, 10, 50 | higher | yes |" in rows
@@ -52,16 +36,6 @@ def test_every_gate_and_option_is_a_row() -> None:
     rows = generated.gate_options().splitlines()
     assert len(rows) == sum(len(gate.options) for gate in generated.GATES.values())
     assert not [row for row in rows if row.endswith(":  |")], "each is said in the function's documentation"
-
-
-@pytest.mark.parametrize(
-    ("what", "expected"),
-    [("module", ["Text,", "", "::", "", "    a = b", "", "more"]), ("class", ["Text,", "", "    a = b", "", "more"])],
-)
-def test_equations_of_modules_are_literal_blocks(what: str, expected: list[str]) -> None:
-    lines = ["Text,", "", "    a = b", "", "more"]
-    generated._equations(None, what, "name", None, None, lines)
-    assert lines == expected
 
 
 def test_pages_ask_for_what_there_is() -> None:

@@ -119,6 +119,7 @@ def test_parts_of_users_are_dealt_where_there_are_many(monkeypatch: pytest.Monke
     assert np.isfinite(tiny.errors).all()
 
 
+@pytest.mark.slow  # 100 trials each
 @pytest.mark.parametrize(("draw", "users"), [(spent, (90, 900)), (spent, (900, 90)), (rare, (90, 900))])
 def test_unequal_arms_of_which_a_few_users_have_most_err_no_more_often_than_they_say(
     draw: Callable[[np.random.Generator, int], Floats], users: tuple[int, int]

@@ -87,6 +87,7 @@ def test_false_alarms_by_chance_are_as_rare_as_the_rule_says() -> None:
     assert alarms <= 3  # of 168 looks at a sign; overlapping windows come on together
 
 
+@pytest.mark.slow  # 100 logs each
 @pytest.mark.parametrize(("rate", "usual", "few"), [(0.02, 300, 30), (0.05, 50, 50), (0.1, 1000, 4)])
 def test_windows_of_few_clicks_are_no_sign(rate: float, usual: int, few: int) -> None:
     """Few lists often have no click, and then no variance of their own: nothing changes in these 100 logs."""

@@ -60,6 +60,7 @@ def emptied(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
         monkeypatch.setattr(draw, name, partial(none, getattr(draw, name)))
 
 
+@pytest.mark.slow  # every objective is trained
 def test_every_objective_and_report_gets_by_without_a_single_item(
     copied: Path, world: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

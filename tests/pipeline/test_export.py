@@ -157,12 +157,12 @@ def test_what_was_delisted_is_never_generated_and_still_read(run: Run, tmp_path:
 
 
 def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
-    """300 histories of all lengths in batches of several sizes: every order, and every score to 1e-5."""
+    """90 histories of all lengths in batches of several sizes: every order, and every score to 1e-5."""
     export(run, tmp_path / "out", "adagrpo", "final")
     draw = np.random.default_rng(0)
-    rows = [draw.permutation(30)[: 1 + place % 9].astype(np.int32) for place in range(300)]
+    rows = [draw.permutation(30)[: 1 + place % 9].astype(np.int32) for place in range(90)]
     offsets = np.cumsum([0, *map(len, rows)])
-    cases = Cases(np.zeros(300, np.int32), Ragged(np.concatenate(rows), offsets), np.zeros(300, np.int32))
+    cases = Cases(np.zeros(90, np.int32), Ragged(np.concatenate(rows), offsets), np.zeros(90, np.int32))
     models = Models(RunData(run))
     names = load_item_ids(models.data.prepared).to_list()
     policy, evaluation = models.policy(run.path("train", "adagrpo", "final")), run.config.evaluation
@@ -170,7 +170,7 @@ def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     for size in (1, 64):
         answers, _ = recommender(run, "adagrpo", "final", precision="float32")
         given = [Query([int(item) for item in row]) for row in rows]
-        lists = [one for first in range(0, 300, size) for one in answers.recommend(given[first : first + size])]
+        lists = [one for first in range(0, 90, size) for one in answers.recommend(given[first : first + size])]
         found[f"serve, {size} at a time"] = [one.items for one in lists], np.array([one.scores for one in lists])
         named = [[names[item] for item in row] for row in rows]
         found[f"generate, {size} at a time"] = lists_of_generate(tmp_path / "out", named, size)

@@ -133,6 +133,7 @@ def test_recommended_are_the_items_of_generate(world: Any, data: Path, tmp_path:
         assert scores == pytest.approx([score for _, score in expected[:9]], abs=1e-4)
 
 
+@pytest.mark.slow  # a run
 def test_every_verb_takes_the_checkpoint(world: Any, data: Path, tmp_path: Path):
     run = opened(world, data, tmp_path / "external", shared=True)
     run.ranker()

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.reliability.read_only import snapshot
 
 
+@pytest.mark.slow  # evaluates and diagnoses
 def test_verbs_that_read_a_run_leave_it_as_it_was(finished: Path, tmp_path: Path) -> None:
     before = snapshot(finished)
     out = tmp_path / "out"

@@ -299,6 +299,7 @@ def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data
         run.evaluate()
 
 
+@pytest.mark.slow  # a comparison
 def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path: Path) -> None:
     module(tmp_path / "code", "ring_e")
     recipe = tmp_path / "recipe.yaml"
@@ -317,6 +318,7 @@ def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path:
 # ---------------------------------------------------------------- trees
 
 
+@pytest.mark.slow  # two runs
 def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: Any, data: Path) -> None:
     pytest.importorskip("lightgbm")
     small = {"lambdarank": {"trees": 5, "leaves": 4, "minimum_leaf": 2, "negatives": 9}}

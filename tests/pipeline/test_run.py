@@ -436,7 +436,9 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
     assert contents(directory) == contents(finished)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_bytes(
     finished: Path,
     data: Path,

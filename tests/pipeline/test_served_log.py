@@ -28,6 +28,7 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
+from adagrpo.serving.limits import Limits
 from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.storage.locks import lock_folder
 
@@ -206,7 +207,8 @@ def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: P
     """Over the routes of the service: lists that are drawn, clicks by request id, and a run of what was logged."""
     answering, _ = recommender(Run.open(copied), "adagrpo", "final", exclude_history=False)
     serving = Serving(answering, {}, {"model": "m", "catalog": "c", "arm": "adagrpo/final"})
-    options = Options(exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(1.0, share=0.8))
+    limits = Limits(deadline_seconds=60.0)  # on a busy machine too
+    options = Options(limits, exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(1.0, share=0.8))
     clicks = 0
     with TestClient(Application(ModelManager(serving), options)) as client:
         for visit in range(5):

@@ -87,31 +87,6 @@ def test_a_second_run_skips_everything(copied: Path, data: Path, world: Any, con
     assert contents(copied) == before
 
 
-def test_training_settings_concern_training_alone(copied: Path, data: Path, world: Any, contents: Contents) -> None:
-    before = contents(copied)
-    (copied / "events.jsonl").unlink()
-    world.run(copied, data, train={"fit": {"learning_rate": 0.004}}).complete()
-    assert made(copied) <= set(STAGES[4:]) and made(copied) >= {"train/nll", "train/adagrpo", "evaluate/adagrpo/final"}
-    after = contents(copied)
-    upstream = [name for name in before if name.split("/")[0] in ("prepare", "tokenize", "sft", "ranker")]
-    assert all(after[name] == before[name] for name in upstream) and "sft/final/model.safetensors" in upstream
-    assert after["train/adagrpo/final/model.safetensors"] != before["train/adagrpo/final/model.safetensors"]
-
-
-def test_the_objective_does_not_concern_nll(copied: Path, data: Path, world: Any) -> None:
-    (copied / "events.jsonl").unlink()
-    world.run(copied, data, objective={"lambda": 0.5}).complete()
-    assert "train/adagrpo" in made(copied)
-    drawn = {"report/paired", "report/rollouts"}
-    assert made(copied) <= {"train/adagrpo", "evaluate/adagrpo/best", "evaluate/adagrpo/final", *drawn}
-
-
-def test_how_often_a_fit_is_saved_concerns_nothing(copied: Path, data: Path, world: Any) -> None:
-    (copied / "events.jsonl").unlink()
-    world.run(copied, data, sft={"checkpoint_seconds": 60}, train={"fit": {"checkpoint_seconds": 60}}).complete()
-    assert made(copied) == set()
-
-
 def test_runs_in_different_places_are_equal(finished: Path, world: Any, tmp_path: Path, contents: Contents) -> None:
     """Killed twice on the way, in sft and in post-training, and continued by the same command."""
     world.write(tmp_path / "elsewhere" / "data")

@@ -100,7 +100,7 @@ def command(*arguments: object) -> Said:
     return Said(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
-@pytest.mark.parametrize("name", ["shop.csv", "shop.jsonl"])
+@pytest.mark.parametrize("name", ["shop.csv", pytest.param("shop.jsonl", marks=pytest.mark.slow)])
 def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     log, recipe = shop(tmp_path / name), tmp_path / "mine.yaml"
     looked = command("inspect", log, "--json")

@@ -119,92 +119,6 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
     assert short[4] == "| x | best | 10.00 % | +2.00 (−1.00 … +5.00) | 0.1000 |"
 
 
-def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: Path) -> None:
-    content = json.loads((results / "tiny.comparison.json").read_text(encoding="utf-8"))
-    world = judged("x", "best", "better", against(0.03, None))
-    world["against"]["true_utility@10"] = {"difference": -0.004, "users": [-0.005, -0.003]}
-    (results / "w.comparison.json").write_text(json.dumps(content | {"name": "w", "rows": [world]}), encoding="utf-8")
-    assert made("headline tiny w arms=x,rerank", results) == [
-        "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points | w, Δ true utility@10 |",
-        "|---|--:|--:|--:|",
-        "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
-        "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
-    ]
-    assert made("headline tiny arms=x,rerank split=validation", results) == [
-        "| arm | tiny, Δ HR@10 on validation, points |",
-        "|---|--:|",
-        "| x | +1.00 |",
-        "| rerank | −2.00 |",
-    ]
-    (results / "w.comparison.json").write_text(json.dumps(content), encoding="utf-8")  # of the same set
-    assert made("headline tiny w arms=x", results)[0] == "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points |"
-
-
-def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) -> None:
-    base = {"hr@10": [0.1, 0.1], "hr@50": [0.2, 0.2]}
-    for name, seeds, gains in (("one", [0, 1], [0.02, 0.03]), ("two", [2, 3], [0.03, 0.04])):
-        rows: list[dict[str, Any]] = []
-        for arm, gained in (("nll", [0.0, 0.0]), ("x", gains)):
-            test = {m: {"by_seed": [b + g for b, g in zip(v, gained, strict=True)]} for m, v in base.items()}
-            test = {m: v | {"mean": sum(v["by_seed"]) / 2} for m, v in test.items()}
-            actual = {"users": [0.01, 0.05], "by_seed": gained}
-            rows.append({"arm": arm, "checkpoint": "best", "test": test, "validation": {"hr@10": 0.1}})
-            rows[-1] |= {"against": {} if arm == "nll" else {"hr@10": actual, "hr@50": actual}}
-        plan = {"baseline": "nll", "family": ["x"], "metric": "hr@10", "level": 0.95, "margins": {"hr@50": 0.01}}
-        content = {"name": "n", "seeds": seeds, "users": 9, "plan": plan, "rows": rows}
-        (tmp_path / f"{name}.comparison.json").write_text(json.dumps(content), encoding="utf-8")
-    assert made("comparison one two", tmp_path)[2:] == [
-        "| nll | – | 10.00 % | – | 20.00 % | baseline |",
-        "| x | – | 13.00 % | +3.00 (+1.00 … +5.00; +1.70 … +4.30) | 23.00 % | **better** |",
-    ]
-    with pytest.raises(UserError, match=r"line 2: one, one: cannot be pooled, the seeds \[0, 1, 0, 1\] are not all"):
-        made("comparison one one", tmp_path)
-
-
-def test_from_which_quality_of_the_reward_on_an_arm_gains(tmp_path: Path) -> None:
-    rows = []
-    gains = {-0.01: (-0.06, [-0.08, -0.04]), 0.0: (-0.02, [-0.04, 0.01]), 0.01: (0.02, [-0.01, 0.05])}
-    gains |= {0.02: (0.06, [0.03, 0.09])}
-    for quality, (gained, ends) in gains.items():
-        arms = [{"arm": "nll", "checkpoint": "final", "test": {"hr@10": {"mean": 0.1}}, "against": {}}]
-        for arm, difference, users in (("x", gained, ends), ("none", 0.0, [0.0, 0.0])):
-            against = {"hr@10": {"difference": difference, "users": users}}
-            arms.append({"arm": arm, "checkpoint": "final", "test": {"hr@10": {"mean": 0.1}}, "against": against})
-        diagnosis = {"minus_policy": {"mix": {"ndcg@10": {"mean": quality}}}}
-        rows.append({"variant": f"v{quality}", "baseline": "nll", "diagnosis": diagnosis, "arms": arms})
-    (tmp_path / "quality-x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert made("crossing quality-x", tmp_path) == [
-        "| arm | rank correlation with Δ HR@10 | crosses 0 at | loses up to | gains from |"
-        " rewards under which it loses | gains |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-        "| x | +1.00 | +0.0050 | -0.0100 | +0.0200 | 1 | 1 |",
-        "| none | – | – | – | – | 0 | 0 |",
-    ]
-
-
-def test_a_trial_of_rewards(tmp_path: Path) -> None:
-    names = ("hr@10", "hallucination@10", "true_utility@10")
-    row = {"arm": "bad: grpo", "test": {name: {"mean": 0.1} for name in names}}
-    row["against"] = {name: {"difference": -0.02, "users": [-0.03, -0.01]} for name in names}
-    content = {"rewards": {"bad": {"decision": "do_not_use"}}, "rows": [row]}
-    (tmp_path / "two.trial.json").write_text(json.dumps(content), encoding="utf-8")
-    (table,) = made("trial two", tmp_path)[2:]
-    assert table.startswith(r"| bad | do\_not\_use | grpo | 10.00 % | −2.00 (−3.00 … −1.00) | 10.00 % | 0.1000 |")
-    (tmp_path / "two.trial.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"two\.trial\.json: not the demo.json of a demo"):
-        made("trial two", tmp_path)
-
-
-def test_an_ablation_beside_its_reference(results: Path) -> None:
-    changed = "-0.0100 (-0.0200 to +0.0000)"
-    assert made("ablation parts", results) == [
-        "| variant | HR@10 | NDCG@10 | Δ HR@10 | Δ NDCG@10 |",
-        "|---|--:|--:|--:|--:|",
-        "| recipe | 0.1000 | 0.0500 | reference | reference |",
-        f"| less | 0.1000 | 0.0500 | {changed} | {changed} |",
-    ]
-
-
 @pytest.mark.parametrize(
     ("marker", "said"),
     [
@@ -271,6 +185,10 @@ def test_pages_are_checked_or_written_all_or_none(results: Path, tmp_path: Path)
 def test_the_pages_of_the_project_say_what_its_results_say() -> None:
     pages = [ROOT / "README.md", ROOT / "docs", ROOT / "research"]
     assert tables_into(ROOT / "research", pages, check=True) == []
+
+
+@pytest.mark.slow  # dozens of charts are drawn anew
+def test_the_figures_of_the_project_are_those_of_its_results() -> None:
     assert figures_into(ROOT / "research", check=True) == []
 
 

@@ -36,10 +36,10 @@ def slow_top(scores: NDArray[np.float64], chosen: NDArray[np.bool_], k: int) -> 
     if len(scores) <= k:
         return None
     rng, hits = np.random.default_rng(0), 0.0
-    for _ in range(4000):
+    for _ in range(1000):
         order = np.lexsort((rng.random(len(scores)), -scores))
         hits += chosen[order[:k]].mean()
-    return hits / 4000
+    return hits / 1000
 
 
 def test_measures_are_those_of_a_slow_twin() -> None:
@@ -53,7 +53,7 @@ def test_measures_are_those_of_a_slow_twin() -> None:
         for k in (1, 5):
             rate = slow_top(SCORES[mine], CHOSEN[mine], k)
             assert (row[f"top@{k}"] is None) == (rate is None)
-            assert rate is None or row[f"top@{k}"] == pytest.approx(rate, abs=0.03)  # 4,000 orders
+            assert rate is None or row[f"top@{k}"] == pytest.approx(rate, abs=0.06)  # 1,000 orders
 
 
 def test_means_differences_and_parts() -> None:

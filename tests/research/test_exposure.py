@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.report import read_rows, to_markdown
-from adagrpo.report.canvas import standalone
+from adagrpo.report import read_rows
 from research.exposure_bias import measure as exposure_bias
 from research.exposure_bias import tables as exposure_tables
 from research.random_exposure import propensity
@@ -84,44 +83,6 @@ def test_differences_are_taken_within_a_seed() -> None:
     half = 12.706 * 0.05  # t of one degree of freedom times the standard error of 0 and -.1, negated
     assert gates["all users", "adagrpo"][3] == f"+0.050 ({0.05 - half:+.3f} to {0.05 + half:+.3f})"
     assert gates["cross-fitted", "all"][2:] == ("–", "–")  # three groups say nothing
-
-
-def test_every_curve_is_drawn() -> None:
-    drawn = exposure_tables.charts([row(bias, seed) for bias in (0.0, 1.0) for seed in (0, 1)])
-    assert set(drawn) == {"ranker", "utility", "utility-gain", "reward-gain", "gates-all-users", "gates-cross-fitted"}
-    for name, svg in drawn.items():
-        assert svg.startswith("<svg") and "exposure bias" in svg and "No values" not in svg, name
-    assert "mixture" in drawn["utility-gain"] and "oracle" not in drawn["gates-all-users"]
-
-
-def test_the_curves_and_tables_of_the_project_are_those_of_its_rows() -> None:
-    study = Path(exposure_tables.__file__).parent
-    rows = read_rows(study / "exposure-bias.jsonl")
-    page = (study / "README.md").read_text(encoding="utf-8")
-    assert all(to_markdown(table) in page for table in exposure_tables.tables(rows).values())
-    drawn = exposure_tables.charts(rows)
-    files = {path.stem: path.read_text(encoding="utf-8") for path in (study / "figures" / "exposure-bias").iterdir()}
-    assert files == {name: standalone(svg) for name, svg in drawn.items()}
-
-
-def test_weightings_are_compared_seed_by_seed() -> None:
-    values = {"ignore": (0.5, 0.7), "ips": (0.6, 0.8), "snips": (0.5, 0.7)}
-    rows = [
-        {"world": "coat", "seed": seed, "propensity": way, "metrics": {"random": actual[seed]}}
-        for way, actual in values.items()
-        for seed in (0, 1)
-    ]
-    rows.append({"world": "coat", "seed": 2, "propensity": "ignore", "metrics": {"random": 0.1}})  # not whole yet
-    assert propensity.table(rows).rows == (
-        ("coat", "random", "2", "0.6000", "+0.1000 (+0.1000 to +0.1000)", "+0.0000 (+0.0000 to +0.0000)"),
-    )
-
-
-def test_the_weightings_of_the_project_are_those_of_its_rows() -> None:
-    study = Path(propensity.__file__).parent
-    page = (study / "README.md").read_text(encoding="utf-8")
-    measured = propensity.table(read_rows(study / "propensity.jsonl")).rows
-    assert len(measured) == 12 and all(f"| {' | '.join(cells[3:])} |\n" in page for cells in measured)
 
 
 def test_propensities_are_joined_to_what_they_are_of(tmp_path: Path) -> None:

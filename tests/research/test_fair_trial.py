@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from adagrpo.config import ArmConfig, ObjectiveConfig
+from adagrpo.config import ObjectiveConfig
 from adagrpo.errors import UserError
 from adagrpo.report import read_comparison, read_rows
 from adagrpo.types import Cases, Ragged
@@ -27,7 +27,6 @@ from research.fair_trial.configs import (
     alike_config,
     fixed_rate_config,
     frontier_config,
-    recommended_config,
     reward_config,
     teacher_config,
     thresholds_config,
@@ -37,9 +36,7 @@ from research.fair_trial.configs import (
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.pooling import pool
-from research.pages.readings import admitted_table, diagnosed_table, hard_table, matched_table
-from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
-from research.worlds_pooled import over_worlds
+from research.pages.readings import admitted_table, diagnosed_table, hard_table
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -90,79 +87,6 @@ def test_the_rule_takes_the_best_of_the_last_rung_and_of_equals_the_lower_pressu
     assert shown == [("fair-grpo-beam", 1.0, "end")]
 
 
-def test_the_table_of_a_tuning_has_the_setting_that_the_rule_chooses():
-    rows = [entry | {"steps": 33, "pressure_found": {"lambda_": 2.5}} for entry in tried("grpo-beam")]
-    (cells,) = tuned_table(rows).rows
-    best = leaders(rows, "grpo-beam", 1)[0]
-    assert cells[0] == "grpo-beam" and cells[3:5] == (best.rollouts, best.positions)
-    assert float(cells[1]) == best.pressure and float(cells[2]) == 2.5
-
-
-def test_the_table_of_a_trial_has_how_hard_each_arm_pressed_and_both_its_checkpoints():
-    gains = {("gated", "best"): 0.01, ("gated", "final"): -0.02, ("rerank", "best"): 0.03}
-    rows = [
-        {"arm": arm, "checkpoint": kind, "against": {"hr@10": {"difference": x, "users": [x - 0.01, x + 0.01]}}}
-        for (arm, kind), x in gains.items()
-    ]
-    arms: dict[str, Any] = {"nll": {"lambda": [None], "pressure": [None], "admission": [None]}}
-    arms["gated"] = {"lambda": [4.0, 6.0], "pressure": [0.5, 1.0], "admission": [0.1, 0.3]}
-    arms["rerank"] = {"lambda": [None, None]}
-    plan = {"metric": "hr@10", "baseline": "nll"}
-    gated, rerank = pressed_table({"plan": plan, "arms": arms, "rows": rows}).rows
-    assert gated[:4] == ("gated", "5.000", "0.7500", "0.2000")
-    assert gated[4].startswith("+1.00 (0.00 ") and gated[5].startswith("\N{MINUS SIGN}2.00 (")
-    assert rerank[1:4] == ("–",) * 3 and rerank[4] == rerank[5]
-
-
-def difference(x: float) -> dict[str, Any]:
-    return {"hr@10": {"difference": x, "users": [x - 0.01, x + 0.01], "variance": {"users": 1e-6, "rest": 1e-6}}}
-
-
-def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets():
-    gains = {"first": (0.5, 0.01), "second": (0.5, 0.03), "third": (0.5, 0.05)}  # best and last step
-    contents = [
-        {
-            "name": name,
-            "plan": {"metric": "hr@10", "baseline": "nll"},
-            "pairs": [
-                {"arm": "gate", "other": "random", "checkpoint": kind, "against": difference(x)}
-                for kind, x in zip(("best", "final"), values, strict=True)
-            ],
-        }
-        for name, values in gains.items()
-    ]
-    table = pairs_over_sets(contents, list(gains))
-    mean = over_worlds([[values[1], 1e-6] for values in gains.values()])
-    assert mean is not None and table.header[1:4] == ("first", "second", "third")
-    (line,) = table.rows
-    assert line[0] == "gate less random" and [cell[:5] for cell in line[1:4]] == ["+1.00", "+3.00", "+5.00"]
-    assert line[4] == f"{100 * mean[0]:+.2f} ({100 * mean[1]:+.2f} … {100 * mean[2]:+.2f})".replace(
-        "-", "\N{MINUS SIGN}"
-    )
-
-    with pytest.raises(UserError, match="no pair of arms has ndcg@10"):
-        pairs_over_sets(contents, list(gains), "ndcg@10")
-    again = pairs_over_sets([contents[0], {**contents[1], "name": "first"}], ["p1", "p2"])
-    assert again.header == ("arms", "p1", "p2")  # a set twice has no mean over sets
-
-    for row in contents[1]["pairs"]:
-        del row["against"]["hr@10"]["variance"]  # of one seed
-    (line,) = pairs_over_sets(contents, list(gains)).rows
-    assert line[2][:5] == "+3.00" and line[4] == "–"
-
-
-def test_the_table_of_teachers_has_the_weights_that_validation_chose_and_the_last_step_of_each_arm():
-    gains = {("fair-distill", "best"): 0.5, ("fair-distill", "final"): 0.01, ("rerank", "best"): 0.03}
-    content = {
-        "plan": {"metric": "hr@10", "baseline": "nll"},
-        "arms": {"fair-distill": {"weight": [0.5, None]}, "rerank": {"weight": [2.0, 4.0]}},
-        "rows": [{"arm": a, "checkpoint": kind, "against": difference(x)} for (a, kind), x in gains.items()],
-    }
-    (line,) = teachers_table({"item-knn": content}).rows
-    assert line[:3] == ("item-knn", "0.5, –", "2, 4")
-    assert [cell[:5] for cell in line[3:5]] == ["+1.00", "+3.00"] and line[5] == "–"
-
-
 def test_no_seed_of_the_trial_is_tuned_on():
     assert all(PLAN["tuning_seed"] not in seeds for seeds in PLAN["seeds"].values())
 
@@ -209,53 +133,25 @@ def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_o
     assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
 
 
-def test_arms_of_an_objective_that_are_alike_differ_in_the_gate_alone():
-    config = alike_config(PLAN, "ml-1m", 2)
-    arms = {arm.name: arm for arm in config.train.arms[1:]}
-    assert list(arms) == [f"fair-{family}" for family in FAMILIES] and len(config.compare.pairs) == 12
-    assert {(arm.pressure, arm.options.rl_positions) for arm in arms.values()} == {(2.0, "random")}
+GATED = {
+    "alike": lambda: alike_config(PLAN, "ml-1m", 2),
+    "unseen": lambda: unseen_config(PLAN, "lastfm"),
+    "thresholds": lambda: thresholds_config(PLAN, "lastfm"),
+    "fixed rate": lambda: fixed_rate_config(PLAN, "lastfm"),
+    **{kind: lambda kind=kind: reward_config(PLAN, "yelp", kind) for kind in PLAN["trial"]["rewards"]["kinds"]},
+}
+
+
+@pytest.mark.parametrize("study", GATED)
+def test_arms_that_are_held_against_each_other_differ_in_the_gate_alone(study: str):
+    config = GATED[study]()
+    arms = {arm.name: arm for arm in config.train.arms}
+    assert config.compare.pairs
     for first, second in config.compare.pairs:
-        assert arms[first].options == arms[second].options
-        assert arms[first].admits != arms[second].admits
-
-
-def test_gates_at_unseen_positions_differ_in_the_gate_alone_and_the_paper_s_is_held_against_each_other():
-    config = unseen_config(PLAN, "lastfm")
-    arms = {arm.name: arm for arm in config.train.arms[1:]}
-    assert config.train.rl_split == 0.33 and len(arms) == 12 and len(config.compare.pairs) == 9
-    gates = {name: arm.admits for name, arm in arms.items() if name.startswith("fair-grpo-beam")}
-    assert gates == {
-        "fair-grpo-beam": "all",
-        "fair-grpo-beam-gate": "rollout_miss",
-        "fair-grpo-beam-random": "random",
-        "fair-grpo-beam-inverted": "inverted",
-    }
-    for first, second in config.compare.pairs:
-        assert first.endswith("-gate") and arms[first].options == arms[second].options
-        assert arms[first].pressure == arms[second].pressure == 1.0
-
-
-def test_a_threshold_is_that_of_the_gate_and_of_the_random_one_that_it_is_held_against():
-    config = thresholds_config(PLAN, "lastfm")
-    arms = {arm.name: arm.resolved_objective(config.objective) for arm in config.train.arms[1:]}
-    assert len(arms) == 14 and len(config.compare.pairs) == 7
-    for first, second in config.compare.pairs:
-        assert "-gate-" in first and second == first.replace("-gate-", "-random-") and arms[first] == arms[second]
-        assert (arms[first].miss_min, arms[first].q_min) != (0.5, 0.95)
-    assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
-    both = arms["fair-grpo-samples-gate-tau0.2-q_min0.5"]
-    assert (both.miss_min, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
-
-
-def test_a_gate_of_a_fixed_rate_differs_from_the_others_in_the_gate_alone():
-    config = fixed_rate_config(PLAN, "lastfm")
-    arms = {arm.name: arm for arm in config.train.arms[1:]}
-    assert len(arms) == 16 and len(config.compare.pairs) == 12
-    for first, second in config.compare.pairs:
-        seen = [arms[name].resolved_objective(config.objective) for name in (first, second)]
-        rates = [one.admission_rate for one, name in zip(seen, (first, second), strict=True) if "bernoulli" in name]
-        assert rates == [PLAN["trial"]["fixed_rate"]["rate"]]
-        assert seen[0] == seen[1].model_copy(update={"admission_rate": seen[0].admission_rate})
+        one, other = (arms[name].resolved_objective(config.objective) for name in (first, second))
+        rates = [seen.admission_rate for seen, name in ((one, first), (other, second)) if "bernoulli" in name]
+        assert rates == ([PLAN["trial"]["fixed_rate"]["rate"]] if study == "fixed rate" else [])
+        assert one == other.model_copy(update={"admission_rate": one.admission_rate})
         assert arms[first].pressure == arms[second].pressure and arms[first].admits != arms[second].admits
 
 
@@ -268,25 +164,6 @@ def test_the_gate_is_held_against_the_mixture_at_every_pressure():
     assert [tuple(pair) for pair in config.compare.pairs] == [(gate.name, arm.name) for arm in mixtures]
     with pytest.raises(UserError, match="continues the tuning"):
         frontier_config(PLAN, "amazon18-scientific", rows[:-1])
-
-
-@pytest.mark.parametrize("kind", PLAN["trial"]["rewards"]["kinds"])
-def test_gates_under_another_reward_differ_in_the_gate_alone(kind: str):
-    config = reward_config(PLAN, "yelp", kind)
-    assert config.reward.kind == PLAN["trial"]["rewards"]["kinds"][kind]["kind"]
-    assert (config.ranker.fit.epochs == 1) == (kind != "sequential")  # a reward is fitted as the recipe says
-    arms = {arm.name: arm for arm in config.train.arms[1:]}
-    assert len(arms) == 6 and len(config.compare.pairs) == 6
-    for first, second in config.compare.pairs:
-        seen = [arms[name].resolved_objective(config.objective) for name in (first, second)]
-        assert seen[0] == seen[1] and arms[first].admits != arms[second].admits
-    assert {arm.pressure for arm in arms.values()} == {1.0}
-
-
-def test_the_recommended_arm_is_the_one_that_is_shipped():
-    config = recommended_config(PLAN, "yelp")
-    assert [arm.name for arm in config.train.arms] == ["nll", "distill-tuned"] and not config.compare.pairs
-    assert config.train.arms[1] == ArmConfig.model_validate("distill-tuned")
 
 
 def test_what_is_tuned_again_at_full_length_chooses_by_those_rows_alone():
@@ -486,24 +363,6 @@ def test_a_hard_case_is_told_where_the_reward_puts_the_logged_item_above_the_lis
     assert hard_cases.told(Numbers(), cases, lists, 5, torch.device("cpu")).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
     places = hard_cases.strata_of(np.array([1, 10, 11, 0]), np.array([0.0, 1.0, 0.95, 0.94]))
     assert [hard_cases.STRATA[place] for place in places] == ["found", "found", "hard, told", "hard, not told"]
-
-
-def test_gates_at_one_setting_are_held_against_each_other_by_hand() -> None:
-    def row(family: str, pressure: float, hits: float, rung: int = 0) -> dict[str, Any]:
-        setting = {"pressure": pressure, "rollouts": "few", "positions": "random"}
-        return {"family": family, "rung": rung, "final": {"hr@10": hits}} | setting
-
-    rows = [row("distill", 0.3, 0.10), row("distill-gate", 0.3, 0.12), row("distill-random", 0.3, 0.13)]
-    rows += [row("distill", 1, 0.10), row("distill-gate", 1, 0.09), row("distill-random", 1, 0.09)]
-    rows += [row("distill-gate", 1, 0.5, rung=1), row("grpo-beam-gate", 2, 0.4)]  # no other is like these
-    table = matched_table({"a": rows, "b": rows})
-    assert table.header == ("points of HR@10", "a", "b", "mean over sets")
-    assert [line[1] for line in table.rows] == [
-        "\N{MINUS SIGN}0.50 (0 up, 1 down)",
-        "+0.50 (1 up, 1 down)",
-        "+1.00 (1 up, 1 down)",
-    ]
-    assert table.rows[1][3] == "+0.50 (+0.50 … +0.50)"
 
 
 def test_what_gates_let_through_is_a_share_of_groups(tmp_path: Path) -> None:

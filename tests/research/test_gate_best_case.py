@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import yaml
 
 from adagrpo.config import load_config
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
-from adagrpo.report import read_rows
 from research.gate_best_case import measure, tables
 from research.worlds_pooled import over_worlds
 
@@ -63,15 +61,3 @@ def test_a_world_whose_arm_had_no_teacher_counts_for_utility_and_not_for_what_wa
     for entry in rows:
         entry["arms"]["taught-gate"] |= {"admission": None, "pressure": None}
     assert tables.arms_table(rows).rows[0][2:4] == (tables.MISSING, tables.MISSING)
-
-
-def test_the_page_says_what_the_rows_on_file_say() -> None:
-    page = (tables.HERE / "README.md").read_text(encoding="utf-8")
-    assert tables.written(page, list(read_rows(tables.HERE / "gates.jsonl"))) == page
-
-
-def test_the_page_is_written_between_its_markers() -> None:
-    rows = [row("first", 0.01), row("second", 0.03)]
-    page = tables.written(Path(tables.HERE / "README.md").read_text(encoding="utf-8"), rows)
-    assert "| right | a less b | +0.0200 (" in page and "| right | taught-gate | 25 % | 0.50 | +0.0200 (" in page
-    assert tables.written(page, rows) == page

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.experiments.interleaving import team_draft
-from adagrpo.report import read_rows
-from research.interleaving.measure import Visits, drafted, needed, table, visits
+from research.interleaving.measure import Visits, drafted, needed, visits
 
 STUDY = Path(__file__).parents[2] / "research" / "interleaving"
 
@@ -41,8 +40,3 @@ def test_alike_arms_share_the_clicks() -> None:
     shares = seen.mixed[total > 0, 1] / total[total > 0]
     assert abs(shares.mean() - 0.5) < 4 * shares.std() / np.sqrt(len(shares))
     assert abs(seen.expected[0] - seen.expected[1]) < 0.05
-
-
-def test_the_page_is_what_its_rows_say() -> None:
-    page = (STUDY / "README.md").read_text(encoding="utf-8")
-    assert table([dict(row) for row in read_rows(STUDY / "rows.jsonl")]) in page

@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.report import read_rows
-from research.off_policy_logs.measure import Videos, open_bandit, small_logs, softmax, tables
+from research.off_policy_logs.measure import Videos, open_bandit, small_logs, softmax
 
 STUDY = Path(__file__).parents[2] / "research" / "off_policy_logs"
 
@@ -55,13 +54,3 @@ def test_both_ways_on_two_policies(tmp_path: Path) -> None:
         for name in ("as_it_was", "ips", "snips"):
             assert abs(row[name][0] - truth) < 0.015 and row[name][1] < row[name][0] < row[name][2]
         assert row["refused"] is None and abs(row["mean_weight"] - 1) < 0.05
-
-
-def test_the_page_is_what_its_rows_say() -> None:
-    page = (STUDY / "README.md").read_text(encoding="utf-8")
-    rows = read_rows(STUDY / "rows.jsonl")
-    for text in tables([dict(row) for row in rows]).values():
-        assert text in page
-    feed = next(row for row in rows if row.get("part") == "feed")
-    for name in ("as_it_was", "random", "snips"):
-        assert f"| {100 * feed[name][0]:.1f} % |" in page

@@ -90,6 +90,7 @@ def test_pooled_comparisons_are_one_of_all_seeds_but_for_users_intervals_that_ar
     assert 1.1 < np.diff(gain[0]["users"])[0] / np.diff(gain[1]["users"])[0] < 1.6
 
 
+@pytest.mark.slow  # 200 trials
 def test_a_pooled_p_value_does_not_claim_more_than_one_of_all_seeds_would() -> None:
     options = OPTIONS.model_copy(update={"resamples": 400})
     generator = np.random.default_rng(3)

@@ -11,7 +11,7 @@ import pytest
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
 from research.pages.documents import with_tables
-from research.pages.verdicts import agreement, joined, verdict_summary, verdict_table
+from research.pages.verdicts import joined, verdict_summary
 from research.verdict import taste
 
 ROOT = Path(__file__).parents[2]
@@ -58,15 +58,6 @@ def test_the_targets_by_hand() -> None:
     assert table.rows[2][4:] == ("1 of 2", "1 of 2", "1 of 2", "0 of 1", "1 of 2")
 
 
-def test_a_row_a_pair() -> None:
-    table = verdict_table(joined(OUTCOMES, VERDICTS))
-    assert all(len(row) == len(table.header) == len(table.alignment) for row in table.rows)
-    assert table.rows[2][:7] == ("h", "held-out", "wrong", "use", "strong", "100 %", "50 %")
-    assert table.rows[2][-2] == "lowered -0.0030 (-0.0050 to -0.0010)"
-    assert table.rows[3][-2:] == ("+0.0010 (-0.0010 to +0.0030)",) * 2
-    assert agreement(["use", "rerank_only", "use"]) == pytest.approx(2 / 3)
-
-
 def test_pairs_that_were_not_judged_are_named() -> None:
     with pytest.raises(ValueError, match=r"h, missed: has no verdict"):
         joined(OUTCOMES, VERDICTS[:-1])
@@ -74,12 +65,6 @@ def test_pairs_that_were_not_judged_are_named() -> None:
         joined(OUTCOMES, [*VERDICTS, VERDICTS[0]])
     with pytest.raises(UserError, match="is of outcomes and verdicts, 1 files are named"):
         with_tables("<!-- table: verdicts outcomes -->\n<!-- end of table -->\n", ROOT / "research")
-
-
-def test_the_page_is_made_from_the_rows() -> None:
-    page = (ROOT / "research/verdict/README.md").read_text(encoding="utf-8")
-    assert "<!-- table: verdicts outcomes verdicts form=short -->" in page
-    assert with_tables(page, ROOT / "research") == page
 
 
 def test_the_taste_reward_orders_items_as_the_true_utility_of_the_moment_does() -> None:

@@ -67,23 +67,6 @@ def test_a_sealed_folder_lists_sizes_and_hashes(sealed):
     assert verify(sealed) == {name: entry["sha256"] for name, entry in content["files"].items()}
 
 
-@pytest.mark.parametrize("name", ["a.txt", "inner/b.bin"])
-def test_a_flipped_byte_is_refused_by_name(sealed, name):
-    data = bytearray((sealed / name).read_bytes())
-    data[-1] ^= 1
-    (sealed / name).write_bytes(data)
-    with pytest.raises(UserError) as error:
-        verify(sealed)
-    assert str(sealed / name) in one_line(error) and "differs" in str(error.value)
-
-
-def test_a_truncated_file_is_refused_by_name(sealed):
-    (sealed / "inner" / "b.bin").write_bytes(bytes(range(99)))
-    with pytest.raises(UserError) as error:
-        verify(sealed)
-    assert str(sealed / "inner" / "b.bin") in one_line(error)
-
-
 def test_a_missing_file_is_refused_by_name(sealed):
     (sealed / "a.txt").unlink()
     with pytest.raises(UserError) as error:

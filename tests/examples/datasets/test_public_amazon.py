@@ -9,7 +9,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from examples.datasets import Downloads
-from examples.datasets.amazon import AttributeRule, Table2014, attributes_of, read_2014, read_2018
+from examples.datasets.amazon import AttributeRule, Table2014, read_2014, read_2018
 from examples.datasets.numbering import interaction_table
 
 COLUMNS = ("item_id", "asin", "short_text", "attributes", "title", "categories", "brand")
@@ -37,14 +37,6 @@ def test_users_and_items_are_numbered_as_they_first_occur(standins: Any, tmp_pat
     assert result.counts == {"users": 3, "items": 4, "interactions": 7}
 
 
-def test_within_a_day_the_order_of_the_file_stays(standins: Any, tmp_path: Path) -> None:
-    lines = [standins.review("u", asin, time) for asin, time in [(C, 5), (B, 5), (A, 7), (D, 3)]]
-    standins.write_lines(tmp_path / "reviews_Beauty_5.json.gz", lines)
-    standins.write_lines(tmp_path / "meta_Beauty.json.gz", map(repr, RECORDS))
-    result = read_2014(Downloads([tmp_path], []), "Beauty", TABLE)
-    assert result.tables["items.parquet"]["asin"].to_list() == [D, C, B, A]
-
-
 def test_items_have_texts_and_attributes_in_the_order_of_the_metadata(standins: Any, tmp_path: Path) -> None:
     """OPI twice, Nails twice, Hair twice; Combs and Tips once, which is too few, and Beauty is left out."""
     result = made(standins, tmp_path)
@@ -56,37 +48,6 @@ def test_items_have_texts_and_attributes_in_the_order_of_the_metadata(standins: 
     assert items["short_text"].to_list() == ["comb", "opi tips", "nail polish remover", ""]
     assert items["categories"].to_list()[0] == ["Beauty", "Hair", "Combs", "Home"]
     assert result.notes == ("1 items have no record in meta_Beauty.json.gz",)
-
-
-def test_an_item_without_brand_is_not_of_a_brand_of_that_name() -> None:
-    records = {A: {"categories": [["x"]]}, B: {"brand": "Unknown", "categories": [["x"]]}, C: {"categories": []}}
-    ids, names = attributes_of(records, AttributeRule(least=1, skip=0, without_brand="Unknown"))
-    assert names == ["Unknown", "x", "Unknown"] and ids == {A: [0, 1], B: [2, 1], C: [0]}
-    ids, names = attributes_of(records, AttributeRule(least=1, skip=0))
-    assert names == ["x", "Unknown"] and ids == {A: [0], B: [1, 0], C: []}
-
-
-def test_items_may_be_numbered_by_asin(standins: Any, tmp_path: Path) -> None:
-    result = made(standins, tmp_path, table=Table2014(("item_id", "asin", "title", "brand"), by_asin=True))
-    assert result.tables["items.parquet"]["asin"].to_list() == [A, B, C, D]
-    assert result.tables["interactions.parquet"]["item_id"].to_list() == [1, 0, 2, 0, 2, 3, 1]
-    assert "attributes.parquet" not in result.tables
-
-
-def test_a_record_in_another_order_of_fields_and_json_are_read(standins: Any, tmp_path: Path) -> None:
-    paths = standins.amazon_2014(tmp_path, "Beauty", SEQUENCES, [])
-    lines = [repr({"title": "a", "asin": A}), '{"asin": "B00000000B", "title": "b\\u00e9"}', "", f"{{'asin': '{C}'}}"]
-    standins.write_lines(paths[1], lines)
-    items = read_2014(Downloads([tmp_path], []), "Beauty", TABLE).tables["items.parquet"]
-    assert items.sort("asin")["title"].to_list() == ["a", "bé", None, None]
-
-
-def test_fields_of_another_type_are_as_if_missing(standins: Any, tmp_path: Path) -> None:
-    records = [{"asin": A, "title": 3, "brand": None, "categories": "x"}, {"asin": [A]}, {"asin": C, "categories": [3]}]
-    result = made(standins, tmp_path, records)
-    items = result.tables["items.parquet"].sort("asin")
-    assert items["title"].null_count() == 4 and items["categories"].to_list() == [[], [], [], []]
-    assert len(result.tables["attributes.parquet"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -106,14 +67,6 @@ def test_a_line_that_is_no_record_is_refused_and_never_run(line: str, standins: 
     standins.write_lines(paths[1], [repr(RECORDS[0]), line])
     with pytest.raises(UserError, match=r"meta_Beauty.json.gz, line 2: is n"):
         read_2014(Downloads([tmp_path], []), "Beauty", TABLE)
-
-
-@pytest.mark.parametrize("fields", [{"asin": 3}, {"unixReviewTime": "x"}, {"reviewerID": None}])
-def test_a_line_that_is_no_review_is_named(fields: dict[str, object], standins: Any, tmp_path: Path) -> None:
-    review = {"reviewerID": "u", "asin": A, "unixReviewTime": 3} | fields
-    path = standins.write_lines(tmp_path / "reviews_Beauty_5.json.gz", [standins.review("u", A, 3), repr(review)])
-    with pytest.raises(UserError, match="line 2: is no review"):
-        read_2014(Downloads([path], []), "Beauty", TABLE)
 
 
 def test_a_user_with_more_than_a_position_counts_is_refused() -> None:

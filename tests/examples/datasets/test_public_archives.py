@@ -44,16 +44,6 @@ def test_films_with_few_ratings_go_and_ties_keep_the_order_of_the_file(standins:
     assert users.row(1) == (1, 2, "F", 25, 2) and users["original_user"].to_list() == [1, 2, 3, 4, 5, 6]
 
 
-def test_ratings_in_any_order_of_rows_give_the_same_sequences(standins: Any, tmp_path: Path) -> None:
-    sequences = {user: [7, 3, 9, 5] if user % 2 else [5, 9, 3, 7] for user in range(1, 7)}
-    path = standins.movielens(tmp_path / "ml-1m.zip", standins.ratings_of(sequences), MOVIES, USERS)
-    result = read_movielens(Downloads([path], []))
-    movies = result.tables["interactions.parquet"].join(
-        result.tables["items.parquet"], on="item_id", maintain_order="left"
-    )
-    assert movies["movie_id"].to_list() == [film for films in sequences.values() for film in films]
-
-
 @pytest.mark.parametrize(
     ("ratings", "movies", "users", "expected"),
     [
@@ -102,17 +92,6 @@ def test_coat_from_a_folder_and_from_the_archive(tmp_path: Path) -> None:
     assert one.tables["users.parquet"].rows() == [(0, "men", "over 60"), (1, "women", "20-30")]
     assert one.tables["items.parquet"]["onfrontpage"].to_list() == ["yes", "no", "yes"]
     assert one.tables["propensities.parquet"].row(5) == (1, 2, pytest.approx(0.6))
-
-
-def test_a_damaged_matrix_and_a_map_of_another_length_are_named(tmp_path: Path) -> None:
-    coat_files(tmp_path)
-    (tmp_path / "coat/train.ascii").write_text("0 2 0\n5 0\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"train.ascii: is no matrix of numbers, or is cut off"):
-        read_coat(Downloads([tmp_path], []))
-    coat_files(tmp_path)
-    (tmp_path / "coat/user_item_features/item_features_map.txt").write_text("onfrontpage:yes", encoding="utf-8")
-    with pytest.raises(UserError, match=r"item_features_map.txt: names 1 columns, item_features.ascii has 2"):
-        read_coat(Downloads([tmp_path], []))
 
 
 def test_slates(tmp_path: Path) -> None:
@@ -182,17 +161,3 @@ def test_kuairand_pure(pure: dict[str, str], standins: Any, tmp_path: Path) -> N
     late = impressions.filter(pl.col("timestamp") == 90).drop("impression_id")
     assert len(made.hashes[LATE_PART]["rows"]) == 64
     assert np.array_equal(late["user_id"].to_numpy(), [1])
-
-
-def test_a_log_without_a_column_is_named(pure: dict[str, str], standins: Any, tmp_path: Path) -> None:
-    name = "KuaiRand-Pure/data/log_standard_4_22_to_5_08_pure.csv"
-    pure[name] = pure[name].replace("long_view", "other")
-    with pytest.raises(UserError, match=r"log_standard_4_22_to_5_08_pure.csv: cannot be read with the columns"):
-        read_kuairand_pure(Downloads([standins.tar_gz(tmp_path / "x.tar.gz", pure)], []))
-
-
-def test_a_log_of_another_type_is_one_line(pure: dict[str, str], standins: Any, tmp_path: Path) -> None:
-    name = "KuaiRand-Pure/data/log_standard_4_22_to_5_08_pure.csv"
-    pure[name] = pure[name].replace("90", "ninety")
-    with pytest.raises(UserError, match="KuaiRand-Pure: a column is not of its type"):
-        read_kuairand_pure(Downloads([standins.tar_gz(tmp_path / "x.tar.gz", pure)], []))

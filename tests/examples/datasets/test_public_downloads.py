@@ -28,14 +28,6 @@ def test_lines_of_a_compressed_file_and_of_a_plain_one_under_its_name(tmp_path: 
     assert list(given(tmp_path / "y").lines("x.txt.gz")) == [b"c"]
 
 
-def test_a_file_may_be_called_otherwise_above_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "x.dat"
-    path.write_bytes(b"1")
-    assert given(path).content("set/x.dat") == b"1"
-    with pytest.raises(UserError, match=r"set/x.dat: not in what was given"):
-        given(tmp_path).content("set/x.dat")
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -67,13 +59,6 @@ def test_a_broken_archive_says_so(name: str, tmp_path: Path, standins: Any) -> N
     (tmp_path / name).write_bytes(whole.read_bytes()[:3000])
     with pytest.raises(UserError, match=rf"{name}: cannot be unpacked .* expected x.txt.gz"):
         given(tmp_path / name)
-
-
-def test_nothing_given_and_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--from: names no file; expected x.txt.gz from https"):
-        given()
-    with pytest.raises(UserError, match="nothing: no such file"):
-        given(tmp_path / "nothing")
 
 
 def test_a_damaged_member_of_a_zip_archive_is_refused(tmp_path: Path) -> None:
@@ -118,24 +103,6 @@ def test_a_header_of_a_tar_archive_cannot_fill_the_memory(tmp_path: Path) -> Non
         file.write(bytes(header.size + 1024))
     with pytest.raises(UserError, match=r"x.tar.gz: unpacks to more than 100 times its size"):
         given(tmp_path / "x.tar.gz")
-
-
-def test_a_wanted_archive_is_found_in_a_folder_and_looked_into(tmp_path: Path) -> None:
-    (tmp_path / "downloads").mkdir()
-    for name in ("set.zip", "other.zip"):
-        with zipfile.ZipFile(tmp_path / "downloads" / name, "w") as archive:
-            archive.writestr("set/a.txt", name)
-    wanted = [Download("set.zip", "https://example.org/set.zip")]
-    downloads = Downloads([tmp_path / "downloads"], wanted)
-    assert downloads.content("set/a.txt") == b"set.zip"
-    assert [path.name for path in downloads.files] == ["set.zip"]
-
-
-def test_what_is_being_read_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"1")
-    told: list[str] = []
-    Downloads([tmp_path / "a.txt"], WANTED, told.append).content("a.txt")
-    assert told == ["reading a.txt"]
 
 
 def test_names_in_an_archive_lead_nowhere_and_links_are_no_files(tmp_path: Path) -> None:

@@ -134,11 +134,6 @@ def test_another_content_is_refused_unless_unchecked(
     assert json.loads((out / "source.json").read_text(encoding="utf-8"))["problems"] == [problem]
 
 
-def test_what_need_not_agree_is_a_note(zipped: Path, tmp_path: Path) -> None:
-    check = dataclasses.replace(OTHER, required=False)
-    assert convert("ml-1m", tiny(None, check), [zipped], tmp_path / "out")["notes"] == ["sequences: not as published"]
-
-
 def test_an_archive_under_the_published_name_must_have_the_published_md5(standins: Any, tmp_path: Path) -> None:
     path = standins.movielens(tmp_path / "ml-1m.zip", RATINGS, MOVIES, USERS)
     with pytest.raises(
@@ -165,17 +160,6 @@ def test_only_a_folder_of_its_own_is_replaced(zipped: Path, tmp_path: Path) -> N
     (out / "notes.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match=r"notes.txt: not made by this program"):
         convert("ml-1m", tiny(), [zipped], out)
-
-
-def test_a_sealed_folder_of_another_kind_is_not_replaced(zipped: Path, tmp_path: Path) -> None:
-    from adagrpo.storage.artifacts import seal
-
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "logs.parquet").write_text("x", encoding="utf-8")
-    seal(other, kind="simulation", fingerprint="0")
-    with pytest.raises(UserError, match="holds 'simulation', not 'public data'"):
-        convert("ml-1m", tiny(), [zipped], other)
 
 
 def test_a_failure_leaves_what_was_there(zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
