@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
+from adagrpo.config import Config
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
+from adagrpo.experiments.live import LiveExperiment
+from adagrpo.lists import Query
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.serving.models import Asked
 
 FEATURE = {"kind": "feature", "name": "next_last"}
 
@@ -113,3 +122,55 @@ def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple
     run, _ = decided
     known = json.loads(run.path("reranking/weight.json").read_text(encoding="utf-8"))
     assert run.recommend([[3]], arm="rerank").about["reward_weight"] == known["rerank"]
+
+
+def test_fused_lists_are_arms_of_a_comparison(world: Any, data: Path, tmp_path: Path) -> None:
+    config = Config.model_validate(world.recipe(reward=FEATURE))
+    arms = ["nll", "rerank", "fuse", "nll+fuse"]
+    content = Comparison(tmp_path / "compared", config, data, objectives=arms, seeds=[0]).carry_out()
+    points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
+    assert {("fuse", "best"), ("nll+fuse", "best"), ("nll", "final")} <= {*points} and (
+        "nll+fuse",
+        "final",
+    ) not in points
+    rows = [json.loads(line) for line in (tmp_path / "compared/results.jsonl").read_text().splitlines()]
+    assert {row["objective"] for row in rows if row["arm"] == "nll+fuse"} == {"fuse"}
+
+
+def test_lists_are_arms_of_an_experiment(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    run, _ = decided
+    arms = {"now": {"serves": "sft"}, "knn": {"serves": "item_knn"}, "new": {"serves": "fuse"}}
+    start = datetime.now(UTC).date().isoformat()
+    plan = {"name": "lists", "arms": arms, "control": "now", "salt": "2026-11", "start": start, "days": 3}
+    metrics = {"answers": {"sum": "answers"}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"metrics": metrics}), encoding="utf-8")
+    trial = LiveExperiment(tmp_path / "plan.yaml")
+    wanted = _Wanted(Run.open(run.directory), None, "best", 0.0, None, None, "latest")
+    served = dict(zip(trial.arms(), wanted.load_arms(Operation(), trial), strict=True))
+    for name, arm in arms.items():
+        expected = run.recommend([[3, 13]], arm=arm["serves"]).items[0]
+        recommender = served[name].recommender
+        history = recommender.known([3, 13])[0]
+        assert recommender.recommend([Query(history)])[0].items[:10] == expected
+        assert served[name].versions["arm"] == f"{arm['serves']}/best"
+
+
+class Hanging:
+    """A reward that gives no scores."""
+
+    def score(self, histories: Any, items: Any) -> Any:
+        raise RuntimeError("down")
+
+
+def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
+    decided: tuple[Run, dict[str, Any]],
+) -> None:
+    run, _ = decided
+    served = _Wanted(Run.open(run.directory), "fuse", "best", 0.0, None, None, "latest").load(Operation())
+    history = served.recommender.known([3, 13])[0]
+    whole = served.answer([Asked(served, Query(history))])[0]
+    assert whole.reranked and whole.degraded is None and served.degraded is None
+    served.recommender.reward = CircuitBreaker(Hanging())
+    without = served.answer([Asked(served, Query(history))])[0]
+    assert without.degraded == "reward: raised RuntimeError" == served.degraded and not without.reranked
+    assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward").items[0]

@@ -118,3 +118,25 @@ def test_a_guard_that_is_gone_leaves_no_thread(reward: Reward) -> None:
     while {*threading.enumerate()} - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not {*threading.enumerate()} - before
+
+
+def test_the_operator_is_told_once_when_it_fails_and_once_when_it_answers_again(reward: Reward) -> None:
+    said: list[str] = []
+    guard = CircuitBreaker(reward, budget_seconds=0.05, failures=1000, say=said.append)
+    assert guard.failing is None
+    reward.error = ValueError("down")
+    for _ in range(3):
+        guard.score(HISTORIES, ITEMS)
+    assert guard.failing == "raised ValueError" and len(said) == 1 and "raised ValueError" in said[0]
+    reward.error = None
+    guard.score(HISTORIES, ITEMS)
+    assert guard.failing is None and said[1:] == ["the reward answers again"]
+
+
+def test_a_call_takes_no_longer_than_its_requests_have_left(reward: Reward) -> None:
+    reward.go.clear()
+    guard = CircuitBreaker(reward, budget_seconds=5.0)
+    guard.left = 0.05
+    started = time.monotonic()
+    guard.score(HISTORIES, ITEMS)
+    assert time.monotonic() - started < 2 and guard.why == "no answer in 0.05 s"

@@ -84,8 +84,8 @@ def serve(
     drain: Annotated[float, typer.Option(min=0, max=600, help="Seconds for what was begun, when told to end.")] = 10.0,
     log_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that are logged.")] = 0.0,
     rerank_seconds: Annotated[
-        float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch.")
-    ] = 0.25,
+        float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch, within the deadline.")
+    ] = 1.0,
     catalog: CatalogChoice = "latest",
     experiment: Annotated[
         Path | None, typer.Option(help="Plan whose arms are all served, each to its users; needs --exposures.")

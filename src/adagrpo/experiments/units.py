@@ -4,6 +4,7 @@
     errors           requests that got none, since the service failed or was too late; `requests` are both together
     impressions      their items; `distinct_items` counts each once
     fallbacks        answers that were the popular list
+    degraded         answers without the reward that orders the arm's lists, since it failed or was late
     latency_ms       of all answers together; `slow` counts answers above the plan's `slow_ms`
     empty            answers without an item
     tail             impressions of items outside `HEAD` of those shown in the days before the start
@@ -39,6 +40,7 @@ OF_ANSWERS = {
     "errors": FAILED.sum(),
     "requests": pl.len(),
     "fallbacks": (pl.col("source") == "popular").sum(),
+    "degraded": pl.col("degraded").is_not_null().sum(),
     "latency_ms": pl.col("latency_ms").filter(~FAILED).sum(),
     "empty": ((pl.col("slate").list.len() == 0) & ~FAILED).sum(),
 }

@@ -79,6 +79,7 @@ class Exposure:
     latency_ms: Annotated[float, Field(ge=0)] | None = None
     deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
     teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # of an interleaved list: whose item is where
+    degraded: str | None = None  # why the list is not the one that the arm serves else; None: it is
     narrowed: bool | None = None  # whether the request itself said what may be in the list; None: not known
 
     @model_validator(mode="after")

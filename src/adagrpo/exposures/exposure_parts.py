@@ -91,6 +91,7 @@ _EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Ex
     "deal": pl.String,
     "teams": pl.List(pl.String),
     "narrowed": pl.Boolean,
+    "degraded": pl.String,
 }
 EXPOSURE_SCHEMA = pl.Schema(_EXPOSURE)
 FEEDBACK_SCHEMA = pl.Schema(

@@ -1,6 +1,7 @@
-"""A reward that re-ranks may fail or hang; lists then come in the policy's order, and say so.
+"""A reward that orders lists may fail or hang; lists then come without it, and say why.
 
-Each call has a budget of time. After several failures in a row the reward is not asked for a while, then once again.
+Each call has a budget of time, which a caller may shorten to what its requests have left. After several failures in a
+row the reward is not asked for a while, then once again.
 """
 
 from __future__ import annotations
@@ -31,22 +32,27 @@ class CircuitBreaker:
         self,
         reward: Reward,
         *,
-        budget_seconds: float = 0.25,
+        budget_seconds: float = 1.0,
         failures: int = 3,
         pause_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Put a reward behind a guard.
 
         Args:
             reward: may hang.
-            budget_seconds: for one call.
+            budget_seconds: for one call, at most.
             failures: in a row, after which it is not asked for a while.
             pause_seconds: the while.
             clock: of seconds.
+            say: called with a line when the reward begins to fail, and when it answers again.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
         self.failed = False  # since the caller set it to false
+        self.why = ""  # the last failure, in words
+        self.left: float | None = None  # seconds that the requests of the next call have left; None: the budget
+        self._say, self._is_silent = say, False
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
         self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()
@@ -55,21 +61,36 @@ class CircuitBreaker:
         finalize(self, _end, self._calls)
 
     @property
+    def failing(self) -> str | None:
+        """Why the last call failed; None where the last one answered."""
+        return self.why if self._is_silent else None
+
+    @property
     def open(self) -> bool:
         """True while the reward is not asked."""
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
-        if not self.open and self._free.acquire(blocking=False):
+        if self.open:
+            self.why = f"not asked for {self.pause:g} s after {self.failures} failures in a row"
+        elif not self._free.acquire(blocking=False):
+            self.why = f"{AT_ONCE} calls hang"
+        else:
             call = Future[Tensor]()
             self._calls.put(lambda: self._answer(call, histories, items))
+            budget = self.budget if self.left is None else max(0.0, min(self.budget, self.left))
             try:
-                scores = call.result(self.budget)
-            except BaseException:  # late, or whatever it raised: SystemExit would end the thread that asks
-                self._count()
+                scores = call.result(budget)
+            except TimeoutError:
+                self._count(f"no answer in {budget:.3g} s")
+            except BaseException as error:  # SystemExit would end the thread that asks
+                self._count(f"raised {type(error).__name__}")
             else:
                 self._in_a_row = 0
+                if self._is_silent:
+                    self._is_silent = False
+                    self._say("the reward answers again")
                 return scores
         self.failed = True
         self.fallbacks += 1
@@ -84,7 +105,11 @@ class CircuitBreaker:
         finally:
             self._free.release()
 
-    def _count(self) -> None:
+    def _count(self, why: str) -> None:
+        self.why = why
+        if not self._is_silent:
+            self._is_silent = True
+            self._say(f"the reward gave no scores: {why}; lists come without it until it does")
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause

@@ -47,7 +47,7 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["ItemId", "ListPropensities", "Query", "Recommendations", "Recommender", "Source"]
+__all__ = ["ItemId", "ListOrder", "ListPropensities", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
@@ -88,6 +88,16 @@ class Recommendations(NamedTuple):
             log_inclusions=[inclusion_log_prob(score, threshold) for score in shown.scores],
             draw_keys=self.draw_keys[: kept + 1],
         )
+
+
+class ListOrder(NamedTuple):
+    """What orders the lists of a recommender beside the policy; see the arguments of `Recommender`."""
+
+    reward: Reward | None = None
+    reward_weight: float = 0.0
+    reward_spread: float = 1.0
+    fusion: Fusion | None = None
+    alone: CandidateSource | None = None
 
 
 class ListPropensities(NamedTuple):
@@ -157,15 +167,18 @@ class Recommender:
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
 
-    def with_policy(self, policy: Policy[Any, Any], max_history: int) -> Recommender:
-        """The same with another policy: catalogue, items, groups, popularity and reward are held once for both.
+    def with_policy(self, policy: Policy[Any, Any], max_history: int, order: ListOrder | None = None) -> Recommender:
+        """The same with another policy: catalogue, items, groups and popularity are held once for both.
 
         Args:
             policy: of the same catalogue; put into evaluation mode.
             max_history: items of a history that it sees.
+            order: of its lists; None: the same.
         """
         made = copy.copy(self)
         made.max_history = max_history
+        for name, value in ({} if order is None else order._asdict()).items():
+            setattr(made, name, value)
         if policy is not self.policy:
             made._set_policy(policy)
         return made

@@ -5,9 +5,9 @@
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
-Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.stages.rerank_arms`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
-known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
+Some arms are no objective of their own. `rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists that more than a
+policy makes at serving time, see `adagrpo.lists.names`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures
+whose lambda is known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.exposures.exposure_parts import parts_of
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, ListName, parse_list
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
@@ -36,9 +37,9 @@ from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.stages.evaluate_list import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
-from adagrpo.pipeline.stages.rerank_arms import RERANK, SUFFIX, re_ranked, re_rankings
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
@@ -99,9 +100,11 @@ class Comparison:
         _check_list("--objectives", self.arms)
         check_matched(self.arms)
         for name in self.arms:
-            base = re_ranked(name)
-            if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
-                raise UserError(f"--objectives: {name} re-orders the beam of a trained arm, {base}, which is not here")
+            base = _base(name)
+            if name != str(parse_list(name)):
+                raise UserError(f"--objectives: {name} is called {parse_list(name)}")
+            if base not in (None, START) and (base not in self.arms or _base(base) is not None):
+                raise UserError(f"--objectives: {name} is a list of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
         # None before the first start, and where a plan has none
         self.fixed_data: dict[str, str] | None = None
@@ -219,14 +222,14 @@ class Comparison:
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
     def plan_of(self, seed: int) -> dict[str, Any]:
-        """Plan the run of one seed, re-ranking too, see `adagrpo.pipeline.dry_run.plan`.
+        """Plan the run of one seed, its lists too, see `adagrpo.pipeline.dry_run.plan`.
 
         An arm that is matched to another has stages here once that one is trained.
         """
         run = self.run_of(seed)
         matched = self._matched_before(run)
         run.config = _with_arms(run.config, [*run.config.train.arms, *matched.values()])
-        return plan(run, more=self._re_rankings(_names(matched)))
+        return plan(run, more=self._lists(_names(matched)))
 
     def run_of(self, seed: int) -> Run:
         """The run of one seed, of which nothing is made yet."""
@@ -307,14 +310,14 @@ class Comparison:
                 if matched == known:
                     break
             names = _names(matched)
-            for name, declare in self._re_rankings(names).items():
+            for name, declare in self._lists(names).items():
                 run.make(name, declare(run))
         return run, names
 
-    def _re_rankings(self, names: Mapping[str, str]) -> dict[str, Declare]:
-        """The stages of re-ranking in a run, by name; `names` has the arms that are called otherwise there."""
+    def _lists(self, names: Mapping[str, str]) -> dict[str, Declare]:
+        """The stages of lists in a run, by name; `names` has the arms that are called otherwise there."""
         arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
-        return {stage: make for arm in arms for stage, make in re_rankings(arm).items()}
+        return {stage: make for arm in arms for stage, make in list_stages(arm).items()}
 
     def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
         """The matched arms by the names that they have here."""
@@ -330,13 +333,27 @@ class Comparison:
 
 
 def _names(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Map the names of matched arms, and of these re-ranked, to those in a run."""
+    """Map the names of matched arms, and of their lists, to those in a run."""
     names = {name: arm.name for name, arm in matched.items()}
-    return names | {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
+    orders = (RERANK, FUSE, FUSE_WITHOUT_REWARD)
+    return names | {
+        str(ListName(name, order)): str(ListName(arm, order)) for name, arm in names.items() for order in orders
+    }
 
 
 def _named_here(name: str) -> bool:
-    return name in MATCHED or re_ranked(name) is not None
+    return name in MATCHED or _base(name) is not None
+
+
+def _base(name: str) -> str | None:
+    """Return the arm whose beam a list of this name has; None of an arm itself."""
+    called = parse_list(name)
+    return None if called.order == "policy" else called.policy
+
+
+def _is_measured_once(arm: str) -> bool:
+    """Check whether one evaluation stands for best and final: of the starting policy, and of every fused list."""
+    return arm == START or _base(arm) == START or parse_list(arm).order in (FUSE, FUSE_WITHOUT_REWARD)
 
 
 class _Prefixed:
@@ -396,19 +413,19 @@ def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
 
 
 def _checkpoints(arm: str) -> tuple[str, ...]:
-    return ("best",) if arm in (START, RERANK) else ("best", "final")
+    return ("best",) if _is_measured_once(arm) else ("best", "final")
 
 
 def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
     """Return the folder of the evaluation of an arm's checkpoint."""
-    return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
+    return run.path("evaluate", name, *(() if _is_measured_once(name) else (checkpoint,)))
 
 
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
     """Lambda, pressure, admission, the weight of validation, and where the policy was lost, of an arm a seed."""
     facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
     for run, name in runs:
-        re_ordered = re_ranked(name) is not None
+        re_ordered = _base(name) is not None
         path = evaluation_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         run.hash_input(path)
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -426,12 +443,13 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
     trained = [row | {"arm": arm} for row in rows for arm in _called(row["arm"], names, arms)]
     lines = list(trained)
     for arm in arms:
-        if (base := re_ranked(arm)) is not None:
+        if (base := _base(arm)) is not None:
             for row in trained:
-                if row["arm"] == base:
+                if row["arm"] == base and row["checkpoint"] in _checkpoints(arm):
                     path = evaluation_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
-                    entry = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
+                    entry = {"objective": parse_list(arm).order, "arm": arm, "seconds": None}
+                    entry |= {"weight": values["weight"]} if "weight" in values else {}
                     lines.append(row | entry | {"metrics": values[row["split"]]})
     return "".join(json.dumps(line) + "\n" for line in lines)
 

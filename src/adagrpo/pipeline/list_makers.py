@@ -15,7 +15,7 @@ from scipy import sparse
 
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.columns import TEXT
-from adagrpo.lists import Query, Recommender
+from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName
 from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores
@@ -57,7 +57,7 @@ class ListMaker:
     exclude_history: bool | None = None
     precision: Precision | None = None
     reward_weight: float | None = None
-    _rewards: list[Reward] = field(default_factory=list)
+    loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
 
     def stages(self, name: ListName) -> list[str]:
         """The stages that a list is read from, beside those of its reward and its policy's weights."""
@@ -85,9 +85,9 @@ class ListMaker:
     @property
     def reward(self) -> Reward:
         """The reward of the run, loaded once."""
-        if not self._rewards:
-            self._rewards.append(self.models.reward())
-        return self._rewards[0]
+        if not self.loaded:
+            self.loaded.append(self.models.reward())
+        return self.loaded[0]
 
     def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
         """What answers with a list.
@@ -101,16 +101,7 @@ class ListMaker:
             UserError: a file is missing or not as it was made.
         """
         data, config = self.models.data, self.models.config
-        options: dict[str, Any] = {}
-        if name.order == RERANK:
-            known = read_reward_weights(self.models.run.checked(STAGE, FILE))
-            weight = known.rerank if self.reward_weight is None else self.reward_weight
-            options = {"reward": self.reward, "reward_weight": weight, "reward_spread": known.spread}
-        elif name.order in (FUSE, FUSE_WITHOUT_REWARD) and "fusion" not in changed:
-            options = {"fusion": self.fusion(name, self.fitted(name))}
-            options |= {"reward": self.reward} if self.asks_reward(name) else {}
-        elif name.policy is None:
-            options = {"alone": self.source(name.order)}
+        options = {} if "fusion" in changed else self.order(name)._asdict()
         mask = config.evaluation.mask_history if self.exclude_history is None else self.exclude_history
         return Recommender(
             self.models.policy(weights),
@@ -126,6 +117,22 @@ class ListMaker:
             texts=lambda: data.items[TEXT].to_list(),
             **options | changed,
         )
+
+    def order(self, name: ListName, reward: Reward | None = None) -> ListOrder:
+        """What a list is ordered by.
+
+        Args:
+            name: of it.
+            reward: asked in place of the run's own, such as that behind a circuit breaker.
+        """
+        asked = (reward or self.reward) if self.asks_reward(name) else None
+        if name.order == RERANK:
+            known = read_reward_weights(self.models.run.checked(STAGE, FILE))
+            weight = known.rerank if self.reward_weight is None else self.reward_weight
+            return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
+        if name.order in (FUSE, FUSE_WITHOUT_REWARD):
+            return ListOrder(reward=asked, fusion=self.fusion(name, self.fitted(name)))
+        return ListOrder(alone=self.source(name.order) if name.policy is None else None)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""

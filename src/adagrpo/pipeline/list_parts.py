@@ -31,8 +31,9 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.named_lists import list_read
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.serve import list_read, recommender
+from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
 

@@ -28,8 +28,9 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
+from adagrpo.pipeline.named_lists import list_read
 from adagrpo.pipeline.on_ray import each_on_ray
-from adagrpo.pipeline.serve import list_read, recommender
+from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash

@@ -43,9 +43,10 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.metrics_sources import metrics_are_stale, record_metrics_sources
 from adagrpo.pipeline.named_files import check_named, check_test_cases
+from adagrpo.pipeline.named_lists import check_served, list_read, named_list
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
-from adagrpo.pipeline.serve import check_served, list_read, named_list, recommender
+from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage_table import RUN, declared, row_of
 from adagrpo.pipeline.stages.diagnose import diagnosis

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from socket import socket
 from threading import Thread, current_thread, main_thread
@@ -23,23 +21,24 @@ from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
-from adagrpo.lists.names import RERANK, START, ListName, parse_list
+from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.rewards import check_reward, describe_reward
+from adagrpo.pipeline.named_lists import check_served, named_list
+from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, open_runs
-from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
+from adagrpo.pipeline.versions import LATEST, open_version
+from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.models import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
-__all__ = ["Operation", "check_served", "list_read", "named_list", "recommender", "serve"]
+__all__ = ["Operation", "recommender", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
@@ -59,8 +58,12 @@ class Operation:
     explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
-    rerank_seconds: float = 0.25  # that a reward may take for a batch
+    rerank_seconds: float = 1.0  # that a reward may take for a batch, at most; never beyond a request's deadline
     experiment: Path | None = None  # plan, whose arms are all served; needs `exposures` and a lasting key of users
+
+    def guarded(self, reward: Reward) -> CircuitBreaker:
+        """Put a reward behind a circuit breaker, which tells the operator what it does."""
+        return CircuitBreaker(reward, budget_seconds=self.rerank_seconds, say=_say)
 
 
 def recommender(
@@ -94,44 +97,6 @@ def recommender(
     return served, about
 
 
-def named_list(arm: str | None, chosen: Chosen, reward_weight: float) -> ListName:
-    """The list that an arm and a weight of the reward name.
-
-    Raises:
-        UserError: the weight is none, or the list of the arm has no place for one.
-    """
-    if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
-        raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    name = ListName(chosen.arm, "policy") if arm is None else parse_list(arm)
-    if reward_weight > 0 and name.order == "policy":
-        return name._replace(order=RERANK)
-    if reward_weight > 0 and name.order != RERANK:
-        raise UserError(f"reward_weight: the list {name} has weights of its own; give a policy, such as sft")
-    return name
-
-
-def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName) -> None:
-    """Refuse to answer with what is stale.
-
-    Raises:
-        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
-            it again.
-    """
-    maker = ListMaker(Models(RunData(run)))
-    reward = reward_stages(run) if maker.asks_reward(name) else []
-    check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])
-
-
-def list_read(run: RunDirectory, name: ListName, weight: float) -> dict[str, Any]:
-    """Describe what a list reads beside its policy: the reward and hashes of files; nothing for a policy's own."""
-    maker = ListMaker(Models(RunData(run)))
-    files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
-    if not files:
-        return {}
-    reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
-    return {"list": str(name), "weight": weight, "files": files, "reward": reward}
-
-
 def _recommender(
     run: RunDirectory,
     arm: str | None,
@@ -140,8 +105,8 @@ def _recommender(
     exclude_history: bool | None,
     precision: Precision | None,
     catalog: str,
-) -> tuple[Recommender, dict[str, Any], Models]:
-    """`recommender`, and what makes other policies of the same run and catalogue."""
+) -> tuple[Recommender, dict[str, Any], ListMaker]:
+    """`recommender`, and what makes other lists of the same run and catalogue."""
     if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
     chosen = choose_checkpoint(run, arm if arm is None else parse_list(arm).policy or START, checkpoint)
@@ -163,7 +128,7 @@ def _recommender(
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": served.mask_history, "precision": served.precision}
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, version.name)
-    return served, about | {"versions": versions}, models
+    return served, about | {"versions": versions}, maker
 
 
 def serve(
@@ -246,22 +211,22 @@ class _Wanted:
         control = trial.plan.arms[trial.plan.control]
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, one.run.reopened())
-        serving, models = one._load(runs[trial.plan.control], operation)
-        others = load_treatments(trial, runs, serving, models, one.catalog)
+        serving, maker = one._load(runs[trial.plan.control], operation)
+        others = load_treatments(trial, runs, serving, maker, one.catalog, operation.guarded)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
 
-    def _load(self, run: RunDirectory, operation: Operation) -> tuple[Serving, Models]:
-        served, about, models = _recommender(
+    def _load(self, run: RunDirectory, operation: Operation) -> tuple[Serving, ListMaker]:
+        served, about, maker = _recommender(
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )
         if served.reward is not None:
-            served.reward = CircuitBreaker(served.reward, budget_seconds=operation.rerank_seconds)
+            served.reward = operation.guarded(served.reward)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
-        return Serving(served, about, about["versions"]), models
+        return Serving(served, about, about["versions"]), maker
 
 
 def _check_experiment(operation: Operation, plan: Path, arm: str | None, checkpoint: str) -> None:
@@ -326,6 +291,12 @@ def _answer(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _say(line: str) -> None:
+    """Tell the operator, once a change."""
+    sys.stderr.write(f"adagrpo serve: {line}\n")
+    sys.stderr.flush()
 
 
 def _settle() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.pipeline.checks import check
+from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.named_lists import check_served, named_list
+from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
+from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.models import Serving
 
 __all__ = ["load_treatments", "open_runs"]
@@ -47,43 +52,55 @@ def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirec
 
 
 def load_treatments(
-    trial: LiveExperiment, runs: Mapping[str, RunDirectory], control: Serving, models: Models, catalog: str
+    trial: LiveExperiment,
+    runs: Mapping[str, RunDirectory],
+    control: Serving,
+    maker: ListMaker,
+    catalog: str,
+    guarded: Callable[[Reward], Reward],
 ) -> list[Serving]:
     """Load the models of the treatments, in the order of the plan.
 
     Args:
         trial: the experiment.
         runs: of the arms.
-        control: what the control serves; the others share its catalogue, items, groups and reward.
-        models: of the control's run.
+        control: what the control serves; the others share its catalogue, items and groups.
+        maker: of the control's run.
         catalog: the version of the catalogue of the run that is served.
+        guarded: puts the reward of an arm behind a circuit breaker.
 
     Raises:
         UserError: an arm is not trained or stale, or has another catalogue; the line names plan and arm.
     """
     first, own = runs[trial.plan.control], trial.plan.arms[trial.plan.control]
-    held = {id(first): models}
-    known = choose_checkpoint(first, own.serves, own.checkpoint).weights
+    held = {id(first): maker}
+    rewards: dict[int, Reward] = {} if control.recommender.reward is None else {id(first): control.recommender.reward}
+    known = choose_checkpoint(first, parse_list(own.serves).policy or START, own.checkpoint).weights
     policies: dict[tuple[int, Path], Policy[Any, Any]] = {(id(first), known): control.recommender.policy}
     made = []
     for name in trial.plan.treatments:
         run, arm = runs[name], trial.plan.arms[name]
         try:
-            chosen = choose_checkpoint(run, arm.serves, arm.checkpoint)
+            chosen = choose_checkpoint(run, parse_list(arm.serves).policy or START, arm.checkpoint)
+            called = named_list(arm.serves, chosen, maker.reward_weight or 0.0)
+            version = open_version(run, catalog if arm.run is None else "latest")
+            check_served(run, chosen, version, called)
             if id(run) not in held:
-                version = open_version(run, catalog if arm.run is None else "latest")
-                check(run, "serve", [version.stage])
-                held[id(run)] = Models(RunData(run, version))
-                _check_catalogue(models, held[id(run)])
-            check(run, "serve", [chosen.stage])
+                held[id(run)] = replace(maker, models=Models(RunData(run, version)), loaded=[])
+                _check_catalogue(maker.models, held[id(run)].models)
             key = (id(run), chosen.weights)
             if key not in policies:
-                policies[key] = held[id(run)].policy(chosen.weights)
+                policies[key] = held[id(run)].models.policy(chosen.weights)
+            if held[id(run)].asks_reward(called) and id(run) not in rewards:
+                check_reward(held[id(run)].models)
+                rewards[id(run)] = guarded(held[id(run)].reward)
+            order = held[id(run)].order(called, rewards.get(id(run)))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
-        served = control.recommender.with_policy(policies[key], run.config.max_history)
-        about = {**control.about, "arm": chosen.arm, "checkpoint": arm.checkpoint, "step": chosen.step}
-        versions = chosen.versions(run, arm.checkpoint, control.versions["catalog"])
+        served = control.recommender.with_policy(policies[key], run.config.max_history, order)
+        about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
+        about |= {"reward_weight": served.reward_weight}
+        versions = chosen._replace(arm=str(called)).versions(run, arm.checkpoint, control.versions["catalog"])
         made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.reward_lock))
     return made
 

@@ -72,6 +72,7 @@ def exposure(
         deal=None if trial is None else trial.deal,
         teams=answer.teams,
         narrowed=asked.narrowed,
+        degraded=answer.degraded,
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,

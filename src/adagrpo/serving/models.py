@@ -6,7 +6,9 @@ Another one is made and tried beside it; where that fails, the old one stays.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.batch_queue import STEP
 
 __all__ = ["Answered", "Asked", "Assignment", "Interleaved", "ModelManager", "Serving", "SwapFailed", "TrialArm"]
+
+
+AFTER_REWARD = 0.02  # seconds of a request's time that are left for what comes after the reward
 
 
 class TrialArm(NamedTuple):
@@ -49,7 +54,7 @@ class Interleaved(NamedTuple):
             source=first.list.source,
         )
         teams = tuple(self.arms[arm] for arm, _ in drafted)
-        return Answered(made, first.reranked and second.reranked, teams)
+        return Answered(made, first.reranked and second.reranked, first.degraded or second.degraded, teams)
 
 
 class Assignment(NamedTuple):
@@ -66,6 +71,7 @@ class Asked(NamedTuple):
     serving: Serving
     query: Query
     trial: TrialArm | None = None
+    deadline: float = math.inf  # of time.monotonic
 
     @property
     def narrowed(self) -> bool:
@@ -85,6 +91,7 @@ class Answered(NamedTuple):
 
     list: Recommendations
     reranked: bool
+    degraded: str | None = None  # why the list is not the one that is served else
     teams: tuple[str, ...] | None = None  # the arm of each item, where two made the list
 
 
@@ -97,10 +104,20 @@ class Serving:
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
     reward_lock: threading.Lock = field(default_factory=threading.Lock)  # the reward; one batch does at a time
 
+    @property
+    def degraded(self) -> str | None:
+        """Why lists come without the reward that orders them; None where they do not."""
+        reward = self.recommender.reward
+        why = reward.failing if isinstance(reward, CircuitBreaker) else None
+        return None if why is None else f"reward: {why}"
+
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
         with self.exclusive_reward():
-            return self._answer(asked, self.recommender.reward)
+            reward = self.recommender.reward
+            if isinstance(reward, CircuitBreaker):
+                reward.left = min(one.deadline for one in asked) - time.monotonic() - AFTER_REWARD
+            return self._answer(asked, reward)
 
     @contextmanager
     def exclusive_reward(self) -> Iterator[None]:
@@ -118,8 +135,13 @@ class Serving:
         guard = reward if isinstance(reward, CircuitBreaker) else None
         queries = [one.query for one in asked]
         lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
-        reranked = reward is not None and not (guard is not None and guard.failed)
-        return [Answered(result, reranked and result.source == "policy") for result in lists[: len(asked)]]
+        failed = guard is not None and guard.failed
+        why = f"reward: {guard.why}" if guard is not None and failed else None
+        answers = []
+        for result in lists[: len(asked)]:
+            asks = result.source == "policy" and reward is not None
+            answers.append(Answered(result, asks and not failed, why if asks else None))
+        return answers
 
 
 def _size(count: int) -> int:

@@ -101,7 +101,9 @@ class Routes:
     async def health(self, request: Request) -> Response:
         """Answer with what is served."""
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
-        return json_response({"status": "ok", **self.manager.now.about, **trial})
+        why = self.manager.now.degraded
+        state = {"status": "ok"} if why is None else {"status": "degraded", "degraded": why}
+        return json_response({**state, **self.manager.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
         """Answer that the process is alive."""
@@ -251,11 +253,12 @@ class Routes:
         """
         deadline = request.state.deadline
         self.queue.check(deadline - time.monotonic(), len(asked))
+        asked = [one._replace(deadline=deadline) for one in asked]
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
         for one, answer in zip(asked, answers, strict=True):
             self.metrics.length.observe(len(answer.list.items))
-            if not answer.reranked and answer.list.source == "policy" and one.serving.recommender.reward is not None:
+            if answer.degraded is not None:
                 self.metrics.fallbacks.inc()
             if one.trial is not None:
                 self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
@@ -368,6 +371,7 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
         "codes": [recommender.catalog.codes[row[0]].tolist() if row else [] for row in rows],
         "source": recorded.source,
         "reranked": False,
+        "degraded": recorded.degraded,
         "repeated": True,
         "short": None,
         "versions": {
@@ -401,6 +405,7 @@ def _reply(
         "codes": shown.codes[:k],
         "source": shown.source,
         "reranked": answer.reranked,
+        "degraded": answer.degraded,
         "repeated": False,
         "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,

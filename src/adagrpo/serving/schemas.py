@@ -122,6 +122,9 @@ class RecommendAnswer(BaseModel):
     )
     source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
+    degraded: str | None = Field(
+        None, description="Why this is not the list that is served otherwise: the reward gave no scores; else null."
+    )
     repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
     short: str | None = Field(description="Why the list is shorter than was asked for.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
@@ -188,6 +191,8 @@ class StatusAnswer(BaseModel):
 
 class HealthAnswer(StatusAnswer):
     """The model that is served."""
+
+    degraded: str | None = Field(None, description="Why lists come without the reward now; absent where they do not.")
 
     name: str | None = Field(None, description="Of the recipe.")
     arm: str | None = None

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from adagrpo.lists.names import START, parse_list
+from adagrpo.lists.names import FUSE, RERANK, START, parse_list
 from adagrpo.metrics import RankedLists, measure, measured, ndcg, target_rank_in
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
+from adagrpo.pipeline.list_makers import NEIGHBOURS, ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION
+from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse
+from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
-__all__ = ["evaluate_list"]
+__all__ = ["evaluate_list", "list_stages"]
 
 FREE = "free.parquet"
 FREE_METRICS = ("hallucination", "invalid")
@@ -68,6 +70,24 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         settings=(*DECODING, *(models.reward_reads if maker.asks_reward(called) else ())),
         also={"metrics": measured()} | data.truth_read,
     )
+
+
+def list_stages(name: str) -> dict[str, Declare]:
+    """The stages that measure a list which more than a policy makes, by name and in order; none of any other.
+
+    Args:
+        name: see `adagrpo.lists.names`; a policy in it is trained and evaluated before.
+    """
+    called = parse_list(name)
+    if called.order == RERANK:
+        return re_rankings(name)
+    if called.policy is None or called.order == "policy":
+        return {}
+    fused: dict[str, Declare] = {
+        NEIGHBOURS: find_neighbours,
+        f"{FUSE}/{called.policy}": partial(fuse, arm=called.policy),
+    }
+    return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
 
 
 def _on_validation(ranked: Path, name: str) -> dict[str, float]:

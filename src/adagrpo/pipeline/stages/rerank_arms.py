@@ -13,6 +13,7 @@ from typing import Any
 
 from adagrpo.evaluation.predictions import reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, edge_warning
+from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.metrics import measured
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -23,37 +24,29 @@ from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predic
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["RERANK", "SUFFIX", "re_ranked", "re_rankings"]
-
-RERANK = "rerank"
-SUFFIX = f"+{RERANK}"
-
-
-def re_ranked(name: str) -> str | None:
-    """The arm whose beam an arm of this kind re-orders; None for any other arm.
-
-    >>> re_ranked("nll+rerank"), re_ranked("rerank"), re_ranked("nll")
-    ('nll', 'sft', None)
-    """
-    return "sft" if name == RERANK else name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else None
+__all__ = ["re_rankings"]
 
 
 def re_rankings(name: str) -> dict[str, Declare]:
-    """The stages of an arm of this kind by name: `evaluate/rerank` of the starting policy, and
-    `evaluate/<arm>+rerank/best` and `final` of an arm's checkpoints. None of any other arm.
+    """The stages of a re-ranked list by name; none of any other list.
+
+    They are `evaluate/rerank` of the starting policy, and `evaluate/<arm>+rerank/best` and `final` of an arm.
     """
-    base = re_ranked(name)
-    if base is None:
+    called = parse_list(name)
+    if called.order != RERANK:
         return {}
-    if name == RERANK:
-        return {f"evaluate/{RERANK}": partial(_rerank, of=("sft", "best"))}
-    return {f"evaluate/{name}/{kind}": partial(_rerank, of=("train", base, kind)) for kind in ("best", "final")}
+    if called.policy == START:
+        return {f"evaluate/{RERANK}": partial(_rerank, of=(START, "best"))}
+    return {
+        f"evaluate/{name}/{kind}": partial(_rerank, of=("train", str(called.policy), kind))
+        for kind in ("best", "final")
+    }
 
 
 def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
     """The beam of one policy, re-ordered."""
     data, weights = RunData(run), run.path(*of)
-    label = f"evaluate/{RERANK}" if of == ("sft", "best") else f"evaluate/{of[1]}{SUFFIX}/{of[2]}"
+    label = f"evaluate/{RERANK}" if of == (START, "best") else f"evaluate/{of[1]}+{RERANK}/{of[2]}"
     models, file = Models(data), run.path(STAGE, FILE)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
     inputs += [weights / "model.safetensors", file, *models.reward_files, *data.truth_files]
@@ -71,7 +64,7 @@ def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
             lists = reordered(beams["validation"], weight, known.spread)
             tried[weight] = summarise(lists, cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
-        if of == ("sft", "best"):
+        if of == (START, "best"):
             chosen = known.rerank
         warning = edge_warning(chosen)
         if warning is not None:
