@@ -1,4 +1,4 @@
-"""What the site writes from the code: every command with its options, every metric, equations as they stand."""
+"""What the site writes from the code: every command with its options, every metric."""
 
 from __future__ import annotations
 

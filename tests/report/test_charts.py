@@ -20,7 +20,7 @@ from adagrpo.report.interval_charts import (
     interval_chart,
     map_chart,
 )
-from adagrpo.report.theme import DARK, GAIN, GRID, INK, LAYERS, LOSS, SURFACE, chart_rules, method_colors
+from adagrpo.report.theme import DARK, GAIN, GRID, LAYERS, LOSS, SURFACE, chart_rules, method_colors
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -152,15 +152,6 @@ def test_a_scatter_joins_a_name_and_hollows_the_final_point() -> None:
     assert "<title>nll, final</title>" in svg and texts(svg).count("nll") == 1
 
 
-def test_many_names_are_told_apart_without_colour() -> None:
-    names = [f"an arm of number {i}" for i in range(12)]
-    root = parsed(svg := scatter_chart([Point(0.1 * i, 0.2, name) for i, name in enumerate(names)], **LABELS))
-    keys = [use.get("href") for use in root.iter(f"{SVG}use") if "stroke-width: 1.5" in use.get("style", "")]
-    shapes = {element.get("id"): element.get("d") for element in root.iter(f"{SVG}path")}
-    assert len({shapes[str(key)[1:]] for key in keys}) == 12
-    assert [text for text in texts(svg) if text in names] == sorted(names, key=names.index)
-
-
 def test_a_stack_reaches_the_sum_of_its_layers_and_has_gaps() -> None:
     svg = stacked_area_chart([0, 1], [("in", [0.2, 0.2]), ("out", [0.8, None])], overlay=("c", [0.1, 0.2]), **LABELS)
     assert {"0 %", "100 %", "in", "out", "c"} <= set(texts(svg))
@@ -194,19 +185,6 @@ def test_a_forest_is_read_against_its_reference() -> None:
     zero = float(dashed.get("d", "").split()[1])
     assert (zero - start[0]) / (end[0] - start[0]) == pytest.approx(1 / 6, abs=0.01)  # -1 of -1 .. 5 points
     assert any(text.endswith("…") for text in texts(svg)) and "nll, best" in texts(svg)
-
-
-def test_a_forest_has_headings_lanes_and_arrows_where_an_interval_goes_on() -> None:
-    marks = {"no gate": IntervalMark(0.0, -1.0, 1.0), "the gate": IntervalMark(3.0, -9.0, 9.0)}
-    row = ForestRow("GRPO", marks, "LastFM")
-    names = {name: name for name in marks}
-    svg = forest_chart([row], title="t", x_label="x", limits=(-2.5, 4.0), names=names, notes="what it says")
-    assert {"LastFM", "GRPO", "no gate", "the gate", "what it says"} <= set(texts(svg))
-    near, far = lines(svg, INK)[0], lines(svg, "#cc79a7")[0]
-    assert near[0][1] < far[0][1]
-    assert far[1][0] - far[0][0] == pytest.approx(3.25 * (near[1][0] - near[0][0]), rel=0.01)
-    arrows = [use for use in parsed(svg).iter(f"{SVG}use") if "#cc79a7" in use.get("style", "")]
-    assert len(arrows) == 4  # two arrows, the mark, and that of the legend
 
 
 def test_the_colour_of_a_cell_is_its_gain_or_loss() -> None:

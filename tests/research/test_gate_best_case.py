@@ -1,8 +1,6 @@
-"""The study of the gate's best case: its plan names arms of its recipe, and its tables pool worlds as they say."""
+"""The study of the gate's best case: its plan names arms of its recipe, and its worlds are pooled as seeds are."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import yaml
 
 from adagrpo.config import load_config
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
-from research.gate_best_case import measure, tables
+from research.gate_best_case import measure
 from research.worlds_pooled import over_worlds
 
 PLAN = yaml.safe_load((measure.HERE / "worlds.yaml").read_text(encoding="utf-8"))
@@ -43,21 +41,3 @@ def test_worlds_are_pooled_as_seeds_that_have_no_user_in_common() -> None:
     found = over_worlds([[float(w.mean()), float(w.var(ddof=1)) / len(w)] for w in worlds])
     assert found == pytest.approx((interval.mean, interval.low, interval.high))
     assert over_worlds([[0.1, 0.01]]) is None
-
-
-def row(world: str, utility: float) -> dict[str, Any]:
-    entry = {"true_utility@10": [utility, 1e-6], "hr@10": [-utility, 1e-6]}
-    arm = entry | {"admission": 0.25, "pressure": 0.5}
-    return {"world": world, "reward": "right", "arms": {"taught-gate": arm}, "pairs": {"a less b": entry}}
-
-
-def test_a_world_whose_arm_had_no_teacher_counts_for_utility_and_not_for_what_was_admitted() -> None:
-    rows = [row("first", 0.0), row("second", 0.04), row("third", 0.02)]
-    rows[0]["arms"]["taught-gate"] |= {"admission": None, "pressure": None}
-    rows[1]["arms"]["taught-gate"] |= {"admission": 0.75}
-    (cells,) = tables.arms_table(rows).rows
-    assert cells[2:4] == ("50 %", "0.50") and str(cells[4]).startswith("+0.0200 (")
-    assert tables.pairs_table(rows).rows[0][3] == "+0.0000, +0.0400, +0.0200"
-    for entry in rows:
-        entry["arms"]["taught-gate"] |= {"admission": None, "pressure": None}
-    assert tables.arms_table(rows).rows[0][2:4] == (tables.MISSING, tables.MISSING)

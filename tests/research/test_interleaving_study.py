@@ -1,15 +1,11 @@
-"""The study of interleaving: its draft of many lists is that of one list, and its page is what its rows say."""
+"""The study of interleaving: its draft of many lists is that of one list, and users needed are those by hand."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
 from adagrpo.experiments.interleaving import team_draft
 from research.interleaving.measure import Visits, drafted, needed, visits
-
-STUDY = Path(__file__).parents[2] / "research" / "interleaving"
 
 
 def test_many_drafts_are_each_that_of_one_list() -> None:

@@ -1,4 +1,4 @@
-"""The study of off-policy estimates on public logs: its truth by hand, its small logs, and its page."""
+"""The study of off-policy estimates on public logs: its truth by hand, and its small logs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import polars as pl
 import pytest
 
 from research.off_policy_logs.measure import Videos, open_bandit, small_logs, softmax
-
-STUDY = Path(__file__).parents[2] / "research" / "off_policy_logs"
 
 
 def videos(size: int = 20, each: int = 50) -> Videos:

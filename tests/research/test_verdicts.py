@@ -1,4 +1,4 @@
-"""The tables of the study of the verdict, by hand; the taste reward against the truth; the page against its rows."""
+"""The study of the verdict: pairs that lack one are named; its taste reward against the truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
 from research.pages.documents import with_tables
-from research.pages.verdicts import joined, verdict_summary
+from research.pages.verdicts import joined
 from research.verdict import taste
 
 ROOT = Path(__file__).parents[2]
@@ -43,19 +43,6 @@ VERDICTS = [
     verdict("wrong", HELD_OUT, ["use"] * 4, ["use", "rerank_only"] * 2),
     verdict("missed", HELD_OUT, ["rerank_only"] * 3 + ["use"], ["rerank_only"] * 4),
 ]
-
-
-def test_the_targets_by_hand() -> None:
-    table = verdict_summary(joined(OUTCOMES, VERDICTS))
-    assert [row[:4] for row in table.rows] == [
-        ("development", "2", "100.0 %", "87.5 %"),
-        ("held-out", "2", "87.5 %", "75.0 %"),
-        ("all", "4", "93.8 %", "81.2 %"),
-    ]
-    # false and missed `use` of distill-tuned, then of mixture; then those refused that an arm lowered
-    assert table.rows[0][4:] == ("0 of 1", "0 of 1", "0 of 1", "0 of 1", "1 of 1")
-    assert table.rows[1][4:] == ("1 of 1", "1 of 1", "1 of 1", "–", "0 of 1")
-    assert table.rows[2][4:] == ("1 of 2", "1 of 2", "1 of 2", "0 of 1", "1 of 2")
 
 
 def test_pairs_that_were_not_judged_are_named() -> None:
