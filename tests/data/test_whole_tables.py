@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import polars as pl
@@ -30,6 +31,20 @@ def test_a_malformed_record_of_a_csv_table_is_named(tmp_path: Path, rows: str) -
     path = write(tmp_path / "items.csv", f"item_id,title\n{rows}")
     with pytest.raises(UserError, match=r"items\.csv, row 2: has (a quote that is not closed or|3 fields)"):
         read_items(path, text_columns=["title"])
+
+
+def test_a_table_that_ends_within_a_row_is_refused(tmp_path: Path) -> None:
+    """A new item would come without what was cut off; a row that leaves its last cells out is not cut off."""
+    whole = 'item_id;title;brand\n1;Lamp;Lux\n2;Chair\n3;"two\nlines; one";Lux'
+    options = {"text_columns": ["title"], "attribute_columns": ["brand"]}
+    for end in ("", "\n"):
+        assert len(read_items(write(tmp_path / "items.csv", whole + end), **options)) == 3
+    packed = tmp_path / "items.csv.gz"
+    for rest in ("\n4;Des", "\n4;", "\n4"):
+        packed.write_bytes(gzip.compress((whole + rest).encode()))
+        for path in (write(tmp_path / "items.csv", whole + rest), packed):
+            with pytest.raises(UserError, match=r"row 4: has [12] of 3 fields and no end of a line"):
+                read_items(path, **options)
 
 
 def test_a_quote_within_a_field_is_a_character(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def read_items(
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
-    table = table.with_columns(_flat(path, table[name]) for name in {*text_columns, *attribute_columns})
+    table = table.with_columns(_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns]))
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
     decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]

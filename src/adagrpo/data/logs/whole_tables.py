@@ -5,14 +5,15 @@ A row that cannot be read ends it: there is no such thing as an item table witho
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from adagrpo.data.logs.chunks import json_fields, json_lines, named_fields, read_chunks
-from adagrpo.data.logs.formats import SCHEMA_BYTES, kind_of, nested_names, reading, require
+from adagrpo.data.logs.chunks import json_fields, json_lines, lines_of, named_fields, read_chunks
+from adagrpo.data.logs.formats import SCHEMA_BYTES, csv_header, kind_of, nested_names, reading, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, UTF_16, encoding_of, read_blocks
 from adagrpo.errors import UserError
 
@@ -42,7 +43,22 @@ def read_table(
         _refuse(path, first, problem)
         tables.append(table)
     table = pl.concat(tables)
-    return table.with_columns(pl.all().replace("", None)) if kind == "CSV" else table
+    if kind == "Parquet":
+        return table
+    _refuse_cut(path, len(table), max_expansion)
+    return table.with_columns(pl.all().replace("", None))
+
+
+def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
+    """Refuse a CSV file that ends within a row, as an upload that broke off: no line end, and too few fields."""
+    *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    line, (names, separator) = lines_of(end)[-1], csv_header(path)
+    if end.endswith(b"\n") or line.count('"') % 2:  # of a row of several lines it is the end
+        return
+    fields = len(next(csv.reader([line], delimiter=separator)))
+    if fields < len(names):
+        what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
+        raise UserError(f"{path}, row {rows}: {what}")
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
