@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import FitConfig, Gate
-from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups

@@ -192,7 +192,7 @@ class Command:
             if self.plans and given.pop("dry_run"):
                 from adagrpo.cli.planning import print_plan_of
 
-                print_plan_of(given["run"], self.name, common, given.get("out"))
+                print_plan_of(given["run"], self.name, common.overrides(), given.get("out"), as_json=common.as_json)
             else:
                 function(**given, common=common)
 

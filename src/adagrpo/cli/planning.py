@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-
-from adagrpo.cli.options import Common
 
 if TYPE_CHECKING:
     from adagrpo.pipeline import Run
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["plan_text", "print_plan", "print_plan_of"]
 
 
-def print_plan_of(directory: Path, command: str, common: Common, out: Path | None = None) -> None:
+def print_plan_of(
+    directory: Path, command: str, overrides: Sequence[str], out: Path | None = None, *, as_json: bool
+) -> None:
     """Print what a command would do with an existing run.
 
     Raises:
@@ -25,9 +26,9 @@ def print_plan_of(directory: Path, command: str, common: Common, out: Path | Non
     from adagrpo.pipeline import Run
     from adagrpo.pipeline.checks import check
 
-    run = Run.open(directory, common.overrides(), out=out)
+    run = Run.open(directory, overrides, out=out)
     check(run, command)
-    print_plan(run, command, common.as_json)
+    print_plan(run, command, as_json)
 
 
 def print_plan(run: Run, command: str, as_json: bool) -> None:

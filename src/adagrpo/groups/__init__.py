@@ -1,6 +1,6 @@
 """Groups of rollouts: drawn, scored, examined and admitted by a gate, the same for training, diagnosis and reports."""
 
-from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.apply_gates import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.draw import DrawnGroups, draw_groups, draw_rollouts
 from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary

@@ -3,7 +3,7 @@
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
     evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.evidence`
-    decide    evidence -> which samples are admitted         `adagrpo.groups.decide`
+    decide    evidence -> which samples are admitted         `adagrpo.groups.apply_gates`
 
 All without gradients, and without any state: what runs from step to step (the spread of rewards) is passed in and comes
 back. Post-training and the ranker's report take all four steps at once. A diagnosis takes the first two batch by batch
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.apply_gates import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import gather_evidence, running_spread

@@ -34,6 +34,7 @@ from adagrpo.objective.gates import (
     rollout_miss_gate,
     shuffled_gate,
 )
+from adagrpo.objective.group_summary import GroupSummary
 from adagrpo.objective.losses import (
     Surrogate,
     clipped_surrogate,
@@ -43,7 +44,6 @@ from adagrpo.objective.losses import (
     nll,
     zero_rejected,
 )
-from adagrpo.objective.summary import GroupSummary
 
 __all__ = [
     "GATES",

@@ -31,7 +31,7 @@ from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
-from adagrpo.groups.decide import TrueUtility
+from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.versions import CatalogVersion

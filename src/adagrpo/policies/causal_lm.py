@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ from adagrpo.policies.language_model import (
     under_model_names,
 )
 from adagrpo.policies.named_tokens import named_checkpoint
+from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
     KeysValues,
@@ -61,9 +62,6 @@ from adagrpo.policies.shared_prefix import (
 )
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.types import Histories
-
-if TYPE_CHECKING:
-    from adagrpo.policies.shared_codes import SharedCodesPolicy
 
 __all__ = ["KIND", "CausalLMPolicy", "build", "skeleton"]
 
@@ -419,8 +417,6 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
     """Make one over the catalogue of a run; items that share a Semantic ID are told apart by a level of its own."""
-    from adagrpo.policies.shared_codes import SharedCodesPolicy  # which is made of such a policy
-
     assert spec.options.lm is not None  # the configuration checks it
     model, vocabulary, template = _language_model(spec)
     levels = len(vocabulary.code_sizes)

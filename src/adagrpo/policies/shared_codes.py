@@ -9,15 +9,15 @@ one that `resolve_collisions` appends; nothing trains at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from adagrpo.policies.causal_context import CausalContext, CausalState
-from adagrpo.policies.causal_lm import CausalLMPolicy
+from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -44,10 +44,16 @@ class NumberedState:
     level: int
 
 
+class _WritesCodes(Policy[CausalContext, CausalState], Protocol):
+    """A policy that writes the first `L` codes of each item."""
+
+    item_codes: Tensor  # (V, L) int64
+
+
 class SharedCodesPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.policy.Policy`."""
 
-    def __init__(self, causal: CausalLMPolicy, trie: Trie) -> None:
+    def __init__(self, causal: _WritesCodes, trie: Trie) -> None:
         """Put one more level behind the codes of a policy.
 
         Args:
@@ -84,7 +90,7 @@ class SharedCodesPolicy(nn.Module):
         return self.causal.trains_on_nll
 
     @property
-    def body_parameters(self) -> list[nn.Parameter]:
+    def body_parameters(self) -> Sequence[nn.Parameter]:
         """See `Policy.body_parameters`."""
         return self.causal.body_parameters
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.decide import TrueUtility
+from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.groups.division import Division
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary

@@ -17,7 +17,7 @@ import torch
 from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
-from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GATES, Evidence, GateDecision, group_advantages
 from adagrpo.pipeline.directory import RunDirectory

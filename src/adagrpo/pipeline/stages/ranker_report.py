@@ -39,7 +39,7 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     rank_correlation,
 )
-from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GATES, GateDecision, pairwise_agreement, target_nll
 from adagrpo.objective.terms import TERMS
