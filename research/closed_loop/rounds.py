@@ -290,7 +290,7 @@ def _serving(one: _Served, arm: str, number: int, beginning: Beginning) -> Servi
         data.item_ids.to_list(),
         width=config.evaluation.beam_width,
         max_history=config.max_history,
-        mask_history=True,
+        exclude_history=True,
         precision=config.evaluation.precision,
         catalog_version=f"{number:04d}",
         popularity=data.training.counts(data.num_items),

@@ -111,14 +111,14 @@ class ListMaker:
             options |= {"reward": self.reward} if self.asks_reward(name) else {}
         elif name.policy is None:
             options = {"alone": self.source(name.order)}
-        mask = config.evaluation.mask_history if self.exclude_history is None else self.exclude_history
+        mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
         return Recommender(
             self.models.policy(weights),
             data.catalog,
             data.item_ids.to_list(),
             width=config.evaluation.beam_width,
             max_history=config.max_history,
-            mask_history=mask,
+            exclude_history=mask,
             precision=self.precision or config.evaluation.precision,
             catalog_version=data.version.name,
             popularity=data.training.counts(data.num_items),

@@ -161,7 +161,7 @@ def _recommender(
     about |= {"reward_spread": served.reward_spread} if served.reward is not None else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
-    about |= {"exclude_history": served.mask_history, "precision": served.precision}
+    about |= {"exclude_history": served.exclude_history, "precision": served.precision}
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, version.name)
     return served, about | {"versions": versions}, models
 
