@@ -25,7 +25,7 @@ class EvaluationConfig(Section):
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
-    mask_history: bool = False
+    exclude_history: bool = False
     validation_users: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eligible: EligibleConfig | None = None
