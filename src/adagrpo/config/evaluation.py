@@ -48,7 +48,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class CompareConfig(Section):
-    """What a comparison is to decide, fixed before its runs: see `adagrpo.evaluation.comparison`.
+    """The decision that a comparison is for, fixed before its runs: see `adagrpo.evaluation.comparison`.
 
     `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
     much worse than the baseline an arm may be on other metrics, in the metric's own units. `pairs` names arms that are

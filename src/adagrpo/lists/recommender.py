@@ -311,7 +311,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """What a fused list is chosen from, and what its sources say of it; its weights need not be fitted yet.
+        """Collect the candidates of fused lists, and the scores of their sources; the weights need not be fitted yet.
 
         Args:
             queries: `B` with histories, that all leave them out or all do not.
