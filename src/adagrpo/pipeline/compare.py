@@ -6,7 +6,7 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.stages.rerank_arms`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
+`adagrpo.pipeline.stages.rerank_arms`. `mixture-matched` and `mixture-norm-matched` are mixtures whose lambda is
 known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
