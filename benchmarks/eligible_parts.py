@@ -34,7 +34,7 @@ def eligible_parts(data: Path, work: Path) -> list[Row]:
         for kind in ("compact", "hybrid"):
             policy = random_policy(catalog, kind)
             served = Recommender(
-                policy, catalog, list(range(count)), width=WIDTH, max_history=HISTORY, mask_history=True
+                policy, catalog, list(range(count)), width=WIDTH, max_history=HISTORY, exclude_history=True
             )
             for share in SHARES:
                 rows += _of_share(served, f"eligible_{name}_{100 * share:.0f}_{kind}", share)

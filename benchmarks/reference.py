@@ -56,7 +56,7 @@ COMMON: dict[str, Any] = {
         "fit": {"epochs": 1, "batch_size": 128, "learning_rate": 5.0e-4, "validations": 2, "validation_users": 300},
         "gradient_norms_every": 2,
     },
-    "evaluation": {"mask_history": True},
+    "evaluation": {"exclude_history": True},
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "compact": {"width": 48, "heads": 4, "decoder_hidden": 96, "dropout": 0.2},

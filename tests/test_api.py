@@ -133,8 +133,8 @@ def test_a_version_of_the_catalogue_may_be_a_number(finished: Path) -> None:
 
 
 def test_metrics_of_other_stages_than_are_there_are_refused(copied: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics.json is stale: .*mask_history.*; run `adagrpo evaluate --run"):
-        _ = Run.open(copied, {"evaluation.mask_history": True}).metrics
+    with pytest.raises(UserError, match=r"metrics.json is stale: .*exclude_history.*; run `adagrpo evaluate --run"):
+        _ = Run.open(copied, {"evaluation.exclude_history": True}).metrics
     shutil.rmtree(copied / "evaluate" / "nll" / "best")
     with pytest.raises(UserError, match=r"metrics.json is stale: evaluate/nll/best is missing; run `adagrpo evaluate"):
         _ = Run.open(copied).metrics

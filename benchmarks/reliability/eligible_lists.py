@@ -75,7 +75,7 @@ def check_eligible(sizes: tuple[int, ...], seed: int, contexts: int, *, hybrid: 
         for _ in range(contexts)
     ]
     possible = [_possible(query, count) for query in queries]
-    arguments = {"max_history": LENGTH, "mask_history": False, "precision": "float32"}
+    arguments = {"max_history": LENGTH, "exclude_history": False, "precision": "float32"}
     narrow = Recommender(policy, catalog, list(range(count)), width=K, **arguments)  # type: ignore[arg-type]
     answers = [one for first in range(0, contexts, 64) for one in narrow.recommend(queries[first : first + 64])]
     wrong = sum(

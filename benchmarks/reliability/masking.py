@@ -71,14 +71,14 @@ def check_masking(work: Path, evaluated: int, generated: int, seed: int = 0) -> 
         for parameter in policy.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     cases = _cases(policy.eval(), catalog, evaluated, np.random.default_rng(seed))
-    arguments = {"width": K, "batch_size": 256, "max_history": SEEN, "mask_history": True}
+    arguments = {"width": K, "batch_size": 256, "max_history": SEEN, "exclude_history": True}
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
     lists = predict(policy, catalog, cases, **arguments).items
-    plain = predict(policy, catalog, cases, **arguments | {"width": K + SEEN, "mask_history": False}).items
+    plain = predict(policy, catalog, cases, **arguments | {"width": K + SEEN, "exclude_history": False}).items
     last = [
         [item for item in row if item not in history[-SEEN:]][:K] for row, history in zip(plain, histories, strict=True)
     ]
-    recommender = Recommender(policy, catalog, list(range(ITEMS)), width=K, max_history=SEEN, mask_history=True)
+    recommender = Recommender(policy, catalog, list(range(ITEMS)), width=K, max_history=SEEN, exclude_history=True)
     served = [
         reply.items
         for first in range(0, evaluated, 32)

@@ -17,7 +17,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.limits import LONGEST_BATCH, Limits
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 from research.closed_loop.beginnings import DAY, HASH
 
 __all__ = ["Endpoint", "SimulatedDays", "moment_of"]

@@ -36,7 +36,7 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.serving.models import Serving
+from adagrpo.serving.model_manager import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.writing import atomic_folder, make_folder, write_file
@@ -290,7 +290,7 @@ def _serving(one: _Served, arm: str, number: int, beginning: Beginning) -> Servi
         data.item_ids.to_list(),
         width=config.evaluation.beam_width,
         max_history=config.max_history,
-        mask_history=True,
+        exclude_history=True,
         precision=config.evaluation.precision,
         catalog_version=f"{number:04d}",
         popularity=data.training.counts(data.num_items),

@@ -36,7 +36,7 @@ NAMES = {
     name + end: label
     for end in ("", "-explore")
     for name, label in (
-        ("mixture", "uniform GRPO"),
+        ("mixture", "mixture"),
         ("nll", "continued NLL"),
         ("gate", "AdaGRPO's gate"),
         ("distill", "distill-tuned"),

@@ -127,7 +127,7 @@ def fixed_rate_config(plan: Mapping[str, Any], name: str) -> Config:
 
 
 def frontier_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
-    """The recipe with the chosen gate, and the fixed mixture at every pressure of the plan, otherwise as it was chosen.
+    """The recipe with the chosen gate, and the mixture at every pressure of the plan, otherwise as it was chosen.
 
     Args:
         plan: the content of plan.yaml.

@@ -36,7 +36,7 @@ learns from the paper's how much of each batch to admit; all arms alike for the 
 
 With `--rewards` GRPO and its gates have other rewards than the trees, all arms alike; each is a comparison.
 
-With `--frontier` the chosen gate of GRPO on samples is held against the mixture at each of the plan's pressures.
+With `--frontier` the chosen gate of the mixture on samples is held against the mixture at each of the plan's pressures.
 
 With `--whole` the best settings of some families are tuned again for all of the steps, with rows in
 `whole-<set>.jsonl`. The one that is then best is tried.

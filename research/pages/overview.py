@@ -28,7 +28,7 @@ RECOMMENDED = {  # reward of the map: the comparison that has the arm without th
 }
 WITH_MARGIN, WITHOUT_MARGIN = "distill-chosen", "chosen-without-margin"
 ARMS = {
-    "mixture": "GRPO beside NLL, λ 1",
+    "mixture": "mixture, λ 1",
     "adagrpo": "the earlier gate, λ 1",
     "distill-ends": "distillation, fixed weight",
     WITHOUT_MARGIN: "distillation, weight from validation",

@@ -29,8 +29,8 @@ SETS = {  # by the file of its trial
     "trial-kuairand-clicks": "KuaiRand, a feed",
 }
 OBJECTIVES = {
-    "grpo-samples": "GRPO on samples",
-    "grpo-beam": "GRPO on the beam",
+    "grpo-samples": "mixture on samples",
+    "grpo-beam": "mixture on the beam",
     "best-of-n": "best of n",
     "distill": "distillation",
 }

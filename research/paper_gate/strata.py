@@ -169,7 +169,7 @@ def measure(name: str, data: Path, out: Path) -> None:
     with made.locked():
         for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             make(made)
-    objective = ObjectiveConfig(**plan["rollouts"]["beam"] | {"exclude_history": config.evaluation.mask_history})
+    objective = ObjectiveConfig(**plan["rollouts"]["beam"] | {"exclude_history": config.evaluation.exclude_history})
     models = Models(RunData(made))
     groups = case_groups(
         models.policy(made.path("sft", "best")),

@@ -155,9 +155,14 @@ def test_an_unknown_key_of_the_marketplace_is_named(recipe):
     assert "unknown key 'data.marketplace.user'; did you mean 'users'?" in message
 
 
+def test_the_former_name_of_the_history_switch_is_refused_with_the_present_one(recipe):
+    message = refused(recipe(MINIMAL), "evaluation.mask_history=true")
+    assert "unknown key 'evaluation.mask_history'; did you mean 'exclude_history'?" in message
+
+
 def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
     message = refused(recipe(MINIMAL), "evaluation.zzz=1")
-    assert "unknown key 'evaluation.zzz'; valid keys here: beam_width, batch_size, mask_history" in message
+    assert "unknown key 'evaluation.zzz'; valid keys here: beam_width, batch_size, exclude_history" in message
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,13 @@ def test_popularity_by_hand() -> None:
     # counts of items 0 .. 5: 2 3 5 1 2 0
     actual = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2)
     assert actual.tolist() == [[2, 1]] * 5
-    masked = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2, mask_history=True)
+    masked = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2, exclude_history=True)
     assert masked[1].tolist()[0] == 2 and masked[4].tolist()[0] == 4
     assert masked.shape == (5, 2) and 2 not in masked[2]
 
 
 def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
-    actual = baselines.popularity(ragged(TRAINING), 6, make_cases([[1, 2, 0]]), width=8, mask_history=True)
+    actual = baselines.popularity(ragged(TRAINING), 6, make_cases([[1, 2, 0]]), width=8, exclude_history=True)
     assert sorted(actual[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
 
 
@@ -52,7 +52,7 @@ def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
 def test_item_knn_is_the_loop(mask: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "_BLOCK", block)
     similarity = slow_similarity(TRAINING, 6)
-    actual = baselines.item_knn(ragged(TRAINING), 6, make_cases(CASES), width=6, mask_history=mask, decay=0.5)
+    actual = baselines.item_knn(ragged(TRAINING), 6, make_cases(CASES), width=6, exclude_history=mask, decay=0.5)
     for row, history in enumerate(CASES):
         scores = np.zeros(6)
         for age, item in enumerate(reversed(history)):

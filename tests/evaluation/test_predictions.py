@@ -111,8 +111,8 @@ def test_invalid_samples_are_the_mass_outside_the_catalogue() -> None:
     assert actual.invalid_samples == pytest.approx(1 - np.mean(mass), abs=0.05)
 
 
-@pytest.mark.parametrize("mask_history", [False, True])
-def test_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, mask_history: bool) -> None:
+@pytest.mark.parametrize("exclude_history", [False, True])
+def test_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, exclude_history: bool) -> None:
     monkeypatch.setattr(evaluation, "SAMPLED_CASES", 10)
     catalog = make_catalog(200, 40, levels=2)
     policy, cases = make_policy(catalog), make_cases(200, count=150)
@@ -125,7 +125,7 @@ def test_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, mask_histor
             batch_size=size,
             max_history=MAX_HISTORY,
             reward=make_ranker(200),
-            mask_history=mask_history,
+            exclude_history=exclude_history,
         )
         for size in (1, 7, 150)
     ]
@@ -163,12 +163,12 @@ def test_plain_samples_come_from_cases_of_every_length(monkeypatch: pytest.Monke
     assert len(evaluation._sample_plan(5, 3)[1]) == 5 and len(evaluation._sample_plan(0, 3)[1]) == 0
 
 
-def test_mask_history_removes_exactly_the_history() -> None:
+def test_exclude_history_removes_exactly_the_history() -> None:
     catalog = make_catalog(20, 4)
     policy, cases = make_policy(catalog), make_cases(20)
     options = {"batch_size": 3, "max_history": MAX_HISTORY}
     plain = predict(policy, catalog, cases, width=20, **options)
-    masked = predict(policy, catalog, cases, width=20, mask_history=True, **options)
+    masked = predict(policy, catalog, cases, width=20, exclude_history=True, **options)
     for row in range(len(cases)):
         seen = set(cases.histories.row(row).tolist())  # also what the policy does not see
         kept = [(i, s) for i, s in zip(plain.items[row].tolist(), plain.scores[row], strict=True) if i not in seen]
@@ -205,8 +205,8 @@ def test_no_item_of_a_long_history_is_in_a_masked_list(popular: int) -> None:
     options = {"batch_size": 5, "max_history": MAX_HISTORY}
     # a beam as wide as the catalogue is exact
     every = predict(policy, catalog, cases, width=200, **options)
-    exact = predict(policy, catalog, cases, width=200, mask_history=True, **options)
-    masked = predict(policy, catalog, cases, width=10, mask_history=True, **options)
+    exact = predict(policy, catalog, cases, width=200, exclude_history=True, **options)
+    masked = predict(policy, catalog, cases, width=10, exclude_history=True, **options)
     held = predict(policy, catalog, cases, width=10 + MAX_HISTORY, **options)
     again = 0
     for row in range(len(cases)):
@@ -238,7 +238,7 @@ def test_a_masked_list_is_short_where_nothing_else_is_left() -> None:
     rest = np.setdiff1d(np.arange(20), kept).astype(np.int32)
     histories = Ragged(np.concatenate([rest, np.arange(20, dtype=np.int32)]), np.array([0, 18, 38]))
     cases = Cases(np.arange(2, dtype=np.int32), histories, np.array([3, 8], np.int32))
-    actual = predict(policy, catalog, cases, width=5, batch_size=2, max_history=MAX_HISTORY, mask_history=True)
+    actual = predict(policy, catalog, cases, width=5, batch_size=2, max_history=MAX_HISTORY, exclude_history=True)
     assert sorted(actual.items[0, :2].tolist()) == [3, 8]
     assert (actual.items[0, 2:] == -1).all() and (actual.items[1] == -1).all() and np.isneginf(actual.scores[1]).all()
 
@@ -254,7 +254,7 @@ def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -
         rows.append(np.concatenate([np.argsort(-scores)[:54], cases.histories.row(row)[-MAX_HISTORY:]]))
     long = Cases(cases.users, Ragged(np.concatenate(rows).astype(np.int32), cases.histories.offsets), cases.targets)
     for arguments in (cases, long):
-        rank_by_ranker(ranker, arguments, batch_size=5, max_history=MAX_HISTORY, width=10, mask_history=True)
+        rank_by_ranker(ranker, arguments, batch_size=5, max_history=MAX_HISTORY, width=10, exclude_history=True)
         for row, actual in enumerate(lists.pop()):
             scores = ranker.score(seen_history(arguments, row), torch.arange(200)[None])[0].numpy()
             scores[arguments.histories.row(row)] = -np.inf
@@ -263,7 +263,7 @@ def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_ranker_can_be_masked_too() -> None:
     ranker, cases = make_ranker(80), make_cases(80, count=30)
-    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, mask_history=True)
+    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, exclude_history=True)
     hits = []
     for row in range(len(cases)):
         scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()

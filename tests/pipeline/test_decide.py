@@ -23,14 +23,16 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.serve import Operation, _Wanted
-from adagrpo.serving.models import Asked
+from adagrpo.serving.model_manager import Asked
 
 FEATURE = {"kind": "feature", "name": "next_last"}
 
 
 @pytest.fixture(scope="module")
 def decided(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
-    run = world.run(tmp_path_factory.mktemp("decided") / "run", data, reward=FEATURE, evaluation={"mask_history": True})
+    run = world.run(
+        tmp_path_factory.mktemp("decided") / "run", data, reward=FEATURE, evaluation={"exclude_history": True}
+    )
     return run, run.decide(train=True)
 
 
@@ -75,7 +77,7 @@ def test_a_test_item_has_no_part_in_the_weights(
         if len(sequence) >= 3:
             changed = changed.changed(user, -1, 143)
     changed.write(tmp_path / "data")
-    other = world.run(tmp_path / "run", tmp_path / "data", reward=FEATURE, evaluation={"mask_history": True})
+    other = world.run(tmp_path / "run", tmp_path / "data", reward=FEATURE, evaluation={"exclude_history": True})
     other.decide()
     for name in ("weights.json", "validation.parquet"):
         assert (run.path("fuse/sft") / name).read_bytes() == (other.path("fuse/sft") / name).read_bytes()

@@ -28,7 +28,7 @@ KEPT = [item for item in IDS if item != 23]
 
 def opened(folder: Path, mask: bool = False) -> Run:
     eligible = json.dumps({"include": {"item_id": IDS}, "exclude": {"item_id": 23}})
-    return Run.open(folder, [f"evaluation.eligible={eligible}", f"evaluation.mask_history={str(mask).lower()}"])
+    return Run.open(folder, [f"evaluation.eligible={eligible}", f"evaluation.exclude_history={str(mask).lower()}"])
 
 
 def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
@@ -98,7 +98,7 @@ def test_with_history_left_out_lists_are_those_that_are_served(copied: Path) -> 
         width=options.beam_width,
         batch_size=7,
         max_history=run.config.max_history,
-        mask_history=True,
+        exclude_history=True,
         eligible=data.eligible,
         precision="float32",
     )

@@ -57,7 +57,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.rl_split", 0.5, {"sft", *TRAINED, "ranker/report"}),
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
     ("evaluation.beam_width", 12, {*DECODED, "report/paired"}),
-    ("evaluation.mask_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
+    ("evaluation.exclude_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_default_that_is_written_down_changes_nothing(walk: Any) -> None:
         "reward": {"kind": "sequential"},
         "objective": {"lambda": 1.0, "grpo": {"beta": 0.0}},
         "train": {"rl_split": 0.0},
-        "evaluation": {"mask_history": False},
+        "evaluation": {"exclude_history": False},
     }
     assert walk(written) == walk({})
 
@@ -121,7 +121,7 @@ class Later(Config):
     evaluation: Wider = Wider()
 
 
-@pytest.mark.parametrize("given", [{}, {"mask_history": True}, {"beam_width": 50}])
+@pytest.mark.parametrize("given", [{}, {"exclude_history": True}, {"beam_width": 50}])
 def test_a_new_option_with_a_default_changes_nothing(given: dict[str, Any]) -> None:
     content = {"data": {"logs": ["log.csv"]}, "evaluation": given}
     now, later = Config.model_validate(content), Later.model_validate(content)

@@ -29,7 +29,7 @@ from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.storage.locks import lock_folder
 
 USERS, ITEMS, PLACES, DAYS = 30, 20, 4, 4

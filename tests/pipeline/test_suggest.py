@@ -59,10 +59,10 @@ def test_codes_follow_from_items(items: int, tokenizer: tuple[object, ...]) -> N
 def test_the_other_sizes_follow_from_users_lengths_and_repeats() -> None:
     small = sizes_for(users=100, items=30, longest=3, repeats=0.2)
     assert (small.batch_size, small.epochs, small.beam_width) == (128, 60, 30)
-    assert (small.mask_history, small.max_history) == (False, 5)
+    assert (small.exclude_history, small.max_history) == (False, 5)
     large = sizes_for(users=1_000_000, items=90_000, longest=400, repeats=0.001)
     assert (large.batch_size, large.epochs, large.beam_width) == (256, 10, 50)
-    assert (large.mask_history, large.max_history) == (True, 50)
+    assert (large.exclude_history, large.max_history) == (True, 50)
     assert sizes_for(users=10_000, items=90, longest=9, repeats=0.0).epochs == 26  # 2000 steps of 128
 
 

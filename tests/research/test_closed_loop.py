@@ -34,7 +34,7 @@ policy: {width: 16, layers: 1, heads: 2, decoder_hidden: 16}
 sft: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}
 ranker: {width: 8, layers: 1, negatives: 8, fit: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}}
 objective: {num_generations: 4, pressure_steps: 1}
-evaluation: {beam_width: 10, mask_history: true, precision: float32}
+evaluation: {beam_width: 10, exclude_history: true, precision: float32}
 train: {fit: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}}
 """
 PLAN = """

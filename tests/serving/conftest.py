@@ -21,7 +21,7 @@ from adagrpo.lists.eligibility import Narrowing
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 
 ITEMS = 20
 VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}
@@ -30,7 +30,7 @@ VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}
 class Recommender:
     """Recommends the items after the last of a history, and waits `seconds` for a batch."""
 
-    width, mask_history, reward = 10, False, None
+    width, exclude_history, reward = 10, False, None
 
     def __init__(self) -> None:
         self.item_ids = list(range(ITEMS))

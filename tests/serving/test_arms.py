@@ -27,7 +27,7 @@ from adagrpo.serving.app import Options
 from adagrpo.serving.arms import ArmManager
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import Serving
+from adagrpo.serving.model_manager import Serving
 
 from .conftest import VERSIONS, Recommender
 

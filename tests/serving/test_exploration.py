@@ -20,7 +20,7 @@ from adagrpo.lists.recommender import Query, Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.serving.app import Application, Options
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 
 SIZES, ITEMS, SEEN, TEMPERATURE = (4, 4), 9, 4, 0.8
 
@@ -36,7 +36,7 @@ def recommender() -> Recommender:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    options = {"max_history": SEEN, "mask_history": False, "precision": "float32", "popularity": np.arange(ITEMS)}
+    options = {"max_history": SEEN, "exclude_history": False, "precision": "float32", "popularity": np.arange(ITEMS)}
     return Recommender(policy, catalog, [f"i{item}" for item in range(ITEMS)], width=3, **options)
 
 
@@ -48,7 +48,7 @@ def chances(recommender: Recommender, query: Query) -> dict[str, float]:
         recommender.item_ids,
         width=ITEMS,
         max_history=SEEN,
-        mask_history=False,
+        exclude_history=False,
         precision="float32",
     )
     answer = wide.recommend([query._replace(temperature=TEMPERATURE, seed=0)])[0]

@@ -27,7 +27,7 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.models import Asked, ModelManager, Serving
+from adagrpo.serving.model_manager import Asked, ModelManager, Serving
 from adagrpo.serving.playground import Playground
 
 from .conftest import Recommender

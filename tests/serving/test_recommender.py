@@ -40,7 +40,7 @@ def policy(catalog: Catalog) -> CompactPolicy:
 def served(policy: CompactPolicy, catalog: Catalog, width: int) -> Recommender:
     counts = np.arange(ITEMS) % 50  # many ties
     names = [f"item {item}" for item in range(ITEMS)]
-    options = {"max_history": SEEN, "mask_history": False, "precision": "float32", "popularity": counts}
+    options = {"max_history": SEEN, "exclude_history": False, "precision": "float32", "popularity": counts}
     return Recommender(policy, catalog, names, width=width, **options)
 
 
@@ -112,7 +112,7 @@ def test_a_query_without_a_history_gets_what_is_popular_and_eligible(policy: Com
     total = sum(item % 50 for item in range(ITEMS))
     shares = [np.log((count + 1) / (total + ITEMS)) for count in (49, 49, 49, 49, 48, 48, 48, 48, 47, 47)]
     assert everything.scores == pytest.approx(shares)
-    unknown = Recommender(policy, catalog, list(range(ITEMS)), width=10, max_history=SEEN, mask_history=False)
+    unknown = Recommender(policy, catalog, list(range(ITEMS)), width=10, max_history=SEEN, exclude_history=False)
     assert unknown.recommend([Query([])])[0].items == []
 
 

@@ -30,7 +30,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.schemas import HealthAnswer
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
@@ -49,7 +49,7 @@ def questions(run: Run) -> list[list[Any]]:
 
 @pytest.mark.parametrize(("mask", "weight"), [(False, 0.0), (True, 0.0), (True, 2.0)])
 def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: float) -> None:
-    run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
+    run = opened(copied, f"evaluation.exclude_history={str(mask).lower()}")
     models = Models(RunData(run))
     served, about = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=mask)
     assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", models.data.num_items)
@@ -121,7 +121,7 @@ def test_an_evaluation_of_earlier_weights_chooses_nothing(copied: Path) -> None:
         write_validation(opened(copied), arm, value)
     assert choose_checkpoint(opened(copied), None, "best").arm == "adagrpo"
     # only how lists are made differs from the evaluation: it still is of these weights
-    assert choose_checkpoint(opened(copied, "evaluation.mask_history=true"), None, "best").arm == "adagrpo"
+    assert choose_checkpoint(opened(copied, "evaluation.exclude_history=true"), None, "best").arm == "adagrpo"
     train_again(copied, "adagrpo")
     chosen = choose_checkpoint(opened(copied), None, "best")
     assert chosen.arm == "sft"
@@ -155,7 +155,7 @@ def write_validation(run: Run, arm: str, value: float) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> None:
-    run = opened(copied, "evaluation.mask_history=true")
+    run = opened(copied, "evaluation.exclude_history=true")
     models = Models(RunData(run))
     served, _ = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=True)
     draw = np.random.default_rng(0)

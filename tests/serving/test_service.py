@@ -30,7 +30,7 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
 TOKEN = "0123456789abcdef"

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _missing(error: Exception) -> str | None:
-    """What to do about a module that is not there; None where it is another error."""
+    """Say what to do about a missing module; None where it is another error."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     top = error.name.partition(".")[0]

@@ -106,7 +106,7 @@ def compare(
 
 
 def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
-    """What comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
+    """Print what comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
     from adagrpo.config.yaml_text import dump_yaml
 
     plans: list[dict[str, Any]] = []
@@ -171,7 +171,7 @@ def show_status(
 
 
 def _folders(out: Path, configs: list[Config]) -> list[Path]:
-    """Where each recipe's comparison goes: the folder itself, or for several one below it by name."""
+    """Return the folder of each recipe's comparison: the folder itself, or for several one below it by name."""
     if len(configs) == 1:
         return [out]
     names = [config.name for config in configs]

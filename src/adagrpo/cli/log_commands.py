@@ -276,7 +276,7 @@ def _set(role: str, column: str) -> str:
 
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
-    """What to type after `inspect`; nothing where a role is missing, or items are lists."""
+    """List the commands after `inspect`; none where a role is missing, or items are lists."""
     from adagrpo.config.yaml_text import json_text
 
     if preview["missing"] or preview["lists"]:

@@ -1,4 +1,4 @@
-"""What is asked of the machine: doctor."""
+"""The command that examines the machine: doctor."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class _Closable(Protocol):
 
 @dataclass(frozen=True)
 class Common:
-    """What was given to a command of the options that all commands have."""
+    """Values of the options that all commands have."""
 
     seed: int | None = None
     as_json: bool = False
@@ -130,7 +130,7 @@ class Common:
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
     def console(self, directory: Path) -> Console:
-        """Where progress of what is written into a folder is shown, and tracked if that was asked for."""
+        """Return the display of progress, which also tracks if that was asked for."""
         from adagrpo.console import StderrConsole
         from adagrpo.pipeline import Silent
 
@@ -150,7 +150,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command is; as a decorator it makes one of a function, and gives it the common options.
+    """Properties of a command; as a decorator it makes one of a function, and gives it the common options.
 
     The function takes its own arguments and `common: Common`. The first line of its documentation is the help, and its
     module is one of this package whose name ends in `_commands`.

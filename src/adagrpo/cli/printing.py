@@ -1,4 +1,4 @@
-"""What commands print on stdout: one JSON object, or lines and tables."""
+"""Output of commands on stdout: one JSON object, or lines and tables."""
 
 from __future__ import annotations
 

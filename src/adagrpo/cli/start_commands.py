@@ -83,7 +83,7 @@ def run_recipe(
 
 
 def _print_demo_plans(runs: dict[str, Run], as_json: bool) -> None:
-    """What the demo would do under each reward; under the second one it reads what is the same from the first run."""
+    """Print what the demo would do under each reward; the second run reads what is the same from the first."""
     from adagrpo.pipeline.dry_run import plan
     from adagrpo.pipeline.stage_table import RUN
 

@@ -25,7 +25,7 @@ class EvaluationConfig(Section):
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
-    mask_history: bool = False
+    exclude_history: bool = False
     validation_users: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eligible: EligibleConfig | None = None
@@ -48,7 +48,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class CompareConfig(Section):
-    """What a comparison is to decide, fixed before its runs: see `adagrpo.evaluation.comparison`.
+    """The decision that a comparison is for, fixed before its runs: see `adagrpo.evaluation.comparison`.
 
     `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
     much worse than the baseline an arm may be on other metrics, in the metric's own units. `pairs` names arms that are

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 __all__ = ["explain"]
 
 SHOWN = 200  # characters of a key or value in a message
+RENAMED = {"mask_history": "exclude_history"}  # keys of earlier recipes that no similar name would be found for
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -18,11 +19,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
     # a misspelt key comes first: where it was a required one, its absence is a consequence
     first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
-    path, _ = _follow(model, first["loc"])
+    path, _ = _locate(model, first["loc"])
     if first["type"] == "extra_forbidden":
-        section = _follow(model, first["loc"][:-1])[1]
+        section = _locate(model, first["loc"][:-1])[1]
         names = [field.alias or name for name, field in section.model_fields.items()]
-        near = difflib.get_close_matches(str(first["loc"][-1])[:SHOWN], names, n=1)
+        key = str(first["loc"][-1])[:SHOWN]
+        near = [RENAMED[key]] if RENAMED.get(key) in names else difflib.get_close_matches(key, names, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names) or 'none'}"
         return f"unknown key '{_short(path)}'{hint}"
     message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
@@ -37,7 +39,7 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:
     """The path of a location as it is written in a recipe, and the section there.
 
     Where a value may be of several types pydantic names the one that it tried, or the kind of a reward, as if it were a

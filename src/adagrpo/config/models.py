@@ -95,7 +95,7 @@ class PolicyConfig(Section):
 
     @property
     def can_leave_codes(self) -> bool:
-        """Whether the policy may write what is no code of a level, as a language model may."""
+        """True where the policy may write what is no code of a level, as a language model may."""
         return self.lm is not None
 
     @model_validator(mode="after")

@@ -114,7 +114,7 @@ class ArmConfig(Section):
 
     @property
     def _pressed(self) -> bool:
-        """Whether there is a reward term that may be admitted, and an anchor to hold it against."""
+        """Check that there is a reward term that may be admitted, and an anchor to hold it against."""
         return self.term is not None and OBJECTIVES[self.objective].anchored and self.admits != "none"
 
     @property
@@ -187,7 +187,7 @@ class ArmConfig(Section):
 
     @property
     def reads_truth(self) -> bool:
-        """Whether its gate needs the true utility."""
+        """True where its gate needs the true utility."""
         return self.admits is not None and GATES[self.admits].reads_truth
 
     @property

@@ -34,7 +34,7 @@ def popularity(
     cases: Cases,
     *,
     width: int = 50,
-    mask_history: bool = False,
+    exclude_history: bool = False,
     eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """(N, W) most popular items for each of `N` cases; -1 where there are none left.
@@ -44,12 +44,18 @@ def popularity(
         num_items: `V`.
         cases: `N` cases.
         width: `W`.
-        mask_history: leave out the items of a case's history.
+        exclude_history: leave out the items of a case's history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
     counts = training.counts(num_items).astype(np.float32)
     return _rank(
-        cases, num_items, width, mask_history, eligible, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1))
+        cases,
+        num_items,
+        width,
+        exclude_history,
+        eligible,
+        1.0,
+        lambda histories: np.tile(counts, (histories.shape[0], 1)),
     )
 
 
@@ -59,7 +65,7 @@ def item_knn(
     cases: Cases,
     *,
     width: int = 50,
-    mask_history: bool = False,
+    exclude_history: bool = False,
     eligible: Tensor | None = None,
     neighbours: int = NEIGHBOURS,
     decay: float = 0.7,
@@ -71,7 +77,7 @@ def item_knn(
         num_items: `V`.
         cases: `N` cases.
         width: `W`.
-        mask_history: leave out the items of a case's history.
+        exclude_history: leave out the items of a case's history.
         eligible: (V,) bool, what may be listed; None: everything.
         neighbours: `k` kept for each item, itself not counted.
         decay: `γ`, in (0, 1].
@@ -83,7 +89,7 @@ def item_knn(
         dense[dense == 0] = -np.inf
         return dense
 
-    return _rank(cases, num_items, width, mask_history, eligible, decay, scores)
+    return _rank(cases, num_items, width, exclude_history, eligible, decay, scores)
 
 
 def similarities(
@@ -119,7 +125,7 @@ def _rank(
     cases: Cases,
     num_items: int,
     width: int,
-    mask_history: bool,
+    exclude_history: bool,
     eligible: Tensor | None,
     decay: float,
     scores: Callable[[sparse.csr_array], NDArray[np.float32]],
@@ -134,7 +140,7 @@ def _rank(
         weights = (decay**age).astype(np.float32)
         histories = sparse.csr_array((weights, items, offsets - offsets[0]), shape=(len(lengths), num_items))
         values = scores(histories)
-        if mask_history:
+        if exclude_history:
             values[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
         if eligible is not None:
             values[:, ~eligible.cpu().numpy()] = -np.inf

@@ -87,7 +87,7 @@ def predict(
     batch_size: int,
     max_history: int,
     reward: Reward | None = None,
-    mask_history: bool = False,
+    exclude_history: bool = False,
     eligible: Eligible | None = None,
     precision: Precision = "auto",
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -102,7 +102,7 @@ def predict(
         batch_size: cases at a time.
         max_history: items of a history that the policy sees, the last ones.
         reward: scores the constrained beam.
-        mask_history: leave items of the history out of the constrained list, also of what the policy does not see.
+        exclude_history: leave items of the history out of the constrained list, also of what the policy does not see.
         eligible: of the trie's `eligible`: what may be in the constrained list; None: the catalogue.
         precision: of the policy, see `adagrpo.networks.layers.precision_used`.
         report: called with (cases done, cases in all).
@@ -110,7 +110,7 @@ def predict(
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
     # for a long history: a sample that needs more is searched again, see `without_history`
-    held_width = width + (max_history if mask_history else 0)
+    held_width = width + (max_history if exclude_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)
     scores = np.full((count, width), -np.inf, dtype=np.float32)
@@ -118,9 +118,9 @@ def predict(
     free_codes = np.full((count, width, levels), -1, dtype=np.int64)
     free_valid = np.zeros((count, width), dtype=np.bool_)
     sampled, uniforms = _sample_plan(count, levels)
-    unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
+    unmasked = np.full((count, width), -1, dtype=np.int64) if exclude_history else None
     invalid = done = 0
-    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=mask_history):
+    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=exclude_history):
         with mixed_precision(policy, precision):
             context = policy.encode(histories)
             masks = None if eligible is None else [eligible] * len(rows)
@@ -217,21 +217,21 @@ def rank_by_ranker(
     batch_size: int,
     max_history: int,
     width: int = 50,
-    mask_history: bool = False,
+    exclude_history: bool = False,
     eligible: Tensor | None = None,  # (V,) bool
 ) -> dict[str, float]:
     """The ranker's own retrieval over the full catalogue, or what is eligible of it: how good is the reward model?"""
     ranker.eval()
-    wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
+    wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=mask_history):
+    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=exclude_history):
         with mixed_precision(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
         if eligible is not None:
             scores = scores.masked_fill(~eligible, -torch.inf)
         best = scores.topk(wide)
         ranked = best.indices.masked_fill(best.values == -torch.inf, -1)
-        if mask_history:
+        if exclude_history:
             ranked = _unseen(ranked, best.values, histories, width)[0]
             short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
             if len(short) and wide < scores.shape[1]:

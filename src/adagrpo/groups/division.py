@@ -32,7 +32,7 @@ class Division(Protocol):
 def by_rows(
     division: Division | None, wholes: Sequence[Tensor], compute: Callable[[Tensor | None], Sequence[Tensor]]
 ) -> Sequence[Tensor]:
-    """What a function computes for all rows of a step, each process its own.
+    """Compute a function for all rows of a step, each process its own.
 
     Args:
         division: of the rows; None where one process has them all.

@@ -143,7 +143,7 @@ def _scores(
 
 
 def summary(groups: GatedGroups) -> GroupSummary:
-    """What a step logs about its groups."""
+    """Summarise the groups of a step for its log."""
     scored, rollouts, decision = groups.scored, groups.rollouts, groups.decision
     sampled, valid = scored.sampled, rollouts.valid
     contains = admitted_contains = None

@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 
 
 class GroupRewards(NamedTuple):
-    """What the reward says about each group."""
+    """Rewards of each group."""
 
     target: Tensor  # (B,) float32
     rollouts: Tensor  # (B, G) float32, NaN where invalid

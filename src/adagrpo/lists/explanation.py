@@ -84,7 +84,7 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
             row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[place]]}
             row |= {"reward": None if rewards is None else rewards[place], "reward_rank": ranks[place]}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
-    return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.mask_history else []}
+    return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 class Choices(NamedTuple):
-    """What users chose, and among what."""
+    """Choices of users, and the candidates of each."""
 
     items: NDArray[np.int64]  # (N, C), -1 where there is no item
     features: NDArray[np.float32]  # (N, C, F)

@@ -44,14 +44,14 @@ class Weights(NamedTuple):
 
 
 class FittedWeights(NamedTuple):
-    """What a fused list is ordered by."""
+    """Fitted weights of a fused list."""
 
     whole: Weights
     without_reward: Weights  # also the order of a list whose reward gave no answer
 
 
 class Candidates(NamedTuple):
-    """What may be in the lists of `B` histories."""
+    """Candidates for the lists of `B` histories."""
 
     items: Tensor  # (B, N) int64, distinct in a row, -1 where there is none
     features: Tensor  # (B, N, F) float32; not read where there is no item

@@ -1,4 +1,4 @@
-"""What lists are called, in one grammar for `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
+"""Names of lists, in one grammar for `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
 
 sft, nll, ...                 the beam of a policy
 rerank, nll+rerank            that beam in the order of log-probability + weight · reward; `rerank` is of sft

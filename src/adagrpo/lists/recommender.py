@@ -119,7 +119,7 @@ class Recommender:
         *,
         width: int,
         max_history: int,
-        mask_history: bool,
+        exclude_history: bool,
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
@@ -139,7 +139,7 @@ class Recommender:
             item_ids: ids of the logs, in the order of items.
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
-            mask_history: leave the items of the whole history out of the list, where a request says nothing of it.
+            exclude_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam, or scores the candidates of `fusion`.
             reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
@@ -154,7 +154,7 @@ class Recommender:
         self._precision: Precision = precision
         self._set_policy(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
-        self.width, self.max_history, self.mask_history = width, max_history, mask_history
+        self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
         self.fusion, self.alone = fusion, alone
         self.catalog_version = catalog_version
@@ -254,7 +254,7 @@ class Recommender:
         return log_probs.tolist(), None if getattr(self.reward, "failed", False) else rewards
 
     def _masks(self, query: Query) -> bool:
-        return self.mask_history if query.exclude_history is None else query.exclude_history
+        return self.exclude_history if query.exclude_history is None else query.exclude_history
 
     @torch.no_grad()
     def list_propensities(
@@ -324,7 +324,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """What a fused list is chosen from, and what its sources say of it; its weights need not be fitted yet.
+        """Collect the candidates of fused lists, and the scores of their sources; the weights need not be fitted yet.
 
         Args:
             queries: `B` with histories, that all leave them out or all do not.

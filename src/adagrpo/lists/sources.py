@@ -1,4 +1,4 @@
-"""Where the items of a list come from beside the policy's beam: scores of the whole catalogue after a history.
+"""Sources of items other than the policy's beam: scores of the whole catalogue after a history.
 
     popularity   log((n_i + 1) / (n + V))                        n_i training interactions of item i, n of all
     item-kNN     Σ_t γ^(T - t) s(x_t, i)                         see `adagrpo.evaluation.baselines`

@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Discriminability(NamedTuple):
-    """How well the reward tells the logged item from negatives; 0 where there is no negative to compare with."""
+    """Discriminability: how well the reward tells the logged item from negatives; 0 where there is no negative."""
 
     q: Tensor  # (B,) float, over the union of rollouts and in-batch items
     negatives: Tensor  # (B,) int64, distinct negatives in the union; 0 says that `q` means nothing
@@ -246,7 +246,7 @@ def discriminability(
 
 
 class Agreement(NamedTuple):
-    """How well the reward orders the rollouts of each group, by a known truth."""
+    """Agreement of the reward's order of each group's rollouts with a known truth."""
 
     share: Tensor  # (B,) float, 0 where there is no pair
     pairs: Tensor  # (B,) int64, distinct items of different utility; 0 says that `share` means nothing

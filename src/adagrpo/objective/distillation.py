@@ -1,4 +1,4 @@
-r"""What a team would try before GRPO: distillation of the reward. Losses of whole groups, elementwise over samples.
+r"""Distillation of the reward, the first thing to try before GRPO. Losses of whole groups, elementwise over samples.
 
     distill    KL(q ‖ p) over the distinct rollouts of a group,   log π(o) = Σ_l log π(c_l | x, c_<l),
                p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
@@ -40,7 +40,7 @@ LEAST_REST = 1e-4  # probability that is taken to be left beside a group, at lea
 
 
 class GroupMass(NamedTuple):
-    """How much of a policy's probability the distinct rollouts of each group hold."""
+    """Probability mass of a policy on the distinct rollouts of each group."""
 
     losses: Tensor  # (B,)
     mass: Tensor  # (B,) of the policy that is trained, no gradient
@@ -179,7 +179,7 @@ def validity_margin(
     log_probs: Tensor,  # (B, G, L)
     real: Tensor,  # (B, G)
 ) -> Tensor:
-    """How far rollouts that name no item rise above a nat below the least probable one that does.
+    """Compute how far rollouts that name no item rise above a nat below the least probable one that does.
 
     Args:
         log_probs: (B, G, L) log-probability of each code under the policy that is trained.

@@ -1,4 +1,4 @@
-"""What a gate is: a function of what is known of groups, and a record of what else there is to say about it.
+"""Gates: a function of the evidence on groups, and a record of all else about it.
 
 The gates themselves, and their table, are in `adagrpo.objective.gates`.
 """
@@ -20,7 +20,7 @@ NegativeSource = Literal["rollouts", "targets"]  # of other samples: items that 
 
 
 class Evidence(NamedTuple):
-    """What the diagnostics say of `B` groups; all but `degenerate` are NaN at the ends of histories."""
+    """Diagnostics of `B` groups; all but `degenerate` are NaN at the ends of histories."""
 
     above_policy: Tensor  # (B,) share of the rollouts that the policy puts above the logged item; NaN if not scored
     above_reward: Tensor  # (B,) the same by the reward
@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
 
 
 class GateDecision(NamedTuple):
-    """What became of each sample: every sample is True in exactly one field.
+    """The decision on each sample: every sample is True in exactly one field.
 
     The first cause that holds is the one that counts, in the order degenerate, easy, undiscriminated. `closed` is for
     samples that no diagnostic rejects: the control itself (none, random, bernoulli, inverted, oracle) leaves them out.
@@ -77,7 +77,7 @@ class Gate:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What its function is given of the groups."""
+        """The fields of the evidence that its function reads."""
         return tuple(one.name for one in self._parameters if one.kind is not one.KEYWORD_ONLY)
 
     @property

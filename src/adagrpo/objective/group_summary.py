@@ -1,4 +1,4 @@
-"""What a step says of its groups: a record, whose names are the keys of a row of `steps.jsonl`."""
+"""Summary of a step's groups: a record, whose names are the keys of a row of `steps.jsonl`."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ class GroupSummary:
 
     @property
     def progress(self) -> dict[str, float]:
-        """What is worth a place on a line of progress, by name."""
+        """Return the quantities for a line of progress, by name."""
         return GroupSummary(reward=self.reward, admission=self.admission, invalid_share=self.invalid_share).to_json()

@@ -30,7 +30,7 @@ __all__ = ["OBJECTIVES", "TERMS", "Objective", "RewardTerm", "TermInputs", "Term
 
 
 class TermInputs(NamedTuple):
-    """What a reward term may read of `A` admitted groups; only `log_probs` has a gradient."""
+    """Inputs of a reward term for `A` admitted groups; only `log_probs` has a gradient."""
 
     log_probs: Tensor  # (A, G, L) under the policy that is trained
     old_log_probs: Tensor  # (A, G, L) under the policy that the rollouts were drawn from
@@ -148,7 +148,7 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """What an arm is trained by.
+    """The objective that trains an arm.
 
     Attributes:
         name: in recipes, folders and results.

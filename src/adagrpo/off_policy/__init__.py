@@ -5,7 +5,7 @@ a list an answer        cascade                        `adagrpo.off_policy.casca
                         item_position                  `adagrpo.off_policy.position_weights`
                         pseudo_inverse_weights         `adagrpo.off_policy.pseudo_inverse`
 whether to believe it   overlap                        `adagrpo.off_policy.overlap`
-all of them on a log    summarise                      `adagrpo.off_policy.summary`
+all of them on a log    summarise                      `adagrpo.off_policy.all_estimates`
 """
 
 from adagrpo.off_policy.cascades import cascade

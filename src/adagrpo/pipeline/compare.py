@@ -6,7 +6,7 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists that more than a
-policy makes at serving time, see `adagrpo.lists.names`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures
+policy makes at serving time, see `adagrpo.lists.names`. `mixture-matched` and `mixture-norm-matched` are mixtures
 whose lambda is known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 

@@ -103,7 +103,7 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
 
 
 def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> dict[str, Any]:
-    """What competes, what to serve, and how sure that is.
+    """Decide what to serve: the competing lists, the choice, and how sure it is.
 
     Args:
         run: with every contender measured.
@@ -146,7 +146,7 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> di
 
 
 def _needs(maker: ListMaker, name: str) -> list[str]:
-    """What must be there at serving time."""
+    """Name what must be there at serving time."""
     called = parse_list(name)
     return [*NEEDS[called.order], *(["the reward"] if maker.asks_reward(called) else [])]
 
@@ -187,7 +187,7 @@ def _time(served: Recommender, history: list[int]) -> float:
 
 
 def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice) -> list[str]:
-    """What a reader must know before acting on the choice, the gravest first."""
+    """List what a reader must know before acting on the choice, the gravest first."""
     doubts = []
     for source in ("item_knn", "popularity"):
         if values[source].mean() > values[START].mean():

@@ -124,7 +124,7 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
 
 def _usage(run: RunDirectory, levels: int) -> str:
     """Say what the folder is, and how it is used."""
-    mask = run.config.evaluation.mask_history
+    mask = run.config.evaluation.exclude_history
     masked = (
         "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "
         "which the prompt holds the last items alone."

@@ -270,7 +270,7 @@ class Models:
             batch_size=options.batch_size,
             max_history=self.config.max_history,
             reward=reward,
-            mask_history=options.mask_history,
+            exclude_history=options.exclude_history,
             eligible=eligible,
             precision=options.precision,
             report=report,

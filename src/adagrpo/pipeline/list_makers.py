@@ -1,4 +1,4 @@
-"""What answers for a list of a run, by its name: the policy, its order, and the sources beside it."""
+"""Makers of the lists of a run, by name: the policy, its order, and the other sources."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ListMaker:
         return [*source.values(), run.path(FUSE, name.policy or START, WEIGHTS), *reward]
 
     def asks_reward(self, name: ListName) -> bool:
-        """Whether a list is ordered by the run's reward when it is served."""
+        """Check that a list is ordered by the run's reward when it is served."""
         return name.order in (RERANK, FUSE) and (name.order == RERANK or self._reward_is_apart)
 
     @property
@@ -90,7 +90,7 @@ class ListMaker:
         return self.loaded[0]
 
     def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
-        """What answers with a list.
+        """Make the recommender of a list.
 
         Args:
             name: of it.
@@ -102,14 +102,14 @@ class ListMaker:
         """
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()
-        mask = config.evaluation.mask_history if self.exclude_history is None else self.exclude_history
+        mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
         return Recommender(
             self.models.policy(weights),
             data.catalog,
             data.item_ids.to_list(),
             width=config.evaluation.beam_width,
             max_history=config.max_history,
-            mask_history=mask,
+            exclude_history=mask,
             precision=self.precision or config.evaluation.precision,
             catalog_version=data.version.name,
             popularity=data.training.counts(data.num_items),
@@ -161,7 +161,7 @@ class ListMaker:
 
     @property
     def _reward_is_apart(self) -> bool:
-        """Whether the reward says something that the ranker of the run, which is a source, does not."""
+        """Check that the reward differs from the ranker of the run, which is a source."""
         return self.models.config.reward != SequentialOptions()
 
 
@@ -184,7 +184,7 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
 def lists_of(
     served: Recommender, data: RunData, cases: Cases, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Lists:
-    """What a service would answer in every case."""
+    """Return the lists that a service would answer in every case."""
     found = Lists(
         np.full((len(cases), served.width), -1, dtype=np.int64),
         np.full((len(cases), served.width), -np.inf, dtype=np.float32),

@@ -1,4 +1,4 @@
-"""Arms whose lambda comes from the gated arm of the same seed: fixed mixtures, as strong as the gate lets through.
+"""Arms whose lambda comes from the gated arm of the same seed: mixtures, as strong as the gate lets through.
 
     mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`

@@ -172,7 +172,7 @@ def _results_text(
     table = to_markdown(Table(("metric, test cases", "mean", "95 % interval"), tuple(rows), ("left", "right", "right")))
     made = (_json(run, "metrics.json") or {}).get("config_hash", run.config_hash)
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
-    masked = "left out of" if run.config.evaluation.mask_history else "kept in"
+    masked = "left out of" if run.config.evaluation.exclude_history else "kept in"
     return (
         f"Measured over {measured_over(eligible)} by beam search of width {run.config.evaluation.beam_width};"
         f" items of the history are {masked} the lists. The intervals are a bootstrap over the users, of one"

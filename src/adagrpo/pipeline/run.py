@@ -309,7 +309,7 @@ class Run(RunDirectory):
             checkpoint: of that arm.
             exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
                 mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
-                `adagrpo.lists.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
+                `adagrpo.lists.eligibility`. What the recipe masks (`evaluation.exclude_history`) is left out anyway.
             reward_weight: above 0, re-rank by log-probability + this weight x reward, in units of the reward's
                 spread, as `diagnose` advises it.
             precision: of the policy; None is the recipe's, `evaluation.precision`.

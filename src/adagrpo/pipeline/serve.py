@@ -35,7 +35,7 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import ModelManager, Serving
+from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
 __all__ = ["Operation", "recommender", "serve"]
@@ -126,7 +126,7 @@ def _recommender(
     about |= {"reward_spread": served.reward_spread} if served.reward is not None else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
-    about |= {"exclude_history": served.mask_history, "precision": served.precision}
+    about |= {"exclude_history": served.exclude_history, "precision": served.precision}
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, version.name)
     return served, about | {"versions": versions}, maker
 

@@ -22,7 +22,7 @@ from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
-from adagrpo.serving.models import Serving
+from adagrpo.serving.model_manager import Serving
 
 __all__ = ["load_treatments", "open_runs"]
 

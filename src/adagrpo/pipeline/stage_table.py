@@ -196,7 +196,7 @@ def _has_a_reward_of_its_own(config: Config) -> bool:
 
 
 DATA = ("data", "seed")
-FITTED = ("ranker", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size")
+FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size")
 REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")

@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     batch_size: int
     epochs: int
     beam_width: int
-    mask_history: bool
+    exclude_history: bool
     max_history: int
 
 
@@ -127,7 +127,8 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         *_models(sizes, counts),
         "evaluation:",
         f"  beam_width: {sizes.beam_width}",
-        f"  mask_history: {json_text(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
+        f"  exclude_history: {json_text(sizes.exclude_history)}"
+        f"  # {100 * repeats:.1f} % of the interactions repeat an item",
     ]
     if sizes.beam_width < HR_50:
         lines.append(

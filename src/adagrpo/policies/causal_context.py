@@ -1,4 +1,4 @@
-"""What a causal language model has read: prompts, the samples that share them, and the hypotheses of decoding."""
+"""Context of a causal language model: prompts, the samples that share them, and the hypotheses of decoding."""
 
 from __future__ import annotations
 

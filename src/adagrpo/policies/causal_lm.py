@@ -153,7 +153,7 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def body_parameters(self) -> list[nn.Parameter]:
-        """What trains beside embeddings and head: the body, or its adapters."""
+        """List the parameters of the body, or of its adapters: all but embeddings and head."""
         embeddings = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
         outer = {id(parameter) for module in embeddings for parameter in module.parameters()}
         return [
@@ -172,7 +172,7 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def checkpoint_files(self) -> dict[str, str]:
-        """What makes a folder of weights one that `transformers` opens, and we again: name to content."""
+        """Return the files with which `transformers`, and we, open a folder of weights: name to content."""
         return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
 
     def encode(

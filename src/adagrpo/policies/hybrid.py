@@ -82,7 +82,7 @@ class HybridState:
 
     @property
     def level(self) -> int:
-        """How many codes have been written."""
+        """The number of codes that have been written."""
         return self.compact.level
 
 
@@ -355,7 +355,7 @@ class HybridPolicy(nn.Module):
         return Spoken(queries, upwards(self.trie, masses, level))
 
     def _last_level_waits(self, samples: int) -> bool:
-        """Whether the logits of all items are worth computing twice rather than keeping: many, a few below a prefix."""
+        """Decide to compute the logits of all items twice rather than keep them: many, a few below a prefix."""
         items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
         return items * samples >= _MANY and items <= 64 * prefixes
 

@@ -48,7 +48,7 @@ VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors 
 
 
 class Spoken(NamedTuple):
-    """What the head has said about `N` samples."""
+    """Scores of the head for `N` samples."""
 
     queries: Tensor  # (N, D)
     masses: tuple[Tensor, ...]  # of levels 0 and on, (N, 1 + n_l), up to a factor a sample; 0 before the first node
@@ -166,7 +166,7 @@ def shares_below(
 
 
 def crowded(trie: Trie, level: int) -> bool:
-    """Whether most codes lead somewhere, so that looking at each is less work than listing those that do."""
+    """Check that most codes lead somewhere, so that looking at each is less work than listing those that do."""
     nodes, below = trie.node_counts[level : level + 2]
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
@@ -231,7 +231,7 @@ def sums_by_node(
     bias: Tensor,  # (V, 1)
     first: Tensor,  # (n + 1,) int64
 ) -> Tensor:  # (N, 1 + n) float32
-    """What `exponentials` gives, summed over items `first[j]` to `first[j + 1]`; (N, V) numbers are never written.
+    """Sum `exponentials` over items `first[j]` to `first[j + 1]`; (N, V) numbers are never written.
 
     A block of logits is taken below its own highest, and its sums are brought to the highest of all at the end.
     """

@@ -29,7 +29,7 @@ else:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy is made for."""
+    """Specification of a policy."""
 
     options: PolicyConfig
     catalog: Catalog
@@ -41,7 +41,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class PolicyKind:
-    """How a policy of a kind is made.
+    """A kind of policies, and how one is made.
 
     Attributes:
         build: a policy with its initial weights.

@@ -57,7 +57,7 @@ PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where the codes of `L` levels are among the tokens of a model."""
+    """Token ids of the codes of `L` levels in a model."""
 
     first_token: int  # of the first code of the first level
     code_sizes: tuple[int, ...]  # (K_1 .. K_L)
@@ -91,7 +91,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """What `dump` gave.
+        """Read what `dump` gave.
 
         Raises:
             UserError: the file is damaged.
@@ -180,7 +180,7 @@ def load_folder(folder: Path, *, seed: int, weights: bool) -> PreTrainedModel:
 
 
 def embedded_tokens(model: PreTrainedModel) -> int:
-    """How many tokens a model embeds."""
+    """Count the tokens that a model embeds."""
     return int(_embeddings(model).shape[0])
 
 

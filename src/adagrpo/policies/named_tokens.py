@@ -72,7 +72,7 @@ class NamedTokens:
                     )
 
     def vocabulary(self, end: int, rows: int) -> Vocabulary:
-        """Where the codes are among the tokens of a model.
+        """The token ids of the codes in a model.
 
         Args:
             end: the token that stands for all others.
@@ -128,7 +128,7 @@ class NamedTokens:
 
 
 def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int:
-    """Where some tokens begin, from a place on; -1 where they do not occur.
+    """Find where some tokens begin, from a place on; -1 where they do not occur.
 
     >>> _find([5, 1, 2, 1, 2], [1, 2], 2), _find([5], [1], 0)
     (3, -1)

@@ -1,4 +1,4 @@
-"""What a policy is: histories are encoded once, and everything else hangs off that context.
+"""The protocol of a policy: histories are encoded once, and everything else hangs off that context.
 
 `encode` runs once per history and is shared by the NLL term, all rollouts, the target's score and beam search.
 A context holds one *sample* (a history cut after some position) per row. Decoding keeps a cached state per hypothesis
@@ -37,7 +37,7 @@ class DecoderState(Protocol):
 
     @property
     def level(self) -> int:
-        """How many codes have been written: 0 at the start, `L` at the end."""
+        """The number of codes that have been written: 0 at the start, `L` at the end."""
         ...
 
 
@@ -63,12 +63,12 @@ class Policy(Protocol[ContextT, StateT]):
 
     @property
     def trains_on_nll(self) -> bool:
-        """Whether `supervised_loss` is -(1/L) Σ log π of the policy that `score` and decoding speak of."""
+        """True where `supervised_loss` is -(1/L) Σ log π of the policy that `score` and decoding speak of."""
         ...
 
     @property
     def small(self) -> bool:
-        """Whether a batch is too little work for several threads and leaves nothing in the policy.
+        """True where a batch is too little work for several threads and leaves nothing in the policy.
 
         Batches may then be worked on beside each other, and linear weights may be held in bfloat16 for good.
         """

@@ -43,7 +43,7 @@ class PrefixLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What attention reads."""
+        """Return the keys and values that attention reads."""
         self.new = (key_states, value_states)
         if not self.parts:
             return self.new
@@ -56,7 +56,7 @@ class PrefixLayer(DynamicLayer):
 
 
 class Block(NamedTuple):
-    """What `P` tokens behind a prompt are to one another."""
+    """Relations of `P` tokens behind a prompt to one another."""
 
     steps: Tensor  # (P,) int64, how far behind the prompt's last token each stands, from 0
     sees: Tensor  # (P, P) bool, True where a token sees another

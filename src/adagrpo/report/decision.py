@@ -1,4 +1,4 @@
-"""What `adagrpo decide` found, for the terminal."""
+"""Output of `adagrpo decide` for the terminal."""
 
 from __future__ import annotations
 

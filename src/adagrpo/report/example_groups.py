@@ -84,7 +84,7 @@ def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str
 
 
 def _numbers(gate: Gate, evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> str:
-    """What a gate read and what it asks for, where it has no words of its own."""
+    """List what a gate read and what it asks for, where it has no words of its own."""
     read = ", ".join(f"{name} {evidence[name]:.3g}" for name in gate.reads if isinstance(evidence.get(name), float))
     return f"{read} (the gate asks for {', '.join(f'{name} {value}' for name, value in thresholds.items())})"
 

@@ -78,7 +78,7 @@ class Log:
 
     @cached_property
     def groups(self) -> list[GroupSummary]:
-        """What each step says of its groups."""
+        """The summaries of the groups, one a step."""
         return [GroupSummary.of_row(row) for row in self.steps]
 
 

@@ -39,7 +39,7 @@ from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.models import Answered, Asked, ModelManager, SwapFailed
+from adagrpo.serving.model_manager import Answered, Asked, ModelManager, SwapFailed
 from adagrpo.serving.playground import add_page
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response

@@ -20,7 +20,7 @@ from fastapi import Request, Response
 
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import ItemId
-from adagrpo.serving.models import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
+from adagrpo.serving.model_manager import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated

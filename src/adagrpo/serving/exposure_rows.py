@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.lists.recommender import Recommendations
 from adagrpo.serving.batch_queue import BatchQueue
-from adagrpo.serving.models import Answered, Asked
+from adagrpo.serving.model_manager import Answered, Asked
 from adagrpo.serving.schemas import FeedbackEvent
 
 __all__ = ["Asker", "ExposureRows", "exposure", "failure"]

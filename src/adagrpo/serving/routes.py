@@ -28,7 +28,7 @@ from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
-from adagrpo.serving.models import Answered, Asked, Assignment, ModelManager, Serving, SwapFailed
+from adagrpo.serving.model_manager import Answered, Asked, Assignment, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,

@@ -92,7 +92,7 @@ class BatchSchedule:
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (U,)
-        """How much of each user there is to read."""
+        """Return the readable length of each user."""
         lengths = self.training.lengths
         return lengths if self.left_out is None else np.where(self.left_out, 0, lengths)
 

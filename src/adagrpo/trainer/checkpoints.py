@@ -34,7 +34,7 @@ TENSORS = ("best_weights", "average")  # of the progress, in files of their own
 
 @dataclass
 class Progress:
-    """How far a fit has come."""
+    """Progress of a fit."""
 
     step: int = 0
     skipped: int = 0
@@ -140,7 +140,7 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
 
 
 def _is_known(name: str) -> bool:
-    """Whether a file is of a checkpoint."""
+    """Check that a file is of a checkpoint."""
     return name in FILES
 
 

@@ -124,7 +124,7 @@ def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, m
 def shown_groups(
     sampler: NegativeSampler, shown: Impressions, *, negatives: int, max_history: int, most_shown: int = 50
 ) -> RankingGroups:
-    """What was shown to a user between two interactions, if some of it was clicked, and sampled items.
+    """Collect the items shown to a user between two interactions, if some were clicked, and sampled items.
 
     Args:
         sampler: of the training sequences.
@@ -171,7 +171,7 @@ def exposed_groups(
     *,
     max_history: int,
 ) -> RankingGroups:
-    """What was shown to each user, held out of training, behind all that the user has in training."""
+    """Collect the held-out impressions of each user, behind all that the user has in training."""
     owners, row, counts = np.unique(users, return_inverse=True, return_counts=True)
     place = np.arange(len(users)) - (np.cumsum(counts) - counts)[row]
     table = np.full((len(owners), int(counts.max(initial=1))), -1, np.int64)

@@ -157,7 +157,7 @@ class _Loop:
                 self._save()  # its row is there from now on, and so must be what it chose
 
     def ends_early(self) -> bool:
-        """Whether the policy is lost and the fit is to end for it; all processes hear the same."""
+        """Check whether the policy is lost and the fit is to end for it; all processes hear the same."""
         if self.watched is None or self.watched.go_on:
             return False
         return bool(self.processes.gather(self.progress.lost)[0])
@@ -209,7 +209,7 @@ class _Loop:
         return values if norms is None else values | _measured(norms)
 
     def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
-        """What the micro-batches of all processes log together.
+        """Sum up the logs of the micro-batches of all processes.
 
         Raises:
             NotFinite: in one of them; all processes raise it.

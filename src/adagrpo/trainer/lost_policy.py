@@ -27,7 +27,7 @@ LEAST = 0.1  # share at the start from which on a fall says something
 
 @dataclass
 class Watch:
-    """What the steps of a fit have shown so far.
+    """State of the watch over the steps of a fit.
 
     Example:
         >>> watch = Watch()
@@ -42,13 +42,13 @@ class Watch:
 
     @property
     def verdict(self) -> str | None:
-        """Why the policy counts as lost by its rollouts; None where it does not."""
+        """Say why the policy counts as lost by its rollouts; None where it does not."""
         if self.first_valid is None or self.low_in_a_row < RUNNING:
             return None
         return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(self.last_valid)}"
 
     def after_step(self, groups: GroupSummary) -> str | None:
-        """Why the policy counts as lost after a step, by the groups of the step; None where it does not."""
+        """Say why the policy counts as lost after a step, by the groups of the step; None where it does not."""
         if groups.invalid_share is None:  # a step without groups of its own, which says nothing new
             return self.verdict
         valid = 1 - groups.invalid_share
@@ -60,7 +60,7 @@ class Watch:
 
 
 def fallen_in_validation(start: Mapping[str, float], now: Mapping[str, float], cases: int) -> str | None:
-    """Why the policy counts as lost by a validation; None where it does not.
+    """Say why the policy counts as lost by a validation; None where it does not.
 
     Args:
         start: metrics at step 0.

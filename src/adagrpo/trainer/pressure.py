@@ -98,12 +98,12 @@ class Calibrated:
 
     @property
     def anchor_over_stated(self) -> float | None:
-        """How many times as long the anchor's gradient is as that of -(1/L) Σ log π; None where they are one."""
+        """The ratio of the anchor's gradient norm to that of -(1/L) Σ log π; None where they are one."""
         stated = _root_mean_square(self.stated_norms)
         return _root_mean_square(self.anchor_norms[: len(self.stated_norms)]) / stated if stated else None
 
     def sentence(self) -> str:
-        """What was found, for whoever watches the fit."""
+        """Describe the calibration in a sentence."""
         said = (
             f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
             f"{self.ratio:.3g} of the anchor's over {self.steps} steps"

@@ -54,7 +54,7 @@ class Processes:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the first process."""
+        """True in the first process."""
         return self.rank == 0
 
     def share(self, parts: Sequence[T]) -> Iterable[tuple[int, T]]:
@@ -62,7 +62,7 @@ class Processes:
         return list(enumerate(parts))[self.rank :: self.count]
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process tells, a JSON value each, in their order."""
+        """Gather a JSON value of each process, in their order."""
         if self.count == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
@@ -110,7 +110,7 @@ class Processes:
         self.sum_([parameter.grad for parameter in reached if parameter.grad is not None])
 
     def agree(self, compute: Callable[[], T]) -> T:
-        """What a computation of this process gives; an error of any process is raised in all of them.
+        """Return what a computation of this process gives; an error of any process is raised in all of them.
 
         Raises:
             NotFinite, UserError, ServiceError: the first process that met one met it. Anything else that is raised in

@@ -33,7 +33,7 @@ __all__ = ["Impressions", "RankerFit"]
 
 
 class Impressions(NamedTuple):
-    """What was shown to whom after how many interactions, sorted by user."""
+    """Impressions: items shown to a user after so many interactions, sorted by user."""
 
     offsets: NDArray[np.int64]  # (U + 1,)
     history_lengths: NDArray[np.int64]  # (total,)

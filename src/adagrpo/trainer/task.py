@@ -1,4 +1,4 @@
-"""What the training loop and its callers agree on: what is fitted, how a fit went, and how it can end early."""
+"""Protocol between the training loop and its callers: the task, the result of a fit, and how it can end early."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Diverged(RuntimeError):
 
 
 class Task(Protocol[MicroT]):
-    """What is fitted."""
+    """A task to fit."""
 
     @property
     def steps(self) -> int:
@@ -53,7 +53,7 @@ class Task(Protocol[MicroT]):
 
     @property
     def term_norms_every(self) -> int:
-        """How often to measure each loss term's gradient norm, in steps; 0 is never."""
+        """The steps between measurements of each loss term's gradient norm; 0 is never."""
         ...
 
     @property
@@ -103,7 +103,7 @@ class Watched:
 
 @dataclass
 class FitResult:
-    """How a fit went."""
+    """Result of a fit."""
 
     best_step: int
     steps: int

@@ -59,14 +59,14 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
     data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
     models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
-    mask = options.mask_history
+    mask = options.exclude_history
 
     def build(work: Path) -> None:
         ranker = models.ranker(model.parent)
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
-            given: dict[str, Any] = {"mask_history": mask, "eligible": data.admitted}
+            given: dict[str, Any] = {"exclude_history": mask, "eligible": data.admitted}
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
                 values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
             given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
@@ -79,7 +79,7 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
         build,
         inputs,
         files=("metrics.json",),
-        settings=("evaluation.mask_history", *NOT_FITTED, "max_history"),
+        settings=("evaluation.exclude_history", *NOT_FITTED, "max_history"),
         also={"metrics": measured()} | data.validation_draw,
         schema=2,
     )

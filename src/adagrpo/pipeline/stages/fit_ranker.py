@@ -49,7 +49,7 @@ class Selection(NamedTuple):
 
 def ranker(run: RunDirectory, fold: int | None = None) -> Declaration:
     """The reward model: of all users or, for cross-fitting, of those of every fold but one."""
-    return sequential_ranker(run, Selection("ndcg@10", "evaluation.mask_history", partial(_retrieval, fold)), fold)
+    return sequential_ranker(run, Selection("ndcg@10", "evaluation.exclude_history", partial(_retrieval, fold)), fold)
 
 
 def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None = None) -> Declaration:
@@ -122,7 +122,7 @@ def _retrieval(
             cases,
             batch_size=config.evaluation.batch_size,
             max_history=config.max_history,
-            mask_history=config.evaluation.mask_history,
+            exclude_history=config.evaluation.exclude_history,
         )
 
     def examine(best: SequentialRanker) -> dict[str, dict[str, float]]:

@@ -76,7 +76,7 @@ class Asked(NamedTuple):
     @property
     def narrowed(self) -> bool:
         """Check whether the request has a filter, or a rule on its history other than the service's."""
-        query, usual = self.query, self.serving.recommender.mask_history
+        query, usual = self.query, self.serving.recommender.exclude_history
         return bool(query.without) or query.eligible is not None or query.exclude_history not in (None, usual)
 
     @property
