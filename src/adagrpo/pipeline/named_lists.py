@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from adagrpo.errors import UserError
-from adagrpo.lists.names import RERANK, ListName, parse_list
+from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import Chosen
+from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -17,23 +18,50 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.versions import CatalogVersion
 
-__all__ = ["check_served", "list_read", "named_list"]
+__all__ = ["DECISION", "check_served", "list_read", "served_list"]
+
+DECISION = "decision.json"  # in it: `chosen`
 
 
-def named_list(arm: str | None, chosen: Chosen, reward_weight: float) -> ListName:
-    """The list that an arm and a weight of the reward name.
+def served_list(
+    run: RunDirectory, arm: str | None, checkpoint: Literal["best", "final"], reward_weight: float = 0.0
+) -> tuple[ListName, Chosen]:
+    """Find the list that a name and a weight of the reward mean, and the checkpoint of its policy.
+
+    Without a name it is the list that `decide` chose or, where nothing was decided or another checkpoint than the best
+    is asked for, that of the arm which is best on validation.
+
+    Args:
+        run: with a trained policy.
+        arm: see `adagrpo.lists.names`; None: see above.
+        checkpoint: of the policy.
+        reward_weight: in spreads; above 0 the beam of a policy is re-ranked with it.
 
     Raises:
-        UserError: the weight is none, or the list of the arm has no place for one.
+        UserError: there is no such list or checkpoint, or the weight is none or has no place in the list.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    name = ListName(chosen.arm, "policy") if arm is None else parse_list(arm)
+    decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
+    called = decided or arm
+    name = None if called is None else parse_list(called)
+    chosen = choose_checkpoint(run, None if name is None else name.policy or START, checkpoint)
+    if decided is not None:
+        chosen = chosen._replace(why="what `adagrpo decide` chose")
+    name = name or ListName(chosen.arm, "policy")
     if reward_weight > 0 and name.order == "policy":
-        return name._replace(order=RERANK)
+        name = name._replace(order=RERANK)
     if reward_weight > 0 and name.order != RERANK:
         raise UserError(f"reward_weight: the list {name} has weights of its own; give a policy, such as sft")
-    return name
+    if name.order not in ("policy", RERANK) and checkpoint != "best":
+        raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
+    return name, chosen
+
+
+def _decided(run: RunDirectory) -> str | None:
+    """Return the list that `decide` chose; None where nothing was decided."""
+    path = run.find(DECISION)
+    return None if path is None else str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
 
 
 def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName) -> None:

@@ -26,12 +26,10 @@ from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.decide import DECISION, decision
@@ -43,7 +41,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.metrics_sources import metrics_are_stale, record_metrics_sources
 from adagrpo.pipeline.named_files import check_named, check_test_cases
-from adagrpo.pipeline.named_lists import check_served, list_read, named_list
+from adagrpo.pipeline.named_lists import check_served, list_read, served_list
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import recommender
@@ -322,8 +320,8 @@ class Run(RunDirectory):
                 finite, or `histories` is not a list of lists of ids.
         """
         self.refuse_without_order()
-        chosen = choose_checkpoint(self, arm if arm is None else parse_list(arm).policy or START, checkpoint)
-        name, version = named_list(arm, chosen, reward_weight), open_version(self, catalog)
+        name, chosen = served_list(self, arm, checkpoint, reward_weight)
+        version = open_version(self, catalog)
         key = (str(name), checkpoint, reward_weight, precision, version.number)
         check_served(self, chosen, version, name)
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since

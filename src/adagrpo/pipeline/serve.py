@@ -21,14 +21,12 @@ from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
-from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import check_served, named_list
+from adagrpo.pipeline.named_lists import check_served, served_list
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, open_runs
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -109,10 +107,7 @@ def _recommender(
     """`recommender`, and what makes other lists of the same run and catalogue."""
     if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
-    chosen = choose_checkpoint(run, arm if arm is None else parse_list(arm).policy or START, checkpoint)
-    name = named_list(arm, chosen, reward_weight)
-    if name.order not in ("policy", RERANK) and checkpoint != "best":
-        raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
+    name, chosen = served_list(run, arm, checkpoint, reward_weight)
     version = open_version(run, catalog)
     check_served(run, chosen, version, name)
     data = RunData(run, version)

@@ -17,7 +17,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import check_served, named_list
+from adagrpo.pipeline.named_lists import check_served, served_list
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
@@ -81,8 +81,7 @@ def load_treatments(
     for name in trial.plan.treatments:
         run, arm = runs[name], trial.plan.arms[name]
         try:
-            chosen = choose_checkpoint(run, parse_list(arm.serves).policy or START, arm.checkpoint)
-            called = named_list(arm.serves, chosen, maker.reward_weight or 0.0)
+            called, chosen = served_list(run, arm.serves, arm.checkpoint, maker.reward_weight or 0.0)
             version = open_version(run, catalog if arm.run is None else "latest")
             check_served(run, chosen, version, called)
             if id(run) not in held:
