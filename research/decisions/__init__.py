@@ -1,0 +1,1 @@
+"""What `adagrpo decide` serves in simulated shops, against the truth."""

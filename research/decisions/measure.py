@@ -1,0 +1,86 @@
+"""What `adagrpo decide` serves in simulated shops, whose truth neither it nor any model reads.
+
+    python -m research.decisions.measure --out runs/decisions --seeds 0 1 2 3 4
+    python -m research.decisions.measure --table
+
+`plan.yaml` says which shops and rewards. A row of `decisions.jsonl` has what was chosen and, for every contender, HR@10
+and NDCG@10 on validation, HR@10, NDCG@10 and true utility@10 on test. What has its row is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from adagrpo.config import load_config
+from adagrpo.console import StderrConsole
+from adagrpo.evaluation.statistics import mean_interval
+from adagrpo.pipeline import Run
+from adagrpo.report import read_rows
+from research.command import run
+from research.rows import add_row
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "decisions.jsonl"
+UTILITY = "true_utility@10"
+
+
+def main() -> None:
+    """Measure what is missing, or print the table of what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where runs are made; each goes when its row is written")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    given = parser.parse_args()
+    if not given.table:
+        plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+        for seed in given.seeds:
+            for bias in plan["exposure_bias"]:
+                for reward in plan["rewards"]:
+                    _measure(plan, bias, reward, seed, given.out)
+    print(table(read_rows(RESULTS)))
+
+
+def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: Path) -> None:
+    key = {"exposure_bias": bias, "reward": reward, "seed": seed}
+    if any(all(row[name] == value for name, value in key.items()) for row in read_rows(RESULTS)):
+        return
+    settings = [*plan["settings"], *plan["rewards"][reward], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
+    folder = out / f"{reward}-{bias:g}-{seed}"
+    made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
+    content = made.decide()
+    contenders = {row["list"]: {"validation": row["validation"], "test": row["test"]} for row in content["contenders"]}
+    add_row(RESULTS, key | {"chosen": content["chosen"], "best": content["best"], "contenders": contenders})
+    shutil.rmtree(folder)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """True utility@10 of what was served against other lists: the mean difference over shops and how often it is lower."""
+    lines = ["| against | shops | difference | lower in | lower by more than .005 in |", "|---|--:|---|--:|--:|"]
+    served = np.array([row["contenders"][row["chosen"]]["test"][UTILITY] for row in rows])
+    names = [*dict.fromkeys(name for row in rows for name in row["contenders"])]
+    others = {name: np.array([_utility(row, name) for row in rows]) for name in names}
+    others["best contender by truth"] = np.nanmax(np.stack([others[name] for name in names]), axis=0)
+    for name, values in others.items():
+        there = np.isfinite(values)
+        gained = (served - values)[there]
+        mean, low, high, _ = mean_interval(gained)
+        lines.append(
+            f"| {name} | {there.sum()} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) | {(gained < 0).mean():.0%} |"
+            f" {(gained < -0.005).mean():.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _utility(row: Mapping[str, Any], name: str) -> float:
+    return float(row["contenders"][name]["test"][UTILITY]) if name in row["contenders"] else float("nan")
+
+
+if __name__ == "__main__":
+    run(main)
