@@ -90,11 +90,6 @@ class SharedCodesPolicy(nn.Module):
         return self.causal.trains_on_nll
 
     @property
-    def body_parameters(self) -> Sequence[nn.Parameter]:
-        """See `Policy.body_parameters`."""
-        return self.causal.body_parameters
-
-    @property
     def checkpoint_files(self) -> Mapping[str, str]:
         """See `Policy.checkpoint_files`."""
         return self.causal.checkpoint_files
