@@ -9,7 +9,7 @@ one that `resolve_collisions` appends; nothing trains at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
