@@ -61,7 +61,7 @@ def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """True utility@10 of what was served against other lists: the mean difference over shops and how often it is lower."""
+    """True utility@10 of what was served against other lists: mean difference over shops, and how often it is lower."""
     lines = ["| against | shops | difference | lower in | lower by more than .005 in |", "|---|--:|---|--:|--:|"]
     served = np.array([row["contenders"][row["chosen"]]["test"][UTILITY] for row in rows])
     names = [*dict.fromkeys(name for row in rows for name in row["contenders"])]

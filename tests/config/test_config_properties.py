@@ -239,7 +239,7 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 # what is put into a valid configuration, at which path, and what is said of it
 Contradiction = tuple[type[BaseModel], str, Content, str]
 LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "lora_rank": 0}
-LM |= {"frozen_body": False, "frozen_epochs": 0.0}
+LM |= {"frozen_body": False}
 TERM_SECTIONS: dict[str, Any] = {name: ObjectiveConfig.model_fields[name].annotation for name in TERMS}
 CONTRADICTIONS: list[Contradiction] = [
     (ObjectiveConfig, "objective", {"epsilon": 0.1}, "'epsilon' is an option of the reward term grpo"),
@@ -287,13 +287,6 @@ CONTRADICTIONS: list[Contradiction] = [
     (LanguageModelConfig, "policy.lm", LM | {"tokens": [], "separator": ","}, "tokens that the checkpoint has"),
     (PublishedIds, "tokenizer.published", {"path": "a.json", "column": "sid"}, "a path that ends in .json or .txt"),
     (PublishedIds, "tokenizer.published", {"path": "a.parquet", "column": None}, "the list column of a Parquet file"),
-    (LanguageModelConfig, "policy.lm", LM | {"frozen_body": True, "frozen_epochs": 0.5}, "keeps it for good"),
-    (
-        Config,
-        "",
-        {"sft": {"epochs": 2}, "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder", "frozen_epochs": 2}}},
-        "policy.lm.frozen_epochs: 2 of the 2 epochs of sft",
-    ),
     (PolicyConfig, "policy", {"kind": "causal_lm", "lm": None}, "needs lm"),
     (PolicyConfig, "policy", {"kind": "hybrid", "lm": {"checkpoint": "folder"}}, "no other kind takes it"),
     (RankerConfig, "ranker", {"loss": "sampled", "negatives": 0}, "needs negatives of at least 1"),

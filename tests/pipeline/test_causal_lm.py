@@ -62,26 +62,6 @@ def test_adapters_train_on_a_folder_and_are_taken_up(world, data: Path, tmp_path
     assert (second.path("train", "adagrpo", "final") / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_embeddings_train_first(world, data: Path, tmp_path: Path, monkeypatch, lora_rank):
-    """The stage says what waits and how long; that it does is tested with the trainer."""
-    run = world.run(tmp_path / "run", data, **changes(frozen_epochs=0.5, lora_rank=lora_rank))
-    run.prepare()
-    run.tokenize()
-    tasks = []
-    monkeypatch.setattr(
-        "adagrpo.pipeline.stages.sft.fit_model", lambda data, name, policy, task, *_, files: tasks.append(task)
-    )
-    run.sft()
-    (task,) = tasks
-    names = {id(p): name for name, p in task.policy.named_parameters()}
-    waiting = {names[id(p)] for p in task.waiting}
-    trained = {name for name, p in task.policy.named_parameters() if p.requires_grad}
-    assert trained - waiting == {"lm.model.embed_tokens.weight"}  # tied: it is the head too
-    assert waiting and all(("lora_" in name) == bool(lora_rank) for name in waiting)
-    assert task.steps == 8 and task.waiting_steps == 2
-
-
 def test_a_missing_folder_is_named(world, data: Path, tmp_path: Path):
     run = world.run(tmp_path / "run", data, **changes(config=None, checkpoint="nowhere"))
     run.prepare()

@@ -23,7 +23,7 @@ from adagrpo.exposures.exposure_parts import parts_of as log_parts
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import Run, Silent, served_log
-from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
@@ -153,7 +153,7 @@ def test_a_run_goes_on_where_the_log_is_gone_and_names_the_verb_that_reads_it(tm
         "prepare": "done",
     }
     expected = f"`adagrpo prepare --exposures {tmp_path / 'log'} --out {tmp_path / 'run'}`"
-    assert remake(run, "exposures").startswith(expected) and remake(run, "prepare").startswith(expected)
+    assert remake_command(run, "exposures").startswith(expected) and remake_command(run, "prepare").startswith(expected)
     run.tokenize()
 
 

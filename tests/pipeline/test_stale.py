@@ -16,7 +16,7 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.stage_table import reads_key, row_of
 from adagrpo.pipeline.staleness import made_again, parts_of
 from adagrpo.pipeline.status import status, status_tables
@@ -170,8 +170,8 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
         "metrics.json": "`adagrpo evaluate --run",
         "simulate/logs.parquet": "`adagrpo run RECIPE --out",
     }.items():
-        assert remake(run, copied / place).startswith(words), place
-    assert remake(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
+        assert remake_command(run, copied / place).startswith(words), place
+    assert remake_command(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
 
 
 def test_every_key_that_a_stage_declares_is_one_of_its_command(copied: Path) -> None:
@@ -313,7 +313,7 @@ def test_test_cases_that_are_put_away_are_missed_by_evaluation_alone(adagrpo: Co
 def test_a_run_whose_data_have_settings_is_prepared_again_by_its_recipe(world: Any, data: Path, tmp_path: Path) -> None:
     split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060}
     world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
-    first = remake(Run.open(tmp_path / "run"), "prepare")
+    first = remake_command(Run.open(tmp_path / "run"), "prepare")
     assert first.startswith(f"`adagrpo run RECIPE --out {tmp_path / 'run'}` or `adagrpo prepare LOGS --out")
     assert "--set data.columns.timestamp=... --set data.split.kind=..." in first
 

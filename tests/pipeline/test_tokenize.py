@@ -48,7 +48,7 @@ def test_every_quantizer_and_either_way_with_collisions(copied: Path, data: Path
 def test_the_quantizers_differ(copied: Path, data: Path, world: Any) -> None:
     actual = set()
     for quantizer in ("kmeans", "balanced_kmeans", "rq_vae"):
-        run: Run = world.run(copied, data, tokenizer={"quantizer": quantizer, "cluster_bound": 1, "codes": 4})
+        run: Run = world.run(copied, data, tokenizer={"quantizer": quantizer, "codes": 4})
         run.tokenize()
         actual.add(codes_of(run)[:, :2].tobytes())
     assert len(actual) == 3

@@ -123,16 +123,13 @@ class World:
 
         return validate
 
-    def supervised(self, policy: CompactPolicy, schedule: Any = None, steps: int = 7, waiting: int = 0) -> Supervised:
-        """With `waiting`: the encoder trains from that step on."""
+    def supervised(self, policy: CompactPolicy, schedule: Any = None, steps: int = 7) -> Supervised:
         return Supervised(
             policy,
             self.catalog.codes,
             schedule or self.schedule(),
             steps=steps,
             validate=self.validator(policy),
-            waiting=[*policy.encoder.parameters()] if waiting else (),
-            waiting_steps=waiting,
         )
 
     def post_training(

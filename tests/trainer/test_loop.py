@@ -71,8 +71,8 @@ def linear() -> nn.Linear:
 def task_of(world: Any, kind: str, batch_size: int, accumulation: int) -> tuple[Any, Any]:
     policy = world.policy(dropout=0.2)
     schedule = world.schedule(batch_size, accumulation)
-    if kind in ("supervised", "waiting"):
-        return policy, world.supervised(policy, schedule, waiting=4 if kind == "waiting" else 0)
+    if kind == "supervised":
+        return policy, world.supervised(policy, schedule)
     options = {"num_iterations": 2, "steps": 4} if kind == "two iterations" else {}
     task = world.post_training(
         policy, schedule, grpo={"beta": 0.1}, inject_target=True, reward_floor=0.5, term_norms_every=3, **options
@@ -92,7 +92,6 @@ def interrupt(stop_at: Any, task: tuple[Any, Any], settings: Any, work: Path) ->
     [
         ("supervised", 8, 1),
         ("supervised", 4, 2),
-        ("waiting", 8, 1),
         ("post", 8, 1),
         ("post", 4, 2),
         ("two iterations", 8, 1),

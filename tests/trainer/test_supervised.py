@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from itertools import pairwise
-
 import pytest
 import torch
 
@@ -76,23 +73,3 @@ def test_a_fit_learns_a_cycle(world, tmp_path):
 def test_there_is_no_state_between_steps(world):
     task = world.supervised(world.policy())
     assert task.state() == {} and task.load_state({}) is None and task.stride == 1
-
-
-def test_what_waits_does_not_move_and_then_does(world, tmp_path):
-    policy = world.policy()
-    encoder = {name for name, _ in policy.named_parameters() if name.startswith("encoder.")}
-    seen = [{name: p.detach().clone() for name, p in policy.named_parameters()}]
-
-    def look(step: int, steps: int, values: object) -> None:
-        seen.append({name: p.detach().clone() for name, p in policy.named_parameters()})
-
-    settings = world.settings(weight_decay=0.1, average=0.5)
-    fit(policy, world.supervised(policy, waiting=3), settings, tmp_path, seed=0, report=look)
-    moved = [{name for name in now if not torch.equal(now[name], then[name])} for then, now in pairwise(seen)]
-    assert [names & encoder for names in moved[:3]] == [set()] * 3
-    assert all(names >= encoder for names in moved[3:])
-    assert all(names - encoder for names in moved)
-    # the optimiser met them late: its first step moves a weight by the learning rate, whatever the gradient
-    rate = json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[3])["learning_rate"]
-    bias = next(name for name in encoder if name.endswith("bias"))  # which no decay touches
-    torch.testing.assert_close((seen[4][bias] - seen[3][bias]).abs().max(), torch.tensor(rate), rtol=1e-2, atol=0)

@@ -129,7 +129,10 @@ class SplitConfig(Section):
 
 
 class MarketplaceConfig(Section):
-    """The simulated marketplace, see `adagrpo.data.simulation.marketplace`; null is the default there."""
+    """The simulated marketplace, see `adagrpo.data.simulation.marketplace`; null is the default there.
+
+    All its parameters are keys, for those who check a claim in a world of other properties.
+    """
 
     users: Positive | None = None
     items: Positive | None = None
@@ -158,7 +161,8 @@ class RefuseConfig(Section):
     """Rows of the logs that are bad though each of their values can be read; they count as bad rows.
 
     `unknown_items`: the item table lacks the item; `after`: later than this timestamp, in the unit of the logs;
-    `repeats`: all that is read of the row is as in an earlier one.
+    `repeats`: all that is read of the row is as in an earlier one. They are for pipelines that should stop at a broken
+    export rather than train on it.
     """
 
     unknown_items: bool = False
@@ -180,7 +184,8 @@ class ExposuresConfig(Section):
 
     Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
     only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
-    number of the last part that is read; null reads all that there are.
+    number of the last part that is read; null reads all that there are. They are for services whose feedback comes late
+    or in kinds of their own, and for off-policy training.
     """
 
     path: str
@@ -198,6 +203,8 @@ class DataConfig(Section):
     `adagrpo.data.logs.unpacking`.
     With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
     With `keep_unseen_items` the item table is the catalogue; else it is the items that somebody interacted with.
+    `min_rating`, `min_user_interactions` and `min_item_interactions` are for raw logs, which the public sets are not;
+    `max_bad_rows` and `drop_duplicates` are for exports that are known to be damaged.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read

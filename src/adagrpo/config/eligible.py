@@ -16,7 +16,8 @@ class EligibleConfig(Section):
     """Items that measured lists may hold: values of groups of the items, by the column.
 
     A filter is as in a request: an item must match every column of `include`, by any of its values, and none of
-    `exclude`. Cases whose logged item is not eligible are left out of the metrics, and counted.
+    `exclude`. Cases whose logged item is not eligible are left out of the metrics, and counted. It is for shops that
+    serve part of their catalogue, such as what is in stock.
     """
 
     include: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)

@@ -27,10 +27,10 @@ class LanguageModelConfig(Section):
     """A Hugging Face causal LM: from a configuration, with random weights, or from a local folder below `--data`.
 
     `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
-    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). For the
-    first `frozen_epochs` of sft embeddings and head train alone, so that new tokens find their place first. `dtype`
+    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
     is that of what does not train. `preamble` is text before every history and `suffix` text after it, which what is
-    written stands behind; both need a folder with a tokenizer.
+    written stands behind; both need a folder with a tokenizer. `frozen_body`, `lora_rank`, `lora_alpha`, `dtype` and
+    `gradient_checkpointing` are for checkpoints that would not fit into memory if they trained whole.
 
     A checkpoint that writes Semantic IDs already has tokens for them: `tokens` says what its tokenizer calls code
     `{code}` of each level, `item` how a history writes one item, and `separator` what stands between two. With
@@ -46,7 +46,6 @@ class LanguageModelConfig(Section):
     separator: str = ""
     trained: bool = False
     frozen_body: bool = False
-    frozen_epochs: NonNegativeFloat = 0.0
     lora_rank: Annotated[int, Field(ge=0)] = 0
     lora_alpha: Positive = 16
     gradient_checkpointing: bool = False
@@ -69,8 +68,6 @@ class LanguageModelConfig(Section):
             raise ValueError("item and separator are for tokens that the checkpoint has; name them in tokens")
         if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
             raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
-        if self.frozen_epochs and self.frozen_body and not self.lora_rank:
-            raise ValueError("frozen_epochs is for a body that trains later; frozen_body keeps it for good")
         return self
 
 
@@ -109,6 +106,9 @@ class PolicyConfig(Section):
 
 class FitConfig(Section):
     """Fit of a model: AdamW, linear warm-up, then a cosine to a tenth of the peak.
+
+    `accumulation` is for batches that do not fit into memory, `checkpoint_seconds` for machines that are taken away.
+    `warmup`, `weight_decay` and `max_grad_norm` are for those who tune a model of their own.
 
     `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
     keeps the weights themselves.
@@ -150,9 +150,10 @@ class RankerConfig(Section):
 
     `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
     `propensity` weighs an impression by 1 / max(its logged propensity, `propensity_floor`): `ips` over the number of
-    impressions of a batch, `snips` over the sum of their weights. With `folds` above 1, post-training scores a sample
-    by a ranker that never saw its user; 0 and 1 are off. With `user_share` below 1 both families of rankers see that
-    share of the users alone, drawn by the seed: what would a ranker of fewer logs be worth?
+    impressions of a batch, `snips` over the sum of their weights; the floor is for logs with propensities near 0. With
+    `folds` above 1, post-training scores a sample by a ranker that never saw its user; 0 and 1 are off. With
+    `user_share` below 1 both families of rankers see that share of the users alone, drawn by the seed: what would a
+    ranker of fewer logs be worth?
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"

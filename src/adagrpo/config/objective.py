@@ -95,6 +95,8 @@ class ObjectiveConfig(Section):
     of two losses with a longer gradient than NLL. `pressure`, where it is given, takes its place: the ratio of the two
     gradients' lengths, measured over `pressure_steps` at the starting policy and turned into a λ once
     (`adagrpo.trainer.pressure`).
+    `num_iterations`, and `epsilon`, `epsilon_high`, `beta` and `scale_rewards` of `grpo`, are for those who bring a
+    recipe of TRL; `reward_floor` is for rewards on a scale far from 1, and the arguments of gates for tuning on a set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)

@@ -108,16 +108,6 @@ class Config(Section):
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
         return self
 
-    @model_validator(mode="after")
-    def _check_body_trains(self) -> Self:
-        lm = self.policy.lm
-        if lm is not None and lm.frozen_epochs and lm.frozen_epochs >= self.sft.epochs:
-            raise ValueError(
-                f"policy.lm.frozen_epochs: {lm.frozen_epochs:g} of the {self.sft.epochs:g} epochs of sft would leave "
-                "none for the body; give fewer, or frozen_body"
-            )
-        return self
-
     def settings_of_arms(self) -> dict[str, dict[str, Any]]:
         """List the settings of each arm, in full and by name, also of a preset whose name alone is in the recipe."""
         return {arm.name: arm.settings(self.objective) for arm in self.train.arms}

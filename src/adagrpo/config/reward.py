@@ -103,7 +103,8 @@ class HttpOptions(_Options):
     """A batched endpoint, see `adagrpo.rewards.http`.
 
     `version` names what answers there, since it cannot be hashed: change it when the model behind it changes.
-    `token_env` names the environment variable of a bearer token, which is written nowhere.
+    `token_env` names the environment variable of a bearer token, which is written nowhere. `batch_size`, `concurrency`,
+    `timeout_seconds`, `retries` and `backoff_seconds` are for endpoints with limits of their own.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset(

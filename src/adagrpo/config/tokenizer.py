@@ -31,7 +31,10 @@ class PublishedIds(Section):
 
 
 class RqVaeConfig(Section):
-    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`."""
+    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`.
+
+    Its keys are for those who repeat a paper's RQ-VAE, each of which has other sizes.
+    """
 
     epochs: Positive = 100
     batch_size: Positive = 256
@@ -45,9 +48,9 @@ class TokenizerConfig(Section):
     """Item vectors and their residual quantisation; see `docs/reference/tokenizers.md` for what each choice is worth.
 
     `vectors` weighs the kinds of item vectors; `language_model` is the folder of the sentence-transformers model of the
-    vectors of that name (null: the one that the extra `text` brings). `cluster_bound` is for `balanced_kmeans`: no code
-    of a level has more than that multiple of V / K items. Items on the same codes are told apart by one more `level`,
-    or each goes to the `nearest` free code of its last level.
+    vectors of that name (null: the one that the extra `text` brings). Items on the same codes are told apart by one
+    more `level`, or each goes to the `nearest` free code of its last level.
+    `width` and `window` are for catalogues and sessions of another size than the public sets.
     """
 
     vectors: dict[Literal["attributes", "text", "cooccurrence", "language_model"], PositiveFloat] = Field(
@@ -59,7 +62,6 @@ class TokenizerConfig(Section):
     quantizer: Literal["kmeans", "balanced_kmeans", "rq_vae"] = "kmeans"
     levels: Positive = 3
     codes: Annotated[int, Field(ge=2)] = 256
-    cluster_bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.1
     rq_vae: RqVaeConfig = RqVaeConfig()
     collisions: Literal["level", "nearest"] = "level"
     published: PublishedIds | None = None

@@ -247,7 +247,8 @@ class TrainConfig(Section):
 
     `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
     `rl_split_nll` they are NLL positions in post-training, in every arm.
-    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false.
+    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false, for those who
+    study what a wrong reward does to the end.
     """
 
     arms: tuple[ArmConfig, ...] = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from adagrpo.config import dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import ALWAYS, command, remake
+from adagrpo.pipeline.commands import ALWAYS, command, remake_command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -91,11 +91,11 @@ def _read_by(run: RunDirectory, verb: str) -> list[str]:
 def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
     key = _asked_for(part, keys)
     if key is None:
-        return f"{run.called}: {part.name} is stale: {part.why}; run {remake(run, part.name)}"
+        return f"{run.called}: {part.name} is stale: {part.why}; run {remake_command(run, part.name)}"
     change = next(change for change in part.changes if names_key(change.key, key))
     return (
         f"--set {key}: {part.name} reads it too, and was made with {change.key}={change.before};"
-        f" run {remake(run, part.name)} first"
+        f" run {remake_command(run, part.name)} first"
     )
 
 
@@ -116,7 +116,9 @@ def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
     """Explain why a verb that measures does not change the settings of other stages."""
     given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
     elsewhere = run.called.with_name(f"{run.called.name}-{verb}")
-    first = f"{remake(run, part.name)} first, or " if part.name.startswith("train/") and verb == "evaluate" else ""
+    first = (
+        f"{remake_command(run, part.name)} first, or " if part.name.startswith("train/") and verb == "evaluate" else ""
+    )
     return (
         f"--set {key}: {part.name} was made with another one, and would be stale; run {first}"
         f"{command(run, verb, given, out=elsewhere)}, which leaves {run.called} as it is"

@@ -18,7 +18,7 @@ __all__ = [
     "ALWAYS",
     "command",
     "owner",
-    "remake",
+    "remake_command",
 ]
 
 ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
@@ -58,7 +58,7 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
 
 
-def remake(run: RunDirectory, place: Path | str) -> str:
+def remake_command(run: RunDirectory, place: Path | str) -> str:
     """The command that makes a stage, or the stage of a file, with what was set for it."""
     stage = (owner(run, place) or place.name) if isinstance(place, Path) else place
     if stage.startswith("evaluate/") and "+rerank" in stage:

@@ -29,10 +29,10 @@ class CurrentFiles:
         path = run.find("metrics.json")
         if path is None:
             place = run.called / "metrics.json"
-            raise UserError(f"{place}: missing, nothing is evaluated yet; run {run.remake(place.name)} first")
+            raise UserError(f"{place}: missing, nothing is evaluated yet; run {run.remake_command(place.name)} first")
         why = metrics_are_stale(run, self.parts)
         if why:
-            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake('metrics.json')}")
+            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake_command('metrics.json')}")
 
     @property
     def notes(self) -> list[str]:

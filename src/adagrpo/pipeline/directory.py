@@ -246,7 +246,7 @@ class RunDirectory(ABC):
         folder = self.folder(name)
         content = manifest(folder)
         if content is None:
-            raise UserError(f"{folder}: missing; run {self.remake(folder)} first")
+            raise UserError(f"{folder}: missing; run {self.remake_command(folder)} first")
         for file in content["files"].keys() - set(but):
             verify_file(folder, file, content)
         return folder
@@ -332,7 +332,7 @@ class RunDirectory(ABC):
             return self.folder(name)
 
     @abstractmethod
-    def remake(self, place: Path | str) -> str:
+    def remake_command(self, place: Path | str) -> str:
         """The command that makes a stage, or the stage of a file, as a user types it."""
 
     def refuse_without_order(self) -> None:
@@ -399,7 +399,7 @@ class RunDirectory(ABC):
         if not path.is_file():
             if root is not None:
                 self._refuse_damaged(path.relative_to(root))
-                raise UserError(f"{path}: missing; run {self.remake(path)} first")
+                raise UserError(f"{path}: missing; run {self.remake_command(path)} first")
             raise UserError(f"{path}: no such file; check the recipe and --data")
         root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
         if root is None:

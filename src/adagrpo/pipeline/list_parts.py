@@ -166,7 +166,7 @@ class LoggedHistories:
         if data.config.data.split.kind == "temporal" and not (folder / "later.parquet").is_file():
             raise UserError(
                 f"{folder}: an earlier version left out what came after the test targets, which lists need; run"
-                f" {data.run.remake(folder)} again"
+                f" {data.run.remake_command(folder)} again"
             )
         self.whole = load_whole(folder)
         names = load_user_ids(data.prepared).cast(pl.String).to_list()

@@ -30,7 +30,7 @@ from adagrpo.lists.recommender import ItemId, Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.decide import DECISION, decision
 from adagrpo.pipeline.description import DESCRIPTION, is_described
@@ -115,9 +115,9 @@ class Run(RunDirectory):
         """The recipe, resolved, as plain values; `Run.create` takes it back."""
         return dump_config(self.config)
 
-    def remake(self, place: Path | str) -> str:
+    def remake_command(self, place: Path | str) -> str:
         """The command that makes a stage, or the stage of a file, as a user types it."""
-        return remake(self, place)
+        return remake_command(self, place)
 
     def complete(self) -> pl.DataFrame:
         """Carry out every stage of the recipe that is not done, with a report; see `metrics` for what comes back.
@@ -403,7 +403,7 @@ class Run(RunDirectory):
         """
         content = self.results
         if why := metrics_are_stale(self, parts_of(self, measuring=True)):
-            raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake('metrics.json')}")
+            raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake_command('metrics.json')}")
         return metrics_table(content)
 
     @property
@@ -415,7 +415,7 @@ class Run(RunDirectory):
         """
         content = self._json("diagnose", "diagnose.json")
         if not is_diagnosed(self, content):
-            again = self.remake("diagnose")
+            again = self.remake_command("diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
         return Diagnosis.of(content)
 

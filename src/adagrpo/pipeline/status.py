@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.commands import command, remake
+from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.metrics_sources import metrics_are_stale
 from adagrpo.pipeline.run import Run
@@ -158,16 +158,16 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
     """The command that makes the first of what is not done; before arms that no diagnosis was made for, that one."""
     for part in parts.values():
         if part.state == "damaged":
-            return f"{part.why}, then run {remake(run, part.name)}"
+            return f"{part.why}, then run {remake_command(run, part.name)}"
         if part.outdated:
             return command(run, "run")
         row = row_of(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
             # whether to train on the reward is asked before
-            return command(run, "diagnose") if asks and "diagnose" not in parts else remake(run, part.name)
+            return command(run, "diagnose") if asks and "diagnose" not in parts else remake_command(run, part.name)
     if metrics["state"] != "done":
-        return remake(run, "metrics.json")
+        return remake_command(run, "metrics.json")
     return None if report["state"] == "done" else command(run, "report")
 
 

@@ -167,7 +167,7 @@ def _check_together(run: RunDirectory) -> None:
     for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
         why = _made_otherwise(run, name)
         if why is not None and not _is_left_behind(run, name):
-            raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake(name)}")
+            raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake_command(name)}")
 
 
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:

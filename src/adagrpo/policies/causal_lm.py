@@ -152,15 +152,6 @@ class CausalLMPolicy(nn.Module):
         return True
 
     @property
-    def body_parameters(self) -> list[nn.Parameter]:
-        """List the parameters of the body, or of its adapters: all but embeddings and head."""
-        embeddings = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
-        outer = {id(parameter) for module in embeddings for parameter in module.parameters()}
-        return [
-            parameter for parameter in self.lm.parameters() if parameter.requires_grad and id(parameter) not in outer
-        ]
-
-    @property
     def small(self) -> bool:
         """False, see `Policy.small`."""
         return False

@@ -13,7 +13,7 @@ recurrent state does the same work, and the cache of a beam is one vector: that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -102,11 +102,6 @@ class CompactPolicy(nn.Module):
     def trains_on_nll(self) -> bool:
         """See `Policy.trains_on_nll`."""
         return True
-
-    @property
-    def body_parameters(self) -> Sequence[nn.Parameter]:
-        """None: all train together."""
-        return ()
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:

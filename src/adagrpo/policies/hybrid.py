@@ -22,7 +22,7 @@ search itself, so no second ranking stage is needed and the result is a proper d
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -158,11 +158,6 @@ class HybridPolicy(nn.Module):
     def trains_on_nll(self) -> bool:
         """False: each expert has a loss of its own, and none is the pool's, see `Policy.trains_on_nll`."""
         return False
-
-    @property
-    def body_parameters(self) -> Sequence[nn.Parameter]:
-        """None: all train together."""
-        return ()
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ A context holds one *sample* (a history cut after some position) per row. Decodi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Protocol, Self, TypeVar
 
 from torch import Tensor, nn
@@ -72,11 +72,6 @@ class Policy(Protocol[ContextT, StateT]):
 
         Batches may then be worked on beside each other, and linear weights may be held in bfloat16 for good.
         """
-        ...
-
-    @property
-    def body_parameters(self) -> Sequence[nn.Parameter]:
-        """Parameters that may begin to train later than the rest of the policy; none where all train together."""
         ...
 
     @property

@@ -9,7 +9,7 @@ one that `resolve_collisions` appends; nothing trains at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,11 +88,6 @@ class SharedCodesPolicy(nn.Module):
     def trains_on_nll(self) -> bool:
         """See `Policy.trains_on_nll`."""
         return self.causal.trains_on_nll
-
-    @property
-    def body_parameters(self) -> Sequence[nn.Parameter]:
-        """See `Policy.body_parameters`."""
-        return self.causal.body_parameters
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
@@ -37,7 +37,7 @@ def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context
 
 
 class Supervised:
-    """A `Task` that minimises the NLL alone; parameters may wait for their turn."""
+    """A `Task` that minimises the NLL alone."""
 
     monitor = "ndcg@10"
     term_norms_every = 0
@@ -51,8 +51,6 @@ class Supervised:
         *,
         steps: int,
         validate: Callable[[], dict[str, float]],
-        waiting: Sequence[nn.Parameter] = (),
-        waiting_steps: int = 0,
     ) -> None:
         """Say what is fitted.
 
@@ -62,25 +60,19 @@ class Supervised:
             schedule: of the batches.
             steps: optimiser steps in all.
             validate: metrics on validation data.
-            waiting: parameters that do not train before step `waiting_steps`: neither a gradient nor weight decay
-                moves them, and the optimiser knows nothing of them until then.
-            waiting_steps: how long.
         """
         self.policy = policy
         self.codes = codes
         self.schedule = schedule
         self.steps = steps
         self.validate = validate
-        self.waiting, self.waiting_steps = waiting, waiting_steps
 
     def users(self, step: int) -> list[int]:
         """Rows of the users of a step."""
         return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
-        """Micro-batches of a step; what trains in it is a function of the step alone."""
-        for parameter in self.waiting:
-            parameter.requires_grad_(step >= self.waiting_steps)
+        """Micro-batches of a step."""
         batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
         total = max(1, sum(int(batch.nll.sum()) for batch in batches))
         return [SupervisedMicro(batch, total) for batch in batches], {}

@@ -25,15 +25,13 @@ def sft(run: RunDirectory) -> Declaration:
         policy = models.policy()
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm
-        frozen_epochs, trained = (lm.frozen_epochs, lm.trained) if lm else (0.0, False)
+        trained = lm is not None and lm.trained
         task = Supervised(
             policy,
             data.catalog.codes,
             schedule,
             steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=models.validator(policy, settings),
-            waiting=policy.body_parameters,
-            waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
         )
         fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 

@@ -44,6 +44,7 @@ from adagrpo.storage.hashes import hash_file
 __all__ = ["ENCODED", "encode", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
 
 ENCODED = ("encode", "vectors.parquet")
+CLUSTER_BOUND = 1.1  # items of a code of `balanced_kmeans`, as a multiple of V / K
 
 
 def tokenize(run: RunDirectory) -> Declaration:
@@ -97,7 +98,7 @@ def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Calla
         case "rq_vae":
             made = rq_vae(vectors, **sizes, **options.rq_vae.model_dump(), report=_progress(run, "tokenize"))
         case "balanced_kmeans":
-            made = residual_kmeans(vectors, **sizes, cluster_bound=options.cluster_bound)
+            made = residual_kmeans(vectors, **sizes, cluster_bound=CLUSTER_BOUND)
         case "kmeans":
             made = residual_kmeans(vectors, **sizes)
         case _:
