@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple
 
 
 def test_fused_lists_are_arms_of_a_comparison(world: Any, data: Path, tmp_path: Path) -> None:
-    config = Config.model_validate(world.recipe(reward=FEATURE))
+    config = Config.model_validate(world.recipe(reward=FEATURE, compare={"metric": "ndcg@10", "margins": {}}))
     arms = ["nll", "rerank", "fuse", "nll+fuse"]
     content = Comparison(tmp_path / "compared", config, data, objectives=arms, seeds=[0]).carry_out()
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
@@ -176,3 +177,22 @@ def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
     without = served.answer([Asked(served, Query(history))])[0]
     assert without.degraded == "reward: raised RuntimeError" == served.degraded and not without.reranked
     assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward").items[0]
+
+
+def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(decided[0].directory, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    gone = run.recommend([[3, 13]], arm="fuse").items[0][0]
+    run.update_catalog(delist=[gone])
+    for name in ("fuse", "item_knn", "popularity", "ranker"):
+        assert gone not in run.recommend([[3, 13]], arm=name).items[0]
+    assert run.recommend([[3, 13]], arm="fuse", include={"item_id": [23, 33]}).items[0] == [
+        item for item in run.recommend([[3, 13]], arm="fuse").items[0] if item in (23, 33)
+    ]
+
+
+def test_what_was_decided_is_what_is_served_without_a_name(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = decided
+    about = run.recommend([[3]]).about
+    assert about["arm"] == json.loads(run.path("decision.json").read_text(encoding="utf-8"))["chosen"]
+    assert about["why"] == "what `adagrpo decide` chose"
