@@ -327,10 +327,10 @@ class Run(RunDirectory):
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
         made_from = (weights, list_read(self, name, reward_weight))
         if key not in self._served or self._served[key][0] != made_from:
-            served, about = recommender(
+            made = recommender(
                 self, str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number)
             )
-            self._served[key] = (made_from, served, about | {"why": chosen.why})
+            self._served[key] = (made_from, *made)
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(
@@ -347,7 +347,7 @@ class Run(RunDirectory):
             [one.scores for one in answers],
             [one.codes for one in answers],
             [one.unknown for one in answers],
-            about,
+            about | {"why": chosen.why},
             [one.source for one in answers],
         )
 
