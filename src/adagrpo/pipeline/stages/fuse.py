@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation.baselines import similarities
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import REWARD
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
+from adagrpo.lists.sources import similarities
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
