@@ -22,8 +22,6 @@ from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, req
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
 from adagrpo.errors import UserError
 
-__all__ = ["HISTORY", "UserHistories", "about_how_many", "read_histories"]
-
 HISTORY = "history"
 BLOCK_BYTES = 2**22
 

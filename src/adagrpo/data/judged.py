@@ -24,8 +24,6 @@ from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_te
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 
-__all__ = ["Judged", "as_judged", "read_judged"]
-
 
 class Judged(NamedTuple):
     """The exposures of one judge, by user."""

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 from adagrpo.types import Ragged
 
-__all__ = ["MappedRagged", "mapped_column"]
-
 _ROWS = 2**22  # of a table that are copied at a time
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["emptied", "length_bucketed_batches", "older_items", "pad"]
-
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
     """The last `max_length` items of some rows, padded on the right with 0.

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Split", "check_leakage", "for_some_users", "keyed_uniforms", "leave_one_out", "temporal", "user_folds"]
-
 Ints = NDArray[np.int64]
 
 

@@ -23,8 +23,6 @@ from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
-__all__ = ["ascending_runs", "shuffle_ties"]
-
 
 def shuffle_ties(
     dataset: Dataset,

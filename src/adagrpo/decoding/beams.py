@@ -26,8 +26,6 @@ from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Excluded, Trie
 
-__all__ = ["Beams", "beam_search", "beam_search_both"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 

@@ -33,8 +33,6 @@ from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
 
-__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "item_log_probs", "place_log_probs", "slate_log_probs"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 

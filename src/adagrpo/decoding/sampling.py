@@ -19,8 +19,6 @@ from adagrpo.decoding.hypotheses import DeadEnd, check, check_hypotheses
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["Samples", "sample", "score_sequences"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 

@@ -31,20 +31,6 @@ from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_p
 from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
-__all__ = [
-    "ComparisonVerdict",
-    "Measured",
-    "compare",
-    "compare_pairs",
-    "corrected_pairs",
-    "give_verdicts",
-    "over_both",
-    "over_seeds",
-    "per_user",
-    "reported",
-    "within_margin",
-]
-
 ComparisonVerdict = Literal[
     "better",
     "better, margin not kept",

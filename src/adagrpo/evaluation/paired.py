@@ -18,8 +18,6 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.evaluation.statistics import bootstrap_means
 from adagrpo.metrics import ReportPart, lookup, metric_names
 
-__all__ = ["START", "paired_outcomes"]
-
 START, CONTINUED = "sft", "nll"
 Point = tuple[str, str]  # arm and checkpoint
 

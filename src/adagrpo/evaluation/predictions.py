@@ -28,19 +28,6 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Histories
 
-__all__ = [
-    "Predictions",
-    "Utility",
-    "batches",
-    "predict",
-    "reordered",
-    "retrieval",
-    "sample_cases",
-    "select_cases",
-    "summarise",
-    "without_history",
-]
-
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
 
 Utility = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]  # (N, K) items, -1 where none, one row a case

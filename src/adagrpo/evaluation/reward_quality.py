@@ -23,19 +23,6 @@ from scipy import stats
 from adagrpo import metrics
 from adagrpo.evaluation.statistics import bootstrap_mean
 
-__all__ = [
-    "CaseQuality",
-    "band",
-    "band_names",
-    "calibration_bins",
-    "case_quality",
-    "expected_calibration_error",
-    "interval",
-    "popularity_bands",
-    "rank_correlation",
-    "shown_quality",
-]
-
 _NUMBERS = 2**24  # scores that are taken as float64 at a time
 
 Floats = NDArray[np.float64]

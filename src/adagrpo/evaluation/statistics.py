@@ -18,16 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = [
-    "Interval",
-    "bootstrap_mean",
-    "bootstrap_means",
-    "holm",
-    "mean_interval",
-    "paired_difference",
-    "seed_interval",
-]
-
 # resamples are drawn in blocks of about this many values
 _BLOCK = 2**24
 

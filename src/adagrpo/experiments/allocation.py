@@ -13,8 +13,6 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-__all__ = ["assign", "uniform"]
-
 
 def uniform(user: str, salt: str) -> float:
     """A number in [0, 1) that is the user's under a salt.

@@ -15,8 +15,6 @@ from adagrpo.experiments.allocation import assign, uniform
 from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.switches import Switches
 
-__all__ = ["Deal", "Dealt", "deal", "enrolled"]
-
 # "arm": the user's own; "interleaved": a list of both. All others get the control: "stopped", as the arm is off;
 # "held out"; "outside", as the share of the experiment does not reach the user, or its time is not now
 Deal = Literal["arm", "interleaved", "stopped", "held out", "outside"]

@@ -29,8 +29,6 @@ from tea_tasting.aggr import Aggregates
 
 from adagrpo.experiments.permutation import Permutation, permutation, skew
 
-__all__ = ["Effect", "Floats", "aggregates", "effect"]
-
 Floats = NDArray[np.float64]
 
 # of a difference that is held against the normal distribution: a tail of 2.5 % is then off by a quarter of a percent,

@@ -16,8 +16,6 @@ from adagrpo.experiments.plan import freeze, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
-__all__ = ["LiveExperiment"]
-
 LOOK_SECONDS = 0.5  # after which the file of switches is looked at again
 
 

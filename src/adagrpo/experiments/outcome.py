@@ -34,8 +34,6 @@ from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
-__all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
-
 NOTHING = "nothing yet"  # said of what has not happened in either arm
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 

@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Permutation", "permutation", "skew"]
-
 Floats = NDArray[np.float64]
 
 DRAWS = 1999

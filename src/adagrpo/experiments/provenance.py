@@ -16,8 +16,6 @@ import polars as pl
 
 from adagrpo.experiments.plan import Plan
 
-__all__ = ["PLAN_DIGITS", "MismatchedRows", "mismatched_rows"]
-
 PLAN_DIGITS = 12  # of the hash of a plan, as rows have it
 NUMBER = "number"
 

@@ -14,8 +14,6 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-__all__ = ["LEVEL", "RatioCheck", "check_ratio", "check_ratios"]
-
 LEVEL = 0.001
 FEWEST = 5.0  # expected users of the smallest arm, below which χ² is no χ²
 

@@ -26,8 +26,6 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan
 from adagrpo.storage.writing import sync_folder
 
-__all__ = ["Switches", "add_switch", "read_switches", "switches_path"]
-
 BEGINNING = b'{"time": '  # of every line
 
 

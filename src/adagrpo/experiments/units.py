@@ -31,8 +31,6 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
 
-__all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "kind_of", "stops_seen", "users_before", "users_of"]
-
 HEAD = 0.2  # share of the items, most shown first
 FAILED = pl.col("source") == "failed"
 OF_ANSWERS = {

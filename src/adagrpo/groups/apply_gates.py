@@ -17,8 +17,6 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GATES, Evidence, GateDecision, all_gate, pairwise_agreement
 
-__all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
-
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -24,15 +24,6 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
 
-__all__ = [
-    "DrawnGroups",
-    "beam_rollouts",
-    "draw_groups",
-    "draw_rollouts",
-    "inject_target",
-    "score_codes",
-]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 

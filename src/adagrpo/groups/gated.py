@@ -29,8 +29,6 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Rollouts
 
-__all__ = ["GatedGroups", "gated_groups", "summary"]
-
 
 class GatedGroups(NamedTuple):
     """The groups of `B` samples after the gate."""

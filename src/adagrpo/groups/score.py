@@ -27,17 +27,6 @@ from adagrpo.objective.gate import NegativeSource
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
 
-__all__ = [
-    "Candidates",
-    "GroupRewards",
-    "ScoredGroups",
-    "constant_share",
-    "distinct_candidates",
-    "read_rewards",
-    "score_groups",
-    "shuffled",
-]
-
 
 class Candidates(NamedTuple):
     """The distinct items to score in each row, and where to find each one's score."""

@@ -11,8 +11,6 @@ from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Narrowing
 from adagrpo.lists.recommender import ItemId, Query, Recommender, Source
 
-__all__ = ["Answer", "answer"]
-
 
 class Answer(NamedTuple):
     """The list of one history, best first."""

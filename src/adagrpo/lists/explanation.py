@@ -16,8 +16,6 @@ import polars as pl
 
 from adagrpo.lists.recommender import Query, Recommender
 
-__all__ = ["ItemTitles", "explain"]
-
 LONGEST_TITLE = 90  # characters
 
 

@@ -20,8 +20,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.types import Histories
 
-__all__ = ["CircuitBreaker"]
-
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 

@@ -27,8 +27,6 @@ from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
-__all__ = ["POLICY", "REWARD", "Candidates", "FittedWeights", "Fusion", "Weights", "unite"]
-
 POLICY, REWARD = "policy", "reward"  # features that no source gives
 
 

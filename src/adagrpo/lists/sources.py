@@ -28,8 +28,6 @@ from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
 
-__all__ = ["CandidateSource", "NearestItems", "Popularity", "RankerScores", "best_of", "list_cases", "similarities"]
-
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001

@@ -16,8 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_masks", "check_shapes", "degenerate_groups", "group_advantages"]
-
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
     """Check that tensors agree on the sizes their letters stand for.

@@ -25,18 +25,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_shapes
 
-__all__ = [
-    "Agreement",
-    "Discriminability",
-    "discriminability",
-    "first_occurrence",
-    "pairwise_agreement",
-    "rollout_entropy",
-    "rollout_miss",
-    "share_above",
-    "target_nll",
-]
-
 
 class Discriminability(NamedTuple):
     """Discriminability: how well the reward tells the logged item from negatives; 0 where there is no negative."""

@@ -34,8 +34,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = ["GroupMass", "best_of_n_loss", "group_mass", "listwise_distillation", "validity_margin"]
-
 LEAST_REST = 1e-4  # probability that is taken to be left beside a group, at least
 
 

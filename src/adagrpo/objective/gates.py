@@ -27,21 +27,6 @@ from adagrpo.objective.advantages import check_masks, check_shapes
 from adagrpo.objective.gate import Gate, GateDecision, by_first_cause
 from adagrpo.ranges import PositiveShare, Share
 
-__all__ = [
-    "GATES",
-    "adagrpo_gate",
-    "all_gate",
-    "bernoulli_gate",
-    "difficulty_gate",
-    "discriminability_gate",
-    "inverted_gate",
-    "none_gate",
-    "oracle_gate",
-    "random_gate",
-    "rollout_miss_gate",
-    "shuffled_gate",
-]
-
 
 def adagrpo_gate(
     above_policy: Tensor,  # (B,)

@@ -19,16 +19,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = [
-    "Surrogate",
-    "clipped_surrogate",
-    "gated_sum",
-    "group_loss",
-    "kl_k3",
-    "nll",
-    "zero_rejected",
-]
-
 
 class Surrogate(NamedTuple):
     """The clipped policy-gradient loss of each code."""

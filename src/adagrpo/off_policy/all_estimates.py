@@ -19,8 +19,6 @@ from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
 from adagrpo.off_policy.overlap import Overlap, overlap
 from adagrpo.off_policy.position_weights import item_position
 
-__all__ = ["Drawn", "Row", "item_rates", "summarise"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 SMOOTHING = 20.0  # S, answers

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.estimators import Estimate, mean_of
 from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["cascade", "position_weighted"]
-
 
 def cascade(
     rewards: NDArray[np.floating],  # (N, K)

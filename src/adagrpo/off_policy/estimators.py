@@ -21,8 +21,6 @@ from scipy import stats
 
 from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["Estimate", "doubly_robust", "ips", "mean_of", "snips"]
-
 
 class Estimate(NamedTuple):
     """A mean reward an answer, with its interval."""

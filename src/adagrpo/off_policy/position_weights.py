@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.cascades import position_weighted
 from adagrpo.off_policy.estimators import Estimate
 
-__all__ = ["MOST_ITEMS", "item_position", "position_propensities"]
-
 MOST_ITEMS = 5000
 STEP, FIRST, LAST = 0.4, -20.0, 35.0  # of log t; the first log t, and p t of the item of rank K at the last one
 

@@ -11,9 +11,6 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["Chosen", "choose_checkpoint", "of_these_weights"]
-
-
 WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
 MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too

@@ -46,8 +46,6 @@ from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
-__all__ = ["Comparison", "evaluation_folder"]
-
 START = "sft"
 PLAN = "plan.json"
 DATA = "data"  # in it: the hashes of the data files and of those that the reward names, by label

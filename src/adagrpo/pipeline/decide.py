@@ -33,8 +33,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import VALIDATION
 
-__all__ = ["DECISION", "Choice", "choose", "contenders", "decision"]
-
 DECISION = "decision.json"
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10

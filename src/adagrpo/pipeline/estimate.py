@@ -30,8 +30,6 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
 
-__all__ = ["estimate_policy"]
-
 BATCH = 64  # lists
 REACH = 20  # items of the target's draw, for what a model expects of it
 CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again

@@ -21,8 +21,6 @@ from adagrpo.pipeline.served_log import latest_exposures
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
-__all__ = ["experiment", "experiment_size", "freeze_experiment", "switch_experiment"]
-
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
     """Write the hash of a plan beside it, or check the one that is there.

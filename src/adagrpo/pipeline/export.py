@@ -26,8 +26,6 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.writing import atomic_folder
 
-__all__ = ["export"]
-
 
 def export(
     run: RunDirectory,

@@ -39,8 +39,6 @@ from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["RunData"]
-
 
 class RunData:
     """Reads what earlier stages of a run have made."""

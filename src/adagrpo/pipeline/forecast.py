@@ -25,8 +25,6 @@ from adagrpo.semantic_ids.decomposition import EXTRA, sketched
 from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in
 from adagrpo.semantic_ids.quantization import A_CODE, DISTANCES, FITTED
 
-__all__ = ["FitForecast", "Forecast", "ModelSize", "say_fit", "say_tokenize"]
-
 REAL = 4  # bytes of a float32
 PAIR, COUNTED = 12, 56  # bytes of a pair of items that is kept, and of one that is being counted
 COLLISION_CODES = 16  # of the level that tells apart items of equal codes, before it is known

@@ -27,17 +27,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
-__all__ = [
-    "NEIGHBOURS",
-    "WEIGHTS",
-    "ListMaker",
-    "Lists",
-    "batches_of",
-    "lists_of",
-    "load_neighbours",
-    "save_neighbours",
-]
-
 NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
 WEIGHTS = "weights.json"
 

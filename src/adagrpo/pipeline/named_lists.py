@@ -17,8 +17,6 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.versions import CatalogVersion
 
-__all__ = ["check_served", "list_read", "named_list"]
-
 
 def named_list(arm: str | None, chosen: Chosen, reward_weight: float) -> ListName:
     """The list that an arm and a weight of the reward name.

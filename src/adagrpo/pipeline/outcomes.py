@@ -8,8 +8,6 @@ from typing import Any
 
 from adagrpo.pipeline.directory import RunDirectory
 
-__all__ = ["catalog_outcome", "fit_outcome", "trained_outcomes"]
-
 
 def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
     """Of `tokenize`: items, levels, codes of each level, collisions before they were resolved, density."""

@@ -39,8 +39,6 @@ from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import remove_temporary
 from adagrpo.storage.writing import TOKEN, write_file
 
-__all__ = ["recommend_users"]
-
 PART_USERS = 5000
 SUMMARY, BEGUN = "summary.json", "begun.json"
 LAYOUT = 2  # 1 had a row for each place of a list

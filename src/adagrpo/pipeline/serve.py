@@ -38,8 +38,6 @@ from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
-__all__ = ["Operation", "recommender", "serve"]
-
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
 SWITCH_SECONDS = 0.0002

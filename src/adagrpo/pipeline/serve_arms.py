@@ -24,8 +24,6 @@ from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.model_manager import Serving
 
-__all__ = ["load_treatments", "open_runs"]
-
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
     """The run of each arm; arms of one folder have the same.

@@ -24,8 +24,6 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import make_folder, naming, write_file
 
-__all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
-
 State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
 # the files of a fit: its log, the best and the final weights, and what an interrupted fit goes on from

@@ -33,24 +33,6 @@ try:
 except ImportError as error:
     raise UserError("policy.kind: 'causal_lm' needs transformers; pip install 'adagrpo[hf]'") from error
 
-__all__ = [
-    "VOCABULARY_FILE",
-    "Vocabulary",
-    "adapt",
-    "check_context_length",
-    "copy_tokenizer",
-    "embedded_tokens",
-    "enable_checkpointing",
-    "end_token",
-    "from_configuration",
-    "from_folder",
-    "load_folder",
-    "merged",
-    "read_tokenizer",
-    "template_tokens",
-    "under_model_names",
-]
-
 VOCABULARY_FILE = "semantic_ids.json"
 PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
 

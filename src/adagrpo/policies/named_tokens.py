@@ -21,8 +21,6 @@ from adagrpo.config.models import LanguageModelConfig
 from adagrpo.errors import UserError
 from adagrpo.policies.language_model import Vocabulary, embedded_tokens, end_token, load_folder, read_tokenizer
 
-__all__ = ["NamedTokens", "Pieces", "named_checkpoint"]
-
 CODE, CODES = "{code}", "{codes}"
 
 

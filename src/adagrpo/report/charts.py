@@ -25,8 +25,6 @@ from adagrpo.report.theme import INK, LAYERS, SURFACE, method_colors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Point", "Series", "bin_means", "line_chart", "scatter_chart", "stacked_area_chart"]
-
 BINS = 80
 FEW = 30  # points of a line that have a marker each
 DASHES = ("-", "--", ":", "-.")

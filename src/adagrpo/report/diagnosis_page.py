@@ -17,8 +17,6 @@ from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
 from adagrpo.storage.writing import write_file
 
-__all__ = ["diagnosis_tables", "write_diagnosis"]
-
 ORDERS = ("policy", "ranker", "mix")
 GATE_ROWS: dict[str, Callable[[GroupSummary], float | None]] = {
     "admitted": lambda groups: groups.admission,

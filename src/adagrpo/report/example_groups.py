@@ -12,8 +12,6 @@ from typing import Any
 from adagrpo.objective import GATES, Gate
 from adagrpo.report.tables import MISSING, Table
 
-__all__ = ["ExampleGroup", "decision_text", "example_groups"]
-
 VALIDITY = {"names_no_item": "names no item", "in_history": "already in the history, counted as no item"}
 
 

@@ -20,17 +20,6 @@ from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.tables import START, Table, checkpoints, format_metric, is_finite, metric_label
 
-__all__ = [
-    "Figure",
-    "Log",
-    "admission_figures",
-    "frontier_figure",
-    "learning_curves",
-    "supervised_curves",
-    "training_signals",
-    "utility_figure",
-]
-
 Quantity = Callable[[GroupSummary], float | None]
 
 CAUSES: tuple[tuple[str, Quantity], ...] = (

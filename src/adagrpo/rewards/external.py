@@ -17,8 +17,6 @@ from torch import Tensor
 
 from adagrpo.types import Histories
 
-__all__ = ["InvalidResponse", "ItemId", "ScoreRequest", "check_response", "scatter_scores", "score_request"]
-
 ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
 UNORDERED = (str, bytes, dict, set, frozenset)  # of which no place says whose score it is

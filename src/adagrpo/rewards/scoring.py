@@ -12,8 +12,6 @@ from adagrpo.errors import NotFinite
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-__all__ = ["BadReward", "ask_reward"]
-
 
 class BadReward(ValueError):
     """A reward returned the wrong shape."""

@@ -33,8 +33,6 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["Catalog", "audit", "import_semantic_ids"]
-
 LISTED = "listed"
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
 

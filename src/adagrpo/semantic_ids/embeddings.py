@@ -30,8 +30,6 @@ from adagrpo.semantic_ids.decomposition import truncated_svd
 from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
-__all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors", "tf_idf", "words"]
-
 _WORD = re.compile(r"\w+")
 # Relative to the largest: rows below this are rounding.
 _FLOOR = 1e-8

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from adagrpo.errors import UserError
 from adagrpo.storage.model_folders import refuse_code
 
-__all__ = ["check_model", "language_vectors", "packaged_model"]
-
 _SETTING = "tokenizer.language_model"
 
 

@@ -24,8 +24,6 @@ from adagrpo.data.pairs import largest_of_rows
 from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
-__all__ = ["BLOCK", "PAIRS", "pair_information", "pairs_in"]
-
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
 BLOCK = 2**25  # pairs that are counted at a time
 _PLACES = 2**22  # places of the log that are looked at together

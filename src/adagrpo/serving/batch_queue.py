@@ -25,8 +25,6 @@ from typing import Generic, TypeVar
 
 from adagrpo.serving.batch_times import BatchTimes
 
-__all__ = ["STEP", "BatchQueue", "Overloaded"]
-
 InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 

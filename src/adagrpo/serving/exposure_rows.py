@@ -18,8 +18,6 @@ from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
 from adagrpo.serving.schemas import FeedbackEvent
 
-__all__ = ["Asker", "ExposureRows", "exposure", "failure"]
-
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
 SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer

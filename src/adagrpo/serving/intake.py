@@ -22,8 +22,6 @@ from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-__all__ = ["Intake", "Message", "Receive", "Scope", "Send"]
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -20,9 +20,6 @@ from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommende
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.batch_queue import STEP
 
-__all__ = ["Answered", "Asked", "Assignment", "Interleaved", "ModelManager", "Serving", "SwapFailed", "TrialArm"]
-
-
 AFTER_REWARD = 0.02  # seconds of a request's time that are left for what comes after the reward
 
 

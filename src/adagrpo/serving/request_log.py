@@ -13,8 +13,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-__all__ = ["RequestLog"]
-
 MOST_A_SECOND = 20  # lines on defects; a flood of them must not fill a disk
 
 

@@ -24,17 +24,6 @@ from adagrpo.storage.marks import is_marked, read_mark
 from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "check_replaceable",
-    "manifest",
-    "publish",
-    "remove_artifact",
-    "seal",
-    "verify",
-    "verify_file",
-]
-
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h

@@ -20,8 +20,6 @@ from adagrpo.storage.marks import Kind, claim, is_marked
 from adagrpo.storage.removal import remove_temporary
 from adagrpo.storage.writing import TOKEN, naming
 
-__all__ = ["LOCK", "WORK", "FolderBusy", "at_work", "lock_folder"]
-
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
 

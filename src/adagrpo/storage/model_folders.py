@@ -11,8 +11,6 @@ from pathlib import Path
 
 from adagrpo.errors import UserError
 
-__all__ = ["refuse_code"]
-
 PICKLED = {".bin", ".ckpt", ".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth"}
 NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that name classes of the folder
 

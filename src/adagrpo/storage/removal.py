@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MANIFEST", "remove", "remove_temporary", "unknown_files"]
-
 MANIFEST = "manifest.json"  # of an artifact, see `adagrpo.storage.artifacts`
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 

@@ -17,17 +17,6 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.storage.removal import remove
 
-__all__ = [
-    "TOKEN",
-    "atomic_file",
-    "atomic_folder",
-    "make_folder",
-    "naming",
-    "sync_folder",
-    "temporary",
-    "write_file",
-]
-
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 

@@ -25,17 +25,6 @@ from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged
 
-__all__ = [
-    "BatchSchedule",
-    "GroupSamples",
-    "GroupStep",
-    "TrainingBatch",
-    "group_step",
-    "keyed_generator",
-    "step_key",
-    "truncate",
-]
-
 
 class TrainingBatch(NamedTuple):
     """`B` histories and the `N` samples that they hold."""

@@ -28,17 +28,6 @@ from adagrpo.types import Cases, Ragged
 if TYPE_CHECKING:
     from lightgbm import Booster, Dataset
 
-__all__ = [
-    "Fitted",
-    "NegativeSampler",
-    "RankingGroups",
-    "exposed_groups",
-    "fit_lambdarank",
-    "logged_groups",
-    "shown_groups",
-    "validation_groups",
-]
-
 Ints = NDArray[np.int64]
 GROUPS_AT_ONCE = 20_000
 

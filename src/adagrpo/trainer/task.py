@@ -8,8 +8,6 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-__all__ = ["LIMIT", "Diverged", "FitResult", "Report", "Task", "Watched"]
-
 MicroT = TypeVar("MicroT")
 Report = Callable[[int, int, Mapping[str, float]], None]
 

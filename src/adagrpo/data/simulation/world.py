@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
 
-__all__ = ["WAVES", "Catalogue", "Marketplace", "make_catalogue", "unit"]
-
 WAVES = 4  # cold items are released at this many points in time
 CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
 QUALITY = 0.5  # standard deviation of quality, in logits

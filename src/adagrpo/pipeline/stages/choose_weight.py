@@ -29,8 +29,6 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["FILE", "STAGE", "RewardWeights", "read_reward_weights", "reranking", "served_spread"]
-
 STAGE, FILE = "reranking", "weight.json"
 
 

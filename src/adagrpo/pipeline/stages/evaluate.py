@@ -39,19 +39,6 @@ from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
-__all__ = [
-    "EVALUATED",
-    "collect",
-    "copy_equal",
-    "evaluate_baselines",
-    "evaluate_checkpoint",
-    "evaluate_start",
-    "read_lists",
-    "read_valid",
-    "write_lists",
-    "write_predictions",
-]
-
 LARGEST_BATCH = 2**24  # scores of the whole catalogue at a time, for sources that need no accelerator
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 

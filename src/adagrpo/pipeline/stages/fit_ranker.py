@@ -32,8 +32,6 @@ from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases
 
-__all__ = ["Examine", "Selection", "Validate", "ranker", "sequential_ranker"]
-
 Validate = Callable[[], dict[str, float]]
 Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 

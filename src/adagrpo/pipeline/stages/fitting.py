@@ -24,8 +24,6 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once", "progress"]
-
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
 

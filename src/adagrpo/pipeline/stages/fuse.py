@@ -43,8 +43,6 @@ from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import naming, write_file
 from adagrpo.types import Cases
 
-__all__ = ["MOST_CASES", "VALIDATION", "find_neighbours", "fuse"]
-
 VALIDATION = "validation.parquet"
 MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample
 

@@ -19,8 +19,6 @@ from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
 
-__all__ = ["pair_outcomes", "read_measured"]
-
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
