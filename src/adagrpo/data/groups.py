@@ -92,8 +92,7 @@ class ItemGroups:
         """The items that have a value, in ascending order.
 
         Args:
-            name: of the column.
-            value: of it; true and false also find the spellings of other programs.
+            value: of the column; true and false also find the spellings of other programs.
             field: how a message calls the column.
 
         Raises:

@@ -48,7 +48,6 @@ def read_histories(
     Args:
         path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
         size: users of a part.
-        user: the column of user ids.
         history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
         max_expansion: to how many times its size a compressed file may unpack.
 

@@ -50,10 +50,8 @@ def read_judged(
         path: a table, see `read_table`.
         prepared: the folder of the prepared data.
         user: the column of users, in the ids of the logs.
-        item: the column of items.
         labels: columns of true and false.
         some_users: that many users at most, a function of (seed, user).
-        seed: of that draw.
         max_expansion: see `adagrpo.data.logs.unpacking`.
 
     Returns:

@@ -92,7 +92,6 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     Args:
         split: of `U` users.
         count: how many of those with a target keep it; all, if there are no more.
-        seed: of the draw.
         lengths: (U,) interactions of each user, where the others may then be trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))

@@ -74,7 +74,6 @@ def beam_search(
     ordered by the rank of the parent hypothesis, then by the lower code, on every device.
 
     Args:
-        policy: the policy to search.
         context: `B` encoded samples.
         width: `W`, hypotheses kept at each level and sequences returned.
         trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
@@ -125,7 +124,6 @@ def beam_search_both(
     """Search with the trie and without it, at little more than the price of one of them.
 
     Args:
-        policy: the policy to search.
         context: `B` encoded samples.
         width: `W` of the free search.
         trie: what the other search is held to.

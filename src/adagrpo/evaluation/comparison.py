@@ -183,7 +183,6 @@ def over_both(by_seed: Sequence[float], users: float, rest: float, level: float)
         by_seed: the mean difference of each of two seeds or more.
         users: the variance of their mean over users, see `adagrpo.evaluation.crossed`.
         rest: the part of it that is of each user under each seed.
-        level: of the interval.
 
     Returns:
         Entries of a difference in a row of `compare`.

@@ -27,8 +27,6 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
 
     Args:
         users: by arm and checkpoint, what `adagrpo.evaluation.comparison.per_user` gives; (`sft`, `start`) among them.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
         JSON-able: `users`, `checkpoints` (arm, checkpoint, metrics), `against` (arm, checkpoint, reference, metrics); a

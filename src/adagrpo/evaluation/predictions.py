@@ -145,7 +145,6 @@ def summarise(
     """Mean metrics over all cases.
 
     Args:
-        predictions: of these cases.
         cases: `N` cases.
         tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
         utility: true utility of (N, K) items for these cases, where the world is simulated.
@@ -235,13 +234,11 @@ def without_history(
     The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
 
     Args:
-        policy: that was searched.
         context: `B` encoded samples.
         catalog: what the search was held to.
         beams: what it found.
         histories: of the samples, with what is `older`.
         width: `W`.
-        precision: of the policy.
         closed: (B, X) int64, other items that the search left out, -1 for none.
         eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """

@@ -57,7 +57,6 @@ def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: floa
 
     Args:
         log_probs: any shape.
-        rewards: of the same shape.
         weight: in spreads.
         spread: σ.
     """

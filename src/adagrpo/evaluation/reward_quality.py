@@ -49,7 +49,6 @@ def case_quality(
     Args:
         scores: (N, V) of every item, at least two.
         targets: (N,) logged items.
-        k: depth of the NDCG.
 
     Example:
         >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
@@ -134,7 +133,6 @@ def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_], *, bi
     Args:
         confidence: (N,) in [0, 1], N at least 1.
         hit: (N,) whether what was claimed with that confidence is so.
-        bins: of equal width.
 
     Example:
         >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])

@@ -69,9 +69,6 @@ def bootstrap_means(
 
     Args:
         values: (A, N) `A` numbers a user.
-        resamples: as there.
-        level: as there.
-        seed: as there.
 
     Returns:
         `A` intervals, those of `bootstrap_mean` on each row.

@@ -36,7 +36,6 @@ def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
     """The arm that a user is served.
 
     Args:
-        plan: of the experiment.
         user: keyed hash, as the exposure log has it.
         moment: seconds since 1970.
         switches: that were made until then; later ones change nothing.

@@ -109,7 +109,6 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 
     Args:
         control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
-        treatment: the same.
 
     Returns:
         None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large

@@ -121,7 +121,6 @@ def analyse_interleaving(
     """The result of an experiment of kind `interleaving`.
 
     Args:
-        plan: frozen.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.

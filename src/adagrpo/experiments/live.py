@@ -25,10 +25,6 @@ class LiveExperiment:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Freeze a plan, or hold it to what was frozen.
 
-        Args:
-            path: of the plan.
-            clock: of seconds since 1970.
-
         Raises:
             UserError: it is no plan, or was changed, or its switches cannot be read.
         """

@@ -60,7 +60,6 @@ def permutation(control: Floats, treatment: Floats, seed: int = 0) -> Permutatio
     Args:
         control: (N,) one number a user, of which not all are the same; two users or more.
         treatment: (M,), two or more.
-        seed: of the draws.
     """
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(seed)

@@ -210,8 +210,6 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
     """Write the hash of a plan beside it, or hold the plan to the one that is there.
 
     Args:
-        path: of the plan.
-        plan: its content.
         now: the time that is written, where none is.
 
     Returns:

@@ -33,8 +33,7 @@ def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Mi
     """The answers in the window that the plan has not made; none where all is as it should be.
 
     Args:
-        plan: frozen.
-        digest: hash of its content.
+        digest: hash of the plan.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
     """
     window = exposures.with_row_index(NUMBER).filter(

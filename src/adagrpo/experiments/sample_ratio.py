@@ -43,7 +43,6 @@ def check_ratios(users: pl.DataFrame, weights: Mapping[str, float]) -> list[Rati
 
     Args:
         users: arm, day, catalogue of each user.
-        weights: of the arms.
     """
     smallest = min(weights.values()) / sum(weights.values())
     parts = [("all", users)]

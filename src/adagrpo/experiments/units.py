@@ -104,7 +104,6 @@ def users_of(
     """Users that were shown something in the window of a plan.
 
     Args:
-        plan: of the experiment.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         catalogue: items that exist, for `unlisted`.

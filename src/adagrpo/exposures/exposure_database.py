@@ -189,7 +189,6 @@ def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
     """Give all rows that are in no part to a new one; None where there are none.
 
     Args:
-        connection: of the log.
         after: the newest part of the folder. A database that was made anew, or put back from a copy, knows fewer.
     """
     with transaction(connection):

@@ -36,7 +36,6 @@ def answer(
     """The first `k` of the list of each history, in the ids of the logs.
 
     Args:
-        served: what answers.
         histories: item ids, oldest first. Where none of them names an item, the list is empty, or see `popular`.
         k: at most the width of the beam.
         exclude: for each history the ids that its list leaves out; those that name no item change nothing.

@@ -53,10 +53,7 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     """The list of a query, and why it is that.
 
     Args:
-        recommender: that answers.
-        titles: of its items.
         query: with a history or without.
-        k: items of the list.
 
     Returns:
         JSON-able: `source`; `list`, best first, each with item_id, title, codes, score, `log_probs` (one a code),

@@ -43,7 +43,6 @@ class CircuitBreaker:
             budget_seconds: for one call, at most.
             failures: in a row, after which it is not asked for a while.
             pause_seconds: the while.
-            clock: of seconds.
             say: called with a line when the reward begins to fail, and when it answers again.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds

@@ -97,7 +97,6 @@ class Fusion:
         Args:
             policy: in evaluation mode; the caller chooses its precision.
             context: `B` encoded samples.
-            catalog: of the policy.
             histories: of the samples.
             beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
             closed: (B, V) bool, True for what may not be listed; the beam holds none of it.

@@ -133,7 +133,6 @@ class Recommender:
 
         Args:
             policy: put into evaluation mode.
-            catalog: of the policy.
             item_ids: ids of the logs, in the order of items.
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.

@@ -146,9 +146,7 @@ def list_cases(
     """(N, W) best items of a source for each of `N` cases; -1 where it lists no further item.
 
     Args:
-        source: of the whole catalogue.
         cases: `N` cases.
-        device: of the source.
         batch_size: cases at a time.
         max_history: items of a history that the source sees, the last ones; None: all.
         width: `W`.

@@ -69,7 +69,6 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
 
     Args:
         log: at least two users.
-        level: of the intervals.
     """
     weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     one, whole = (overlap(each) for each in weights)

@@ -38,7 +38,6 @@ def cascade(
         logged: (N, K) the same under the policy that was served; always finite.
         normalised: divide each place by the mean of its weights.
         users: (N,) see `adagrpo.off_policy.ips`.
-        level: of the interval.
 
     Returns:
         The estimate; its effective size is that of the weights of the place with the least, mostly the last one.

@@ -95,7 +95,6 @@ def item_position(
         weights: (N, K) of each place, 1 there.
         normalised: divide each place by the mean of its weights.
         users: (N,) see `adagrpo.off_policy.ips`.
-        level: of the interval.
 
     Returns:
         The estimate; its effective size is that of the place with the least.

@@ -39,9 +39,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
     """The checkpoint of an arm.
 
     Args:
-        run: the run.
         arm: a trained arm, or `sft`; None: the one of the best NDCG@10 on validation among those that were evaluated.
-        checkpoint: of that arm.
 
     Raises:
         UserError: there is no such arm or checkpoint, its weights are not what they were, or none is named where there

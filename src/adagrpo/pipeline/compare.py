@@ -71,12 +71,10 @@ class Comparison:
         """Check what is asked for; nothing is written yet.
 
         Args:
-            directory: of the comparison.
             config: of all runs, less seed and arms.
             data: the folder that the recipe's relative paths are in.
             objectives: names of arms; None takes the recipe's.
             seeds: None takes the recipe's.
-            console: where progress is shown.
             code: the folder in which the recipe's modules are looked for; None is the working directory.
 
         Raises:

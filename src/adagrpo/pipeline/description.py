@@ -29,7 +29,6 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     """Describe a run, as run.yaml has it.
 
     Args:
-        config: resolved.
         data_files: the hashes of the log files, by name.
         data: the folder that relative paths are in.
         code: the folder in which modules are looked for.

@@ -59,10 +59,8 @@ def estimate_policy(
 
     Args:
         run: with the policy.
-        exposures: folder of the exposure log.
         requests: a file of request_id and history.
         arm: the policy; its lists are drawn.
-        checkpoint: of it.
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.

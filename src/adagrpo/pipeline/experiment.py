@@ -35,8 +35,6 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     """Analyse an experiment; the plan is frozen first.
 
     Args:
-        path: of the plan.
-        exposures: folder of an exposure log.
         now: of the look; this moment if not given.
 
     Raises:
@@ -74,7 +72,6 @@ def switch_experiment(path: Path, *, share: float | None = None, stop: str | Non
 
     Args:
         path: of the plan, which is frozen first.
-        share: of the users.
         stop: an arm.
 
     Raises:
@@ -89,7 +86,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     """Users and days that the expected effects take, before anything is frozen.
 
     Args:
-        path: of the plan.
         exposures: folder of an exposure log, whose days before the start say what the plan does not.
 
     Returns:

@@ -40,7 +40,6 @@ def export(
         run: its policy is a causal language model.
         to: a new folder, or an empty one.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        checkpoint: of that arm.
         catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:

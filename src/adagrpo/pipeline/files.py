@@ -47,8 +47,7 @@ class RunData:
         """Read a run.
 
         Args:
-            run: the run.
-            version: of its catalogue; None is the one that its policies are trained with.
+            version: of the catalogue; None is the one that its policies are trained with.
         """
         self.run, self.config = run, run.config
         self.version = version or CatalogVersion(run, 0)

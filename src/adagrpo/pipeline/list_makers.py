@@ -82,8 +82,6 @@ class ListMaker:
         """Make the recommender of a list.
 
         Args:
-            name: of it.
-            weights: the folder of the policy's checkpoint.
             changed: arguments of `Recommender` beside those that follow from the name.
 
         Raises:
@@ -111,7 +109,6 @@ class ListMaker:
         """What a list is ordered by.
 
         Args:
-            name: of it.
             reward: asked in place of the run's own, such as that behind a circuit breaker.
         """
         asked = (reward or self.reward) if self.asks_reward(name) else None

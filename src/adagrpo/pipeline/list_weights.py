@@ -39,9 +39,7 @@ def list_weights(
     """Weights of `N` lists.
 
     Args:
-        target: the policy that is estimated.
         logging: of each list the policy that drew it, as far as its weights are at hand.
-        histories: of each list.
         slates: (N, K) what was shown.
         heats: of each list the temperature of the target and of its own policy.
     """

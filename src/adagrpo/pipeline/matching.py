@@ -44,7 +44,6 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
     Args:
         name: a key of `MATCHED`.
         run: in which the arms that it is made from are trained.
-        metrics: of that run.
 
     Raises:
         UserError: no norm was measured, or the mixture's is 0.

@@ -33,7 +33,6 @@ def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters
     """The text of README.md.
 
     Args:
-        run: with the chosen checkpoint.
         chosen: which arm and step.
         checkpoint: `best` or `final`.
         parameters: of the exported model.

@@ -21,7 +21,6 @@ def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
     """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
 
     Args:
-        run: the run.
         stage: `sft`, `ranker`, one of its folds, or `train/<arm>`.
 
     Returns:

@@ -76,9 +76,7 @@ def recommender(
     """Make the recommender of a checkpoint, and its facts.
 
     Args:
-        run: with a trained policy.
         arm: a list, see `adagrpo.lists.names`; None: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
             is called re-ranked takes the weight that validation chose where none is given.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
@@ -146,10 +144,6 @@ def serve(
     """Serve until the process is told to end.
 
     Args:
-        run: with a trained policy.
-        arm: to serve.
-        checkpoint: of that arm.
-        host: to listen at.
         port: 0 takes a free one.
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.

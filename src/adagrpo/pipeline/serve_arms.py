@@ -60,10 +60,7 @@ def load_treatments(
     """Load the models of the treatments, in the order of the plan.
 
     Args:
-        trial: the experiment.
-        runs: of the arms.
         control: what the control serves; the others share its catalogue, items and groups.
-        maker: of the control's run.
         catalog: the version of the catalogue of the run that is served.
         guarded: puts the reward of an arm behind a circuit breaker.
 

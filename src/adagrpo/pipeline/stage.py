@@ -64,7 +64,6 @@ class Declaration:
         """Return what the stage is made from under a configuration.
 
         Args:
-            config: resolved.
             inputs: the hash of each input by its label.
         """
         settings = read_settings(config, self.settings, self.but)
@@ -124,8 +123,6 @@ class StageFolder:
         """Look at the places of a stage.
 
         Args:
-            directory: of the run.
-            name: of the stage.
             files: the names of the files that it writes; a folder with any other file is never removed.
         """
         self.directory, self.name, self._files = directory, name, {*files, MANIFEST}

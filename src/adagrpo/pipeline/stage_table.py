@@ -255,7 +255,6 @@ def declared(
     """The stages that a recipe asks for, by name and in the order of the work, and what declares each.
 
     Args:
-        config: resolved.
         commands: those that make the stages; None: `RUN`.
         arms: that are evaluated; None: all of the recipe.
     """

@@ -154,7 +154,6 @@ class _States:
         """Compare a stage with what its manifest keeps of its declaration, under the settings of now.
 
         Args:
-            name: of the stage.
             missing: also list it where it is not there.
         """
         was, damage = self._manifest(name)

@@ -95,7 +95,6 @@ def from_configuration(
     Args:
         options: `model_type` and any keys of that type's configuration but those of the vocabulary.
         code_sizes: `(K_1 .. K_L)`.
-        seed: of the weights.
 
     Raises:
         UserError: an unknown model type or key, or a configuration that makes no model.

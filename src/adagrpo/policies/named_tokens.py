@@ -45,9 +45,7 @@ class NamedTokens:
         """Look the names up in the folder's tokenizer.
 
         Args:
-            folder: of the checkpoint.
             templates: one a level, each with `{code}`.
-            code_sizes: of the levels.
             item_codes: of the catalogue; a code that no item has need not have a token.
 
         Raises:
@@ -74,7 +72,6 @@ class NamedTokens:
 
         Args:
             end: the token that stands for all others.
-            rows: of the model's embeddings.
 
         Raises:
             UserError: the tokenizer has tokens that the model has no embedding of.

@@ -180,7 +180,6 @@ def bin_means(
     Args:
         x: positions; those that are not finite are dropped.
         y: values; None and what is not finite is a gap.
-        bins: how many.
 
     Returns:
         The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width

@@ -42,9 +42,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
     """Write `diagnose.html` into a run directory.
 
     Args:
-        run_directory: where to.
         result: content of `diagnose/diagnose.json`.
-        name: of the run.
 
     Returns:
         The path of the page.

@@ -55,7 +55,6 @@ def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str
     Args:
         example: `outcome` and `evidence` of a group.
         gate: the name of one that tests the logged item.
-        thresholds: of the gate.
 
     Example:
         >>> easy = {"outcome": "easy", "evidence": {"miss": 0.25, "q": 1.0}}

@@ -37,7 +37,6 @@ def write_experiment(path: Path, result: Row) -> Path:
     """Write the page of an experiment.
 
     Args:
-        path: of the page.
         result: see `adagrpo.pipeline.experiment.experiment`.
     """
     write_file(path, experiment_page(result))

@@ -94,7 +94,6 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
     """Admission and rejections by cause over the steps, for each arm that has a gate.
 
     Args:
-        logs: of all arms.
         metrics: content of `metrics.json`, which says which arm has which gate.
     """
     gates = {point.arm: point.gate for point in checkpoints(metrics)}

@@ -19,11 +19,7 @@ LABELS = (metric_label(HIT), "vs nll, points", lookup(NO_ITEM).label, metric_lab
 
 
 def trial_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and reward.
-
-    Args:
-        content: of demo.json.
-    """
+    """One row an arm and reward."""
     rows = []
     for row in content["rows"]:
         reward, _, arm = row["arm"].rpartition(": ")

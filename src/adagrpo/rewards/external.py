@@ -60,7 +60,6 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
 
     Args:
         response: what came back: a sequence of sequences of numbers, such as lists or an array.
-        candidates: what was asked for.
 
     Raises:
         InvalidResponse: naming the first place that is wrong.

@@ -26,7 +26,6 @@ def ask_reward(
     """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
 
     Args:
-        reward: the reward model.
         histories: `B` histories.
         items: (B, N) int64, -1 where there is nothing to score.
 

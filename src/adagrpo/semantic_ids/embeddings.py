@@ -60,7 +60,6 @@ def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) 
     """Vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
 
     Args:
-        texts: V texts.
         width: `W`; columns beyond the rank are zero.
         first: how many texts decide what words weigh and which directions there are; those behind them are placed among
             them and move none. None: all.
@@ -122,7 +121,6 @@ def mix(
     Args:
         parts: by name, (V, W_p) each.
         weights: by name, at least 0; the same names as `parts`.
-        seed: of the random directions.
 
     Returns:
         (V, Σ W_p) float32, in the order of `parts`.

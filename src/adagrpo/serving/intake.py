@@ -68,8 +68,6 @@ class Intake:
 
         Args:
             inner: answers what passes.
-            limits: of bodies and times.
-            bearers: who may ask.
             metrics: counts every request.
             log: may write every request.
             late: by how much a list that is asked for now would come later than in so many seconds; None: in time.

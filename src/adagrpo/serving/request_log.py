@@ -27,7 +27,6 @@ class RequestLog:
         Args:
             share: of the requests; those that were answered 5xx are written whatever it is.
             stream: standard error if not given.
-            clock: of seconds since 1970.
         """
         self.share, self._stream, self._clock = share, stream, clock
         self._second, self._lines = 0, 0

@@ -34,7 +34,6 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
 
     Args:
         directory: to be claimed, see `adagrpo.storage.marks.claim`.
-        kind: of folder.
         facts: for its mark.
 
     Raises:

@@ -19,7 +19,6 @@ def refuse_code(folder: Path, setting: str) -> None:
     """Check that a model folder can be read without running anything in it.
 
     Args:
-        folder: of the model.
         setting: the key of the recipe that named it, for the message.
 
     Raises:

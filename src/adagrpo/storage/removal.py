@@ -54,7 +54,6 @@ def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[P
     """Remove the temporary files and folders below a folder that killed processes of these tokens left.
 
     Args:
-        directory: where to look.
         tokens: of processes that are known to have ended.
         stop: whether a folder below is to be left alone, because it has an owner of its own.
     """

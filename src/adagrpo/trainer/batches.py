@@ -145,7 +145,6 @@ def group_step(schedule: BatchSchedule, step: int, objective: ObjectiveConfig, d
         step: counted from 0.
         objective: its `rl_positions`: `random`, one of the RL samples of each history; `last`; `all`; or `end`, after
             the whole history. With `exclude_history` the histories know their older items too.
-        device: of the result.
     """
     batches = [batch.to(device) for batch in schedule.batches(step)]
     generator = keyed_generator(schedule.seed, step, 1)

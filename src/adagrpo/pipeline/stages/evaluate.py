@@ -92,8 +92,6 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None
     """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
 
     Args:
-        run: of the checkpoint.
-        weights: the checkpoint's folder.
         reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
     """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
@@ -221,7 +219,6 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
 
     Args:
         run: with every stage of the arms.
-        arms: by name.
         left_out: trained arms that are not among them, and why.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))

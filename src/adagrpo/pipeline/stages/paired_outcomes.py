@@ -27,7 +27,6 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
     Args:
         run: with these arms evaluated.
-        arms: their names.
     """
     data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
@@ -50,10 +49,6 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 def read_measured(data: RunData, folder: Path) -> Measured:
     """Read an evaluation's folder, user by user.
-
-    Args:
-        data: of the run.
-        folder: of an evaluated checkpoint.
 
     Raises:
         UserError: a file of it is missing, or not as it was written.
