@@ -65,8 +65,6 @@ class Fusion:
         asks_reward: bool,
         width: int,
         fitted: FittedWeights | None = None,
-        *,
-        without_candidates: frozenset[str] = frozenset({"popularity"}),
     ) -> None:
         """Put sources together.
 
@@ -75,10 +73,9 @@ class Fusion:
             asks_reward: a reward scores the candidates.
             width: items that each source gives.
             fitted: the weights; None until they are known.
-            without_candidates: sources that give a feature and no candidates.
         """
         self.sources, self.asks_reward, self.width, self.fitted = dict(sources), asks_reward, width, fitted
-        self._proposing = [name for name in self.sources if name not in without_candidates]
+        self._proposing = [name for name in self.sources if name != "popularity"]  # it gives a feature alone
         self.features = (POLICY, *self.sources, *([REWARD] if asks_reward else []))
 
     @torch.no_grad()

@@ -84,7 +84,6 @@ def item_position(
     rewards: Floats,  # (N, K)
     weights: Floats,  # (N, K)
     *,
-    normalised: bool = True,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
@@ -93,7 +92,6 @@ def item_position(
     Args:
         rewards: (N, K) of each place, 0 at places that a list does not have.
         weights: (N, K) of each place, 1 there.
-        normalised: divide each place by the mean of its weights.
         users: (N,) see `adagrpo.off_policy.ips`.
 
     Returns:
@@ -104,7 +102,7 @@ def item_position(
     """
     if rewards.ndim != 2 or weights.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards and weights must be (N, K): {rewards.shape}, {weights.shape}")
-    return position_weighted(rewards, weights, normalised, users, level)
+    return position_weighted(rewards, weights, True, users, level)
 
 
 def _with(

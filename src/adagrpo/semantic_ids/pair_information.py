@@ -78,12 +78,6 @@ def pair_information(
     return sparse.csr_array((entries, *where), shape=(num_items, num_items))
 
 
-def pairs_in(training: Ragged, window: int) -> int:
-    """Count the pairs of places of the log within the window of one another, each from both sides."""
-    lengths = training.lengths
-    return 2 * sum(int(np.maximum(lengths - distance, 0).sum()) for distance in range(1, window + 1))
-
-
 def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteger]:
     """(total,) how many items follow each in its sequence, at most `window`."""
     reach = min(window, int(training.lengths.max(initial=0)))
