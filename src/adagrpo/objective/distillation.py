@@ -64,9 +64,6 @@ def listwise_distillation(
     Returns:
         (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
 
-    Raises:
-        ValueError: if a shape does not fit or `ignored` is not bool.
-
     Example:
         >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
         >>> target_logits = torch.tensor([[3.0, 1.0, torch.nan]]).log()
@@ -107,9 +104,6 @@ def group_mass(
     Returns:
         Nats, at least 0 and 0 where the mass is that of the start; 0, with gradient 0, for a group without a valid
         rollout, which teaches nothing.
-
-    Raises:
-        ValueError: if a shape does not fit or `ignored` is not bool.
 
     Example:
         >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
@@ -157,9 +151,6 @@ def best_of_n_loss(
     Returns:
         (B,) nats a code; 0, with gradient 0, for a group without a valid rollout.
 
-    Raises:
-        ValueError: if a shape does not fit or `valid` is not bool.
-
     Example:
         >>> log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -4.0]]])
         >>> best_of_n_loss(log_probs, torch.tensor([[0.1, 0.7]]), torch.tensor([[True, True]]))
@@ -185,9 +176,6 @@ def validity_margin(
 
     Returns:
         (B,) nats a rollout, with a gradient on those that name no item alone; 0 for a group without an item.
-
-    Raises:
-        ValueError: if a shape does not fit or `real` is not bool.
 
     Example:
         >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])

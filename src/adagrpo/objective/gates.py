@@ -57,9 +57,6 @@ def adagrpo_gate(
     Returns:
         The decision; `closed` is nowhere True.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> decision = adagrpo_gate(
         ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
@@ -107,9 +104,6 @@ def rollout_miss_gate(
     Returns:
         The decision; `closed` is nowhere True.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
         >>> decision = rollout_miss_gate(miss, q, torch.tensor([False, False, False]), miss_min=0.5, q_min=0.95)
@@ -155,9 +149,6 @@ def all_gate(
     Returns:
         The decision; only `admitted` and `degenerate` occur.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> all_gate(torch.tensor([False, True])).admitted
         tensor([ True, False])
@@ -177,9 +168,6 @@ def none_gate(
 
     Returns:
         The decision; only `closed` and `degenerate` occur.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
         >>> none_gate(torch.tensor([False, True])).closed
@@ -207,9 +195,6 @@ def random_gate(
 
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
@@ -239,9 +224,6 @@ def bernoulli_gate(
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> quiet = torch.tensor([False, False, False])
         >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), admission_rate=0.5).admitted
@@ -269,9 +251,6 @@ def inverted_gate(
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
 
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
-
     Example:
         >>> quiet = torch.tensor([False, False, False])
         >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
@@ -297,9 +276,6 @@ def oracle_gate(
 
     Returns:
         The decision; what is neither admitted nor degenerate is `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
         >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), oracle_agreement=0.7).admitted
