@@ -22,7 +22,6 @@ from adagrpo.config import Config, dump_config, resolve_config
 from adagrpo.console import Console
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
-from adagrpo.data.simulation.population import Population, populate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
@@ -34,6 +33,7 @@ from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.storage.writing import write_file
 from research.closed_loop.plan import LoopPlan, WorldPlan
+from research.closed_loop.population import Population, populate
 
 __all__ = ["CLICK", "DAY", "HASH", "Beginning", "begin_world", "learning_config"]
 

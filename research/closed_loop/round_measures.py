@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_impressions
-from adagrpo.data.simulation.population import Population
 from adagrpo.evaluation.predictions import sample_cases, summarise
 from adagrpo.monitoring.signs import gini
 from adagrpo.pipeline.factories import Models
@@ -29,6 +28,7 @@ from adagrpo.pipeline.watch import batch_of, predicted_clicks
 from adagrpo.rewards.sequential import SequentialRanker
 from research.closed_loop.beginnings import Beginning
 from research.closed_loop.plan import LoopPlan
+from research.closed_loop.population import Population
 
 __all__ = ["ServedLists", "measure", "ranker_errors"]
 

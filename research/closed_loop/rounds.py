@@ -27,7 +27,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ArmConfig
-from adagrpo.data.simulation.population import Population
 from adagrpo.experiments.allocation import assign
 from adagrpo.exposures.exposure_parts import parts_of
 from adagrpo.exposures.exposure_store import LocalExposureLog
@@ -45,6 +44,7 @@ from research.closed_loop.canaries import canary_signs
 from research.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
 from research.closed_loop.learners import learn
 from research.closed_loop.plan import LoopPlan, MarketPlan
+from research.closed_loop.population import Population
 from research.closed_loop.round_measures import ServedLists, measure
 
 __all__ = ["REST", "START", "Market"]

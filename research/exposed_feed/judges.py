@@ -22,7 +22,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, ITEM
-from adagrpo.data.judged import Judged, as_judged, read_judged
 from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.reward_quality import band, band_names
 from adagrpo.pipeline.factories import Models
@@ -31,6 +30,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.storage.writing import write_file
+from research.exposed_feed.judged import Judged, as_judged, read_judged
 from research.exposed_feed.orders import auc_of, differences, judge_order, means, policy_scores, reward_scores
 
 __all__ = ["JUDGE", "SCORES", "TABLE", "Judge", "Judges"]

@@ -2,8 +2,6 @@
 
 from adagrpo.stopping import exit_on_interrupt
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line."""

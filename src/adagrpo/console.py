@@ -16,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
 
-__all__ = ["Console", "Silent", "StderrConsole"]
-
 LOSSES = ("nll", *TERMS, "loss")
 LINE_SECONDS = 15.0
 

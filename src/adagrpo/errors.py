@@ -1,7 +1,5 @@
 """Errors that end a command with one line, the user's to mend or those of a service; numbers that are not finite."""
 
-__all__ = ["NotFinite", "ServiceError", "UserError"]
-
 
 def _printable(message: str) -> str:
     r"""A message with what a terminal would obey written out.

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "deferred_signals", "exit_on_interrupt", "terminable"]
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

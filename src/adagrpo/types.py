@@ -18,8 +18,6 @@ from torch import Tensor
 
 COUNTED = 2**22  # values that are counted at a time
 
-__all__ = ["Cases", "Histories", "Ragged", "Rollouts"]
-
 
 @dataclass(frozen=True)
 class Ragged:

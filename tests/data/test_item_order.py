@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from adagrpo.data import Logs, build_dataset, item_order
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.item_order import KEY, in_hash_order
-from adagrpo.evaluation.baselines import popularity
+from adagrpo.lists.sources import Popularity, list_cases
 from adagrpo.types import Cases, Ragged
 
 NO_REJECTS = pl.DataFrame(schema={"file": pl.String, "row": pl.Int64, "reason": pl.String})
@@ -119,10 +120,11 @@ def test_ties_are_broken_as_chance_would() -> None:
         values = np.array([number[name] for name in range(40) for _ in range(counts[name])], dtype=np.int32)
         cases = Cases(
             np.arange(10, dtype=np.int32),
-            Ragged(np.zeros(0, dtype=np.int32), np.zeros(11, dtype=np.int64)),
+            Ragged(np.zeros(10, dtype=np.int32), np.arange(11, dtype=np.int64)),
             np.array([number[name] for name in targets], dtype=np.int32),
         )
-        lists = popularity(Ragged(values, np.array([0, len(values)])), 40, cases, width=width)
+        source = Popularity(np.bincount(values, minlength=40))
+        lists = list_cases(source, cases, device=torch.device("cpu"), batch_size=10, width=width)
         return float((lists == cases.targets[:, None]).any(axis=1).mean())
 
     keys = [number.to_bytes(2, "big") for number in range(300)]

@@ -11,7 +11,6 @@ import adagrpo.evaluation.predictions as evaluation
 from adagrpo.evaluation.predictions import (
     Predictions,
     predict,
-    rank_by_ranker,
     reordered,
     retrieval,
     sample_cases,
@@ -243,35 +242,6 @@ def test_a_masked_list_is_short_where_nothing_else_is_left() -> None:
     assert (actual.items[0, 2:] == -1).all() and (actual.items[1] == -1).all() and np.isneginf(actual.scores[1]).all()
 
 
-def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranker, catalog = make_ranker(200), make_catalog(200, 8)
-    cases = long_cases(make_policy(catalog), catalog, 0)
-    lists: list[np.ndarray] = []
-    monkeypatch.setattr(evaluation, "retrieval", lambda items, cases: lists.append(items) or {})
-    rows = []
-    for row in range(len(cases)):  # all but six are what the ranker would recommend
-        scores = ranker.score(seen_history(cases, row), torch.arange(200)[None])[0].numpy()
-        rows.append(np.concatenate([np.argsort(-scores)[:54], cases.histories.row(row)[-MAX_HISTORY:]]))
-    long = Cases(cases.users, Ragged(np.concatenate(rows).astype(np.int32), cases.histories.offsets), cases.targets)
-    for arguments in (cases, long):
-        rank_by_ranker(ranker, arguments, batch_size=5, max_history=MAX_HISTORY, width=10, exclude_history=True)
-        for row, actual in enumerate(lists.pop()):
-            scores = ranker.score(seen_history(arguments, row), torch.arange(200)[None])[0].numpy()
-            scores[arguments.histories.row(row)] = -np.inf
-            assert actual.tolist() == np.argsort(-scores)[:10].tolist()
-
-
-def test_the_ranker_can_be_masked_too() -> None:
-    ranker, cases = make_ranker(80), make_cases(80, count=30)
-    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, exclude_history=True)
-    hits = []
-    for row in range(len(cases)):
-        scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
-        scores[cases.histories.row(row)] = -np.inf
-        hits.append(cases.targets[row] in np.argsort(-scores)[:10] and np.isfinite(scores[cases.targets[row]]))
-    assert values["hr@10"] == pytest.approx(np.mean(hits), rel=1e-12)
-
-
 def test_a_beam_wider_than_the_catalogue_is_filled_up() -> None:
     catalog = make_catalog(4, 2, levels=2)
     policy, cases = make_policy(catalog), make_cases(4)
@@ -335,24 +305,6 @@ def test_a_re_ordered_beam_equals_its_slow_twin() -> None:
             gains.append(1 / math.log2(1 + rank) if rank <= 10 else 0.0)
         assert values["hr@5"] == pytest.approx(np.mean(hits), rel=1e-12)
         assert values["ndcg@10"] == pytest.approx(np.mean(gains), rel=1e-12)
-
-
-def test_rank_by_ranker_equals_a_full_sort() -> None:
-    ranker, cases = make_ranker(80), make_cases(80, count=30)
-    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY)
-    ranks = []
-    for row in range(len(cases)):
-        scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
-        ranks.append(int((scores > scores[cases.targets[row]]).sum()) + 1)
-    for k in (1, 5, 10, 50):
-        assert values[f"hr@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]), rel=1e-12)
-    gains = [1 / math.log2(1 + rank) if rank <= 10 else 0.0 for rank in ranks]
-    assert values["ndcg@10"] == pytest.approx(np.mean(gains), rel=1e-12)
-
-
-def test_rank_by_ranker_of_a_catalogue_smaller_than_the_cutoffs() -> None:
-    values = rank_by_ranker(make_ranker(4), make_cases(4), batch_size=3, max_history=MAX_HISTORY)
-    assert values["hr@5"] == values["hr@10"] == values["hr@50"] == 1.0 and 0 < values["ndcg@10"] <= 1
 
 
 def test_sample_cases_keeps_order_and_pairs() -> None:

@@ -12,7 +12,7 @@ from scipy import sparse
 from adagrpo.semantic_ids import embeddings
 from adagrpo.semantic_ids.decomposition import sketched_svd
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
-from adagrpo.semantic_ids.pair_information import pair_information, pairs_in
+from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
 
@@ -230,10 +230,6 @@ def test_more_pairs_than_fit_leave_each_item_its_neighbours_of_most_information(
         expected = [j for j in np.argsort(-weight[item], kind="stable")[:5] if weight[item, j] > 0]
         np.testing.assert_array_equal(np.flatnonzero(found[item]), sorted(expected))
         np.testing.assert_allclose(found[item, expected], table[item, expected], rtol=1e-6)
-
-
-def test_places_within_the_window_are_counted_from_both_sides() -> None:
-    assert pairs_in(ragged([[0, 1, 2], [3], [], [4, 4]]), 2) == 2 * (2 + 1 + 1)
 
 
 def test_the_sketch_finds_the_values_and_the_space_of_the_exact_solver() -> None:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from adagrpo.config import Config
     from adagrpo.pipeline.compare import Comparison
 
-__all__ = ["compare", "diagnose", "report", "show_status"]
-
 
 @Command("diagnose", "answers", sets="recipe", plans=True)
 def diagnose(

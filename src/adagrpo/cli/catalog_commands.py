@@ -12,8 +12,6 @@ import typer
 from adagrpo.cli.options import Command, Common, RunDirectory, close, session
 from adagrpo.errors import UserError
 
-__all__ = ["catalog"]
-
 SHOWN = 20  # items of a list that are printed
 
 

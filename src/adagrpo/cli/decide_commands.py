@@ -15,8 +15,6 @@ from adagrpo.errors import UserError
 if TYPE_CHECKING:
     from adagrpo.pipeline import Run
 
-__all__ = ["decide"]
-
 
 @Command("decide", "start", sets="recipe", tracks=True)
 def decide(

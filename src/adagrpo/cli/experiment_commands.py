@@ -13,8 +13,6 @@ from adagrpo.cli.options import CatalogChoice, Checkpoint, Command, Common, Excl
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["ab", "estimate"]
-
 
 @Command("ab", "serve", draws=False)
 def ab(

@@ -11,8 +11,6 @@ from adagrpo import __version__
 from adagrpo.cli.options import Command, Common
 from adagrpo.cli.printing import print_values
 
-__all__ = ["doctor"]
-
 
 @Command("doctor", "machine", draws=False)
 def doctor(common: Common) -> None:

@@ -27,26 +27,6 @@ from adagrpo.stopping import exit_on_interrupt, terminable
 if TYPE_CHECKING:
     from adagrpo.pipeline import Console, Run
 
-__all__ = [
-    "ARM",
-    "COMMANDS",
-    "CatalogChoice",
-    "Checkpoint",
-    "Command",
-    "Common",
-    "DryRun",
-    "Elsewhere",
-    "ExcludeHistory",
-    "LogFiles",
-    "MaxBadRows",
-    "Out",
-    "Precision",
-    "RewardWeight",
-    "RunDirectory",
-    "app",
-    "session",
-]
-
 Purpose = Literal["start", "your logs", "stages", "answers", "serve", "machine"]
 
 DRY_RUN = typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")

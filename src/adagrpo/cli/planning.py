@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from adagrpo.pipeline import Run
 
-__all__ = ["plan_text", "print_plan", "print_plan_of"]
-
 
 def print_plan_of(
     directory: Path, command: str, overrides: Sequence[str], out: Path | None = None, *, as_json: bool

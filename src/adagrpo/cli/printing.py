@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-__all__ = ["print_metrics", "print_values"]
-
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:
     """A line for each value."""

@@ -28,8 +28,6 @@ from adagrpo.cli.options import (
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["export", "recommend", "serve"]
-
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 

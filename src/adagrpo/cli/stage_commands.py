@@ -13,8 +13,6 @@ from adagrpo.cli.printing import print_metrics, print_values
 if TYPE_CHECKING:
     from adagrpo.pipeline import Run
 
-__all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
-
 
 @Command("tokenize", "stages", sets="recipe", plans=True)
 def tokenize(run: RunDirectory, common: Common) -> None:

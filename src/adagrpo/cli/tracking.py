@@ -17,8 +17,6 @@ from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Console
 
-__all__ = ["TrackingConsole", "parse_tracker"]
-
 FITTED = "learning_rate"  # every step of a fit logs it, and nothing else does
 
 

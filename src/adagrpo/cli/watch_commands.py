@@ -9,8 +9,6 @@ import typer
 
 from adagrpo.cli.options import Command, Common
 
-__all__ = ["watch"]
-
 
 @Command("watch", "serve", draws=False)
 def watch(

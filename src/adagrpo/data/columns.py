@@ -1,25 +1,5 @@
 """The canonical column names, in one place."""
 
-__all__ = [
-    "ATTRIBUTES",
-    "CLICKED",
-    "EVENT",
-    "EXPOSURE",
-    "GROUPS",
-    "HISTORY_LENGTH",
-    "HISTORY_UNTIL",
-    "ITEM",
-    "ITEM_ID",
-    "POSITION",
-    "PROPENSITY",
-    "RATING",
-    "SLOT",
-    "TEXT",
-    "TIMESTAMP",
-    "USER",
-    "USER_ID",
-]
-
 USER_ID = "user_id"  # as in the logs
 ITEM_ID = "item_id"  # as in the logs
 USER = "user"  # 0 .. U-1

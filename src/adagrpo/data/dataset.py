@@ -36,8 +36,6 @@ from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
-__all__ = ["Dataset", "build_dataset"]
-
 
 @dataclass(frozen=True)
 class Dataset:

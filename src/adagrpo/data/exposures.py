@@ -42,8 +42,6 @@ from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
-__all__ = ["KINDS", "load_held_out", "write_exposures"]
-
 PAIR = [USER_ID, ITEM_ID]
 MET = "met"
 KINDS = ("biased", "random")  # of held-out impressions that a ranker is examined on

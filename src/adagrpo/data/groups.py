@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM
 from adagrpo.errors import UserError
 
-__all__ = ["GroupValue", "ItemGroups", "UnknownGroup", "no_groups"]
-
 GroupValue = str | int | bool
 LONGEST, COMPARED = 60, 1000  # characters of a name that a message repeats, names that it is compared with
 SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FALSE", "0")}
@@ -94,8 +92,7 @@ class ItemGroups:
         """The items that have a value, in ascending order.
 
         Args:
-            name: of the column.
-            value: of it; true and false also find the spellings of other programs.
+            value: of the column; true and false also find the spellings of other programs.
             field: how a message calls the column.
 
         Raises:

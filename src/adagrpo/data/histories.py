@@ -22,8 +22,6 @@ from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, req
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
 from adagrpo.errors import UserError
 
-__all__ = ["HISTORY", "UserHistories", "about_how_many", "read_histories"]
-
 HISTORY = "history"
 BLOCK_BYTES = 2**22
 
@@ -50,7 +48,6 @@ def read_histories(
     Args:
         path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
         size: users of a part.
-        user: the column of user ids.
         history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
         max_expansion: to how many times its size a compressed file may unpack.
 

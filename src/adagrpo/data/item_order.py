@@ -18,8 +18,6 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-__all__ = ["KEY", "in_hash_order"]
-
 KEY = b"adagrpo: items, 1"
 _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8, and are then ordered by their ids
 

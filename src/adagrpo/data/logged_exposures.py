@@ -15,8 +15,6 @@ import polars as pl
 
 from adagrpo.data.columns import CLICKED, ITEM_ID, PROPENSITY, SLOT, TIMESTAMP, USER_ID
 
-__all__ = ["CLOCKS", "ExposureCounts", "Timely", "impressions_of", "timely"]
-
 REQUEST, ITEM, KIND = "request_id", "item", "kind"
 CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
 

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 from adagrpo.types import Ragged
 
-__all__ = ["MappedRagged", "mapped_column"]
-
 _ROWS = 2**22  # of a table that are copied at a time
 
 
@@ -54,7 +52,6 @@ def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], 
     """The integers of a column of a Parquet file, on disk beside it; None where there is no room to write them.
 
     Args:
-        path: of the file.
         name: of the column, without nulls.
         rows: of the file, at least 1.
 

@@ -15,15 +15,6 @@ from scipy import sparse
 
 from adagrpo.types import Ragged
 
-__all__ = [
-    "PairCounts",
-    "common_users",
-    "common_users_of",
-    "largest_of_rows",
-    "successions",
-    "users_of_items",
-]
-
 _WHOLE = 2**25  # entries of a matrix of counts that is kept whole, 64 MiB where they fit 16 bits
 _PRODUCTS = 2**24  # of one user's items that are summed at a time
 

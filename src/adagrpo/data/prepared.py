@@ -39,18 +39,6 @@ from adagrpo.data.mapped import MappedRagged, mapped_column
 from adagrpo.data.splits import Split, check_leakage
 from adagrpo.types import Cases, Ragged
 
-__all__ = [
-    "load_cases",
-    "load_impressions",
-    "load_item_ids",
-    "load_items",
-    "load_training",
-    "load_until_test",
-    "load_user_ids",
-    "load_whole",
-    "write_prepared",
-]
-
 TARGET = "target"
 _ROWS = 2**22  # of a table that are counted at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory

@@ -13,14 +13,11 @@ from torch import Tensor
 
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["emptied", "length_bucketed_batches", "older_items", "pad"]
-
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
     """The last `max_length` items of some rows, padded on the right with 0.
 
     Args:
-        ragged: sequences.
         rows: (B,) which of them; each holds at least one item.
         max_length: longest history kept, at least 1.
 
@@ -46,7 +43,6 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> T
     """Return what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
 
     Args:
-        ragged: sequences.
         rows: (B,) which of them.
         max_length: of `pad`.
 

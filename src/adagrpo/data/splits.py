@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Split", "check_leakage", "for_some_users", "keyed_uniforms", "leave_one_out", "temporal", "user_folds"]
-
 Ints = NDArray[np.int64]
 
 
@@ -94,7 +92,6 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     Args:
         split: of `U` users.
         count: how many of those with a target keep it; all, if there are no more.
-        seed: of the draw.
         lengths: (U,) interactions of each user, where the others may then be trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))

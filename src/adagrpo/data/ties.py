@@ -23,8 +23,6 @@ from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
-__all__ = ["ascending_runs", "shuffle_ties"]
-
 
 def shuffle_ties(
     dataset: Dataset,
@@ -41,7 +39,6 @@ def shuffle_ties(
         dataset: of `build_dataset`.
         seed: equal seeds give equal orders.
         table: item table that holds `column`.
-        id_column: of that table.
         column: in whose ascending order ties were written; None: equal timestamps are ties.
         max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.logs.unpacking`.
 

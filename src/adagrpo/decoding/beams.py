@@ -26,8 +26,6 @@ from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Excluded, Trie
 
-__all__ = ["Beams", "beam_search", "beam_search_both"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
@@ -76,7 +74,6 @@ def beam_search(
     ordered by the rank of the parent hypothesis, then by the lower code, on every device.
 
     Args:
-        policy: the policy to search.
         context: `B` encoded samples.
         width: `W`, hypotheses kept at each level and sequences returned.
         trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
@@ -127,7 +124,6 @@ def beam_search_both(
     """Search with the trie and without it, at little more than the price of one of them.
 
     Args:
-        policy: the policy to search.
         context: `B` encoded samples.
         width: `W` of the free search.
         trie: what the other search is held to.

@@ -33,8 +33,6 @@ from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
 
-__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "item_log_probs", "place_log_probs", "slate_log_probs"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
@@ -79,11 +77,9 @@ def draw_slates(
     """Draw lists of `k` items without replacement, and the item after them.
 
     Args:
-        policy: to draw from.
         context: `B` encoded samples.
         count: `k`.
         seeds: (B,) int64, of the noise of each sample.
-        trie: of the catalogue.
         temperature: divides the logits of each level, above 0.
         excluded: of the trie's `excluding`: items that each sample does not draw; the others share their probability.
 
@@ -126,7 +122,6 @@ def item_log_probs(
         policy: that other policy.
         context: `B` encoded samples.
         items: (B, N) int64, -1 for none.
-        trie: of the catalogue.
         temperature: see `draw_slates`.
         excluded: see `draw_slates`.
 

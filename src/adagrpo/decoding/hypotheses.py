@@ -12,8 +12,6 @@ from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["PART", "DeadEnd", "check", "check_hypotheses", "top", "top_of_many"]
-
 PART = 8  # values that `top_of_many` looks at together; N should be a multiple
 
 

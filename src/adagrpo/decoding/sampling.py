@@ -19,8 +19,6 @@ from adagrpo.decoding.hypotheses import DeadEnd, check, check_hypotheses
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["Samples", "sample", "score_sequences"]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
@@ -45,7 +43,6 @@ def sample(
     """Draw `G` Semantic IDs a sample, code by code, by inverting the distribution function of each softmax.
 
     Args:
-        policy: the policy to sample from.
         context: `B` encoded samples.
         uniforms: (B, G, L) numbers in [0, 1), one for each code.
         temperature: divides the logits, above 0.
@@ -114,7 +111,6 @@ def score_sequences(
     """Log-probabilities of given codes under the distribution that `sample` draws from, with gradients.
 
     Args:
-        policy: the policy that scores.
         context: `B` encoded samples.
         codes: (B, G, L) int64.
         temperature: divides the logits, above 0.

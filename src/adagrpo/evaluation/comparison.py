@@ -31,20 +31,6 @@ from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_p
 from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
-__all__ = [
-    "ComparisonVerdict",
-    "Measured",
-    "compare",
-    "compare_pairs",
-    "corrected_pairs",
-    "give_verdicts",
-    "over_both",
-    "over_seeds",
-    "per_user",
-    "reported",
-    "within_margin",
-]
-
 ComparisonVerdict = Literal[
     "better",
     "better, margin not kept",
@@ -197,7 +183,6 @@ def over_both(by_seed: Sequence[float], users: float, rest: float, level: float)
         by_seed: the mean difference of each of two seeds or more.
         users: the variance of their mean over users, see `adagrpo.evaluation.crossed`.
         rest: the part of it that is of each user under each seed.
-        level: of the interval.
 
     Returns:
         Entries of a difference in a row of `compare`.

@@ -32,8 +32,6 @@ from scipy import special
 
 from adagrpo.evaluation.statistics import Interval
 
-__all__ = ["CrossedParts", "crossed_interval", "crossed_parts"]
-
 _TIED = 1e-12  # of the users' variance: seeds that differ by less differ by rounding
 _BETWEEN = 0.9  # 0 is Cochran's critical value; the larger, the nearer to Satterthwaite's
 

@@ -18,8 +18,6 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.evaluation.statistics import bootstrap_means
 from adagrpo.metrics import ReportPart, lookup, metric_names
 
-__all__ = ["START", "paired_outcomes"]
-
 START, CONTINUED = "sft", "nll"
 Point = tuple[str, str]  # arm and checkpoint
 
@@ -29,8 +27,6 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
 
     Args:
         users: by arm and checkpoint, what `adagrpo.evaluation.comparison.per_user` gives; (`sft`, `start`) among them.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
         JSON-able: `users`, `checkpoints` (arm, checkpoint, metrics), `against` (arm, checkpoint, reference, metrics); a

@@ -1,4 +1,4 @@
-"""Full-catalogue evaluation of one policy, and of a ranker, on the same cases.
+"""Full-catalogue evaluation of one policy.
 
 Retrieval comes from beam search held to the catalogue; hallucination from free beam search of the same width, as the
 share of the first K sequences that name no item. Never sampled negatives (Krichene and Rendle 2020). Items are ranked
@@ -24,23 +24,9 @@ from adagrpo.networks.layers import Precision, mixed_precision
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
-from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Histories
-
-__all__ = [
-    "Predictions",
-    "Utility",
-    "predict",
-    "rank_by_ranker",
-    "reordered",
-    "retrieval",
-    "sample_cases",
-    "select_cases",
-    "summarise",
-    "without_history",
-]
 
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
 
@@ -120,7 +106,7 @@ def predict(
     sampled, uniforms = _sample_plan(count, levels)
     unmasked = np.full((count, width), -1, dtype=np.int64) if exclude_history else None
     invalid = done = 0
-    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=exclude_history):
+    for rows, histories in batches(cases, batch_size, max_history, catalog.codes.device, whole=exclude_history):
         with mixed_precision(policy, precision):
             context = policy.encode(histories)
             masks = None if eligible is None else [eligible] * len(rows)
@@ -159,7 +145,6 @@ def summarise(
     """Mean metrics over all cases.
 
     Args:
-        predictions: of these cases.
         cases: `N` cases.
         tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
         utility: true utility of (N, K) items for these cases, where the world is simulated.
@@ -209,39 +194,6 @@ def reordered(predictions: Predictions, weight: float, spread: float) -> Predict
     return predictions._replace(items=items, scores=scores.astype(np.float32), rewards=rewards, unmasked=None)
 
 
-@torch.no_grad()
-def rank_by_ranker(
-    ranker: SequentialRanker,
-    cases: Cases,
-    *,
-    batch_size: int,
-    max_history: int,
-    width: int = 50,
-    exclude_history: bool = False,
-    eligible: Tensor | None = None,  # (V,) bool
-) -> dict[str, float]:
-    """The ranker's own retrieval over the full catalogue, or what is eligible of it: how good is the reward model?"""
-    ranker.eval()
-    wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
-    items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=exclude_history):
-        with mixed_precision(ranker):
-            scores = ranker.catalogue_scores(ranker.last_states(histories))
-        if eligible is not None:
-            scores = scores.masked_fill(~eligible, -torch.inf)
-        best = scores.topk(wide)
-        ranked = best.indices.masked_fill(best.values == -torch.inf, -1)
-        if exclude_history:
-            ranked = _unseen(ranked, best.values, histories, width)[0]
-            short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
-            if len(short) and wide < scores.shape[1]:
-                every = scores[short].sort(dim=1, descending=True, stable=True)
-                found = every.indices.masked_fill(every.values == -torch.inf, -1)
-                ranked[short] = _unseen(found, every.values, histories.rows(short), width)[0]
-        items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
-    return retrieval(items, cases)
-
-
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
     """Which cases are sampled from, and with what: (N,) row of each case in the uniforms or -1, and the uniforms.
 
@@ -282,13 +234,11 @@ def without_history(
     The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
 
     Args:
-        policy: that was searched.
         context: `B` encoded samples.
         catalog: what the search was held to.
         beams: what it found.
         histories: of the samples, with what is `older`.
         width: `W`.
-        precision: of the policy.
         closed: (B, X) int64, other items that the search left out, -1 for none.
         eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """
@@ -320,7 +270,7 @@ def _unseen(
     return items.gather(1, order).masked_fill(dropped, -1), scores.gather(1, order).masked_fill(dropped, -torch.inf)
 
 
-def _batches(
+def batches(
     cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
     """Cases of similar length together, so that little is padded; with `whole` also what the policy does not see."""

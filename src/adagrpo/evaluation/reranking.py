@@ -22,15 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = [
-    "WEIGHTS",
-    "best_weight",
-    "edge_warning",
-    "least_of_the_best",
-    "mixed_scores",
-    "reward_spread",
-]
-
 WEIGHTS = (0.0, *(2.0**power for power in range(-3, 7)))  # in spreads: 0, 1/8 to 64
 ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
 
@@ -66,7 +57,6 @@ def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: floa
 
     Args:
         log_probs: any shape.
-        rewards: of the same shape.
         weight: in spreads.
         spread: σ.
     """

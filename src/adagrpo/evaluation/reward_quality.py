@@ -23,19 +23,6 @@ from scipy import stats
 from adagrpo import metrics
 from adagrpo.evaluation.statistics import bootstrap_mean
 
-__all__ = [
-    "CaseQuality",
-    "band",
-    "band_names",
-    "calibration_bins",
-    "case_quality",
-    "expected_calibration_error",
-    "interval",
-    "popularity_bands",
-    "rank_correlation",
-    "shown_quality",
-]
-
 _NUMBERS = 2**24  # scores that are taken as float64 at a time
 
 Floats = NDArray[np.float64]
@@ -62,7 +49,6 @@ def case_quality(
     Args:
         scores: (N, V) of every item, at least two.
         targets: (N,) logged items.
-        k: depth of the NDCG.
 
     Example:
         >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
@@ -147,7 +133,6 @@ def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_], *, bi
     Args:
         confidence: (N,) in [0, 1], N at least 1.
         hit: (N,) whether what was claimed with that confidence is so.
-        bins: of equal width.
 
     Example:
         >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])

@@ -18,16 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = [
-    "Interval",
-    "bootstrap_mean",
-    "bootstrap_means",
-    "holm",
-    "mean_interval",
-    "paired_difference",
-    "seed_interval",
-]
-
 # resamples are drawn in blocks of about this many values
 _BLOCK = 2**24
 
@@ -79,9 +69,6 @@ def bootstrap_means(
 
     Args:
         values: (A, N) `A` numbers a user.
-        resamples: as there.
-        level: as there.
-        seed: as there.
 
     Returns:
         `A` intervals, those of `bootstrap_mean` on each row.

@@ -13,8 +13,6 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-__all__ = ["assign", "uniform"]
-
 
 def uniform(user: str, salt: str) -> float:
     """A number in [0, 1) that is the user's under a salt.
@@ -32,7 +30,6 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
 
     Args:
         user: id or keyed hash; the service and the analysis must use the same one.
-        salt: of the experiment.
         weights: of the arms, positive; arms are taken by name, so the order of the keys is nothing.
         holdout: share of users that are in no arm.
 

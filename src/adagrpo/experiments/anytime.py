@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["anytime_factor"]
-
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
     """Return the half-width of the interval in standard errors.

@@ -15,8 +15,6 @@ from adagrpo.experiments.allocation import assign, uniform
 from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.switches import Switches
 
-__all__ = ["Deal", "Dealt", "deal", "enrolled"]
-
 # "arm": the user's own; "interleaved": a list of both. All others get the control: "stopped", as the arm is off;
 # "held out"; "outside", as the share of the experiment does not reach the user, or its time is not now
 Deal = Literal["arm", "interleaved", "stopped", "held out", "outside"]
@@ -38,7 +36,6 @@ def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
     """The arm that a user is served.
 
     Args:
-        plan: of the experiment.
         user: keyed hash, as the exposure log has it.
         moment: seconds since 1970.
         switches: that were made until then; later ones change nothing.

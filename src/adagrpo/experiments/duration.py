@@ -20,8 +20,6 @@ from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.plan import Plan, PlannedMetric
 from adagrpo.experiments.units import Earlier, column_of
 
-__all__ = ["baselines", "duration", "tests_of", "users_needed"]
-
 
 def tests_of(plan: Plan) -> int:
     """Count the tested effects: each metric for each treatment."""

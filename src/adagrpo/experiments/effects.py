@@ -29,8 +29,6 @@ from tea_tasting.aggr import Aggregates
 
 from adagrpo.experiments.permutation import Permutation, permutation, skew
 
-__all__ = ["Effect", "Floats", "aggregates", "effect"]
-
 Floats = NDArray[np.float64]
 
 # of a difference that is held against the normal distribution: a tail of 2.5 % is then off by a quarter of a percent,
@@ -111,7 +109,6 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 
     Args:
         control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
-        treatment: the same.
 
     Returns:
         None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large

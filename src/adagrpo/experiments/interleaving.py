@@ -32,8 +32,6 @@ from adagrpo.experiments.plan import Plan, moment_of
 from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
 
-__all__ = ["INTERLEAVED", "Preference", "analyse_interleaving", "coins", "estimate_preference", "team_draft"]
-
 ItemT = TypeVar("ItemT")
 INTERLEAVED = "interleaved"  # the deal of a list that two arms made together
 REQUEST, USER, ITEM = "request_id", "user_hash", "item"
@@ -123,7 +121,6 @@ def analyse_interleaving(
     """The result of an experiment of kind `interleaving`.
 
     Args:
-        plan: frozen.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.

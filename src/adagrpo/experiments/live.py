@@ -16,8 +16,6 @@ from adagrpo.experiments.plan import freeze, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
-__all__ = ["LiveExperiment"]
-
 LOOK_SECONDS = 0.5  # after which the file of switches is looked at again
 
 
@@ -26,10 +24,6 @@ class LiveExperiment:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Freeze a plan, or hold it to what was frozen.
-
-        Args:
-            path: of the plan.
-            clock: of seconds since 1970.
 
         Raises:
             UserError: it is no plan, or was changed, or its switches cannot be read.

@@ -34,8 +34,6 @@ from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
-__all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
-
 NOTHING = "nothing yet"  # said of what has not happened in either arm
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
@@ -58,8 +56,7 @@ def analyse(
     """The result of an experiment.
 
     Args:
-        plan: frozen.
-        units: its users, see `users_of`.
+        units: users of the experiment, see `users_of`.
         now: of the look; outcomes of a plan that looks at the end are not shown before.
         stopped: arms that were switched off; each is held against the control until then, and is never shipped.
         mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
@@ -201,8 +198,6 @@ def effects_of(
     All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
 
     Args:
-        plan: of the experiment.
-        units: its users.
         stopped: see `analyse`.
         shown: treatments; all if not given.
     """
@@ -288,9 +283,6 @@ def _without_interval(
     not vary are what they are.
 
     Args:
-        guard: the guardrail.
-        control: its columns.
-        treatment: its columns.
         one: standard errors that hold for this guardrail alone, of which "within" is said.
         strict: those that hold for all guardrails at once, of which "beyond" is said.
     """

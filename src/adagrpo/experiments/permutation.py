@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Permutation", "permutation", "skew"]
-
 Floats = NDArray[np.float64]
 
 DRAWS = 1999
@@ -62,7 +60,6 @@ def permutation(control: Floats, treatment: Floats, seed: int = 0) -> Permutatio
     Args:
         control: (N,) one number a user, of which not all are the same; two users or more.
         treatment: (M,), two or more.
-        seed: of the draws.
     """
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(seed)

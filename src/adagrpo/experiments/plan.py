@@ -23,20 +23,6 @@ from adagrpo.errors import UserError
 from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.writing import write_file
 
-__all__ = [
-    "DAY",
-    "Guardrail",
-    "Plan",
-    "PlannedArm",
-    "PlannedMetric",
-    "RampStage",
-    "freeze",
-    "frozen_path",
-    "moment_of",
-    "read_catalogue",
-    "read_plan",
-]
-
 DAY = 86_400.0  # seconds
 Level = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -224,8 +210,6 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
     """Write the hash of a plan beside it, or hold the plan to the one that is there.
 
     Args:
-        path: of the plan.
-        plan: its content.
         now: the time that is written, where none is.
 
     Returns:

@@ -16,8 +16,6 @@ import polars as pl
 
 from adagrpo.experiments.plan import Plan
 
-__all__ = ["PLAN_DIGITS", "MismatchedRows", "mismatched_rows"]
-
 PLAN_DIGITS = 12  # of the hash of a plan, as rows have it
 NUMBER = "number"
 
@@ -35,8 +33,7 @@ def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Mi
     """The answers in the window that the plan has not made; none where all is as it should be.
 
     Args:
-        plan: frozen.
-        digest: hash of its content.
+        digest: hash of the plan.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
     """
     window = exposures.with_row_index(NUMBER).filter(

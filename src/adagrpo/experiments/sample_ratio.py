@@ -14,8 +14,6 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-__all__ = ["LEVEL", "RatioCheck", "check_ratio", "check_ratios"]
-
 LEVEL = 0.001
 FEWEST = 5.0  # expected users of the smallest arm, below which χ² is no χ²
 
@@ -45,7 +43,6 @@ def check_ratios(users: pl.DataFrame, weights: Mapping[str, float]) -> list[Rati
 
     Args:
         users: arm, day, catalogue of each user.
-        weights: of the arms.
     """
     smallest = min(weights.values()) / sum(weights.values())
     parts = [("all", users)]

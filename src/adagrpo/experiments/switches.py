@@ -26,8 +26,6 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan
 from adagrpo.storage.writing import sync_folder
 
-__all__ = ["Switches", "add_switch", "read_switches", "switches_path"]
-
 BEGINNING = b'{"time": '  # of every line
 
 
@@ -55,10 +53,6 @@ def switches_path(plan: Path) -> Path:
 
 def read_switches(path: Path, plan: Plan) -> Switches:
     """The switches of a plan; none where the file is not there. A line that is being written does not count yet.
-
-    Args:
-        path: of the plan.
-        plan: its content.
 
     Raises:
         UserError: a line is no switch.
@@ -93,8 +87,6 @@ def add_switch(
     """Make a switch; durable when this returns.
 
     Args:
-        path: of the plan.
-        plan: its content.
         now: seconds since 1970.
         share: of the users that are in the experiment from now on.
         stop: an arm whose users get the control from now on.

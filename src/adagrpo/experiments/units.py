@@ -31,8 +31,6 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
 
-__all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "kind_of", "stops_seen", "users_before", "users_of"]
-
 HEAD = 0.2  # share of the items, most shown first
 FAILED = pl.col("source") == "failed"
 OF_ANSWERS = {
@@ -106,7 +104,6 @@ def users_of(
     """Users that were shown something in the window of a plan.
 
     Args:
-        plan: of the experiment.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
         feedback: one row a request, item and kind.
         catalogue: items that exist, for `unlisted`.

@@ -22,8 +22,6 @@ from adagrpo.exposures.exposure_parts import read_parts
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_file
 
-__all__ = ["COLLECTED", "Collected", "collect_log"]
-
 COLLECTED = "collected.txt"
 OF_A_PART = "exposures.parquet"
 AT_ONCE = 5000  # rows of a transaction

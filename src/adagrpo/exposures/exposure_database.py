@@ -27,24 +27,6 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, decode_exposure, why_refused
 from adagrpo.storage.hashes import hash_json
 
-__all__ = [
-    "OPEN",
-    "Refused",
-    "Span",
-    "begin_part",
-    "check_parts",
-    "connect",
-    "exposures_of",
-    "feedback_of",
-    "finish_part",
-    "forget",
-    "insert_exposures",
-    "insert_feedback",
-    "transaction",
-    "unpublished",
-    "waiting_rows",
-]
-
 OPEN = "open.sqlite"
 BUSY_SECONDS = 30.0  # that a writer waits for one of another process
 LOOK_SECONDS = 0.0005  # after which it looks again
@@ -207,7 +189,6 @@ def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
     """Give all rows that are in no part to a new one; None where there are none.
 
     Args:
-        connection: of the log.
         after: the newest part of the folder. A database that was made anew, or put back from a copy, knows fewer.
     """
     with transaction(connection):

@@ -19,21 +19,6 @@ from pydantic.dataclasses import dataclass
 
 from adagrpo.lists.recommender import ItemId
 
-__all__ = [
-    "FAILED",
-    "Exposure",
-    "ExposureSink",
-    "Feedback",
-    "Outcome",
-    "SinkFailed",
-    "decode",
-    "decode_exposure",
-    "decode_feedback",
-    "encode",
-    "why_refused",
-]
-
-
 FAILED = "failed"  # the source of a request of an experiment that got no list; its row has a name of its own
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Moment = Annotated[float, Field(ge=0, lt=1e10)]  # seconds since 1970, UTC

@@ -48,19 +48,6 @@ from adagrpo.storage.marks import Kind
 from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import make_folder, naming, temporary, write_file
 
-__all__ = [
-    "EXPOSURE_SCHEMA",
-    "FEEDBACK_SCHEMA",
-    "KIND",
-    "MEND",
-    "PARTS",
-    "parts_of",
-    "place_of",
-    "read_parts",
-    "refused_rows",
-    "rotate",
-]
-
 PARTS = "parts"
 AT_ONCE = 64  # rows that are read before a rest
 LOOK_SECONDS = 0.05  # after which a caller who waits for another process looks again

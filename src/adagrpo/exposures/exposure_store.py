@@ -31,8 +31,6 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, SinkFail
 from adagrpo.exposures.exposure_parts import KIND, rotate
 from adagrpo.storage.marks import claim
 
-__all__ = ["LocalExposureLog"]
-
 REST_SECONDS = 0.005  # of the thread that makes a part, after every few rows
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)

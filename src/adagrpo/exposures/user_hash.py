@@ -17,8 +17,6 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.storage.writing import sync_folder, temporary
 
-__all__ = ["VARIABLE", "UserHash", "read_key"]
-
 VARIABLE = "ADAGRPO_USER_KEY"
 SHORTEST = 16  # bytes
 

@@ -17,8 +17,6 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GATES, Evidence, GateDecision, all_gate, pairwise_agreement
 
-__all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
-
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -36,11 +34,9 @@ def apply_gate(
     """Decide as any gate does.
 
     Args:
-        name: of the gate.
         groups: `B` groups.
         own: their evidence by the rewards as they are.
         permuted: the same by the shuffled rewards.
-        options: of all gates.
         generator: of the draws of a gate that draws.
         true_utility: what the reward is compared with, for a gate that reads the truth.
     """
@@ -70,9 +66,7 @@ def gate_by_evidence(
     """Decide as a gate does, by what is known of its groups.
 
     Args:
-        name: of the gate.
         evidence: of `B` groups; by shuffled rewards where the gate shuffles them.
-        options: of all gates.
         uniforms: (B,) draws from [0, 1), for a gate that draws.
         agreement: (B,) share of each group's pairs in the right order, for a gate that reads the truth.
 

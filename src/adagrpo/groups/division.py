@@ -12,8 +12,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Division", "by_rows"]
-
 
 class Division(Protocol):
     """Which rows of a step are whose."""

@@ -24,15 +24,6 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
 
-__all__ = [
-    "DrawnGroups",
-    "beam_rollouts",
-    "draw_groups",
-    "draw_rollouts",
-    "inject_target",
-    "score_codes",
-]
-
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
@@ -62,12 +53,10 @@ def draw_groups(
     """Draw a group a sample as the options say; each history is encoded once.
 
     Args:
-        policy: the policy to draw from.
         catalog: says which item a rollout names.
         histories: `B` histories.
         targets: (B,) int64 logged items, or -1 everywhere.
         options: which rollouts, how many, and whether the logged item is injected.
-        generator: of the rollouts.
         score_targets: score the logged items under the policy, whether or not an option asks for it.
         division: of the samples among processes; one has them all where none is given.
 
@@ -155,7 +144,6 @@ def draw_rollouts(
     """Draw `G` rollouts a sample.
 
     Args:
-        policy: the policy to sample from.
         context: `B` encoded samples.
         trie: the catalogue's codes; says which item a rollout names.
         uniforms: (B, G, L) numbers in [0, 1), one for each code.
@@ -186,7 +174,6 @@ def beam_rollouts(
     target is the beam's recall and not a miss probability.
 
     Args:
-        policy: the policy to search.
         context: `B` encoded samples.
         trie: the catalogue's codes; says which item a rollout names.
         group_size: `G`.

@@ -14,8 +14,6 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.objective import Evidence, degenerate_groups, discriminability, rollout_miss, share_above
 
-__all__ = ["gather_evidence", "running_spread"]
-
 
 def gather_evidence(
     groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, spread: Tensor

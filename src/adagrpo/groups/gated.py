@@ -29,8 +29,6 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Rollouts
 
-__all__ = ["GatedGroups", "gated_groups", "summary"]
-
 
 class GatedGroups(NamedTuple):
     """The groups of `B` samples after the gate."""
@@ -88,7 +86,6 @@ def gated_groups(
         histories: `B` histories.
         targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
         options: which rollouts, negatives and thresholds.
-        generator: of everything that is drawn.
         gate: the name of the one that decides; `shuffled` reads and trains on the shuffled rewards.
         spread: the running spread of rewards so far, 0 before the first step.
         reference: scores the rollouts as well, where given.

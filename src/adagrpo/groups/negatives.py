@@ -15,8 +15,6 @@ from torch import Tensor
 
 from adagrpo.types import Histories
 
-__all__ = ["RolloutPool", "distinct_rollouts", "in_batch_negatives", "other_rollouts"]
-
 
 def in_batch_negatives(
     targets: Tensor,  # (B,)

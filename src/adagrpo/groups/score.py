@@ -27,17 +27,6 @@ from adagrpo.objective.gate import NegativeSource
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
 
-__all__ = [
-    "Candidates",
-    "GroupRewards",
-    "ScoredGroups",
-    "constant_share",
-    "distinct_candidates",
-    "read_rewards",
-    "score_groups",
-    "shuffled",
-]
-
 
 class Candidates(NamedTuple):
     """The distinct items to score in each row, and where to find each one's score."""
@@ -168,7 +157,6 @@ def constant_share(candidates: Candidates, scores: Tensor) -> float:
     """The share of rows, among those with two or more candidates, whose candidates all have the same score.
 
     Args:
-        candidates: what was scored.
         scores: (B, N) from `ask_reward`.
 
     Returns:
@@ -223,7 +211,6 @@ def shuffled(
     """Permute the scores among the distinct candidates of each row; padding stays where it is.
 
     Args:
-        candidates: what was scored.
         scores: (B, N) from `ask_reward`.
         uniforms: (B, N) numbers in [0, 1); their order is the permutation.
 

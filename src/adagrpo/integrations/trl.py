@@ -38,8 +38,6 @@ try:
 except ImportError as error:
     raise UserError("adagrpo.integrations.trl needs TRL; pip install 'adagrpo[trl]'") from error
 
-__all__ = ["AdaGRPOTrainer"]
-
 
 class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """See the module's text. The data set has a text column `target` beside `prompt`: how the logged item is written.

@@ -11,8 +11,6 @@ from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Narrowing
 from adagrpo.lists.recommender import ItemId, Query, Recommender, Source
 
-__all__ = ["Answer", "answer"]
-
 
 class Answer(NamedTuple):
     """The list of one history, best first."""
@@ -38,7 +36,6 @@ def answer(
     """The first `k` of the list of each history, in the ids of the logs.
 
     Args:
-        served: what answers.
         histories: item ids, oldest first. Where none of them names an item, the list is empty, or see `popular`.
         k: at most the width of the beam.
         exclude: for each history the ids that its list leaves out; those that name no item change nothing.

@@ -36,8 +36,6 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 
-__all__ = ["Eligibility", "Filter", "Narrowing", "parse_filter", "why_short"]
-
 FEW = 256  # single items that a search leaves out without a mask
 MEMORY = 2**28  # bytes of the masks that are kept
 OVERHEAD = 1024  # bytes of a mask beside its tensors: their heads, the digest, the places in dictionaries

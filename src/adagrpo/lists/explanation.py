@@ -16,8 +16,6 @@ import polars as pl
 
 from adagrpo.lists.recommender import Query, Recommender
 
-__all__ = ["ItemTitles", "explain"]
-
 LONGEST_TITLE = 90  # characters
 
 
@@ -55,10 +53,7 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     """The list of a query, and why it is that.
 
     Args:
-        recommender: that answers.
-        titles: of its items.
         query: with a history or without.
-        k: items of the list.
 
     Returns:
         JSON-able: `source`; `list`, best first, each with item_id, title, codes, score, `log_probs` (one a code),

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from adagrpo.lists.recommender import Query
 
-__all__ = ["Exploration"]
-
 
 class Exploration(NamedTuple):
     """Settings of exploration: which share of the lists is drawn, and at which temperature."""

@@ -20,8 +20,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.types import Histories
 
-__all__ = ["CircuitBreaker"]
-
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
@@ -45,7 +43,6 @@ class CircuitBreaker:
             budget_seconds: for one call, at most.
             failures: in a row, after which it is not asked for a while.
             pause_seconds: the while.
-            clock: of seconds.
             say: called with a line when the reward begins to fail, and when it answers again.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds

@@ -20,8 +20,6 @@ from scipy import optimize
 from adagrpo.evaluation.reranking import reward_spread
 from adagrpo.lists.fusion import POLICY, Weights
 
-__all__ = ["FOLDS", "SHRINKAGE", "Choices", "Fit", "fit_weights"]
-
 FOLDS = 5
 SHRINKAGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ
 

@@ -27,8 +27,6 @@ from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
-__all__ = ["POLICY", "REWARD", "Candidates", "FittedWeights", "Fusion", "Weights", "unite"]
-
 POLICY, REWARD = "policy", "reward"  # features that no source gives
 
 
@@ -67,8 +65,6 @@ class Fusion:
         asks_reward: bool,
         width: int,
         fitted: FittedWeights | None = None,
-        *,
-        without_candidates: frozenset[str] = frozenset({"popularity"}),
     ) -> None:
         """Put sources together.
 
@@ -77,10 +73,9 @@ class Fusion:
             asks_reward: a reward scores the candidates.
             width: items that each source gives.
             fitted: the weights; None until they are known.
-            without_candidates: sources that give a feature and no candidates.
         """
         self.sources, self.asks_reward, self.width, self.fitted = dict(sources), asks_reward, width, fitted
-        self._proposing = [name for name in self.sources if name not in without_candidates]
+        self._proposing = [name for name in self.sources if name != "popularity"]  # it gives a feature alone
         self.features = (POLICY, *self.sources, *([REWARD] if asks_reward else []))
 
     @torch.no_grad()
@@ -99,7 +94,6 @@ class Fusion:
         Args:
             policy: in evaluation mode; the caller chooses its precision.
             context: `B` encoded samples.
-            catalog: of the policy.
             histories: of the samples.
             beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
             closed: (B, V) bool, True for what may not be listed; the beam holds none of it.

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["FUSE", "FUSE_WITHOUT_REWARD", "RERANK", "SOURCES", "START", "ListName", "Order", "parse_list"]
-
 START = "sft"
 RERANK, FUSE, FUSE_WITHOUT_REWARD = "rerank", "fuse", "fuse-without-reward"
 SOURCES = ("popularity", "item_knn", "ranker")

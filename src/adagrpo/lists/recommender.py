@@ -47,8 +47,6 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["ItemId", "ListOrder", "ListPropensities", "Query", "Recommendations", "Recommender", "Source"]
-
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
 MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
@@ -135,7 +133,6 @@ class Recommender:
 
         Args:
             policy: put into evaluation mode.
-            catalog: of the policy.
             item_ids: ids of the logs, in the order of items.
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.

@@ -1,11 +1,15 @@
 """Sources of items other than the policy's beam: scores of the whole catalogue after a history.
 
-    popularity   log((n_i + 1) / (n + V))                        n_i training interactions of item i, n of all
-    item-kNN     Σ_t γ^(T - t) s(x_t, i)                         see `adagrpo.evaluation.baselines`
-    ranker       h(x) · e_i + b_i                                see `adagrpo.rewards.sequential`
+    popularity   log((n_i + 1) / (n + V))    n_i training interactions of item i, n of all
+    item-kNN     Σ_t γ^(T - t) s(x_t, i)     s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
+    ranker       h(x) · e_i + b_i            see `adagrpo.rewards.sequential`
 
-A source lists its best items alone (`item_knn` is a list that can be served), and gives a fused list its candidates and
-one of its features, see `adagrpo.lists.fusion`.
+`U_i` are the users with item i in training, `x_1 .. x_T` the history. Source: Sarwar et al. (WWW 2001) for the cosine;
+the decay towards older items is that of session-based kNN (Ludewig & Jannach 2018). The ranker, fitted by
+cross-entropy, is SASRec.
+
+A source lists its best items alone (a baseline of evaluation, and `item_knn` is a list that can be served), and gives a
+fused list its candidates and one of its features, see `adagrpo.lists.fusion`.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from adagrpo.data.pairs import common_users_of, largest_of_rows, users_of_items
+from adagrpo.evaluation.predictions import batches
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.types import Histories
+from adagrpo.types import Cases, Histories, Ragged
 
-__all__ = ["CandidateSource", "NearestItems", "Popularity", "RankerScores", "best_of"]
-
-DECAY = 0.7  # γ, as in `adagrpo.evaluation.baselines.item_knn`
+DECAY = 0.7  # γ
+NEIGHBOURS = 1000  # k
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001
 
 
@@ -68,7 +73,7 @@ class NearestItems:
         """Take the similarities.
 
         Args:
-            near: (V, V) float32, of `adagrpo.evaluation.baselines.similarities`.
+            near: (V, V) float32, of `similarities`.
         """
         self.near = near
 
@@ -125,3 +130,68 @@ def best_of(
     """
     best = scores.masked_fill(closed, -torch.inf).topk(min(width, scores.shape[1]))
     return best.indices.masked_fill(best.values == -torch.inf, -1), best.values
+
+
+def list_cases(
+    source: CandidateSource,
+    cases: Cases,
+    *,
+    device: torch.device,
+    batch_size: int,
+    max_history: int | None = None,
+    width: int = 50,
+    exclude_history: bool = False,
+    eligible: Tensor | None = None,
+) -> NDArray[np.int64]:
+    """(N, W) best items of a source for each of `N` cases; -1 where it lists no further item.
+
+    Args:
+        cases: `N` cases.
+        batch_size: cases at a time.
+        max_history: items of a history that the source sees, the last ones; None: all.
+        width: `W`.
+        exclude_history: leave out the items of a case's whole history.
+        eligible: (V,) bool, what may be listed; None: everything.
+    """
+    longest = int(cases.histories.lengths.max()) if max_history is None else max_history
+    items = np.full((len(cases), width), -1, dtype=np.int64)
+    for rows, histories in batches(cases, batch_size, longest, device, whole=exclude_history):
+        scores = source.scores(histories)
+        closed = (
+            torch.zeros_like(scores, dtype=torch.bool) if eligible is None else (~eligible).expand_as(scores).clone()
+        )
+        if exclude_history:
+            whole = histories.whole
+            closed[(whole >= 0).nonzero()[:, 0], whole[whole >= 0]] = True
+        best = best_of(scores, closed, width)[0]
+        items[rows, : best.shape[1]] = best.cpu().numpy()
+    return items
+
+
+def similarities(
+    training: Ragged,
+    num_items: int,
+    neighbours: int = NEIGHBOURS,
+    items: NDArray[np.int64] | None = None,  # (N,) ascending and distinct
+) -> sparse.csr_array:
+    """(V, V) float32 cosines of the sets of users, without the diagonal, the nearest of each row.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`.
+        neighbours: `k` kept for each item.
+        items: the rows that are wanted, the others stay empty; None: all.
+    """
+    items = np.arange(num_items) if items is None else items
+    held = users_of_items(training, num_items)
+    norms = np.sqrt(np.bincount(held.indices, minlength=num_items).astype(np.float32))
+    parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int32))]
+    for of_rows, together in common_users_of(held, items):
+        rows = np.repeat(of_rows, np.diff(together.indptr))
+        other = rows != together.indices
+        rows, columns = rows[other], together.indices[other]
+        cosines = together.data[other] / (norms[rows] * norms[columns])
+        kept = largest_of_rows(rows, cosines, neighbours)  # ties: the lower item first
+        parts.append((cosines[kept], rows[kept], columns[kept]))
+    values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["coverage", "hallucination", "hit_rate", "ndcg", "tail_items", "tail_share", "target_rank_in"]
-
 Ints = NDArray[np.integer[Any]]
 
 

@@ -17,21 +17,6 @@ from numpy.typing import NDArray
 
 from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, tail_share
 
-__all__ = [
-    "METRICS",
-    "Metric",
-    "RankedLists",
-    "ReportPart",
-    "comparable",
-    "cutoff",
-    "is_rate",
-    "lookup",
-    "measure",
-    "measure_users",
-    "measured",
-    "metric_names",
-]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
 

@@ -29,8 +29,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIGNS", "DailySigns", "SignRule", "Visits", "daily_signs", "first_on", "gini", "signs_against"]
-
 SIGNS = ("reward_up_feedback_down", "feedback_down", "calibration", "concentration")
 DRAWS = 100
 

@@ -17,19 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = [
-    "CausalEncoder",
-    "Dropout",
-    "FeedForward",
-    "Precision",
-    "autocast_dtype",
-    "initialise",
-    "linear_weights_in",
-    "mixed_precision",
-    "precision_used",
-    "take",
-]
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["sampled_softmax_loss"]
-
 _ROWS = 128  # rows of logits that are made float32 at a time: a megabyte with 2,048 negatives
 
 

@@ -1,4 +1,7 @@
-"""The objective as pure functions of tensors: advantages, diagnostics, gates and losses."""
+"""The objective as pure functions of tensors: advantages, diagnostics, gates and losses.
+
+Each checks the shapes of its arguments, and that masks are bool; a ValueError names the one that does not fit.
+"""
 
 from adagrpo.objective.advantages import degenerate_groups, group_advantages
 from adagrpo.objective.diagnostics import (

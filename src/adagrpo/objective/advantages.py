@@ -16,8 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_masks", "check_shapes", "degenerate_groups", "group_advantages"]
-
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
     """Check that tensors agree on the sizes their letters stand for.
@@ -73,9 +71,6 @@ def group_advantages(
     Returns:
         (B, G) advantages in the dtype of `rewards`.
 
-    Raises:
-        ValueError: if a shape does not fit or `valid` is not bool.
-
     Example:
         >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
         >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
@@ -122,9 +117,6 @@ def degenerate_groups(
 
     Returns:
         (B,) bool, True where the group is degenerate.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])

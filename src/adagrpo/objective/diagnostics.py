@@ -25,18 +25,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_shapes
 
-__all__ = [
-    "Agreement",
-    "Discriminability",
-    "discriminability",
-    "first_occurrence",
-    "pairwise_agreement",
-    "rollout_entropy",
-    "rollout_miss",
-    "share_above",
-    "target_nll",
-]
-
 
 class Discriminability(NamedTuple):
     """Discriminability: how well the reward tells the logged item from negatives; 0 where there is no negative."""
@@ -84,9 +72,6 @@ def rollout_miss(
     Returns:
         (B,) float32 in [0, 1]: 0 when every rollout finds the target.
 
-    Raises:
-        ValueError: if a shape does not fit.
-
     Example:
         >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
         tensor([0.5000])
@@ -116,9 +101,6 @@ def share_above(
 
     Returns:
         (B, N) in the dtype of `scores`, 0 to 1; NaN where there is no item or no score.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> share_above(
@@ -153,9 +135,6 @@ def target_nll(
     Returns:
         (B,) nats a code.
 
-    Raises:
-        ValueError: if a shape does not fit.
-
     Example:
         >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
         tensor([3.])
@@ -176,9 +155,6 @@ def rollout_entropy(
 
     Returns:
         (B,) nats a code.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> rollout_entropy(torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]]))
@@ -211,9 +187,6 @@ def discriminability(
 
     Returns:
         `q` in the dtype of `target_reward`, and the count of distinct negatives.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> result = discriminability(
@@ -265,9 +238,6 @@ def pairwise_agreement(
         rewards: (B, G) rewards, never read where the item is -1, may be NaN there.
         utilities: (B, G) true utilities of the same items, likewise.
         items: (B, G) int64, -1 where the rollout names no item.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> items = torch.tensor([[4, 4, 7, 9]])

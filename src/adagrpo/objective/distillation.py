@@ -34,8 +34,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = ["GroupMass", "best_of_n_loss", "group_mass", "listwise_distillation", "validity_margin"]
-
 LEAST_REST = 1e-4  # probability that is taken to be left beside a group, at least
 
 
@@ -65,9 +63,6 @@ def listwise_distillation(
 
     Returns:
         (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
-
-    Raises:
-        ValueError: if a shape does not fit or `ignored` is not bool.
 
     Example:
         >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
@@ -109,9 +104,6 @@ def group_mass(
     Returns:
         Nats, at least 0 and 0 where the mass is that of the start; 0, with gradient 0, for a group without a valid
         rollout, which teaches nothing.
-
-    Raises:
-        ValueError: if a shape does not fit or `ignored` is not bool.
 
     Example:
         >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
@@ -159,9 +151,6 @@ def best_of_n_loss(
     Returns:
         (B,) nats a code; 0, with gradient 0, for a group without a valid rollout.
 
-    Raises:
-        ValueError: if a shape does not fit or `valid` is not bool.
-
     Example:
         >>> log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -4.0]]])
         >>> best_of_n_loss(log_probs, torch.tensor([[0.1, 0.7]]), torch.tensor([[True, True]]))
@@ -187,9 +176,6 @@ def validity_margin(
 
     Returns:
         (B,) nats a rollout, with a gradient on those that name no item alone; 0 for a group without an item.
-
-    Raises:
-        ValueError: if a shape does not fit or `real` is not bool.
 
     Example:
         >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])

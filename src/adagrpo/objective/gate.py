@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "Gate", "GateDecision", "NegativeSource", "by_first_cause"]
-
 NegativeSource = Literal["rollouts", "targets"]  # of other samples: items that were generated, or that were logged
 
 

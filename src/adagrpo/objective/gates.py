@@ -27,21 +27,6 @@ from adagrpo.objective.advantages import check_masks, check_shapes
 from adagrpo.objective.gate import Gate, GateDecision, by_first_cause
 from adagrpo.ranges import PositiveShare, Share
 
-__all__ = [
-    "GATES",
-    "adagrpo_gate",
-    "all_gate",
-    "bernoulli_gate",
-    "difficulty_gate",
-    "discriminability_gate",
-    "inverted_gate",
-    "none_gate",
-    "oracle_gate",
-    "random_gate",
-    "rollout_miss_gate",
-    "shuffled_gate",
-]
-
 
 def adagrpo_gate(
     above_policy: Tensor,  # (B,)
@@ -71,9 +56,6 @@ def adagrpo_gate(
 
     Returns:
         The decision; `closed` is nowhere True.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
         >>> decision = adagrpo_gate(
@@ -122,9 +104,6 @@ def rollout_miss_gate(
     Returns:
         The decision; `closed` is nowhere True.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
         >>> decision = rollout_miss_gate(miss, q, torch.tensor([False, False, False]), miss_min=0.5, q_min=0.95)
@@ -170,9 +149,6 @@ def all_gate(
     Returns:
         The decision; only `admitted` and `degenerate` occur.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> all_gate(torch.tensor([False, True])).admitted
         tensor([ True, False])
@@ -192,9 +168,6 @@ def none_gate(
 
     Returns:
         The decision; only `closed` and `degenerate` occur.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
         >>> none_gate(torch.tensor([False, True])).closed
@@ -222,9 +195,6 @@ def random_gate(
 
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
@@ -254,9 +224,6 @@ def bernoulli_gate(
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
 
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
     Example:
         >>> quiet = torch.tensor([False, False, False])
         >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), admission_rate=0.5).admitted
@@ -284,9 +251,6 @@ def inverted_gate(
     Returns:
         The decision; samples that are neither admitted nor degenerate are `closed`.
 
-    Raises:
-        ValueError: if a shape does not fit or a mask is not bool.
-
     Example:
         >>> quiet = torch.tensor([False, False, False])
         >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
@@ -312,9 +276,6 @@ def oracle_gate(
 
     Returns:
         The decision; what is neither admitted nor degenerate is `closed`.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
         >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), oracle_agreement=0.7).admitted

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-__all__ = ["GroupSummary"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSummary:

@@ -19,16 +19,6 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = [
-    "Surrogate",
-    "clipped_surrogate",
-    "gated_sum",
-    "group_loss",
-    "kl_k3",
-    "nll",
-    "zero_rejected",
-]
-
 
 class Surrogate(NamedTuple):
     """The clipped policy-gradient loss of each code."""
@@ -47,9 +37,6 @@ def nll(
 
     Returns:
         (N,) nats a code.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> nll(torch.tensor([[-1.0, -3.0]]))
@@ -78,9 +65,6 @@ def clipped_surrogate(
 
     Returns:
         The loss of each code, and where the clip is active.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> old = torch.zeros(1, 1, 2)
@@ -112,9 +96,6 @@ def kl_k3(
     Returns:
         (B, G, L) nats.
 
-    Raises:
-        ValueError: if a shape does not fit.
-
     Example:
         >>> kl_k3(torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log())  # 1/2 + ln 2 - 1
         tensor([[[0.1931]]])
@@ -135,9 +116,6 @@ def group_loss(
 
     Returns:
         (B,) loss of each sample.
-
-    Raises:
-        ValueError: if a shape does not fit.
 
     Example:
         >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
@@ -162,9 +140,6 @@ def zero_rejected(
 
     Returns:
         The shape of `values`.
-
-    Raises:
-        ValueError: if a shape does not fit or `admitted` is not bool.
 
     Example:
         >>> zero_rejected(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))

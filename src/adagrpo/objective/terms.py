@@ -26,8 +26,6 @@ from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
-__all__ = ["OBJECTIVES", "TERMS", "Objective", "RewardTerm", "TermInputs", "TermLoss"]
-
 
 class TermInputs(NamedTuple):
     """Inputs of a reward term for `A` admitted groups; only `log_probs` has a gradient."""

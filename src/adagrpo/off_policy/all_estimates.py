@@ -19,8 +19,6 @@ from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
 from adagrpo.off_policy.overlap import Overlap, overlap
 from adagrpo.off_policy.position_weights import item_position
 
-__all__ = ["Drawn", "Row", "item_rates", "summarise"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 SMOOTHING = 20.0  # S, answers
@@ -71,7 +69,6 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
 
     Args:
         log: at least two users.
-        level: of the intervals.
     """
     weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     one, whole = (overlap(each) for each in weights)

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.estimators import Estimate, mean_of
 from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["cascade", "position_weighted"]
-
 
 def cascade(
     rewards: NDArray[np.floating],  # (N, K)
@@ -40,7 +38,6 @@ def cascade(
         logged: (N, K) the same under the policy that was served; always finite.
         normalised: divide each place by the mean of its weights.
         users: (N,) see `adagrpo.off_policy.ips`.
-        level: of the interval.
 
     Returns:
         The estimate; its effective size is that of the weights of the place with the least, mostly the last one.

@@ -21,8 +21,6 @@ from scipy import stats
 
 from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["Estimate", "doubly_robust", "ips", "mean_of", "snips"]
-
 
 class Estimate(NamedTuple):
     """A mean reward an answer, with its interval."""
@@ -47,7 +45,6 @@ def ips(
         rewards: (N,) of each answer.
         weights: (N,) probability under the target over that under the logging policy.
         users: (N,) whose answers they are; None: all of different users.
-        level: of the interval.
 
     Raises:
         ValueError: shapes differ, or there are fewer than two users.
@@ -97,7 +94,6 @@ def doubly_robust(
         predicted: (N,) q(x_i, a_i): what the model says of what was shown; it must not have seen the answer.
         expected: (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a): what it says of the target.
         users: (N,) see `ips`.
-        level: of the interval.
     """
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Overlap", "ThinOverlap", "effective_size", "overlap"]
-
 LEAST = 100.0  # effective answers; below, a normal interval is not to be trusted
 LARGEST = 0.1  # of all weight on one answer
 UNCOVERED = 0.01  # of the target's probability on what the log cannot hold

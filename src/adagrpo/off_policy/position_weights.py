@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.cascades import position_weighted
 from adagrpo.off_policy.estimators import Estimate
 
-__all__ = ["MOST_ITEMS", "item_position", "position_propensities"]
-
 MOST_ITEMS = 5000
 STEP, FIRST, LAST = 0.4, -20.0, 35.0  # of log t; the first log t, and p t of the item of rank K at the last one
 
@@ -86,7 +84,6 @@ def item_position(
     rewards: Floats,  # (N, K)
     weights: Floats,  # (N, K)
     *,
-    normalised: bool = True,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
@@ -95,9 +92,7 @@ def item_position(
     Args:
         rewards: (N, K) of each place, 0 at places that a list does not have.
         weights: (N, K) of each place, 1 there.
-        normalised: divide each place by the mean of its weights.
         users: (N,) see `adagrpo.off_policy.ips`.
-        level: of the interval.
 
     Returns:
         The estimate; its effective size is that of the place with the least.
@@ -107,7 +102,7 @@ def item_position(
     """
     if rewards.ndim != 2 or weights.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards and weights must be (N, K): {rewards.shape}, {weights.shape}")
-    return position_weighted(rewards, weights, normalised, users, level)
+    return position_weighted(rewards, weights, True, users, level)
 
 
 def _with(

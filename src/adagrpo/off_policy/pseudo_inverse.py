@@ -20,8 +20,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST", "count_lists", "pseudo_inverse_weights"]
-
 MOST = 20_000  # lists that are counted
 SMALL = 1e-9  # of the largest eigenvalue of Γ, its entries scaled to a diagonal of 1; below it is a zero
 

@@ -50,8 +50,6 @@ from adagrpo.semantic_ids.placement import nearest_documents, nearest_of, place,
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 
-__all__ = ["update_catalog"]
-
 NEIGHBOURS = 3  # texts that a new item is likened to
 PRIOR = 2.0  # how many sightings beside another item the text is worth
 

@@ -11,9 +11,6 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["Chosen", "choose_checkpoint", "of_these_weights"]
-
-
 WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
 MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
@@ -42,9 +39,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
     """The checkpoint of an arm.
 
     Args:
-        run: the run.
         arm: a trained arm, or `sft`; None: the one of the best NDCG@10 on validation among those that were evaluated.
-        checkpoint: of that arm.
 
     Raises:
         UserError: there is no such arm or checkpoint, its weights are not what they were, or none is named where there

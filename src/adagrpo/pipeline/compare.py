@@ -46,8 +46,6 @@ from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
-__all__ = ["Comparison", "evaluation_folder"]
-
 START = "sft"
 PLAN = "plan.json"
 DATA = "data"  # in it: the hashes of the data files and of those that the reward names, by label
@@ -73,12 +71,10 @@ class Comparison:
         """Check what is asked for; nothing is written yet.
 
         Args:
-            directory: of the comparison.
             config: of all runs, less seed and arms.
             data: the folder that the recipe's relative paths are in.
             objectives: names of arms; None takes the recipe's.
             seeds: None takes the recipe's.
-            console: where progress is shown.
             code: the folder in which the recipe's modules are looked for; None is the working directory.
 
         Raises:

@@ -31,10 +31,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.stages.fuse import VALIDATION
-
-__all__ = ["DECISION", "Choice", "choose", "contenders", "decision"]
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10

@@ -19,19 +19,6 @@ from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.writing import write_file
 
-__all__ = [
-    "DESCRIPTION",
-    "OUTPUTS",
-    "data_settings",
-    "describe",
-    "hash_of_output",
-    "is_described",
-    "outputs",
-    "read_description",
-    "reset_settings",
-    "write_description",
-]
-
 DESCRIPTION = "run.yaml"
 PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
 PLACES = ("data.exposures.path", "data.exposures.through")  # where logs are, and up to where
@@ -42,7 +29,6 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     """Describe a run, as run.yaml has it.
 
     Args:
-        config: resolved.
         data_files: the hashes of the log files, by name.
         data: the folder that relative paths are in.
         code: the folder in which modules are looked for.

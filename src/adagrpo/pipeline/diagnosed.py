@@ -16,8 +16,6 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 
-__all__ = ["check_diagnosis", "diagnosed_models", "is_diagnosed"]
-
 REFUSED = {
     "do_not_use": "nothing shows that it knows what the policy does not",
     "rerank_only": "re-ranking by it is supported, training on it is not",

@@ -26,8 +26,6 @@ from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 
-__all__ = ["plan"]
-
 
 def plan(
     run: RunDirectory, commands: Collection[str] = RUN, more: Mapping[str, Declare] = MappingProxyType({})

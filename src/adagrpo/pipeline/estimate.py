@@ -30,8 +30,6 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
 
-__all__ = ["estimate_policy"]
-
 BATCH = 64  # lists
 REACH = 20  # items of the target's draw, for what a model expects of it
 CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again
@@ -61,10 +59,8 @@ def estimate_policy(
 
     Args:
         run: with the policy.
-        exposures: folder of the exposure log.
         requests: a file of request_id and history.
         arm: the policy; its lists are drawn.
-        checkpoint: of it.
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.

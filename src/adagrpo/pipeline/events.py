@@ -10,8 +10,6 @@ from typing import Any
 from adagrpo.storage.hashes import checked_line, read_checked_lines
 from adagrpo.storage.writing import naming
 
-__all__ = ["EVENTS", "append_event", "cut_half_line", "read_events"]
-
 EVENTS = "events.jsonl"
 
 

@@ -21,8 +21,6 @@ from adagrpo.pipeline.served_log import latest_exposures
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
-__all__ = ["experiment", "experiment_size", "freeze_experiment", "switch_experiment"]
-
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
     """Write the hash of a plan beside it, or check the one that is there.
@@ -37,8 +35,6 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     """Analyse an experiment; the plan is frozen first.
 
     Args:
-        path: of the plan.
-        exposures: folder of an exposure log.
         now: of the look; this moment if not given.
 
     Raises:
@@ -76,7 +72,6 @@ def switch_experiment(path: Path, *, share: float | None = None, stop: str | Non
 
     Args:
         path: of the plan, which is frozen first.
-        share: of the users.
         stop: an arm.
 
     Raises:
@@ -91,7 +86,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     """Users and days that the expected effects take, before anything is frozen.
 
     Args:
-        path: of the plan.
         exposures: folder of an exposure log, whose days before the start say what the plan does not.
 
     Returns:

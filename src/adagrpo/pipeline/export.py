@@ -26,8 +26,6 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.writing import atomic_folder
 
-__all__ = ["export"]
-
 
 def export(
     run: RunDirectory,
@@ -42,7 +40,6 @@ def export(
         run: its policy is a causal language model.
         to: a new folder, or an empty one.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        checkpoint: of that arm.
         catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:

@@ -39,8 +39,6 @@ from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["RunData"]
-
 
 class RunData:
     """Reads what earlier stages of a run have made."""
@@ -49,8 +47,7 @@ class RunData:
         """Read a run.
 
         Args:
-            run: the run.
-            version: of its catalogue; None is the one that its policies are trained with.
+            version: of the catalogue; None is the one that its policies are trained with.
         """
         self.run, self.config = run, run.config
         self.version = version or CatalogVersion(run, 0)

@@ -1,4 +1,4 @@
-"""Forecast of the memory and disk of fits and Semantic IDs, a line before they begin, with a warning where it is much.
+"""Forecast of the memory and disk of fits, a line before they begin, with a warning where it is much.
 
 Parameters are counted on the meta device, whose tensors have shapes and no memory, so the count is exact. What a fit
 holds of them, which activations come on top of, is
@@ -21,14 +21,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.resources import free_disk, free_memory, in_words
 from adagrpo.semantic_ids import Catalog
-from adagrpo.semantic_ids.decomposition import EXTRA, sketched
-from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in
-from adagrpo.semantic_ids.quantization import A_CODE, DISTANCES, FITTED
-
-__all__ = ["FitForecast", "Forecast", "ModelSize", "say_fit", "say_tokenize"]
 
 REAL = 4  # bytes of a float32
-PAIR, COUNTED = 12, 56  # bytes of a pair of items that is kept, and of one that is being counted
 COLLISION_CODES = 16  # of the level that tells apart items of equal codes, before it is known
 
 
@@ -137,36 +131,6 @@ def say_fit(data: RunData, stage: str) -> None:
     if disk > left:
         run.console.note(
             f"{stage}: warning: checkpoints take {in_words(disk)}, and {run.directory} has {in_words(left)} left"
-        )
-
-
-def say_tokenize(data: RunData) -> None:
-    """Warn where Semantic IDs take more than half of the memory that there is, roughly: up to half more was measured.
-
-    It is the largest of: pairs, a block of them and what is kept twice while it is put together; a decomposition, of
-    bases of `V` rows; quantisation, of vectors, what is left of them, a sample, and distances.
-    """
-    options, items, interactions, pairs = data.config.tokenizer, data.num_items, 0, 0
-    if "cooccurrence" in options.vectors:
-        interactions, pairs = len(data.training.values), pairs_in(data.training, options.window)
-    kept = min(pairs, max(PAIRS, items))
-    width = options.width * len(options.vectors)
-    vectors = REAL * items * width
-    basis = 4 * items * (options.width + EXTRA) * 3 if sketched(items, kept) else 8 * items * options.width * 4
-    sample = min(items, max(FITTED, A_CODE * options.codes))
-    distances = (
-        items * options.codes * 3 if options.quantizer == "balanced_kmeans" else min(items * options.codes, DISTANCES)
-    )
-    peak = 8 * interactions + max(
-        2 * PAIR * kept + COUNTED * min(pairs, BLOCK),
-        PAIR * kept + basis + vectors,
-        3 * vectors + 8 * sample * width + REAL * distances,
-    )
-    there = free_memory(torch.device("cpu"))
-    if there is not None and 2 * peak > there:
-        data.run.console.note(
-            f"tokenize: warning: {items:,} items take about {in_words(peak)} of memory, and {in_words(there)} is free;"
-            " a lower tokenizer.width or tokenizer.window, or fewer kinds of tokenizer.vectors, take less"
         )
 
 

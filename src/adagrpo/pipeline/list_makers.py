@@ -27,17 +27,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
-__all__ = [
-    "NEIGHBOURS",
-    "WEIGHTS",
-    "ListMaker",
-    "Lists",
-    "batches_of",
-    "lists_of",
-    "load_neighbours",
-    "save_neighbours",
-]
-
 NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
 WEIGHTS = "weights.json"
 
@@ -93,8 +82,6 @@ class ListMaker:
         """Make the recommender of a list.
 
         Args:
-            name: of it.
-            weights: the folder of the policy's checkpoint.
             changed: arguments of `Recommender` beside those that follow from the name.
 
         Raises:
@@ -122,7 +109,6 @@ class ListMaker:
         """What a list is ordered by.
 
         Args:
-            name: of it.
             reward: asked in place of the run's own, such as that behind a circuit breaker.
         """
         asked = (reward or self.reward) if self.asks_reward(name) else None

@@ -17,8 +17,6 @@ from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.position_weights import MOST_ITEMS, position_propensities
 from adagrpo.off_policy.pseudo_inverse import MOST, count_lists, pseudo_inverse_weights
 
-__all__ = ["ListWeights", "list_weights"]
-
 CELLS = 20_000  # first probabilities that are asked for at a time
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,9 +39,7 @@ def list_weights(
     """Weights of `N` lists.
 
     Args:
-        target: the policy that is estimated.
         logging: of each list the policy that drew it, as far as its weights are at hand.
-        histories: of each list.
         slates: (N, K) what was shown.
         heats: of each list the temperature of the target and of its own policy.
     """

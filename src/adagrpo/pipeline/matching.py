@@ -19,8 +19,6 @@ from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 
-__all__ = ["MATCHED", "check_matched", "matched_arm"]
-
 MATCHED_BY_ADMISSION, NORM = NAMES
 MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
 MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
@@ -46,7 +44,6 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
     Args:
         name: a key of `MATCHED`.
         run: in which the arms that it is made from are trained.
-        metrics: of that run.
 
     Raises:
         UserError: no norm was measured, or the mixture's is 0.

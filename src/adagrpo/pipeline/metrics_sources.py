@@ -9,8 +9,6 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["metrics_are_stale", "record_metrics_sources"]
-
 COLLECTED = "collected"
 
 

@@ -26,8 +26,6 @@ from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["model_card"]
-
 LICENCE = "# license: name yours here before you publish this folder; adagrpo does not choose one\n"
 
 
@@ -35,7 +33,6 @@ def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters
     """The text of README.md.
 
     Args:
-        run: with the chosen checkpoint.
         chosen: which arm and step.
         checkpoint: `best` or `final`.
         parameters: of the exported model.

@@ -18,8 +18,6 @@ from adagrpo.rewards import find_module
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
-__all__ = ["check_named", "check_test_cases", "files_named_by"]
-
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
 

@@ -18,8 +18,6 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.versions import CatalogVersion
 
-__all__ = ["DECISION", "check_served", "list_read", "served_list"]
-
 DECISION = "decision.json"  # in it: `chosen`
 
 

@@ -17,8 +17,6 @@ from typing import Any
 
 from adagrpo.errors import UserError
 
-__all__ = ["each_on_ray"]
-
 TASK, ANSWER, REFUSED = "task", "answer", "refused"
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from adagrpo.pipeline.directory import RunDirectory
 
-__all__ = ["catalog_outcome", "fit_outcome", "trained_outcomes"]
-
 
 def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
     """Of `tokenize`: items, levels, codes of each level, collisions before they were resolved, density."""
@@ -23,7 +21,6 @@ def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
     """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
 
     Args:
-        run: the run.
         stage: `sft`, `ranker`, one of its folds, or `train/<arm>`.
 
     Returns:

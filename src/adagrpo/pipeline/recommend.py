@@ -39,8 +39,6 @@ from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import remove_temporary
 from adagrpo.storage.writing import TOKEN, write_file
 
-__all__ = ["recommend_users"]
-
 PART_USERS = 5000
 SUMMARY, BEGUN = "summary.json", "begun.json"
 LAYOUT = 2  # 1 had a row for each place of a list
@@ -67,13 +65,10 @@ def recommend_users(
     """Write the lists of all users of a file.
 
     Args:
-        run: with a trained policy.
         users: see `adagrpo.data.histories`. Without histories it names users of the run's logs, and the history is
             all that the logs have of them, also what is held out and what came after that.
         out: a new folder, or one that the same command began.
-        k: length of the lists.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        checkpoint: of that arm.
         reward_weight: see `adagrpo.pipeline.serve.recommender`.
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_disk", "free_memory", "in_words"]
-
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # control groups of version 1 write a number that is as good as none
 

@@ -14,8 +14,6 @@ from adagrpo.data.columns import ITEM_ID
 from adagrpo.lists.recommender import ItemId, Source
 from adagrpo.report.diagnosis_figures import map_figures
 
-__all__ = ["Chart", "Diagnosis", "Recommended", "metrics_table"]
-
 
 @dataclass(frozen=True)
 class Chart:

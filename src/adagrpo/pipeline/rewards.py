@@ -28,8 +28,6 @@ from adagrpo.rewards import Reward, WeightedReward, ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
-__all__ = ["check_reward", "describe_reward", "first_look"]
-
 LOOK_CASES, LOOK_ITEMS = 64, 50
 
 

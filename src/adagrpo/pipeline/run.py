@@ -32,7 +32,7 @@ from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.decide import DECISION, decision
+from adagrpo.pipeline.decide import decision
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
@@ -41,7 +41,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.metrics_sources import metrics_are_stale, record_metrics_sources
 from adagrpo.pipeline.named_files import check_named, check_test_cases
-from adagrpo.pipeline.named_lists import check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, check_served, list_read, served_list
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import recommender

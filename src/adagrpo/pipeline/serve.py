@@ -36,8 +36,6 @@ from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
-__all__ = ["Operation", "recommender", "serve"]
-
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
 SWITCH_SECONDS = 0.0002
@@ -76,9 +74,7 @@ def recommender(
     """Make the recommender of a checkpoint, and its facts.
 
     Args:
-        run: with a trained policy.
         arm: a list, see `adagrpo.lists.names`; None: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
             is called re-ranked takes the weight that validation chose where none is given.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
@@ -143,10 +139,6 @@ def serve(
     """Serve until the process is told to end.
 
     Args:
-        run: with a trained policy.
-        arm: to serve.
-        checkpoint: of that arm.
-        host: to listen at.
         port: 0 takes a free one.
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.

@@ -24,8 +24,6 @@ from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.model_manager import Serving
 
-__all__ = ["load_treatments", "open_runs"]
-
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
     """The run of each arm; arms of one folder have the same.
@@ -62,10 +60,7 @@ def load_treatments(
     """Load the models of the treatments, in the order of the plan.
 
     Args:
-        trial: the experiment.
-        runs: of the arms.
         control: what the control serves; the others share its catalogue, items and groups.
-        maker: of the control's run.
         catalog: the version of the catalogue of the run that is served.
         guarded: puts the reward of an arm behind a circuit breaker.
 

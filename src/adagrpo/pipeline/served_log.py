@@ -11,8 +11,6 @@ from adagrpo.exposures.exposure_parts import KIND, parts_of, rotate
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.marks import check_kind, is_marked
 
-__all__ = ["latest_exposures", "publish_first"]
-
 PATIENCE = 60.0  # seconds, for a service that makes a part
 
 

@@ -24,8 +24,6 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import make_folder, naming, write_file
 
-__all__ = ["CHECKPOINTS", "Declaration", "MadeFrom", "Part", "StageFolder", "State"]
-
 State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
 # the files of a fit: its log, the best and the final weights, and what an interrupted fit goes on from
@@ -66,7 +64,6 @@ class Declaration:
         """Return what the stage is made from under a configuration.
 
         Args:
-            config: resolved.
             inputs: the hash of each input by its label.
         """
         settings = read_settings(config, self.settings, self.but)
@@ -126,8 +123,6 @@ class StageFolder:
         """Look at the places of a stage.
 
         Args:
-            directory: of the run.
-            name: of the stage.
             files: the names of the files that it writes; a folder with any other file is never removed.
         """
         self.directory, self.name, self._files = directory, name, {*files, MANIFEST}

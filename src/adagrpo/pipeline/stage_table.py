@@ -38,19 +38,6 @@ from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import encode, reads_texts, tokenize
 
-__all__ = [
-    "RUN",
-    "STAGES",
-    "Stage",
-    "commands_of_stages",
-    "declared",
-    "fits_trees",
-    "names_key",
-    "readers",
-    "reads_key",
-    "row_of",
-]
-
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
 # the stages of a row that a recipe asks for, by name, for some of its arms
@@ -268,7 +255,6 @@ def declared(
     """The stages that a recipe asks for, by name and in the order of the work, and what declares each.
 
     Args:
-        config: resolved.
         commands: those that make the stages; None: `RUN`.
         arms: that are evaluated; None: all of the recipe.
     """

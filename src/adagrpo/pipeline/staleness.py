@@ -28,8 +28,6 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import MANIFEST
 
-__all__ = ["finished_arms", "left_out_arms", "made_again", "parts_of", "sources_of", "stages_of", "upstream"]
-
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
 ANOTHER_VERSION = "made by another version of this program"
@@ -156,7 +154,6 @@ class _States:
         """Compare a stage with what its manifest keeps of its declaration, under the settings of now.
 
         Args:
-            name: of the stage.
             missing: also list it where it is not there.
         """
         was, damage = self._manifest(name)

@@ -18,8 +18,6 @@ from adagrpo.data.logs.formats import UNNAMED, one_line
 from adagrpo.data.logs.lists import ONE_EACH
 from adagrpo.errors import UserError
 
-__all__ = ["Sizes", "recipe_text", "sizes_for", "sizes_note"]
-
 DENSITY = 1.25  # code sequences for each item, at least; balanced codes need 1.1
 MOST_CODES = 512  # a level; more items than that has room for get three levels
 STEPS = 2000  # of sft, at least, where that takes no more than MOST_EPOCHS

@@ -30,17 +30,6 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.semantic_ids import Catalog
 from adagrpo.storage.removal import MANIFEST
 
-__all__ = [
-    "CATALOGS",
-    "LATEST",
-    "CatalogVersion",
-    "catalog_diff",
-    "catalog_versions",
-    "content_hash",
-    "evaluate_with",
-    "open_version",
-]
-
 CATALOGS, LATEST = "catalogs", "latest"
 DIGITS = 12  # of the hash, in a name
 

@@ -8,8 +8,6 @@ from adagrpo.config import ArmConfig
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.trainer.pressure import FILE
 
-__all__ = ["weight_used"]
-
 
 def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     """λ; None for an arm without a reward, and where validation found no use for the reward of a pressed arm."""

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from adagrpo.policies.shared_prefix import KeysValues
 
-__all__ = ["CausalContext", "CausalState", "Prompts", "Read", "states_at"]
-
 
 @dataclass(frozen=True)
 class Read:

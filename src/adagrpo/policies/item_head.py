@@ -23,22 +23,6 @@ from torch.nn import functional
 
 from adagrpo.semantic_ids.trie import Branches, Trie
 
-__all__ = [
-    "HeadTable",
-    "Leaves",
-    "Spoken",
-    "crowded",
-    "exponentials",
-    "leaf_logits",
-    "leaves_below",
-    "shares_below",
-    "shares_of_branches",
-    "shares_of_codes",
-    "shares_within",
-    "sums_by_node",
-    "upwards",
-]
-
 _BLOCK = 2**18  # logits; what is done to them is done while the processor's cache holds them
 _TINY = 1e-30
 _SMALL = 1e-18  # the inverse square of a mass from here on is far from the largest float32

@@ -17,8 +17,6 @@ from adagrpo.config.models import PolicyConfig
 from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.catalog import Catalog
 
-__all__ = ["PolicyKind", "PolicyModule", "PolicySpec", "policy_kind"]
-
 if TYPE_CHECKING:
 
     class PolicyModule(nn.Module, Policy[Any, Any]):

@@ -33,24 +33,6 @@ try:
 except ImportError as error:
     raise UserError("policy.kind: 'causal_lm' needs transformers; pip install 'adagrpo[hf]'") from error
 
-__all__ = [
-    "VOCABULARY_FILE",
-    "Vocabulary",
-    "adapt",
-    "check_context_length",
-    "copy_tokenizer",
-    "embedded_tokens",
-    "enable_checkpointing",
-    "end_token",
-    "from_configuration",
-    "from_folder",
-    "load_folder",
-    "merged",
-    "read_tokenizer",
-    "template_tokens",
-    "under_model_names",
-]
-
 VOCABULARY_FILE = "semantic_ids.json"
 PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
 
@@ -113,7 +95,6 @@ def from_configuration(
     Args:
         options: `model_type` and any keys of that type's configuration but those of the vocabulary.
         code_sizes: `(K_1 .. K_L)`.
-        seed: of the weights.
 
     Raises:
         UserError: an unknown model type or key, or a configuration that makes no model.

@@ -21,8 +21,6 @@ from adagrpo.config.models import LanguageModelConfig
 from adagrpo.errors import UserError
 from adagrpo.policies.language_model import Vocabulary, embedded_tokens, end_token, load_folder, read_tokenizer
 
-__all__ = ["NamedTokens", "Pieces", "named_checkpoint"]
-
 CODE, CODES = "{code}", "{codes}"
 
 
@@ -47,9 +45,7 @@ class NamedTokens:
         """Look the names up in the folder's tokenizer.
 
         Args:
-            folder: of the checkpoint.
             templates: one a level, each with `{code}`.
-            code_sizes: of the levels.
             item_codes: of the catalogue; a code that no item has need not have a token.
 
         Raises:
@@ -76,7 +72,6 @@ class NamedTokens:
 
         Args:
             end: the token that stands for all others.
-            rows: of the model's embeddings.
 
         Raises:
             UserError: the tokenizer has tokens that the model has no embedding of.

@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SemanticIds"]
-
 
 class SemanticIds:
     """The catalogue of an exported folder: items to tokens and back, and which tokens may follow."""

@@ -18,18 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-__all__ = [
-    "Block",
-    "KeysValues",
-    "Packed",
-    "PrefixLayer",
-    "block",
-    "block_mask",
-    "checkpointing",
-    "of_hypotheses",
-    "pack",
-]
-
 KeysValues = tuple[tuple[Tensor, Tensor], ...]  # of every layer, (N, heads, tokens, D / heads) each
 
 

@@ -22,19 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = [
-    "LINE",
-    "MARKERS",
-    "NAME_LENGTH",
-    "draw",
-    "empty",
-    "in_percent",
-    "name_axes",
-    "shorten",
-    "standalone",
-    "tip",
-]
-
 WIDTH, HEIGHT = 460, 300  # narrow enough for a phone, where a wider drawing would shrink its text
 FONT, LINE = 13, 18
 TITLE_LENGTH, LEGEND_LENGTH, NAME_LENGTH = 50, 58, 30  # characters of a line, and of a name

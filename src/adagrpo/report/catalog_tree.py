@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BUDGET", "Branch", "Leaf", "catalog_tree"]
-
 BUDGET = 600  # nodes
 LIMITS = (256, 64, 32, 16, 12, 8, 6, 4, 3, 2)
 Ints = NDArray[np.int64]

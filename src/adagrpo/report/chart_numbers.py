@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from adagrpo.report.charts import Point, Series
 from adagrpo.report.tables import MISSING, Alignment, Table, format_number, is_finite
 
-__all__ = ["points_table", "series_table"]
-
 ROWS = 20
 
 

@@ -25,8 +25,6 @@ from adagrpo.report.theme import INK, LAYERS, SURFACE, method_colors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Point", "Series", "bin_means", "line_chart", "scatter_chart", "stacked_area_chart"]
-
 BINS = 80
 FEW = 30  # points of a line that have a marker each
 DASHES = ("-", "--", ":", "-.")
@@ -182,7 +180,6 @@ def bin_means(
     Args:
         x: positions; those that are not finite are dropped.
         y: values; None and what is not finite is a gap.
-        bins: how many.
 
     Returns:
         The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width

@@ -40,16 +40,6 @@ from adagrpo.report.tables import (
 from adagrpo.storage.hashes import without_hash
 from adagrpo.storage.writing import write_file
 
-__all__ = [
-    "comparison_figures",
-    "comparison_markdown",
-    "comparison_page",
-    "finding",
-    "read_comparison",
-    "write_comparison",
-    "write_comparison_figures",
-]
-
 CONTROLS = [name for name, gate in GATES.items() if gate.control]
 
 

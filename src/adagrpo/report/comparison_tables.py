@@ -21,19 +21,6 @@ from adagrpo.report.tables import (
     metric_table,
 )
 
-__all__ = [
-    "KINDS",
-    "comparison_table",
-    "comparison_tables",
-    "counted",
-    "format_difference",
-    "format_ends",
-    "format_size",
-    "interval_kinds",
-    "lost_under",
-    "pairs_table",
-]
-
 KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 
 

@@ -13,8 +13,6 @@ from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import Band, IntervalMark, MapCell, interval_chart, map_chart
 from adagrpo.report.tables import MISSING, Alignment, Table
 
-__all__ = ["exposure_figures", "map_figures", "weight_figures"]
-
 HR, NDCG = "hr@10", "ndcg@10"
 LEAST_SHARE = 0.05  # the strongest colour of a map stands for at least this difference
 LEVELS = ("low", "middle", "high")

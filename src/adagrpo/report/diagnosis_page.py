@@ -17,8 +17,6 @@ from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
 from adagrpo.storage.writing import write_file
 
-__all__ = ["diagnosis_tables", "write_diagnosis"]
-
 ORDERS = ("policy", "ranker", "mix")
 GATE_ROWS: dict[str, Callable[[GroupSummary], float | None]] = {
     "admitted": lambda groups: groups.admission,
@@ -44,9 +42,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
     """Write `diagnose.html` into a run directory.
 
     Args:
-        run_directory: where to.
         result: content of `diagnose/diagnose.json`.
-        name: of the run.
 
     Returns:
         The path of the page.

@@ -12,8 +12,6 @@ from typing import Any
 from adagrpo.objective import GATES, Gate
 from adagrpo.report.tables import MISSING, Table
 
-__all__ = ["ExampleGroup", "decision_text", "example_groups"]
-
 VALIDITY = {"names_no_item": "names no item", "in_history": "already in the history, counted as no item"}
 
 
@@ -57,7 +55,6 @@ def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str
     Args:
         example: `outcome` and `evidence` of a group.
         gate: the name of one that tests the logged item.
-        thresholds: of the gate.
 
     Example:
         >>> easy = {"outcome": "easy", "evidence": {"miss": 0.25, "q": 1.0}}

@@ -16,15 +16,6 @@ from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_p
 from adagrpo.storage.writing import write_file
 
-__all__ = [
-    "daily_table",
-    "effects_table",
-    "experiment_page",
-    "guardrails_table",
-    "preference_table",
-    "write_experiment",
-]
-
 Row = Mapping[str, Any]
 MOST_LABELS = 8  # days that are written below a chart
 COUNTS = {
@@ -46,7 +37,6 @@ def write_experiment(path: Path, result: Row) -> Path:
     """Write the page of an experiment.
 
     Args:
-        path: of the page.
         result: see `adagrpo.pipeline.experiment.experiment`.
     """
     write_file(path, experiment_page(result))

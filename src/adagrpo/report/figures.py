@@ -20,17 +20,6 @@ from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.tables import START, Table, checkpoints, format_metric, is_finite, metric_label
 
-__all__ = [
-    "Figure",
-    "Log",
-    "admission_figures",
-    "frontier_figure",
-    "learning_curves",
-    "supervised_curves",
-    "training_signals",
-    "utility_figure",
-]
-
 Quantity = Callable[[GroupSummary], float | None]
 
 CAUSES: tuple[tuple[str, Quantity], ...] = (
@@ -105,7 +94,6 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
     """Admission and rejections by cause over the steps, for each arm that has a gate.
 
     Args:
-        logs: of all arms.
         metrics: content of `metrics.json`, which says which arm has which gate.
     """
     gates = {point.arm: point.gate for point in checkpoints(metrics)}

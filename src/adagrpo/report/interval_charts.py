@@ -19,8 +19,6 @@ from adagrpo.report.theme import GAIN, GRID, INK, LOSS, method_colors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Band", "ForestRow", "IntervalMark", "MapCell", "forest_chart", "interval_chart", "map_chart"]
-
 ROW, CELL, LANE = 30, 54, 9  # pixels: of a row of a forest, of a cell, between the marks of a row
 REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
 

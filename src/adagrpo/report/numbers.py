@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from adagrpo.report.figures import Log
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, is_finite
 
-__all__ = ["numbers_table"]
-
 COUNTED = "not_finite_"
 
 

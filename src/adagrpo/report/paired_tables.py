@@ -14,8 +14,6 @@ from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.tables import Alignment, Table, metric_label
 
-__all__ = ["REFERENCES", "own_interval", "paired_figures", "paired_table"]
-
 REFERENCES = {"sft": "the starting policy", "nll": "continued NLL"}
 DRAWN = ("hr@10", "true_utility@10")
 

@@ -15,16 +15,6 @@ from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.summary import rerank_rows
 from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
-__all__ = [
-    "calibration_text",
-    "every_gate_table",
-    "exposure_figures",
-    "exposure_table",
-    "gate_table",
-    "ranking_table",
-    "strata_table",
-]
-
 OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
 

@@ -15,8 +15,6 @@ from typing import Any
 from adagrpo.report.figures import Log
 from adagrpo.report.tables import START, is_finite
 
-__all__ = ["of_this_reward"]
-
 REWARD = "mean_reward@10"
 UNTAUGHT = "nll"  # the objective that reads no reward
 TOLERANCE = 1e-3  # relative; batches of another size round otherwise

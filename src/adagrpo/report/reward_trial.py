@@ -14,18 +14,12 @@ from adagrpo.metrics import lookup
 from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
 
-__all__ = ["trial_sentences", "trial_table"]
-
 HIT, NO_ITEM, UTILITY = "hr@10", "hallucination@10", "true_utility@10"
 LABELS = (metric_label(HIT), "vs nll, points", lookup(NO_ITEM).label, metric_label(UTILITY), "vs nll")
 
 
 def trial_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and reward.
-
-    Args:
-        content: of demo.json.
-    """
+    """One row an arm and reward."""
     rows = []
     for row in content["rows"]:
         reward, _, arm = row["arm"].rpartition(": ")

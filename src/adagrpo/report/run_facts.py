@@ -8,8 +8,6 @@ from typing import Any
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.report.tables import MISSING, Alignment, Table, format_number
 
-__all__ = ["as_yaml", "code_levels", "facts", "stage_table"]
-
 LEVEL_COLUMNS = {
     "size": "codes",
     "codes_used": "used",

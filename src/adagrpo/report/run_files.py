@@ -12,8 +12,6 @@ import yaml
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 
-__all__ = ["LooseFiles", "RunFiles", "read_mapping", "read_rows"]
-
 
 class RunFiles(Protocol):
     """Files of a run, as a page reads them."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
-__all__ = ["catalog_table", "dataset_table", "fits_table"]
-
 COUNTS = {  # of summary.json, in the order of the work
     "rows_read": "rows read",
     "rows_rejected": "rows that cannot be read",

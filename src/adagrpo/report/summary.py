@@ -17,8 +17,6 @@ from adagrpo.metrics import lookup
 from adagrpo.objective import GATES
 from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative, metric_label
 
-__all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
-
 GATE = "adagrpo"
 CONTROLS = {f"{GATE}-{name}" for name, gate in GATES.items() if gate.control}  # of its λ and term
 HR = "hr@10"

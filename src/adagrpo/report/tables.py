@@ -17,27 +17,6 @@ from typing import Any, Literal, TypeGuard, assert_never
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, lookup, metric_names
 
-__all__ = [
-    "MISSING",
-    "START",
-    "Alignment",
-    "Checkpoint",
-    "Split",
-    "Table",
-    "checkpoints",
-    "format_metric",
-    "format_number",
-    "format_p",
-    "format_relative",
-    "is_finite",
-    "metric_label",
-    "metric_table",
-    "results_table",
-    "shown_columns",
-    "to_markdown",
-    "to_text",
-]
-
 MISSING = "–"
 START = "sft"
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 from adagrpo.objective import GATES
 
-__all__ = ["DARK", "GAIN", "GRID", "INK", "LAYERS", "LOSS", "QUIET", "SURFACE", "chart_rules", "method_colors"]
-
 INK, QUIET, GRID, SURFACE = "#1a1a1a", "#595959", "#e3e3e3", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
 VIOLET, BROWN, GREY = "#7b52ab", "#8c5a2b", "#767676"

@@ -22,8 +22,6 @@ from adagrpo.types import Histories
 if TYPE_CHECKING:
     from lightgbm import Booster
 
-__all__ = ["BoostedReward", "load_model", "require_lightgbm"]
-
 LARGEST_MODEL = 2**28  # bytes; a thousand trees of a thousand leaves have a third of it
 
 

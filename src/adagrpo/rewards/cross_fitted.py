@@ -20,8 +20,6 @@ from torch import Tensor
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-__all__ = ["CrossFitted"]
-
 
 class CrossFitted:
     """Implements `adagrpo.rewards.protocol.Reward` for histories that say whose they are."""

@@ -15,8 +15,6 @@ from torch import Tensor
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-__all__ = ["WeightedReward"]
-
 
 class WeightedReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from adagrpo.types import Histories
 
-__all__ = ["InvalidResponse", "ItemId", "ScoreRequest", "check_response", "scatter_scores", "score_request"]
-
 ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
 UNORDERED = (str, bytes, dict, set, frozenset)  # of which no place says whose score it is
@@ -62,7 +60,6 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
 
     Args:
         response: what came back: a sequence of sequences of numbers, such as lists or an array.
-        candidates: what was asked for.
 
     Raises:
         InvalidResponse: naming the first place that is wrong.

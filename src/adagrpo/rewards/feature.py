@@ -12,8 +12,6 @@ from torch import Tensor
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.types import Histories
 
-__all__ = ["FeatureReward"]
-
 
 class FeatureReward:
     """Implements `adagrpo.rewards.protocol.Reward`; a history's user is left out of all counts."""

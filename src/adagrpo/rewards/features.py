@@ -40,8 +40,6 @@ from adagrpo.data.sequences import pad
 from adagrpo.semantic_ids.embeddings import text_vectors
 from adagrpo.types import Ragged
 
-__all__ = ["FEATURES", "Features"]
-
 FEATURES = (
     "history_length",
     "history_popularity",

@@ -37,8 +37,6 @@ from adagrpo.rewards.external import (
 )
 from adagrpo.types import Histories
 
-__all__ = ["HttpReward"]
-
 AGAIN = {408, 429}  # beside all from 500 on
 LONGEST_PAUSE = 30.0  # seconds
 READ_BYTES = 2**16  # bytes read between two looks at the clock

@@ -14,8 +14,6 @@ from torch import Tensor
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.types import Histories
 
-__all__ = ["NoiseReward"]
-
 
 class NoiseReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from adagrpo.types import Histories
 
-__all__ = ["Reward"]
-
 
 class Reward(Protocol):
     """A reward model, typically a production ranker."""

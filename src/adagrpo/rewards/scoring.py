@@ -12,8 +12,6 @@ from adagrpo.errors import NotFinite
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-__all__ = ["BadReward", "ask_reward"]
-
 
 class BadReward(ValueError):
     """A reward returned the wrong shape."""
@@ -28,7 +26,6 @@ def ask_reward(
     """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
 
     Args:
-        reward: the reward model.
         histories: `B` histories.
         items: (B, N) int64, -1 where there is nothing to score.
 

@@ -18,8 +18,6 @@ from adagrpo.networks.layers import CausalEncoder, Dropout, initialise
 from adagrpo.networks.sampled_softmax import sampled_softmax_loss
 from adagrpo.types import Histories
 
-__all__ = ["SequentialRanker"]
-
 
 class SequentialRanker(nn.Module):
     """See the module's text; implements `adagrpo.rewards.protocol.Reward`."""

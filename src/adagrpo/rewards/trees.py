@@ -18,8 +18,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MalformedTrees", "checked_model"]
-
 VERSIONS = ("v2", "v3", "v4")
 MOST_LEAVES = 131_072  # LightGBM's own limit
 MOST_TREES, MOST_FEATURES, MOST_FIELDS, MOST_TOKENS = 100_000, 10_000, 100, 2**21  # far more than any model has

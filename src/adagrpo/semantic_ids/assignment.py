@@ -14,8 +14,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["assign_within"]
-
 
 def assign_within(
     distances: NDArray[np.floating],  # (N, K)

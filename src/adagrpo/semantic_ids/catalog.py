@@ -33,8 +33,6 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["Catalog", "audit", "import_semantic_ids"]
-
 LISTED = "listed"
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
 
@@ -193,8 +191,6 @@ def import_semantic_ids(
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are read as those of a log, and
             compared as text.
-        column: name of the list column.
-        id_column: name of the file's id column.
         max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
 
     Returns:
@@ -239,7 +235,6 @@ def audit(
 
     Args:
         codes_before: (V, L') integers, before collisions were resolved; the catalogue's own codes if there were none.
-        catalog: the finished catalogue.
         reconstruction_error: of the vectors behind `codes_before`, which is passed on; None where there are none.
 
     Returns:

@@ -17,8 +17,6 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.assignment import assign_within
 from adagrpo.semantic_ids.quantization import Quantization
 
-__all__ = ["move_to_free_codes", "numbers_items", "resolve_collisions", "sequence_groups"]
-
 _NUMBERS = 2**20  # of differences between items and codes, held at a time
 
 

@@ -17,8 +17,6 @@ from scipy import sparse
 from scipy.linalg import qr
 from scipy.sparse.linalg import svds
 
-__all__ = ["EXACT_ENTRIES", "EXACT_ROWS", "EXTRA", "sketched", "sketched_svd", "truncated_svd"]
-
 EXACT_ROWS, EXACT_ENTRIES = 2**17, 2**25
 EXTRA, ROUNDS = 16, 2
 # Relative to the largest: singular values below this are rounding, of float64 and of float32.

@@ -30,8 +30,6 @@ from adagrpo.semantic_ids.decomposition import truncated_svd
 from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
-__all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors", "tf_idf", "words"]
-
 _WORD = re.compile(r"\w+")
 # Relative to the largest: rows below this are rounding.
 _FLOOR = 1e-8
@@ -62,7 +60,6 @@ def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) 
     """Vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
 
     Args:
-        texts: V texts.
         width: `W`; columns beyond the rank are zero.
         first: how many texts decide what words weigh and which directions there are; those behind them are placed among
             them and move none. None: all.
@@ -124,7 +121,6 @@ def mix(
     Args:
         parts: by name, (V, W_p) each.
         weights: by name, at least 0; the same names as `parts`.
-        seed: of the random directions.
 
     Returns:
         (V, Σ W_p) float32, in the order of `parts`.

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from adagrpo.errors import UserError
 from adagrpo.storage.model_folders import refuse_code
 
-__all__ = ["check_model", "language_vectors", "packaged_model"]
-
 _SETTING = "tokenizer.language_model"
 
 
@@ -52,7 +50,6 @@ def language_vectors(
         texts: V texts, cut where the model's limit is.
         model: folder of a sentence-transformers model, with `modules.json` and safetensors.
         batch_size: texts at a time; texts of like length go together.
-        device: where the model runs.
         report: called after each batch with how many texts are done, and how many there are.
 
     Returns:

@@ -24,8 +24,6 @@ from adagrpo.data.pairs import largest_of_rows
 from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
-__all__ = ["BLOCK", "PAIRS", "pair_information", "pairs_in"]
-
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
 BLOCK = 2**25  # pairs that are counted at a time
 _PLACES = 2**22  # places of the log that are looked at together
@@ -78,12 +76,6 @@ def pair_information(
     where = (np.concatenate(columns), np.concatenate(counts).cumsum())
     columns.clear()
     return sparse.csr_array((entries, *where), shape=(num_items, num_items))
-
-
-def pairs_in(training: Ragged, window: int) -> int:
-    """Count the pairs of places of the log within the window of one another, each from both sides."""
-    lengths = training.lengths
-    return 2 * sum(int(np.maximum(lengths - distance, 0).sum()) for distance in range(1, window + 1))
 
 
 def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteger]:

@@ -33,8 +33,6 @@ from adagrpo.semantic_ids.embeddings import tf_idf
 from adagrpo.semantic_ids.quantization import Quantization
 from adagrpo.types import Ragged
 
-__all__ = ["nearest_documents", "nearest_of", "place", "seen_together", "weights_of"]
-
 _ENTRIES = 2**22  # similarities that are held at a time
 
 

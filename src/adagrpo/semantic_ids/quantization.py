@@ -31,16 +31,6 @@ from torch import Tensor
 
 from adagrpo.semantic_ids.assignment import assign_within
 
-__all__ = [
-    "DISTANCES",
-    "FITTED",
-    "Quantization",
-    "level_means",
-    "nearest_centroid",
-    "reconstruction_error",
-    "residual_kmeans",
-]
-
 FITTED, A_CODE = 2**18, 256  # items that codebooks are fitted on at most, or so many a code where that is more
 DISTANCES = 2**26  # of points and centroids that are in memory at a time
 _NUMBERS = 2**26  # of vectors whose squares are summed at a time

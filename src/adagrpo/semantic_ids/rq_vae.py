@@ -25,8 +25,6 @@ from torch import Tensor, nn
 
 from adagrpo.semantic_ids.quantization import Quantization, nearest_centroid, residual_kmeans
 
-__all__ = ["rq_vae"]
-
 
 def rq_vae(
     vectors: NDArray[np.float32],  # (V, D)

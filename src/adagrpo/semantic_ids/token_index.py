@@ -23,8 +23,6 @@ from adagrpo.data.logs.formats import one_line
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import LARGEST_CODE
 
-__all__ = ["read_index"]
-
 NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 TOKEN = re.compile(r"<[^<>]*>")
 

@@ -25,8 +25,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Branches", "Eligible", "Excluded", "Trie"]
-
 
 class Branches(NamedTuple):
     """All children of `N` nodes, `T` in all, ordered by the place of their parent and then by code."""

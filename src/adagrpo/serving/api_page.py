@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["api_page"]
-
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }

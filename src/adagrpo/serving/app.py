@@ -45,8 +45,6 @@ from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-__all__ = ["Application", "Options"]
-
 LOOK_SECONDS = 0.1  # how often the event loop is looked at
 LINGER = 0.15  # of the time of a batch, for which the next one waits for as many requests
 

@@ -26,8 +26,6 @@ from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-__all__ = ["ArmManager", "Switching", "Trial"]
-
 
 class _Dealt(Protocol):
     @property

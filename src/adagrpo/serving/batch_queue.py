@@ -25,8 +25,6 @@ from typing import Generic, TypeVar
 
 from adagrpo.serving.batch_times import BatchTimes
 
-__all__ = ["STEP", "BatchQueue", "Overloaded"]
-
 InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 
@@ -133,7 +131,6 @@ class BatchQueue(Generic[InT, OutT]):
         """Hand in a request from the event loop; its answer, or what `work` raised for its batch, comes by the future.
 
         Args:
-            value: the request.
             deadline: of `time.monotonic`; work on it does not begin later, and the future then raises `Overloaded`.
             is_abandoned: whether the client has left; the future is then cancelled.
 

@@ -7,8 +7,6 @@ are turned away before as many wait, cannot keep the time of a bad moment.
 
 from __future__ import annotations
 
-__all__ = ["BatchTimes"]
-
 LEARNING = 0.3  # weight of the last batch in the average of its size
 MOST_GROWTH = 2.0  # a batch counts as at most so many times the average before
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from adagrpo.errors import UserError
 
-__all__ = ["VARIABLE", "Bearers", "check_exposed", "read_tokens"]
-
 VARIABLE = "ADAGRPO_TOKENS"
 SHORTEST = 16  # characters
 LOCAL = ("127.0.0.1", "::1", "localhost")

@@ -12,8 +12,6 @@ from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
-__all__ = ["in_daemon_thread"]
-
 OutT = TypeVar("OutT")
 
 

@@ -22,8 +22,6 @@ from adagrpo.errors import UserError
 from adagrpo.serving.app import Application
 from adagrpo.serving.limits import HEAD_BYTES
 
-__all__ = ["Server", "listen", "raise_open_files"]
-
 BACKLOG = 1024
 LAST_WORD_SECONDS = 0.2  # for a request that is on its way on a connection which was accepted
 MOST_OPEN_FILES = 65_536

@@ -18,8 +18,6 @@ from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
 from adagrpo.serving.schemas import FeedbackEvent
 
-__all__ = ["Asker", "ExposureRows", "exposure", "failure"]
-
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
 SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer
@@ -45,11 +43,7 @@ def exposure(
     """The row of one answer.
 
     Args:
-        request_id: of the answer.
-        asker: of the request.
         k: items that are shown.
-        asked: what was asked for.
-        answer: what is shown.
         versions: what the list was made by.
         ms: since the request was read.
     """
@@ -96,7 +90,6 @@ class ExposureRows:
         """Start the thread that writes.
 
         Args:
-            sink: where rows go.
             failed: called with each failure; an operator must learn why the service answers 503.
         """
         self._sink, self._failed, self._rest_until = sink, failed, 0.0

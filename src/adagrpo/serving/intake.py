@@ -22,8 +22,6 @@ from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-__all__ = ["Intake", "Message", "Receive", "Scope", "Send"]
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -70,8 +68,6 @@ class Intake:
 
         Args:
             inner: answers what passes.
-            limits: of bodies and times.
-            bearers: who may ask.
             metrics: counts every request.
             log: may write every request.
             late: by how much a list that is asked for now would come later than in so many seconds; None: in time.

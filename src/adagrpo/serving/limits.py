@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HEAD_BYTES", "LONGEST_BATCH", "LONGEST_HISTORY", "Limits"]
-
 LONGEST_HISTORY = 10_000  # ids that a request may hold
 LONGEST_BATCH = 64  # requests that one body may hold
 HEAD_BYTES = 32_768  # what a request may have beside its body: head, trailers, lines before chunks

@@ -20,9 +20,6 @@ from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommende
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.batch_queue import STEP
 
-__all__ = ["Answered", "Asked", "Assignment", "Interleaved", "ModelManager", "Serving", "SwapFailed", "TrialArm"]
-
-
 AFTER_REWARD = 0.02  # seconds of a request's time that are left for what comes after the reward
 
 
@@ -165,7 +162,6 @@ class ModelManager:
         """Begin with one.
 
         Args:
-            serving: what is served first.
             load: makes another one, by the arm and checkpoint that are named; raises `UserError` or `ServiceError`.
             exchanged: called after each exchange, when the old one is held by requests that are on their way alone.
         """
@@ -188,7 +184,6 @@ class ModelManager:
 
         Args:
             after_others: wait for a swap that is going on, which may have read what was there before.
-            wanted: what is named.
 
         Raises:
             SwapFailed: it cannot be loaded, or does not answer, or another swap is going on; the reason is its message.

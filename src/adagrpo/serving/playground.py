@@ -33,8 +33,6 @@ from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow
 from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
 
-__all__ = ["ExplainBody", "Playground", "add_page"]
-
 MOST_FOUND = 20
 
 

@@ -13,8 +13,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-__all__ = ["RequestLog"]
-
 MOST_A_SECOND = 20  # lines on defects; a flood of them must not fill a disk
 
 
@@ -29,7 +27,6 @@ class RequestLog:
         Args:
             share: of the requests; those that were answered 5xx are written whatever it is.
             stream: standard error if not given.
-            clock: of seconds since 1970.
         """
         self.share, self._stream, self._clock = share, stream, clock
         self._second, self._lines = 0, 0

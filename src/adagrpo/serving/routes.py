@@ -42,8 +42,6 @@ from adagrpo.serving.schemas import (
 )
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 
-__all__ = ["Routes", "answered", "disconnected", "json_response", "known", "narrow"]
-
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others

@@ -10,29 +10,6 @@ from pydantic_core import from_json
 
 from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY
 
-__all__ = [
-    "BadRequest",
-    "BatchAnswer",
-    "BatchBody",
-    "FeedbackAnswer",
-    "FeedbackBody",
-    "FeedbackEvent",
-    "HealthAnswer",
-    "InExperiment",
-    "ItemAnswer",
-    "ListAnswer",
-    "RecommendAnswer",
-    "RecommendBody",
-    "RecommendRequest",
-    "Refusal",
-    "ReloadBody",
-    "StatusAnswer",
-    "SwitchBody",
-    "Versions",
-    "parsed",
-    "validated",
-]
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MOST_GROUPS = 16  # that a filter names

@@ -24,17 +24,6 @@ from adagrpo.storage.marks import is_marked, read_mark
 from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "check_replaceable",
-    "manifest",
-    "publish",
-    "remove_artifact",
-    "seal",
-    "verify",
-    "verify_file",
-]
-
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -106,7 +95,6 @@ def check_replaceable(target: Path, kind: str) -> None:
     """Refuse to replace what is not an artifact of the same kind and nothing else.
 
     Args:
-        target: the place.
         kind: what is to come there: artifacts that have their place in it may be there before it.
 
     Raises:
@@ -151,7 +139,6 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is no sealed artifact.
 
     Args:
-        directory: of the artifact.
         mend: what a message says to do where it is damaged; None: that it can be made again.
 
     Raises:
@@ -181,7 +168,6 @@ def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
     """Check every file of an artifact against its manifest.
 
     Args:
-        directory: of the artifact.
         mend: see `manifest`.
 
     Returns:

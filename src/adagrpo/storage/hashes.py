@@ -11,8 +11,6 @@ from typing import Any
 
 from adagrpo.errors import UserError
 
-__all__ = ["cached_hash", "checked_line", "hash_file", "hash_json", "read_checked_lines", "with_hash", "without_hash"]
-
 CHECK_DIGITS = 8
 HASHES: dict[tuple[str, int, int, int], str] = {}  # of files that have been hashed, by path, inode, size and time
 

@@ -20,8 +20,6 @@ from adagrpo.storage.marks import Kind, claim, is_marked
 from adagrpo.storage.removal import remove_temporary
 from adagrpo.storage.writing import TOKEN, naming
 
-__all__ = ["LOCK", "WORK", "FolderBusy", "at_work", "lock_folder"]
-
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
 
@@ -36,7 +34,6 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
 
     Args:
         directory: to be claimed, see `adagrpo.storage.marks.claim`.
-        kind: of folder.
         facts: for its mark.
 
     Raises:

@@ -15,8 +15,6 @@ from typing import Any, Literal
 from adagrpo.errors import UserError
 from adagrpo.storage.writing import make_folder, naming
 
-__all__ = ["MARK", "Kind", "check_kind", "claim", "is_marked", "read_mark"]
-
 MARK = ".adagrpo"
 SCHEMA_VERSION = 1
 Kind = Literal["run", "comparison", "list of recommendations", "exposure log", "loop", "experiment"]

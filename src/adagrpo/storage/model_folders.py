@@ -11,8 +11,6 @@ from pathlib import Path
 
 from adagrpo.errors import UserError
 
-__all__ = ["refuse_code"]
-
 PICKLED = {".bin", ".ckpt", ".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth"}
 NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that name classes of the folder
 
@@ -21,7 +19,6 @@ def refuse_code(folder: Path, setting: str) -> None:
     """Check that a model folder can be read without running anything in it.
 
     Args:
-        folder: of the model.
         setting: the key of the recipe that named it, for the message.
 
     Raises:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MANIFEST", "remove", "remove_temporary", "unknown_files"]
-
 MANIFEST = "manifest.json"  # of an artifact, see `adagrpo.storage.artifacts`
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 
@@ -56,7 +54,6 @@ def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[P
     """Remove the temporary files and folders below a folder that killed processes of these tokens left.
 
     Args:
-        directory: where to look.
         tokens: of processes that are known to have ended.
         stop: whether a folder below is to be left alone, because it has an owner of its own.
     """

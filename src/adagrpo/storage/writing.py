@@ -17,17 +17,6 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.storage.removal import remove
 
-__all__ = [
-    "TOKEN",
-    "atomic_file",
-    "atomic_folder",
-    "make_folder",
-    "naming",
-    "sync_folder",
-    "temporary",
-    "write_file",
-]
-
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -41,8 +30,6 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
     """Write a text file so that a crash leaves the old content or the new, never a part.
 
     Args:
-        path: of the file.
-        content: of it.
         keep: a file that is there is left as it is; of several processes that write at once, one has written.
 
     Raises:
@@ -76,7 +63,6 @@ def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
     that is known as this process's.
 
     Args:
-        path: of the file.
         holder: token of the process that holds the lock of the folder, if this is a worker of it: then what a killed
             worker leaves is known as that one's.
     """

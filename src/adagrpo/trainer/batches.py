@@ -25,17 +25,6 @@ from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged
 
-__all__ = [
-    "BatchSchedule",
-    "GroupSamples",
-    "GroupStep",
-    "TrainingBatch",
-    "group_step",
-    "keyed_generator",
-    "step_key",
-    "truncate",
-]
-
 
 class TrainingBatch(NamedTuple):
     """`B` histories and the `N` samples that they hold."""
@@ -156,7 +145,6 @@ def group_step(schedule: BatchSchedule, step: int, objective: ObjectiveConfig, d
         step: counted from 0.
         objective: its `rl_positions`: `random`, one of the RL samples of each history; `last`; `all`; or `end`, after
             the whole history. With `exclude_history` the histories know their older items too.
-        device: of the result.
     """
     batches = [batch.to(device) for batch in schedule.batches(step)]
     generator = keyed_generator(schedule.seed, step, 1)

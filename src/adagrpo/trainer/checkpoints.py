@@ -24,8 +24,6 @@ from adagrpo.storage.removal import MANIFEST, remove
 from adagrpo.storage.writing import atomic_file
 from adagrpo.trainer.lost_policy import Watch
 
-__all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
-
 WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"
 MOMENTS, PROGRESS = "optimizer.safetensors", "progress.json"
 FILES = frozenset({WEIGHTS, BEST, AVERAGE, MOMENTS, PROGRESS, MANIFEST})  # of a checkpoint

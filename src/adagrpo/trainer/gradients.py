@@ -18,8 +18,6 @@ from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
-__all__ = ["Losses", "TermGradients"]
-
 Precision = Callable[[], AbstractContextManager[Any]]
 
 

@@ -28,17 +28,6 @@ from adagrpo.types import Cases, Ragged
 if TYPE_CHECKING:
     from lightgbm import Booster, Dataset
 
-__all__ = [
-    "Fitted",
-    "NegativeSampler",
-    "RankingGroups",
-    "exposed_groups",
-    "fit_lambdarank",
-    "logged_groups",
-    "shown_groups",
-    "validation_groups",
-]
-
 Ints = NDArray[np.int64]
 GROUPS_AT_ONCE = 20_000
 
@@ -105,7 +94,6 @@ def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, m
     """Each user's last training interactions as targets, among sampled items.
 
     Args:
-        sampler: of the training sequences.
         positions: targets a user, the last ones that have a history.
         negatives: draws a target.
         max_history: items of a history that are seen, the last ones.
@@ -127,7 +115,6 @@ def shown_groups(
     """Collect the items shown to a user between two interactions, if some were clicked, and sampled items.
 
     Args:
-        sampler: of the training sequences.
         shown: impressions, sorted by user and history length.
         negatives: draws a group.
         max_history: items of a history that are seen, the last ones.
@@ -256,15 +243,11 @@ def fit_lambdarank(
     """Fit, and keep as many trees as are best on the validation groups. Equal arguments give an equal model.
 
     Args:
-        features: of the training data.
         groups: at least one.
         validation: at least one.
         trees: at most; fewer if 50 in a row bring nothing.
         leaves: a tree.
-        learning_rate: of a tree.
         minimum_leaf: rows in a leaf.
-        seed: of LightGBM's draws.
-        threads: processors.
         report: called after each tree with how many there are, how many there may be, and the metric.
     """
     require_lightgbm("reward")

@@ -44,8 +44,6 @@ from adagrpo.trainer.pressure import pressure_of
 from adagrpo.trainer.processes import processes
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
-__all__ = ["adamw", "fit"]
-
 
 def fit(
     model: nn.Module,

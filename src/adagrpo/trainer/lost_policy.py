@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 from adagrpo.objective import GroupSummary
 
-__all__ = ["Watch", "fallen_in_validation"]
-
 KEPT = 0.5  # of what was there at the start
 ERRORS = 3.0  # standard errors of a count
 RUNNING = 3  # steps

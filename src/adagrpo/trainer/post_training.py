@@ -39,8 +39,6 @@ from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
-__all__ = ["Arm", "PostTraining"]
-
 PART = 256  # samples of the stated anchor that are scored at a time
 
 

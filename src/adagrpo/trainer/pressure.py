@@ -38,18 +38,6 @@ from adagrpo.trainer.gradients import TermGradients
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
-__all__ = [
-    "ANCHOR",
-    "FILE",
-    "STATED",
-    "Calibrated",
-    "Measurable",
-    "calibrate",
-    "mean_pressure",
-    "pressure_of",
-    "solve",
-]
-
 ANCHOR, STATED = "nll", "stated_nll"
 FILE = "pressure.json"
 STATED_STEPS = 4

@@ -24,8 +24,6 @@ from torch import Tensor, distributed
 
 from adagrpo.errors import NotFinite, ServiceError, UserError
 
-__all__ = ["LostProcess", "Processes", "RowShare", "processes"]
-
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait as long while the first one evaluates; a dead one is noticed at once
 

@@ -29,8 +29,6 @@ from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator
 from adagrpo.types import Histories
 
-__all__ = ["Impressions", "RankerFit"]
-
 
 class Impressions(NamedTuple):
     """Impressions: items shown to a user after so many interactions, sorted by user."""

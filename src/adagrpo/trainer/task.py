@@ -8,8 +8,6 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-__all__ = ["LIMIT", "Diverged", "FitResult", "Report", "Task", "Watched"]
-
 MicroT = TypeVar("MicroT")
 Report = Callable[[int, int, Mapping[str, float]], None]
 
@@ -26,7 +24,6 @@ class Diverged(RuntimeError):
         Args:
             what: what was not finite in the last one.
             step: the last of the steps, counted from 1; the loop stands before it.
-            seed: of the fit.
             users: whose histories made up that step: rows or, where they are known, ids.
         """
         self.what, self.step, self.seed, self.users = what, step, seed, list(users)

@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from adagrpo.data.simulation.world import Catalogue, Marketplace
 
-__all__ = ["describe_items", "numbered_ids"]
-
 Ints = NDArray[np.int64]
 
 

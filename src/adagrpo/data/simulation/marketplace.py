@@ -98,9 +98,6 @@ class Users(NamedTuple):
 def simulate(world: Marketplace) -> Simulation:
     """Run a marketplace. The same parameters give the same result with the same version of numpy.
 
-    Args:
-        world: the parameters.
-
     Returns:
         Impressions (`timestamp` is the step of the log, `slot` counts from 0, `clicked` is 1 for a purchase and 0
         otherwise, at most one a visit), items and the truth.

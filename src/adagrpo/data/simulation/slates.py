@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from adagrpo.data.simulation.world import Catalogue, Marketplace
 
-__all__ = ["Stock", "draw_slates", "propensities", "stock_shelves"]
-
 COLD_EXPOSURE = 0.05  # how much less often a cold item is shown, once released
 ROUNDS = 6  # of drawing with replacement, before the few unfinished slates are drawn in one go
 HEAD = 0.01  # share of the items that are about equally popular: a Zipf-Mandelbrot law of the rank

@@ -27,8 +27,6 @@ from scipy.special import expit
 from adagrpo.errors import UserError
 from adagrpo.storage.writing import atomic_file
 
-__all__ = ["Truth"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

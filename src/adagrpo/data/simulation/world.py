@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
 
-__all__ = ["WAVES", "Catalogue", "Marketplace", "make_catalogue", "unit"]
-
 WAVES = 4  # cold items are released at this many points in time
 CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
 QUALITY = 0.5  # standard deviation of quality, in logits
@@ -47,7 +45,7 @@ class Marketplace:
         carry: length of the pull of recent purchases, against a long-term taste of length 1.
         drift: length of the random change of long-term taste a visit, against a taste of length 1.
         cold_share: share of the items that are released late and then hardly ever shown.
-        later_share: share of the items that come after the log, see `adagrpo.data.simulation.population`.
+        later_share: share of the items that come after the log.
         satiation: what each recent purchase from a category takes from the utility of its items, in logits.
         dwell_seconds: median time with an item that its user was as likely to leave as to buy; 0 has no such column.
         seed: of everything. Users and items do not depend on the platform's parameters.

@@ -29,8 +29,6 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["FILE", "STAGE", "RewardWeights", "read_reward_weights", "reranking", "served_spread"]
-
 STAGE, FILE = "reranking", "weight.json"
 
 
@@ -77,12 +75,3 @@ def read_reward_weights(file: Path) -> RewardWeights:
     """The weights that a file of the stage holds."""
     content = json.loads(file.read_text(encoding="utf-8"))
     return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
-
-
-def served_spread(run: RunDirectory) -> float:
-    """The spread that a weight is given in when lists are served.
-
-    Raises:
-        UserError: it was not measured; the command that measures it is named.
-    """
-    return read_reward_weights(run.checked(STAGE, FILE)).spread

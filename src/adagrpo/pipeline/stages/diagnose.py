@@ -33,8 +33,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
-__all__ = ["diagnosis", "observe"]
-
 
 def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declaration:
     """The diagnosis of the reward of a run.

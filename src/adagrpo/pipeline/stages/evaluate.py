@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation import baselines
-from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
+from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, summarise
+from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores, list_cases, similarities
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
@@ -38,19 +39,7 @@ from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
-__all__ = [
-    "EVALUATED",
-    "collect",
-    "copy_equal",
-    "evaluate_baselines",
-    "evaluate_checkpoint",
-    "evaluate_start",
-    "read_lists",
-    "read_valid",
-    "write_lists",
-    "write_predictions",
-]
-
+LARGEST_BATCH = 2**24  # scores of the whole catalogue at a time, for sources that need no accelerator
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
@@ -59,18 +48,27 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
     data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
     models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
-    mask = options.exclude_history
 
     def build(work: Path) -> None:
-        ranker = models.ranker(model.parent)
-        values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
-        for split in ("validation", "test"):
-            cases = data.measured_cases(split)
-            given: dict[str, Any] = {"exclude_history": mask, "eligible": data.admitted}
-            for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
-                values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
-            given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
-            values["ranker"][split] = rank_by_ranker(ranker, cases, **given)
+        ranker, splits = (
+            models.ranker(model.parent),
+            {name: data.measured_cases(name) for name in ("validation", "test")},
+        )
+        seen = np.unique(np.concatenate([cases.histories.values for cases in splits.values()])).astype(np.int64)
+        near = similarities(data.training, data.num_items, items=seen)
+        few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
+        cpu, device = torch.device("cpu"), ranker.items.weight.device
+        sources: dict[str, tuple[CandidateSource, torch.device, int, int | None]] = {
+            "popularity": (Popularity(data.training.counts(data.num_items)), cpu, few, None),
+            "item_knn": (NearestItems(near), cpu, few, None),
+            "ranker": (RankerScores(ranker), device, options.batch_size, run.config.max_history),
+        }
+        values: dict[str, dict[str, Any]] = {}
+        for name, (source, place, batch_size, max_history) in sources.items():
+            given: dict[str, Any] = {"device": place, "batch_size": batch_size, "max_history": max_history}
+            given |= {"exclude_history": options.exclude_history, "eligible": data.admitted}
+            listed = {split: list_cases(source, cases, **given) for split, cases in splits.items()}
+            values[name] = {split: retrieval(items, splits[split]) for split, items in listed.items()}
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared_file("test.parquet"), model]
@@ -94,8 +92,6 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None
     """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
 
     Args:
-        run: of the checkpoint.
-        weights: the checkpoint's folder.
         reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
     """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
@@ -223,7 +219,6 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
 
     Args:
         run: with every stage of the arms.
-        arms: by name.
         left_out: trained arms that are not among them, and why.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))

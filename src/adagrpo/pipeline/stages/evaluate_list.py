@@ -28,8 +28,6 @@ from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
-__all__ = ["evaluate_list", "list_stages"]
-
 FREE = "free.parquet"
 FREE_METRICS = ("hallucination", "invalid")
 

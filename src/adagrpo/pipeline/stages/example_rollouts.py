@@ -29,8 +29,6 @@ from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
-__all__ = ["draw_examples"]
-
 CASES = 128  # of the batch
 OUTCOMES = ("admitted", "easy", "undiscriminated", "degenerate")
 SHOWN = {"rollouts": 10, "history": 5, "title": 90}

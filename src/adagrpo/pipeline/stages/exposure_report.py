@@ -41,8 +41,6 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories
 
-__all__ = ["Exposed", "collect_exposures", "examined", "exposed", "report_exposures"]
-
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
 ORDER = ("all", "head", "middle", "tail", *band_names(EXPOSURES), *band_names(ACTIVITIES))
 

@@ -31,8 +31,6 @@ from adagrpo.trainer.lambdarank import (
 )
 from adagrpo.trainer.ranker_fit import Impressions
 
-__all__ = ["lambdarank"]
-
 
 def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
     """The validation cases of users whom the ranker sees, each logged item among negatives."""

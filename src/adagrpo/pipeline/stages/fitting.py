@@ -24,8 +24,6 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once", "progress"]
-
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
 
@@ -59,11 +57,9 @@ def fit_model(
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
 
     Args:
-        data: of the run.
         stage: that it is fitted in.
         model: changed in place.
         task: what to minimise and how to validate.
-        settings: of the fit.
         work: folder of the stage.
         files: text files that belong beside the weights, name to content.
         watch: notice a lost policy and end the fit there.
@@ -100,9 +96,6 @@ def measured_once(
 
     Args:
         data: of the run, which remembers what was measured as long as it is open.
-        policy: of the arm.
-        models: of the same run.
-        fit: the settings of the fit.
     """
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())

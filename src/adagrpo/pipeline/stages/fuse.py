@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation.baselines import similarities
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import REWARD
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
+from adagrpo.lists.sources import similarities
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -42,8 +42,6 @@ from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weigh
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import naming, write_file
 from adagrpo.types import Cases
-
-__all__ = ["MOST_CASES", "VALIDATION", "find_neighbours", "fuse"]
 
 VALIDATION = "validation.parquet"
 MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample

@@ -25,8 +25,6 @@ from adagrpo.pipeline.stages.prepare import log_source, note_described, prepared
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
-__all__ = ["fit_ranker", "fit_trees", "prepare_impressions"]
-
 HELD_OUT = "held_out.parquet"
 
 

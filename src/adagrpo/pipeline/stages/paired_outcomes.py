@@ -19,8 +19,6 @@ from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
 
-__all__ = ["pair_outcomes", "read_measured"]
-
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
@@ -29,7 +27,6 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
     Args:
         run: with these arms evaluated.
-        arms: their names.
     """
     data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
@@ -52,10 +49,6 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 def read_measured(data: RunData, folder: Path) -> Measured:
     """Read an evaluation's folder, user by user.
-
-    Args:
-        data: of the run.
-        folder: of an evaluated checkpoint.
 
     Raises:
         UserError: a file of it is missing, or not as it was written.

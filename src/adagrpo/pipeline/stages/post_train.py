@@ -28,8 +28,6 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
 
-__all__ = ["train_arm"]
-
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     """Post-train one arm from the best sft checkpoint."""

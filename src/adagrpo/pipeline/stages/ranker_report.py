@@ -55,8 +55,6 @@ from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import group_step, keyed_generator
 from adagrpo.types import Cases, Histories
 
-__all__ = ["report_ranker"]
-
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
 CONTROLS = tuple(name for name, gate in GATES.items() if gate.is_shadowed)
 THIRDS = ("easiest third", "middle third", "hardest third")

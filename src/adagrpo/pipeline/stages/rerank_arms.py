@@ -24,8 +24,6 @@ from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predic
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["re_rankings"]
-
 
 def re_rankings(name: str) -> dict[str, Declare]:
     """The stages of a re-ranked list by name; none of any other list.

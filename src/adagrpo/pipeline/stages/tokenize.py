@@ -16,7 +16,6 @@ from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_tokenize
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.semantic_ids import (
     Catalog,
@@ -57,8 +56,6 @@ def tokenize(run: RunDirectory) -> Declaration:
         inputs.append(run.path(*ENCODED))
 
     def build(work: Path) -> None:
-        if options.published is None:
-            say_tokenize(data)
         codes, error, quantization = _quantize(run)
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")

@@ -24,8 +24,6 @@ from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_te
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 
-__all__ = ["Judged", "as_judged", "read_judged"]
-
 
 class Judged(NamedTuple):
     """The exposures of one judge, by user."""
@@ -52,10 +50,8 @@ def read_judged(
         path: a table, see `read_table`.
         prepared: the folder of the prepared data.
         user: the column of users, in the ids of the logs.
-        item: the column of items.
         labels: columns of true and false.
         some_users: that many users at most, a function of (seed, user).
-        seed: of that draw.
         max_expansion: see `adagrpo.data.logs.unpacking`.
 
     Returns:

@@ -30,8 +30,6 @@ from adagrpo.data.simulation.marketplace import (
 from adagrpo.data.simulation.world import WAVES, Catalogue, Marketplace, make_catalogue, unit
 from adagrpo.storage.writing import atomic_file
 
-__all__ = ["Answers", "Population", "populate"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -12,8 +12,8 @@ import pytest
 from scipy.special import expit
 
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
-from adagrpo.data.simulation.population import Population, populate
 from adagrpo.errors import UserError
+from research.closed_loop.population import Population, populate
 
 WORLD = Marketplace(
     users=60, items=120, categories=4, styles=2, steps=6, slate_size=5, later_share=0.1, satiation=2.0, dwell_seconds=20

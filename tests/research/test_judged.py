@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
-from adagrpo.data.judged import as_judged, read_judged
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole, write_prepared
 from adagrpo.data.splits import leave_one_out
 from adagrpo.errors import UserError
+from research.exposed_feed.judged import as_judged, read_judged
 
 # user, item, place, whether it was watched: user 7 has 10, 11, 12 and left 13, user 8 has 12 and 13
 LOG = [(7, 10, 0, 1), (7, 13, 1, 0), (7, 11, 2, 1), (7, 12, 3, 1), (8, 12, 0, 1), (8, 13, 1, 1)]
