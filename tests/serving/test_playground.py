@@ -196,7 +196,7 @@ def test_what_is_left_out_is_said_with_the_place_it_would_have(site: Site) -> No
 def test_another_arm_explains_its_own_list(site: Site) -> None:
     body = {"history": [13, 23], "k": 5}
     other = site.ask("/v1/explain", body | {"arm": "nll"})[1]
-    assert other["versions"]["arm"] == "nll/best" and site.manager.now.about["arm"] == "adagrpo"
+    assert other["versions"]["arm"] == "nll+rerank/best" and site.manager.now.about["arm"] == "adagrpo+rerank"
     served = site.manager.load_other(arm="nll").recommender
     expected = served.recommend([Query(served.known([13, 23])[0])])[0].items[:5]
     assert [row["item_id"] for row in other["list"]] == expected
@@ -284,7 +284,7 @@ def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path
     rows = re.findall(r"<tr>(.*?)</tr>", text, re.S)
     body = {"history": [13, 23], "k": 5, "exclude_history": True, "exclude": {"item_id": ["33"]}}
     expected = site.ask("/v1/explain", body)[1]
-    assert len(rows) == 6 and "rank in nll/best" in rows[0] and "reward" in rows[0]
+    assert len(rows) == 6 and "rank in nll+rerank/best" in rows[0] and "reward" in rows[0]
     for row, item in zip(rows[1:], expected["list"], strict=True):
         assert f'<span class="id">{item["item_id"]}</span>' in row and row.count("<meter") == len(item["codes"])
     assert "catalogue 0001-" in text and ", 29 items" in text

@@ -52,7 +52,8 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     run = opened(copied, f"evaluation.exclude_history={str(mask).lower()}")
     models = Models(RunData(run))
     served, about = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=mask)
-    assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", models.data.num_items)
+    assert about["arm"] == ("adagrpo+rerank" if weight else "adagrpo")
+    assert (about["checkpoint"], about["items"]) == ("final", models.data.num_items)
     cases = models.data.cases("test")
     expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
     if weight:
@@ -286,7 +287,7 @@ def test_health_says_what_is_served(service: Service) -> None:
     assert (reply["name"], reply["checkpoint"], reply["exclude_history"]) == ("tiny", "best", False)
     assert reply["why"].endswith("the best of sft, nll, adagrpo") and reply["arm"] in ("sft", "nll", "adagrpo")
     said = {*HealthAnswer.model_fields}  # in /openapi.json
-    assert {*reply} == said - {"explore", "experiment", "reward_spread"}
+    assert {*reply} == said - {"degraded", "explore", "experiment", "reward_spread"}
     HealthAnswer.model_validate(reply, strict=True)
 
 

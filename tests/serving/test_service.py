@@ -54,6 +54,7 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
         "codes": [[3], [4]],
         "source": "policy",
         "reranked": False,
+        "degraded": None,
         "repeated": False,
         "short": None,
         "unknown": ["x"],

@@ -55,6 +55,7 @@ class Playground:
 
     manager: ModelManager
     other: Serving | None = None
+    other_arm: str | None = None
     loaded_for: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
     titles: WeakKeyDictionary[Serving, ItemTitles] = field(
         default_factory=WeakKeyDictionary
@@ -110,12 +111,12 @@ class Playground:
             return served
         if arm not in served.about.get("arms", ()):
             raise BadRequest("arm: not trained in this run")
-        if self.other is None or self.other.about.get("arm") != arm or self.loaded_for() is not served:
+        if self.other is None or self.other_arm != arm or self.loaded_for() is not served:
             try:
                 self.other = self.manager.load_other(arm=arm, catalog=served.versions["catalog"])
             except (UserError, ServiceError) as error:
                 raise BadRequest(str(error), 409) from error
-            self.loaded_for = ref(served)  # a model that was exchanged is not held for the page
+            self.other_arm, self.loaded_for = arm, ref(served)  # a model that was exchanged is not held for the page
         return self.other
 
 
