@@ -1,6 +1,6 @@
-"""Writes the tables and charts of the study from the rows of `research.closed_loop`, and nothing else of its page.
+"""Writes the tables and charts of the study from the rows of `research.closed_loop`, and nothing else.
 
-    python -m research.closed_loop.tables             the marked tables of README.md and the charts
+    python -m research.closed_loop.tables             the marked tables of tables.md and the charts
     python -m research.closed_loop.tables --check     ends with 1 where they are not what the rows say
 
 Without `--loop FOLDER`, which takes the rows of a loop over into the study first. A value of a market is the mean over
@@ -71,14 +71,14 @@ def main() -> None:
 
 
 def written() -> Mapping[Path, str]:
-    """What the page and the charts of the study should hold."""
+    """What the tables and the charts of the study should hold."""
     plan, _ = read_loop_plan(STUDY / "plan.yaml")
     rows, against, seen, first, tested = (
         [dict(row) for row in read_rows(STUDY / f"{name}.jsonl")]
         for name in ("rows", "contrasts", "signs", "canaries", "experiments")
     )
     still = [dict(row) for row in read_rows(STUDY / "stationary-signs.jsonl")]
-    page = STUDY / "README.md"
+    page = STUDY / "tables.md"
     tables = {
         "markets": outcomes(plan, rows, against),
         "claims": claims(plan, rows),

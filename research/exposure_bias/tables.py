@@ -1,4 +1,4 @@
-"""Draws the curves over the exposure bias and prints their tables, from the rows of `research.exposure_bias.measure`.
+"""Prints the tables of the study, from the rows of `research.exposure_bias.measure`.
 
     python -m research.exposure_bias.tables
 
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.statistics import seed_interval
-from adagrpo.report import Series, Table, line_chart, read_rows, to_markdown
-from adagrpo.report.canvas import standalone
+from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.report.tables import Alignment
-from adagrpo.storage.writing import write_file
 from research.command import run
 
 BANDS = ("all", "head", "middle", "tail")
@@ -30,14 +28,11 @@ Figure = Callable[[Row], float | None]
 
 
 def main() -> None:
-    """Draw and print."""
+    """Print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("exposure-bias.jsonl"))
-    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures" / "exposure-bias")
     options = parser.parse_args()
     rows = read_rows(options.results)
-    for name, svg in charts(rows).items():
-        write_file(options.figures / f"{name}.svg", standalone(svg))
     for title, table in tables(rows).items():
         print(f"{title}\n\n{to_markdown(table)}\n")
 
@@ -107,40 +102,6 @@ def over_biases(rows: Sequence[Row], figure: Figure) -> list[float]:
         if result is not None:
             values.setdefault(row["seed"], []).append(result)
     return [sum(part) / len(part) for _, part in sorted(values.items())]
-
-
-def charts(rows: Sequence[Row]) -> dict[str, str]:
-    """The curves, by file name."""
-    dial = biases(rows)
-    arms = list(rows[0]["arms"])
-
-    def curve(name: str, figure: Figure) -> Series:
-        values = [at(rows, bias, figure) for bias in dial]
-        return Series(name, dial, [sum(part) / len(part) if part else None for part in values])
-
-    def chart(title: str, y_label: str, lines: Sequence[tuple[str, Figure]], percent: bool = False) -> str:
-        series = [curve(name, figure) for name, figure in lines]
-        return line_chart(series, title=title, x_label="exposure bias", y_label=y_label, percent=percent)
-
-    drawn = {
-        "ranker": chart(
-            "The ranker against the truth", "rank correlation", [(band, correlation(band)) for band in BANDS]
-        ),
-        "utility": chart(
-            "What users get", "true utility@10", [(arm, measured(arm, "true_utility@10")) for arm in arms]
-        ),
-    }
-    for metric, name, title in (
-        ("true_utility@10", "utility-gain", "What users get, less what continued NLL gives"),
-        ("mean_reward@10", "reward-gain", "What the reward measures, less that of continued NLL"),
-    ):
-        gated = [arm for arm in arms if arm not in (BASE, "grpo")]
-        drawn[name] = chart(title, f"{metric} - {BASE}", [(arm, gained(arm, metric)) for arm in gated])
-    for reward in REWARDS:
-        title = f"What gates select, reward of {reward}" if reward == REWARDS[0] else "What gates select, cross-fitted"
-        lines = [(gate, selected(reward, gate)) for gate in CONTROLS if gate != "oracle"]
-        drawn[f"gates-{reward.replace(' ', '-')}"] = chart(title, "accuracy, admitted - rejected", lines, percent=True)
-    return drawn
 
 
 def tables(rows: Sequence[Row]) -> dict[str, Table]:

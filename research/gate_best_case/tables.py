@@ -1,6 +1,6 @@
-"""The tables of the page of this study, from its rows.
+"""The tables of this study, `tables.md`, from its rows.
 
-python -m research.gate_best_case.tables        # writes them into README.md
+python -m research.gate_best_case.tables        # writes them
 python -m research.gate_best_case.tables --check
 """
 
@@ -62,7 +62,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         )
         for reward, name, entries in _by(rows, "arms")
     ]
-    header = ("reward", "arm", "admitted", "pressure over the fit", "true utility@10", "HR@10, points")
+    header = ("reward", "arm", "admitted", "reward strength over the fit", "true utility@10", "HR@10, points")
     return Table(header, tuple(cells), ("left", "left", "right", "right", "right", "right"))
 
 
@@ -73,13 +73,13 @@ def _mean(entries: Sequence[Mapping[str, Any]], name: str, scale: float, form: s
 
 
 def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page with its tables as the rows have them."""
+    """The text with its tables as the rows have them."""
     return with_marked(text, "gates", {"pairs": pairs_table(rows), "arms": arms_table(rows)})
 
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
-    page = HERE / "README.md"
+    page = HERE / "tables.md"
     keep_page(page, written(page.read_text(encoding="utf-8"), list(read_rows(HERE / "gates.jsonl"))), __doc__)
 
 

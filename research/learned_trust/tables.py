@@ -1,6 +1,6 @@
-"""The tables of the page of this study, from its rows.
+"""The tables of this study, `tables.md`, from its rows.
 
-python -m research.learned_trust.tables        # writes them into README.md
+python -m research.learned_trust.tables        # writes them
 python -m research.learned_trust.tables --check
 """
 
@@ -127,7 +127,7 @@ def real_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def written(text: str, rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
-    """The page with its tables as the rows of the worlds and those of the real sets have them."""
+    """The text with its tables as the rows of the worlds and those of the real sets have them."""
     made = {"rerank": rerank_table, "over": over_table, "pressed": pressed_table, "arms": arms_table}
     tables = {name: table(rows) for name, table in made.items()} | {"real": real_table(real)}
     return with_marked(text, "trust", tables)
@@ -135,7 +135,7 @@ def written(text: str, rows: list[dict[str, Any]], real: list[dict[str, Any]]) -
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
-    page = HERE / "README.md"
+    page = HERE / "tables.md"
     worlds, real = (list(map(dict, read_rows(HERE / file))) for file in FILES)
     keep_page(page, written(page.read_text(encoding="utf-8"), worlds, real), __doc__)
 

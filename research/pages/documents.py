@@ -33,6 +33,7 @@ Prose stays with those who write it. A marker in a code block is an example and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.readings import admitted_table, diagnosed_table, hard_table, matched_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
+from research.pages.study_pictures import study_pictures
 from research.pages.summary import headline_table, summary_table, validation_table
 from research.pages.trial_picture import outcomes, trial_picture, trials
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
@@ -60,6 +62,7 @@ __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 
 BEGIN, CLOSE, END = "<!-- table:", "-->", "<!-- end of table -->"
 FENCE = "```"
+IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+\.svg)\)")
 KEYS = {
     "arms": ("seed", "columns", "checkpoint", "form"),
     "comparison": ("form", "checkpoint"),
@@ -127,9 +130,10 @@ def tables_into(results: Path, places: Sequence[Path], *, check: bool = False) -
 
 
 def figures_into(results: Path, *, check: bool = False) -> list[Path]:
-    """Write the charts of every comparison and quality map: `figures/<name>/<what it shows>.svg` beside its file.
+    """Write the charts that pages show: `figures/<name>/<what it shows>.svg` beside the comparison or quality map.
 
-    The figures of the README, `rewards.svg` and `trial.svg` in `figures/`, are drawn where the rows that they need are.
+    A chart that no page of the folder shows is not drawn. Charts of studies (`research.pages.study_pictures`) and the
+    figures of the README, `rewards.svg` and `trial.svg` in `figures/`, are drawn where the rows that they need are.
 
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
@@ -157,6 +161,10 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
         for name in known:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
             drawn[chart] = standalone(quality_figure(rows, name).svg)
+    pages = {page: _read(page) for page in results.rglob("*.md")}
+    shown = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
+    drawn = {path: svg for path, svg in drawn.items() if path.resolve() in shown}
+    drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
     if sources(results):
         drawn[results / "figures" / "rewards.svg"] = standalone(overview_figure(effects(results)))
     if trials(results):

@@ -44,7 +44,16 @@ def tuned_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             )
         )
     label = metric_label(METRIC)
-    header = ("family", "pressure", "lambda", "rollouts", "positions", "steps", label, f"{label}, worst of the rung")
+    header = (
+        "family",
+        "reward strength",
+        "lambda",
+        "rollouts",
+        "positions",
+        "steps",
+        label,
+        f"{label}, worst of the rung",
+    )
     return Table(header, tuple(cells), ("left", "right", "right", "left", "left", "right", "right", "right"))
 
 
@@ -70,7 +79,7 @@ def pressed_table(content: Mapping[str, Any]) -> Table:
             )
         )
     label = f"{metric_label(metric)} against {baseline}{', points' * is_rate(metric)}"
-    header = ("arm", "lambda", "pressure over the fit", "admitted", f"best, {label}", f"last step, {label}")
+    header = ("arm", "lambda", "reward strength over the fit", "admitted", f"best, {label}", f"last step, {label}")
     return Table(header, tuple(cells), ("left", *("right",) * 5))
 
 

@@ -22,7 +22,7 @@ def main() -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a set, seed and arm: NDCG@10 after the last step against the start and against continued NLL."""
-    header = ("set", "seed", "arm", "start", "against start", "against nll", "free codes of no item", "holds")
+    header = ("set", "seed", "arm", "start", "against start", "against nll", "invalid among free draws", "holds")
     cells = tuple(
         (
             row["set"],

@@ -232,6 +232,10 @@ def test_charts_are_drawn_where_there_is_something_to_draw(results: Path, tmp_pa
         row["test"] |= {name: {"mean": 0.1 * place} for name in ("hallucination@10", "mean_reward@10")}
         row["test"]["true_utility@10"] = {"mean": 0.5}
     (results / "tiny.comparison.json").write_text(json.dumps(content), encoding="utf-8")
+    assert figures_into(results) == []  # no page shows them
+    names = ("frontier", "utility")
+    page = "".join(f"![What it shows](figures/tiny/{name}.svg)\n" for name in names)
+    (results / "README.md").write_text(page, encoding="utf-8")
     with pytest.raises(UserError, match=r"frontier\.svg, .*utility\.svg: not what the results say"):
         figures_into(results, check=True)
     assert figures_into(results) == [charts / "tiny" / "frontier.svg", charts / "tiny" / "utility.svg"]

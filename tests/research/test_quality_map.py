@@ -61,6 +61,7 @@ def test_rows_and_table(data: Path, tmp_path: Path, monkeypatch: Any, capsys: An
     assert float(last) == pytest.approx(100 * (coverage[-1] - coverage[-2]), abs=0.005)
     (tmp_path / "map").mkdir()
     results.rename(tmp_path / "map" / "quality-x.jsonl")
+    (tmp_path / "map" / "README.md").write_text("![Hits](figures/quality-x/hr.svg)\n", encoding="utf-8")
     (chart,) = figures_into(tmp_path / "map")
     assert chart == tmp_path / "map" / "figures" / "quality-x" / "hr.svg"
     svg = chart.read_text(encoding="utf-8")

@@ -1,14 +1,14 @@
-"""Pages and charts of studies that write them themselves are what their rows say; others: `test_documents`."""
+"""Tables and charts of studies are what their results say, and their pages quote them; more in `test_documents`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from adagrpo.report import read_rows, to_markdown
-from adagrpo.report.canvas import standalone
 from research.closed_loop import tables as closed_loop
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
@@ -16,13 +16,22 @@ from research.interleaving import measure as interleaving
 from research.learned_trust import tables as learned_trust
 from research.off_policy_logs import measure as off_policy_logs
 from research.random_exposure import propensity
+from research.small_data import table as small_data
 from research.tokenizers import measure as tokenizers
 
 STUDIES = Path(__file__).parents[2] / "research"
 
 
+INTERVAL = re.compile(r"[+−-]?[\d.]+(?: %)? \([+−-]?[\d.]+ (?:…|to) [+−-]?[\d.]+(?:; [^)]*)?\)")
+MARKS = re.compile(r"<!-- (?:end of )?\w+(?:: [^>]*)? -->")
+
+
+def tables() -> list[Path]:
+    return [*STUDIES.glob("*/tables.md"), *STUDIES.glob("*/tables/*.md")]
+
+
 def page(study: str) -> str:
-    return (STUDIES / study / "README.md").read_text(encoding="utf-8")
+    return (STUDIES / study / "tables.md").read_text(encoding="utf-8")
 
 
 def rows(study: str, name: str = "rows") -> list[dict[str, object]]:
@@ -48,21 +57,33 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "random_exposure": lambda: (
         f"| {' | '.join(cells[3:])} |\n" for cells in propensity.table(rows("random_exposure", "propensity")).rows
     ),
+    "small_data": lambda: [to_markdown(small_data.table(read_rows(STUDIES / "small_data" / "small-data.jsonl")))],
     "tokenizers": of_tokenizers,
 }
 
 
 @pytest.mark.parametrize("study", PARTS)
-def test_a_page_says_what_its_rows_say(study: str) -> None:
+def test_tables_say_what_their_results_say(study: str) -> None:
     parts = list(PARTS[study]())
     assert parts and all(part in page(study) for part in parts)
+
+
+def test_intervals_that_a_page_quotes_stand_in_a_table() -> None:
+    known = "".join(path.read_text(encoding="utf-8") for path in tables())
+    folders = {STUDIES, *(path.parent for path in STUDIES.glob("*/tables*"))}
+    pages = [folder / "README.md" for folder in folders if (folder / "README.md").is_file()]
+    quoted = {path.parent.name: INTERVAL.findall(path.read_text(encoding="utf-8")) for path in pages}
+    assert len(pages) >= 9 and sum(map(len, quoted.values())) > 100
+    assert [(name, text) for name, found in quoted.items() for text in found if text not in known] == []
+
+
+@pytest.mark.parametrize("path", tables(), ids=lambda path: path.relative_to(STUDIES).as_posix())
+def test_files_of_tables_hold_headings_commands_and_tables_alone(path: Path) -> None:
+    text = re.sub(r"^```\n.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in MARKS.sub("", text).splitlines() if line and not line.startswith(("#", "|"))] == []
 
 
 @pytest.mark.slow  # draws charts anew
 def test_files_of_studies_are_those_of_their_rows() -> None:
     for path, text in closed_loop.written().items():
         assert path.read_text(encoding="utf-8") == text, path.name
-    drawn = exposure_bias.charts(rows("exposure_bias", "exposure-bias"))
-    folder = STUDIES / "exposure_bias" / "figures" / "exposure-bias"
-    files = {path.stem: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-    assert files == {name: standalone(svg) for name, svg in drawn.items()}
