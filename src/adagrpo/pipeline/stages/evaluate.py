@@ -27,12 +27,12 @@ from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
-from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
