@@ -153,13 +153,13 @@ def list_cases(
         exclude_history: leave out the items of a case's whole history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    longest = int(cases.histories.lengths.max()) if max_history is None else max_history
+    longest = int(cases.histories.lengths.max(initial=1)) if max_history is None else max_history
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in batches(cases, batch_size, longest, device, whole=exclude_history):
         scores = source.scores(histories)
-        closed = (
-            torch.zeros_like(scores, dtype=torch.bool) if eligible is None else (~eligible).expand_as(scores).clone()
-        )
+        closed = torch.zeros_like(scores, dtype=torch.bool)
+        if eligible is not None:
+            closed |= ~eligible.to(device)
         if exclude_history:
             whole = histories.whole
             closed[(whole >= 0).nonzero()[:, 0], whole[whole >= 0]] = True

@@ -50,10 +50,8 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
     model = run.path("ranker", "best", "model.safetensors")
 
     def build(work: Path) -> None:
-        ranker, splits = (
-            models.ranker(model.parent),
-            {name: data.measured_cases(name) for name in ("validation", "test")},
-        )
+        ranker = models.ranker(model.parent)
+        splits = {name: data.measured_cases(name) for name in ("validation", "test")}
         seen = np.unique(np.concatenate([cases.histories.values for cases in splits.values()])).astype(np.int64)
         near = similarities(data.training, data.num_items, items=seen)
         few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
