@@ -80,7 +80,7 @@ def interval_chart(
         reference: a value to draw a line at, such as no difference, or chance.
 
     Example:
-        >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), None])
+        >>> band = Band("ranker", [IntervalMark(0.1, 0.0, 0.2), None])
         >>> svg = interval_chart(["few", "many"], [band], title="t", x_label="x", y_label="y", reference=0.0)
         >>> ">ranker<" in svg, ">few<" in svg
         (True, True)
@@ -130,7 +130,7 @@ def forest_chart(
         notes: what stands above the legend, in as many lines as it needs.
 
     Example:
-        >>> row = ForestRow("nll, best", {"nll": Estimate(0.1, -0.1, 0.3)})
+        >>> row = ForestRow("nll, best", {"nll": IntervalMark(0.1, -0.1, 0.3)})
         >>> ">nll, best<" in forest_chart([row], title="t", x_label="x")
         True
     """
@@ -183,7 +183,7 @@ def map_chart(
         largest: the absolute value with the full colour; maps to be compared have the same.
 
     Example:
-        >>> cells = [[Cell(0.5, ("+50.0", "8 cases")), Cell(None, ("–", "no case"))]]
+        >>> cells = [[MapCell(0.5, ("+50.0", "8 cases")), MapCell(None, ("–", "no case"))]]
         >>> svg = map_chart(["hard"], ["low", "high"], cells, title="t", row_label="d", column_label="q", largest=1.0)
         >>> svg.count(">8 cases<"), svg.count("opacity: 0.29")
         (1, 1)
