@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -124,7 +123,7 @@ def test_ties_are_broken_as_chance_would() -> None:
             np.array([number[name] for name in targets], dtype=np.int32),
         )
         source = Popularity(np.bincount(values, minlength=40))
-        lists = list_cases(source, cases, device=torch.device("cpu"), batch_size=10, width=width)
+        lists = list_cases(source, cases, batch_size=10, width=width)
         return float((lists == cases.targets[:, None]).any(axis=1).mean())
 
     keys = [number.to_bytes(2, "big") for number in range(300)]

@@ -11,6 +11,7 @@ import adagrpo.evaluation.predictions as evaluation
 from adagrpo.evaluation.predictions import (
     Predictions,
     predict,
+    rank_by_ranker,
     reordered,
     retrieval,
     sample_cases,
@@ -332,3 +333,50 @@ def test_progress_counts_cases() -> None:
         report=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker, catalog = make_ranker(200), make_catalog(200, 8)
+    cases = long_cases(make_policy(catalog), catalog, 0)
+    lists: list[np.ndarray] = []
+    monkeypatch.setattr(evaluation, "retrieval", lambda items, cases: lists.append(items) or {})
+    rows = []
+    for row in range(len(cases)):  # all but six are what the ranker would recommend
+        scores = ranker.score(seen_history(cases, row), torch.arange(200)[None])[0].numpy()
+        rows.append(np.concatenate([np.argsort(-scores)[:54], cases.histories.row(row)[-MAX_HISTORY:]]))
+    long = Cases(cases.users, Ragged(np.concatenate(rows).astype(np.int32), cases.histories.offsets), cases.targets)
+    for arguments in (cases, long):
+        rank_by_ranker(ranker, arguments, batch_size=5, max_history=MAX_HISTORY, width=10, exclude_history=True)
+        for row, actual in enumerate(lists.pop()):
+            scores = ranker.score(seen_history(arguments, row), torch.arange(200)[None])[0].numpy()
+            scores[arguments.histories.row(row)] = -np.inf
+            assert actual.tolist() == np.argsort(-scores)[:10].tolist()
+
+
+def test_the_ranker_can_be_masked_too() -> None:
+    ranker, cases = make_ranker(80), make_cases(80, count=30)
+    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, exclude_history=True)
+    hits = []
+    for row in range(len(cases)):
+        scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
+        scores[cases.histories.row(row)] = -np.inf
+        hits.append(cases.targets[row] in np.argsort(-scores)[:10] and np.isfinite(scores[cases.targets[row]]))
+    assert values["hr@10"] == pytest.approx(np.mean(hits), rel=1e-12)
+
+
+def test_rank_by_ranker_equals_a_full_sort() -> None:
+    ranker, cases = make_ranker(80), make_cases(80, count=30)
+    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY)
+    ranks = []
+    for row in range(len(cases)):
+        scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
+        ranks.append(int((scores > scores[cases.targets[row]]).sum()) + 1)
+    for k in (1, 5, 10, 50):
+        assert values[f"hr@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]), rel=1e-12)
+    gains = [1 / math.log2(1 + rank) if rank <= 10 else 0.0 for rank in ranks]
+    assert values["ndcg@10"] == pytest.approx(np.mean(gains), rel=1e-12)
+
+
+def test_rank_by_ranker_of_a_catalogue_smaller_than_the_cutoffs() -> None:
+    values = rank_by_ranker(make_ranker(4), make_cases(4), batch_size=3, max_history=MAX_HISTORY)
+    assert values["hr@5"] == values["hr@10"] == values["hr@50"] == 1.0 and 0 < values["ndcg@10"] <= 1

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores, list_cases, similarities
-from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.types import Cases, Histories, Ragged
+from adagrpo.lists.sources import NearestItems, Popularity, list_cases, similarities
+from adagrpo.types import Cases, Ragged
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
@@ -22,10 +19,6 @@ def ragged(rows: list[list[int]]) -> Ragged:
 
 def make_cases(rows: list[list[int]]) -> Cases:
     return Cases(np.arange(len(rows), dtype=np.int32), ragged(rows), np.zeros(len(rows), dtype=np.int32))
-
-
-def lists_by(source: CandidateSource, cases: Cases, **options: Any) -> NDArray[np.int64]:
-    return list_cases(source, cases, device=torch.device("cpu"), **{"batch_size": 2} | options)
 
 
 TRAINING = [[0, 1, 2], [1, 2], [2, 3, 1], [4], [0, 4, 2, 2], []]
@@ -44,15 +37,23 @@ def slow_similarity(rows: list[list[int]], count: int) -> NDArray[np.float64]:
 
 def test_popularity_by_hand() -> None:
     # counts of items 0 .. 5: 2 3 5 1 2 0
-    actual = lists_by(Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2)
+    actual = list_cases(Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2)
     assert actual.tolist() == [[2, 1]] * 5
-    masked = lists_by(Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2, exclude_history=True)
+    masked = list_cases(
+        Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2, exclude_history=True, batch_size=2
+    )
     assert masked[1].tolist()[0] == 2 and masked[4].tolist()[0] == 4
     assert masked.shape == (5, 2) and 2 not in masked[2]
+    narrow = list_cases(
+        Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2, eligible=torch.arange(6) > 2
+    )
+    assert narrow.tolist() == [[4, 3]] * 5
 
 
 def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
-    actual = lists_by(Popularity(ragged(TRAINING).counts(6)), make_cases([[1, 2, 0]]), width=8, exclude_history=True)
+    actual = list_cases(
+        Popularity(ragged(TRAINING).counts(6)), make_cases([[1, 2, 0]]), width=8, exclude_history=True, batch_size=2
+    )
     assert sorted(actual[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
 
 
@@ -62,7 +63,7 @@ def test_item_knn_is_the_loop(mask: bool, size: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sources, "DECAY", 0.5)
     similarity = slow_similarity(TRAINING, 6)
     source = NearestItems(similarities(ragged(TRAINING), 6))
-    actual = lists_by(source, make_cases(CASES), width=6, exclude_history=mask, batch_size=size)
+    actual = list_cases(source, make_cases(CASES), width=6, exclude_history=mask, batch_size=size)
     for row, history in enumerate(CASES):
         scores = np.zeros(6)
         for age, item in enumerate(reversed(history)):
@@ -77,34 +78,9 @@ def test_item_knn_is_the_loop(mask: bool, size: int, monkeypatch: pytest.MonkeyP
 def test_only_the_nearest_neighbours_of_an_item_count() -> None:
     # item 1 is near 2 (2 of 2 users) and 0 (1 of 2): with one neighbour only 2 is left
     training = ragged([[1, 2], [1, 2, 0]])
-    assert lists_by(NearestItems(similarities(training, 3, 1)), make_cases([[1]]), width=3).tolist() == [[2, -1, -1]]
-    assert lists_by(NearestItems(similarities(training, 3, 2)), make_cases([[1]]), width=3).tolist() == [[2, 0, -1]]
-
-
-@pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize("narrowed", [False, True])
-@pytest.mark.parametrize("size", [4, 80])
-def test_the_list_of_a_ranker_is_a_full_sort(
-    mask: bool, narrowed: bool, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adagrpo.networks.layers.autocast_dtype", lambda device: None)  # bf16 would blur the order
-    ranker, generator = (
-        SequentialRanker(size, width=8, layers=1, heads=1, max_history=6),
-        torch.Generator().manual_seed(0),
-    )
-    with torch.no_grad():
-        for parameter in ranker.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    draw = np.random.default_rng(0)
-    cases = make_cases([draw.integers(0, size, draw.integers(1, 60)).tolist() for _ in range(12)])
-    eligible = torch.arange(size) % 3 > 0 if narrowed else None
-    options = {"exclude_history": mask, "eligible": eligible, "width": 10, "max_history": 6}
-    for row, actual in enumerate(lists_by(RankerScores(ranker), cases, **options)):
-        seen = torch.from_numpy(cases.histories.row(row)[-6:].astype(np.int64))[None]
-        scores = ranker.score(Histories(seen, torch.tensor([seen.shape[1]])), torch.arange(size)[None])[0].numpy()
-        if mask:
-            scores[cases.histories.row(row)] = -np.inf
-        if eligible is not None:
-            scores[~eligible.numpy()] = -np.inf
-        wanted = [item for item in np.argsort(-scores, kind="stable").tolist() if np.isfinite(scores[item])][:10]
-        assert actual.tolist() == wanted + [-1] * (10 - len(wanted))
+    assert list_cases(
+        NearestItems(similarities(training, 3, 1)), make_cases([[1]]), width=3, batch_size=2
+    ).tolist() == [[2, -1, -1]]
+    assert list_cases(
+        NearestItems(similarities(training, 3, 2)), make_cases([[1]]), width=3, batch_size=2
+    ).tolist() == [[2, 0, -1]]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-__all__ = ["plain_http"]
-
 
 def plain_http(value: str) -> str:
     """An address that names no password.

@@ -9,8 +9,6 @@ from pydantic import Field, field_validator
 
 from adagrpo.config.section import Section
 
-__all__ = ["EligibleConfig"]
-
 
 class EligibleConfig(Section):
     """Items that measured lists may hold: values of groups of the items, by the column.

@@ -11,8 +11,6 @@ from adagrpo.config.eligible import EligibleConfig
 from adagrpo.config.section import Positive, PositiveFloat, Section
 from adagrpo.metrics import comparable
 
-__all__ = ["CompareConfig", "EvaluationConfig"]
-
 
 class EvaluationConfig(Section):
     """Full-catalogue evaluation by beam search, and all lists that a run gives out.

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["explain"]
-
 SHOWN = 200  # characters of a key or value in a message
 RENAMED = {"mask_history": "exclude_history"}  # keys of earlier recipes that no similar name would be found for
 

@@ -8,17 +8,6 @@ from pydantic import Field, model_validator
 
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
-__all__ = [
-    "NEGATIVE_SOURCES",
-    "FitConfig",
-    "LambdaRankConfig",
-    "LanguageModelConfig",
-    "NegativeSource",
-    "PolicyConfig",
-    "RankerConfig",
-]
-
-
 NegativeSource = Literal["uniform", "popularity", "neighbours"]
 NEGATIVE_SOURCES: tuple[NegativeSource, ...] = get_args(NegativeSource)
 

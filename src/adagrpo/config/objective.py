@@ -11,8 +11,6 @@ from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Se
 from adagrpo.objective import GATES
 from adagrpo.objective.terms import TERMS, RewardTerm
 
-__all__ = ["VALIDATION", "GateName", "ObjectiveConfig", "TestName"]
-
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 _RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
 

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from adagrpo.config.section import Section
 
-__all__ = ["Change", "changed_settings", "read_settings"]
-
 NO_DEFAULT = object()
 
 

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
 
-__all__ = ["PublishedIds", "RqVaeConfig", "TokenizerConfig"]
-
 
 class PublishedIds(Section):
     """Semantic IDs made elsewhere: a Parquet file with one list of codes an item, or an index of token names.

@@ -16,8 +16,6 @@ from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 
-__all__ = ["ArmConfig", "TrainConfig"]
-
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
 TAKEN = ("sft", "rerank", *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm

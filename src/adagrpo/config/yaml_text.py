@@ -16,8 +16,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Settings", "as_overrides", "column_name", "dump_yaml", "json_text", "parse_yaml", "read_yaml"]
-
 Settings = Mapping[str, Any] | Sequence[str]
 
 LARGEST = 2**20  # bytes; the longest recipe has some thousands

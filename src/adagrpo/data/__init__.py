@@ -12,8 +12,7 @@ from adagrpo.data.prepared import (
     load_user_ids,
     write_prepared,
 )
-from adagrpo.data.sequences import length_bucketed_batches, pad
-from adagrpo.data.splits import Split, check_leakage, leave_one_out, temporal
+from adagrpo.data.splits import Split, leave_one_out, temporal
 
 __all__ = [
     "ColumnMapping",
@@ -22,16 +21,13 @@ __all__ = [
     "Refusals",
     "Split",
     "build_dataset",
-    "check_leakage",
     "leave_one_out",
-    "length_bucketed_batches",
     "load_cases",
     "load_impressions",
     "load_item_ids",
     "load_items",
     "load_training",
     "load_user_ids",
-    "pad",
     "read_items",
     "read_logs",
     "temporal",

@@ -1,4 +1,4 @@
-"""Full-catalogue evaluation of one policy.
+"""Full-catalogue evaluation of one policy, and of a ranker, on the same cases.
 
 Retrieval comes from beam search held to the catalogue; hallucination from free beam search of the same width, as the
 share of the first K sequences that name no item. Never sampled negatives (Krichene and Rendle 2020). Items are ranked
@@ -24,6 +24,7 @@ from adagrpo.networks.layers import Precision, mixed_precision
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Histories
@@ -192,6 +193,39 @@ def reordered(predictions: Predictions, weight: float, spread: float) -> Predict
         np.take_along_axis(values, order, 1) for values in (predictions.items, scores, predictions.rewards)
     )
     return predictions._replace(items=items, scores=scores.astype(np.float32), rewards=rewards, unmasked=None)
+
+
+@torch.no_grad()
+def rank_by_ranker(
+    ranker: SequentialRanker,
+    cases: Cases,
+    *,
+    batch_size: int,
+    max_history: int,
+    width: int = 50,
+    exclude_history: bool = False,
+    eligible: Tensor | None = None,  # (V,) bool
+) -> dict[str, float]:
+    """The ranker's own retrieval over the full catalogue, or what is eligible of it: how good is the reward model?"""
+    ranker.eval()
+    wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
+    items = np.full((len(cases), width), -1, dtype=np.int64)
+    for rows, histories in batches(cases, batch_size, max_history, ranker.items.weight.device, whole=exclude_history):
+        with mixed_precision(ranker):
+            scores = ranker.catalogue_scores(ranker.last_states(histories))
+        if eligible is not None:
+            scores = scores.masked_fill(~eligible, -torch.inf)
+        best = scores.topk(wide)
+        ranked = best.indices.masked_fill(best.values == -torch.inf, -1)
+        if exclude_history:
+            ranked = _unseen(ranked, best.values, histories, width)[0]
+            short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
+            if len(short) and wide < scores.shape[1]:
+                every = scores[short].sort(dim=1, descending=True, stable=True)
+                found = every.indices.masked_fill(every.values == -torch.inf, -1)
+                ranked[short] = _unseen(found, every.values, histories.rows(short), width)[0]
+        items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
+    return retrieval(items, cases)
 
 
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:

@@ -8,12 +8,4 @@ effects and fixed intervals                `adagrpo.experiments.effects`
 intervals for those who look daily         `adagrpo.experiments.anytime`
 users and days that it takes               `adagrpo.experiments.duration`
 ship, harm, inconclusive, invalid          `adagrpo.experiments.outcome`
-
-A service deals users to arms without the extra `ab`, so what needs it (`effects`, `outcome`) is not imported here.
 """
-
-from adagrpo.experiments.allocation import assign, uniform
-from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.plan import Plan, freeze, read_plan
-
-__all__ = ["Plan", "anytime_factor", "assign", "freeze", "read_plan", "uniform"]

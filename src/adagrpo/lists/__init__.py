@@ -1,13 +1,9 @@
 """Lists of items for a user: the beam, what may be in it, its order by a reward, and why a list is what it is."""
 
-from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.recommender import ListOrder, Query, Recommendations, Recommender
 
 __all__ = [
-    "Eligibility",
-    "Filter",
     "ListOrder",
-    "Narrowing",
     "Query",
     "Recommendations",
     "Recommender",

@@ -136,35 +136,32 @@ def list_cases(
     source: CandidateSource,
     cases: Cases,
     *,
-    device: torch.device,
-    batch_size: int,
-    max_history: int | None = None,
+    batch_size: int = 256,
     width: int = 50,
     exclude_history: bool = False,
     eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
-    """(N, W) best items of a source for each of `N` cases; -1 where it lists no further item.
+    """(N, W) best items of a source after the whole history of each of `N` cases; -1 where it lists no further item.
 
     Args:
         cases: `N` cases.
         batch_size: cases at a time.
-        max_history: items of a history that the source sees, the last ones; None: all.
         width: `W`.
-        exclude_history: leave out the items of a case's whole history.
+        exclude_history: leave out the items of a case's history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    longest = int(cases.histories.lengths.max()) if max_history is None else max_history
+    longest, cpu = int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
     items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in batches(cases, batch_size, longest, device, whole=exclude_history):
+    for rows, histories in batches(cases, batch_size, longest, cpu):
         scores = source.scores(histories)
-        closed = (
-            torch.zeros_like(scores, dtype=torch.bool) if eligible is None else (~eligible).expand_as(scores).clone()
-        )
+        closed = torch.zeros_like(scores, dtype=torch.bool)
+        if eligible is not None:
+            closed |= ~eligible.cpu()
         if exclude_history:
             whole = histories.whole
             closed[(whole >= 0).nonzero()[:, 0], whole[whole >= 0]] = True
         best = best_of(scores, closed, width)[0]
-        items[rows, : best.shape[1]] = best.cpu().numpy()
+        items[rows, : best.shape[1]] = best.numpy()
     return items
 
 

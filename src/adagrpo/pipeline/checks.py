@@ -30,8 +30,6 @@ from adagrpo.pipeline.stage_table import (
 )
 from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
 
-__all__ = ["check", "reward_stages"]
-
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 

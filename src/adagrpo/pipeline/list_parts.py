@@ -37,17 +37,6 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
 
-__all__ = [
-    "COUNTS",
-    "FACTS",
-    "Facts",
-    "LoggedHistories",
-    "Wanted",
-    "facts_of",
-    "part_path",
-    "read_parts",
-]
-
 FACTS = "adagrpo"  # the key in the metadata of a part
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
 

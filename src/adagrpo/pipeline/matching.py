@@ -1,4 +1,4 @@
-"""Arms whose lambda comes from the gated arm of the same seed: mixtures, as strong as the gate lets through.
+"""The λ that an arm had, and arms whose λ is that of another: mixtures, as strong as the gate lets through.
 
     mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
@@ -18,10 +18,20 @@ from adagrpo.config import ArmConfig
 from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.trainer.pressure import FILE
 
 MATCHED_BY_ADMISSION, NORM = NAMES
 MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
 MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
+
+
+def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
+    """λ, given or computed from the pressure; None for an arm without a reward, or one that validation gave no use."""
+    common = run.config.objective
+    if arm.term is None or arm.pressure_of(common) is None:
+        return None if arm.term is None else arm.weight_of(common)
+    path = run.find("train", arm.name, FILE)
+    return None if path is None else float(json.loads(path.read_text(encoding="utf-8"))["lambda_"])
 
 
 def check_matched(arms: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.weight_used import weight_used
+from adagrpo.pipeline.matching import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown

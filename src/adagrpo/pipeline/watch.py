@@ -28,8 +28,6 @@ from adagrpo.semantic_ids import Catalog
 from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["batch_of", "invalid_lists", "predicted_clicks", "watch"]
-
 DAY = 86_400
 ASKED = 200  # histories that the share of invalid codes is taken over
 TOP = 10

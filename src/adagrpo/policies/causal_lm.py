@@ -63,8 +63,6 @@ from adagrpo.policies.shared_prefix import (
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.types import Histories
 
-__all__ = ["KIND", "CausalLMPolicy", "build", "skeleton"]
-
 
 class CausalLMPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.policy.Policy`."""

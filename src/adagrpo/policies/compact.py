@@ -23,8 +23,6 @@ from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initial
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.types import Histories
 
-__all__ = ["KIND", "CompactContext", "CompactPolicy", "CompactState", "build"]
-
 
 @dataclass(frozen=True)
 class CompactContext:

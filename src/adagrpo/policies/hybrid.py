@@ -52,8 +52,6 @@ from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
-__all__ = ["KIND", "HybridContext", "HybridPolicy", "HybridState", "build"]
-
 _TINY = 1e-30
 _MANY = 2**22  # logits of all items; from here on those of the last level wait for the prefixes that ask
 

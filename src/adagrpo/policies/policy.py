@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from adagrpo.types import Histories
 
-__all__ = ["Context", "DecoderState", "Policy"]
-
 
 class Context(Protocol):
     """`N` encoded samples."""

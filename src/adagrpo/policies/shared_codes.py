@@ -21,8 +21,6 @@ from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
-__all__ = ["SharedCodesPolicy"]
-
 
 @dataclass(frozen=True)
 class SharedState:

@@ -1,6 +1,6 @@
 """The report of a run or a comparison: one offline HTML page, and its tables as Markdown or plain text."""
 
-from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.charts import Series, line_chart
 from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
@@ -27,7 +27,6 @@ from adagrpo.report.summary import arm_sentences, summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 
 __all__ = [
-    "Point",
     "Series",
     "Table",
     "arm_sentences",
@@ -51,8 +50,6 @@ __all__ = [
     "read_comparison",
     "read_rows",
     "results_table",
-    "scatter_chart",
-    "stacked_area_chart",
     "summary_sentences",
     "to_markdown",
     "to_text",

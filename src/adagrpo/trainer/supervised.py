@@ -10,8 +10,6 @@ from torch import Tensor
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 
-__all__ = ["Supervised", "SupervisedMicro", "nll_term"]
-
 
 class SupervisedMicro(NamedTuple):
     """A micro-batch, and how many NLL positions its optimiser step has."""

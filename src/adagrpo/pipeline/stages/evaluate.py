@@ -15,31 +15,30 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, summarise
-from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores, list_cases, similarities
+from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
+from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, list_cases, similarities
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
-from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
-LARGEST_BATCH = 2**24  # scores of the whole catalogue at a time, for sources that need no accelerator
+LARGEST_BATCH = 2**24  # scores of the whole catalogue at a time
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
@@ -50,25 +49,21 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
     model = run.path("ranker", "best", "model.safetensors")
 
     def build(work: Path) -> None:
-        ranker, splits = (
-            models.ranker(model.parent),
-            {name: data.measured_cases(name) for name in ("validation", "test")},
-        )
+        ranker = models.ranker(model.parent)
+        splits = {name: data.measured_cases(name) for name in ("validation", "test")}
         seen = np.unique(np.concatenate([cases.histories.values for cases in splits.values()])).astype(np.int64)
-        near = similarities(data.training, data.num_items, items=seen)
-        few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
-        cpu, device = torch.device("cpu"), ranker.items.weight.device
-        sources: dict[str, tuple[CandidateSource, torch.device, int, int | None]] = {
-            "popularity": (Popularity(data.training.counts(data.num_items)), cpu, few, None),
-            "item_knn": (NearestItems(near), cpu, few, None),
-            "ranker": (RankerScores(ranker), device, options.batch_size, run.config.max_history),
+        sources: dict[str, CandidateSource] = {
+            "popularity": Popularity(data.training.counts(data.num_items)),
+            "item_knn": NearestItems(similarities(data.training, data.num_items, items=seen)),
         }
-        values: dict[str, dict[str, Any]] = {}
-        for name, (source, place, batch_size, max_history) in sources.items():
-            given: dict[str, Any] = {"device": place, "batch_size": batch_size, "max_history": max_history}
-            given |= {"exclude_history": options.exclude_history, "eligible": data.admitted}
-            listed = {split: list_cases(source, cases, **given) for split, cases in splits.items()}
-            values[name] = {split: retrieval(items, splits[split]) for split, items in listed.items()}
+        given: dict[str, Any] = {"exclude_history": options.exclude_history, "eligible": data.admitted}
+        few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
+        values: dict[str, dict[str, Any]] = {name: {} for name in (*sources, "ranker")}
+        for split, cases in splits.items():
+            for name, source in sources.items():
+                values[name][split] = retrieval(list_cases(source, cases, batch_size=few, **given), cases)
+            seen_by_ranker = {"batch_size": options.batch_size, "max_history": run.config.max_history}
+            values["ranker"][split] = rank_by_ranker(ranker, cases, **given | seen_by_ranker)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared_file("test.parquet"), model]

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, PROPENSITY
 from adagrpo.data.prepared import load_impressions
 from adagrpo.errors import UserError
-from adagrpo.evaluation.predictions import retrieval, sample_cases, select_cases
-from adagrpo.lists.sources import RankerScores, list_cases
+from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -116,15 +115,13 @@ def _retrieval(
     cases = sample_cases(select_cases(everyone, seen), config.ranker.fit.validation_users, config.seed)
 
     def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:
-        items = list_cases(
-            RankerScores(ranker),
+        return rank_by_ranker(
+            ranker,
             cases,
-            device=ranker.items.weight.device,
             batch_size=config.evaluation.batch_size,
             max_history=config.max_history,
             exclude_history=config.evaluation.exclude_history,
         )
-        return retrieval(items, cases)
 
     def examine(best: SequentialRanker) -> dict[str, dict[str, float]]:
         groups = {"validation": seen, "left_out": unseen}

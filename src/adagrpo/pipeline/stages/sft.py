@@ -12,8 +12,6 @@ from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Supervised
 
-__all__ = ["sft"]
-
 
 def sft(run: RunDirectory) -> Declaration:
     """The starting policy: NLL from scratch; none of it where `policy.lm.trained` says that the checkpoint is one."""

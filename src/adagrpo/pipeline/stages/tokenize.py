@@ -40,8 +40,6 @@ from adagrpo.semantic_ids import (
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import hash_file
 
-__all__ = ["ENCODED", "encode", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
-
 ENCODED = ("encode", "vectors.parquet")
 CLUSTER_BOUND = 1.1  # items of a code of `balanced_kmeans`, as a multiple of V / K
 
