@@ -162,8 +162,8 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
             drawn[chart] = standalone(quality_figure(rows, name).svg)
     pages = {page: _read(page) for page in results.rglob("*.md")}
-    shown = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
-    drawn = {path: svg for path, svg in drawn.items() if path.resolve() in shown}
+    on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
+    drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
     drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
     if sources(results):
         drawn[results / "figures" / "rewards.svg"] = standalone(overview_figure(effects(results)))

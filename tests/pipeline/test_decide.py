@@ -129,7 +129,7 @@ def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple
 
 def test_fused_lists_are_arms_of_a_comparison(world: Any, data: Path, tmp_path: Path) -> None:
     config = Config.model_validate(world.recipe(reward=FEATURE, compare={"metric": "ndcg@10", "margins": {}}))
-    arms = ["nll", "rerank", "fuse", "nll+fuse"]
+    arms = ["nll", "rerank", "fuse", "nll+fuse", "nll+rerank"]
     content = Comparison(tmp_path / "compared", config, data, objectives=arms, seeds=[0]).carry_out()
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
     assert {("fuse", "best"), ("nll+fuse", "best"), ("nll", "final")} <= {*points} and (

@@ -60,7 +60,8 @@ class ListMaker:
         """The files that decide a list, beside the catalogue, the training data and its policy's weights."""
         run = self.models.run
         if name.order == RERANK:
-            return [run.path(STAGE, FILE), *self.models.reward_files]
+            own = self._own_weight(name)
+            return [run.path(STAGE, FILE), *([] if own is None else [own]), *self.models.reward_files]
         source = {NEIGHBOURS: self._neighbours, "ranker": run.path("ranker", "best", "model.safetensors")}
         if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
             return [source[name.order]] if name.order in source else []
@@ -114,7 +115,9 @@ class ListMaker:
         asked = (reward or self.reward) if self.asks_reward(name) else None
         if name.order == RERANK:
             known = read_reward_weights(self.models.run.checked(STAGE, FILE))
-            weight = known.rerank if self.reward_weight is None else self.reward_weight
+            own = self._own_weight(name)
+            chosen = known.rerank if own is None else float(json.loads(own.read_text(encoding="utf-8"))["weight"])
+            weight = chosen if self.reward_weight is None else self.reward_weight
             return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
             return ListOrder(reward=asked, fusion=self.fusion(name, self.fitted(name)))
@@ -140,6 +143,10 @@ class ListMaker:
         if kind == NEIGHBOURS:
             return NearestItems(load_neighbours(run.checked(NEIGHBOURS, NEIGHBOURS_FILE), data.num_items))
         return RankerScores(self.models.ranker(run.path("ranker", "best")))
+
+    def _own_weight(self, name: ListName) -> Path | None:
+        """Find what a comparison measured of a trained arm's re-ranked list, with the weight that it chose."""
+        return None if name.policy == START else self.models.run.find("evaluate", str(name), "best", "metrics.json")
 
     @property
     def _neighbours(self) -> Path:
