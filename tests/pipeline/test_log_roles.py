@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from adagrpo import cli
+from adagrpo.config import resolve_config
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
+from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import read_key
@@ -232,8 +234,11 @@ def test_what_a_service_logged_joins_the_run_that_served_it(
     served: tuple[Path, Path], shop: Shop, tmp_path: Path
 ) -> None:
     (log, key), out = served, tmp_path / "run"
-    before = command("prepare", shop.orders, "--out", out, *OF_ORDERS, *SETTINGS)
+    free = ["--set", "tokenizer.collisions=level"]
+    before = command("prepare", shop.orders, "--out", out, *OF_ORDERS, *SETTINGS, *free)
     assert before.status == 0, before.err
+    Run.open(out).tokenize()
+    Run.open(out).sft()
     bytes_before = {name: (out / "prepare" / name).read_bytes() for name in SAME}
     refused = command("prepare", "--exposures", log, "--out", out)
     assert refused.status == 2 and "--user-key-file FILE" in refused.err
@@ -248,4 +253,22 @@ def test_what_a_service_logged_joins_the_run_that_served_it(
     assert {name: (out / "prepare" / name).read_bytes() for name in SAME} == bytes_before
     run = Run.open(out)
     assert run.config.data.columns.user == "customer_id" and run.config.data.exposures is not None
+    run.tokenize()
+    run.sft()
+    assert run.made == []
+    assert run.config.data.exposures.clicks == ("click", "purchase")
     assert key.read_text().strip() not in (out / "run.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"impressions": {"logs": ["b"]}, "marketplace": {}}, "give logs"),
+        ({"logs": ["a"], "impressions": {"logs": ["a"]}}, "'a' is named twice"),
+        ({"logs": ["a"], "impressions": {"logs": ["b"]}, "split": {"kind": "impressions"}}, "give them as logs alone"),
+        ({"exposures": {"path": "x"}, "marketplace": {}}, "give either logs or marketplace or exposures"),
+    ],
+)
+def test_sources_that_do_not_stand_beside_each_other_are_refused(data: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve_config({"data": data}, [], "recipe")
