@@ -272,3 +272,44 @@ def test_what_a_service_logged_joins_the_run_that_served_it(
 def test_sources_that_do_not_stand_beside_each_other_are_refused(data: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         resolve_config({"data": data}, [], "recipe")
+
+
+def test_feedback_on_an_earlier_list_tells_no_ranker_of_a_held_out_order(
+    served: tuple[Path, Path], shop: Shop, tmp_path: Path
+) -> None:
+    """Each held-out item was on the first list, and its purchase came when it was ordered."""
+    (log, key), tables = served, list[bytes]()
+    for late in (False, True):
+        if late:
+            orders = pl.read_csv(shop.orders).with_columns(
+                at=pl.col("created_at").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("s")
+            )
+            user_hash, store = read_key(key), LocalExposureLog(log)
+            for (user,), rows in orders.sort("at", maintain_order=True).group_by("customer_id", maintain_order=True):
+                if len(rows) < 4:
+                    continue
+                at, item = float(rows["at"][0]) + 1, rows["sku"][-2]
+                name = f"late {user}"
+                store.write(
+                    [
+                        Exposure(
+                            request_id=name,
+                            time=at,
+                            slate=(item,),
+                            arm="sft",
+                            model_version="m",
+                            catalog_version="c",
+                            user_hash=user_hash(str(user)),
+                            key_version=user_hash.fingerprint,
+                        )
+                    ]
+                )
+                store.feedback([Feedback(request_id=name, item=item, kind="purchase", time=float(rows["at"][-2]))])
+            store.close()
+        out = tmp_path / f"run-{late}"
+        orders_and_log = [shop.orders, "--exposures", log, "--user-key-file", key]
+        made = command("prepare", *orders_and_log, "--out", out, *OF_ORDERS, *SETTINGS, "--json")
+        assert made.status == 0, made.err
+        assert json.loads(made.out)["exposures"]["answers"] > (401 if late else 400)
+        tables.append((out / "prepare" / "impressions.parquet").read_bytes())
+    assert tables[0] == tables[1]

@@ -10,7 +10,7 @@ import dataclasses
 
 import polars as pl
 
-from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
+from adagrpo.data.columns import CLICKED_AT, ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.times import UNITS
 from adagrpo.errors import UserError
@@ -38,7 +38,11 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
         )
     table = shown.impressions.with_columns(
         *(_like(shown.impressions[name], logs.interactions[name].dtype) for name in (USER_ID, ITEM_ID)),
-        _in_unit(shown.impressions[TIMESTAMP], logs, shown, source),
+        *(
+            _in_unit(shown.impressions[name], logs, shown, source)
+            for name in (TIMESTAMP, CLICKED_AT)
+            if name in shown.impressions.columns
+        ),
     )
     own = [] if logs.impressions is None else [logs.impressions]
     understood = logs.understood | {"files": [*logs.understood["files"], *shown.understood["files"]]}

@@ -15,12 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ItemTable
-from adagrpo.config.data import Columns, DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
+from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
-from adagrpo.data.columns import ITEM_ID, USER_ID
+from adagrpo.data.columns import CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
-from adagrpo.data.logs.formats import kind_of
+from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.joined import with_impressions
@@ -112,12 +112,8 @@ def exposures(run: RunDirectory) -> Declaration:
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
     last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
-    files, read, but = (
-        ("logs.parquet", "summary.json"),
-        ("data.exposures",),
-        ("data.exposures.path", "data.exposures.user_key_file"),
-    )
-    return Declaration(build, [], files, read, but, also)
+    but = ("data.exposures.path", "data.exposures.user_key_file")
+    return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, schema=2)
 
 
 class ShownSource(NamedTuple):
@@ -126,8 +122,6 @@ class ShownSource(NamedTuple):
     name: str  # the key of the recipe
     files: Sequence[Path]
     options: ImpressionsConfig
-    key: Path | None = None  # of the hashes of their users
-    hashed: bool = False
 
     def read(self, data: DataConfig, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the impressions; limits are those of the logs."""
@@ -154,12 +148,15 @@ class LogSource(NamedTuple):
     items: Path | None
     attribute_names: Path | None
     shown: Sequence[ShownSource] = ()
+    served: Path | None = None  # the impressions of a service
+    key: Path | None = None  # of the hashes of its users
 
     @property
     def files(self) -> list[Path]:
         """All that is read."""
         shown = [file for source in self.shown for file in source.files]
-        return [*self.logs, *shown, *(path for path in (self.items, self.attribute_names) if path is not None)]
+        one = (self.served, self.items, self.attribute_names)
+        return [*self.logs, *shown, *(path for path in one if path is not None)]
 
     def read_items(self) -> pl.DataFrame | None:
         """The item table, if the recipe names one."""
@@ -193,36 +190,36 @@ class LogSource(NamedTuple):
         refuse = self.refusals(table)
         logs = self.read_logs(refuse)
         for source in self.shown:
-            shown = source.read(self.options, refuse)
-            logs = with_impressions(logs, _unhashed(shown, logs, source) if source.hashed else shown, source.name)
+            logs = with_impressions(logs, source.read(self.options, refuse), source.name)
+        if self.served is not None:
+            logs = with_impressions(logs, _served(self.served, logs, self.key), "data.exposures")
         names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
         options = {name: getattr(self.options, name) for name in names}
         dataset = build_dataset(logs, table, **options)
-        return _with_unknown(dataset, logs) if self.shown else dataset
+        return _with_unknown(dataset, logs) if self.shown or self.served else dataset
 
 
 def log_source(run: RunDirectory) -> LogSource:
     """Find the logs of a run: below the data folder, or made by the stages `simulate` and `exposures`."""
-    options, shown = run.config.data, list[ShownSource]()
+    options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
     columns = ColumnMapping(**options.columns.model_dump())
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), LOGGED_COLUMNS
         logs = [root / "logs.parquet"]
+    shown, served, key = list[ShownSource](), None, None
     if options.impressions is not None:
         files = [run.data / path for path in options.impressions.logs]
         shown.append(ShownSource("data.impressions", files, options.impressions))
     if options.exposures is not None:
-        served = [run.path("exposures", "logs.parquet")]
-        if options.logs:
-            read = ImpressionsConfig(logs=("logs.parquet",), columns=Columns(**asdict(LOGGED_COLUMNS)))
-            key = None if options.exposures.user_key_file is None else run.data / options.exposures.user_key_file
-            shown.append(ShownSource("data.exposures", served, read, key, hashed=True))
-        else:
-            columns, logs = LOGGED_COLUMNS, served
+        served = run.path("exposures", "logs.parquet")
+        if not options.logs:
+            columns, logs, served = LOGGED_COLUMNS, [served], None
+        elif options.exposures.user_key_file is not None:
+            key = run.data / options.exposures.user_key_file
     items = root / described.path if described else None
     names = root / described.attribute_names if described and described.attribute_names else None
-    return LogSource(options, logs, columns, described, items, names, shown)
+    return LogSource(options, logs, columns, described, items, names, shown, served, key)
 
 
 def prepare(run: RunDirectory) -> Declaration:
@@ -272,31 +269,33 @@ def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, A
     )
 
 
-def _unhashed(shown: Logs, logs: Logs, source: ShownSource) -> Logs:
-    """The log of a service with the ids of the logs in place of hashes; null where a hash is of none of their users.
+def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
+    """What a service showed, of the stage `exposures`, with the ids of the logs in place of hashes.
+
+    Null stands for a hash of none of their users.
 
     Raises:
         UserError: there is no key, or it is that of no user.
     """
-    if source.key is None and os.environ.get(VARIABLE) is None:
+    if key is None and os.environ.get(VARIABLE) is None:
         raise UserError(
-            f"{source.name}.user_key_file: the users of an exposure log are hashes; name the key that the service had,"
+            "data.exposures.user_key_file: the users of an exposure log are hashes; name the key that the service had,"
             f" --user-key-file FILE, or set {VARIABLE}"
         )
-    if source.key is not None and not source.key.is_file():
-        raise UserError(f"{source.name}.user_key_file: {source.key} is not there; it is the key that the service had")
-    user_hash = read_key(source.key)
-    assert shown.impressions is not None, "an exposure log says what was clicked"
-    users = logs.interactions[USER_ID].unique()
-    own = pl.DataFrame({"hash": [user_hash(user) for user in users.to_list()], "own": users})
-    hashes = shown.impressions.with_columns(pl.col(USER_ID).cast(pl.String))
-    joined = hashes.join(own, left_on=USER_ID, right_on="hash", how="left", maintain_order="left")
+    if key is not None and not key.is_file():
+        raise UserError(f"data.exposures.user_key_file: {key} is not there; it is the key that the service had")
+    user_hash, users = read_key(key), logs.interactions[USER_ID].unique()
+    own = pl.DataFrame({USER_ID: [user_hash(user) for user in users.to_list()], "own": users})
+    table = pl.read_parquet(path).with_columns(pl.col(USER_ID).cast(pl.String), pl.col(CLICKED).cast(pl.Boolean))
+    joined = table.join(own, on=USER_ID, how="left", maintain_order="left")
     if not joined["own"].count():
         raise UserError(
-            f"{source.name}: none of its {hashes[USER_ID].n_unique():,} users is one of the logs under this key, whose"
+            f"data.exposures: none of its {table[USER_ID].n_unique():,} users is one of the logs under this key, whose"
             f" fingerprint is {user_hash.fingerprint}; key_version of the log says which one the service had"
         )
-    return dataclasses.replace(shown, impressions=joined.with_columns(pl.col("own").alias(USER_ID)).drop("own"))
+    shown = joined.with_columns(pl.col("own").alias(USER_ID)).drop("own", "request_id")
+    understood = {"files": [file_format(path) | {"rows": len(table)}], "time": {"unit": "seconds"}}
+    return Logs(shown, shown, logs.rejects.clear(), len(table), 0, understood=understood)
 
 
 def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
