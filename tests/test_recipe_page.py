@@ -23,8 +23,9 @@ from generated import written  # noqa: E402 (after the path)
 
 PAGE = DOCS / "reference" / "recipe.md"
 REWARDS = PAGE.parents[1] / "how-to" / "own-reward.md"
-# as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
-ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward"}
+# as a mapping of their own on the page; `random` and `impressions` repeat keys of `data`, rewards have another page
+OF_LOGS = ("columns", "keep_events", "click_rating")
+ELSEWHERE = {f"data.{shown}.{key}" for shown in ("random", "impressions") for key in OF_LOGS} | {"reward"}
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:

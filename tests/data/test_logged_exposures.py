@@ -29,9 +29,9 @@ def test_each_item_is_a_row_with_its_click_and_its_propensity() -> None:
     )
     table, counts = impressions_of(shown, said(("a", "2", "click", 130.0, 1.0)), clicks=["click"])
     assert table.drop("propensity", "request_id").rows() == [
-        ("u", "1", 100.0, 0, 0),
-        ("u", "2", 100.0, 1, 1),
-        ("v", "2", 200.0, 0, 7),
+        ("u", "1", 100.0, 0, 0, None),
+        ("u", "2", 100.0, 1, 1, 130.0),
+        ("v", "2", 200.0, 0, 7, None),
     ]
     np.testing.assert_allclose(table["propensity"][:2], [0.5, 0.25], rtol=1e-12)
     assert table["propensity"][2] is None

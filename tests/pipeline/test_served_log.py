@@ -188,7 +188,7 @@ def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give log files, or --exposures and the folder of an exposure log"),
-        (["log.csv", "--exposures", "log"], "give log files, or --exposures"),
+        (["log.csv", "--exposures", "log"], "log: no exposure log; give the folder that"),
         (["--exposures", "nothing"], "nothing: no exposure log; give the folder that `adagrpo serve` logs into"),
         (["--exposures", "empty"], "empty: nothing was logged there yet"),
     ],

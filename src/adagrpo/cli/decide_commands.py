@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adagrpo.cli.log_commands import recipe_of_logs
+from adagrpo.cli.log_commands import is_of_columns, recipe_of_logs, said_columns
+from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
 from adagrpo.cli.options import Command, Common, session
 from adagrpo.errors import UserError
 
@@ -19,17 +21,36 @@ if TYPE_CHECKING:
 @Command("decide", "start", sets="recipe", tracks=True)
 def decide(
     common: Common,
-    logs: Annotated[list[Path] | None, typer.Argument(help="Log files of the same columns; or --run.")] = None,
+    logs: RoledFiles = None,
     run: Annotated[Path | None, typer.Option("--run", help="A run that is there, in place of logs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory of the logs.")] = None,
-    items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
+    orders: Orders = None,
+    impressions: Impressions = None,
+    exposures: Exposures = None,
+    user_key_file: UserKeyFile = None,
+    items: ItemFile = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option("--reward", help="A kind of reward, or module:function; several are added up."),
+    ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
 ) -> None:
     """Find the best list that the logs and the reward can give, and print the command that serves it."""
     from adagrpo.report.decision import decision_table, decision_text
 
-    opened = _run(common, logs, run, out, items)
+    if reward:
+        common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
+    if run is not None:
+        if logs or out is not None or any((orders, impressions, exposures, user_key_file, items)):
+            raise UserError("decide: --run has logs and a folder of its own; give it alone, or files and --out DIR")
+        opened = common.open(run)
+    else:
+        if out is None or not (logs or orders or impressions):
+            raise UserError("decide: give log files and --out DIR, or --run DIR")
+        given = said_columns(common.settings, only=False).logs
+        roles = by_role(logs, orders, impressions, exposures, items, user_key_file, given=given)
+        opened = _made(common, roles, out)
     with session(opened):
         content = opened.decide(budget_ms, train=train)
     if common.as_json:
@@ -38,22 +59,19 @@ def decide(
     typer.echo(decision_table(content) + "\n\n" + decision_text(content))
 
 
-def _run(common: Common, logs: list[Path] | None, run: Path | None, out: Path | None, items: Path | None) -> Run:
-    """The run that is asked about: one that is there, or a new one of logs."""
+def _reward(names: list[str]) -> dict[str, Any]:
+    """The section `reward` of one reward, or of the sum of several."""
+    parts = [{"kind": "callable", "function": name} if ":" in name else {"kind": name} for name in names]
+    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts, "weights": [1.0] * len(parts)}
+
+
+def _made(common: Common, roles: LogRoles, out: Path) -> Run:
+    """A new run of logs, by the recipe that `init` would write."""
     from adagrpo.config import resolve_config
     from adagrpo.config.yaml_text import parse_yaml
     from adagrpo.pipeline import Run
 
-    if (run is None) == (not logs):
-        raise UserError("decide: give log files and --out DIR, or --run DIR")
-    if run is not None:
-        if out is not None or items is not None:
-            raise UserError("decide: --out and --items belong to log files; --run has its own")
-        return common.open(run)
-    if out is None:
-        raise UserError("decide: log files need --out DIR, the run directory")
-    of_columns = tuple(text for text in common.settings if text.startswith(("data.columns.", "data.keep_events")))
-    text, notes = recipe_of_logs(logs or [], items, out.name, of_columns)
+    text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_of_columns, common.settings)))
     made = Run(out, resolve_config(parse_yaml(text), common.overrides(), "decide"), Path(), common.console(out))
     for note in notes:
         made.console.note(note)

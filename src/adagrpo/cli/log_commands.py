@@ -6,10 +6,11 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, session
 from adagrpo.cli.planning import print_plan
 from adagrpo.cli.printing import print_values
@@ -19,9 +20,13 @@ __all__ = [
     "EXPOSURE_BIAS",
     "ITEMS",
     "USERS",
+    "SaidColumns",
     "collect_exposures",
     "inspect",
+    "is_of_columns",
     "prepare",
+    "recipe_of_logs",
+    "said_columns",
     "simulate_logs",
     "write_recipe",
 ]
@@ -43,7 +48,7 @@ def inspect(
     from adagrpo.data.logs.preview import ROWS, format_lines, preview_logs
     from adagrpo.report import Table, to_text
 
-    given, kept = _said(common.settings)
+    given, _, kept = said_columns(common.settings)
     preview = preview_logs(logs, None if all_rows else ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
@@ -82,15 +87,21 @@ def inspect(
 
 @Command("init", "your logs", sets="columns", draws=False)
 def write_recipe(
-    logs: LogFiles,
     common: Common,
+    logs: RoledFiles = None,
     out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
-    items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
+    orders: Orders = None,
+    impressions: Impressions = None,
+    exposures: Exposures = None,
+    user_key_file: UserKeyFile = None,
+    items: ItemFile = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
-    text, notes = recipe_of_logs(logs, items, out.stem, common.settings)
+    given = said_columns(common.settings).logs
+    roles = by_role(logs, orders, impressions, exposures, items, user_key_file, given=given)
+    text, notes = recipe_of_logs(roles, out.stem, common.settings)
     for note in notes:
         common.console(out).note(note)
     if not out.parent.is_dir():
@@ -103,31 +114,33 @@ def write_recipe(
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
 
 
-def recipe_of_logs(logs: list[Path], items: Path | None, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The text of a recipe for logs, and what there is to say of columns that it leaves out.
+def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The text of a recipe for logs, and what there is to say of roles that were seen and columns that it leaves out.
 
     Args:
-        logs: files of the same columns.
-        items: a table of the items.
+        roles: the files.
         name: of the recipe.
-        settings: which column has which role, as `--set` takes it.
+        settings: what a column is, as `--set` takes it.
     """
     from adagrpo.data.logs.formats import one_line
     from adagrpo.data.logs.items import read_items
     from adagrpo.data.logs.preview import preview_items, preview_logs
     from adagrpo.pipeline.suggest import recipe_text
 
-    preview, notes = preview_logs(logs, None, *_said(settings)), []
+    said, notes, items = said_columns(settings), list(roles.notes), roles.items
+    preview = preview_logs(roles.logs, None, said.logs, said.kept)
     if items is not None and not preview["missing"]:
         found = preview["items"] = preview_items(items, preview["roles"]["item"]["column"])
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
-        notes = [
+        notes += [
             f"note: column '{one_line(column)}' of {items} looks like numbers with decimal commas, such as"
             f" {one_line(value)}; it is left out, as numbers are neither text nor attributes"
             for column, value in found.pop("commas").items()
         ]
         read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
-    text = recipe_text(preview, name)
+    columns = _columns_of_shown(roles, said.shown)
+    shown = preview_logs(roles.impressions, None, columns) if columns else None
+    text = recipe_text(preview, name, shown, roles.beside(columns))
     notes += [
         f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
         for one in preview["passed_over"]
@@ -135,14 +148,37 @@ def recipe_of_logs(logs: list[Path], items: Path | None, name: str, settings: tu
     return text, notes
 
 
+def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
+    """The columns of the impressions that stand beside logs, by role; none where there are no such files.
+
+    Raises:
+        UserError: no column says who was shown what, when, or what was clicked.
+    """
+    from adagrpo.data.logs.formats import columns_of, listed
+    from adagrpo.data.logs.preview import roles_of
+
+    if not roles.impressions:
+        return {}
+    first = roles.impressions[0]
+    found = roles_of(first, given)
+    for role in ("user", "item", "timestamp", "clicked"):
+        if role not in found:
+            raise UserError(
+                f"{first}: no column of impressions looks like {role}; say which it is,"
+                f" --set data.impressions.columns.{role}=NAME, of {listed(columns_of(first))}"
+            )
+    return found
+
+
 @Command("prepare", "your logs", sets="recipe")
 def prepare(
     out: Out,
     common: Common,
-    logs: Annotated[list[Path] | None, typer.Argument(help="Log files of the same columns.")] = None,
-    exposures: Annotated[
-        str | None, typer.Option("--exposures", help="In place of log files, the exposure log of a service.")
-    ] = None,
+    logs: RoledFiles = None,
+    orders: Orders = None,
+    impressions: Impressions = None,
+    exposures: Exposures = None,
+    user_key_file: UserKeyFile = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -153,21 +189,37 @@ def prepare(
     from adagrpo.pipeline.suggest import sizes_note
     from adagrpo.report import dataset_table, to_text
 
-    if bool(logs) == (exposures is not None):
+    if not (logs or orders or impressions or exposures):
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
-    if exposures is not None:
-        source: dict[str, Any] = {"exposures": pipeline.latest_exposures(exposures, publish=not dry_run)}
-    else:
-        source = {"logs": [str(path.resolve()) for path in logs or ()]}
-    content = {"name": out.name} | pipeline.kept_settings(out) | {"data": source}
+    said, (before, data) = said_columns(common.settings, only=False), pipeline.kept_settings(out)
+    own = before.pop("data", {})
+    joins = bool(own.get("logs")) and not logs and not orders
+    kept = joins or not impressions
+    roles = by_role(logs, orders, impressions, exposures, None, user_key_file, given=said.logs, kept=kept)
+    if roles.items is not None:
+        raise UserError(f"{roles.items}: has no column of users; `adagrpo init` takes a table of items, prepare none")
+    source = roles.beside(_columns_of_shown(roles, said.shown), publish=not dry_run)
+    if joins:  # the run that served: its catalogue and its numbers stay
+        source = own | {key: (own.get(key) or {}) | value for key, value in source.items()}
+    elif roles.logs:
+        source["logs"] = [str(path.resolve()) for path in roles.logs]
+    content = {"name": out.name} | before | {"data": source}
     config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
-    run = pipeline.Run(out, config, Path(), common.console(out))
+    run = pipeline.Run(out, config, data if joins else Path(), common.console(out))
     reset = pipeline.reset_settings(out, config)
     if reset:
         run.console.note(
             f"note: {', '.join(reset)} of run.yaml {'is' if len(reset) == 1 else 'are'} as by default from here on; to"
             f" keep what was set, give it by --set, or carry out `adagrpo run RECIPE --out {shlex.quote(str(out))}`"
         )
+    notes = list(roles.notes)
+    if config.data.exposures is not None and not config.data.logs:
+        notes.append(
+            "note: the exposure log stands alone, so the catalogue is what was shown; to keep that of the run which"
+            " served, give its folder as --out, or its logs beside --exposures"
+        )
+    for note in notes:
+        run.console.note(note)
     if dry_run:
         print_plan(run, "prepare", common.as_json)
         return
@@ -239,33 +291,47 @@ def simulate_logs(
     print_values(made, common.as_json)
 
 
-def _said(settings: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...] | None]:
-    """Columns by role, as `--set data.columns.user=uid` gives them, and the events of `data.keep_events=[click]`."""
+class SaidColumns(NamedTuple):
+    """What `--set` says of columns and events."""
+
+    logs: dict[str, str]  # by role, of `data.columns.user=uid`
+    shown: dict[str, str]  # by role, of `data.impressions.columns.user=uid`
+    kept: tuple[str, ...] | None  # of `data.keep_events=[click]`
+
+
+def is_of_columns(setting: str) -> bool:
+    """Whether a `--set` is one that `said_columns` reads."""
+    return setting.startswith(("data.columns.", "data.impressions.columns.", "data.keep_events"))
+
+
+def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns:
+    """Columns by role and the events that count; with `only` any other setting is refused."""
     from pydantic import ValidationError
 
     from adagrpo.config.data import EVENT_KINDS
     from adagrpo.config.yaml_text import column_name, parse_yaml
     from adagrpo.data.logs.interactions import ColumnMapping
 
-    roles: dict[str, str] = {}
-    kept: tuple[str, ...] | None = None
+    said = SaidColumns({}, {}, None)
+    of = {"data.columns": said.logs, "data.impressions.columns": said.shown}
     for setting in settings:
         key, equals, column = setting.partition("=")
         if equals and key == "data.keep_events":
             try:
-                kept = EVENT_KINDS.validate_python(parse_yaml(column))
+                said = said._replace(kept=EVENT_KINDS.validate_python(parse_yaml(column)))
             except ValidationError as error:
                 form = "write data.keep_events=[KIND, KIND], each a text or a whole number"
                 raise UserError(f"--set {setting}: {form}") from error
             continue
-        role = key.removeprefix("data.columns.")
-        if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
+        section, _, role = key.rpartition(".")
+        if equals and section in of and role in ColumnMapping.__dataclass_fields__:
+            of[section][role] = column_name(column) or column
+        elif only:
             known = ", ".join(ColumnMapping.__dataclass_fields__)
             raise UserError(
                 f"--set {setting}: write data.columns.ROLE=NAME, or data.keep_events=[KIND]; the roles are {known}"
             )
-        roles[role] = column_name(column) or column
-    return roles, kept
+    return said
 
 
 def _set(role: str, column: str) -> str:

@@ -14,9 +14,9 @@ __all__ = [
     "Columns",
     "DataConfig",
     "ExposuresConfig",
+    "ImpressionsConfig",
     "ItemTable",
     "MarketplaceConfig",
-    "RandomExposureConfig",
     "RefuseConfig",
     "SplitConfig",
     "TieConfig",
@@ -170,8 +170,12 @@ class RefuseConfig(Section):
     repeats: bool = False
 
 
-class RandomExposureConfig(Section):
-    """Logs of what was shown at random, for the ranker's report alone; keys as in `data`."""
+class ImpressionsConfig(Section):
+    """Logs of what was shown, one row for each item, clicked or not; keys as in `data`.
+
+    As `impressions` they stand beside logs of another kind, such as orders: rankers learn from them, and no click is an
+    interaction. As `random` they were shown at random, and are for the ranker's report alone.
+    """
 
     logs: Annotated[tuple[str, ...], Field(min_length=1)]
     columns: Columns = Columns()
@@ -180,8 +184,10 @@ class RandomExposureConfig(Section):
 
 
 class ExposuresConfig(Section):
-    """An exposure log of `adagrpo serve` as the source of the logs, see `adagrpo.data.logged_exposures`.
+    """An exposure log of `adagrpo serve`, see `adagrpo.data.logged_exposures`.
 
+    Alone it is the source of the logs. Beside `logs` it is what was shown to their users, as `impressions` are; its
+    users are hashes, so `user_key_file` names the key of the service, which is only read.
     Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
     only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
     number of the last part that is read; null reads all that there are. They are for services whose feedback comes late
@@ -193,11 +199,13 @@ class ExposuresConfig(Section):
     within_seconds: PositiveFloat | None = None
     only_sampled: bool = False
     through: Positive | None = None
+    user_key_file: str | None = None
 
 
 class DataConfig(Section):
     """Source of the logs, and their split. Relative paths are below `--data`.
 
+    A policy learns from the interactions of `logs`; rankers learn from impressions, where there are any.
     With `click_rating` every row is an impression, clicked if it is rated at least so; a row without a rating is not.
     `max_expansion` bounds to how many times its size a compressed file of logs or items may unpack, beyond 32 MB, see
     `adagrpo.data.logs.unpacking`.
@@ -212,12 +220,13 @@ class DataConfig(Section):
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None
     exposures: ExposuresConfig | None = None
+    impressions: ImpressionsConfig | None = None
     columns: Columns = Columns()
     items: ItemTable | None = None
     keep_events: tuple[EventKind, ...] | None = None
     min_rating: Finite | None = None
     click_rating: Finite | None = None
-    random: RandomExposureConfig | None = None
+    random: ImpressionsConfig | None = None
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
     keep_unseen_items: bool = False
@@ -230,10 +239,18 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if bool(self.logs) + (self.marketplace is not None) + (self.exposures is not None) != 1:
-            raise ValueError("give either logs or marketplace or exposures")
-        files = [normpath(path) for path in self.logs]
-        if twice := [path for path, file in zip(self.logs, files, strict=True) if files.count(file) > 1]:
+        alone = self.exposures is not None and not self.logs
+        if bool(self.logs) + (self.marketplace is not None) + alone != 1:
+            raise ValueError("give either logs or marketplace or exposures; exposures may stand beside logs")
+        if self.impressions is not None and not self.logs:
+            raise ValueError("impressions stand beside logs, whose users they were shown to; give logs")
+        if (self.impressions is not None or (self.exposures is not None and not alone)) and (
+            self.split.kind == "impressions"
+        ):
+            raise ValueError("split.kind: impressions is for logs that are impressions; give them as logs alone")
+        named = [*self.logs, *(self.impressions.logs if self.impressions is not None else ())]
+        files = [normpath(path) for path in named]
+        if twice := [path for path, file in zip(named, files, strict=True) if files.count(file) > 1]:
             raise ValueError(f"logs: '{twice[0]}' is named twice, and its rows would count twice; name it once")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")

@@ -28,7 +28,11 @@ from adagrpo.objective import GATES
 
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
 
-COLUMNS = (["data", "columns"], ["data", "random", "columns"])  # whose values are names
+COLUMNS = (
+    ["data", "columns"],
+    ["data", "impressions", "columns"],
+    ["data", "random", "columns"],
+)  # whose values are names
 DEFAULT_KIND = SequentialOptions().kind  # of a reward that does not say
 MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 

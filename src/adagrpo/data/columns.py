@@ -9,6 +9,7 @@ POSITION = "position"  # order within a user, 0 is the oldest
 EVENT = "event"
 RATING = "rating"
 CLICKED = "clicked"  # a shown item was chosen
+CLICKED_AT = "clicked_at"  # when that was known, where it was later than the impression
 SLOT = "slot"  # place in the slate, 0 is the top
 PROPENSITY = "propensity"  # probability that the item was shown
 EXPOSURE = "exposure"  # how a held-out impression came about: validation and biased (the platform's), or random

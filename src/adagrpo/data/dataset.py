@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import (
     ATTRIBUTES,
     CLICKED,
+    CLICKED_AT,
     GROUPS,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
@@ -42,7 +43,7 @@ class Dataset:
     """Numbered users and items, and each user's interactions from the oldest to the newest.
 
     An impression's `history_length` counts its user's interactions before it, `history_until` those before or at the
-    same time: it is known to precede interaction number `n` only if `history_until <= n`.
+    same time, or that of its click: it is known to precede interaction number `n` only if `history_until <= n`.
     """
 
     users: pl.DataFrame  # user Int32, user_id
@@ -220,14 +221,31 @@ def _with_history(
     chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,
 ) -> pl.DataFrame:
-    """Impressions by user and time, with the user's interactions that precede each one.
+    """Impressions by user and time, with the user's interactions that precede each one."""
+    before, until = _counts_at(shown.select(USER, time), chosen, time)
+    if CLICKED_AT in shown.columns:
+        _, until = _counts_at(shown.select(USER, pl.max_horizontal(time, CLICKED_AT).alias(time)), chosen, time)
+    table = shown.with_columns(
+        pl.Series(HISTORY_LENGTH, before, dtype=pl.Int32), pl.Series(HISTORY_UNTIL, until, dtype=pl.Int32)
+    )
+    optional = [name for name in (TIMESTAMP, SLOT, PROPENSITY, CLICKED_AT) if name in shown.columns]
+    columns = [USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional]
+    return table.sort(USER, time, maintain_order=True).select(columns)
 
-    Both are put in one order; then a count at the start of a run of equal times is what came strictly before it, and a
-    count at its end includes what came with it.
+
+def _counts_at(
+    moments: pl.DataFrame,  # user and time
+    chosen: pl.DataFrame,  # the interactions, by user and time
+    time: str,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Interactions of the user before each moment, and before it or at the same time.
+
+    Both tables are put in one order; then a count at the start of a run of equal times is what came strictly before it,
+    and a count at its end includes what came with it.
     """
     lengths = np.bincount(chosen[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
-    both = pl.concat([chosen.select(USER, time), shown.select(USER, time)], how="vertical_relaxed")
+    both = pl.concat([chosen.select(USER, time), moments], how="vertical_relaxed")
     order = both.with_row_index("row").sort(USER, time, maintain_order=True)
     rows = order["row"].to_numpy()
     counts = np.concatenate([[0], np.cumsum(rows < len(chosen))])
@@ -236,10 +254,9 @@ def _with_history(
     last = np.append(first[1:], len(rows))
     run = np.repeat(np.arange(len(first)), last - first)
     is_shown = rows >= len(chosen)
-    before_user = starts[order[USER].to_numpy()[is_shown]]
-    table = shown[rows[is_shown] - len(chosen)].with_columns(
-        pl.Series(HISTORY_LENGTH, counts[first][run][is_shown] - before_user, dtype=pl.Int32),
-        pl.Series(HISTORY_UNTIL, counts[last][run][is_shown] - before_user, dtype=pl.Int32),
-    )
-    optional = [name for name in (TIMESTAMP, SLOT, PROPENSITY) if name in shown.columns]
-    return table.select(USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional)
+    earlier = starts[order[USER].to_numpy()[is_shown]]
+    before, until = (np.empty(len(moments), dtype=np.int64) for _ in range(2))
+    places = rows[is_shown] - len(chosen)
+    before[places] = counts[first][run][is_shown] - earlier
+    until[places] = counts[last][run][is_shown] - earlier
+    return before, until

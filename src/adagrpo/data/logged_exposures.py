@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from adagrpo.data.columns import CLICKED, ITEM_ID, PROPENSITY, SLOT, TIMESTAMP, USER_ID
+from adagrpo.data.columns import CLICKED, CLICKED_AT, ITEM_ID, PROPENSITY, SLOT, TIMESTAMP, USER_ID
 
 REQUEST, ITEM, KIND = "request_id", "item", "kind"
 CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
@@ -77,8 +77,9 @@ def impressions_of(
         only_sampled: keep the lists alone that were drawn, of which every item has a propensity.
 
     Returns:
-        user_id, item_id, timestamp, clicked, slot, propensity, request_id in the order of the log; and the counts. The
-        propensity is null where nothing was drawn.
+        user_id, item_id, timestamp, clicked, slot, propensity, request_id, clicked_at in the order of the log; and the
+        counts. The propensity is null where nothing was drawn; clicked_at is the time of the first feedback that makes
+        the impression a clicked one.
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
     said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
@@ -99,7 +100,7 @@ def impressions_of(
     of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
     in_time, early, late = timely(of_items, within_seconds)
     counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
-    clicked = counting.select(REQUEST, ITEM).unique().with_columns(pl.lit(1).alias(CLICKED))
+    clicked = counting.group_by(REQUEST, ITEM).agg(pl.lit(1).alias(CLICKED), pl.col("time").min().alias(CLICKED_AT))
     kept = shown.filter(pl.col(USER_ID).is_not_null() & pl.col(ITEM).is_not_null())
     named = answers.filter(pl.col("user_hash").is_not_null())
     if only_sampled:
@@ -112,6 +113,7 @@ def impressions_of(
         SLOT,
         pl.col(PROPENSITY).exp(),
         REQUEST,
+        CLICKED_AT,
     )
     counts = ExposureCounts(
         answers=len(exposures),

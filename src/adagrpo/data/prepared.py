@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import (
     CLICKED,
+    CLICKED_AT,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
     ITEM,
@@ -85,8 +86,9 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
             # At the time of the first held-out interaction is too late: it may be that very interaction.
             seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
         else:
-            seen = shown[TIMESTAMP].to_numpy() < split.trained_before
-        kept = shown.filter(seen).drop(HISTORY_UNTIL, TIMESTAMP, strict=False)
+            times = [name for name in (TIMESTAMP, CLICKED_AT) if name in shown.columns]
+            seen = shown.select(pl.max_horizontal(times)).to_series().to_numpy() < split.trained_before
+        kept = shown.filter(seen).drop(HISTORY_UNTIL, TIMESTAMP, CLICKED_AT, strict=False)
         kept.write_parquet(directory / "impressions.parquet")
         summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
     dataset.rejects.write_parquet(directory / "rejects.parquet")

@@ -47,13 +47,15 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
         recipe = f"`adagrpo run RECIPE --out {place}`"
         simulated = run.config.data.marketplace is not None
         exposures = run.config.data.exposures
-        logs = "LOGS" if exposures is None else f"--exposures {shlex.quote(exposures.path)}"
+        logs = "LOGS" if run.config.data.logs else ""
+        logs += " --impressions FILE" if run.config.data.impressions is not None else ""
+        logs += f" --exposures {shlex.quote(exposures.path)}" if exposures is not None else ""
         if verb == "run" or simulated:
             return recipe
         given = "".join(f" --set {key}=..." for key in data_settings(run.config))
         if given:  # else `prepare` would go by the defaults
-            return f"{recipe} or `adagrpo prepare {logs} --out {place}{given}`"
-        return f"`adagrpo prepare {logs} --out {place}` or {recipe}"
+            return f"{recipe} or `adagrpo prepare {logs.strip()} --out {place}{given}`"
+        return f"`adagrpo prepare {logs.strip()} --out {place}` or {recipe}"
     words = ["adagrpo", verb, "--run", place, *(() if out is None else ("--out", shlex.quote(str(out))))]
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
 

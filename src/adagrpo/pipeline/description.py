@@ -21,7 +21,7 @@ from adagrpo.storage.writing import write_file
 
 DESCRIPTION = "run.yaml"
 PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
-PLACES = ("data.exposures.path", "data.exposures.through")  # where logs are, and up to where
+PLACES = ("data.exposures.path", "data.exposures.through", "data.impressions.logs")  # where logs are, and up to where
 OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
 
 
@@ -78,10 +78,10 @@ def is_described(directory: Path) -> bool:
         return False
 
 
-def kept_settings(directory: Path) -> dict[str, Any]:
-    """The settings of a run other than where its data come from; none where there is no run yet, or a damaged one."""
-    content = read_description(directory)["config"] if is_described(directory) else {}
-    return {section: value for section, value in content.items() if section != "data"}
+def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
+    """The settings of a run, and the folder of its data; no settings where there is no run yet, or a damaged one."""
+    content = read_description(directory) if is_described(directory) else {}
+    return dict(content.get("config", {})), Path(content.get("data_directory", ""))
 
 
 def reset_settings(directory: Path, config: Config) -> list[str]:
@@ -137,7 +137,7 @@ def data_settings(config: Config) -> dict[str, Any]:
     said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     found: dict[str, Any] = {}
     for name, value in said.items():
-        if name in ("columns", "split", "refuse", "exposures"):
+        if name in ("columns", "split", "refuse", "exposures", "impressions"):
             found |= {f"data.{name}.{inner}": content for inner, content in value.items()}
         elif name not in ("logs", "marketplace"):
             found[f"data.{name}"] = value

@@ -81,8 +81,19 @@ def sizes_note(tokenizer: TokenizerConfig, items: int) -> str | None:
     )
 
 
-def recipe_text(preview: Mapping[str, Any], name: str) -> str:
+def recipe_text(
+    preview: Mapping[str, Any],
+    name: str,
+    shown: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> str:
     """A commented recipe for what `adagrpo.data.logs.preview.preview_logs` found in all rows of a log.
+
+    Args:
+        preview: of the logs.
+        name: of the recipe.
+        shown: the same of impressions that stand beside them.
+        beside: keys of `data` for those, and for the exposure log of a service.
 
     Raises:
         UserError: a role is missing without which there is nothing to train on, or an item is a list.
@@ -115,7 +126,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         "# Written by `adagrpo init` from the data; change what you know better. Every key: docs/reference/recipe.md",
         f"name: {json_text(name)}",
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
-        *_data(preview),
+        *_data(preview, shown, beside or {}),
         f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
         f"  vectors: {{cooccurrence: 1.0}}  # {_more_vectors(preview.get('items'))}",
         f"  levels: {sizes.levels}",
@@ -143,8 +154,9 @@ def _more_vectors(items: Mapping[str, Any] | None) -> str:
     return f"add {', '.join(kinds)} to let items be close by their table too" if kinds else "the table has no text"
 
 
-def _data(preview: Mapping[str, Any]) -> list[str]:
-    counts, lost = preview["counts"], sum(entry["rows"] for entry in preview["lost"])
+def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: Mapping[str, Any]) -> list[str]:
+    counts = preview["counts"]
+    lost = max(sum(entry["rows"] for entry in one["lost"]) for one in (preview, shown) if one is not None)
     understood = preview["understood"]
     logs = [f"    - {json_text(str(Path(path).resolve()))}" for path in preview["files"]]
     columns = [
@@ -164,6 +176,9 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
     if lost:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
+    for key, content in beside.items():
+        rows = "" if shown is None or key != "impressions" else f"{shown['counts']['rows']:,} rows of "
+        lines.append(f"  {key}: {json_text(content)}  # {rows}what was shown; rankers learn from it")
     if "items" in preview:
         table = preview["items"] | {"path": str(Path(preview["items"]["path"]).resolve())}
         lines.append(f"  items: {json_text(table)}")

@@ -13,7 +13,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "rows_filtered": "rows left out by the recipe",
     "exact_duplicates": "exact duplicates",
     "interactions_dropped": "interactions of rare users and items, dropped",
-    "impressions_dropped": "impressions of items that nobody clicked, or of users without a click, dropped",
+    "impressions_dropped": "impressions of items or users without an interaction, dropped",
     "impressions_later": "impressions after the end of training, not learned from",
     "without_impression_dropped": "interactions without an impression, dropped as there is no order",
     "repeats_dropped": "repeats of a user and an item, dropped as there is no order",

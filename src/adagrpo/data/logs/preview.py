@@ -25,7 +25,7 @@ from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = ["ROWS", "format_lines", "preview_items", "preview_logs"]
+__all__ = ["ROWS", "format_lines", "preview_items", "preview_logs", "roles_of"]
 
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
@@ -100,6 +100,15 @@ def preview_logs(
     preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
     preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(sample.columns)).count() > 0
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
+
+
+def roles_of(path: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The columns of a file that have a role, by role; `given` are known ones.
+
+    Raises:
+        UserError: the file cannot be read, or a column that is given is not there.
+    """
+    return {role: entry["column"] for role, entry in _roles(_sample(path), dict(given or {})).items()}
 
 
 def preview_items(path: Path, item: str) -> dict[str, Any]:

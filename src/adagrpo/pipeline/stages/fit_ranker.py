@@ -58,7 +58,9 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     inputs = [*data.training_files, *map(data.prepared_file, selection.files), *data.shown_files]
     kind = data.ranker_loss
     if kind == "impressions" and data.prepared_file("train.parquet").is_file() and not data.shown_files:
-        raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
+        raise UserError(
+            "ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked), or data.impressions"
+        )
     if options.propensity != "ignore" and kind != "impressions":
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 

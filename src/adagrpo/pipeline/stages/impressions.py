@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.data.exposures import write_exposures
-from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import Logs, Refusals
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
-from adagrpo.pipeline.stages.prepare import log_source, note_described, prepared
+from adagrpo.pipeline.stages.prepare import ShownSource, log_source, note_described, prepared
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
@@ -60,16 +60,7 @@ def _random_logs(run: RunDirectory, paths: list[Path], refuse: Refusals) -> Logs
     options = run.config.data.random
     if options is None:
         return None
-    return read_logs(
-        paths,
-        ColumnMapping(**options.columns.model_dump()),
-        keep_events=options.keep_events,
-        click_rating=options.click_rating,
-        ordered=False,
-        max_bad_rows=run.config.data.max_bad_rows,
-        refuse=refuse,
-        max_expansion=run.config.data.max_expansion,
-    )
+    return ShownSource("data.random", paths, options).read(run.config.data, refuse, ordered=False)
 
 
 def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +15,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ItemTable
-from adagrpo.config.data import DataConfig, ExposuresConfig, SplitConfig, seconds_of
+from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
-from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.columns import CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
-from adagrpo.data.logs.formats import kind_of
+from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
+from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import write_prepared
@@ -28,6 +31,7 @@ from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_sim
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
+from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
@@ -35,11 +39,13 @@ from adagrpo.storage.artifacts import manifest
 __all__ = [
     "PREPARED",
     "LogSource",
+    "ShownSource",
     "exposure_parts",
     "exposures",
     "log_source",
     "note_described",
     "note_lost",
+    "note_unknown",
     "prepare",
     "prepared",
     "simulated",
@@ -106,8 +112,30 @@ def exposures(run: RunDirectory) -> Declaration:
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
     last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
-    files, read, but = ("logs.parquet", "summary.json"), ("data.exposures",), ("data.exposures.path",)
-    return Declaration(build, [], files, read, but, also)
+    but = ("data.exposures.path", "data.exposures.user_key_file")
+    return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, schema=2)
+
+
+class ShownSource(NamedTuple):
+    """Files of what was shown to the users of a log, and how they are read."""
+
+    name: str  # the key of the recipe
+    files: Sequence[Path]
+    options: ImpressionsConfig
+
+    def read(self, data: DataConfig, refuse: Refusals, *, ordered: bool = True) -> Logs:
+        """Read the impressions; limits are those of the logs."""
+        return read_logs(
+            self.files,
+            ColumnMapping(**self.options.columns.model_dump()),
+            keep_events=self.options.keep_events,
+            click_rating=self.options.click_rating,
+            max_bad_rows=data.max_bad_rows,
+            max_expansion=data.max_expansion,
+            drop_duplicates=data.drop_duplicates and ordered,
+            ordered=ordered,
+            refuse=refuse,
+        )
 
 
 class LogSource(NamedTuple):
@@ -119,11 +147,16 @@ class LogSource(NamedTuple):
     described: ItemTable | None
     items: Path | None
     attribute_names: Path | None
+    shown: Sequence[ShownSource] = ()
+    served: Path | None = None  # the impressions of a service
+    key: Path | None = None  # of the hashes of its users
 
     @property
     def files(self) -> list[Path]:
         """All that is read."""
-        return [*self.logs, *(path for path in (self.items, self.attribute_names) if path is not None)]
+        shown = [file for source in self.shown for file in source.files]
+        one = (self.served, self.items, self.attribute_names)
+        return [*self.logs, *shown, *(path for path in one if path is not None)]
 
     def read_items(self) -> pl.DataFrame | None:
         """The item table, if the recipe names one."""
@@ -154,9 +187,16 @@ class LogSource(NamedTuple):
     def data_set(self) -> Dataset:
         """Read the interactions of the logs, numbered and in order."""
         table = self.read_items()
+        refuse = self.refusals(table)
+        logs = self.read_logs(refuse)
+        for source in self.shown:
+            logs = with_impressions(logs, source.read(self.options, refuse), source.name)
+        if self.served is not None:
+            logs = with_impressions(logs, _served(self.served, logs, self.key), "data.exposures")
         names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
         options = {name: getattr(self.options, name) for name in names}
-        return build_dataset(self.read_logs(self.refusals(table)), table, **options)
+        dataset = build_dataset(logs, table, **options)
+        return _with_unknown(dataset, logs) if self.shown or self.served else dataset
 
 
 def log_source(run: RunDirectory) -> LogSource:
@@ -167,11 +207,19 @@ def log_source(run: RunDirectory) -> LogSource:
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), LOGGED_COLUMNS
         logs = [root / "logs.parquet"]
+    shown, served, key = list[ShownSource](), None, None
+    if options.impressions is not None:
+        files = [run.data / path for path in options.impressions.logs]
+        shown.append(ShownSource("data.impressions", files, options.impressions))
     if options.exposures is not None:
-        columns, logs = LOGGED_COLUMNS, [run.path("exposures", "logs.parquet")]
+        served = run.path("exposures", "logs.parquet")
+        if not options.logs:
+            columns, logs, served = LOGGED_COLUMNS, [served], None
+        elif options.exposures.user_key_file is not None:
+            key = run.data / options.exposures.user_key_file
     items = root / described.path if described else None
     names = root / described.attribute_names if described and described.attribute_names else None
-    return LogSource(options, logs, columns, described, items, names)
+    return LogSource(options, logs, columns, described, items, names, shown, served, key)
 
 
 def prepare(run: RunDirectory) -> Declaration:
@@ -191,6 +239,7 @@ def prepare(run: RunDirectory) -> Declaration:
             )
         write_prepared(dataset, _split(run, dataset), work)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
+        note_unknown(run, dataset.summary)
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
@@ -218,6 +267,61 @@ def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, A
         f"note: {source.items.name} describes {found} items of the logs; an item without a row there has neither text"
         " nor attributes. Ids are compared as they are written"
     )
+
+
+def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
+    """What a service showed, of the stage `exposures`, with the ids of the logs in place of hashes.
+
+    Null stands for a hash of none of their users.
+
+    Raises:
+        UserError: there is no key, or it is that of no user.
+    """
+    if key is None and os.environ.get(VARIABLE) is None:
+        raise UserError(
+            "data.exposures.user_key_file: the users of an exposure log are hashes; name the key that the service had,"
+            f" --user-key-file FILE, or set {VARIABLE}"
+        )
+    if key is not None and not key.is_file():
+        raise UserError(f"data.exposures.user_key_file: {key} is not there; it is the key that the service had")
+    user_hash, users = read_key(key), logs.interactions[USER_ID].unique()
+    own = pl.DataFrame({USER_ID: [user_hash(user) for user in users.to_list()], "own": users})
+    table = pl.read_parquet(path).with_columns(pl.col(USER_ID).cast(pl.String), pl.col(CLICKED).cast(pl.Boolean))
+    joined = table.join(own, on=USER_ID, how="left", maintain_order="left")
+    if not joined["own"].count():
+        raise UserError(
+            f"data.exposures: none of its {table[USER_ID].n_unique():,} users is one of the logs under this key, whose"
+            f" fingerprint is {user_hash.fingerprint}; key_version of the log says which one the service had"
+        )
+    shown = joined.with_columns(pl.col("own").alias(USER_ID)).drop("own", "request_id")
+    understood = {"files": [file_format(path) | {"rows": len(table)}], "time": {"unit": "seconds"}}
+    return Logs(shown, shown, logs.rejects.clear(), len(table), 0, understood=understood)
+
+
+def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
+    """Count the impressions of items and of users that the data set lacks."""
+    assert logs.impressions is not None, "they were joined"
+    known = {
+        "impressions_of_unknown_items": (ITEM_ID, dataset.items[ITEM_ID]),
+        "impressions_of_unknown_users": (USER_ID, dataset.users[USER_ID]),
+    }
+    counts = {
+        name: int(
+            (~logs.impressions[column].cast(pl.String).is_in(ids.cast(pl.String).implode())).fill_null(True).sum()
+        )
+        for name, (column, ids) in known.items()
+    }
+    return dataclasses.replace(dataset, summary=dataset.summary | counts)
+
+
+def note_unknown(run: RunDirectory, summary: Mapping[str, Any]) -> None:
+    """Say which impressions are left out since the interactions lack their items or users."""
+    items, users = (summary.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
+    if items or users:
+        run.console.note(
+            f"note: {summary['impressions_dropped']:,} impressions are left out: {items:,} of items that are not in the"
+            f" catalogue, {users:,} of users without an interaction. Ids are compared as they are written"
+        )
 
 
 def note_lost(run: RunDirectory, table: Path) -> None:

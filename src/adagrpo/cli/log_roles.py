@@ -1,0 +1,162 @@
+"""Files of logs by what they say: orders, impressions, the exposure log of a service, and a table of the items.
+
+A file's role is said by an option, or seen in its columns where files of several kinds are given; what was seen is
+said. Files of one role have the same columns.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from adagrpo.errors import UserError
+
+__all__ = ["Exposures", "Impressions", "ItemFile", "LogRoles", "Orders", "RoledFiles", "UserKeyFile", "by_role"]
+
+RoledFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Log files, and what stands beside them: of several the columns say which are impressions or items."
+    ),
+]
+Orders = Annotated[
+    list[Path] | None,
+    typer.Option("--orders", help="Log files whose every row is an interaction, which the policy learns from."),
+]
+Impressions = Annotated[
+    list[Path] | None,
+    typer.Option("--impressions", help="Log files of what was shown, clicked or not, which rankers learn from."),
+]
+Exposures = Annotated[
+    Path | None, typer.Option("--exposures", help="The exposure log of a service: what it showed to the logs' users.")
+]
+UserKeyFile = Annotated[
+    Path | None, typer.Option("--user-key-file", help="The key that the service hashed its users with.")
+]
+ItemFile = Annotated[Path | None, typer.Option("--items", help="A table of the items, with titles or attributes.")]
+LEARN = {"orders": "the policy", "impressions": "the ranker"}
+
+
+class LogRoles(NamedTuple):
+    """Files by role."""
+
+    logs: list[Path]  # what the policy learns from
+    impressions: list[Path]  # beside them
+    exposures: Path | None
+    items: Path | None
+    user_key: Path | None
+    notes: list[str]  # on roles that were seen
+
+    def beside(self, columns: Mapping[str, str], *, publish: bool = True) -> dict[str, Any]:
+        """The keys of `data` for what stands beside the logs.
+
+        Args:
+            columns: of the impressions, by role.
+            publish: see `adagrpo.pipeline.served_log.latest_exposures`.
+        """
+        from adagrpo.pipeline import latest_exposures
+
+        found: dict[str, Any] = {}
+        if self.impressions:
+            logs = [str(path.resolve()) for path in self.impressions]
+            found["impressions"] = {"logs": logs, "columns": dict(columns)}
+        if self.exposures is not None:
+            found["exposures"] = latest_exposures(self.exposures, publish=publish)
+            if self.user_key is not None:
+                found["exposures"]["user_key_file"] = str(self.user_key.resolve())
+        return found
+
+
+def by_role(
+    files: Sequence[Path] | None,
+    orders: Sequence[Path] | None = None,
+    impressions: Sequence[Path] | None = None,
+    exposures: Path | None = None,
+    items: Path | None = None,
+    user_key: Path | None = None,
+    *,
+    given: Mapping[str, str] | None = None,
+    kept: bool = False,
+) -> LogRoles:
+    """Sort files by their role.
+
+    Args:
+        files: whose role is not said. Files that are all of one kind are the logs, whatever that kind is.
+        orders: files whose role is said, as are the next ones.
+        impressions: of what was shown.
+        exposures: the folder of an exposure log.
+        items: a table of items.
+        user_key: the key of the exposure log's users.
+        given: columns by role that are known, of files that have them.
+        kept: there are logs already that the others stand beside.
+
+    Raises:
+        UserError: files whose role is not said differ in their columns, or a role has no file.
+    """
+    from adagrpo.data.logs.formats import columns_of
+    from adagrpo.data.logs.preview import roles_of
+    from adagrpo.storage.marks import is_marked
+
+    def look(path: Path) -> dict[str, str]:
+        there = columns_of(path)
+        return roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
+
+    files, notes = list(files or ()), list[str]()
+    said: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
+    for path in list(files):
+        if exposures is None and path.is_dir() and is_marked(path):
+            exposures = path
+            files.remove(path)
+            notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
+    for path in said["orders"]:
+        if (clicked := look(path).get("clicked")) is not None:
+            raise UserError(
+                f"{path}: has a column of clicks, '{clicked}', so not every row is an order; give --impressions"
+                f" {shlex.quote(str(path))}, or the file without an option as the only log"
+            )
+    seen = {path: look(path) for path in files} if len(files) > 1 or any(said.values()) else {}
+    for path, roles in seen.items():
+        if items is None and "item" in roles and "user" not in roles:
+            items = path
+            files.remove(path)
+            notes.append(f"note: {path} has no column of users: it is taken for --items")
+    kinds = {path: "impressions" if "clicked" in seen.get(path, ()) else "orders" for path in files}
+    if any(said.values()) or len({*kinds.values()}) > 1:
+        for path, kind in kinds.items():
+            column = seen[path].get("clicked")
+            clicks = "no column of clicks" if column is None else f"a column of clicks, '{column}'"
+            notes.append(f"note: {path} has {clicks}: it is taken for --{kind}, {LEARN[kind]} learns from it")
+            said[kind].append(path)
+    else:  # all of one kind: the logs
+        said["orders"] = files
+    _refuse_unlike(seen, kinds)
+    if not said["orders"] and not kept:
+        other = next(iter(said["impressions"]), exposures)
+        raise UserError(
+            "give log files, or --orders FILE"
+            if other is None
+            else f"{other}: stands beside orders, which say who and what there is; give --orders FILE too"
+        )
+    return LogRoles(said["orders"], said["impressions"], exposures, items, user_key, notes)
+
+
+def _refuse_unlike(seen: Mapping[Path, Mapping[str, str]], kinds: Mapping[Path, str]) -> None:
+    """Refuse files of one kind of which one has a column that another lacks, or calls otherwise."""
+    first: dict[str, Path] = {}
+    for path, roles in seen.items():
+        if path not in kinds:
+            continue
+        other = first.setdefault(kinds[path], path)
+        if unlike := [role for role in {**seen[other], **roles} if seen[other].get(role) != roles.get(role)]:
+            has, have = (
+                ", ".join(f"'{one[role]}' ({role})" if role in one else f"no {role}" for role in unlike)
+                for one in (roles, seen[other])
+            )
+            raise UserError(
+                f"{path}: has {has} where {other} has {have}; files of one role have the same columns: say which is"
+                " which, --orders FILE, --impressions FILE, --items FILE"
+            )

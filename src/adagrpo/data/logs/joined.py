@@ -1,0 +1,82 @@
+"""What was shown to the users of a log, read from other files, beside the log's interactions.
+
+The ids and times of the log stay as they are: those of the impressions are written like them. An id that cannot be is
+of nobody and nothing that the log knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import polars as pl
+
+from adagrpo.data.columns import CLICKED_AT, ITEM_ID, TIMESTAMP, USER_ID
+from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.logs.times import UNITS
+from adagrpo.errors import UserError
+
+__all__ = ["with_impressions"]
+
+
+def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
+    """Put impressions of other files beside the interactions of a log. Their clicks are no interactions.
+
+    Args:
+        logs: of `read_logs`; it may have impressions itself.
+        shown: of `read_logs`, with clicks; users and items as the log calls them.
+        source: what to call `shown` in errors, a key of the recipe.
+
+    Raises:
+        UserError: one of them has no times, or their times cannot be compared.
+    """
+    if shown.impressions is None:
+        raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")
+    if TIMESTAMP not in logs.interactions.columns or TIMESTAMP not in shown.impressions.columns:
+        raise UserError(
+            f"{source}: what was shown is put beside the interactions by time; name the columns of times,"
+            f" data.columns.timestamp and {source}.columns.timestamp"
+        )
+    table = shown.impressions.with_columns(
+        *(_like(shown.impressions[name], logs.interactions[name].dtype) for name in (USER_ID, ITEM_ID)),
+        *(
+            _in_unit(shown.impressions[name], logs, shown, source)
+            for name in (TIMESTAMP, CLICKED_AT)
+            if name in shown.impressions.columns
+        ),
+    )
+    own = [] if logs.impressions is None else [logs.impressions]
+    understood = logs.understood | {"files": [*logs.understood["files"], *shown.understood["files"]]}
+    return dataclasses.replace(
+        logs,
+        impressions=pl.concat([*own, table], how="diagonal_relaxed"),
+        rejects=pl.concat([logs.rejects, shown.rejects]),
+        rows_read=logs.rows_read + shown.rows_read,
+        rows_filtered=logs.rows_filtered + shown.rows_filtered,
+        understood=understood,
+    )
+
+
+def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Ids in the type of the log's; null where one is no id of that type: `007` is not 7.
+
+    >>> _like(pl.Series(["7", "007", "a"]), pl.Int64()).to_list()
+    [7, None, None]
+    """
+    there = ids.cast(dtype, strict=False)
+    return pl.select(pl.when(there.cast(ids.dtype) == ids).then(there).alias(ids.name)).to_series()
+
+
+def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:
+    """Times in the unit of the log's; whole numbers where those are, a part of one being cut off."""
+    units = [entry.understood.get("time", {}).get("unit") for entry in (logs, shown)]
+    if (units[0] is None) != (units[1] is None):
+        said = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
+        raise UserError(f"{source}: the times of the logs {said[0]}, and these {said[1]}; write both in one unit")
+    whole = logs.interactions[TIMESTAMP].dtype.is_integer()
+    if units[0] == units[1] or units[0] is None:
+        return times.floor().cast(pl.Int64) if whole else times
+    factor = UNITS[units[0]] / UNITS[units[1]]
+    if factor >= 1 and times.dtype.is_integer():
+        return times * int(factor)
+    scaled = times // round(1 / factor) if factor < 1 and whole else times * factor
+    return scaled.floor().cast(pl.Int64) if whole else scaled

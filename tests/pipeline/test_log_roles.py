@@ -1,0 +1,315 @@
+"""Orders, impressions and the exposure log of a service in one run: one catalogue, one numbering, no leak."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import polars as pl
+import pytest
+import yaml
+
+from adagrpo import cli
+from adagrpo.config import resolve_config
+from adagrpo.data.simulation.marketplace import Marketplace, simulate
+from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_log import Exposure, Feedback
+from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.user_hash import read_key
+from adagrpo.pipeline import Run
+
+SMALL = [
+    *("max_history=6", "threads=1", "tokenizer.levels=2", "tokenizer.codes=16", "tokenizer.width=8"),
+    *("policy={width: 16, layers: 1, heads: 2, decoder_hidden: 16}", "evaluation.beam_width=20"),
+    *("sft={epochs: 1, batch_size: 32, validations: 1}", "ranker.width=16", "ranker.layers=1"),
+    "ranker.fit={epochs: 1, batch_size: 32, validations: 1}",
+]
+SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
+COLUMNS = ["user=customer_id", "item=sku", "timestamp=created_at"]
+OF_ORDERS = [part for column in COLUMNS for part in ("--set", f"data.columns.{column}")]
+SAME = ("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet")
+
+
+class Said(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def command(*arguments: object) -> Said:
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+        patch("sys.argv", ["adagrpo", *map(str, arguments)]),
+        pytest.raises(SystemExit) as end,
+    ):
+        cli.main()
+    return Said(int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+class Shop(NamedTuple):
+    orders: Path
+    impressions: Path
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """What a simulated shop showed, in milliseconds, and ten minutes after each click an order, as a date."""
+    folder = tmp_path_factory.mktemp("shop")
+    world = simulate(Marketplace(users=80, items=100)).impressions
+    seconds = world["timestamp"].cast(pl.Int64) * 3600 + 1_700_000_000
+    shown = world.with_columns((seconds * 1000).alias("timestamp"))
+    shown.write_parquet(folder / "impressions.parquet")
+    clicks = world.with_columns(seconds.alias("at")).filter(pl.col("clicked").cast(pl.Boolean))
+    orders = clicks.select(
+        customer_id="user_id",
+        sku="item_id",
+        created_at=pl.from_epoch(pl.col("at") + 600).dt.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+    orders.write_csv(folder / "orders.csv")
+    return Shop(folder / "orders.csv", folder / "impressions.parquet")
+
+
+@pytest.fixture(scope="module")
+def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    out = tmp_path_factory.mktemp("prepared") / "run"
+    said = command("prepare", *shop, "--out", out, *OF_ORDERS, *SETTINGS)
+    assert said.status == 0, said.err
+    return out / "prepare", said
+
+
+def test_orders_alone_and_with_impressions_are_the_same_interactions(
+    prepared: tuple[Path, Said], shop: Shop, tmp_path: Path
+) -> None:
+    folder, said = prepared
+    assert "orders.csv has no column of clicks: it is taken for --orders" in said.err
+    assert "impressions.parquet has a column of clicks, 'clicked': it is taken for --impressions" in said.err
+    alone = command("prepare", shop.orders, "--out", tmp_path / "run", *OF_ORDERS, *SETTINGS)
+    assert alone.status == 0, alone.err
+    for name in SAME:
+        assert (folder / name).read_bytes() == (tmp_path / "run" / "prepare" / name).read_bytes(), name
+    shown = pl.read_parquet(folder / "impressions.parquet")
+    assert 0 < shown["clicked"].sum() < len(shown) / 2 and {"slot", "propensity"} <= {*shown.columns}
+
+
+def test_impressions_of_unknown_items_and_users_are_counted_aloud(prepared: tuple[Path, Said], shop: Shop) -> None:
+    folder, said = prepared
+    shown, orders = pl.read_parquet(shop.impressions), pl.read_csv(shop.orders)
+    unknown = {
+        "items": len(shown.filter(~pl.col("item_id").is_in(orders["sku"].implode()))),
+        "users": len(shown.filter(~pl.col("user_id").is_in(orders["customer_id"].implode()))),
+    }
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for kind, count in unknown.items():
+        assert count > 0 and summary[f"impressions_of_unknown_{kind}"] == count
+    assert f"{unknown['items']:,} of items that are not in the catalogue" in said.err
+    assert f"{unknown['users']:,} of users without an interaction" in said.err
+    assert summary["impressions"] + summary["impressions_later"] + summary["impressions_dropped"] == len(shown)
+
+
+def test_no_impression_at_or_after_a_held_out_order_reaches_a_ranker(
+    prepared: tuple[Path, Said], shop: Shop, tmp_path: Path
+) -> None:
+    """Whatever is shown from the validation order on, the ranker's table is the same, byte for byte."""
+    orders = pl.read_csv(shop.orders).with_columns(
+        at=pl.col("created_at").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms")
+    )
+    sorted_orders = orders.sort("customer_id", "at", maintain_order=True)
+    held = sorted_orders.group_by("customer_id").agg(pl.col("at").get(-2, null_on_oob=True), pl.len())
+    held = held.filter(pl.col("len") >= 3).select(user_id="customer_id", held="at")
+    shown = pl.read_parquet(shop.impressions).join(held, on="user_id", how="left", maintain_order="left")
+    late = (pl.col("timestamp") >= pl.col("held")).fill_null(False)
+    assert shown.select(late.sum()).item() > 1000
+    for name, changed in {
+        "flipped": shown.with_columns(clicked=pl.when(late).then(1 - pl.col("clicked")).otherwise("clicked")),
+        "gone": shown.filter(~late),
+    }.items():
+        log, out = tmp_path / f"{name}.parquet", tmp_path / name
+        changed.drop("held").cast({"clicked": pl.Int8}).write_parquet(log)
+        made = command("prepare", shop.orders, "--impressions", log, "--out", out, *OF_ORDERS, *SETTINGS)
+        assert made.status == 0, made.err
+        ours, theirs = (path / "impressions.parquet" for path in (prepared[0], out / "prepare"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_a_list_is_decided_and_served_from_orders_and_impressions(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = [*SETTINGS, "--set", "tokenizer.quantizer=kmeans", "--set", "tokenizer.collisions=level"]
+    decided = command("decide", *shop, "--out", out, "--reward", "feature", "--json", *settings)
+    assert decided.status == 0, decided.err
+    content = json.loads(decided.out)
+    run = Run.open(out)
+    assert json.loads(run.path("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"] == "impressions"
+    assert run.config.reward.kind == "feature"
+    item = pl.read_csv(shop.orders)["sku"][0]
+    (served,) = run.recommend([[item]], arm=content["chosen"]).items
+    assert len(served) == 10 and {*served} <= {*pl.read_csv(shop.orders)["sku"]}
+
+
+def test_init_writes_the_roles_into_the_recipe(shop: Shop, tmp_path: Path) -> None:
+    made = command("init", *shop, "--out", tmp_path / "r.yaml")
+    assert made.status == 0 and "it is taken for --impressions" in made.err
+    data = yaml.safe_load((tmp_path / "r.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["logs"] == [str(shop.orders)] and data["columns"]["user"] == "customer_id"
+    assert data["impressions"]["logs"] == [str(shop.impressions)]
+    assert data["impressions"]["columns"]["clicked"] == "clicked"
+
+
+@pytest.mark.parametrize("verb", ["init", "prepare", "decide"])
+def test_files_whose_columns_differ_are_refused_without_roles(shop: Shop, tmp_path: Path, verb: str) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("customer_id,sku,created_at,event\nu1,i1,2026-01-01,view\n", encoding="utf-8")
+    refused = command(verb, shop.orders, other, "--out", tmp_path / "made")
+    assert refused.status == 2 and refused.err.count("\n") == 1 and not (tmp_path / "made").exists()
+    assert f"{other}: has 'event' (event) where {shop.orders} has no event" in refused.err
+    assert "--orders FILE, --impressions FILE, --items FILE" in refused.err
+    clicks = command(verb, "--orders", shop.impressions, "--out", tmp_path / "made")
+    assert clicks.status == 2 and "so not every row is an order; give --impressions" in clicks.err
+    alone = command(verb, "--impressions", shop.impressions, "--out", tmp_path / "made")
+    assert alone.status == 2 and "--orders FILE" in alone.err
+
+
+def test_an_item_table_among_the_files_is_seen(shop: Shop, tmp_path: Path) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("sku,title\n" + "".join(f"i{n:05},Lamp {n}\n" for n in range(100)), encoding="utf-8")
+    made = command("init", shop.orders, items, "--out", tmp_path / "r.yaml")
+    assert made.status == 0 and "has no column of users: it is taken for --items" in made.err
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text(encoding="utf-8"))["data"]["items"]["text"] == ["title"]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("clicked", "no column of impressions looks like clicked"),
+        ("timestamp", "no column of impressions looks like timestamp"),
+    ],
+)
+def test_impressions_without_clicks_or_times_are_refused(shop: Shop, tmp_path: Path, column: str, said: str) -> None:
+    log = tmp_path / "shown.parquet"
+    pl.read_parquet(shop.impressions).drop(column).write_parquet(log)
+    refused = command("init", shop.orders, "--impressions", log, "--out", tmp_path / "r.yaml")
+    assert refused.status == 2 and refused.err.count("\n") == 1 and said in refused.err
+
+
+def test_times_that_cannot_be_compared_are_refused(shop: Shop, tmp_path: Path) -> None:
+    log = tmp_path / "shown.parquet"
+    pl.read_parquet(shop.impressions).with_columns(pl.col("timestamp") // 3_600_000 - 470_000).write_parquet(log)
+    refused = command("prepare", shop.orders, log, "--out", tmp_path / "run", *OF_ORDERS)
+    assert refused.status == 2 and "are seconds since 1970, and these are of a unit that is not known" in refused.err
+
+
+@pytest.fixture
+def served(shop: Shop, tmp_path: Path) -> tuple[Path, Path]:
+    """The log of a service that answered the shop's users, with hashes for ids, and its key."""
+    key = tmp_path / "key"
+    user_hash = read_key(key)
+    log = LocalExposureLog(tmp_path / "exposures")
+    shown = pl.read_parquet(shop.impressions).group_by("user_id", "timestamp", maintain_order=True)
+    for place, ((user, time), rows) in enumerate(shown):
+        name, at, slate = str(place), float(time) / 1000, tuple(rows["item_id"])  # type: ignore[arg-type]
+        answer = Exposure(
+            request_id=name,
+            time=at,
+            slate=slate,
+            arm="sft",
+            model_version="m",
+            catalog_version="c",
+            user_hash=user_hash(str(user)),
+            key_version=user_hash.fingerprint,
+        )
+        log.write([answer])
+        clicks = rows.filter(pl.col("clicked").cast(pl.Boolean))["item_id"]
+        log.feedback([Feedback(request_id=name, item=item, kind="click", time=at + 5) for item in clicks])
+        if place == 400:
+            break
+    log.close()
+    return tmp_path / "exposures", key
+
+
+def test_what_a_service_logged_joins_the_run_that_served_it(
+    served: tuple[Path, Path], shop: Shop, tmp_path: Path
+) -> None:
+    (log, key), out = served, tmp_path / "run"
+    free = ["--set", "tokenizer.collisions=level"]
+    before = command("prepare", shop.orders, "--out", out, *OF_ORDERS, *SETTINGS, *free)
+    assert before.status == 0, before.err
+    Run.open(out).tokenize()
+    Run.open(out).sft()
+    bytes_before = {name: (out / "prepare" / name).read_bytes() for name in SAME}
+    refused = command("prepare", "--exposures", log, "--out", out)
+    assert refused.status == 2 and "--user-key-file FILE" in refused.err
+    (tmp_path / "other").write_text("another key of thirty bytes here")
+    (tmp_path / "other").chmod(0o600)
+    other = command("prepare", "--exposures", log, "--user-key-file", tmp_path / "other", "--out", out)
+    assert other.status == 2 and "users is one of the logs under this key" in other.err
+    joined = command("prepare", "--exposures", log, "--user-key-file", key, "--out", out, "--json")
+    assert joined.status == 0, joined.err
+    summary = json.loads(joined.out)
+    assert summary["exposures"]["answers"] == 401 and summary["impressions"] > 0
+    assert {name: (out / "prepare" / name).read_bytes() for name in SAME} == bytes_before
+    run = Run.open(out)
+    assert run.config.data.columns.user == "customer_id" and run.config.data.exposures is not None
+    run.tokenize()
+    run.sft()
+    assert run.made == []
+    assert run.config.data.exposures.clicks == ("click", "purchase")
+    assert key.read_text().strip() not in (out / "run.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"impressions": {"logs": ["b"]}, "marketplace": {}}, "give logs"),
+        ({"logs": ["a"], "impressions": {"logs": ["a"]}}, "'a' is named twice"),
+        ({"logs": ["a"], "impressions": {"logs": ["b"]}, "split": {"kind": "impressions"}}, "give them as logs alone"),
+        ({"exposures": {"path": "x"}, "marketplace": {}}, "give either logs or marketplace or exposures"),
+    ],
+)
+def test_sources_that_do_not_stand_beside_each_other_are_refused(data: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve_config({"data": data}, [], "recipe")
+
+
+def test_feedback_on_an_earlier_list_tells_no_ranker_of_a_held_out_order(
+    served: tuple[Path, Path], shop: Shop, tmp_path: Path
+) -> None:
+    """Each held-out item was on the first list, and its purchase came when it was ordered."""
+    (log, key), tables = served, list[bytes]()
+    for late in (False, True):
+        if late:
+            orders = pl.read_csv(shop.orders).with_columns(
+                at=pl.col("created_at").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("s")
+            )
+            user_hash, store = read_key(key), LocalExposureLog(log)
+            for (user,), rows in orders.sort("at", maintain_order=True).group_by("customer_id", maintain_order=True):
+                if len(rows) < 4:
+                    continue
+                at, item = float(rows["at"][0]) + 1, rows["sku"][-2]
+                name = f"late {user}"
+                store.write(
+                    [
+                        Exposure(
+                            request_id=name,
+                            time=at,
+                            slate=(item,),
+                            arm="sft",
+                            model_version="m",
+                            catalog_version="c",
+                            user_hash=user_hash(str(user)),
+                            key_version=user_hash.fingerprint,
+                        )
+                    ]
+                )
+                store.feedback([Feedback(request_id=name, item=item, kind="purchase", time=float(rows["at"][-2]))])
+            store.close()
+        out = tmp_path / f"run-{late}"
+        orders_and_log = [shop.orders, "--exposures", log, "--user-key-file", key]
+        made = command("prepare", *orders_and_log, "--out", out, *OF_ORDERS, *SETTINGS, "--json")
+        assert made.status == 0, made.err
+        assert json.loads(made.out)["exposures"]["answers"] > (401 if late else 400)
+        tables.append((out / "prepare" / "impressions.parquet").read_bytes())
+    assert tables[0] == tables[1]
