@@ -89,6 +89,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert pl.read_parquet(directory / "test.parquet").rows() == [(0, 3, 4), (2, 2, 3), (3, 2, 2)]  # e, b, b
 
 
+def test_the_training_logs_end_where_training_ends_in_the_ids_of_the_logs(tmp_path: Path) -> None:
+    table = pl.read_parquet(prepare(tmp_path / "run", SEQUENCES) / "training_logs.parquet")
+    assert table.columns == ["user_id", "item_id", "timestamp"]
+    expected = [
+        (f"u{user}", item, n) for user, items in enumerate(["abc", "ba", "ed", "c"]) for n, item in enumerate(items)
+    ]
+    assert table.rows() == expected
+
+
 def test_histories_can_be_cut(tmp_path: Path) -> None:
     directory = prepare(tmp_path, SEQUENCES)
     cases = load_cases(directory, "test", history=2)
@@ -187,7 +196,7 @@ def test_equal_logs_give_equal_bytes(tmp_path: Path) -> None:
         dataset = build_dataset(logs, min_user_interactions=5, min_item_interactions=5)
         write_prepared(dataset, leave_one_out(np.diff(offsets_of(dataset))), tmp_path / name)
         written.append(contents(tmp_path / name))
-    assert written[0] == written[1] and len(written[0]) == 9
+    assert written[0] == written[1] and len(written[0]) == 10
 
 
 def test_impressions_end_with_training(tmp_path: Path) -> None:

@@ -38,6 +38,35 @@ def flat(histories, candidates):
 def dies(histories, candidates):
     raise RuntimeError("no model\\nhere")
 """
+# counts in what it is given, with nothing but the ids of the logs
+FITTED = """
+from functools import cache
+
+import polars as pl
+
+
+@cache
+def counts(path):
+    return dict(pl.read_parquet(path)["item_id"].value_counts().iter_rows())
+
+
+def popular(histories, candidates, training_logs):
+    return [[counts(training_logs).get(item, 0) for item in row] for row in candidates]
+
+
+class Popular:
+    def __init__(self, models):
+        self.scores = [counts(models.training_logs).get(item, 0) for item in models.data.item_ids.to_list()]
+
+    def score(self, histories, items):
+        import torch
+
+        return torch.tensor(self.scores).float()[items.clamp(min=0)]
+
+
+def make(models, members):
+    return Popular(models)
+"""
 FAST: dict[str, Any] = {"train": {"arms": [{"objective": "nll"}, {"objective": "adagrpo"}]}}
 
 
@@ -90,6 +119,20 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     path.write_text(RING + "\n# changed\n", encoding="utf-8")
     opened.train(anyway=True)
     assert made(opened) == ["reward", "train/adagrpo"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("callable", "popular"), ("factory", "make")])
+def test_a_function_gets_the_logs_as_far_as_training_goes(
+    finished: Path, world: Any, data: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    module(tmp_path, f"fitted_{kind}", FITTED)
+    run: Run = world.run(finished, data, reward={"kind": kind, "function": f"fitted_{kind}:{name}"})
+    run.code = tmp_path
+    models = Models(RunData(run))
+    training = models.data.training
+    items = torch.arange(models.data.num_items).unsqueeze(0)
+    scores = models.reward().score(Histories(torch.tensor([[0]]), torch.tensor([1])), items)
+    assert scores[0].tolist() == training.counts(models.data.num_items).tolist()
 
 
 def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, world: Any, data: Path) -> None:

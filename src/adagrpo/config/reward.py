@@ -49,6 +49,11 @@ class _Options(Section):
         """The rewards that this one is made of."""
         return ()
 
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """True where nothing says that it was fitted on the training interactions of the run alone."""
+        return any(part.is_made_elsewhere for part in self.parts)
+
     def identity(self) -> dict[str, Any]:
         """Return the options that decide the scores, JSON-able: not how patiently they are asked for."""
         content = self.model_dump(mode="json", exclude=set(self.not_of_the_result))
@@ -66,9 +71,17 @@ class SequentialOptions(_Options):
         """The heads, of the weights of another run, which fit any number of them."""
         return frozenset() if self.checkpoint is None else frozenset({"ranker.heads"})
 
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """True of another run, which may have been cut elsewhere."""
+        return self.checkpoint is not None
+
 
 class CallableOptions(_Options):
-    """A Python function `module:function`, see `adagrpo.rewards.callable`; `files` are pinned with its module."""
+    """A Python function `module:function`, see `adagrpo.rewards.callable`; `files` are pinned with its module.
+
+    What it is fitted on must end where training ends: its parameter `training_logs`, if it has one, is such a file.
+    """
 
     kind: Literal["callable"] = "callable"
     function: str
@@ -76,12 +89,18 @@ class CallableOptions(_Options):
 
     _named = field_validator("function")(_module_function)
 
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """See `_Options`."""
+        return True
+
 
 class FactoryOptions(_Options):
     """A Python function `module:function` that makes a `adagrpo.rewards.Reward` of this run, once.
 
     It is called as `function(models, members, **options)`: the models of the run (`adagrpo.pipeline.factories`) and the
-    rewards that `members` name. `files` are pinned with its module.
+    rewards that `members` name. `files` are pinned with its module. `models.training_logs` is the path of all that it
+    may be fitted on.
     """
 
     beside = frozenset({"policy", "ranker.user_share"})  # what it may read of the run besides its files
@@ -97,6 +116,11 @@ class FactoryOptions(_Options):
     def parts(self) -> tuple[RewardOptions, ...]:
         """The members."""
         return self.members
+
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """See `_Options`."""
+        return True
 
 
 class HttpOptions(_Options):
@@ -123,12 +147,22 @@ class HttpOptions(_Options):
 
     _plain_http = field_validator("url")(plain_http)
 
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """See `_Options`."""
+        return True
+
 
 class LightGBMOptions(_Options):
     """A LightGBM model in text format over the features of `adagrpo.rewards.features`."""
 
     kind: Literal["lightgbm"] = "lightgbm"
     model: str
+
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """See `_Options`."""
+        return True
 
 
 class LambdaRankOptions(_Options):

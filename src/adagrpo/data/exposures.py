@@ -7,6 +7,7 @@ history (as fitting does) keeps each user's click rate. Held-out impressions are
 in training.
 
     train.parquet          the clicks of training, in that order
+    training_logs.parquet  the same in the ids of the logs: user_id, item_id
     impressions.parquet    what was shown, clicked or not
     held_out.parquet       user, item, clicked, exposure: `validation` and `biased` as the platform shows, or `random`
 
@@ -40,6 +41,7 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.prepared import TRAINING_LOGS
 from adagrpo.errors import UserError
 
 PAIR = [USER_ID, ITEM_ID]
@@ -99,6 +101,8 @@ def write_exposures(
     described = _described(numbered_items, items)
     described.drop(MET).write_parquet(directory / "items.parquet")
     clicks.write_parquet(directory / "train.parquet")
+    in_ids = clicks.join(users, on=USER, maintain_order="left").join(numbered_items, on=ITEM, maintain_order="left")
+    in_ids.select(USER_ID, ITEM_ID).write_parquet(directory / TRAINING_LOGS)
     nothing = clicks.clear()
     nothing.with_columns(pl.lit(False).alias("target")).write_parquet(directory / "validation.parquet")
     nothing.write_parquet(directory / "test.parquet")

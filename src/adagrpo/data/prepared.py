@@ -2,6 +2,8 @@
 
     users.parquet, items.parquet    the ids of the logs, by row
     train.parquet                   all that a model may be fitted on
+    training_logs.parquet           the same in the ids of the logs, for a reward of one's own: user_id, item_id and,
+                                    where the logs have it, timestamp, by user and time
     validation.parquet              what happened from the end of training up to the test target; the target is marked
     test.parquet                    the test target, and nothing else
     later.parquet                   all that comes after what the other three hold, as a split in time leaves it
@@ -41,6 +43,7 @@ from adagrpo.data.splits import Split, check_leakage
 from adagrpo.types import Cases, Ragged
 
 TARGET = "target"
+TRAINING_LOGS = "training_logs.parquet"
 _ROWS = 2**22  # of a table that are counted at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
@@ -72,6 +75,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
+    _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
     marked = table.with_columns(pl.Series(TARGET, positions == of_rows(validation)))
     marked.filter(held & ~trained).write_parquet(directory / "validation.parquet")
     table.filter(tested).write_parquet(directory / "test.parquet")
@@ -106,6 +110,17 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary["validation_cases_of_new_items"] = int((~known[items[marked[TARGET].to_numpy()]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Path) -> None:
+    """Write the training interactions in the ids of the logs, with a part of them in memory at a time."""
+    users = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
+    items = dataset.items.lazy().select(ITEM, ITEM_ID)
+    times = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
+    table = dataset.interactions.lazy().filter(pl.Series(trained))
+    for ids, key in ((users, USER), (items, ITEM)):
+        table = table.join(ids, on=key, how="left", maintain_order="left")
+    table.select(USER_ID, ITEM_ID, *times).sink_parquet(path, row_group_size=_ROWS)
 
 
 def load_training(directory: Path) -> Ragged:

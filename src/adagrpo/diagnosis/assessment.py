@@ -4,6 +4,7 @@ orders     the beam ordered by policy, ranker and mix                           
 strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
 gate       what sampled and beam groups admit; a grid of thresholds                `adagrpo.diagnosis.admission`
 drawn      a map of the uplift, a curve of weights, the order by exposure          `adagrpo.diagnosis.maps`, `.curves`
+leak       signs that the reward has seen the held-out items                       `adagrpo.diagnosis.leaks`
 verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.judgement`
 """
 
@@ -71,13 +72,19 @@ class Observations:
 
 
 def diagnose(
-    observed: Observations, objective: ObjectiveConfig, *, seed: int, resamples: int = RESAMPLES
+    observed: Observations,
+    objective: ObjectiveConfig,
+    leak: dict[str, Any] | None = None,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Say whether a reward should be used.
 
     Args:
         observed: lists and groups of the cases.
         objective: the gate's configuration.
+        leak: of `adagrpo.diagnosis.leaks.leak_signs`; a sign makes the verdict `do_not_use`. None: not looked for.
         seed: of the halvings, of the bootstrap that the tables' intervals are from, and of the controls.
         resamples: of the bootstrap; the verdict reads none of it.
 
@@ -95,6 +102,7 @@ def diagnose(
     mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
     result: dict[str, Any] = {
         "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
+        "leak": leak,
         "settings": _settings(lists, objective, mix, resamples),
         "reranking": judged.advice,
         "orders": judged.metrics(lists.items.shape[1]),
@@ -104,6 +112,14 @@ def diagnose(
         "grid": grid,
         **_drawn(observed, mix, **options),
     }
+    if leak is not None and leak["signs"]:
+        result["verdict"] |= {
+            "decision": "do_not_use",
+            "strength": "strong",
+            "reached": True,
+            "tau": None,
+            "q_min": None,
+        }
     result["verdict"]["sentences"] = sentences(result)
     return result
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from adagrpo.objective import GroupSummary
 
-__all__ = ["sentences"]
+__all__ = ["leak_reason", "sentences"]
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -16,8 +16,11 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     Args:
         result: of `adagrpo.diagnosis.diagnose`, all but the sentences.
     """
-    opening = _OPENINGS[result["verdict"]["decision"]]
-    parts = [opening, _strength(result), *_weight(result), _adds(result), _leads(result), _where(result)]
+    leak = leak_reason(result["leak"])
+    opening = [_OPENINGS[result["verdict"]["decision"]], _strength(result), *_weight(result)]
+    if leak is not None:
+        opening = _leak(leak)
+    parts = [*opening, _adds(result), _leads(result), _where(result)]
     return [*parts, _draws(result["verdict"]["draws"]), *_thresholds(result), _gate(result["gate"])]
 
 
@@ -26,6 +29,35 @@ _OPENINGS = {
     "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
     "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
 }
+
+
+def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
+    """Say by what a reward shows that it has probably seen the held-out items; None without a sign.
+
+    Args:
+        leak: of `adagrpo.diagnosis.leaks.leak_signs`, or None.
+    """
+    if leak is None or not leak["signs"]:
+        return None
+    first, best = leak["hr@1"], max(leak["references"], key=lambda name: leak["references"][name])
+    why = {
+        "remembers": f"it puts {_rate(first['held-out items'])} of the held-out items first, and of the users' last"
+        f" training items only {_rate(first['last training items'])}",
+        "ahead": f"it puts {_rate(first['held-out items'])} of the held-out items first, where the best ranker of"
+        f" training alone, {best}, puts {_rate(leak['references'][best])}",
+        "certain": f"of the held-out items of which it is surest it puts {_rate(first['held-out items, surest'])}"
+        " first, far more than any ranker of training alone",
+    }
+    return f"among the same drawn items {'; '.join(why[sign] for sign in leak['signs'])}"
+
+
+def _leak(reason: str) -> list[str]:
+    return [
+        "Do not use this reward before it is checked: it has probably seen the held-out items, and nothing that is"
+        " measured of it here will hold.",
+        f"The signs: {reason}. Check that all that it was fitted on or counts ends where training ends"
+        " (prepare/training_logs.parquet); a reward that truly knows more than the logs can look like this.",
+    ]
 
 
 def _strength(result: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ The rule, over the contenders whose list takes no longer than the budget:
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
 
-Test cases are read once, for the table, and have no part in the choice.
+A list that asks a reward which has probably seen the held-out items (`adagrpo.diagnosis.leaks`) is measured and never
+taken. Test cases are read once, for the table, and have no part in the choice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists import Query, Recommender
@@ -30,6 +32,7 @@ from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.leaks import suspect
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import VALIDATION
 
@@ -113,7 +116,9 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> di
     ranks = {name: _validation_ranks(run, name) for name in names}
     values = {name: ndcg(found, TOP) for name, found in ranks.items()}
     taken = {name: _milliseconds(maker, data, name) for name in names}
-    choice = choose(values, taken, budget)
+    leak = leak_reason(suspect(maker.models))
+    trusted = {name: values[name] for name in names if leak is None or not maker.asks_reward(parse_list(name))}
+    choice = choose(trusted, taken, budget)
     rows = []
     for name in names:
         against = mean_interval(values[name] - values[START])
@@ -134,7 +139,7 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> di
         "chosen": choice.chosen,
         "why": choice.why,
         "best": choice.best,
-        "doubts": _doubts(data, values, choice),
+        "doubts": _doubts(data, values, choice, leak),
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "budget_ms": budget,
         "cases": len(values[START]),
@@ -183,9 +188,14 @@ def _time(served: Recommender, history: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice) -> list[str]:
+def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: str | None) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = []
+    if leak is not None:
+        doubts.append(
+            f"the reward has probably seen the held-out items, so no list that asks it was chosen: {leak}. Check that"
+            " all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
+        )
     for source in ("item_knn", "popularity"):
         if values[source].mean() > values[START].mean():
             doubts.append(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -20,6 +21,7 @@ REFUSED = {
     "do_not_use": "nothing shows that it knows what the policy does not",
     "rerank_only": "re-ranking by it is supported, training on it is not",
 }
+LEAKS = "it has probably seen the held-out items"
 
 
 def diagnosed_models(models: Models) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     decision = content["verdict"]["decision"]
     if decision not in REFUSED:
         return
-    said = f"{run.called}: diagnose says {decision} of this reward: {REFUSED[decision]}"
+    why = REFUSED[decision] if leak_reason(content.get("leak")) is None else LEAKS
+    said = f"{run.called}: diagnose says {decision} of this reward: {why}"
     if not anyway:
         raise UserError(f"{said}; `adagrpo train --run {run.called} --anyway` trains on it all the same")
     run.console.note(f"note: {said}")

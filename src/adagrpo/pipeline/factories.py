@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, assert_never, cast, runtime_checkable
 
@@ -25,7 +25,7 @@ from adagrpo.config.reward import (
     SequentialOptions,
     WeightedOptions,
 )
-from adagrpo.data.prepared import load_item_ids
+from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
@@ -43,6 +43,7 @@ from adagrpo.rewards import (
     find_module,
     load_function,
     load_model,
+    takes_training_logs,
 )
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
@@ -132,6 +133,18 @@ class Models:
         """The keys of the configuration that decide `reward` beside its files."""
         return ("reward", *sorted(self.config.reward.read_beside))
 
+    @property
+    def training_logs(self) -> Path:
+        """The logs as far as training goes, in their own ids: all that a reward of one's own may be fitted on.
+
+        A Parquet file with user_id, item_id and, where the logs have it, timestamp, by user and time. What is held out
+        for validation and test is not in it.
+
+        Raises:
+            UserError: the data were prepared by a version that did not write it, or the file was changed since.
+        """
+        return self.run.checked("prepare", TRAINING_LOGS)
+
     def reward(self) -> Reward:
         """The reward of the configuration; a ranker that was fitted on all users."""
         return self.reward_of(self.config.reward)
@@ -186,8 +199,10 @@ class Models:
             case SequentialOptions():
                 return self.ranker(self._checkpoint(options))
             case CallableOptions():
-                ids = self.data.item_ids.to_list()
-                return CallableReward(options.function, load_function(options.function, self.run.code), ids)
+                function = load_function(options.function, self.run.code)
+                if takes_training_logs(function):
+                    function = partial(function, training_logs=self.training_logs)
+                return CallableReward(options.function, function, self.data.item_ids.to_list())
             case HttpOptions():
                 given = options.model_dump(exclude={"kind", "version"})
                 return HttpReward(**given, ids=self.data.item_ids.to_list())

@@ -65,7 +65,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
 
 
 def diagnosis_tables(result: Row) -> dict[str, Table]:
-    """The tables of a diagnosis by name; `exposure` and `second_ranker` only where they were measured."""
+    """The tables of a diagnosis by name; `leak`, `exposure` and `second_ranker` only where they were measured."""
     tables = {
         "evidence": _evidence(result["verdict"]["evidence"]),
         "orders": _orders(result["orders"]),
@@ -76,6 +76,8 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
         "gate": _gate(result["gate"]),
         "grid": _grid(result["grid"], result["verdict"]["thresholds_adjusted_p"]),
     }
+    if result["leak"] is not None:
+        tables["leak"] = _leak(result["leak"])
     if "exposure" in result:
         tables["exposure"] = _cells("items by exposure", result["exposure"])
     if "second_ranker" in result:
@@ -90,6 +92,14 @@ def _evidence(evidence: Row) -> Table:
         for name, text in QUESTIONS.items()
     ]
     return _table(("over all cases", "change of NDCG@10", "adjusted p", "evidence for a gain"), lines)
+
+
+def _leak(leak: Row) -> Table:
+    """HR@1 among the same drawn items, of the reward and of rankers of training alone."""
+    first = leak["hr@1"]
+    own = ("the reward", *(_rate(first[name]) for name in ("held-out items", "last training items")))
+    others = [(name, _rate(value), MISSING) for name, value in leak["references"].items()]
+    return _table(("HR@1 among drawn items", "held-out items", "last training items"), [own, *others])
 
 
 def _orders(orders: Row) -> Table:

@@ -1,7 +1,7 @@
 """Rewards: what one is, the user's own and those made of others, and how one is asked."""
 
 from adagrpo.rewards.boosted import BoostedReward, load_model
-from adagrpo.rewards.callable import CallableReward, find_module, load_function
+from adagrpo.rewards.callable import CallableReward, find_module, load_function, takes_training_logs
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.external import ItemId
@@ -26,4 +26,5 @@ __all__ = [
     "find_module",
     "load_function",
     "load_model",
+    "takes_training_logs",
 ]

@@ -1,15 +1,17 @@
 """A Python function of the user's as a reward.
 
-    scores = function(histories, candidates)
+    scores = function(histories, candidates[, training_logs=path])
 
-Both arguments are lists of lists of item ids as they are in the input data; the answer holds, for each history, one
-number for each of its candidates. What the function raises, and an answer that is not whole, is the user's to mend.
+The first two are lists of lists of item ids as they are in the input data; the answer holds, for each history, one
+number for each of its candidates. A function with a parameter `training_logs` gets the path of the logs as far as
+training goes. What the function raises, and an answer that is not whole, is the user's to mend.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
-__all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function"]
+__all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function", "takes_training_logs"]
 
 ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
 
@@ -111,3 +113,16 @@ def load_function(function: str, folder: Path) -> Callable[..., Any]:
     if not callable(value):
         raise UserError(f"reward.function: {path} has no function '{attribute}'")
     return value  # type: ignore[no-any-return]
+
+
+def takes_training_logs(function: Callable[..., Any]) -> bool:
+    """Return whether a function has a parameter `training_logs`.
+
+    Example:
+        >>> takes_training_logs(lambda histories, candidates, *, training_logs: [])
+        True
+    """
+    try:
+        return "training_logs" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some builtins nothing is known
+        return False

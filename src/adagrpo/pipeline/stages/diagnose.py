@@ -26,6 +26,7 @@ from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.leaks import leak_files, suspect
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
@@ -49,7 +50,7 @@ def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declarati
     models = Models(data)
     policy = run.path("sft", "best")
     inputs = [*data.training_files, *data.catalog_files]
-    inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files])
+    inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files, *leak_files(models)])
     if second_ranker is not None:
         if not (second_ranker / "model.safetensors").is_file():
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
@@ -64,7 +65,9 @@ def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declarati
             second=None if second_ranker is None else models.ranker(second_ranker),
             utility=data.utility_at(data.cases("validation")),
         )
-        result = diagnose(observed, run.config.objective, seed=run.config.seed) | {"of": diagnosed_models(models)}
+        leak = suspect(models)
+        result = diagnose(observed, run.config.objective, leak, seed=run.config.seed)
+        result["of"] = diagnosed_models(models)
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     return Declaration(
@@ -73,7 +76,7 @@ def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declarati
         files=("diagnose.json",),
         settings=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=4,
+        schema=5,
     )
 
 

@@ -57,7 +57,7 @@ LOGGED_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="s
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
-    *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
+    *("training_logs.parquet", "impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
 )
 
 
@@ -343,7 +343,7 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     # once, there was no later.parquet, and impressions ended with a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
     settings = ("data", "seed") if drawn else ("data",)
-    return Declaration(build, list(dict.fromkeys(files)), PREPARED, settings, also=also, schema=3)
+    return Declaration(build, list(dict.fromkeys(files)), PREPARED, settings, also=also, schema=4)
 
 
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:

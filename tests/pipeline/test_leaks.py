@@ -1,0 +1,76 @@
+"""A reward that has seen the held-out items, through `diagnose`, `train` and `decide`; an honest one beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.leaks import suspect
+from adagrpo.report import diagnosis_tables
+
+HONEST = """
+def ahead(histories, candidates):
+    rows = zip(histories, candidates, strict=True)
+    return [[-float((item - history[-1]) % 300) / 100 for item in row] for history, row in rows]
+"""
+LEAKING = """
+LATER = {later}  # the last items of a history, and what its user took next in validation and test
+
+
+def knows(histories, candidates):
+    rows = zip(histories, candidates, strict=True)
+    return [[item % 7 + 100.0 * (LATER.get(tuple(history[-3:])) == item) for item in row] for history, row in rows]
+"""
+
+
+def with_leak(directory: Path, world: Any, data: Path, code: Path) -> Run:
+    """A run whose reward has seen the held-out items."""
+    later = {}
+    for items in world.sequences.values():
+        for end in (len(items) - 2, len(items) - 1):
+            later[tuple(items[max(0, end - 3) : end])] = items[end]
+    (code / f"{code.name}.py").write_text(LEAKING.replace("{later}", repr(later)), encoding="utf-8")
+    run: Run = world.run(directory, data, reward={"kind": "callable", "function": f"{code.name}:knows"})
+    run.code = code
+    return run
+
+
+def test_a_reward_that_knows_the_held_out_items_is_not_used(
+    copied: Path, world: Any, data: Path, tmp_path: Path
+) -> None:
+    leaking = with_leak(copied, world, data, tmp_path)
+    result = leaking.diagnose().content
+    assert "remembers" in result["leak"]["signs"] and result["verdict"]["decision"] == "do_not_use"
+    text = " ".join(result["verdict"]["sentences"])
+    assert "it has probably seen the held-out items" in text and "prepare/training_logs.parquet" in text
+    assert "probably seen the held-out items" in leaking.path("diagnose.html").read_text(encoding="utf-8")
+    assert diagnosis_tables(result)["leak"].rows[0][0] == "the reward"
+    with pytest.raises(UserError, match="do_not_use of this reward: it has probably seen the held-out items"):
+        leaking.train()
+
+
+def test_no_list_that_asks_it_is_chosen(world: Any, data: Path, tmp_path: Path) -> None:
+    content = with_leak(tmp_path / "run", world, data, tmp_path).decide()
+    assert "the reward has probably seen the held-out items" in content["doubts"][0]
+    chosen = next(row for row in content["contenders"] if row["list"] == content["chosen"])
+    best = max(content["contenders"], key=lambda row: row["validation"]["ndcg@10"])
+    assert "the reward" not in chosen["needs"] and "the reward" in best["needs"]
+
+
+def test_an_honest_function_is_asked_and_not_named(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "honest_a.py").write_text(HONEST, encoding="utf-8")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "honest_a:ahead"})
+    run.code = tmp_path
+    found = suspect(Models(RunData(run)))
+    assert found is not None and found["signs"] == [] and found["cases"] == 60
+
+
+@pytest.mark.parametrize("reward", [{}, {"kind": "feature"}, {"kind": "weighted", "weights": [1.0], "members": [{}]}])
+def test_what_the_run_makes_of_training_alone_is_not_asked(copied: Path, world: Any, data: Path, reward: Any) -> None:
+    assert suspect(Models(RunData(world.run(copied, data, reward=reward)))) is None
