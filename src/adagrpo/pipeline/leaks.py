@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.rewards.protocol import Reward
 from adagrpo.trainer.lambdarank import NegativeSampler
 
-__all__ = ["leak_files", "suspect"]
+__all__ = ["LeakCheck", "leak_files", "suspect"]
 
 MOST_CASES, DRAWN = 2000, 50
 
@@ -25,41 +26,60 @@ def leak_files(models: Models) -> list[Path]:
     return [models.run.path("ranker", "best", "model.safetensors")] if models.config.reward.is_made_elsewhere else []
 
 
-def suspect(models: Models, reward: Reward | None = None) -> dict[str, Any] | None:
-    """Look for signs that a reward has seen the held-out items of validation.
+class LeakCheck:
+    """The questions to a run's users, and what rankers of training alone answer to them."""
+
+    def __init__(self, models: Models) -> None:
+        """Draw the questions.
+
+        Args:
+            models: of a run whose sequential ranker is fitted.
+        """
+        self.models, data, seed = models, models.data, models.config.seed
+        cases = sample_cases(data.cases("validation"), MOST_CASES, seed)
+        self.questions = with_last_fitted(data.training, cases)
+        held_out, fitted = self.questions
+        before = pad(fitted.histories, np.arange(len(fitted)), models.config.max_history)
+        self.drawn = NegativeSampler(data.training, data.num_items, seed).draw(
+            fitted.users.astype(np.int64),
+            before.items.numpy(),
+            before.lengths.numpy(),
+            np.column_stack([held_out.targets, fitted.targets]).astype(np.int64),
+            DRAWN,
+        )
+
+    @cached_property
+    def references(self) -> dict[str, Answers]:
+        """The answers of rankers of training alone, by name."""
+        models = self.models
+        return {
+            "item-kNN": self._asked(models.reward_of(FeatureOptions(name="knn_history"))),
+            "what followed the last item": self._asked(models.reward_of(FeatureOptions(name="next_last"))),
+            "sequential ranker": self._asked(models.ranker(models.run.path("ranker", "best"))),
+        }
+
+    def signs(self, reward: Reward) -> dict[str, Any] | None:
+        """Return what `adagrpo.diagnosis.leaks.leak_signs` says; None where no user has two training items."""
+        return leak_signs(self._asked(reward), self.references) if len(self.drawn) else None
+
+    def _asked(self, ranker: Reward) -> Answers:
+        return answers(
+            ranker,
+            self.questions,
+            self.drawn,
+            max_history=self.models.config.max_history,
+            batch_size=self.models.config.evaluation.batch_size,
+            device=self.models.data.device,
+        )
+
+
+def suspect(models: Models) -> dict[str, Any] | None:
+    """Look for signs that the reward of a run has seen the held-out items of validation.
 
     Args:
         models: of a run whose sequential ranker is fitted.
-        reward: None is that of the configuration.
 
     Returns:
-        See `adagrpo.diagnosis.leak_signs`; None of a reward that the run itself makes of training alone, and where too
-        few users have two training items.
+        See `LeakCheck.signs`; None also of a reward that the run itself makes of training alone.
     """
-    if reward is None and not models.config.reward.is_made_elsewhere:
-        return None
-    data, seed, longest = models.data, models.config.seed, models.config.max_history
-    questions = with_last_fitted(data.training, sample_cases(data.cases("validation"), MOST_CASES, seed))
-    if len(questions.fitted) == 0:
-        return None
-    held_out, fitted = questions
-    before = pad(fitted.histories, np.arange(len(fitted)), longest)
-    drawn = NegativeSampler(data.training, data.num_items, seed).draw(
-        fitted.users.astype(np.int64),
-        before.items.numpy(),
-        before.lengths.numpy(),
-        np.column_stack([held_out.targets, fitted.targets]).astype(np.int64),
-        DRAWN,
-    )
-
-    def asked(ranker: Reward) -> Answers:
-        size = models.config.evaluation.batch_size
-        return answers(ranker, questions, drawn, max_history=longest, batch_size=size, device=data.device)
-
-    references: dict[str, Reward] = {
-        "item-kNN": models.reward_of(FeatureOptions(name="knn_history")),
-        "what followed the last item": models.reward_of(FeatureOptions(name="next_last")),
-        "sequential ranker": models.ranker(models.run.path("ranker", "best")),
-    }
-    own = models.reward() if reward is None else reward
-    return leak_signs(asked(own), {name: asked(ranker) for name, ranker in references.items()})
+    return LeakCheck(models).signs(models.reward()) if models.config.reward.is_made_elsewhere else None
