@@ -37,8 +37,6 @@ from adagrpo.diagnosis.verdict import STRONG
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["AHEAD", "CERTAIN", "FIRST", "Answers", "Questions", "answers", "leak_signs", "with_last_fitted"]
-
 AHEAD, CERTAIN, FIRST = 0.3, 0.75, 0.9
 SUREST = 0.1  # share of the cases
 

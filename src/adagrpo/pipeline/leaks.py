@@ -16,8 +16,6 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.rewards.protocol import Reward
 from adagrpo.trainer.lambdarank import NegativeSampler
 
-__all__ = ["LeakCheck", "leak_files", "suspect"]
-
 MOST_CASES, DRAWN = 2000, 50
 
 
