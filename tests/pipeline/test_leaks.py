@@ -11,7 +11,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leaks import suspect
+from adagrpo.pipeline.leak_check import suspect
 from adagrpo.report import diagnosis_tables
 
 HONEST = """

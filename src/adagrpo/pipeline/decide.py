@@ -32,7 +32,7 @@ from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leaks import suspect
+from adagrpo.pipeline.leak_check import suspect
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import VALIDATION
 

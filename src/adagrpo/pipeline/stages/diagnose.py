@@ -26,7 +26,7 @@ from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leaks import leak_files, suspect
+from adagrpo.pipeline.leak_check import leak_files, suspect
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
