@@ -318,9 +318,9 @@ def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_comman
     ("request_", "says"),
     [
         ({}, "nothing to change"),
-        ({"delist": ["3", "4", "5"]}, "'4' is no item of the catalogue, and 1 more"),
+        ({"delist": ["3", "4", "5"]}, "not in the catalogue: '4' and 1 more"),
         ({"delist": [",".join(map(str, ITEMS))]}, "no item would be left"),
-        ({"items": {3: title(0)}}, "item '3' is in the catalogue already"),
+        ({"items": {3: title(0)}}, "in the catalogue already: item '3';"),
         ({"items": {1003: "qqqq"}, "shape": False}, "nothing says what it is like"),
         ({"items": {1043: title(4)}, "delist": ["1043"]}, "is in .*new.csv too"),
         ({"items": Path("nowhere.csv")}, "nowhere.csv: no such file"),
