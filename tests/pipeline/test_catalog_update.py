@@ -469,7 +469,7 @@ def test_the_verb(run: Run, tmp_path: Path) -> None:
     for words, says in (
         (("diff", "0"), "takes 2 versions"),
         (("list", "--delist", "3"), "are for update alone"),
-        (("update", "--delist", "9"), "is no item"),
+        (("update", "--delist", "9"), "not in the catalogue"),
     ):
         status, text = command("catalog", *words, "--run", place)
         assert status == 2 and says in text and "\n" not in text

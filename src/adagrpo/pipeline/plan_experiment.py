@@ -66,7 +66,7 @@ def plan_experiment(
         chosen=chosen,
         control=control,
         name=json.dumps(f"{run.config.name[:60]}: {chosen}"),
-        salt=secrets.token_hex(8),
+        salt=json.dumps(secrets.token_hex(8)),  # a text, also where it has digits alone
         start=start.isoformat(),
         expectation=f"expected {said}." if gain > 0 else "HR@10 does not gain on test cases, so no effect is expected.",
         expected=f", expected: {gain:.4f}" if gain > 0 else "",
