@@ -1,6 +1,6 @@
 """AdaGRPO inside TRL on a toy world: users walk along a ring of 27 items, and the reward likes the next one.
 
-    pip install 'adagrpo[trl]' && python examples/trl_adagrpo.py
+    pip install -e '.[trl]' && python examples/trl_adagrpo.py
 
 Prints, every ten steps, the NLL of the logged items, the share of prompts that the gate admits and the mean reward.
 """

@@ -237,8 +237,8 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("transformers.cache_utils", "transformers is not installed; pip install 'adagrpo[hf]'"),
-        ("sentence_transformers", "pip install 'adagrpo[text]'"),
+        ("transformers.cache_utils", "transformers is not installed; pip install -e '.[hf]'"),
+        ("sentence_transformers", "pip install -e '.[text]'"),
         ("my.reward", "module 'my.reward' is neither installed nor a file my/reward.py in /"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_tracker_that_is_not_installed_names_the_extra(
     adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module("adagrpo.cli.tracking"), "get_available_trackers", lambda: [])
-    refused(adagrpo("sft", "--run", copied, "--track", "tensorboard"), "pip install 'adagrpo[track]'")
+    refused(adagrpo("sft", "--run", copied, "--track", "tensorboard"), "pip install -e '.[track]'")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@
 | `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
-| `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
+| `contenders` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
+| `trial` | the same, of a demo whose arms are shown at their last steps | |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
 | `matched` | several `NAME.jsonl` of the same: gates at one setting, in its first rung | |
@@ -43,10 +44,11 @@ import yaml
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.canvas import standalone
-from adagrpo.report.reward_trial import trial_table
+from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
 from research.fair_trial.corrected import corrected_table, read_differences
 from research.pages.feed import difference_table, exposure_table, order_table
+from research.pages.last_steps import trial_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -70,7 +72,8 @@ KEYS = {
     "ablation": (),
     "quality": ("metric",),
     "crossing": ("metric",),
-    "trial": ("form",),
+    "contenders": ("form",),
+    "trial": (),
     "tuned": (),
     "matched": (),
     "admitted": (),
@@ -89,7 +92,7 @@ QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 # kinds that take several files
 SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")
-FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
+FORMS = {"arms": "text", "comparison": "short", "contenders": "text", "verdicts": "short", "orders": "exposure"}
 
 
 class Marker(NamedTuple):
@@ -264,8 +267,9 @@ def _made(marker: Marker, results: Path) -> Table:
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
     if marker.kind == "teachers":
         return _teachers(name, results)
-    if marker.kind == "trial":
-        return trial_table(_trial(find(results, f"{name}.trial.json")))
+    if marker.kind in ("contenders", "trial"):
+        content = _trial(find(results, f"{name}.trial.json"))
+        return contenders_table(content) if marker.kind == "contenders" else trial_table(content)
     if marker.kind == "matched":
         return _matched(marker.names, results)
     path = find(results, f"{name}.jsonl")

@@ -1,5 +1,25 @@
 """Errors that end a command with one line, the user's to mend or those of a service; numbers that are not finite."""
 
+from collections.abc import Sequence
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, typed in the checkout: no distribution has been published.
+
+    >>> install("serve")
+    "pip install -e '.[serve]'"
+    """
+    return f"pip install -e '.[{extra}]'"
+
+
+def first_of(names: Sequence[object]) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> first_of(["a"]), first_of(["a", "b", "c"])
+    ("'a'", "'a' and 2 more")
+    """
+    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
 
 def _printable(message: str) -> str:
     r"""A message with what a terminal would obey written out.

@@ -318,9 +318,9 @@ def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_comman
     ("request_", "says"),
     [
         ({}, "nothing to change"),
-        ({"delist": ["3", "4", "5"]}, "'4' is no item of the catalogue, and 1 more"),
+        ({"delist": ["3", "4", "5"]}, "not in the catalogue: '4' and 1 more"),
         ({"delist": [",".join(map(str, ITEMS))]}, "no item would be left"),
-        ({"items": {3: title(0)}}, "item '3' is in the catalogue already"),
+        ({"items": {3: title(0)}}, "in the catalogue already: item '3';"),
         ({"items": {1003: "qqqq"}, "shape": False}, "nothing says what it is like"),
         ({"items": {1043: title(4)}, "delist": ["1043"]}, "is in .*new.csv too"),
         ({"items": Path("nowhere.csv")}, "nowhere.csv: no such file"),
@@ -469,7 +469,7 @@ def test_the_verb(run: Run, tmp_path: Path) -> None:
     for words, says in (
         (("diff", "0"), "takes 2 versions"),
         (("list", "--delist", "3"), "are for update alone"),
-        (("update", "--delist", "9"), "is no item"),
+        (("update", "--delist", "9"), "not in the catalogue"),
     ):
         status, text = command("catalog", *words, "--run", place)
         assert status == 2 and says in text and "\n" not in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from adagrpo.config import Config
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
+from adagrpo.experiments.plan import read_plan
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.output_sources import is_stale
+from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.staleness import parts_of
+from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import Asked
 
 FEATURE = {"kind": "feature", "name": "next_last"}
@@ -60,6 +65,48 @@ def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tup
     assert content["serve"].endswith(f"--arm {content['chosen']}")
     row = next(row for row in content["contenders"] if row["list"] == content["chosen"])
     assert "the reward" in row["needs"] or content["chosen"] not in ("rerank", "fuse")
+
+
+def test_the_page_and_the_status_know_the_decision_until_it_is_stale(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, content = decided
+    copied = run_copy(run, tmp_path)
+    again = Run.open(copied)
+    again.evaluate()
+    page = again.report()
+    assert status(copied)["next"].startswith("adagrpo serve ") and content["serve"] in page.read_text(encoding="utf-8")
+    changed = Run.open(copied, ["sft.epochs=1"])
+    assert is_stale(changed, "decided", parts_of(changed, measuring=True))
+
+
+def test_the_plan_of_an_experiment_holds_the_chosen_list_against_the_control(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run = Run.open(run_copy(decided[0], tmp_path))
+    path, rates = run.directory / "decision.plan.yaml", {"sft": 0.2, "fuse": 0.25, "item_knn": 0.1}
+    path.unlink(missing_ok=True)
+    served = plan_experiment(run, "fuse", "sft", rates, date(2026, 11, 29))
+    plan = read_plan(path)
+    assert {name: arm.serves for name, arm in plan.arms.items()} == {"control": "sft", "treatment": "fuse"}
+    assert plan.start == date(2026, 11, 30) and plan.metrics["clicks"].expected == 0.25
+    assert plan.metrics["clicks"].mean is None  # no click rate is made up
+    assert served is not None and f"--experiment {path}" in served["serve"]
+    path.write_text(path.read_text(encoding="utf-8").replace("days: 14", "days: 7"), encoding="utf-8")
+    plan_experiment(run, "fuse", "sft", rates)
+    assert read_plan(path).days == 7  # which somebody changed
+    plan_experiment(run, "item_knn", "sft", rates)
+    assert read_plan(path).metrics["clicks"].expected is None and read_plan(path).days == 14
+    assert plan_experiment(run, "sft", "sft", rates) is None and not path.exists()
+
+
+def run_copy(run: Run, to: Path) -> Path:
+    return Path(shutil.copytree(run.directory, to / "run"))
+
+
+def test_a_control_that_does_not_compete_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match="--control mine: none of the lists that compete: popularity, item_knn"):
+        Run.open(finished).decide(control="mine")
 
 
 def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
-from adagrpo.report.reward_trial import trial_sentences, trial_table
+from adagrpo.report.reward_trial import contenders_table, trial_sentences
 
 pytest.importorskip("lightgbm")
 
@@ -56,10 +56,15 @@ def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: 
         assert row["against"]["hr@10"]["difference"] == pytest.approx(value - _hits(tmp_path / "demo", "nll"))
         said = json.loads((run / "diagnose" / "diagnose.json").read_text())["verdict"]
         assert result.rewards["rewards"][reward] == said
+        assert result.rewards["decisions"][reward] == json.loads((run / "decision.json").read_text())
         assert result.pages[reward] == run / "report.html"
     assert not (tmp_path / "demo-wrong-reward" / "sft").exists()  # the starting policy is that of the other run
 
-    assert run_demo(tmp_path / "demo", config, second).rewards == result.rewards
+    again = run_demo(tmp_path / "demo", config, second).rewards
+    assert again["rows"] == result.rewards["rows"]
+    assert {name: one["chosen"] for name, one in again["decisions"].items()} == {
+        name: one["chosen"] for name, one in result.rewards["decisions"].items()
+    }
     assert {event for _, event in second.seen} == {"skip"}
 
 
@@ -73,29 +78,35 @@ def _hits(run: Path, arm: str) -> float:
 
 
 def test_the_table_and_the_sentences() -> None:
-    def row(arm: str, hits: float, utility: float, against: Any = None) -> dict[str, Any]:
-        values = {"hr@10": hits, "hallucination@10": 0.02, "true_utility@10": utility}
-        differences = {} if against is None else dict(zip(("hr@10", "true_utility@10"), against, strict=True))
-        return {"arm": arm, "test": {name: {"mean": value} for name, value in values.items()}, "against": differences}
+    def contender(name: str, hits: float, utility: float) -> dict[str, Any]:
+        test = {"hr@10": hits, "ndcg@10": hits / 2, "true_utility@10": utility}
+        return {"list": name, "test": test, "milliseconds": 2.5}
 
-    def change(mean: float, low: float, high: float) -> dict[str, Any]:
-        return {"difference": mean, "users": [low, high]}
+    def row(arm: str, low: float, high: float) -> dict[str, Any]:
+        return {"arm": arm, "against": {"true_utility@10": {"difference": (low + high) / 2, "users": [low, high]}}}
+
+    def decision(chosen: str, fused: float) -> dict[str, Any]:
+        rows = [contender("sft", 0.4, 0.25), contender("fuse", fused, fused / 2)]
+        return {"chosen": chosen, "control": "sft", "contenders": rows}
 
     content = {
         "rewards": {GOOD: {"decision": "use"}, WRONG: {"decision": "do_not_use"}},
+        "decisions": {GOOD: decision("fuse", 0.5), WRONG: decision("sft", 0.3)},
         "rows": [
-            row("nll", 0.4, 0.25),
-            row(f"{GOOD}: mixture", 0.42, 0.26, (change(0.02, -0.01, 0.05), change(0.01, 0.005, 0.015))),
-            row(f"{WRONG}: mixture", 0.39, 0.2, (change(-0.01, -0.02, 0.0), change(-0.05, -0.06, -0.04))),
-            row(f"{WRONG}: adagrpo", 0.4, 0.25, (change(0.0, 0.0, 0.0), change(0.0, -0.01, 0.01))),
+            row(f"{GOOD}: mixture", 0.01, 0.02),
+            row(f"{WRONG}: mixture", -0.02, -0.01),
+            row(f"{WRONG}: nll", -1, 1),
         ],
     }
-    table = trial_table(content)
-    assert table.rows[0] == ("–", "–", "nll", "40.00 %", "–", "2.00 %", "0.2500", "–")
-    assert table.rows[1][:3] == (GOOD, "use", "mixture")
-    assert table.rows[1][4] == "+2.00 (−1.00 … +5.00)" and table.rows[1][7] == "+0.0100 (+0.0050 … +0.0150)"
+    assert contenders_table(content).rows == (
+        ("–", "sft", "40.00 %", "0.2000", "0.2500", WRONG, "2.5"),
+        (GOOD, "fuse", "50.00 %", "0.2500", "0.2500", GOOD, "2.5"),
+        (WRONG, "fuse", "30.00 %", "0.1500", "0.1500", "", "2.5"),
+    )
     assert trial_sentences(content) == [
-        f"{GOOD}: before training diagnose said use. True utility against nll: mixture raised it.",
-        f"{WRONG}: before training diagnose said do_not_use. True utility against nll: mixture lowered it;"
-        " no change shows for adagrpo.",
+        f"{GOOD}: diagnose says use. decide serves fuse, with true utility 0.2500 and HR@10 50.00 %; sft has 0.2500 and"
+        " 40.00 %. True utility of training alone, last step against nll: mixture raised it.",
+        f"{WRONG}: diagnose says do_not_use. decide serves sft, with true utility 0.2500 and HR@10 40.00 %; sft has"
+        " 0.2500 and 40.00 %. True utility of training alone, last step against nll: mixture lowered it; nll did not"
+        " change it.",
     ]

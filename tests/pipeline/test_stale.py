@@ -197,7 +197,7 @@ def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: A
 
 def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
     content = json.loads(adagrpo("status", "--run", copied, "--json").out)
-    assert content["next"] is None and set(content["arms"].values()) == {"done"}
+    assert content["next"] == f"adagrpo decide --run {copied}" and set(content["arms"].values()) == {"done"}
     wrong = adagrpo("train", "--run", copied, "--set", "foo.bar=1")
     assert wrong.status == 2 and wrong.err.startswith("adagrpo: --set: ") and "'foo'" in wrong.err
     unknown = adagrpo("train", "--run", copied, "--anywhere")

@@ -99,7 +99,7 @@ def test_calibration(report: dict[str, Any]) -> None:
 
 def test_the_page_shows_it_where_it_is_and_says_where_it_is_not(report: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
-    assert "not examined by stratum" in build_report(tmp_path)
+    assert "As a reward, by stratum" not in build_report(tmp_path)
     folder = tmp_path / "ranker" / "report"
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

@@ -25,7 +25,7 @@ def pages(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempP
     """The HTML of the report and of the diagnosis, by name."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("pages") / "run"))
     run: Run = world.run(directory, data)
-    assert "has not been asked here" in (directory / "report.html").read_text(encoding="utf-8")
+    assert "Should this reward be used" not in (directory / "report.html").read_text(encoding="utf-8")
     run.diagnose()
     return {name: (directory / f"{name}.html").read_text(encoding="utf-8") for name in NAMES}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 from adagrpo.cli.options import app
-from adagrpo.errors import ServiceError, UserError
+from adagrpo.errors import ServiceError, UserError, install
 from adagrpo.stopping import Terminated
 
 __all__ = ["app", "main"]
@@ -85,7 +85,7 @@ def _missing(error: Exception) -> str | None:
         return None
     top = error.name.partition(".")[0]
     if top in EXTRAS:
-        return f"{top} is not installed; pip install 'adagrpo[{EXTRAS[top]}]'"
+        return f"{top} is not installed; {install(EXTRAS[top])}"
     file = f"{error.name.replace('.', '/')}.py"
     return f"module '{error.name}' is neither installed nor a file {file} in {Path.cwd()}"
 

@@ -35,8 +35,10 @@ def decide(
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
+    control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
 ) -> None:
-    """Find the best list that the logs and the reward can give, and print the command that serves it."""
+    """Find the best list that the logs and the reward can give, and print what serves it and what tries it on users."""
+    from adagrpo.report import to_text
     from adagrpo.report.decision import decision_table, decision_text
 
     if reward:
@@ -52,11 +54,11 @@ def decide(
         roles = by_role(logs, orders, impressions, exposures, items, user_key_file, given=given)
         opened = _made(common, roles, out)
     with session(opened):
-        content = opened.decide(budget_ms, train=train)
+        content = opened.decide(budget_ms, train=train, control=control)
     if common.as_json:
         typer.echo(json.dumps(content))
         return
-    typer.echo(decision_table(content) + "\n\n" + decision_text(content))
+    typer.echo(to_text(decision_table(content)) + "\n\n" + decision_text(content))
 
 
 def _reward(names: list[str]) -> dict[str, Any]:

@@ -29,11 +29,11 @@ def demo(
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Diagnose, train and measure under a good and a wrong reward, in a simulated marketplace."""
+    """Diagnose, train, and decide what to serve under a good and a wrong reward, in a simulated marketplace."""
     from adagrpo.config import load_config
     from adagrpo.pipeline.demo import demo_runs, run_demo
     from adagrpo.report import to_text
-    from adagrpo.report.reward_trial import trial_sentences, trial_table
+    from adagrpo.report.reward_trial import contenders_table, trial_sentences
 
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
@@ -53,10 +53,11 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
-    typer.echo(to_text(trial_table(result.rewards)))
+    typer.echo(to_text(contenders_table(result.rewards)))
     typer.echo("\n" + "\n".join(trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():
         typer.echo(f"report, {name}: {page}")
+    typer.echo(f"next: {next(iter(result.rewards['decisions'].values()))['serve']}")
 
 
 @Command("run", "start", sets="recipe", tracks=True, together=True)

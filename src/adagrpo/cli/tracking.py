@@ -14,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from adagrpo.console import StderrConsole
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.pipeline import Console
 
 FITTED = "learning_rate"  # every step of a fit logs it, and nothing else does
@@ -35,8 +35,8 @@ def parse_tracker(text: str, directory: Path) -> tuple[str, Path]:
     if name not in known:
         raise UserError(f"--track {name}: no such tracker; there are {', '.join(known)}")
     if name not in map(str, get_available_trackers()):
-        extra = "'adagrpo[track]'" if name == "tensorboard" else name
-        raise UserError(f"--track {name}: is not installed; pip install {extra}")
+        how = install("track") if name == "tensorboard" else f"pip install {name}"
+        raise UserError(f"--track {name}: is not installed; {how}")
     return name, Path(folder) if folder else directory / name
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.groups.negatives import in_batch_negatives
 from adagrpo.objective import (
     GroupSummary,
@@ -36,7 +36,7 @@ from adagrpo.types import Histories
 try:
     from trl import GRPOTrainer
 except ImportError as error:
-    raise UserError("adagrpo.integrations.trl needs TRL; pip install 'adagrpo[trl]'") from error
+    raise UserError(f"adagrpo.integrations.trl needs TRL; {install('trl')}") from error
 
 
 class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]

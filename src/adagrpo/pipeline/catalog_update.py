@@ -26,7 +26,7 @@ from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
@@ -178,7 +178,7 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
     there = np.flatnonzero((places >= 0) & state.listed[np.maximum(places, 0)])
     if len(there):
         raise UserError(
-            f"{path}: item {ids[int(there[0])]!r} is in the catalogue already, and {len(there) - 1} more; "
+            f"{path}: in the catalogue already: item {first_of(ids.gather(there).to_list())}; "
             "--items takes new items, and those that were delisted"
         )
     kind = state.items.schema[ITEM_ID]
@@ -215,10 +215,7 @@ def _refuse_both(
 ) -> None:
     unknown = [name for name in leaving if name not in rows]
     if unknown:
-        raise UserError(
-            f"--delist: {unknown[0]!r} is no item of the catalogue, and {len(unknown) - 1} more; "
-            "it takes ids as the logs have them"
-        )
+        raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
     comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
     both = [name for name in leaving if comes[rows[name]]]
     if both:

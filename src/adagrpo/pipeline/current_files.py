@@ -8,7 +8,8 @@ from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.metrics_sources import metrics_are_stale
+from adagrpo.pipeline.named_lists import DECISION
+from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 
@@ -30,9 +31,11 @@ class CurrentFiles:
         if path is None:
             place = run.called / "metrics.json"
             raise UserError(f"{place}: missing, nothing is evaluated yet; run {run.remake_command(place.name)} first")
-        why = metrics_are_stale(run, self.parts)
+        why = is_stale(run, COLLECTED, self.parts)
         if why:
             raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake_command('metrics.json')}")
+
+        self.undecided = is_stale(run, DECIDED, self.parts)
 
     @property
     def notes(self) -> list[str]:
@@ -42,10 +45,13 @@ class CurrentFiles:
         return [
             *(f"{part.name} is left out, it is {part.state}: {part.why}." for part in left_out),
             *(f"{part.name}: {part.why}." for part in kept),
+            *([f"The decision is left out, it is stale: {self.undecided}."] if self.undecided else []),
         ]
 
     def find(self, *parts: str) -> Path | None:
         """See `RunDirectory.find`; what is out of date is not there."""
+        if parts == (DECISION,) and self.undecided:
+            return None
         stage = "/".join(parts[:-1])
         return None if stage in self.parts and not self.parts[stage].usable else self.run.find(*parts)
 

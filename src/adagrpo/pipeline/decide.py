@@ -8,7 +8,8 @@ The rule, over the contenders whose list takes no longer than the budget:
    needs fewer parts at serving time comes first.
 
 A list that asks a reward which has probably seen the held-out items (`adagrpo.diagnosis.leaks`) is measured and never
-taken. Test cases are read once, for the table, and have no part in the choice.
+taken. Test cases are read once, for the table, and have no part in the choice. decision.plan.yaml is the experiment that
+compares the chosen list with the one that users get today; a plan that is frozen is left as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspect
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.stages.fuse import VALIDATION
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
@@ -102,13 +104,14 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
     )
 
 
-def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> dict[str, Any]:
+def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, control: str = START) -> dict[str, Any]:
     """Decide what to serve: the competing lists, the choice, and how sure it is.
 
     Args:
         run: with every contender measured.
         arms: trained arms that compete.
         budget: milliseconds that a list may take; None: any.
+        control: the list that users get today, a contender.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
@@ -119,7 +122,7 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> di
     leak = leak_reason(suspect(maker.models))
     trusted = {name: values[name] for name in names if leak is None or not maker.asks_reward(parse_list(name))}
     choice = choose(trusted, taken, budget)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         against = mean_interval(values[name] - values[START])
         rows.append(
@@ -135,12 +138,15 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None) -> di
                 "needs": _needs(maker, name),
             }
         )
+    tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
     return {
         "chosen": choice.chosen,
+        "control": control,
         "why": choice.why,
         "best": choice.best,
         "doubts": _doubts(data, values, choice, leak),
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
+        "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
         "cases": len(values[START]),
         "contenders": rows,

@@ -4,8 +4,8 @@
     DIR-wrong-reward     the same run under a ranker fitted on what was shown alone; it reads what is the same from DIR
 
 Both rewards are diagnosed before anything is trained on them. Then the same arms are trained under each, whatever the
-diagnosis said, and measured user by user against continued NLL. The marketplace is simulated, so that what users would
-have liked is known; neither diagnosis nor training reads it.
+diagnosis said, and measured user by user against continued NLL, and `decide` chooses among all lists. The marketplace
+is simulated, so that what users would have liked is known; diagnosis, training and decision do not read it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DemoResult(NamedTuple):
     """Results of the demo."""
 
     metrics: dict[str, Any]  # content of metrics.json under the good reward
-    rewards: dict[str, Any]  # content of demo.json: `rewards` by name, and `rows` of `evaluation.comparison.compare`
+    rewards: dict[str, Any]  # of demo.json: verdicts in `rewards`, `decisions`, `rows` of `evaluation.comparison`
     pages: dict[str, Path]  # the report under each reward
 
 
@@ -49,7 +49,7 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, choose, train and prove under both rewards; what is done already is skipped.
+    """Diagnose, train, measure and decide under both rewards; what is done already is skipped.
 
     Args:
         directory: of the run under the good reward; the other one lies beside it.
@@ -69,9 +69,11 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         for name, run in runs.items():
             run.ranker()
             verdicts[name] = run.diagnose().content["verdict"]
-        for run in runs.values():
+        decisions: dict[str, dict[str, Any]] = {}
+        for name, run in runs.items():
             run.complete()
-        content = {"rewards": verdicts, "rows": _rows(runs)}
+            decisions[name] = run.decide(train=True)
+        content = {"rewards": verdicts, "decisions": decisions, "rows": _rows(runs)}
         runs[GOOD].write_output(OUTPUT, json.dumps(content, indent=1, allow_nan=False) + "\n")
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)

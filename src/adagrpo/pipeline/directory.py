@@ -260,7 +260,7 @@ class RunDirectory(ABC):
             with suppress(UserError):  # of a damaged one nothing is believed
                 kept = read_description(self.path(DESCRIPTION).parent)
                 same_reward = kept["config"].get("reward") == content["config"]["reward"]
-                names = ("outputs", "collected", "catalog", *(("reward",) if same_reward else ()))
+                names = ("outputs", "collected", "decided", "catalog", *(("reward",) if same_reward else ()))
                 content |= {name: kept[name] for name in names if name in kept}
             write_description(self.directory, content | self._noted)
 

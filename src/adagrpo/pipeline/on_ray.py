@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 
 TASK, ANSWER, REFUSED = "task", "answer", "refused"
 
@@ -34,7 +34,7 @@ def each_on_ray(
         UserError: a task raised it, or Ray is not installed.
     """
     if find_spec("ray") is None:
-        raise UserError("--ray needs the extra ray: pip install 'adagrpo[ray]'")
+        raise UserError(f"--ray needs the extra ray: {install('ray')}")
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 

@@ -32,16 +32,16 @@ from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.decide import decision
+from adagrpo.pipeline.decide import contenders, decision
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.metrics_sources import metrics_are_stale, record_metrics_sources
 from adagrpo.pipeline.named_files import check_named, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, check_served, list_read, served_list
+from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import recommender
@@ -205,28 +205,33 @@ class Run(RunDirectory):
             self.make("diagnose", wanted)
             content = self._json("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name)
-            if (self.directory / "report.html").is_file():
-                try:
-                    self._write_report()  # the page shows the verdict
-                except UserError as error:  # what else it shows is of other settings
-                    self.console.note(f"report.html is left as it is: {error}")
+            self._renew_report()  # which shows the verdict
         return Diagnosis.of(content)
 
-    def decide(self, budget_ms: float | None = None, *, train: bool = False) -> dict[str, Any]:
+    def decide(self, budget_ms: float | None = None, *, train: bool = False, control: str = "sft") -> dict[str, Any]:
         """Which list to serve: item-kNN, the policy, re-ranked, fused and others, by the rule of `pipeline.decide`.
+
+        Writes decision.json, and decision.plan.yaml, an experiment that holds the chosen list against another one.
 
         Args:
             budget_ms: milliseconds that a list may take; None: any.
             train: train the arms of the recipe first, which then compete too, alone and fused.
+            control: the list that users get today, one of those that compete.
 
         Returns:
-            The content of decision.json: `chosen`, `why`, `doubts`, the command to `serve` it, and all `contenders`.
+            The content of decision.json: `chosen`, `why`, `doubts`, the command to `serve` it, the `experiment`, None
+            where the control is chosen, and all `contenders`.
 
         Raises:
-            UserError: budget that is not above 0, or something that the lists are made from is stale.
+            UserError: budget that is not above 0, a control that does not compete, or something that the lists are made
+                from is stale.
         """
         if budget_ms is not None and not budget_ms > 0:
             raise UserError(f"--budget-ms: must be above 0, got {budget_ms:g}")
+        own = self.config.reward == SequentialOptions()
+        trained = [arm.name for arm in self.config.train.arms] if train else []
+        if control not in (competing := contenders(not own, trained)):
+            raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
             for command in ("prepare", "tokenize", "sft", "ranker"):
                 self._make(command)
@@ -234,12 +239,16 @@ class Run(RunDirectory):
                 self._train(anyway=True)
             arms = finished_arms(self) if train else []
             self._look_at_reward()
+            read = []
             for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
                 row = row_of(name)
                 if name == "evaluate/sft" or name.endswith("/best") or (row is not None and row.made_by("decide")):
                     self.make(name, declare(self))
-            content = decision(self, arms, budget_ms)
+                    read.append(name)
+            content = decision(self, arms, budget_ms, control)
             self.write_output(DECISION, json.dumps(content, indent=1) + "\n")
+            record_sources(self, DECIDED, read)
+            self._renew_report()  # which opens with it
         return content
 
     def report(self) -> Path:
@@ -402,7 +411,7 @@ class Run(RunDirectory):
             UserError: nothing was evaluated, or something that it was evaluated on was made again since.
         """
         content = self.results
-        if why := metrics_are_stale(self, parts_of(self, measuring=True)):
+        if why := is_stale(self, COLLECTED, parts_of(self, measuring=True)):
             raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake_command('metrics.json')}")
         return metrics_table(content)
 
@@ -503,7 +512,16 @@ class Run(RunDirectory):
                 self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
             collect(self, arms, left_out)
         stages = {name: row_of(name) for name in declared(self.config, RUN, arms)}
-        record_metrics_sources(self, [name for name, row in stages.items() if row is not None and not row.page_only])
+        shown = [name for name, row in stages.items() if row is not None and not row.page_only]
+        record_sources(self, COLLECTED, shown)
+
+    def _renew_report(self) -> None:
+        """Write report.html again where it is."""
+        if (self.directory / "report.html").is_file():
+            try:
+                self._write_report()
+            except UserError as error:  # what else it shows is of other settings
+                self.console.note(f"report.html is left as it is: {error}")
 
     def _write_report(self) -> Path:
         shown = CurrentFiles(self)

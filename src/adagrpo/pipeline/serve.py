@@ -14,7 +14,7 @@ from socket import socket
 from threading import Thread, current_thread, main_thread
 from typing import Any, Literal, get_args
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
@@ -171,7 +171,7 @@ def serve(
     try:
         from adagrpo.serving.draining import listen
     except ImportError as error:
-        raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+        raise UserError(f"serve: needs fastapi, uvicorn and others; {install('serve')}") from error
     with listen(host, port) as listener:
         _answer(host, listener, wanted, operation, bearers, user_hash, ready)
 
@@ -199,6 +199,7 @@ class _Wanted:
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, one.run.reopened())
         serving, maker = one._load(runs[trial.plan.control], operation)
+        serving = replace(serving, about={**serving.about, "why": f"an arm of {trial.path}"})
         others = load_treatments(trial, runs, serving, maker, one.catalog, operation.guarded)
         for made in others:
             made.recommender.recommend([Query([0])])

@@ -95,7 +95,7 @@ def load_treatments(
         about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
         about |= {"reward_weight": served.reward_weight}
         versions = chosen._replace(arm=str(called)).versions(run, arm.checkpoint, control.versions["catalog"])
-        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.reward_lock))
+        made.append(Serving(served, about | {"versions": versions}, versions, control.reward_lock))
     return made
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
-from adagrpo.pipeline.metrics_sources import metrics_are_stale
+from adagrpo.pipeline.named_lists import DECISION
+from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
 from adagrpo.pipeline.stage_table import row_of
@@ -140,7 +141,7 @@ def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
     path = run.path("metrics.json")
     if not path.is_file():
         return {"state": "missing", "why": ""}
-    why = metrics_are_stale(run, parts)
+    why = is_stale(run, COLLECTED, parts)
     return {"state": "stale" if why else "done", "why": why}
 
 
@@ -168,7 +169,14 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
             return command(run, "diagnose") if asks and "diagnose" not in parts else remake_command(run, part.name)
     if metrics["state"] != "done":
         return remake_command(run, "metrics.json")
-    return None if report["state"] == "done" else command(run, "report")
+    if report["state"] != "done":
+        return command(run, "report")
+    if run.config.without_order:
+        return None
+    decided = run.path(DECISION)
+    if not decided.is_file() or is_stale(run, DECIDED, parts):
+        return command(run, "decide")
+    return f"`{json.loads(decided.read_text(encoding='utf-8'))['serve']}`"
 
 
 def _bare(text: str | None) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.storage.model_folders import refuse_code
 
 try:
@@ -31,7 +31,7 @@ try:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 except ImportError as error:
-    raise UserError("policy.kind: 'causal_lm' needs transformers; pip install 'adagrpo[hf]'") from error
+    raise UserError(f"policy.kind: 'causal_lm' needs transformers; {install('hf')}") from error
 
 VOCABULARY_FILE = "semantic_ids.json"
 PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
@@ -197,7 +197,7 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
                 parameter.data = parameter.data.to(torch.bfloat16)
     if lora_rank:
         if importlib.util.find_spec("peft") is None:
-            raise UserError("policy.lm.lora_rank: LoRA needs peft; pip install 'adagrpo[peft]'")
+            raise UserError(f"policy.lm.lora_rank: LoRA needs peft; {install('peft')}")
         from peft import LoraConfig, inject_adapter_in_model
 
         options = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear")

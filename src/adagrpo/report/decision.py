@@ -1,33 +1,31 @@
-"""Output of `adagrpo decide` for the terminal."""
+"""Output of `adagrpo decide`, for the terminal and for the report of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import Alignment, Table, to_text
-
-__all__ = ["decision_table", "decision_text"]
+from adagrpo.report.tables import MISSING, Alignment, Table
 
 START = "sft"
 
 
-def decision_table(content: Mapping[str, Any]) -> str:
-    """All contenders, the simplest first; HR and NDCG on validation, what the choice rests on, and on test."""
+def decision_table(content: Mapping[str, Any]) -> Table:
+    """All contenders, the simplest first; NDCG on validation, what the choice rests on, and metrics on test."""
     utility = any("true_utility@10" in row["test"] for row in content["contenders"])
     header = ["list", "NDCG@10", f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
     rows = [_cells(row, utility) for row in content["contenders"]]
     best = max(range(len(rows)), key=lambda row: content["contenders"][row]["validation"]["ndcg@10"])
     names = (*header, *(["true utility"] if utility else []), "ms")
     right: Alignment = "right"
-    return to_text(Table(names, tuple(rows), ("left", *(right for _ in names[1:])), frozenset({(best, 1)})))
+    return Table(names, tuple(rows), ("left", *(right for _ in names[1:])), frozenset({(best, 1)}))
 
 
 def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:
     mean, low, high = row[f"ndcg@10 against {START}"]
     test = row["test"]
-    against = "" if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-    invalid = f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else ""
+    against = MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    invalid = f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING
     return (
         row["list"],
         f"{row['validation']['ndcg@10']:.4f}",
@@ -42,9 +40,25 @@ def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:
     )
 
 
+def decision_sentences(content: Mapping[str, Any]) -> list[str]:
+    """What to serve and why, what that means for a thousand users, and each doubt."""
+    rows = {row["list"]: row for row in content["contenders"]}
+    chosen, control = content["chosen"], content["control"]
+    hits = {name: round(1000 * row["test"]["hr@10"]) for name, row in rows.items()}
+    others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
+    return [
+        f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
+        f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
+        f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
+        *(f"But {doubt}." for doubt in content["doubts"]),
+    ]
+
+
 def decision_text(content: Mapping[str, Any]) -> str:
-    """The decision, its doubts, and the command."""
-    chosen = next(row for row in content["contenders"] if row["list"] == content["chosen"])
-    lines = [f"Serve {content['chosen']}: {content['why']}. It needs {', '.join(chosen['needs'])}."]
-    lines += [f"But {doubt}." for doubt in content["doubts"]]
-    return "\n".join([*lines, "", content["serve"]])
+    """The decision for the terminal, and the commands that serve it and that try it on users."""
+    lines = [*decision_sentences(content), "", content["serve"]]
+    trial = content["experiment"]
+    if trial is not None:
+        lines += ["", f"Or try it on users, half of whom keep {content['control']}; the plan is {trial['plan']}:"]
+        lines += ["", trial["serve"]]
+    return "\n".join(lines)

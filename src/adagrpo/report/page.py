@@ -2,7 +2,7 @@
 
 It reads `metrics.json`, which must be there, and whatever else the run directory holds: `run.yaml`, `events.jsonl`, and
 the `steps.jsonl` and `validation.jsonl` of `sft/` and of each arm below `train/`, `report/`, `diagnose/`, the
-catalogue. What is absent is said to be absent.
+catalogue. A section that has no content is left out.
 We depart from dashboards in that nothing is loaded from elsewhere, no script runs, and the same run gives the same
 bytes.
 """
@@ -24,6 +24,7 @@ from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.canvas import standalone
 from adagrpo.report.catalog_tree import Branch, catalog_tree
+from adagrpo.report.decision import decision_sentences, decision_table
 from adagrpo.report.example_groups import example_groups
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
@@ -49,7 +50,9 @@ from adagrpo.storage.writing import write_file
 __all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
 
 Section = TypeVar("Section")
-SECTIONS = (  # those of logs without order are the last three
+SECTIONS = (
+    ("decision", "Decision"),
+    ("exposures", "Held-out impressions"),
     ("verdict", "Verdict"),
     ("results", "Results"),
     ("curves", "Learning curves"),
@@ -60,8 +63,6 @@ SECTIONS = (  # those of logs without order are the last three
     ("configuration", "Configuration"),
     ("stages", "Stages"),
 )
-
-EXPOSURES = ("exposures", "Held-out impressions")
 
 SPLITS: tuple[Split, ...] = ("test", "validation")
 
@@ -126,15 +127,15 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     metrics = _metrics(files)
     path = files.find("run.yaml")
     described = read_mapping(path) if path is not None else {}
-    return template("page.html.j2").render(
+    shown = dict(
         name=metrics.get("name") or files.directory.resolve().name,
         config_hash=metrics.get("config_hash"),
         notes=[keep_together(note) for note in notes],
-        sections=SECTIONS if "exposures" not in metrics else (EXPOSURES, *SECTIONS[-3:]),
+        decision=_decision(files),
         diagnosis=_diagnosis(files),
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
         arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
-        results=[(split, _results(metrics, split)) for split in SPLITS],
+        results=[(split, table) for split in SPLITS if (table := _results(metrics, split))],
         paired=_paired(files),
         breadth=_breadth(metrics),
         **_figures(files, metrics),
@@ -154,6 +155,16 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         data_files=as_yaml(described.get("data")),
         config=as_yaml(described.get("config")),
     )
+    filled = shown | {
+        "verdict": shown["exposures"] is None,
+        "curves": shown["curves"] or shown["supervised"],
+        "rollouts": shown["examples"],
+        "ranker": shown["ranking"] or shown["quality"],
+        "data": shown["dataset"] or shown["catalog"] or shown["tree"],
+        "configuration": shown["config"] or shown["versions"] or shown["data_files"],
+    }
+    shown["sections"] = [(anchor, text) for anchor, text in SECTIONS if filled[anchor]]
+    return template("page.html.j2").render(shown)
 
 
 def _files(run: RunFiles | Path) -> RunFiles:
@@ -250,6 +261,16 @@ def _read(files: RunFiles, path: Sequence[str], show: Callable[[Mapping[str, Any
         return show(read_mapping(found))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise UserError(f"{found}: damaged ({type(error).__name__}: {error}); delete its folder") from error
+
+
+def _decision(files: RunFiles) -> dict[str, Any] | None:
+    """Return what to serve, if that was asked for."""
+
+    def show(content: Mapping[str, Any]) -> dict[str, Any]:
+        said = [keep_together(sentence) for sentence in decision_sentences(content)]
+        return {**content, "sentences": said, "table": decision_table(content)}
+
+    return _read(files, ("decision.json",), show)
 
 
 def _diagnosis(files: RunFiles) -> dict[str, Any] | None:

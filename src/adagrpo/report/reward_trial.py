@@ -1,7 +1,8 @@
-"""The table of the demo: what training on each reward did to the next choice and to what users would have liked.
+"""The table of the demo: the lists that compete under each reward, which one `decide` chose, and their true utility.
 
-Every row is an arm's last checkpoint, against continued NLL, which reads no reward. The best checkpoint by validation
-is left out here: it hides what pressing on did. What `diagnose` said before training stands beside what came out.
+Lists that no reward has a part in stand once. All are test cases; a trained arm is at its best checkpoint by
+validation, which hides what pressing on did, so the sentences say that of the last step. Milliseconds differ from
+machine to machine, and come last.
 """
 
 from __future__ import annotations
@@ -10,48 +11,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.evaluation.comparison import reported
-from adagrpo.metrics import lookup
-from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
 
-HIT, NO_ITEM, UTILITY = "hr@10", "hallucination@10", "true_utility@10"
-LABELS = (metric_label(HIT), "vs nll, points", lookup(NO_ITEM).label, metric_label(UTILITY), "vs nll")
+HIT, RANK, UTILITY = "hr@10", "ndcg@10", "true_utility@10"
+SHOWN = (HIT, RANK, UTILITY)
+FREE = ("popularity", "item_knn", "ranker", "sft", "nll", "fuse-without-reward")  # that no reward has a part in
 
 
-def trial_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and reward."""
-    rows = []
-    for row in content["rows"]:
-        reward, _, arm = row["arm"].rpartition(": ")
-        said = content["rewards"][reward]["decision"] if reward else MISSING
-        values = [format_metric(name, row["test"][name]["mean"]) for name in (HIT, NO_ITEM, UTILITY)]
-        rows.append(
-            (reward or MISSING, said, arm, values[0], _against(row, HIT), values[1], values[2], _against(row, UTILITY))
-        )
-    return Table(("reward", "diagnose", "arm", *LABELS), tuple(rows), ("left",) * 3 + ("right",) * 5)
+def contenders_table(content: Mapping[str, Any]) -> Table:
+    """One row a list and reward, the simplest first; a list without a reward has one row.
+
+    Args:
+        content: of demo.json.
+    """
+    rows: dict[tuple[str, str], tuple[str, ...]] = {}
+    chosen: dict[tuple[str, str], list[str]] = {}
+    for reward, decision in content["decisions"].items():
+        for row in decision["contenders"]:
+            place = (MISSING if row["list"] in FREE else reward, row["list"])
+            values = (*(format_metric(name, row["test"][name]) for name in SHOWN), f"{row['milliseconds']:.1f}")
+            rows.setdefault(place, values)
+            if row["list"] == decision["chosen"]:
+                chosen.setdefault(place, []).append(reward)
+    ordered = sorted(rows, key=lambda place: [MISSING, *content["decisions"]].index(place[0]))
+    body = tuple((*place, *rows[place][:-1], ", ".join(chosen.get(place, [])), rows[place][-1]) for place in ordered)
+    header = ("reward", "list", *map(metric_label, SHOWN), "chosen under", "ms")
+    return Table(header, body, ("left", "left", "right", "right", "right", "left", "right"))
 
 
 def trial_sentences(content: Mapping[str, Any]) -> list[str]:
-    """For each reward what was said before training, and which arms then raised or lowered true utility."""
+    """For each reward what was said before training, what is served, and what training on it to the end did."""
     sentences = []
     for reward, verdict in content["rewards"].items():
-        moved: dict[str, list[str]] = {"raised": [], "lowered": [], "left": []}
-        for row in content["rows"]:
-            name, _, arm = row["arm"].rpartition(": ")
-            if name == reward:
-                low, high = reported(row["against"][UTILITY])
-                moved["raised" if low > 0 else "lowered" if high < 0 else "left"].append(arm)
-        parts = [f"{', '.join(arms)} {verb} it" for verb, arms in moved.items() if arms and verb != "left"]
-        if moved["left"]:
-            parts.append(f"no change shows for {', '.join(moved['left'])}")
-        said = f"{reward}: before training diagnose said {verdict['decision']}."
-        sentences.append(f"{said} True utility against nll: {'; '.join(parts)}.")
+        decision = content["decisions"][reward]
+        tested = {row["list"]: row["test"] for row in decision["contenders"]}
+        served, start = (
+            {name: format_metric(name, tested[key][name]) for name in SHOWN}
+            for key in (decision["chosen"], decision["control"])
+        )
+        sentences.append(
+            f"{reward}: diagnose says {verdict['decision']}. decide serves {decision['chosen']}, with true utility"
+            f" {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']} has {start[UTILITY]} and {start[HIT]}."
+            f" {_trained(content['rows'], reward)}"
+        )
     return sentences
 
 
-def _against(row: Mapping[str, Any], name: str) -> str:
-    """The difference with its interval over users; nothing for the baseline itself."""
-    if not row["against"]:
-        return MISSING
-    against = row["against"][name]
-    return f"{format_difference(name, against['difference'])} ({format_ends(name, reported(against))})"
+def _trained(rows: Any, reward: str) -> str:
+    """What the last step of each arm did to true utility, in the arm's own words of gain and loss."""
+    moved: dict[str, list[str]] = {"raised it": [], "lowered it": [], "did not change it": []}
+    for row in rows:
+        name, _, arm = row["arm"].rpartition(": ")
+        if name == reward:
+            low, high = reported(row["against"][UTILITY])
+            verb = "raised it" if low > 0 else "lowered it" if high < 0 else "did not change it"
+            moved[verb].append(arm)
+    parts = [f"{', '.join(arms)} {verb}" for verb, arms in moved.items() if arms]
+    return f"True utility of training alone, last step against nll: {'; '.join(parts)}."

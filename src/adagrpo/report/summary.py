@@ -37,10 +37,12 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
     split = _split(points)
     start = _start(points)
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
+    below = _below_baselines(metrics, start)
     if not arms:
-        return ["No post-trained arm has been evaluated yet, so there is nothing to compare."]
+        return [*below, "No post-trained arm has been evaluated yet, so there is nothing to compare."]
     narrowed, sample = metrics.get("eligible"), metrics.get("validation_sample")
     return [
+        *below,
         *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
         *([f"Validation is measured on a fixed sample of {sample:,} cases."] if sample else []),
         *_picked(arms, start, split),
@@ -105,6 +107,20 @@ _QUANTITIES = (
     (HR, metric_label(HR)),
     *((name, lookup(name).label) for name in ("hallucination@10", "mean_reward@10", "true_utility@10")),
 )
+
+
+def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> list[str]:
+    """Say that the starting policy is below a list that needs no policy, on validation."""
+    own = None if start is None else start.value("validation", NDCG)
+    values = {name: (metrics.get("baselines") or {}).get(name) or {} for name in ("item_knn", "popularity")}
+    above = {name: splits.get("validation", {}).get(NDCG) for name, splits in values.items()}
+    named = [f"{name} ({value:.4f})" for name, value in above.items() if own is not None and (value or 0) > own]
+    if not named or own is None:
+        return []
+    return [
+        f"The starting policy ({own:.4f}) is below {' and '.join(named)} in NDCG@10 on validation: it has learned"
+        " little from these logs."
+    ]
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:

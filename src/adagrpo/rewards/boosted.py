@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.rewards.trees import MalformedTrees, checked_model
 from adagrpo.types import Histories
@@ -54,7 +54,7 @@ def require_lightgbm(key: str) -> None:
     try:
         import lightgbm  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: without its OpenMP library
-        raise UserError(f"{key}: needs LightGBM ({error}); pip install 'adagrpo[lightgbm]'") from error
+        raise UserError(f"{key}: needs LightGBM ({error}); {install('lightgbm')}") from error
 
 
 def load_model(path: Path) -> Booster:

@@ -29,7 +29,7 @@ from torch import Tensor
 from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import listed
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, first_of
 from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.trie import Trie
 
@@ -210,7 +210,7 @@ def import_semantic_ids(
     missing = wanted.join(published, on="id", how="anti", maintain_order="left")
     if len(missing):
         raise UserError(
-            f"{path}: no row for item {missing['id'][0]!r} and {len(missing) - 1} more of {len(wanted)} items; "
+            f"{path}: no row for item {first_of(missing['id'].to_list())} of {len(wanted)} items; "
             f"every item of the catalogue needs one (column {id_column!r})"
         )
     joined = wanted.join(published, on="id", how="left", maintain_order="left")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.storage.model_folders import refuse_code
 
 _SETTING = "tokenizer.language_model"
@@ -113,6 +113,4 @@ def _import(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise UserError(
-            "tokenizer.vectors: language_model needs the extra 'text': pip install 'adagrpo[text]'"
-        ) from None
+        raise UserError(f"tokenizer.vectors: language_model needs the extra 'text': {install('text')}") from None

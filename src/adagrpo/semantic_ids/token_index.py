@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.logs.formats import one_line
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, first_of
 from adagrpo.semantic_ids.catalog import LARGEST_CODE
 
 NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
@@ -50,7 +50,7 @@ def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
     missing = [name for name in names if name not in index]
     if missing:
         raise UserError(
-            f"{path}: no entry for item {one_line(missing[0])!r} and {len(missing) - 1} more of {len(names)} items; "
+            f"{path}: no entry for item {first_of(list(map(one_line, missing)))} of {len(names)} items; "
             "item ids in the logs and in the index must be the same"
         )
     around: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""The sources of metrics.json: the fingerprint of each stage that it holds results of, in run.yaml."""
+"""The sources of metrics.json and decision.json: the fingerprint of each stage that they are of, in run.yaml."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 
-COLLECTED = "collected"
+COLLECTED, DECIDED = "collected", "decided"  # keys of run.yaml, of metrics.json and of decision.json
 
 
-def record_metrics_sources(run: RunDirectory, stages: Iterable[str]) -> None:
-    """Note from which stages a metrics.json that was just written was gathered."""
-    found = {name: manifest(run.folder(name)) for name in stages}
-    run.record(COLLECTED, {name: content["fingerprint"] for name, content in found.items() if content is not None})
-
-
-def metrics_are_stale(run: RunDirectory, parts: Mapping[str, Part]) -> str:
-    """Say why metrics.json is not of the stages that are there and up to date; empty where it is.
+def record_sources(run: RunDirectory, key: str, stages: Iterable[str]) -> None:
+    """Note from which stages a file that was just written was gathered.
 
     Args:
         run: that has it.
+        key: `COLLECTED` or `DECIDED`.
+        stages: by name.
+    """
+    found = {name: manifest(run.folder(name)) for name in stages}
+    run.record(key, {name: content["fingerprint"] for name, content in found.items() if content is not None})
+
+
+def is_stale(run: RunDirectory, key: str, parts: Mapping[str, Part]) -> str:
+    """Say why a file is not of the stages that are there and up to date; empty where it is.
+
+    Args:
+        run: that has it.
+        key: `COLLECTED` or `DECIDED`.
         parts: of the run, see `adagrpo.pipeline.staleness.parts_of`.
     """
-    noted = read_description(run.path(DESCRIPTION).parent).get(COLLECTED, {})
+    noted = read_description(run.path(DESCRIPTION).parent).get(key, {})
     for name, fingerprint in noted.items():
         content = manifest(run.folder(name))
         if content is None or fingerprint != content["fingerprint"]:
