@@ -8,8 +8,8 @@ The rule, over the contenders whose list takes no longer than the budget:
    needs fewer parts at serving time comes first.
 
 A list that asks a reward which has probably seen the held-out items (`adagrpo.diagnosis.leaks`) is measured and never
-taken. Test cases are read once, for the table, and have no part in the choice. decision.plan.yaml is the experiment that
-compares the chosen list with the one that users get today; a plan that is frozen is left as it is.
+taken. Test cases are read once, for the table, and have no part in the choice. decision.plan.yaml is the experiment
+that compares the chosen list with the one that users get today; a plan that is frozen is left as it is.
 """
 
 from __future__ import annotations
