@@ -70,7 +70,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(language, "import_module", absent)
-    with pytest.raises(UserError, match=r"language_model needs the extra 'text': pip install 'adagrpo\[text\]'"):
+    with pytest.raises(UserError, match="language_model needs the extra 'text': pip install -e"):
         packaged_model()
 
 
