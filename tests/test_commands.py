@@ -138,7 +138,8 @@ def carry_out(block: Block, folder: Path, tools: dict[str, str]) -> None:
             assert end.value.code == 0, " ".join(line)
         return
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
+        # a service that the block began ends with it, or its output would be waited for
+        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{block.text}"],
         cwd=folder,
         env=tools,
         capture_output=True,
