@@ -113,7 +113,16 @@ def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[st
     run, content = decided
     again = Run.open(run.directory)
     repeated = again.decide(train=True)
-    assert again.made == [] and repeated["chosen"] in {row["list"] for row in content["contenders"]}
+    assert again.made == [] and repeated["chosen"] == content["chosen"]
+    for before, after in zip(content["contenders"], repeated["contenders"], strict=True):
+        assert before | {"milliseconds": 0} == after | {"milliseconds": 0}
+
+
+def test_a_decision_that_is_stale_is_not_served(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(decided[0].directory, tmp_path / "run")
+    changed = Run.open(tmp_path / "run", {"evaluation.beam_width": 20})
+    with pytest.raises(UserError, match=r"decision\.json is stale: .*run `adagrpo decide --run .*name a list by --arm"):
+        changed.recommend([[3]], k=5)
 
 
 def test_a_test_item_has_no_part_in_the_weights(

@@ -140,3 +140,18 @@ def test_a_call_takes_no_longer_than_its_requests_have_left(reward: Reward) -> N
     started = time.monotonic()
     guard.score(HISTORIES, ITEMS)
     assert time.monotonic() - started < 2 and guard.why == "no answer in 0.05 s"
+
+
+def test_a_request_without_time_is_no_failure_of_the_reward(reward: Reward) -> None:
+    guard = CircuitBreaker(reward, failures=1)
+    guard.left = -0.01
+    guard.score(HISTORIES, ITEMS)
+    assert guard.failed and guard.why == "the request has no time left"
+    assert reward.calls == 0 and not guard.open and guard.failing is None
+
+
+def test_a_reward_that_raises_a_timeout_of_its_own_is_not_called_late(reward: Reward) -> None:
+    guard = CircuitBreaker(reward)
+    reward.error = TimeoutError()
+    guard.score(HISTORIES, ITEMS)
+    assert guard.why == "raised TimeoutError"

@@ -5,8 +5,8 @@ the last training item, each after what came before it. HR@1 is the share of que
 References are rankers that the run itself makes of training alone: item-kNN, how often one item followed another, the
 sequential ranker. With `r` the reward's HR@1 on held-out items and `r⁰` that of the best reference:
 
-    remembers   r is above the reward's own HR@1 on the last training items. Whoever was fitted on those knows them at
-                least as well as what comes later, and whoever was fitted on neither knows both alike
+    remembers   r is above the reward's own HR@1 on the last training items. A reward that was fitted on those knows
+                them at least as well as what comes later, and one that was fitted on neither knows both alike
     ahead       (r - r⁰) / (1 - r⁰) ≥ `AHEAD`: it takes that share of what the references leave
     certain     the same over the tenth of the cases in which the reward's first item is furthest above its second:
                 that share is at least `CERTAIN`, and r at least `FIRST` there. A reward that knows the answer of a few
@@ -32,8 +32,8 @@ named (`research/leaks`):
     trees, fitted on the whole logs                             4 of 12
     sequential ranker or item-kNN, fitted on the whole logs     0 of 24
 
-A ranker that was merely fitted on the whole logs is hardly told from an honest one that is good, and not named for
-most: against that helps nothing but `training_logs`. What is named may still be honest and know more than the logs.
+A ranker that was fitted on the whole logs looks like an honest one that is good, and is mostly not named: fit rewards
+on `training_logs`. What is named may still be honest and know more than the logs.
 """
 
 from __future__ import annotations

@@ -69,20 +69,21 @@ class CircuitBreaker:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
-        if self.open:
+        budget = self.budget if self.left is None else min(self.budget, self.left)
+        if budget <= 0:
+            self.why = "the request has no time left"  # which is no failure of the reward
+        elif self.open:
             self.why = f"not asked for {self.pause:g} s after {self.failures} failures in a row"
         elif not self._free.acquire(blocking=False):
             self.why = f"{AT_ONCE} calls hang"
         else:
             call = Future[Tensor]()
             self._calls.put(lambda: self._answer(call, histories, items))
-            budget = self.budget if self.left is None else max(0.0, min(self.budget, self.left))
             try:
                 scores = call.result(budget)
-            except TimeoutError:
-                self._count(f"no answer in {budget:.3g} s")
             except BaseException as error:  # SystemExit would end the thread that asks
-                self._count(f"raised {type(error).__name__}")
+                raised = call.done()  # else it is late: a reward may raise TimeoutError too
+                self._count(f"raised {type(error).__name__}" if raised else f"no answer in {budget:.3g} s")
             else:
                 self._in_a_row = 0
                 if self._is_silent:

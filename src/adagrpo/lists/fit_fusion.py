@@ -52,7 +52,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     """Fit the weights of some features.
 
     Args:
-        choices: of `N` cases, at least one of which has its logged item among the candidates.
+        choices: of `N` cases.
         names: of all `F` features.
         used: those that get a weight.
         seed: divides users into folds.
@@ -69,25 +69,25 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     chosen: NDArray[np.bool_] = choices.chosen
     answered = np.asarray(chosen.any(axis=1))
 
-    def fitted(rows: NDArray[np.bool_], shrinkage: float) -> Floats:
+    def fitted(rows: NDArray[np.bool_], shrinkages: Sequence[float]) -> list[Floats]:
         rows = rows & answered
-        return _conditional_logit(scaled[rows], there[rows], chosen[rows].argmax(axis=1), prior, shrinkage)
+        part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), prior
+        return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
-    held_out: dict[float, tuple[float, NDArray[np.int64]]] = {}
-    for shrinkage in SHRINKAGE:
-        ranks, likelihood = np.zeros(len(folds), np.int64), 0.0
-        for fold in range(FOLDS):
-            rows = np.asarray(folds == fold)
-            if not rows.any():
-                continue
-            scores = np.where(there[rows], scaled[rows] @ fitted(folds != fold, shrinkage), -np.inf)
-            ranks[rows] = _ranks(scores, chosen[rows])
-            likelihood += float(_log_shares(scores, chosen[rows])[answered[rows]].sum())
-        held_out[shrinkage] = likelihood, ranks
-    best = max(SHRINKAGE, key=lambda shrinkage: (held_out[shrinkage][0], shrinkage))
-    found = fitted(np.ones(len(folds), np.bool_), best)
+    ranks = {shrinkage: np.zeros(len(folds), np.int64) for shrinkage in SHRINKAGE}
+    likelihood = dict.fromkeys(SHRINKAGE, 0.0)
+    for fold in range(FOLDS):
+        rows = np.asarray(folds == fold)
+        if not rows.any():
+            continue
+        for shrinkage, weights in zip(SHRINKAGE, fitted(folds != fold, SHRINKAGE), strict=True):
+            scores = np.where(there[rows], scaled[rows] @ weights, -np.inf)
+            ranks[shrinkage][rows] = _ranks(scores, chosen[rows])
+            likelihood[shrinkage] += float(_log_shares(scores, chosen[rows])[answered[rows]].sum())
+    best = max(SHRINKAGE, key=lambda shrinkage: (likelihood[shrinkage], shrinkage))
+    (found,) = fitted(np.ones(len(folds), np.bool_), [best])
     by_name = dict(zip(used, found.tolist(), strict=True))
-    return Fit(Weights(by_name, dict(zip(used, spreads, strict=True))), best, held_out[best][1])
+    return Fit(Weights(by_name, dict(zip(used, spreads, strict=True))), best, ranks[best])
 
 
 def _conditional_logit(
@@ -97,7 +97,7 @@ def _conditional_logit(
     prior: Floats,  # (F,)
     shrinkage: float,
 ) -> Floats:  # (F,)
-    """The weights of the highest penalised likelihood; those of the prior where nobody chose."""
+    """The weights of the highest penalised likelihood; those of the prior where there is no choice."""
     if not len(features):
         return prior
     of_chosen = features[np.arange(len(chosen)), chosen]

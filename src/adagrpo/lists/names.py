@@ -9,19 +9,18 @@ popularity, item_knn, ranker  a source alone
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 START = "sft"
 RERANK, FUSE, FUSE_WITHOUT_REWARD = "rerank", "fuse", "fuse-without-reward"
 SOURCES = ("popularity", "item_knn", "ranker")
-Order = Literal["policy", "rerank", "fuse", "fuse-without-reward"]
 
 
 class ListName(NamedTuple):
     """The parts of a name."""
 
     policy: str | None  # the arm whose beam it is; None where no policy has a part
-    order: str  # one of `Order`, or of `SOURCES`
+    order: str  # policy, rerank, fuse, fuse-without-reward, or one of `SOURCES`
 
     def __str__(self) -> str:
         if self.policy is None or self.order == "policy":

@@ -40,7 +40,7 @@ from adagrpo.pipeline.stages.fuse import VALIDATION
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10
-FEW_CASES = 2000  # fewer validation cases tell no difference below half a point of HR@10
+FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
 NEEDS = {
     "popularity": ("counts",),
     "item_knn": ("similarities of items",),

@@ -20,6 +20,7 @@ from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName
 from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.choose_checkpoint import of_these_weights
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
@@ -145,8 +146,10 @@ class ListMaker:
         return RankerScores(self.models.ranker(run.path("ranker", "best")))
 
     def _own_weight(self, name: ListName) -> Path | None:
-        """Find what a comparison measured of a trained arm's re-ranked list, with the weight that it chose."""
-        return None if name.policy == START else self.models.run.find("evaluate", str(name), "best", "metrics.json")
+        """Find what a comparison measured of a trained arm's re-ranked list; None where it is of other weights."""
+        run, arm = self.models.run, name.policy or START
+        found = None if arm == START else run.find("evaluate", str(name), "best", "metrics.json")
+        return found if found is not None and of_these_weights(run, found.parent, arm, "best") else None
 
     @property
     def _neighbours(self) -> Path:

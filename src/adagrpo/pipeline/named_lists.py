@@ -11,11 +11,14 @@ from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import CatalogVersion
 
 DECISION = "decision.json"  # in it: `chosen`
@@ -36,7 +39,8 @@ def served_list(
         reward_weight: in spreads; above 0 the beam of a policy is re-ranked with it.
 
     Raises:
-        UserError: there is no such list or checkpoint, or the weight is none or has no place in the list.
+        UserError: there is no such list or checkpoint, the decision is stale, or the weight is none or has no place in
+            the list.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
@@ -57,9 +61,18 @@ def served_list(
 
 
 def _decided(run: RunDirectory) -> str | None:
-    """Return the list that `decide` chose; None where nothing was decided."""
+    """Return the list that `decide` chose; None where nothing was decided.
+
+    Raises:
+        UserError: what it was chosen among was made again since.
+    """
     path = run.find(DECISION)
-    return None if path is None else str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+    if path is None:
+        return None
+    if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
+        again = command(run, "decide", ())
+        raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
+    return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
 
 
 def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName) -> None:

@@ -189,7 +189,7 @@ TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 LISTS = (*SOURCES, FUSE_WITHOUT_REWARD, FUSE)  # that need no trained arm
-LISTED = "|".join((*LISTS, RERANK, f"*+{FUSE}"))
+LISTED = "|".join((*LISTS, RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 
 STAGES: tuple[Stage, ...] = (
     Stage("simulate", "prepare", DATA, simulated, _simulates, evaluation_only=("truth/",)),

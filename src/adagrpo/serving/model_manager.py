@@ -125,7 +125,7 @@ class Serving:
             return
         with self.reward_lock:
             if isinstance(reward, CircuitBreaker):
-                reward.failed = False
+                reward.failed, reward.left = False, None
             yield
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:

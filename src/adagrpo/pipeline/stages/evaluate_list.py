@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list
-from adagrpo.metrics import RankedLists, measure, measured, ndcg, target_rank_in
+from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -89,9 +89,8 @@ def list_stages(name: str) -> dict[str, Declare]:
 
 
 def _on_validation(ranked: Path, name: str) -> dict[str, float]:
-    ranks = pl.read_parquet(ranked, columns=[name])[name].to_numpy()
-    hit = (ranks > 0) & (ranks <= 10)
-    return {"hr@10": float(hit.mean()), "ndcg@10": float(ndcg(ranks.astype(np.int64), 10).mean())}
+    ranks = pl.read_parquet(ranked, columns=[name])[name].to_numpy().astype(np.int64)
+    return {"hr@10": float(hit_rate(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
 
 def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:

@@ -36,7 +36,15 @@ from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import NEIGHBOURS, WEIGHTS, ListMaker, batches_of, lists_of, save_neighbours
+from adagrpo.pipeline.list_makers import (
+    NEIGHBOURS,
+    NEIGHBOURS_FILE,
+    WEIGHTS,
+    ListMaker,
+    batches_of,
+    lists_of,
+    save_neighbours,
+)
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
@@ -55,7 +63,7 @@ def find_neighbours(run: RunDirectory) -> Declaration:
         save_neighbours(similarities(data.training, data.num_items), work)
 
     files = [data.prepared_file(f"{name}.parquet") for name in ("items", "train")]
-    return Declaration(build, files, ("neighbours.safetensors",))
+    return Declaration(build, files, (NEIGHBOURS_FILE,))
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
@@ -70,7 +78,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     weights = run.path(START, "best") if arm == START else run.path("train", arm, "best")
     maker = ListMaker(models)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
-    inputs += [run.path(NEIGHBOURS, "neighbours.safetensors"), run.path("ranker", "best", "model.safetensors")]
+    inputs += [run.path(NEIGHBOURS, NEIGHBOURS_FILE), run.path("ranker", "best", "model.safetensors")]
     inputs += models.reward_files
 
     def build(work: Path) -> None:
@@ -82,10 +90,9 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         seed = run.config.seed
         without = [feature for feature in fusion.features if feature != REWARD]
         fits = {FUSE_WITHOUT_REWARD: fit_weights(choices, fusion.features, without, seed)}
-        apart = REWARD in fusion.features
-        fits[FUSE] = (
-            fit_weights(choices, fusion.features, fusion.features, seed) if apart else fits[FUSE_WITHOUT_REWARD]
-        )
+        fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
+        if fusion.asks_reward:
+            fits[FUSE] = fit_weights(choices, fusion.features, fusion.features, seed)
         ranks = _contenders(maker, arm, data, cases, choices, fusion.features, served.width)
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
         _write(work, fits, ranks, load_user_ids(data.prepared).gather(cases.users))
