@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from scipy import optimize, sparse, special
 
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, fit_weights
-from adagrpo.lists.fusion import POLICY, REWARD, Candidates, FittedWeights, Fusion, Weights, unite
+from adagrpo.lists.fusion import POLICY, Candidates, FittedWeights, Fusion, Weights, unite
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, ListName, parse_list
 from adagrpo.lists.sources import NearestItems, Popularity, best_of
 from adagrpo.types import Histories
+
+REWARD = "reward"
 
 ITEMS = st.lists(st.lists(st.integers(-1, 6), min_size=4, max_size=4), min_size=1, max_size=3)
 

@@ -32,12 +32,13 @@ from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import Asked
 
 FEATURE = {"kind": "feature", "name": "next_last"}
+REWARDS = {"kind": "weighted", "members": [FEATURE, {"kind": "noise"}], "weights": [1.0, 0.3]}
 
 
 @pytest.fixture(scope="module")
 def decided(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
     run = world.run(
-        tmp_path_factory.mktemp("decided") / "run", data, reward=FEATURE, evaluation={"exclude_history": True}
+        tmp_path_factory.mktemp("decided") / "run", data, reward=REWARDS, evaluation={"exclude_history": True}
     )
     return run, run.decide(train=True)
 
@@ -57,6 +58,14 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
         served = run.recommend(histories, arm=name)
         for user, found in zip(users.gather(cases.users).to_list(), served.items, strict=True):
             assert found == expected.get(user, [])[:10], name
+
+
+def test_each_reward_of_a_sum_is_a_feature_of_its_own(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = decided
+    weights = json.loads((run.path("fuse", "sft") / "weights.json").read_text(encoding="utf-8"))
+    policy, sources = "policy", ("ranker", "item_knn", "popularity")
+    assert [*weights["fuse"]["weights"]] == [policy, *sources, "reward 1 (feature)", "reward 2 (noise)"]
+    assert [*weights["fuse-without-reward"]["weights"]] == [policy, *sources]
 
 
 def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tuple[Run, dict[str, Any]]) -> None:
@@ -134,7 +143,7 @@ def test_a_test_item_has_no_part_in_the_weights(
         if len(sequence) >= 3:
             changed = changed.changed(user, -1, 143)
     changed.write(tmp_path / "data")
-    other = world.run(tmp_path / "run", tmp_path / "data", reward=FEATURE, evaluation={"exclude_history": True})
+    other = world.run(tmp_path / "run", tmp_path / "data", reward=REWARDS, evaluation={"exclude_history": True})
     other.decide()
     for name in ("weights.json", "validation.parquet"):
         assert (run.path("fuse/sft") / name).read_bytes() == (other.path("fuse/sft") / name).read_bytes()
@@ -184,7 +193,7 @@ def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple
 
 
 def test_fused_lists_are_arms_of_a_comparison(world: Any, data: Path, tmp_path: Path) -> None:
-    config = Config.model_validate(world.recipe(reward=FEATURE, compare={"metric": "ndcg@10", "margins": {}}))
+    config = Config.model_validate(world.recipe(reward=REWARDS, compare={"metric": "ndcg@10", "margins": {}}))
     arms = ["nll", "rerank", "fuse", "nll+fuse", "nll+rerank"]
     content = Comparison(tmp_path / "compared", config, data, objectives=arms, seeds=[0]).carry_out()
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]

@@ -50,6 +50,11 @@ class _Options(Section):
         return ()
 
     @property
+    def called(self) -> str:
+        """What messages call it: its function, address or kind."""
+        return str(getattr(self, "function", None) or getattr(self, "url", None) or getattr(self, "kind", ""))
+
+    @property
     def is_made_elsewhere(self) -> bool:
         """True where nothing says that it was fitted on the training interactions of the run alone."""
         return any(part.is_made_elsewhere for part in self.parts)

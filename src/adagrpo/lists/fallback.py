@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.scoring import ask_members, ask_reward
 from adagrpo.types import Histories
+
+Ask = Callable[[Reward, Histories, Tensor], Tensor]
 
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
@@ -69,6 +71,15 @@ class CircuitBreaker:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
+        scores = self._ask(ask_reward, histories, items)
+        return torch.zeros(items.shape, device=items.device) if scores is None else scores
+
+    def score_members(self, histories: Histories, items: Tensor) -> Tensor | None:
+        """(B, N, M) scores of each member, see `ask_members`, zeros at -1; None where the reward fails."""
+        return self._ask(ask_members, histories, items)
+
+    def _ask(self, ask: Ask, histories: Histories, items: Tensor) -> Tensor | None:
+        """The answer, if it comes in time."""
         budget = self.budget if self.left is None else min(self.budget, self.left)
         if budget <= 0:
             self.why = "the request has no time left"  # which is no failure of the reward
@@ -78,7 +89,7 @@ class CircuitBreaker:
             self.why = f"{AT_ONCE} calls hang"
         else:
             call = Future[Tensor]()
-            self._calls.put(lambda: self._answer(call, histories, items))
+            self._calls.put(lambda: self._answer(call, ask, histories, items))
             try:
                 scores = call.result(budget)
             except BaseException as error:  # SystemExit would end the thread that asks
@@ -92,12 +103,12 @@ class CircuitBreaker:
                 return scores
         self.failed = True
         self.fallbacks += 1
-        return torch.zeros(items.shape, device=items.device)
+        return None
 
     @torch.no_grad()
-    def _answer(self, call: Future[Tensor], histories: Histories, items: Tensor) -> None:
+    def _answer(self, call: Future[Tensor], ask: Ask, histories: Histories, items: Tensor) -> None:
         try:
-            call.set_result(ask_reward(self.reward, histories, items).nan_to_num(0.0))
+            call.set_result(ask(self.reward, histories, items).nan_to_num(0.0))
         except BaseException as error:  # SystemExit would end the thread
             call.set_exception(error)
         finally:

@@ -3,9 +3,10 @@ r"""The fused list: what several sources find, in the order of a weighted sum of
     score(x, i) = Σ_f w_f φ_f(x, i) / σ_f
 
 Candidates `i` are the union of the policy's beam, the nearest items of item-kNN and the best items of the sequential
-ranker. Features `φ_f` are the log-probability under the policy (also of items that the beam does not hold), the reward,
-the ranker's logit, the logarithm of item-kNN, and popularity. `σ_f` is the spread of a feature within a list, as in
-`adagrpo.evaluation.reranking`: a weight of 1 adds as much to an item as its feature is above another's in units of σ.
+ranker. Features `φ_f` are the log-probability under the policy (also of items that the beam does not hold), the reward
+(each member of a sum of rewards is a feature of its own), the ranker's logit, the logarithm of item-kNN, and
+popularity. `σ_f` is the spread of a feature within a list, as in `adagrpo.evaluation.reranking`: a weight of 1 adds as
+much to an item as its feature is above another's in units of σ.
 The weights are fitted on validation choices (`adagrpo.lists.fit_fusion`), once with the reward and once without it: a
 reward that gives no answer leaves the list of the second.
 
@@ -14,20 +15,22 @@ Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.scoring import ask_members
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
-POLICY, REWARD = "policy", "reward"  # features that no source gives
+POLICY = "policy"
 
 
 class Weights(NamedTuple):
@@ -62,7 +65,7 @@ class Fusion:
     def __init__(
         self,
         sources: Mapping[str, CandidateSource],
-        asks_reward: bool,
+        rewards: Sequence[str],
         width: int,
         fitted: FittedWeights | None = None,
     ) -> None:
@@ -70,13 +73,13 @@ class Fusion:
 
         Args:
             sources: by name, in the order of the features behind that of the policy.
-            asks_reward: a reward scores the candidates.
+            rewards: names of the features that the reward gives, one for each of its members; empty: it is not asked.
             width: items that each source gives.
             fitted: the weights; None until they are known.
         """
-        self.sources, self.asks_reward, self.width, self.fitted = dict(sources), asks_reward, width, fitted
+        self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
         self._proposing = [name for name in self.sources if name != "popularity"]  # it gives a feature alone
-        self.features = (POLICY, *self.sources, *([REWARD] if asks_reward else []))
+        self.features = (POLICY, *self.sources, *self.rewards)
 
     @torch.no_grad()
     def candidates(
@@ -97,7 +100,7 @@ class Fusion:
             histories: of the samples.
             beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
             closed: (B, V) bool, True for what may not be listed; the beam holds none of it.
-            reward: asked for the candidates where the fusion asks one; `failed` is true of it where it gave no answer.
+            reward: scores the candidates where the fusion asks one.
         """
         found = {name: source.scores(histories) for name, source in self.sources.items()}
         others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
@@ -113,13 +116,15 @@ class Fusion:
             said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
         columns = [torch.cat(said, dim=1)]
         columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
-        rewarded = True
-        if self.asks_reward:
+        answer: Tensor | None = None
+        if self.rewards:
             assert reward is not None, "the fusion asks one"
-            columns.append(ask_reward(reward, histories, items).nan_to_num(0.0))
-            rewarded = not getattr(reward, "failed", False)
+            ask = reward.score_members if isinstance(reward, CircuitBreaker) else partial(ask_members, reward)
+            answer = ask(histories, items)
+            zeros = torch.zeros((*items.shape, len(self.rewards)), device=items.device)
+            columns += (zeros if answer is None else answer.nan_to_num(0.0)).unbind(-1)
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)
-        return Candidates(items, features, rewarded)
+        return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
     def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
         """(B, W) items in the order of the fused score, and the scores; -1 and -inf behind the last one.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from adagrpo.config.reward import SequentialOptions
+from adagrpo.config.reward import SequentialOptions, WeightedOptions
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
@@ -30,6 +30,7 @@ from adagrpo.types import Cases
 
 NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
 WEIGHTS = "weights.json"
+REWARD = "reward"  # the feature of a fused list
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,16 @@ class ListMaker:
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""
         sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, "popularity")}
-        return Fusion(sources, self.asks_reward(name), self.models.config.evaluation.beam_width, fitted)
+        rewards = list(self.reward_parts()) if self.asks_reward(name) else []
+        return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
+
+    def reward_parts(self) -> dict[str, float]:
+        """The features that the reward gives to a fused list, and the weights that they have in its sum."""
+        options = self.models.config.reward
+        if not isinstance(options, WeightedOptions):
+            return {REWARD: 1.0}
+        names = [f"{REWARD} {number} ({part.called})" for number, part in enumerate(options.parts, 1)]
+        return dict(zip(names, options.weights, strict=True))
 
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, RewardOptions, SequentialOptions
+from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -77,10 +77,10 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     try:
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
-        raise UserError(f"reward {_name(options)}: {error}") from error
+        raise UserError(f"reward {options.called}: {error}") from error
     if not _differ(scores):
         message = (
-            f"reward {_name(options)}: gives every item of a case the same score; there is nothing to learn from it"
+            f"reward {options.called}: gives every item of a case the same score; there is nothing to learn from it"
         )
         raise ServiceError(message) if _asks_a_service(options) else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
@@ -95,16 +95,6 @@ def describe_reward(models: Models) -> dict[str, Any]:
     options, run = models.config.reward, models.run
     files = {run.label(path): run.hash_input(path) for path in models.reward_files}
     return {**options.identity(), "files": files}
-
-
-def _name(options: RewardOptions) -> str:
-    match options:
-        case CallableOptions() | FactoryOptions():
-            return options.function
-        case HttpOptions():
-            return options.url
-        case _:
-            return options.kind
 
 
 def _asks_a_service(options: RewardOptions) -> bool:

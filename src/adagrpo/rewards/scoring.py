@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
+from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
@@ -49,6 +50,27 @@ def ask_reward(
         of = f"{bad} of {int(real.sum())} items"
         raise NotFinite("reward", f"the reward {named} gave NaN or infinity for {of}; scores must be finite")
     return scores
+
+
+def ask_members(
+    reward: Reward,
+    histories: Histories,
+    items: Tensor,  # (B, N)
+) -> Tensor:  # (B, N, M)
+    """Ask each member of a sum of rewards apart, unweighted; a reward that is no sum is its own and only member.
+
+    Args:
+        histories: `B` histories.
+        items: (B, N) int64, -1 where there is nothing to score.
+
+    Returns:
+        (B, N, M) float32, NaN at -1.
+
+    Raises:
+        BadReward, NotFinite: see `ask_reward`.
+    """
+    members = reward.members if isinstance(reward, WeightedReward) else (reward,)
+    return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
 
 
 def _culprits(reward: Reward, histories: Histories, items: Tensor) -> list[str]:

@@ -15,7 +15,6 @@ a part in. The weight of `rerank` is one number out of eleven, chosen on these c
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
-from adagrpo.lists.fusion import REWARD
+from adagrpo.lists.fusion import POLICY, Fusion
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
 from adagrpo.lists.sources import similarities
 from adagrpo.metrics import ndcg, target_rank_in
@@ -84,16 +83,16 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     def build(work: Path) -> None:
         cases = sample_cases(data.measured_cases("validation"), MOST_CASES, run.config.seed)
         fusion = maker.fusion(name)
-        served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.asks_reward else None)
+        served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
         report = progress(run, f"{FUSE}/{arm}")
         choices = _choices(served, data, cases, report)
         seed = run.config.seed
-        without = [feature for feature in fusion.features if feature != REWARD]
+        without = [feature for feature in fusion.features if feature not in fusion.rewards]
         fits = {FUSE_WITHOUT_REWARD: fit_weights(choices, fusion.features, without, seed)}
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
-        if fusion.asks_reward:
+        if fusion.rewards:
             fits[FUSE] = fit_weights(choices, fusion.features, fusion.features, seed)
-        ranks = _contenders(maker, arm, data, cases, choices, fusion.features, served.width)
+        ranks = _contenders(maker, arm, data, cases, choices, fusion, served.width)
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
         _write(work, fits, ranks, load_user_ids(data.prepared).gather(cases.users))
 
@@ -123,14 +122,17 @@ def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> C
 
 
 def _contenders(
-    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, features: Sequence[str], width: int
+    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, fusion: Fusion, width: int
 ) -> dict[str, NDArray[np.int64]]:
     """The ranks of the logged items in the lists that need no fitted weights, by the name of the list."""
     beam, targets = choices.items[:, :width], choices.targets
     ranks = {arm: target_rank_in(beam, targets)}
     known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
-    reward = REWARD if REWARD in features else "ranker"
-    log_probs, rewards = (choices.features[:, :width, features.index(name)] for name in ("policy", reward))
+    said = dict(zip(fusion.features, np.moveaxis(choices.features[:, :width], -1, 0), strict=True))
+    parts = maker.reward_parts() if fusion.rewards else {"ranker": 1.0}
+    log_probs = said[POLICY]
+    # in double precision and member after member, as `adagrpo.rewards.ensemble` adds them up
+    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts.items()).astype(np.float32)
     mixed = np.where(beam < 0, -np.inf, mixed_scores(log_probs, rewards, known.rerank, known.spread))
     order = np.argsort(-mixed, axis=1, kind="stable")
     ranks[str(ListName(arm, RERANK))] = target_rank_in(np.take_along_axis(beam, order, 1), targets)
