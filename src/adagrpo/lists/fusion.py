@@ -102,7 +102,9 @@ class Fusion:
             closed: (B, V) bool, True for what may not be listed; the beam holds none of it.
             reward: scores the candidates where the fusion asks one.
         """
-        found = {name: source.scores(histories) for name, source in self.sources.items()}
+        # many small operations, quicker where no gradient can be asked for; what the reward is given is made outside
+        with torch.inference_mode():
+            found = {name: source.scores(histories) for name, source in self.sources.items()}
         others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
         items = unite([beam[0], *others])
         beyond = items[:, beam[0].shape[1] :]
@@ -111,11 +113,12 @@ class Fusion:
         beyond = beyond.gather(1, (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True))[:, :kept]
         items = torch.cat([beam[0], beyond], dim=1)
         there = items.clamp(min=0)
-        said = [beam[1]]
-        if kept:
-            said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
-        columns = [torch.cat(said, dim=1)]
-        columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
+        with torch.inference_mode():
+            said = [beam[1]]
+            if kept:
+                said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
+            columns = [torch.cat(said, dim=1)]
+            columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"
