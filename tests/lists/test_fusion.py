@@ -51,7 +51,7 @@ def test_a_list_comes_in_the_order_of_the_weighted_sum_and_without_the_reward_wh
     features = torch.randn(2, 4, 2, generator=generator)
     whole = Weights({POLICY: 1.0, REWARD: 2.0}, {POLICY: 0.5, REWARD: 4.0})
     fitted = FittedWeights(whole, Weights({POLICY: 1.0}, {POLICY: 0.5}))
-    fusion = Fusion({}, True, 4, fitted)
+    fusion = Fusion({}, [REWARD], 4, fitted)
     for rewarded in (True, False):
         ranked, scores = fusion.order(Candidates(items, features, rewarded), 3)
         for row in range(2):
