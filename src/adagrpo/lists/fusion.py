@@ -112,12 +112,43 @@ class Fusion:
         # what the beam lacks, moved to the front, so that none of the places is scored for nothing
         beyond = beyond.gather(1, (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True))[:, :kept]
         items = torch.cat([beam[0], beyond], dim=1)
-        there = items.clamp(min=0)
         with torch.inference_mode():
             said = [beam[1]]
             if kept:
                 said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
-            columns = [torch.cat(said, dim=1)]
+        return self._features(histories, items, torch.cat(said, dim=1), found, reward)
+
+    @torch.no_grad()
+    def features_of(
+        self,
+        policy: Policy[Any, Any],
+        context: Context,
+        catalog: Catalog,
+        histories: Histories,
+        items: Tensor,
+        reward: Reward | None,
+    ) -> Candidates:
+        """Say of given items what `candidates` says of those that it finds.
+
+        Args:
+            items: (B, N) int64, -1 where there is none.
+            policy, context, catalog, histories, reward: as in `candidates`.
+        """
+        found = {name: source.scores(histories) for name, source in self.sources.items()}
+        log_probs = policy.score(context, catalog.codes[items.clamp(min=0)]).float().sum(dim=-1)
+        return self._features(histories, items, log_probs, found, reward)
+
+    def _features(
+        self,
+        histories: Histories,
+        items: Tensor,  # (B, N)
+        log_probs: Tensor,  # (B, N)
+        found: Mapping[str, Tensor],  # (B, V) of each source
+        reward: Reward | None,
+    ) -> Candidates:
+        there = items.clamp(min=0)
+        columns = [log_probs]
+        with torch.inference_mode():
             columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
         answer: Tensor | None = None
         if self.rewards:
@@ -129,15 +160,19 @@ class Fusion:
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)
         return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
+    def scores(self, candidates: Candidates) -> Tensor:
+        """(B, N) fused scores, -inf where there is no item; without the reward where that gave no answer."""
+        assert self.fitted is not None, "the weights are fitted first"
+        weights = (self.fitted.whole if candidates.rewarded else self.fitted.without_reward).of(self.features)
+        scores = candidates.features @ weights.to(candidates.features.device)
+        return scores.masked_fill(candidates.items < 0, -torch.inf)
+
     def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
         """(B, W) items in the order of the fused score, and the scores; -1 and -inf behind the last one.
 
         Equal scores keep the order of the sources.
         """
-        assert self.fitted is not None, "the weights are fitted first"
-        weights = (self.fitted.whole if candidates.rewarded else self.fitted.without_reward).of(self.features)
-        scores = candidates.features @ weights.to(candidates.features.device)
-        scores, order = scores.masked_fill(candidates.items < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+        scores, order = self.scores(candidates).sort(dim=1, descending=True, stable=True)
         return candidates.items.gather(1, order)[:, :width], scores[:, :width]
 
 

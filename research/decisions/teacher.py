@@ -1,0 +1,133 @@
+"""How much of a fused list one policy keeps: `distill-tuned` with the fused list of another run as its teacher.
+
+    python -m research.decisions.teacher --data DIR --out runs/decisions --sets lastfm
+    python -m research.decisions.teacher --table
+
+The runs of `research.decisions.sets` are taken from `--out`; the policy begins where theirs did. The reward is the
+fused score less the log-probability under the starting policy, so that at weight σ the target of the distillation is
+the fused list. The weight is chosen on validation, as that of every `distill-tuned`. Rows are in `teacher.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from adagrpo.console import StderrConsole
+from adagrpo.lists.fusion import Fusion
+from adagrpo.lists.names import FUSE, START, ListName
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.policies import Policy
+from adagrpo.report import read_rows
+from adagrpo.rewards import Reward
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Histories
+from research.command import run
+from research.fair_trial.tune import folder_of, recipe_of
+from research.rows import add_row
+
+HERE = Path(__file__).parent
+RESULTS, DECIDED = HERE / "teacher.jsonl", HERE / "sets.jsonl"
+METRICS = ("hr@10", "ndcg@10", "hallucination@10")
+
+
+class FusedScores:
+    """Implements `adagrpo.rewards.Reward`: what a fused list adds to its policy's log-probability, in nats."""
+
+    def __init__(self, policy: Policy[Any, Any], fusion: Fusion, catalog: Catalog, reward: Reward | None) -> None:
+        self.policy, self.fusion, self.catalog, self.reward = policy, fusion, catalog, reward
+
+    @torch.no_grad()
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items, see `Reward.score`."""
+        context = self.policy.encode(histories)
+        said = self.fusion.features_of(self.policy, context, self.catalog, histories, items, self.reward)
+        return (self.fusion.scores(said) - said.features[..., 0]).nan_to_num(0.0, neginf=0.0)
+
+
+def fused(models: Models, members: Sequence[Reward], *, run: str) -> FusedScores:
+    """Make the teacher: the fused list of a run on the same data with the same Semantic IDs.
+
+    Args:
+        models: of the run that is taught.
+        members: none.
+        run: folder of the run that teaches.
+    """
+    other = Run.open(Path(run))
+    maker = ListMaker(Models(RunData(other)))
+    name = ListName(START, FUSE)
+    fusion = maker.fusion(name, maker.fitted(name))
+    policy = maker.models.policy(other.path(START, "best")).eval().requires_grad_(False).frozen()
+    return FusedScores(policy, fusion, models.data.catalog, maker.reward if fusion.rewards else None)
+
+
+def main() -> None:
+    """Measure what is missing, or print the table of what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder of all sets")
+    parser.add_argument("--out", type=Path, help="where the runs of research.decisions.sets are")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    given = parser.parse_args()
+    if not given.table:
+        for seed in given.seeds:
+            for name in given.sets:
+                _measure(name, seed, given.data, given.out)
+    print(table(read_rows(RESULTS), read_rows(DECIDED)))
+
+
+def _measure(name: str, seed: int, data: Path, out: Path) -> None:
+    key = {"set": name, "seed": seed}
+    if any(all(row[part] == value for part, value in key.items()) for row in read_rows(RESULTS)):
+        return
+    trial = yaml.safe_load((HERE.parent / "fair_trial" / "plan.yaml").read_text("utf-8"))
+    teacher, folder = (out / f"{name}-{seed}").resolve(), out / f"{name}-{seed}-taught"
+    names = ("sft/best/model.safetensors", "ranker/best/model.safetensors", "fuse/sft/weights.json")
+    files = [str(teacher / file) for file in names]
+    reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
+    config = recipe_of(
+        trial, name, f"seed={seed}", "train.arms=[nll, distill-tuned]", f"reward={yaml.dump(reward | {'files': files})}"
+    )
+    if not folder.exists():  # the starting policy is the same one
+        folder.mkdir(parents=True)
+        for stage in ("prepare", "tokenize", "sft", "ranker"):
+            shutil.copytree(teacher / stage, folder / stage)
+    taught = Run(folder, config, folder_of(trial, name, data), StderrConsole())
+    taught.complete()
+    found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in ("nll", "distill-tuned")}
+    tests = {arm: json.loads(path.read_text("utf-8"))["test"] for arm, path in found.items()}
+    weight = json.loads(taught.path("reranking", "weight.json").read_text("utf-8"))
+    add_row(
+        RESULTS,
+        key | {"weight": weight, "arms": {arm: {name: row[name] for name in METRICS} for arm, row in tests.items()}},
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]], decided: Sequence[Mapping[str, Any]]) -> str:
+    """HR@10 / NDCG@10 on test, and the share of the fused list's gain over the policy that a taught policy keeps."""
+    lines = ["| set | seed | policy | fused | continued NLL | taught | kept |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lists = {(row["set"], row["seed"]): row["contenders"] for row in decided if not row["trained"]}
+    for row in rows:
+        measured = {name: lists[row["set"], row["seed"]][name]["test"] for name in (START, FUSE)} | row["arms"]
+        shown = [measured[name] for name in (START, FUSE, "nll", "distill-tuned")]
+        policy, fused_list, _, taught = (one["hr@10"] for one in shown)
+        cells = [f"{one['hr@10']:.4f} / {one['ndcg@10']:.4f}".replace("0.", ".") for one in shown]
+        kept = f"{(taught - policy) / (fused_list - policy):.0%}"
+        lines.append(f"| {row['set']} | {row['seed']} | {' | '.join(cells)} | {kept} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
