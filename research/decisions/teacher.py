@@ -100,10 +100,8 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
     config = recipe_of(
         trial, name, f"seed={seed}", "train.arms=[nll, distill-tuned]", f"reward={yaml.dump(reward | {'files': files})}"
     )
-    if not folder.exists():  # the starting policy is the same one
-        folder.mkdir(parents=True)
-        for stage in ("prepare", "tokenize", "sft", "ranker"):
-            shutil.copytree(teacher / stage, folder / stage)
+    if not folder.exists():  # the starting policy is the same one; what reads the reward is made anew
+        shutil.copytree(teacher, folder)
     taught = Run(folder, config, folder_of(trial, name, data), StderrConsole())
     taught.complete()
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in ("nll", "distill-tuned")}
