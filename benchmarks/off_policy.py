@@ -1,14 +1,11 @@
 """Estimates of another policy from logs, held against what is true: `adagrpo.off_policy`.
 
-    python -m benchmarks.off_policy [--replications 500] [--only lists,short,open-bandit]
+    python -m benchmarks.off_policy [--replications 500] [--only lists,open-bandit]
 
 The marketplace: users and items of the simulator, whose utilities are known. Lists are drawn one item after the other
 from a logging policy, users examine them from the top, and the first item that is examined and wanted is clicked, which
 ends the visit. Policies draw from a softmax of utility seen with error; the target sees it with less. The truth is the
 mean, over many lists of the target, of the exact chance of a click.
-
-Short lists: three of eight items of each user, so that all lists can be counted for the pseudo-inverse. Users stop at
-the first item that they want, or look at every place whatever they did above; only then is a list a sum.
 
 Open Bandit: the log of Thompson sampling says what the uniform policy would have had, and the log of the uniform policy
 says what it did have.
@@ -17,7 +14,6 @@ says what it did have.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,18 +28,15 @@ from adagrpo.off_policy import (
     cascade,
     doubly_robust,
     ips,
-    item_position,
     overlap,
-    pseudo_inverse_weights,
     snips,
 )
 
-__all__ = ["Score", "World", "every_place", "open_bandit", "scores"]
+__all__ = ["Score", "World", "open_bandit", "scores"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PLACES, ANSWERS = 5, 4000
-SHORT, OF = 3, 8  # places and items of the lists that can be counted
 
 
 class World(NamedTuple):
@@ -52,8 +45,6 @@ class World(NamedTuple):
     utility: Floats  # (U, V)
     logging: Floats  # (U, V) log-probability of each item at the first place
     target: Floats  # (U, V)
-    places: int = PLACES
-    stops: bool = True  # users, at the first item that they want
 
     @classmethod
     def of_marketplace(cls, *, error: float = 1.0, sharpness: float = 1.0, seed: int = 0) -> World:
@@ -65,30 +56,6 @@ class World(NamedTuple):
         seen = np.log(utility + 0.05) + 0.3 * draw.normal(size=utility.shape)
         worse = seen + error * draw.normal(size=utility.shape)
         return cls(utility, _log_softmax(0.7 * sharpness * worse), _log_softmax(sharpness * seen))
-
-    def short(self, *, stops: bool) -> World:
-        """The same users with lists of three places out of eight items of their own."""
-        draw = np.random.default_rng(5)
-        items = np.argsort(draw.random(self.utility.shape), axis=1)[:, :OF]
-        own = [np.take_along_axis(of, items, 1) for of in (self.utility, self.logging, self.target)]
-        return World(own[0], _log_softmax(own[1]), _log_softmax(own[2]), SHORT, stops)
-
-
-class Weights(NamedTuple):
-    """What is computed once for all logs of a world."""
-
-    places: Floats  # (U, V, K) of each item at each place
-    sums: Floats | None  # (U, S) of each list, in the order of `itertools.permutations`
-
-    @classmethod
-    def of(cls, world: World) -> Weights:
-        """Both kinds; the pseudo-inverse where lists are short."""
-        places = every_place(world.target, world.places) / every_place(world.logging, world.places)
-        if world.utility.shape[1] != OF:
-            return cls(places, None)
-        lists = np.array(list(itertools.permutations(range(OF), world.places)))
-        pairs = zip(world.target, world.logging, strict=True)
-        return cls(places, np.stack([pseudo_inverse_weights(new, old, lists) for new, old in pairs]))
 
 
 class Log(NamedTuple):
@@ -112,40 +79,12 @@ class Score(NamedTuple):
     refused: float  # share of the logs
 
 
-def every_place(log_probs: Floats, places: int) -> Floats:
-    """(U, V, K) what `position_propensities` gives, of every item at every place.
-
-    All items but one have arrived c times together: what is before it in the order of items, and what is after.
-    """
-    rates, found = np.exp(log_probs), np.zeros((*log_probs.shape, places))
-    users, size = rates.shape
-    for begin in range(0, users, 50):
-        some = rates[begin : begin + 50]
-        at_rank = np.sort(some, axis=1)[:, -places]
-        steps = np.arange(-20.0, float(np.log(35 / at_rank.min())) + 0.4, 0.4)
-        away = np.exp(-some[:, :, None] * np.exp(steps))  # (u, V, T)
-        none = np.zeros((len(some), len(steps), places))
-        none[..., 0] = 1.0
-        above, below = [none], [none]
-        for item in range(size - 1):
-            above.append(_one_more(above[-1], away[:, item]))
-            below.append(_one_more(below[-1], away[:, size - 1 - item]))
-        for item in range(size):
-            density = some[:, item, None] * np.exp(steps) * away[:, item]  # (u, T)
-            before, after = above[item], below[size - 1 - item]
-            for place in range(places):
-                counts = sum(before[..., c] * after[..., place - c] for c in range(place + 1))
-                found[begin : begin + 50, item, place] = 0.4 * (density * counts).sum(1)
-    return found
-
-
 def draw_log(world: World, answers: int, draw: np.random.Generator) -> Log:
     """Answers to users at random."""
-    places = world.places
     users = draw.integers(len(world.utility), size=answers)
-    slates = _drawn(world.logging[users], places, draw)
-    wanted = draw.random(slates.shape) < _examined(places) * np.take_along_axis(world.utility[users], slates, 1)
-    clicks = (wanted & (wanted.cumsum(1) == 1) if world.stops else wanted).astype(float)
+    slates = _drawn(world.logging[users], PLACES, draw)
+    wanted = draw.random(slates.shape) < _examined(PLACES) * np.take_along_axis(world.utility[users], slates, 1)
+    clicks = (wanted & (wanted.cumsum(1) == 1)).astype(float)
     return Log(users, slates, clicks, *(_places(of[users], slates) for of in (world.logging, world.target)))
 
 
@@ -154,10 +93,10 @@ def true_value(world: World, places: int, draw: np.random.Generator, lists: int)
     users = draw.integers(len(world.utility), size=lists)
     slates = _drawn(world.target[users], places, draw)
     chances = _examined(places) * np.take_along_axis(world.utility[users], slates, 1)
-    return float((1 - np.prod(1 - chances, axis=1) if world.stops else chances.sum(1)).mean())
+    return float((1 - np.prod(1 - chances, axis=1)).mean())
 
 
-def estimates(world: World, log: Log, weights: Weights) -> Iterator[tuple[str, Estimate, bool]]:
+def estimates(world: World, log: Log) -> Iterator[tuple[str, Estimate, bool]]:
     """Each estimator on a log, and whether the log would be refused."""
     first, whole = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     shown, clicked = log.slates[:, 0], log.clicks[:, 0]
@@ -173,33 +112,21 @@ def estimates(world: World, log: Log, weights: Weights) -> Iterator[tuple[str, E
     given = (log.clicks, log.target, log.logged)
     yield "list, cascade", cascade(*given, normalised=False, users=log.users), all_of_it
     yield "list, cascade, self-normalised", cascade(*given, users=log.users), all_of_it
-    at_places = weights.places[log.users[:, None], log.slates, np.arange(world.places)]
-    yield (
-        "list, places",
-        item_position(log.clicks, at_places, users=log.users),
-        overlap(at_places[:, -1]).problem is not None,
-    )
-    if weights.sums is not None:
-        order = {items: row for row, items in enumerate(itertools.permutations(range(OF), world.places))}
-        sums = weights.sums[log.users, [order[tuple(items)] for items in log.slates.tolist()]]
-        thin = overlap(sums, signed=True).problem is not None
-        yield "list, pseudo-inverse", ips(log.clicks.sum(1), sums, users=log.users), thin
-        yield "list, pseudo-inverse, self-normalised", snips(log.clicks.sum(1), sums, users=log.users), thin
 
 
 def scores(
     world: World, replications: int, answers: int = ANSWERS, seed: int = 0, lists: int = 400_000
 ) -> dict[str, Score]:
     """Bias, RMSE and coverage of every estimator."""
-    draw, weights = np.random.default_rng(seed), Weights.of(world)
-    truths = {places: true_value(world, places, draw, lists) for places in (1, world.places)}
+    draw = np.random.default_rng(seed)
+    truths = {places: true_value(world, places, draw, lists) for places in (1, PLACES)}
     found: dict[str, list[tuple[Estimate, bool]]] = {}
     for _ in range(replications):
-        for name, estimate, refused in estimates(world, draw_log(world, answers, draw), weights):
+        for name, estimate, refused in estimates(world, draw_log(world, answers, draw)):
             found.setdefault(name, []).append((estimate, refused))
     result = {}
     for name, rows in found.items():
-        truth = truths[1 if name.startswith("first") else world.places]
+        truth = truths[1 if name.startswith("first") else PLACES]
         errors = np.array([estimate.value - truth for estimate, _ in rows])
         inside = [estimate.low <= truth <= estimate.high for estimate, _ in rows]
         spread = float(errors.std(ddof=1) / np.sqrt(len(errors)))
@@ -227,17 +154,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replications", type=int, default=500)
     parser.add_argument("--open-bandit", type=Path, default=Path("../shared/data/open-bandit/logs.parquet"))
-    parser.add_argument("--only", default="lists,short,open-bandit")
+    parser.add_argument("--only", default="lists,open-bandit")
     options = parser.parse_args()
     near, only = World.of_marketplace(error=0.5), options.only.split(",")
     worlds = {
         "lists": {
             "target near the log": near,
             "target far from the log": World.of_marketplace(error=2.0, sharpness=2.0),
-        },
-        "short": {
-            "short lists, every place is looked at": near.short(stops=False),
-            "short lists, the first click ends": near.short(stops=True),
         },
     }
     for name, world in ((n, w) for kind, some in worlds.items() if kind in only for n, w in some.items()):
@@ -260,13 +183,6 @@ def main() -> None:
 def _log_softmax(values: Floats) -> Floats:
     top = values.max(1, keepdims=True)
     return values - top - np.log(np.exp(values - top).sum(1, keepdims=True))
-
-
-def _one_more(counts: Floats, away: Floats) -> Floats:
-    """(u, T, K) the distribution of a count, one item more in it, which is (u, T) likely to be away."""
-    found = counts * away[..., None]
-    found[..., 1:] += counts[..., :-1] * (1 - away)[..., None]
-    return found
 
 
 def _examined(places: int) -> Floats:

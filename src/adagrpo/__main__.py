@@ -5,7 +5,7 @@ from adagrpo.stopping import exit_on_interrupt
 
 def main() -> None:
     """Run the command line."""
-    with exit_on_interrupt():
+    with exit_on_interrupt():  # while it imports
         from adagrpo.cli import main as run
     run()
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,10 @@ from adagrpo.decoding import (
     beam_search,
     draw_slates,
     inclusion_log_prob,
-    item_log_probs,
     place_log_probs,
     slate_log_probs,
 )
-from adagrpo.decoding.drawn_lists import _gumbel
+from adagrpo.decoding.drawn_lists import _followed, _gumbel
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
 
@@ -58,6 +58,11 @@ class TablePolicy:
 
     def advance(self, state: State, parents: Tensor, codes: Tensor) -> State:
         return State(state.rows, codes, 1)
+
+
+def first_log_probs(policy: TablePolicy, rows: Tensor, items: Tensor, trie: Trie, **options: Any) -> Tensor:
+    """(B, N) of each item to be drawn first."""
+    return _followed(policy, rows, items, trie, options.get("temperature", 1.0), options.get("excluded"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +208,7 @@ def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> N
     slates = draw_slates(policy, rows, 3, torch.tensor([1, 2]), trie=trie)
     assert slates.items.tolist() == [[-1] * 4] * 2
     assert bool((slates.log_probs == -torch.inf).all()) and bool((slates.keys == -torch.inf).all())
-    found = item_log_probs(policy, rows, torch.tensor([[0, -1], [6, 99]]), trie=trie)
+    found = first_log_probs(policy, rows, torch.tensor([[0, -1], [6, 99]]), trie=trie)
     assert found.tolist() == [[-math.inf] * 2] * 2 and found.dtype == torch.float64
 
 
@@ -219,7 +224,7 @@ def test_places_of_cold_lists_have_all_their_digits(policy: TablePolicy, tempera
     trie, rows = Trie.build(CODES, SIZES), torch.tensor([0, 1])
     options = {"trie": trie, "temperature": temperature, "excluded": trie.excluding(torch.tensor([[6], [-1]]))}
     slates = draw_slates(policy, rows, 4, torch.tensor([1, 2]), **options)
-    every = item_log_probs(policy, rows, torch.arange(len(CODES)).expand(2, -1), **options)
+    every = first_log_probs(policy, rows, torch.arange(len(CODES)).expand(2, -1), **options)
     expected = torch.empty(2, 4, dtype=torch.float64)
     for row, items in enumerate(slates.items[:, :4].tolist()):
         for place, item in enumerate(items):
@@ -255,14 +260,14 @@ def test_given_items_have_the_probability_that_they_are_drawn_with(policy: Table
     excluded = trie.excluding(torch.tensor([without] * 2)) if without else None
     options = {"trie": trie, "temperature": TEMPERATURE, "excluded": excluded}
     every = torch.tensor([[*range(len(CODES)), -1]] * 2)
-    found = item_log_probs(policy, rows, every, **options)
+    found = first_log_probs(policy, rows, every, **options)
     allowed = [item for item in range(len(CODES)) if item not in without]
     for row in range(2):
         expected = torch.full((len(CODES) + 1,), -torch.inf, dtype=torch.float64)
         expected[allowed] = torch.tensor(probabilities(policy, row, allowed), dtype=torch.float64).log()
         torch.testing.assert_close(found[row], expected, rtol=1e-10, atol=1e-10)
     drawn_lists = draw_slates(policy, rows, 3, torch.tensor([1, 2]), **options)
-    again = item_log_probs(policy, rows, drawn_lists.items, **options)
+    again = first_log_probs(policy, rows, drawn_lists.items, **options)
     torch.testing.assert_close(again, drawn_lists.log_probs, rtol=1e-12, atol=0)
 
 
@@ -271,6 +276,6 @@ def test_an_item_that_left_the_catalogue_cannot_be_drawn(policy: TablePolicy, go
     left = [item for item in range(len(CODES)) if item not in gone]
     trie = Trie.build(CODES[left], SIZES).named(torch.tensor(left))
     items = torch.arange(-1, len(CODES)).unsqueeze(0)
-    found = item_log_probs(policy, torch.tensor([1]), items, trie=trie, temperature=TEMPERATURE)[0].exp().tolist()
+    found = first_log_probs(policy, torch.tensor([1]), items, trie=trie, temperature=TEMPERATURE)[0].exp().tolist()
     expected = dict(zip(left, probabilities(policy, 1, left), strict=True))
     np.testing.assert_allclose(found, [expected.get(item, 0.0) for item in range(-1, len(CODES))], rtol=1e-12)

@@ -503,11 +503,7 @@ def test_reports_of_a_version_leave_out_what_was_delisted(run: Run, tmp_path: Pa
     other = Run.open(run.directory, options, out=tmp_path / "later")
     evaluate_with(other, "latest")
     other.stage("ranker/report")
-    other.stage("report/rollouts")
     whole, left = (RunData(other, open_version(other, which)) for which in ("0", "1"))
-    targets = whole.cases("validation").targets
-    content = json.loads((tmp_path / "later/report/rollouts/rollouts.json").read_text())
-    assert content["cases"] == int(left.catalog.listed.numpy()[targets].sum()) < len(targets)
     gate = json.loads((tmp_path / "later/ranker/report/report.json").read_text())["gate"]["all users"]
     schedule = Models(whole).schedule(other.config.train.fit)
     drawn = [
@@ -515,16 +511,6 @@ def test_reports_of_a_version_leave_out_what_was_delisted(run: Run, tmp_path: Pa
     ]
     logged = torch.cat([part.targets for step in drawn for part in step.samples])
     assert gate["samples"] == int(left.catalog.listed[logged].sum()) < len(logged)
-
-
-def test_nothing_is_listed_of_what_a_report_would_show(run: Run, tmp_path: Path) -> None:
-    data = RunData(run)
-    targets = {*data.cases("validation").targets.tolist()}
-    update_catalog(run, delist=[str(data.item_ids[item]) for item in targets])
-    other = Run.open(run.directory, out=tmp_path / "later")
-    evaluate_with(other, "latest")
-    with pytest.raises(UserError, match="logged items of validation is listed any more"):
-        other.stage("report/rollouts")
 
 
 def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:

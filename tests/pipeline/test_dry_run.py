@@ -105,7 +105,7 @@ def test_only_trained_arms_are_evaluated(finished: Path) -> None:
     content = plan(Run.open(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
     assert {row["stage"].split("/")[-1] for row in content["stages"]} == {
         *("reranking", "sft", "baselines", "best", "final"),
-        *("report", "paired", "rollouts"),
+        *("report", "paired"),
     }
 
 

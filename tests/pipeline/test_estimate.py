@@ -19,7 +19,6 @@ from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
-from adagrpo.pipeline.list_weights import list_weights
 from adagrpo.pipeline.serve import recommender
 
 
@@ -78,21 +77,17 @@ def test_the_policy_that_was_served_and_another_one(
     }  # fmt: skip
     by_name = {(row["of"], row["estimator"]): row for row in same["estimates"]}
     for of in ("first place", "list"):  # its own lists weigh 1, up to the rounding of a batch
-        for name in ("IPS", "SNIPS", "cascade", "places"):
+        for name in ("IPS", "SNIPS", "cascade"):
             if (of, name) in by_name:
                 assert by_name[of, name]["value"] == pytest.approx(by_name[of, "as served"]["value"], rel=0.03)
                 assert by_name[of, name]["overlap"]["effective_size"] > 280
-    assert by_name["list", "pseudo-inverse"]["refused"] == (
-        "30 items make 24,360 lists of 3; at most 20,000 can be counted"
-    )
     arguments = ["adagrpo", "estimate", "--run", copied, "--exposures", tmp_path / "exposures", "--requests", file]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--policy", "adagrpo"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out = capsys.readouterr().out
     assert not stop.value.code and out.startswith("adagrpo/best on 299 drawn lists of 40 users (1 without a history")
-    assert all(f"  {name} " in out for name in ("IPS", "SNIPS", "DR", "cascade", "places", "as served"))
-    assert "refused, list by pseudo-inverse: 30 items make" in out
+    assert all(f"  {name} " in out for name in ("IPS", "SNIPS", "DR", "cascade", "as served"))
     mixed = [dict(row, history=other["history"]) for row, other in zip(requests, reversed(requests), strict=True)]
     with pytest.raises(UserError, match=r"--requests: with these histories sft/best would have drawn"):
         estimate_policy(run, tmp_path / "exposures", write(file, mixed), "adagrpo")
@@ -125,17 +120,13 @@ def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Pat
     file = write(tmp_path / "requests.jsonl", requests)
     update_catalog(run, delist=[str(10 * item + 3) for item in range(10, 20)])
     found = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft")
-    reason = "the weights or the catalogue that drew 300 of 300 lists are not those of now"
     assert found["counts"]["probabilities_checked"] == 0
-    assert {row["refused"] for row in found["estimates"] if row["estimator"] in ("places", "pseudo-inverse")} == {
-        reason
-    }
     before = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft", catalog="0")
     assert before["counts"]["probabilities_checked"] == 300
 
 
 def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Path) -> None:
-    """A third of them escapes the look at the median, and `places` would weigh them as lists of all items."""
+    """A third of them escapes the look at the median."""
     run = Run.open(copied)
     served, about = recommender(run, "sft", "best")
     file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path / "all", 300))
@@ -145,8 +136,7 @@ def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Pat
     assert (every["counts"]["narrowed"], every["counts"]["lists"]) == (0, 300)
     assert (found["counts"]["drawn"], found["counts"]["narrowed"], found["counts"]["lists"]) == (300, 100, 200)
     for row in found["estimates"]:
-        if row["estimator"] != "pseudo-inverse":
-            assert row["refused"] is None and row["effective_size"] > 180
+        assert row["refused"] is None and row["effective_size"] > 180
     logged(served, about["versions"], tmp_path / "only", 20, filtered=1)
     with pytest.raises(UserError, match=r"--exposures: all 20 drawn lists are of requests with a filter"):
         estimate_policy(run, tmp_path / "only" / "exposures", file, "sft")
@@ -159,40 +149,6 @@ def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> Non
     file = write(tmp_path / "requests.jsonl", requests[::40])  # r0 and r40 are of u0
     with pytest.raises(UserError, match=r"--exposures: 2 drawn lists with a history are all of one user"):
         estimate_policy(run, tmp_path / "exposures", file, "adagrpo")
-
-
-def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -> None:
-    """Of few items both kinds are computed; without the weights that answered, or of many items, neither is."""
-
-    class Fixed:
-        def __init__(self, chances: list[float]) -> None:
-            self.item_ids, self.log_probs = list(range(len(chances))), np.log(chances)
-
-        def first_item_log_probs(self, queries: list[Query]) -> np.ndarray:
-            heats = np.array([[query.temperature] for query in queries])
-            warm = np.exp(self.log_probs / heats)
-            with np.errstate(divide="ignore"):
-                return np.log(warm / warm.sum(1, keepdims=True))
-
-    old, new = Fixed([0.5, 0.25, 0.25]), Fixed([0.2, 0.4, 0.4])
-    slates, heats = np.array([[0, 1], [2, -1]]), [(1.0, 1.0), (1.0, 1.0)]
-    found = list_weights(new, {0: old, 1: old}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
-    # item 1 second: behind 0 or 2; .5 .5 + .25 / 3 and .2 .5 + .4 .4 / .6
-    second = (0.2 * 0.5 + 0.4 * 0.4 / 0.6) / (0.5 * 0.5 + 0.25 * 0.25 / 0.75)
-    np.testing.assert_allclose(found.places, [[0.4, second], [1.6, 1.0]], rtol=1e-6)
-    np.testing.assert_allclose(found.sums[1], 1.6)  # of one place
-    gone = list_weights(new, {0: old}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
-    assert gone.places == gone.sums == "the weights or the catalogue that drew 1 of 2 lists are not those of now"
-    many = Fixed([1 / 6000] * 6000)
-    large = list_weights(many, {0: many, 1: many}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
-    assert large.places == "the catalogue has 6,000 items; places are computed for 5,000 at most"
-    with np.errstate(divide="ignore"):
-        certain = Fixed([1.0, 0.0, 0.0])
-    cold = list_weights(certain, {0: old}, [[0]], slates[:1], heats[:1])  # type: ignore[arg-type, dict-item]
-    assert cold.places == cold.sums == "a list has more places than there are items that may be drawn"
-    other = list_weights(old, {0: certain}, [[0]], np.array([[0]]), heats[:1])  # type: ignore[arg-type, dict-item]
-    assert other.sums == "the target draws an item that the policy of the log never does"
-    np.testing.assert_allclose(other.places, [[0.5]], rtol=1e-6)
 
 
 def test_expectations_of_a_draw(copied: Path) -> None:

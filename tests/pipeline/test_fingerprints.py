@@ -27,7 +27,7 @@ BESIDE: list[tuple[dict[str, Any], set[str]]] = [
 ]
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
-JUDGED = {"diagnose", "report/rollouts"}  # what draws groups of validation cases
+JUDGED = {"diagnose"}  # what draws groups of validation cases
 DECODED = {"sft", "reranking", *TRAINED, *EVALUATED, *JUDGED}
 
 CHANGES: list[tuple[str, Any, set[str]]] = [

@@ -64,7 +64,7 @@ STAGES = [
     "evaluate/sft",
     "evaluate/baselines",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
-STAGES += ["report/paired", "report/rollouts", "ranker/report"]
+STAGES += ["report/paired", "ranker/report"]
 
 
 def test_every_stage_is_made_once_in_order(finished: Path) -> None:

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import polars as pl
 import pytest
-import torch
 import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report, write_figures, write_report
-from adagrpo.semantic_ids import Catalog
 
 HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
 
@@ -76,43 +73,17 @@ PAIRED = {
         {"arm": HOSTILE, "checkpoint": "best", "reference": "nll", "metrics": {"hr@10": difference(-0.005)}},
     ],
 }
-ROLLOUT = {"codes": [1, 2], "title": None, "is_target": False, "log_prob": -3.5, "reward": None, "advantage": -1.0}
-GROUP = {
-    "history": ["a hat", HOSTILE],
-    "history_length": 7,
-    "target": {"title": "a shoe", "codes": [0, 1], "log_prob": -2.25, "reward": 0.5},
-    "evidence": {"miss": 0.9, "q": 1.0},
-    "rollouts": [
-        ROLLOUT | {"validity": "names_no_item"},
-        ROLLOUT | {"validity": "in_history", "title": "a hat"},
-        ROLLOUT | {"validity": "valid", "title": "a shoe", "is_target": True, "reward": 0.25, "advantage": 1.5},
-    ],
-}
-EXAMPLES = {
-    "cases": 8,
-    "gate": "rollout_miss",
-    "thresholds": {"miss_min": 0.5, "q_min": 0.95},
-    "num_generations": 16,
-    "shares": {"admitted": 0.25, "easy": 0.5, "undiscriminated": 0.125, "degenerate": 0.125},
-    "examples": [{"outcome": outcome, **GROUP} for outcome in ("admitted", "easy", "undiscriminated", "degenerate")],
-}
 
 
 def write_stages(run: Path) -> None:
-    """A diagnosis, paired outcomes, rollouts and a catalogue of three items."""
+    """A diagnosis and paired outcomes."""
     verdict = {"verdict": {"decision": "rerank_only", "sentences": ["Re-rank.", "Gains +1 %.", "More."]}}
-    contents = {"diagnose/diagnose": verdict, "report/paired/paired": PAIRED, "report/rollouts/rollouts": EXAMPLES}
+    contents = {"diagnose/diagnose": verdict, "report/paired/paired": PAIRED}
     for name, content in contents.items():
         path = run / f"{name}.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content), encoding="utf-8")
     (run / "diagnose.html").touch()
-    for folder in ("tokenize", "prepare"):
-        (run / folder).mkdir()
-    Catalog.from_codes(torch.tensor([[0, 0], [0, 1], [1, 7]])).write(run / "tokenize" / "codes.parquet")
-    texts = pl.Series("text", ["a hat", "", HOSTILE])
-    pl.DataFrame([pl.Series("item_id", ["h", "s", "x"]), texts]).write_parquet(run / "prepare" / "items.parquet")
-    pl.DataFrame({"item": [1, 1, 0]}).write_parquet(run / "prepare" / "train.parquet")
 
 
 @pytest.fixture
@@ -242,16 +213,6 @@ def test_paired_differences_stand_in_tables_and_charts(whole: Path) -> None:
     for title in ("HR@10 less that of the starting policy, test cases", "HR@10 less that of continued NLL, test cases"):
         assert f"<title>{title}</title>" in html
     assert "over the same 100 users" in html
-
-
-def test_the_catalogue_is_a_tree_of_codes(whole: Path) -> None:
-    html = build_report(whole)
-    assert "<code>0 …</code> 2 items, 3 interactions; such as s<" in html  # the text of s is empty
-    assert '<code>0 1</code> s <span class="quiet">(2)</span>' in html and "<code>1 7</code> &lt;script" in html
-    assert "not on this page" not in html
-    pl.DataFrame({"item_id": ["h"], "text": ["a hat"]}).write_parquet(whole / "prepare" / "items.parquet")
-    with pytest.raises(UserError, match=r"codes\.parquet: 3 items, items\.parquet has 1; tokenize again"):
-        build_report(whole)
 
 
 def test_nothing_is_bold_across_validation_and_test(bare: Path, metrics: dict[str, Any]) -> None:

@@ -91,8 +91,6 @@ def test_the_report_holds_what_the_run_measured(pages: dict[str, str], finished:
     for row in paired["against"]:
         mean, low, high = (100 * row["metrics"]["hr@10"][field] for field in ("mean", "low", "high"))
         assert f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" in pages["report"]
-    rollouts = json.loads((finished / "report" / "rollouts" / "rollouts.json").read_text(encoding="utf-8"))
-    assert pages["report"].count('class="case"') == len(rollouts["examples"])
 
 
 MEASURE = """

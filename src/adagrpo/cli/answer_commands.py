@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, DryRun, Elsewhere, Out, RunDirectory, close, session
-from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
-
-if TYPE_CHECKING:
-    from adagrpo.config import Config
-    from adagrpo.pipeline.compare import Comparison
 
 
 @Command("diagnose", "answers", sets="recipe", plans=True)
@@ -29,16 +25,14 @@ def diagnose(
     out: Elsewhere = None,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
-    from adagrpo.report import diagnosis_tables, to_text
-
     opened = common.open(run, out)
     with session(opened):
         result = opened.diagnose(second_ranker).content
     if common.as_json:
         typer.echo(json.dumps(result))
         return
-    tables = diagnosis_tables(result)
-    typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "evidence")))
+    tables = library.diagnosis_tables(result)
+    typer.echo("\n\n".join(library.to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
@@ -63,15 +57,11 @@ def compare(
     dry_run: DryRun = False,
 ) -> None:
     """Arms x seeds of a recipe, and whether any is better than the baseline; continues an interrupted comparison."""
-    from adagrpo.config import load_config
-    from adagrpo.pipeline.compare import Comparison
-    from adagrpo.report import comparison_table, to_text
-
     part = None if only is None else _seeds("--only", only)
-    configs = [load_config(recipe, common.overrides()) for recipe in recipes]
+    configs = [library.load_config(recipe, common.overrides()) for recipe in recipes]
     console = common.console(out)
     comparisons = [
-        Comparison(
+        library.Comparison(
             folder,
             config,
             root,
@@ -99,21 +89,19 @@ def compare(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
         return
     for content in results:
-        typer.echo(to_text(comparison_table(content)))
+        typer.echo(library.to_text(library.comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
 
 
-def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
+def _print_plans(comparisons: list[library.Comparison], as_json: bool) -> None:
     """Print what comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
-    from adagrpo.config.yaml_text import dump_yaml
-
     plans: list[dict[str, Any]] = []
     texts = []
     for comparison in comparisons:
         runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
         plans.append(comparison.describe() | {"runs": runs})
-        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
-        text = dump_yaml(comparison.describe())
+        comments = [f"seed {seed}\n{library.plan_text(content)}" for seed, content in runs.items()]
+        text = library.dump_yaml(comparison.describe())
         texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
@@ -126,30 +114,26 @@ def report(
     out: Elsewhere = None,
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
-    from adagrpo.pipeline.current_files import CurrentFiles
-    from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
-    from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
-
     if figures is not None and figures.exists() and not figures.is_dir():
         raise UserError(f"{figures}: is a file; --figures takes a folder")
     if (run / "comparison.json").is_file():
-        content = read_comparison(run / "comparison.json")
-        check_kind(run, "comparison", "--run")
+        content = library.read_comparison(run / "comparison.json")
+        library.check_kind(run, "comparison", "--run")
         if out is not None and out.resolve() != run.resolve():
             if (out / "comparison.json").exists():
                 raise UserError(f"--out: {out} is a comparison of its own, with a page; take a new folder")
-            claim(out, "comparison")
-        page = write_comparison(out or run, content)
-        written = [] if figures is None else write_comparison_figures(content, figures)
+            library.claim(out, "comparison")
+        page = library.write_comparison(out or run, content)
+        written = [] if figures is None else library.write_comparison_figures(content, figures)
     else:
-        if is_marked(run) and read_mark(run).get("kind") == "comparison":
+        if library.is_marked(run) and library.read_mark(run).get("kind") == "comparison":
             raise UserError(
                 f"{run}: its comparison.json is not written yet; `adagrpo status --run {run}` says what to do"
             )
         opened = common.open(run, out)
         with session(opened):
             page = opened.report()
-            written = [] if figures is None else write_figures(CurrentFiles(opened), figures)
+            written = [] if figures is None else library.write_figures(library.CurrentFiles(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
@@ -159,16 +143,13 @@ def show_status(
     common: Common,
 ) -> None:
     """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
-    from adagrpo.pipeline.status import status, status_tables
-    from adagrpo.report import to_text
-
-    content = status(run)
-    table, lines = status_tables(content)
-    text = [] if table is None else [to_text(table), ""]
+    content = library.status(run)
+    table, lines = library.status_tables(content)
+    text = [] if table is None else [library.to_text(table), ""]
     typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
 
 
-def _folders(out: Path, configs: list[Config]) -> list[Path]:
+def _folders(out: Path, configs: list[library.Config]) -> list[Path]:
     """Return the folder of each recipe's comparison: the folder itself, or for several one below it by name."""
     if len(configs) == 1:
         return [out]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, RunDirectory, close, session
 from adagrpo.errors import UserError
 
@@ -35,9 +36,6 @@ def catalog(
     start: Annotated[str, typer.Option("--from", help="For update: the version that is changed.")] = "latest",
 ) -> None:
     """List the versions of the catalogue, compare two, or make the next: items leave and come without training."""
-    from adagrpo import pipeline
-    from adagrpo.pipeline.staleness import parts_of
-
     wanted = 2 if action == "diff" else 0
     if len(versions) != wanted:
         raise UserError(f"catalog {action}: takes {wanted or 'no'} versions, found {len(versions)}")
@@ -45,21 +43,21 @@ def catalog(
         raise UserError(f"catalog {action}: --items, --delist, --interactions and --from are for update alone")
     opened = common.open(run)
     if action == "list":
-        parts = parts_of(opened, measuring=True)
-        found_versions = pipeline.catalog_versions(opened)
+        parts = library.parts_of(opened, measuring=True)
+        found_versions = library.catalog_versions(opened)
         stale = [one.number > 0 and not parts[one.stage].usable for one in found_versions]
         about = [one.about | {"stale": old} for one, old in zip(found_versions, stale, strict=True)]
         _print(_listing(about), common.as_json)
     elif action == "diff":
-        found = pipeline.catalog_diff(*(pipeline.open_version(opened, one) for one in versions))
+        found = library.catalog_diff(*(library.open_version(opened, one) for one in versions))
         _print((found, _difference(found)), common.as_json)
     else:
         with session(opened):
-            made, new = pipeline.update_catalog(
+            made, new = library.update_catalog(
                 opened, items=items, delist=delist, interactions=interactions, start=start
             )
-        parent = pipeline.open_version(opened, made.about["parent"] or "0")
-        found = pipeline.catalog_diff(parent, made) | {"made": new, "version": made.name}
+        parent = library.open_version(opened, made.about["parent"] or "0")
+        found = library.catalog_diff(parent, made) | {"made": new, "version": made.name}
         _print((found, [f"{made.name} {'made' if new else 'was there already'}", *_difference(found)]), common.as_json)
     close(opened.console)
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.log_commands import is_of_columns, recipe_of_logs, said_columns
 from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
 from adagrpo.cli.options import Command, Common, session
 from adagrpo.errors import UserError
-
-if TYPE_CHECKING:
-    from adagrpo.pipeline import Run
 
 
 @Command("decide", "start", sets="recipe", tracks=True)
@@ -38,9 +36,6 @@ def decide(
     control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
 ) -> None:
     """Find the best list that the logs and the reward can give, and print what serves it and what tries it on users."""
-    from adagrpo.report import to_text
-    from adagrpo.report.decision import decision_table, decision_text
-
     if reward:
         common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
     if run is not None:
@@ -58,7 +53,7 @@ def decide(
     if common.as_json:
         typer.echo(json.dumps(content))
         return
-    typer.echo(to_text(decision_table(content)) + "\n\n" + decision_text(content))
+    typer.echo(library.to_text(library.decision_table(content)) + "\n\n" + library.decision_text(content))
 
 
 def _reward(names: list[str]) -> dict[str, Any]:
@@ -67,14 +62,12 @@ def _reward(names: list[str]) -> dict[str, Any]:
     return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts, "weights": [1.0] * len(parts)}
 
 
-def _made(common: Common, roles: LogRoles, out: Path) -> Run:
+def _made(common: Common, roles: LogRoles, out: Path) -> library.Run:
     """A new run of logs, by the recipe that `init` would write."""
-    from adagrpo.config import resolve_config
-    from adagrpo.config.yaml_text import parse_yaml
-    from adagrpo.pipeline import Run
-
     text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_of_columns, common.settings)))
-    made = Run(out, resolve_config(parse_yaml(text), common.overrides(), "decide"), Path(), common.console(out))
+    made = library.Run(
+        out, library.resolve_config(library.parse_yaml(text), common.overrides(), "decide"), Path(), common.console(out)
+    )
     for note in notes:
         made.console.note(note)
     return made

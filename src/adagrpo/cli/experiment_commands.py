@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adagrpo.cli.lazy import experiments, library
 from adagrpo.cli.options import CatalogChoice, Checkpoint, Command, Common, ExcludeHistory, RunDirectory
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -35,33 +36,28 @@ def ab(
     ] = None,
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
-    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
-    from adagrpo.report import daily_table, preference_table, to_text, write_experiment
-    from adagrpo.storage.marks import check_kind, claim
-    from adagrpo.storage.writing import write_file
-
     if freeze + power + (share is not None) + (stop is not None) > 1:
         raise UserError("ab: give one of --freeze, --power, --share and --stop")
     if share is not None or stop is not None:
-        print_values(switch_experiment(plan, share=share, stop=stop), common.as_json)
+        print_values(experiments.switch_experiment(plan, share=share, stop=stop), common.as_json)
     elif freeze:
-        print_values(freeze_experiment(plan), common.as_json)
+        print_values(experiments.freeze_experiment(plan), common.as_json)
     elif power:
-        _print_size(experiment_size(plan, exposures), common.as_json)
+        _print_size(experiments.experiment_size(plan, exposures), common.as_json)
     elif exposures is None:
         raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
     else:
         if out is not None:
-            check_kind(out, "experiment")
-        result = experiment(plan, exposures)
+            library.check_kind(out, "experiment")
+        result = experiments.experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            table = preference_table if result["kind"] == "interleaving" else daily_table
-            typer.echo("\n" + (to_text(table(result["daily"])) if result["daily"] else "no effect by day yet"))
+            table = library.preference_table if result["kind"] == "interleaving" else library.daily_table
+            typer.echo("\n" + (library.to_text(table(result["daily"])) if result["daily"] else "no effect by day yet"))
         if out is not None:
-            claim(out, "experiment")
-            write_file(out / "experiment.json", json.dumps(result) + "\n")
-            page = write_experiment(out / "experiment.html", result)
+            library.claim(out, "experiment")
+            library.write_file(out / "experiment.json", json.dumps(result) + "\n")
+            page = library.write_experiment(out / "experiment.html", result)
             if not common.as_json:
                 typer.echo(f"\n{page}")
 
@@ -82,9 +78,7 @@ def estimate(
     catalog: CatalogChoice = "latest",
 ) -> None:
     """Estimate from drawn lists on record what another policy would have earned: by item and by list."""
-    from adagrpo.pipeline.estimate import estimate_policy
-
-    found = estimate_policy(
+    found = library.estimate_policy(
         replace(common, quiet=True).open(run),
         exposures,
         requests,
@@ -102,7 +96,6 @@ def estimate(
 
 
 def _print_estimates(found: dict[str, Any]) -> None:
-    from adagrpo.report import Table, to_text
 
     counts = found["counts"]
     typer.echo(
@@ -119,7 +112,7 @@ def _print_estimates(found: dict[str, Any]) -> None:
         weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
         body.append((row["of"], row["estimator"], value, span, *weighs))
     head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
-    typer.echo("\n" + to_text(Table(head, tuple(body), ("left", "left", *("right",) * 4))))
+    typer.echo("\n" + library.to_text(library.Table(head, tuple(body), ("left", "left", *("right",) * 4))))
     refused: dict[tuple[str, str], list[str]] = {}
     for row in found["estimates"]:
         if row["refused"]:
@@ -129,7 +122,6 @@ def _print_estimates(found: dict[str, Any]) -> None:
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
-    from adagrpo.report import Table, to_text
 
     if as_json:
         typer.echo(json.dumps(rows))
@@ -145,14 +137,13 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
         for row in rows
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
-    typer.echo(to_text(Table(head, tuple(body), ("left", *("right",) * 4))))
+    typer.echo(library.to_text(library.Table(head, tuple(body), ("left", *("right",) * 4))))
     read = rows[0]["read"]
     if read is not None:
         typer.echo(f"read: {read['days']:.1f} days of the log, {read['from']} to {read['to']}")
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    from adagrpo.report import effects_table, guardrails_table, to_text
 
     if as_json:
         typer.echo(json.dumps(result))
@@ -175,6 +166,6 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
     for note in result["notes"]:
         typer.echo(f"note: {note}")
-    for table in (effects_table(result["effects"]), guardrails_table(result["guardrails"])):
+    for table in (library.effects_table(result["effects"]), library.guardrails_table(result["guardrails"])):
         if table.rows:
-            typer.echo("\n" + to_text(table))
+            typer.echo("\n" + library.to_text(table))

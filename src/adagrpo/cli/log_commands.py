@@ -10,9 +10,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, session
-from adagrpo.cli.planning import print_plan
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
@@ -43,13 +43,8 @@ def inspect(
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
-    from adagrpo.data.logs.formats import UNNAMED, one_line
-    from adagrpo.data.logs.lists import ONE_EACH
-    from adagrpo.data.logs.preview import ROWS, format_lines, preview_logs
-    from adagrpo.report import Table, to_text
-
     given, _, kept = said_columns(common.settings)
-    preview = preview_logs(logs, None if all_rows else ROWS, given, kept)
+    preview = library.preview_logs(logs, None if all_rows else library.ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
         typer.echo(json.dumps(preview))
@@ -61,19 +56,20 @@ def inspect(
         (one["name"], one["type"], ", ".join(one["examples"]), taken_for.get(one["name"], ""))
         for one in preview["columns"]
     ]
-    typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
+    head = ("column", "values", "for example", "taken for")
+    typer.echo(library.to_text(library.Table(head, tuple(rows), ("left",) * 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
-        typer.echo(f"\n{one_line(column)} holds lists, each of which would be one item; {ONE_EACH}")
+        typer.echo(f"\n{library.one_line(column)} holds lists, each of which would be one item; {library.ONE_EACH}")
     if preview["missing"]:
         role = preview["missing"][0]
         typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
         if preview["unnamed"]:
-            typer.echo(UNNAMED)
+            typer.echo(library.UNNAMED)
         return
-    typer.echo("\n" + "\n".join(format_lines(preview["understood"])) + f"\nthese are {preview['kind']}")
+    typer.echo("\n" + "\n".join(library.format_lines(preview["understood"])) + f"\nthese are {preview['kind']}")
     if len(preview["events"]) > 1:
-        kinds = ", ".join(map(one_line, preview["events"]))
+        kinds = ", ".join(map(library.one_line, preview["events"]))
         which = (
             "all are read; --set 'data.keep_events=[KIND]' reads some" if kept is None else f"read: {', '.join(kept)}"
         )
@@ -122,25 +118,20 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
         name: of the recipe.
         settings: what a column is, as `--set` takes it.
     """
-    from adagrpo.data.logs.formats import one_line
-    from adagrpo.data.logs.items import read_items
-    from adagrpo.data.logs.preview import preview_items, preview_logs
-    from adagrpo.pipeline.suggest import recipe_text
-
     said, notes, items = said_columns(settings), list(roles.notes), roles.items
-    preview = preview_logs(roles.logs, None, said.logs, said.kept)
+    preview = library.preview_logs(roles.logs, None, said.logs, said.kept)
     if items is not None and not preview["missing"]:
-        found = preview["items"] = preview_items(items, preview["roles"]["item"]["column"])
+        found = preview["items"] = library.preview_items(items, preview["roles"]["item"]["column"])
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
         notes += [
-            f"note: column '{one_line(column)}' of {items} looks like numbers with decimal commas, such as"
-            f" {one_line(value)}; it is left out, as numbers are neither text nor attributes"
+            f"note: column '{library.one_line(column)}' of {items} looks like numbers with decimal commas, such as"
+            f" {library.one_line(value)}; it is left out, as numbers are neither text nor attributes"
             for column, value in found.pop("commas").items()
         ]
-        read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
+        library.read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
     columns = _columns_of_shown(roles, said.shown)
-    shown = preview_logs(roles.impressions, None, columns) if columns else None
-    text = recipe_text(preview, name, shown, roles.beside(columns))
+    shown = library.preview_logs(roles.impressions, None, columns) if columns else None
+    text = library.recipe_text(preview, name, shown, roles.beside(columns))
     notes += [
         f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
         for one in preview["passed_over"]
@@ -154,18 +145,15 @@ def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
     Raises:
         UserError: no column says who was shown what, when, or what was clicked.
     """
-    from adagrpo.data.logs.formats import columns_of, listed
-    from adagrpo.data.logs.preview import roles_of
-
     if not roles.impressions:
         return {}
     first = roles.impressions[0]
-    found = roles_of(first, given)
+    found = library.roles_of(first, given)
     for role in ("user", "item", "timestamp", "clicked"):
         if role not in found:
             raise UserError(
                 f"{first}: no column of impressions looks like {role}; say which it is,"
-                f" --set data.impressions.columns.{role}=NAME, of {listed(columns_of(first))}"
+                f" --set data.impressions.columns.{role}=NAME, of {library.listed(library.columns_of(first))}"
             )
     return found
 
@@ -183,15 +171,9 @@ def prepare(
     dry_run: DryRun = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    from adagrpo import pipeline
-    from adagrpo.config import resolve_config
-    from adagrpo.data.logs.preview import format_lines
-    from adagrpo.pipeline.suggest import sizes_note
-    from adagrpo.report import dataset_table, to_text
-
     if not (logs or orders or impressions or exposures):
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
-    said, (before, data) = said_columns(common.settings, only=False), pipeline.kept_settings(out)
+    said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
     own = before.pop("data", {})
     joins = bool(own.get("logs")) and not logs and not orders
     kept = joins or not impressions
@@ -204,9 +186,9 @@ def prepare(
     elif roles.logs:
         source["logs"] = [str(path.resolve()) for path in roles.logs]
     content = {"name": out.name} | before | {"data": source}
-    config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
-    run = pipeline.Run(out, config, data if joins else Path(), common.console(out))
-    reset = pipeline.reset_settings(out, config)
+    config = library.resolve_config(content, common.overrides(max_bad_rows), "prepare")
+    run = library.Run(out, config, data if joins else Path(), common.console(out))
+    reset = library.reset_settings(out, config)
     if reset:
         run.console.note(
             f"note: {', '.join(reset)} of run.yaml {'is' if len(reset) == 1 else 'are'} as by default from here on; to"
@@ -221,11 +203,11 @@ def prepare(
     for note in notes:
         run.console.note(note)
     if dry_run:
-        print_plan(run, "prepare", common.as_json)
+        library.print_plan(run, "prepare", common.as_json)
         return
     with session(run):
         summary = run.prepare()
-    hint = sizes_note(config.tokenizer, summary["items"]) if config.data.split.kind != "impressions" else None
+    hint = library.sizes_note(config.tokenizer, summary["items"]) if config.data.split.kind != "impressions" else None
     if hint is not None:
         run.console.note(hint)
     joined = run.checked("exposures", "summary.json") if exposures is not None else None
@@ -236,7 +218,8 @@ def prepare(
     if counts:
         print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
-    typer.echo("\n".join(format_lines(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
+    table = library.to_text(library.dataset_table(summary))
+    typer.echo("\n".join(library.format_lines(understood)) + f"\n\n{table}\n\nrun: {out}")
 
 
 @Command("collect", "your logs", draws=False)
@@ -248,9 +231,7 @@ def collect_exposures(
     common: Common,
 ) -> None:
     """Bring exposure logs of other machines into one folder; the next time, what came since."""
-    from adagrpo.exposures.exposure_collect import collect_log
-
-    found = collect_log(sources, to)
+    found = library.collect_log(sources, to)
     counts = asdict(found) | {"refused": len(found.refused), "log": str(to)}
     if common.as_json:
         typer.echo(json.dumps(counts | {"refused_rows": found.refused[:REFUSED_SHOWN]}))
@@ -273,19 +254,14 @@ def simulate_logs(
     ] = EXPOSURE_BIAS,
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
-    from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
-    from adagrpo.storage.artifacts import check_replaceable, publish, seal
-    from adagrpo.storage.hashes import hash_json
-    from adagrpo.storage.writing import temporary
-
     kind = "simulation"
-    world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
-    check_replaceable(out, kind)
-    simulation = simulate(world)
-    work = temporary(out)
-    write_simulation(simulation, work)
-    seal(work, kind=kind, fingerprint=hash_json(asdict(world)))
-    publish(work, out)
+    world = library.Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
+    library.check_replaceable(out, kind)
+    simulation = library.simulate(world)
+    work = library.temporary(out)
+    library.write_simulation(simulation, work)
+    library.seal(work, kind=kind, fingerprint=library.hash_json(asdict(world)))
+    library.publish(work, out)
     shown = simulation.impressions
     made = {"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}
     print_values(made, common.as_json)
@@ -306,28 +282,22 @@ def is_of_columns(setting: str) -> bool:
 
 def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns:
     """Columns by role and the events that count; with `only` any other setting is refused."""
-    from pydantic import ValidationError
-
-    from adagrpo.config.data import EVENT_KINDS
-    from adagrpo.config.yaml_text import column_name, parse_yaml
-    from adagrpo.data.logs.interactions import ColumnMapping
-
     said = SaidColumns({}, {}, None)
     of = {"data.columns": said.logs, "data.impressions.columns": said.shown}
     for setting in settings:
         key, equals, column = setting.partition("=")
         if equals and key == "data.keep_events":
             try:
-                said = said._replace(kept=EVENT_KINDS.validate_python(parse_yaml(column)))
-            except ValidationError as error:
+                said = said._replace(kept=library.EVENT_KINDS.validate_python(library.parse_yaml(column)))
+            except library.ValidationError as error:
                 form = "write data.keep_events=[KIND, KIND], each a text or a whole number"
                 raise UserError(f"--set {setting}: {form}") from error
             continue
         section, _, role = key.rpartition(".")
-        if equals and section in of and role in ColumnMapping.__dataclass_fields__:
-            of[section][role] = column_name(column) or column
+        if equals and section in of and role in library.ColumnMapping.__dataclass_fields__:
+            of[section][role] = library.column_name(column) or column
         elif only:
-            known = ", ".join(ColumnMapping.__dataclass_fields__)
+            known = ", ".join(library.ColumnMapping.__dataclass_fields__)
             raise UserError(
                 f"--set {setting}: write data.columns.ROLE=NAME, or data.keep_events=[KIND]; the roles are {known}"
             )
@@ -336,22 +306,19 @@ def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns
 
 def _set(role: str, column: str) -> str:
     """The option that says which column has a role; in quotes where the name would be read as something else."""
-    from adagrpo.config.yaml_text import column_name, json_text
-
-    return f"--set data.columns.{role}={shlex.quote(column if column_name(column) == column else json_text(column))}"
+    name = column if library.column_name(column) == column else library.json_text(column)
+    return f"--set data.columns.{role}={shlex.quote(name)}"
 
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
     """List the commands after `inspect`; none where a role is missing, or items are lists."""
-    from adagrpo.config.yaml_text import json_text
-
     if preview["missing"] or preview["lists"]:
         return []
     files = shlex.join(preview["files"])
     sets = [_set(role, name) for role, name in preview["mapping"].items()]
     stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
     if preview["kept"] is not None:
-        events = f"--set {shlex.quote('data.keep_events=' + json_text(preview['kept']))}"
+        events = f"--set {shlex.quote('data.keep_events=' + library.json_text(preview['kept']))}"
         sets, stated = [*sets, events], [*stated, events]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []

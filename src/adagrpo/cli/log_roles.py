@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.errors import UserError
 
 __all__ = ["Exposures", "Impressions", "ItemFile", "LogRoles", "Orders", "RoledFiles", "UserKeyFile", "by_role"]
@@ -58,14 +59,13 @@ class LogRoles(NamedTuple):
             columns: of the impressions, by role.
             publish: see `adagrpo.pipeline.served_log.latest_exposures`.
         """
-        from adagrpo.pipeline import latest_exposures
 
         found: dict[str, Any] = {}
         if self.impressions:
             logs = [str(path.resolve()) for path in self.impressions]
             found["impressions"] = {"logs": logs, "columns": dict(columns)}
         if self.exposures is not None:
-            found["exposures"] = latest_exposures(self.exposures, publish=publish)
+            found["exposures"] = library.latest_exposures(self.exposures, publish=publish)
             if self.user_key is not None:
                 found["exposures"]["user_key_file"] = str(self.user_key.resolve())
         return found
@@ -97,18 +97,15 @@ def by_role(
     Raises:
         UserError: files whose role is not said differ in their columns, or a role has no file.
     """
-    from adagrpo.data.logs.formats import columns_of
-    from adagrpo.data.logs.preview import roles_of
-    from adagrpo.storage.marks import is_marked
 
     def look(path: Path) -> dict[str, str]:
-        there = columns_of(path)
-        return roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
+        there = library.columns_of(path)
+        return library.roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
 
     files, notes = list(files or ()), list[str]()
     said: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
     for path in list(files):
-        if exposures is None and path.is_dir() and is_marked(path):
+        if exposures is None and path.is_dir() and library.is_marked(path):
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adagrpo import __version__
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common
 from adagrpo.cli.printing import print_values
 
@@ -15,11 +16,7 @@ from adagrpo.cli.printing import print_values
 @Command("doctor", "machine", draws=False)
 def doctor(common: Common) -> None:
     """Say what this machine offers: versions, threads, native bf16, GPU."""
-    import torch
-
-    from adagrpo.networks.layers import autocast_dtype
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = library.torch.device("cuda" if library.torch.cuda.is_available() else "cpu")
     packages = ("torch", "numpy", "accelerate", "safetensors", "polars", "pydantic", "scipy")
     facts: dict[str, Any] = {"adagrpo": __version__, "python": platform.python_version()}
     for package in packages:
@@ -27,6 +24,6 @@ def doctor(common: Common) -> None:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "missing"
-    facts |= {"threads": torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
-    facts["mixed_precision"] = "bf16" if autocast_dtype(device) is not None else "no (bf16 would be emulated)"
+    facts |= {"threads": library.torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
+    facts["mixed_precision"] = "bf16" if library.autocast_dtype(device) is not None else "no (bf16 would be emulated)"
     print_values(facts, common.as_json)

@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import typer
 from typer.core import TyperGroup
 
 from adagrpo import __version__
+from adagrpo.cli.lazy import library
 from adagrpo.errors import UserError
 from adagrpo.stopping import exit_on_interrupt, terminable
-
-if TYPE_CHECKING:
-    from adagrpo.pipeline import Console, Run
 
 Purpose = Literal["start", "your logs", "stages", "answers", "serve", "machine"]
 
@@ -109,23 +107,19 @@ class Common:
         options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
-    def console(self, directory: Path) -> Console:
+    def console(self, directory: Path) -> library.Console:
         """Return the display of progress, which also tracks if that was asked for."""
-        from adagrpo.console import StderrConsole
-        from adagrpo.pipeline import Silent
 
-        shown = Silent() if self.quiet else StderrConsole()
+        shown = library.Silent() if self.quiet else library.StderrConsole()
         if self.track is None:
             return shown
-        from adagrpo.cli.tracking import TrackingConsole, parse_tracker
 
-        return TrackingConsole(shown, *parse_tracker(self.track, directory))
+        return library.TrackingConsole(shown, *library.parse_tracker(self.track, directory))
 
-    def open(self, directory: Path, out: Path | None = None) -> Run:
+    def open(self, directory: Path, out: Path | None = None) -> library.Run:
         """An existing run, with the settings that were given; see `Run.open`."""
-        from adagrpo.pipeline import Run
 
-        return Run.open(directory, self.overrides(), self.console(out or directory), out)
+        return library.Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 
 @dataclass(frozen=True)
@@ -168,11 +162,11 @@ class Command:
         def command(**given: Any) -> None:
             common = self._common({option: given.pop(option) for option in added})
             with exit_on_interrupt():  # its imports take seconds
-                importlib.import_module("adagrpo.pipeline")
+                importlib.import_module("adagrpo.cli.library")
             if self.plans and given.pop("dry_run"):
-                from adagrpo.cli.planning import print_plan_of
-
-                print_plan_of(given["run"], self.name, common.overrides(), given.get("out"), as_json=common.as_json)
+                library.print_plan_of(
+                    given["run"], self.name, common.overrides(), given.get("out"), as_json=common.as_json
+                )
             else:
                 function(**given, common=common)
 
@@ -245,9 +239,7 @@ def _begin(
     first = os.environ.get("RANK", "0") == "0"
     together = [command.name for command in COMMANDS.values() if command.together]
     if context.invoked_subcommand in together:  # what is refused is refused before they look for each other
-        from adagrpo.trainer.processes import processes
-
-        first = processes().is_main_process
+        first = library.processes().is_main_process
     if not first:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         sys.stdout = silence
@@ -259,7 +251,7 @@ def _begin(
 
 
 @contextmanager
-def session(run: Run) -> Iterator[None]:
+def session(run: library.Run) -> Iterator[None]:
     """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
     try:
         with terminable(), run.locked():
@@ -268,7 +260,7 @@ def session(run: Run) -> Iterator[None]:
         close(run.console)
 
 
-def close(console: Console) -> None:
+def close(console: library.Console) -> None:
     """Leave the terminal as it was, and what is tracked whole."""
     if isinstance(console, _Closable):
         console.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-if TYPE_CHECKING:
-    from adagrpo.pipeline import Run
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.resources import in_words
+from adagrpo.report import Table, to_text
 
 
 def print_plan_of(
@@ -21,9 +24,6 @@ def print_plan_of(
     Raises:
         UserError: what the command itself would be refused with.
     """
-    from adagrpo.pipeline import Run
-    from adagrpo.pipeline.checks import check
-
     run = Run.open(directory, overrides, out=out)
     check(run, command)
     print_plan(run, command, as_json)
@@ -31,17 +31,12 @@ def print_plan_of(
 
 def print_plan(run: Run, command: str, as_json: bool) -> None:
     """Print what a command would do."""
-    from adagrpo.pipeline.dry_run import plan
-
     content = plan(run, [command])
     typer.echo(json.dumps(content) if as_json else plan_text(content))
 
 
 def plan_text(content: dict[str, Any]) -> str:
     """A plan as a table and some lines."""
-    from adagrpo.pipeline.resources import in_words
-    from adagrpo.report import Table, to_text
-
     rows = [
         (
             row["stage"],

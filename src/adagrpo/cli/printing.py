@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from adagrpo.cli.lazy import library
+
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:
     """A line for each value."""
@@ -19,10 +21,10 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
 
 def print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
     """The main table of metrics.json, and where the page is."""
-    from adagrpo.report import exposure_table, results_table, to_text
-
     if as_json:
         typer.echo(json.dumps(metrics))
         return
-    typer.echo(to_text(exposure_table(metrics["exposures"]) if "exposures" in metrics else results_table(metrics)))
+    shown = metrics.get("exposures")
+    table = library.results_table(metrics) if shown is None else library.exposure_table(shown)
+    typer.echo(library.to_text(table))
     typer.echo(f"\nreport: {metrics['report']}")

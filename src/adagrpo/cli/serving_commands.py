@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import (
     ARM,
     CatalogChoice,
@@ -41,9 +42,7 @@ def export(
     catalog: CatalogChoice = "latest",
 ) -> None:
     """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
-    from adagrpo.pipeline.export import export
-
-    print_values(export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
+    print_values(library.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
 @Command("serve", "serve", draws=False, instead="--explore-seed")
@@ -90,10 +89,6 @@ def serve(
     ] = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
-    from adagrpo import pipeline
-    from adagrpo.exposures.user_hash import VARIABLE
-    from adagrpo.lists.exploration import Exploration
-    from adagrpo.serving.limits import Limits
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -117,16 +112,17 @@ def serve(
         exposures is not None
         and experiment is None
         and user_key_file is None
-        and VARIABLE not in os.environ
+        and library.VARIABLE not in os.environ
         and not common.quiet
     ):
         typer.echo(
-            f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
+            f"note: no --user-key-file and no {library.VARIABLE}: users have other hashes in the exposure log after"
+            " each start",
             err=True,
         )
     drawn = (1.0 if explore_share is None else explore_share, explore_seed or 0)
     opened = replace(common, quiet=True).open(run)
-    pipeline.serve(
+    library.serve(
         opened,
         arm,
         checkpoint,
@@ -135,13 +131,13 @@ def serve(
         reward_weight=reward_weight,
         exclude_history=exclude_history,
         precision=precision,
-        operation=pipeline.Operation(
+        operation=library.Operation(
             token_file=token_file,
             without_token=without_token,
             user_key_file=user_key_file,
             exposures=exposures,
-            explore=None if explore is None else Exploration(explore, *drawn),
-            limits=Limits(deadline_seconds=deadline, drain_seconds=drain),
+            explore=None if explore is None else library.Exploration(explore, *drawn),
+            limits=library.Limits(deadline_seconds=deadline, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,
             experiment=experiment,
@@ -178,13 +174,11 @@ def recommend(
     ] = None,
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
-    from adagrpo import pipeline
-    from adagrpo.lists.eligibility import parse_filter
 
     _check_weight(reward_weight)
     opened = common.open(run)
     try:
-        summary = pipeline.recommend_users(
+        summary = library.recommend_users(
             opened,
             users,
             out,
@@ -196,8 +190,8 @@ def recommend(
             precision=precision,
             columns=(user_column, history_column),
             catalog=catalog,
-            include=parse_filter(include or (), "--include"),
-            exclude=parse_filter(exclude or (), "--exclude"),
+            include=library.parse_filter(include or (), "--include"),
+            exclude=library.parse_filter(exclude or (), "--exclude"),
             popular=popular,
             ray_actors=ray,
         )

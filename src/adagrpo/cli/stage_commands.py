@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, Elsewhere, RunDirectory, session
 from adagrpo.cli.printing import print_metrics, print_values
-
-if TYPE_CHECKING:
-    from adagrpo.pipeline import Run
 
 
 @Command("tokenize", "stages", sets="recipe", plans=True)
@@ -55,12 +53,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate sft and every trained arm on validation and test."""
-    from adagrpo import pipeline
-    from adagrpo.report import results_table, to_text
-
     opened = common.open(run, out)
     if catalog is not None:
-        pipeline.evaluate_with(opened, catalog)
+        library.evaluate_with(opened, catalog)
     with session(opened):
         opened.evaluate()
     result = opened.results
@@ -68,7 +63,7 @@ def evaluate(
         print_values(result, as_json=True)
         return
     for split in ("validation", "test"):
-        typer.echo(f"{split}\n" + to_text(results_table(result, split)) + "\n")
+        typer.echo(f"{split}\n" + library.to_text(library.results_table(result, split)) + "\n")
     typer.echo(f"metrics: {opened.path('metrics.json')}")
 
 
@@ -82,26 +77,24 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
         _print_outcome(run, command, common)
 
 
-def _print_outcome(run: Run, command: str, common: Common) -> None:
-    from adagrpo.pipeline.outcomes import catalog_outcome, fit_outcome, trained_outcomes
-    from adagrpo.report import catalog_table, fits_table, to_text
+def _print_outcome(run: library.Run, command: str, common: Common) -> None:
 
     if run.config.without_order:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
         return
     if command == "tokenize":
-        outcome = catalog_outcome(run)
-        table = catalog_table(outcome)
+        outcome = library.catalog_outcome(run)
+        table = library.catalog_table(outcome)
     elif command == "train":
-        fits = trained_outcomes(run)
-        outcome, table = {"fits": fits}, fits_table(fits)
+        fits = library.trained_outcomes(run)
+        outcome, table = {"fits": fits}, library.fits_table(fits)
     else:
-        outcome = fit_outcome(run, command)
-        table = fits_table({command: outcome})
+        outcome = library.fit_outcome(run, command)
+        table = library.fits_table({command: outcome})
     folder = run.path(command)
     if common.as_json:
         print_values({"stage": command, "folder": str(folder)} | outcome, as_json=True)
     else:
-        typer.echo(to_text(table) + f"\n\nfolder: {folder}")
+        typer.echo(library.to_text(table) + f"\n\nfolder: {folder}")
     if command == "train" and not run.config.train.arms:
         run.console.note("note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'")

@@ -6,18 +6,15 @@ import importlib.resources
 import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, close, session
-from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
 from adagrpo.stopping import terminable
-
-if TYPE_CHECKING:
-    from adagrpo.pipeline import Run
 
 __all__ = ["demo", "run_recipe"]
 
@@ -30,21 +27,16 @@ def demo(
     dry_run: DryRun = False,
 ) -> None:
     """Diagnose, train, and decide what to serve under a good and a wrong reward, in a simulated marketplace."""
-    from adagrpo.config import load_config
-    from adagrpo.pipeline.demo import demo_runs, run_demo
-    from adagrpo.report import to_text
-    from adagrpo.report.reward_trial import contenders_table, trial_sentences
-
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
-        config = load_config(recipe, common.overrides())
+        config = library.load_config(recipe, common.overrides())
     if dry_run:
-        _print_demo_plans(demo_runs(out, config, common.console(out)), common.as_json)
+        _print_demo_plans(library.demo_runs(out, config, common.console(out)), common.as_json)
         return
     console = common.console(out)
     try:
         with terminable():
-            result = run_demo(out, config, console)
+            result = library.run_demo(out, config, console)
     finally:
         close(console)
     if common.as_json:
@@ -53,8 +45,8 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
-    typer.echo(to_text(contenders_table(result.rewards)))
-    typer.echo("\n" + "\n".join(trial_sentences(result.rewards)) + "\n")
+    typer.echo(library.to_text(library.contenders_table(result.rewards)))
+    typer.echo("\n" + "\n".join(library.trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():
         typer.echo(f"report, {name}: {page}")
     typer.echo(f"next: {next(iter(result.rewards['decisions'].values()))['serve']}")
@@ -70,48 +62,40 @@ def run_recipe(
     max_bad_rows: MaxBadRows = None,
 ) -> None:
     """Carry out a recipe; the same command continues an interrupted run."""
-    from adagrpo.config import load_config
-    from adagrpo.pipeline import Run
-
-    config = load_config(recipe, common.overrides(max_bad_rows))
+    config = library.load_config(recipe, common.overrides(max_bad_rows))
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")
-    run = Run(out, config, data, common.console(out), recipe.parent)
+    run = library.Run(out, config, data, common.console(out), recipe.parent)
     if dry_run:
         _print_recipe_and_plan(run, common)
         return
     _carry_out(run, common)
 
 
-def _print_demo_plans(runs: dict[str, Run], as_json: bool) -> None:
+def _print_demo_plans(runs: dict[str, library.Run], as_json: bool) -> None:
     """Print what the demo would do under each reward; the second run reads what is the same from the first."""
-    from adagrpo.pipeline.dry_run import plan
-    from adagrpo.pipeline.stage_table import RUN
-
     rest = ("ranker", "train", "evaluate", "diagnose")
     first = next(iter(runs))
-    plans = {name: plan(run, (*RUN, "diagnose") if name == first else rest) for name, run in runs.items()}
-    texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
+    plans = {
+        name: library.plan(run, (*library.RUN, "diagnose") if name == first else rest) for name, run in runs.items()
+    }
+    texts = [f"reward: {name}\n\n{library.plan_text(content)}" for name, content in plans.items()]
     typer.echo(json.dumps(plans) if as_json else "\n\n".join(texts))
 
 
-def _print_recipe_and_plan(run: Run, common: Common) -> None:
+def _print_recipe_and_plan(run: library.Run, common: Common) -> None:
     """The recipe resolved; as comments, so that it is a recipe again, what each arm is trained by, and the plan."""
-    from adagrpo.config import dump_config
-    from adagrpo.config.yaml_text import dump_yaml
-    from adagrpo.pipeline.dry_run import plan
-
-    content, arms = dump_config(run.config), run.config.settings_of_arms()
-    planned = plan(run)
+    content, arms = library.dump_config(run.config), run.config.settings_of_arms()
+    planned = library.plan(run)
     if common.as_json:
         typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
         return
-    comment = dump_yaml({"arms": arms}) + "\n" + plan_text(planned)
-    text = dump_yaml(content) + textwrap.indent(comment, "# ", lambda line: True)
+    comment = library.dump_yaml({"arms": arms}) + "\n" + library.plan_text(planned)
+    text = library.dump_yaml(content) + textwrap.indent(comment, "# ", lambda line: True)
     typer.echo(text.rstrip())
 
 
-def _carry_out(run: Run, common: Common) -> None:
+def _carry_out(run: library.Run, common: Common) -> None:
     with session(run):
         run.complete()
     run.processes.part()

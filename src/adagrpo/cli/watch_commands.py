@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common
 
 
@@ -30,18 +32,14 @@ def watch(
     days: Annotated[bool, typer.Option("--days", help="Print every day.")] = False,
 ) -> None:
     """Look at a service's log by day for the signs of a hacked reward: reward up and feedback down, and others."""
-    import json
-
-    from adagrpo.monitoring.signs import SignRule
-    from adagrpo.pipeline.watch import watch as look
-    from adagrpo.report import Table, to_text
-    from adagrpo.report.tables import MISSING
 
     def said(value: float | None, form: str) -> str:
-        return MISSING if value is None else format(value, form)
+        return library.MISSING if value is None else format(value, form)
 
     opened = None if run is None else common.open(run)
-    result = look(exposures, opened, rule=SignRule(baseline, window, errors), arm=arm, against=against, since=since)
+    result = library.watch(
+        exposures, opened, rule=library.SignRule(baseline, window, errors), arm=arm, against=against, since=since
+    )
     if common.as_json:
         typer.echo(json.dumps(result, allow_nan=False))
         return
@@ -55,7 +53,7 @@ def watch(
             )
             for row in result["days"]
         ]
-        typer.echo(to_text(Table(head, tuple(rows), (*("right",) * 9, "left"))) + "\n")
+        typer.echo(library.to_text(library.Table(head, tuple(rows), (*("right",) * 9, "left"))) + "\n")
     for sign, day in result["signs"].items():
         typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
     for name, share in result.get("invalid", {}).items():

@@ -18,7 +18,6 @@ from adagrpo.decoding.drawn_lists import (
     Slates,
     draw_slates,
     inclusion_log_prob,
-    item_log_probs,
     place_log_probs,
     slate_log_probs,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "beam_search_both",
     "draw_slates",
     "inclusion_log_prob",
-    "item_log_probs",
     "place_log_probs",
     "sample",
     "score_sequences",

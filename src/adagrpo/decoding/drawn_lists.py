@@ -107,31 +107,6 @@ def draw_slates(
 
 
 @torch.no_grad()
-def item_log_probs(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    items: Tensor,  # (B, N) int64
-    *,
-    trie: Trie,
-    temperature: float = 1.0,
-    excluded: Excluded | None = None,
-) -> Tensor:  # (B, N) float64
-    """φ of given items.
-
-    Args:
-        policy: that other policy.
-        context: `B` encoded samples.
-        items: (B, N) int64, -1 for none.
-        temperature: see `draw_slates`.
-        excluded: see `draw_slates`.
-
-    Returns:
-        (B, N) log-probability of drawing each item first; -inf where it may not be drawn, and where there is none.
-    """
-    return _followed(policy, context, items, trie, temperature, excluded)[0]
-
-
-@torch.no_grad()
 def slate_log_probs(
     policy: Policy[ContextT, StateT],
     context: ContextT,
@@ -141,7 +116,14 @@ def slate_log_probs(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Tensor:  # (B, N) float64
-    """Compute the log-probability of each item of given lists at its place, as they are drawn; see `item_log_probs`.
+    """Compute the log-probability of each item of given lists at its place, as they are drawn.
+
+    Args:
+        policy: that other policy.
+        context: `B` encoded samples.
+        items: (B, N) int64, -1 for none.
+        temperature: see `draw_slates`.
+        excluded: see `draw_slates`.
 
     Returns:
         (B, N) given the items above; -inf where an item may not be drawn, and where there is none.

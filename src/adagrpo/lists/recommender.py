@@ -30,7 +30,6 @@ from adagrpo.decoding import (
     beam_search,
     draw_slates,
     inclusion_log_prob,
-    item_log_probs,
     place_log_probs,
     slate_log_probs,
 )
@@ -279,20 +278,6 @@ class Recommender:
             share = float(shares[row, place])
             weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
         return ListPropensities(places.cpu().numpy(), items[:, :-1], weights)
-
-    @torch.no_grad()
-    def first_item_log_probs(self, queries: Sequence[Query]) -> NDArray[np.float64]:
-        """(B, V) log-probability that each item is drawn first; -inf where it may not be drawn.
-
-        Args:
-            queries: `B`, see `list_propensities`.
-        """
-        batch = self._batch([query.history for query in queries], self._masks(queries[0]))
-        items = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
-        with mixed_precision(self.policy, self.precision):
-            context = self.policy.encode(batch)
-            first = item_log_probs(self.policy, context, items, **self._drawing(queries, batch))
-        return np.asarray(first.cpu().numpy())
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
         """Return the options of drawn lists at the temperature of the first query; whole histories are left out."""

@@ -60,8 +60,6 @@ class Gate:
         name: in recipes, in the names of arms and in results.
         rule: the function.
         negatives: where the items come from that the reward is to rank low.
-        reasons: says in words how far a group passes the two tests, of the policy and of the reward, from the numbers
-            of its `Evidence` and the options; None where there are no such tests.
         shuffled: the rewards of each group are permuted, for the gate and for the reward term.
         control: it does not choose by the logged item, so a gate that chooses well beats it.
     """
@@ -69,7 +67,6 @@ class Gate:
     name: str
     rule: Callable[..., GateDecision]
     negatives: NegativeSource = "rollouts"
-    reasons: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, str]] | None = None
     shuffled: bool = False
     control: bool = False
 

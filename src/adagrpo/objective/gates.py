@@ -18,7 +18,7 @@ A new gate is a function here and its entry in `GATES`, see `adagrpo.objective.g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -311,55 +311,11 @@ def _check_control(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -
     check_masks(shadow=shadow.admitted, degenerate=degenerate)
 
 
-def _rank_reasons(evidence: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, str]:
-    tau, rho = options["tau"], options["rho"]
-    within = tau if options["tau_reward"] is None else options["tau_reward"]
-    hard = (
-        f"the policy puts {_share(evidence['above_policy'], tau)} of the rollouts above the logged item (the gate asks"
-        f" for {_whole(tau)} or more)"
-    )
-    known = f"the reward puts {_share(evidence['above_reward'], within)} above it (fewer than {_whole(within)})"
-    negatives = evidence["negatives_above"]
-    if not negatives:
-        return hard, f"{known}, and no other sample gave an item to compare with"
-    top = options["rho_from"] == "top"
-    nearest, limit = (min(negatives), rho) if top else (max(negatives), 1 - rho)
-    asked = f"{_whole(limit)} or {'more' if top else 'fewer'}"
-    which = "best" if top else "worst"
-    return (
-        hard,
-        f"{known}, and {_share(nearest, limit)} above the {which} of {len(negatives)} items of others ({asked})",
-    )
-
-
-def _miss_reasons(evidence: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, str]:
-    miss_min, q_min = options["miss_min"], options["q_min"]
-    hard = (
-        f"{_share(evidence['miss'], miss_min)} of the rollouts miss the logged item (the gate asks for"
-        f" {_whole(miss_min)} or more)"
-    )
-    known = (
-        f"the reward puts the logged item above {_share(evidence['q'], q_min)} of the other items ({_whole(q_min)} or"
-        " more)"
-    )
-    return hard, known
-
-
-def _whole(threshold: float) -> str:
-    return f"{100 * threshold:g} %"
-
-
-def _share(value: float, threshold: float) -> str:
-    """In whole per cent, or finer where that would print the threshold of a value that is another."""
-    whole = f"{100 * value:.0f} %"
-    return f"{100 * value:.1f} %" if whole == f"{100 * threshold:g} %" and value != threshold else whole
-
-
 GATES: Mapping[str, Gate] = {
     gate.name: gate
     for gate in (
-        Gate("adagrpo", adagrpo_gate, reasons=_rank_reasons),
-        Gate("rollout_miss", rollout_miss_gate, negatives="targets", reasons=_miss_reasons),
+        Gate("adagrpo", adagrpo_gate),
+        Gate("rollout_miss", rollout_miss_gate, negatives="targets"),
         Gate("all", all_gate),
         Gate("none", none_gate, control=True),
         Gate("difficulty", difficulty_gate),

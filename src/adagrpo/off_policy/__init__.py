@@ -2,8 +2,6 @@
 
 one item an answer      ips, snips, doubly_robust      `adagrpo.off_policy.estimators`
 a list an answer        cascade                        `adagrpo.off_policy.cascades`
-                        item_position                  `adagrpo.off_policy.position_weights`
-                        pseudo_inverse_weights         `adagrpo.off_policy.pseudo_inverse`
 whether to believe it   overlap                        `adagrpo.off_policy.overlap`
 all of them on a log    summarise                      `adagrpo.off_policy.all_estimates`
 """
@@ -11,8 +9,6 @@ all of them on a log    summarise                      `adagrpo.off_policy.all_e
 from adagrpo.off_policy.cascades import cascade
 from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
 from adagrpo.off_policy.overlap import Overlap, ThinOverlap, effective_size, overlap
-from adagrpo.off_policy.position_weights import item_position, position_propensities
-from adagrpo.off_policy.pseudo_inverse import pseudo_inverse_weights
 
 __all__ = [
     "Estimate",
@@ -22,9 +18,6 @@ __all__ = [
     "doubly_robust",
     "effective_size",
     "ips",
-    "item_position",
     "overlap",
-    "position_propensities",
-    "pseudo_inverse_weights",
     "snips",
 ]

@@ -1,8 +1,8 @@
 """All estimators on one log of drawn lists, each with its overlap; one that the log says too little for has no value.
 
-The first place is judged by the weight of its item alone, a list by the weight of all of it, by the weight of each
-place whatever else is in the list, and by the pseudo-inverse, where those are known. The model of `dr` is the
-click rate of each item at the first place, of the other half of the users, drawn towards the rate of all items:
+The first place is judged by the weight of its item alone, a list by the weight of all of it and by the cascade. The
+model of `dr` is the click rate of each item at the first place, of the other half of the users, drawn towards the rate
+of all items:
 
     q(a) = (clicks_a + S r) / (answers_a + S),   r: clicks over answers of that half,   S = 20
 """
@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from adagrpo.off_policy.cascades import cascade
 from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
 from adagrpo.off_policy.overlap import Overlap, overlap
-from adagrpo.off_policy.position_weights import item_position
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 SMOOTHING = 20.0  # S, answers
-NOT_COMPUTED = "was not computed"
 
 
 class Drawn(NamedTuple):
@@ -35,8 +33,6 @@ class Drawn(NamedTuple):
     first: Ints  # (N,) item at the first place
     drawn: Ints  # (N, R) items that the target draws, -1 where none
     drawn_weights: Floats  # (N, R), Σ weight f(item) has the mean of f over its first item
-    places: Floats | str = NOT_COMPUTED  # (N, K) weight of each item at its place, or why there is none
-    sums: Floats | str = NOT_COMPUTED  # (N,) `pseudo_inverse_weights`, or why there are none
 
 
 class Row(NamedTuple):
@@ -45,7 +41,7 @@ class Row(NamedTuple):
     of: str  # "first place" or "list"
     estimator: str
     estimate: Estimate | None  # None: refused
-    overlap: Overlap | None  # None: of what was served, which needs none, or where there are no weights
+    overlap: Overlap | None  # None: of what was served, which needs none
     refused: str | None
 
 
@@ -88,27 +84,8 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
     rows += [
         _row("list", "IPS", ips(total, weights[1], users=users, level=level), whole),
         _row("list", "cascade", cascade(*arguments, users=users, level=level) if steps.all() else None, whole),
-        _item_position(log, level),
-        _pseudo_inverse(log, total, level),
     ]
     return rows
-
-
-def _item_position(log: Drawn, level: float) -> Row:
-    if isinstance(log.places, str):
-        return Row("list", "places", None, None, log.places)
-    seen = [overlap(column) for column in log.places.T]
-    thinnest = min(seen, key=lambda one: (one.problem is None, one.effective_size))
-    some = log.places.any(0).all()
-    found = item_position(log.clicks, log.places, users=log.users, level=level) if some else None
-    return _row("list", "places", found, thinnest)
-
-
-def _pseudo_inverse(log: Drawn, total: Floats, level: float) -> Row:
-    if isinstance(log.sums, str):
-        return Row("list", "pseudo-inverse", None, None, log.sums)
-    found = snips(total, log.sums, users=log.users, level=level) if log.sums.sum() > 0 else None
-    return _row("list", "pseudo-inverse", found, overlap(log.sums, signed=True))
 
 
 def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:

@@ -75,21 +75,19 @@ def overlap(
     weights: NDArray[np.floating],  # (N,)
     *,
     uncovered: float = 0.0,
-    signed: bool = False,
 ) -> Overlap:
     """Look at the weights of a log.
 
     Args:
         weights: (N,) probability of each answer under the target over that under the logging policy.
         uncovered: the mean over the answers of the target's probability on what has none under the logging policy.
-        signed: weights below 0 are right, as those of a pseudo-inverse are.
 
     Raises:
         ValueError: `weights` is empty, or holds what is no weight.
     """
-    if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or ((weights < 0).any() and not signed):
+    if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")
     total = float(weights.sum())
-    largest = float(np.abs(weights).max()) / total if total > 0 else 1.0
+    largest = float(weights.max()) / total if total > 0 else 1.0
     error = float(weights.std(ddof=1)) / np.sqrt(len(weights)) if len(weights) > 1 else np.inf
     return Overlap(effective_size(weights), largest, total / len(weights), float(error), uncovered)

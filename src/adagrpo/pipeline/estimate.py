@@ -25,7 +25,6 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_weights import ListWeights, list_weights
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -81,8 +80,8 @@ def estimate_policy(
             f"--exposures: {len(lists.rows):,} drawn lists with a history are all of one user; an interval over users"
             " needs two"
         )
-    lists, logging, checked = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
-    log = _drawn(served, lists, temperature, logging)
+    lists, checked = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
+    log = _drawn(served, lists, temperature)
     found = summarise(log)
     return {
         "policy": about["versions"],
@@ -138,26 +137,24 @@ def _owners(lists: _Lists) -> list[str]:
     return [row["user_hash"] or f"request {row['request_id']}" for row in lists.rows]
 
 
-def _drawn(served: Recommender, lists: _Lists, temperature: float | None, logging: dict[int, Recommender]) -> Drawn:
+def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Drawn:
     rows = lists.rows
     longest = max(len(row["slate"]) for row in rows)
     shape = (len(rows), longest)
     clicks, target, logged = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    slates = np.full(shape, -1)
+    first = np.zeros(len(rows), dtype=np.int64)
     drawn, weights = np.full((len(rows), REACH), -1), np.zeros((len(rows), REACH))
     for numbers, chances in _chances(served, lists, range(len(rows)), temperature):
         for place, number in enumerate(numbers):
             row, size = rows[number], len(rows[number]["slate"])
-            slates[number, :size] = served.known(row["slate"])[0]
+            first[number] = served.known(row["slate"])[0][0]
             clicks[number, :size] = [(row["request_id"], item) in lists.clicks for item in row["slate"]]
             target[number, :size] = chances.places[place, :size]
             logged[number, :size] = row["log_propensities"]
             reach = chances.items.shape[1]
             drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
     users = np.unique(_owners(lists), return_inverse=True)[1]
-    heats = [(temperature or row["temperature"], row["temperature"]) for row in rows]
-    of_lists: ListWeights = list_weights(served, logging, lists.histories, slates, heats)
-    return Drawn(clicks, target, logged, users, slates[:, 0], drawn, weights, of_lists.places, of_lists.sums)
+    return Drawn(clicks, target, logged, users, first, drawn, weights)
 
 
 def _chances(
@@ -175,14 +172,11 @@ def _chances(
             yield part, served.list_propensities(queries, slates, REACH)
 
 
-def _check(
-    run: RunDirectory, lists: _Lists, served: Recommender, models: Models
-) -> tuple[_Lists, dict[int, Recommender], int]:
+def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models) -> tuple[_Lists, int]:
     """Compute the log's probabilities again where the weights that answered are there, whatever is set by now.
 
     Returns:
-        The lists without those of which they are others, of each list that has them the policy that drew it, and for
-        how many lists they were computed.
+        The lists without those of which they are others, and for how many lists they were computed.
 
     Raises:
         UserError: they are others for more than `MOST_OTHERS` of the lists of a version.
@@ -192,7 +186,7 @@ def _check(
         if row["catalog_version"] != models.data.version.name:
             continue  # drawn among other items
         by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
-    checked, drew, others = 0, dict[int, Recommender](), set[int]()
+    checked, others = 0, set[int]()
     for (made_by, model), numbers in by_version.items():
         arm, _, checkpoint = made_by.rpartition("/")
         if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
@@ -202,7 +196,6 @@ def _check(
         if chosen.versions(run, kind, models.data.version.name)["model"] != model:
             continue
         logging = served.with_policy(models.policy(chosen.weights), run.config.max_history)
-        drew |= dict.fromkeys(numbers, logging)
         far = []
         for part, chances in _chances(logging, lists, numbers, None):
             for place, number in enumerate(part):
@@ -224,7 +217,7 @@ def _check(
         lists.clicks,
         lists.counts | {"with_other_probabilities": len(others), "lists": len(kept)},
     )
-    return left, {place: drew[number] for place, number in enumerate(kept) if number in drew}, checked
+    return left, checked
 
 
 def _said(row: Row) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def export(
 
 
 def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None:
+    # what needs the extra `hf`
     from transformers import GenerationConfig
 
     from adagrpo.policies.causal_lm import CausalLMPolicy

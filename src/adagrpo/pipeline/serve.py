@@ -243,6 +243,7 @@ def _answer(
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load, open the log, and answer until told to end."""
+    # what needs the extra `serve`
     from adagrpo.serving.app import Application, Options
     from adagrpo.serving.arms import ArmManager
     from adagrpo.serving.draining import Server, raise_open_files

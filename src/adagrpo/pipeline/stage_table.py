@@ -23,7 +23,6 @@ from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
-from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import ranker
@@ -238,7 +237,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
     Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "reward"), members=_listed, unused=NO_ARM),
     Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
-    Stage("report/rollouts", "evaluate", TRAINED, draw_examples, _ordered, page_only=True),
     Stage("ranker/report", "evaluate", TRAINED, report_ranker, _ordered, page_only=True),
     Stage("catalogs/*", "catalog update", on_request=True),
 )

@@ -23,13 +23,12 @@ from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
 from adagrpo.report.run_files import read_rows
 from adagrpo.report.stage_tables import catalog_table, dataset_table, fits_table
-from adagrpo.report.summary import arm_sentences, summary_sentences
+from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 
 __all__ = [
     "Series",
     "Table",
-    "arm_sentences",
     "build_report",
     "catalog_table",
     "comparison_figures",

@@ -1,8 +1,8 @@
 """The page of a run: everything a reader needs to judge it, in one HTML file that works offline.
 
 It reads `metrics.json`, which must be there, and whatever else the run directory holds: `run.yaml`, `events.jsonl`, and
-the `steps.jsonl` and `validation.jsonl` of `sft/` and of each arm below `train/`, `report/`, `diagnose/`, the
-catalogue. A section that has no content is left out.
+the `steps.jsonl` and `validation.jsonl` of `sft/` and of each arm below `train/`, `report/`, `diagnose/`. A section
+that has no content is left out.
 We depart from dashboards in that nothing is loaded from elsewhere, no script runs, and the same run gives the same
 bytes.
 """
@@ -13,19 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.canvas import standalone
-from adagrpo.report.catalog_tree import Branch, catalog_tree
 from adagrpo.report.decision import decision_sentences, decision_table
-from adagrpo.report.example_groups import example_groups
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
 from adagrpo.report.paired_tables import REFERENCES, paired_figures, paired_table
@@ -41,10 +36,9 @@ from adagrpo.report.ranker_tables import (
 from adagrpo.report.reward_curves import of_this_reward
 from adagrpo.report.run_facts import as_yaml, code_levels, facts, stage_table
 from adagrpo.report.run_files import LooseFiles, RunFiles, read_mapping, read_rows
-from adagrpo.report.summary import arm_sentences, summary_sentences
+from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import START, Split, Table, checkpoints, results_table, shown_columns
 from adagrpo.report.theme import chart_rules
-from adagrpo.semantic_ids import Catalog
 from adagrpo.storage.writing import write_file
 
 __all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
@@ -57,7 +51,6 @@ SECTIONS = (
     ("results", "Results"),
     ("curves", "Learning curves"),
     ("admission", "Admission"),
-    ("rollouts", "Rollouts"),
     ("ranker", "Ranker"),
     ("data", "Data and catalogue"),
     ("configuration", "Configuration"),
@@ -134,17 +127,14 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         decision=_decision(files),
         diagnosis=_diagnosis(files),
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
-        arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, table) for split in SPLITS if (table := _results(metrics, split))],
         paired=_paired(files),
         breadth=_breadth(metrics),
         **_figures(files, metrics),
         numbers=numbers_table(_logs(files, metrics)),
-        examples=_examples(files),
         dataset=facts(metrics.get("dataset")),
         catalog=facts(metrics.get("catalog")),
         levels=code_levels(metrics.get("catalog")),
-        tree=_tree(files),
         ranking=[(split, table) for split in SPLITS if (table := ranking_table(metrics, split))],
         exposures=exposure_table(metrics["exposures"]) if "exposures" in metrics else None,
         exposed=exposure_figures(metrics["exposures"]) if "exposures" in metrics else [],
@@ -158,9 +148,8 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     filled = shown | {
         "verdict": shown["exposures"] is None,
         "curves": shown["curves"] or shown["supervised"],
-        "rollouts": shown["examples"],
         "ranker": shown["ranking"] or shown["quality"],
-        "data": shown["dataset"] or shown["catalog"] or shown["tree"],
+        "data": shown["dataset"] or shown["catalog"],
         "configuration": shown["config"] or shown["versions"] or shown["data_files"],
     }
     shown["sections"] = [(anchor, text) for anchor, text in SECTIONS if filled[anchor]]
@@ -296,29 +285,6 @@ def _paired(files: RunFiles) -> dict[str, Any] | None:
         return {"users": content["users"], "tables": [pair for pair in tables if pair[1]], "figures": figures}
 
     return _read(files, ("report", "paired", "paired.json"), show)
-
-
-def _examples(files: RunFiles) -> dict[str, Any] | None:
-    """Some validation cases with their rollouts, and the gate's decision in words."""
-    return _read(
-        files,
-        ("report", "rollouts", "rollouts.json"),
-        lambda content: {"groups": example_groups(content), "of": content["cases"], "shares": content["shares"]},
-    )
-
-
-def _tree(files: RunFiles) -> Branch | None:
-    """The catalogue by its codes; None where it is not there."""
-    codes, items = files.find("tokenize", "codes.parquet"), files.find("prepare", "items.parquet")
-    training = files.find("prepare", "train.parquet")
-    if codes is None or items is None or training is None or files.find("tokenize", "codes.json") is None:
-        return None
-    catalog, table = Catalog.read(codes), pl.read_parquet(items, columns=[ITEM_ID, "text"])
-    titles = [str(text or name) for name, text in table.iter_rows()]
-    bought = pl.read_parquet(training, columns=[ITEM])[ITEM].to_numpy()
-    if len(titles) != catalog.num_items:
-        raise UserError(f"{codes}: {catalog.num_items} items, {items.name} has {len(titles)}; tokenize again")
-    return catalog_tree(catalog.codes.numpy(), titles, np.bincount(bought, minlength=len(titles)))
 
 
 def _quality(files: RunFiles) -> dict[str, Any] | None:

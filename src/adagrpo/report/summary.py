@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adagrpo.metrics import lookup
 from adagrpo.objective import GATES
-from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative, metric_label
+from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative
 
 GATE = "adagrpo"
 CONTROLS = {f"{GATE}-{name}" for name, gate in GATES.items() if gate.control}  # of its λ and term
 HR = "hr@10"
 NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
+JUDGED = {HR: "HR@10", "true_utility@10": "true utility"}
 MOST_NAMED = 8  # values of a filter that a sentence names
 
 
@@ -46,34 +46,11 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
         *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
         *([f"Validation is measured on a fixed sample of {sample:,} cases."] if sample else []),
         *_picked(arms, start, split),
+        *_hacked(arms, start, split),
         *_gate_against_controls(arms, split),
         *_reranking(metrics, arms),
         _uncertainty(metrics, arms, split),
     ]
-
-
-def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what each arm did to each quantity, against sft and against NLL continued.
-
-    Returns:
-        Pairs of an arm's name and a sentence about it.
-    """
-    points = checkpoints(metrics)
-    split, start, nll = _split(points), _start(points), _best(points, "nll")
-    sentences = []
-    for point in points:
-        if point.kind != "best":
-            continue
-        final = next((other for other in points if other.arm == point.arm and other.kind == "final"), None)
-        moved = [_moved(point, start, split, name, label) for name, label in _QUANTITIES]
-        moved[0] += _against(point, start, nll, split)
-        changes = [change for change in moved if change]
-        if not changes:
-            continue
-        step = "" if point.step is None else f" (step {point.step})"
-        sentence = f"at the best checkpoint{step} " + "; ".join(changes) + f".{_ending(final, split)}"
-        sentences.append((point.arm, sentence + _hacked(point, start, split)))
-    return sentences
 
 
 def measured_over(eligible: Mapping[str, Any] | None) -> str:
@@ -101,12 +78,6 @@ def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     """The serving-time re-rankings in `metrics.json`, each with its metrics, however deep they are nested."""
     ranker = metrics.get("ranker")
     return list(_leaves(ranker.get("rerank"), ())) if isinstance(ranker, Mapping) else []
-
-
-_QUANTITIES = (
-    (HR, metric_label(HR)),
-    *((name, lookup(name).label) for name in ("hallucination@10", "mean_reward@10", "true_utility@10")),
-)
 
 
 def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> list[str]:
@@ -197,41 +168,14 @@ def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, label: str) -> str:
-    """`HR@10 rose from a to b`, by what is printed."""
-    after = point.value(split, name)
-    before = None if start is None else start.value(split, name)
-    if after is None:
-        return ""
-    new = format_metric(name, after)
-    if before is None:
-        return f"{label} is {new}"
-    old = format_metric(name, before)
-    if new == old:
-        return f"{label} stayed at {new}"
-    return f"{label} {'rose' if after > before else 'fell'} from {old} to {new}"
-
-
-def _ending(final: Checkpoint | None, split: str) -> str:
-    """Say where the arm stood at its last step."""
-    if final is None or final.value(split, HR) is None:
-        return ""
-    step = "" if final.step is None else f" ({final.step})"
-    invalid = final.value(split, "hallucination@10")
-    tail = "" if invalid is None else f" with hallucination {format_metric('hallucination@10', invalid)}"
-    return f" At the last step{step} HR@10 is {_text(final, split)}{tail}."
-
-
-def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
-    """A warning where the reward rose and what it stands for fell."""
-    if start is None:
-        return ""
-
-    if _change(point, start, split, "mean_reward@10") <= 0:
-        return ""
-    judged = ((HR, "HR@10"), ("true_utility@10", "true utility"))
-    fell = [label for name, label in judged if _change(point, start, split, name) < 0]
-    return f" The reward rose while {' and '.join(fell)} fell." if fell else ""
+def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
+    """Warn of the arms whose reward rose while what it stands for fell."""
+    sentences = []
+    for point in arms if start is not None else ():
+        fell = [label for name, label in JUDGED.items() if _change(point, start, split, name) < 0]
+        if fell and _change(point, start, split, "mean_reward@10") > 0:
+            sentences.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
+    return sentences
 
 
 def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:

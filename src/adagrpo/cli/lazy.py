@@ -1,0 +1,27 @@
+"""The one lazy door: what commands use of the library is imported when it is first used, not with the command's module.
+
+Importing the library takes seconds; help, version and completion read the modules of the commands alone and answer at
+once. A command says `library.Run`, and adds to `library.py` what it takes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["experiments", "library"]
+
+if TYPE_CHECKING:
+    from adagrpo.cli import library
+    from adagrpo.pipeline import experiment as experiments
+else:
+
+    class _Lazy:
+        def __init__(self, module: str) -> None:
+            self.module = module
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module(self.module), name)
+
+    library = _Lazy("adagrpo.cli.library")
+    experiments = _Lazy("adagrpo.pipeline.experiment")  # needs the extra `ab`
