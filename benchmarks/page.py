@@ -1,9 +1,9 @@
-"""Write the measured rows into docs/performance.md.
+"""Write the measured rows into docs/performance.md, and what was measured beside them into benchmarks/results.md.
 
     python -m benchmarks.page benchmarks/results.json
 
-Replaces what stands between the markers `<!-- measured -->` and `<!-- /measured -->`. Nothing in the page is a figure
-that no row holds.
+Replaces what stands between the markers `<!-- measured -->` and `<!-- /measured -->`. Nothing there is a figure that no
+row holds.
 """
 
 from __future__ import annotations
@@ -17,34 +17,40 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.report.tables import MISSING, Table, format_number, to_markdown
 
-__all__ = ["between", "machines", "main", "measured", "with_measured"]
+__all__ = ["beside", "between", "machines", "main", "measured", "with_measured"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BESIDE = Path(__file__).parent / "results.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 MET = {True: "yes", False: "no", None: MISSING}
 SCALE = "scale_"  # rows that show how a cost grows have no target
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the rows with a target, then those that show how a cost grows, then what they were measured on."""
-    targets = [row for row in rows if not row["name"].startswith(SCALE)]
+    """Markdown: the rows that do not show how a cost grows, with their targets."""
+    cells = [
+        (row["name"], _value(row), _spread(row), row["target"], MET[row["met"]], row["against"])
+        for row in _sorted(rows)
+        if not row["name"].startswith(SCALE)
+    ]
+    header = ("row", "measured", "least – most", "target", "met", "against")
+    return to_markdown(Table(header, tuple(cells), ("left", "right", "right", "right", "left", "left")))
+
+
+def beside(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page beside the rows: what was measured with each figure, how costs grow, and on which machines."""
+    details = [line for row in _sorted(rows) if not row["name"].startswith(SCALE) and (line := _details(row))]
+    parts = ["# What was measured beside each figure", *details]
     scale = [row for row in rows if row["name"].startswith(SCALE)]
-    parts = []
-    if targets:
-        cells = [
-            (row["name"], _value(row), _spread(row), row["target"], MET[row["met"]], row["against"])
-            for row in sorted(targets, key=lambda row: row["name"])
-        ]
-        header = ("row", "measured", "least – most", "target", "met", "against")
-        parts.append(to_markdown(Table(header, tuple(cells), ("left", "right", "right", "right", "left", "left"))))
-        parts += [line for row in sorted(targets, key=lambda row: row["name"]) if (line := _details(row))]
     if scale:
-        cells_of_scale = [(row["name"].removeprefix(SCALE), _value(row), _spread(row), row["against"]) for row in scale]
-        header_of_scale = ("what grows", "measured", "least – most", "work")
-        table = Table(header_of_scale, tuple(cells_of_scale), ("left", "right", "right", "left"))
-        parts.append(to_markdown(table))
-    parts.append("Measured on: " + "; ".join(machines(rows)) + ".")
-    return "\n\n".join(parts)
+        cells = [(row["name"].removeprefix(SCALE), _value(row), _spread(row), row["against"]) for row in scale]
+        header = ("what grows", "measured", "least – most", "work")
+        parts.append(to_markdown(Table(header, tuple(cells), ("left", "right", "right", "left"))))
+    return "\n\n".join([*parts, "Measured on: " + "; ".join(machines(rows)) + "."]) + "\n"
+
+
+def _sorted(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(rows, key=lambda row: str(row["name"]))
 
 
 def with_measured(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -76,6 +82,7 @@ def main() -> None:
     rows = json.loads(options.rows.read_text(encoding="utf-8"))
     page = options.page.read_text(encoding="utf-8")
     options.page.write_text(with_measured(page, rows), encoding="utf-8")
+    BESIDE.write_text(beside(rows), encoding="utf-8")
 
 
 def _value(row: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
+| `sets` | the trial, `fair_trial`: the table of the README | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -47,16 +48,15 @@ from adagrpo.report.canvas import standalone
 from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
 from research.fair_trial.corrected import corrected_table, read_differences
+from research.figures.seven_sets import outcomes, seven_sets_picture, seven_sets_table
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.last_steps import trial_table
-from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.readings import admitted_table, diagnosed_table, hard_table, matched_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.study_pictures import study_pictures
 from research.pages.summary import headline_table, summary_table, validation_table
-from research.pages.trial_picture import outcomes, trial_picture, trials
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
@@ -84,6 +84,7 @@ KEYS = {
     "pressed": (),
     "corrected": (),
     "headline": ("arms", "split"),
+    "sets": (),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
 }
@@ -136,7 +137,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     """Write the charts that pages show: `figures/<name>/<what it shows>.svg` beside the comparison or quality map.
 
     A chart that no page of the folder shows is not drawn. Charts of studies (`research.pages.study_pictures`) and the
-    figures of the README, `rewards.svg` and `trial.svg` in `figures/`, are drawn where the rows that they need are.
+    picture of the README, `figures/seven-sets.svg`, are drawn where the rows that they need are.
 
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
@@ -168,10 +169,8 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
     drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
     drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
-    if sources(results):
-        drawn[results / "figures" / "rewards.svg"] = standalone(overview_figure(effects(results)))
-    if trials(results):
-        drawn[results / "figures" / "trial.svg"] = standalone(trial_picture(outcomes(trials(results))))
+    if found := outcomes(results):
+        drawn[results / "figures" / "seven-sets.svg"] = standalone(seven_sets_picture(found))
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
@@ -246,6 +245,8 @@ def _marker(line: str, place: str) -> Marker:
 
 def _made(marker: Marker, results: Path) -> Table:
     name, options = marker.names[0], marker.options
+    if marker.kind == "sets":
+        return seven_sets_table(results)
     if marker.kind == "starting":
         return starting_table(results, marker.names)
     if marker.kind in POOLED:

@@ -63,7 +63,13 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(
-    title: str, description: str, paint: Callable[[Axes], None], *, height: float = HEIGHT, notes: str = ""
+    title: str,
+    description: str,
+    paint: Callable[[Axes], None],
+    *,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    notes: str = "",
 ) -> str:
     """Draw a chart.
 
@@ -71,6 +77,7 @@ def draw(
         title: stands above the chart, and is what it is called where it is not seen.
         description: what it shows, for those who do not see it.
         paint: draws on the axes; what it labels stands in a legend below them.
+        width: in pixels.
         height: in pixels, without the title and the legend.
         notes: what stands above the legend.
 
@@ -81,7 +88,9 @@ def draw(
     from matplotlib.figure import Figure
 
     title, text = _clean(title), StringIO()
-    lines, below = textwrap.wrap(title, TITLE_LENGTH)[:3], textwrap.wrap(notes, LEGEND_LENGTH)
+    wider = width / WIDTH
+    lines = textwrap.wrap(title, int(TITLE_LENGTH * wider))[:3]
+    below = textwrap.wrap(notes, int(LEGEND_LENGTH * wider))
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader's fonts have what this one lacks
         figure = Figure(dpi=72, layout="constrained")
@@ -96,7 +105,7 @@ def draw(
                 handles, labels, title="\n".join(below), alignment="left", loc="outside lower left", ncols=columns
             )
         height += LINE * (len(lines) + len(below) + 1.15 * -(-len(labels) // columns))
-        figure.set_size_inches(WIDTH / 72, height / 72)
+        figure.set_size_inches(width / 72, height / 72)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
     return _for_pages(text.getvalue(), title, _clean(description))

@@ -13,9 +13,11 @@ from adagrpo.objective import GATES
 
 INK, QUIET, GRID, SURFACE = "#1a1a1a", "#595959", "#e3e3e3", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
-VIOLET, BROWN, GREY = "#7b52ab", "#8c5a2b", "#767676"
+VIOLET, BROWN, GREY, TEAL, OLIVE = "#7b52ab", "#8c5a2b", "#767676", "#117a8b", "#5f7a1f"
 METHODS = {  # the first that the name of an arm holds says which method it is
     **{name: GREY for name, gate in GATES.items() if gate.draws or gate.shuffled},
+    "fuse": TEAL,
+    "knn": OLIVE,
     "rerank": SKY,
     "ranker": SKY,
     "re-ranked": SKY,
@@ -35,7 +37,7 @@ METHODS = {  # the first that the name of an arm holds says which method it is
     "sft": INK,
     "policy": INK,
 }
-OTHERS = ("#117a8b", "#a83279", "#5f7a1f")  # of names that are no method's, in the order in which they come
+OTHERS = (TEAL, "#a83279", OLIVE)  # of names that are no method's, in the order in which they come
 GAIN, LOSS = BLUE, VERMILLION
 LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the first being what was admitted
 # Lighter, with a contrast of 4.5 or more against the dark surface; layers are wide and need less.
