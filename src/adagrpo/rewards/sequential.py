@@ -2,7 +2,9 @@
 
     score(x, i) = h(x) · e_i + b_i
 
-`h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018). It is trained in one of three ways:
+`h` is a causal transformer over normalised item embeddings (SASRec, Kang and McAuley 2018). Embeddings are drawn small
+since they also make the scores; what is read of them is normalised, or the residual stream would hardly know the items.
+There is no dropout of `h` itself (`research/sequential_ranker` measures both). It is trained in one of three ways:
 on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
 left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
 baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adagrpo.networks.layers import CausalEncoder, Dropout, initialise
+from adagrpo.networks.layers import CausalEncoder, initialise
 from adagrpo.networks.sampled_softmax import sampled_softmax_loss
 from adagrpo.types import Histories
 
@@ -28,11 +30,11 @@ class SequentialRanker(nn.Module):
         self,
         num_items: int,
         *,
-        width: int = 128,
+        width: int = 64,
         layers: int = 2,
         heads: int = 2,
         max_history: int = 20,
-        dropout: float = 0.3,
+        dropout: float = 0.5,
         slots: int = 1,
         seed: int = 0,
     ) -> None:
@@ -41,8 +43,8 @@ class SequentialRanker(nn.Module):
         self.items = nn.Embedding(num_items, width)
         self.bias = nn.Embedding(num_items, 1)
         self.slot_bias = nn.Embedding(slots, 1)
+        self.norm = nn.LayerNorm(width)
         self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
-        self.dropout = Dropout(dropout)
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.bias.weight)
         nn.init.zeros_(self.slot_bias.weight)
@@ -62,7 +64,7 @@ class SequentialRanker(nn.Module):
 
     def states(self, histories: Histories) -> Tensor:
         """(B, T, D) states; the one at `t` has seen items `0 .. t`."""
-        output: Tensor = self.encoder(self.items(histories.items))
+        output: Tensor = self.encoder(self.norm(self.items(histories.items)))
         return output
 
     def last_states(self, histories: Histories) -> Tensor:
@@ -92,23 +94,26 @@ class SequentialRanker(nn.Module):
 
     def next_item_loss(self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """(N,) cross-entropy over the whole catalogue of `targets` (N,) after `positions` (N,) of `rows` (N,)."""
-        states = self.dropout(self.states(histories)[rows, positions])
-        logits = functional.linear(states, self.items.weight, self.bias.weight.squeeze(-1))
-        return functional.cross_entropy(logits.float(), targets, reduction="none")
+        states = self.states(histories)[rows, positions]
+        everything = torch.arange(self.items.num_embeddings, device=targets.device)
+        return self._cross_entropy(states, targets, self.items.weight, self.bias.weight, everything)
 
     def sampled_loss(
         self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor, negatives: Tensor
     ) -> Tensor:
         """(N,) cross-entropy of the target among itself and the shared `negatives` (S,); accidental hits are masked."""
-        states = self.dropout(self.states(histories)[rows, positions])
+        states = self.states(histories)[rows, positions]
+        return self._cross_entropy(states, targets, self.items(negatives), self.bias(negatives), negatives)
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor, others: Tensor) -> Tensor:
+        """(N,) that of targets among themselves and the items `others` (S,) of these `vectors` (S, D) and `bias`."""
         positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
-        vectors, bias = self.items(negatives), self.bias(negatives).squeeze(-1)
-        return sampled_softmax_loss(states, positive, vectors, bias, targets, negatives)
+        return sampled_softmax_loss(states, positive, vectors, bias.squeeze(-1), targets, others)
 
     def impression_loss(
         self, histories: Histories, rows: Tensor, positions: Tensor, items: Tensor, slots: Tensor, clicked: Tensor
     ) -> Tensor:
         """(N,) binary cross-entropy of `clicked` (N,) for `items` (N,) shown in `slots` (N,) after `positions` (N,)."""
-        states = self.dropout(self.states(histories)[rows, positions])
+        states = self.states(histories)[rows, positions]
         logits = (states * self.items(items)).sum(-1) + (self.bias(items) + self.slot_bias(slots)).squeeze(-1)
         return functional.binary_cross_entropy_with_logits(logits.float(), clicked.float(), reduction="none")
