@@ -28,6 +28,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.stage_table import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward
@@ -103,8 +104,13 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
     if not folder.exists():  # the starting policy is the same one; what reads the reward is made anew
         shutil.copytree(teacher, folder)
     taught = Run(folder, config, folder_of(trial, name, data), StderrConsole())
-    taught.complete()
-    found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in ("nll", "distill-tuned")}
+    taught.train(anyway=True)
+    arms = ("nll", "distill-tuned")
+    stages = stages_of(taught, ["evaluate"], arms)
+    with taught.locked():
+        for arm in arms:
+            taught.make(f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
+    found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}
     tests = {arm: json.loads(path.read_text("utf-8"))["test"] for arm, path in found.items()}
     weight = json.loads(taught.path("reranking", "weight.json").read_text("utf-8"))
     add_row(
