@@ -28,7 +28,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.stage_table import stages_of
+from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward
