@@ -76,6 +76,18 @@ def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tup
     assert "the reward" in row["needs"] or content["chosen"] not in ("rerank", "fuse")
 
 
+def test_training_is_worth_what_its_fused_list_gains_over_the_fused_list(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, content = decided
+    ranks = {arm: pl.read_parquet(run.path("fuse", arm) / "validation.parquet") for arm in ("sft", "nll", "adagrpo")}
+    values = {
+        arm: np.where(ranks[arm][name] > 0, np.where(ranks[arm][name] <= 10, 1 / np.log2(ranks[arm][name] + 1), 0), 0)
+        for arm, name in (("sft", "fuse"), ("nll", "nll+fuse"), ("adagrpo", "adagrpo+fuse"))
+    }
+    best = max(("nll", "adagrpo"), key=lambda arm: float(values[arm].mean()))
+    gained = float((values[best] - values["sft"]).mean())
+    assert f"{best}+fuse has {gained:+.4f} [" in content["training"]
+
+
 def test_the_page_and_the_status_know_the_decision_until_it_is_stale(
     decided: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:

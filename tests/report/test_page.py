@@ -171,7 +171,9 @@ DECISION = {
     "chosen": "item_knn",
     "control": "sft",
     "why": "the highest NDCG@10 on validation",
-    "doubts": ["the policy alone (0.0500) is below item_knn (0.0600)"],
+    "warning": "the policy alone (0.0500) is below item_knn (0.0600)",
+    "training": None,
+    "doubts": ["900 validation cases are few"],
     "serve": "adagrpo serve --run <run> --arm item_knn",
     "experiment": {"plan": "run/decision.plan.yaml", "serve": "adagrpo serve --experiment run/decision.plan.yaml"},
     "contenders": [contender("popularity", 0.05), contender("item_knn", 0.12), contender("sft", 0.1)],
@@ -187,7 +189,8 @@ def test_the_page_opens_with_the_decision(whole: Path) -> None:
     for text in (
         "Serve item_knn: the highest NDCG@10 on validation.",
         "Of 1,000 users 120 find their next item in a list of ten, test cases; with sft 100, popularity 50.",
-        "But the policy alone (0.0500) is below item_knn (0.0600).",
+        "The policy alone (0.0500) is below item_knn (0.0600).",
+        "But 900 validation cases are few.",
         "adagrpo serve --run &lt;run&gt; --arm item_knn",
         "adagrpo serve --experiment run/decision.plan.yaml",
     ):

@@ -144,6 +144,8 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
         "control": control,
         "why": choice.why,
         "best": choice.best,
+        "warning": _below(values),
+        "training": _worth_of_training(values, arms),
         "doubts": _doubts(data, values, choice, leak),
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
@@ -194,6 +196,30 @@ def _time(served: Recommender, history: list[int]) -> float:
     return time.perf_counter() - started
 
 
+def _below(values: Mapping[str, Values]) -> str | None:
+    """Name the first of two simple lists that the policy loses to."""
+    for source in ("item_knn", "popularity"):
+        if values[source].mean() > values[START].mean():
+            return (
+                f"the policy alone ({values[START].mean():.4f}) is below {source} ({values[source].mean():.4f}) in"
+                f" NDCG@{TOP} on validation: it has learned little from these logs"
+            )
+    return None
+
+
+def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str | None:
+    """Say whether the best trained and fused list is above the fused list of the starting policy."""
+    if not arms:
+        return None
+    best = max((str(ListName(arm, FUSE)) for arm in arms), key=lambda name: float(values[name].mean()))
+    gained = mean_interval(values[best] - values[FUSE])
+    verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
+    return (
+        f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"
+        f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(arms)} trained"
+    )
+
+
 def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: str | None) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = []
@@ -202,13 +228,6 @@ def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: s
             f"the reward has probably seen the held-out items, so no list that asks it was chosen: {leak}. Check that"
             " all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
         )
-    for source in ("item_knn", "popularity"):
-        if values[source].mean() > values[START].mean():
-            doubts.append(
-                f"the policy alone ({values[START].mean():.4f}) is below {source} ({values[source].mean():.4f}) in"
-                f" NDCG@{TOP} on validation: it has learned little from these logs"
-            )
-            break
     count = len(values[START])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")

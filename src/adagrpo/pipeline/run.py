@@ -219,8 +219,9 @@ class Run(RunDirectory):
             control: the list that users get today, one of those that compete.
 
         Returns:
-            The content of decision.json: `chosen`, `why`, `doubts`, the command to `serve` it, the `experiment`, None
-            where the control is chosen, and all `contenders`.
+            The content of decision.json: `chosen`, `why`, a `warning` where the policy loses to a simple list, what
+            `training` adds where there was some, `doubts`, the command to `serve` it, the `experiment`, None where the
+            control is chosen, and all `contenders`.
 
         Raises:
             UserError: budget that is not above 0, a control that does not compete, or something that the lists are made

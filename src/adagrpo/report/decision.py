@@ -46,12 +46,19 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     chosen, control = content["chosen"], content["control"]
     hits = {name: round(1000 * row["test"]["hr@10"]) for name, row in rows.items()}
     others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
+    first = [] if content["warning"] is None else [f"{_capital(content['warning'])}."]
     return [
+        *first,
         f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
+        *([] if content["training"] is None else [f"{_capital(content['training'])}."]),
         *(f"But {doubt}." for doubt in content["doubts"]),
     ]
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def decision_text(content: Mapping[str, Any]) -> str:
