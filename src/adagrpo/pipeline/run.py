@@ -40,7 +40,7 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_files import check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
@@ -336,10 +336,8 @@ class Run(RunDirectory):
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
         made_from = (weights, list_read(self, name, reward_weight))
         if key not in self._served or self._served[key][0] != made_from:
-            made = recommender(
-                self, str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number)
-            )
-            self._served[key] = (made_from, *made)
+            asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
+            self._served[key] = (made_from, *recommender(self, asked))
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(
