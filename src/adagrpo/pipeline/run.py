@@ -189,17 +189,14 @@ class Run(RunDirectory):
             self._evaluate(finished_arms(self))
         return self.metrics
 
-    def diagnose(self, second_ranker: str | Path | None = None) -> Diagnosis:
+    def diagnose(self) -> Diagnosis:
         """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html.
 
-        Args:
-            second_ranker: checkpoint folder of another ranker, to form strata for the run's own.
-
         Raises:
-            UserError: a stage is missing, or the second ranker does not fit.
+            UserError: a stage is missing.
         """
         with self._doing("diagnose"):
-            wanted = diagnosis(self, None if second_ranker is None else Path(second_ranker))
+            wanted = diagnosis(self)
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
