@@ -74,7 +74,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         },
     },
 }
-DRAWN = ("map", "weights", "by_exposure")  # of a diagnosis, for its page; earlier versions did not compute them
+DRAWN = ("weights", "by_exposure")  # of a diagnosis, for its page
 FEWER = ["nll", "adagrpo", VALID]  # of a language model, whose step takes longer
 
 

@@ -21,6 +21,7 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import Query
+from adagrpo.pipeline import ListOptions
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
@@ -55,7 +56,7 @@ def test_the_lists_are_those_that_evaluate_wrote_and_serve_gives(finished: Path,
     assert [of_user[(user,)].sort("rank")["item_id"].to_list() for user in users] == lists.items
     scores = [of_user[(user,)].sort("rank")["score"].to_list() for user in users]
     np.testing.assert_allclose(lists.scores, scores, atol=1e-2)  # bf16 where it is native
-    served, about = recommender(run, "adagrpo", checkpoint)
+    served, about = recommender(run, ListOptions("adagrpo", checkpoint))
     answers = served.recommend([Query(served.known(history)[0]) for history in histories])
     assert [one.items for one in answers] == lists.items and lists.about == about
     codes = pl.read_parquet(finished / "tokenize/codes.parquet")["codes"].to_list()

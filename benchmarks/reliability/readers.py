@@ -17,7 +17,7 @@ import numpy as np
 
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report
 from benchmarks.reliability.findings import Finding
@@ -31,7 +31,7 @@ Damage = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _serve(run: Run) -> object:
-    served, about = recommender(run, None, "best")
+    served, about = recommender(run, ListOptions())
     histories = [[item, (7 * item + 3) % about["items"]] for item in range(0, about["items"], 3)]
     return [list(result) for result in served.recommend([Query(history) for history in histories])], about
 

@@ -9,7 +9,7 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis import evidence_of
-from adagrpo.diagnosis.admission import cohens_kappa, pairwise_accuracy, pull
+from adagrpo.diagnosis.admission import pairwise_accuracy, pull
 from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.objective import rollout_miss_gate
 from adagrpo.types import Histories, Rollouts
@@ -40,15 +40,6 @@ def groups_of(items: Any, rewards: Any, targets: Any, *, log_probs: Any = None, 
         read,
         0.0,
     )
-
-
-def test_kappa_by_hand() -> None:
-    a = np.array([True, True, True, False, False, False, False, False, False, False])
-    b = np.array([True, True, False, True, False, False, False, False, False, False])
-    # equal in 8 of 10; by chance .3 · .3 + .7 · .7 = .58
-    assert cohens_kappa(a, b) == pytest.approx(0.22 / 0.42)
-    assert cohens_kappa(a, ~a) == pytest.approx(-0.42 / 0.58)
-    assert cohens_kappa(np.ones(3, dtype=bool), np.ones(3, dtype=bool)) is None
 
 
 def test_evidence_by_hand() -> None:

@@ -1,20 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 
-from adagrpo.diagnosis import Lists, Observations
-from adagrpo.diagnosis.orders import target_ranks
 from adagrpo.diagnosis.strata import (
     MIN_MOVED,
     Cell,
-    beam_discriminability,
     bounded_interval,
-    circular_table,
-    discriminability_cells,
     gains,
     measure,
     popularity_cells,
@@ -53,27 +45,6 @@ def test_popularity_by_hand() -> None:
     }
 
 
-def slow_q(lists: Lists, rewards: Any, own: Any, row: int) -> float:
-    others = [
-        reward
-        for item, reward in zip(lists.items[row], rewards[row], strict=True)
-        if item >= 0 and item != lists.targets[row]
-    ]
-    points = [1.0 if own[row] > reward else 0.5 if own[row] == reward else 0.0 for reward in others]
-    return float(np.mean(points)) if points else 0.0
-
-
-def test_discriminability_over_the_beam_is_plain_counting() -> None:
-    generator = np.random.default_rng(0)
-    items = np.argsort(generator.random((30, 15)), axis=1)[:, :8]
-    items[::4, 5:] = -1
-    rewards = generator.integers(0, 5, items.shape).astype(float)
-    own = generator.integers(0, 5, 30).astype(float)
-    lists = Lists(items, np.zeros(items.shape), rewards, generator.integers(0, 15, 30))
-    actual = beam_discriminability(lists, rewards, own)
-    assert actual == pytest.approx([slow_q(lists, rewards, own, row) for row in range(30)], rel=1e-12)
-
-
 def test_few_cases_that_move_are_no_evidence() -> None:
     values = np.zeros(500)
     values[: MIN_MOVED - 1] = 1.0
@@ -95,37 +66,3 @@ def test_a_cell_is_measured_by_hand() -> None:
     assert set(row["minus_policy"]) == {"mix"}
     assert row["minus_policy"]["mix"]["hr@10"]["mean"] == pytest.approx(1 / 3)
     assert row["minus_policy"]["mix"]["ndcg@10"]["mean"] == pytest.approx(1 / 6)
-
-
-@pytest.fixture(scope="module")
-def observations(observed: Callable[..., Observations]) -> Observations:
-    return observed(0, 300, 0.0)  # a ranker that knows nothing
-
-
-def test_the_circular_cells_are_those_of_plain_counting(observations: Observations) -> None:
-    lists, own = observations.lists, observations.sampled.rewards.target.double().numpy()
-    hard = np.arange(300) % 2 == 0
-    table = circular_table(lists, own, [Cell("even", hard)], seed=0)
-    q = np.array([slow_q(lists, lists.rewards, own, row) for row in range(300)])
-    policy, ranker = (target_ranks(lists, keys) for keys in (lists.log_probs, lists.rewards))
-    assert [row["discriminability"] for row in table] == [cell.name for cell in discriminability_cells(q)]
-    for row, band in zip(table, (q >= 0.95, (q >= 0.8) & (q < 0.95), q < 0.8), strict=True):
-        rows = hard & band
-        assert row["ranker"]["cases"] == rows.sum() > 0
-        for order, ranks in (("policy", policy), ("own_order", ranker)):
-            assert row["ranker"][order]["hr@10"] == pytest.approx(((ranks >= 1) & (ranks <= 10))[rows].mean())
-    for name in ("ranker", "shuffled", "random"):
-        assert sum(row[name]["cases"] for row in table) == pytest.approx(150)
-
-
-def test_a_ranker_that_knows_nothing_looks_as_good_as_its_controls(observations: Observations) -> None:
-    """The pattern of the paper appears for all three: gains where q is high, losses where it is low."""
-    everyone = Cell("all cases", np.ones(300, dtype=bool))
-    own = observations.sampled.rewards.target.double().numpy()
-    high, middle, low = circular_table(observations.lists, own, [everyone], seed=0)
-    for name in ("ranker", "shuffled", "random"):
-        assert high[name]["own_order"]["hr@10"] > high[name]["policy"]["hr@10"] + 0.1
-        assert low[name]["own_order"]["hr@10"] < low[name]["policy"]["hr@10"] - 0.1
-        # each share is a rank among 30 or 31 candidates: 1 or 2 of them lie at .95 and above, 5 or 6 at .8 and above
-        assert 0.02 < high[name]["cases"] / 300 < 0.11
-        assert 0.12 < (high[name]["cases"] + middle[name]["cases"]) / 300 < 0.28

@@ -19,6 +19,7 @@ from adagrpo.errors import UserError
 from adagrpo.lists import Query, Recommender
 from adagrpo.pipeline import (
     CatalogVersion,
+    ListOptions,
     Run,
     catalog_diff,
     catalog_versions,
@@ -87,10 +88,10 @@ def query(served: Recommender, history: list[int], **options: Any) -> Query:
 
 
 def test_what_is_delisted_is_in_no_list_and_still_understood_in_histories(run: Run) -> None:
-    before, _ = recommender(run, None, "best")
+    before, _ = recommender(run, ListOptions())
     version, made = update_catalog(run, delist=["3,13", "23", "293"])
     assert made and version.number == 1 and version.codes.listed.sum() == 26
-    served, about = recommender(run, None, "best")
+    served, about = recommender(run, ListOptions())
     assert about["catalog_version"] == served.catalog_version == version.name != before.catalog_version
     assert (about["items"], about["listed"]) == (30, 26)
     gone, asked = {3, 13, 23, 293}, [query(served, history) for history in histories(2000)]
@@ -114,7 +115,7 @@ def test_groups_are_those_of_the_version(run: Run, tmp_path: Path) -> None:
     """Filters see new items and no delisted ones; what is left is counted so."""
     new = {1043: title(4), 1203: title(20)}
     update_catalog(run, delist=["3"], items=write_items(tmp_path / "new.csv", new))
-    served, _ = recommender(run, None, "best")
+    served, _ = recommender(run, ListOptions())
     shape = SHAPES[1043 % 5]
     alike = {item for item in [*ITEMS, *new] if SHAPES[item % 5] == shape} - {3}
     narrowing = served.eligibility.resolve({"shape": shape})
@@ -149,7 +150,7 @@ def test_what_comes_back_has_the_groups_that_it_has_now(world: Any, tmp_path: Pa
 def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run) -> None:
     """By the decoder alone the scores of other items do not change; a beam of 30 holds the whole catalogue."""
     update_catalog(run, delist=["3", "153"])
-    before, after = (recommender(run, None, "best", catalog=one, precision="float32")[0] for one in ("0", "1"))
+    before, after = (recommender(run, ListOptions(catalog=one, precision="float32"))[0] for one in ("0", "1"))
     for served in (before, after):
         served.width, served.policy.item_weight = 30, 0.0
     asked = [query(before, history) for history in histories(20)]
@@ -167,13 +168,13 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
     old = open_version(run, "0")
     assert version.codes.codes[:30].equal(old.codes.codes) and version.codes.level_sizes == old.codes.level_sizes
     assert version.codes.codes[30, 0] == version.codes.codes[row(version, 43), 0]
-    served, about = recommender(run, None, "best")
+    served, about = recommender(run, ListOptions())
     assert (about["items"], about["listed"]) == (32, 32)
     lists = [one.items for one in served.recommend([query(served, [13, 23, 33]), query(served, [173, 183, 193])])]
     assert 1043 in lists[0] and 1203 in lists[1]
     assert served.recommend([query(served, [13, 23, 1043])])[0].items  # and is understood in a history
     run.stage("reranking")
-    rewarded, _ = recommender(run, None, "best", 1.0)  # the ranker knows it too
+    rewarded, _ = recommender(run, ListOptions(None, "best", 1.0))  # the ranker knows it too
     assert {1043, 1203} & {
         item for one in rewarded.recommend([query(rewarded, one) for one in histories(50)]) for item in one.items
     }
@@ -307,7 +308,7 @@ def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_comman
     number = 1 if point == "published" else 0
     assert open_version(run).number == number
     assert (3 in _listed(open_version(run))) == (number == 0) and len(
-        recommender(run, None, "best")[0].item_ids
+        recommender(run, ListOptions())[0].item_ids
     ) == 30 + number
     version, made = update_catalog(Run.open(run.directory), items=table, delist=["3"])
     assert made == (number == 0) and version.number == 1 and 1043 in _listed(version) and 3 not in _listed(version)
@@ -399,15 +400,15 @@ def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path)
     Run.open(run.directory).sft()
     assert parts_of(Run.open(run.directory))["catalogs/0001"].state == "stale"
     with pytest.raises(UserError, match=r"stale.*`adagrpo catalog update .*--from 0` with .* or .*--catalog 0$"):
-        recommender(Run.open(run.directory), None, "best")
+        recommender(Run.open(run.directory), ListOptions())
     listed = command("catalog", "list", "--run", str(run.directory), "--quiet")[1].splitlines()
     assert [line.endswith(", stale") for line in listed] == [False, True]
-    assert recommender(Run.open(run.directory), None, "best", catalog="0")[1]["listed"] == 30
+    assert recommender(Run.open(run.directory), ListOptions(catalog="0"))[1]["listed"] == 30
     again = ("catalog", "update", "--run", str(run.directory), "--delist", "3", "--from", "0", "--json", "--quiet")
     for made in (True, False):  # what the refusal names; the first version was made by the same words
         said = json.loads(command(*again)[1])
         assert (said["made"], said["version"][:4], said["delisted"]) == (made, "0002", [3])
-    assert recommender(Run.open(run.directory), None, "best")[1]["listed"] == 29
+    assert recommender(Run.open(run.directory), ListOptions())[1]["listed"] == 29
 
 
 def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:
@@ -415,7 +416,7 @@ def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:
     path = version.files[0]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"codes\.parquet"):
-        recommender(Run.open(run.directory), None, "best")
+        recommender(Run.open(run.directory), ListOptions())
 
 
 def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
     table = pl.read_parquet(tmp_path / "out/part-00000.parquet")
     found = {*table["items"].explode()}
     assert 63 not in found and 1043 in found
-    old = recommend_users(run, tmp_path / "users.csv", tmp_path / "old", catalog="0")
+    old = recommend_users(run, tmp_path / "users.csv", tmp_path / "old", ListOptions(catalog="0"))
     assert old["catalog_version"] == open_version(run, "0").name
 
 

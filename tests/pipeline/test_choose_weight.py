@@ -13,7 +13,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.evaluation.reranking import least_of_the_best
 from adagrpo.lists import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
@@ -76,7 +76,7 @@ def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Pat
     run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     measured = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))
     assert {name: measured[name] for name in advice} == advice
-    served, about = recommender(run, "sft", "best", advice["weight"])
+    served, about = recommender(run, ListOptions("sft", "best", advice["weight"]))
     assert (about["reward_weight"], about["reward_spread"]) == (advice["weight"], advice["spread"])
     files = RunData(run)
     cases = files.cases("test")
@@ -91,7 +91,7 @@ def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Pat
 def test_lists_are_not_served_in_a_unit_that_was_not_measured(copied: Path) -> None:
     shutil.rmtree(copied / "reranking")
     with pytest.raises(UserError, match=r"reranking.*missing; run `adagrpo diagnose --run"):
-        recommender(Run.open(copied), "sft", "best", 1.0)
+        recommender(Run.open(copied), ListOptions("sft", "best", 1.0))
 
 
 def test_the_end_of_the_grid_is_said_and_kept(

@@ -21,7 +21,7 @@ from adagrpo.experiments.plan import read_plan
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.output_sources import is_stale
@@ -225,7 +225,7 @@ def test_lists_are_arms_of_an_experiment(decided: tuple[Run, dict[str, Any]], tm
     metrics = {"answers": {"sum": "answers"}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"metrics": metrics}), encoding="utf-8")
     trial = LiveExperiment(tmp_path / "plan.yaml")
-    wanted = _Wanted(Run.open(run.directory), None, "best", 0.0, None, None, "latest")
+    wanted = _Wanted(Run.open(run.directory), ListOptions())
     served = dict(zip(trial.arms(), wanted.load_arms(Operation(), trial), strict=True))
     for name, arm in arms.items():
         expected = run.recommend([[3, 13]], arm=arm["serves"]).items[0]
@@ -246,7 +246,7 @@ def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
     decided: tuple[Run, dict[str, Any]],
 ) -> None:
     run, _ = decided
-    served = _Wanted(Run.open(run.directory), "fuse", "best", 0.0, None, None, "latest").load(Operation())
+    served = _Wanted(Run.open(run.directory), ListOptions("fuse")).load(Operation())
     history = served.recommender.known([3, 13])[0]
     whole = served.answer([Asked(served, Query(history))])[0]
     assert whole.reranked and whole.degraded is None and served.degraded is None

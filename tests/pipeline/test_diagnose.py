@@ -12,7 +12,6 @@ import pytest
 
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.data.simulation.marketplace import Truth
-from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -27,16 +26,16 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="module")
 def done(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A diagnosed copy of the finished run, to be read only; the second ranker is the first one's last checkpoint."""
+    """A diagnosed copy of the finished run, to be read only."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("diagnosed") / "run"))
-    return Done(directory, world.run(directory, data).diagnose(directory / "ranker/final").content)
+    return Done(directory, world.run(directory, data).diagnose().content)
 
 
 def test_the_result_is_kept_and_the_stage_is_skipped_when_nothing_changed(done: Done, data: Path, world: Any) -> None:
     path = done.directory / "diagnose/diagnose.json"
     assert json.loads(path.read_text(encoding="utf-8")) == done.result
     before = path.stat().st_mtime_ns
-    assert world.run(done.directory, data).diagnose(done.directory / "ranker/final").content == done.result
+    assert world.run(done.directory, data).diagnose().content == done.result
     assert path.stat().st_mtime_ns == before
 
 
@@ -54,27 +53,18 @@ def test_policy_order_is_what_evaluation_reports_on_validation(done: Done) -> No
 def test_the_popularity_cells_hold_every_case_once(done: Done) -> None:
     cases = len(pl.read_parquet(done.directory / "prepare/validation.parquet").filter("target"))
     assert done.result["settings"]["cases"] == cases == sum(row["cases"] for row in done.result["popularity"])
-    assert cases == sum(row["cases"] for row in done.result["second_ranker"] if row["cell"].startswith("all cases"))
 
 
 def test_test_targets_are_not_read(done: Done, finished: Path, data: Path, world: Any, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(finished, tmp_path / "run"))
     (directory / "prepare/test.parquet").unlink()
     result = world.run(directory, data).diagnose().content
-    assert result == {name: value for name, value in done.result.items() if name != "second_ranker"}
-
-
-def test_a_second_ranker_that_is_none_is_named(done: Done, data: Path, world: Any, tmp_path: Path) -> None:
-    run = world.run(done.directory, data)
-    with pytest.raises(UserError, match=r"holds no model\.safetensors; --second-ranker takes a checkpoint folder"):
-        run.diagnose(tmp_path)
-    with pytest.raises(UserError, match="sft/best: made with other data or model settings"):
-        run.diagnose(done.directory / "sft/best")
+    assert result == done.result
 
 
 def test_tables_print_the_result(done: Done) -> None:
     result, tables = done.result, diagnosis_tables(done.result)
-    assert "exposure" not in tables and "second_ranker" in tables
+    assert "exposure" not in tables
     for table in tables.values():
         assert all(len(row) == len(table.header) == len(table.alignment) for row in table.rows)
     first, grid = tables["serving"].rows[0], tables["grid"].rows[0]
@@ -89,7 +79,7 @@ def test_tables_print_the_result(done: Done) -> None:
 def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path) -> None:
     page = (done.directory / "diagnose.html").read_text(encoding="utf-8")
     drawn = page.count("<summary>Numbers of this chart</summary>")
-    assert page.count("<svg") == 5 and drawn == 4  # the control of the map stands in the table of the map
+    assert page.count("<svg") == drawn == 3
     assert page.count("<table>") == page.count("</table>") == len(diagnosis_tables(done.result)) + drawn
     assert done.result["verdict"]["decision"].replace("_", " ") in page
     hostile = write_diagnosis(tmp_path, done.result, "<script>x</script>").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict, sample_cases
 from adagrpo.lists.recommender import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -86,7 +86,7 @@ def test_a_card_and_a_choice_say_that_metrics_were_narrowed(copied: Path) -> Non
 
 def test_with_history_left_out_lists_are_those_that_are_served(copied: Path) -> None:
     run = opened(copied, mask=True)
-    served, _ = recommender(Run.open(copied), "sft", "best", exclude_history=True, precision="float32")
+    served, _ = recommender(Run.open(copied), ListOptions("sft", exclude_history=True, precision="float32"))
     narrowing = served.narrow({"item_id": IDS}, [23])
     models = Models(RunData(opened(copied, mask=True)))
     data, options = models.data, run.config.evaluation

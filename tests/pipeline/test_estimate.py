@@ -17,7 +17,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, item_rates, summarise
-from adagrpo.pipeline import Run, update_catalog
+from adagrpo.pipeline import ListOptions, Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.serve import recommender
 
@@ -67,7 +67,7 @@ def test_the_policy_that_was_served_and_another_one(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.open(copied)
-    served, about = recommender(run, "sft", "best")
+    served, about = recommender(run, ListOptions("sft"))
     requests = logged(served, about["versions"], tmp_path, 300)
     file = write(tmp_path / "requests.jsonl", requests[:-1])
     same = estimate_policy(run, tmp_path / "exposures", file, "sft")
@@ -102,20 +102,20 @@ def test_the_weights_that_drew_are_asked_also_where_their_arm_is_stale(
 ) -> None:
     """Training that arm again would lose them."""
     run = Run.open(copied)
-    served, about = recommender(run, "adagrpo", "best")
+    served, about = recommender(run, ListOptions("adagrpo"))
     file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path, 300))
     found = estimate_policy(run, tmp_path / "exposures", file, "sft")
     config = resolve_config(dump_config(run.config), ["objective.tau=0.4"], "recipe")
     stale = Run(copied, config, data)
     with pytest.raises(UserError, match="train/adagrpo is stale"):
-        recommender(stale, "adagrpo", "best")
+        recommender(stale, ListOptions("adagrpo"))
     assert estimate_policy(stale, tmp_path / "exposures", file, "sft") == found
     assert found["counts"]["probabilities_checked"] == 300
 
 
 def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Path, tmp_path: Path) -> None:
     run = Run.open(copied)
-    served, about = recommender(run, "sft", "best")
+    served, about = recommender(run, ListOptions("sft"))
     requests = logged(served, about["versions"], tmp_path, 300)
     file = write(tmp_path / "requests.jsonl", requests)
     update_catalog(run, delist=[str(10 * item + 3) for item in range(10, 20)])
@@ -128,7 +128,7 @@ def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Pat
 def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Path) -> None:
     """A third of them escapes the look at the median."""
     run = Run.open(copied)
-    served, about = recommender(run, "sft", "best")
+    served, about = recommender(run, ListOptions("sft"))
     file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path / "all", 300))
     logged(served, about["versions"], tmp_path / "third", 300, filtered=3)
     every = estimate_policy(run, tmp_path / "all" / "exposures", file, "sft")
@@ -144,7 +144,7 @@ def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Pat
 
 def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> None:
     run = Run.open(copied)
-    served, about = recommender(run, "sft", "best")
+    served, about = recommender(run, ListOptions("sft"))
     requests = logged(served, about["versions"], tmp_path, 60)
     file = write(tmp_path / "requests.jsonl", requests[::40])  # r0 and r40 are of u0
     with pytest.raises(UserError, match=r"--exposures: 2 drawn lists with a history are all of one user"):
@@ -153,7 +153,7 @@ def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> Non
 
 def test_expectations_of_a_draw(copied: Path) -> None:
     """Over all items they are the probabilities; over a few, their mean is right."""
-    served, _ = recommender(Run.open(copied), "sft", "best")
+    served, _ = recommender(Run.open(copied), ListOptions("sft"))
     query = Query([1, 2, 3], None, (), None, 0.8, 5)
     everything = served.list_propensities([query], [[0]], 30)
     order = np.argsort(everything.items[0])
@@ -184,7 +184,7 @@ def test_a_log_that_says_too_little_gives_no_value() -> None:
 def test_all_lists_are_held_to_the_probabilities_of_the_log(copied: Path, tmp_path: Path) -> None:
     """Of a version only the first 64 were: whatever came later was believed."""
     run = Run.open(copied)
-    served, about = recommender(run, "sft", "best")
+    served, about = recommender(run, ListOptions("sft"))
     requests = logged(served, about["versions"], tmp_path, 300)
 
     def with_others(first: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import _measured, _results, _training
+from adagrpo.pipeline.named_lists import ListOptions
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
 from adagrpo.storage.artifacts import seal
@@ -147,7 +148,7 @@ def test_what_was_delisted_is_never_generated_and_still_read(run: Run, tmp_path:
     gone = [3, 13, 23, 33, 43]
     update_catalog(changed, delist=[",".join(map(str, gone))])
     assert export(changed, tmp_path / "out", "adagrpo", "final")["items"] == 25
-    answers, _ = recommender(changed, "adagrpo", "final", precision="float32")
+    answers, _ = recommender(changed, ListOptions("adagrpo", "final", precision="float32"))
     histories = [[3, 13], [33, 53], [63, 73, 3]]
     lists, _ = lists_of_generate(tmp_path / "out", histories, 3)
     assert lists == [one.items for one in answers.recommend([Query(answers.known(row)[0]) for row in histories])]
@@ -168,7 +169,7 @@ def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     policy, evaluation = models.policy(run.path("train", "adagrpo", "final")), run.config.evaluation
     found: dict[str, tuple[list[list[Any]], np.ndarray]] = {}
     for size in (1, 64):
-        answers, _ = recommender(run, "adagrpo", "final", precision="float32")
+        answers, _ = recommender(run, ListOptions("adagrpo", "final", precision="float32"))
         given = [Query([int(item) for item in row]) for row in rows]
         lists = [one for first in range(0, 90, size) for one in answers.recommend(given[first : first + size])]
         found[f"serve, {size} at a time"] = [one.items for one in lists], np.array([one.scores for one in lists])
@@ -193,9 +194,9 @@ def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
 
 def test_each_says_which_precision_it_uses(run: Run, tmp_path: Path):
     for precision in ("float32", "bfloat16"):
-        assert recommender(run, "sft", "best", precision=precision)[1]["precision"] == precision
+        assert recommender(run, ListOptions("sft", precision=precision))[1]["precision"] == precision
     native = "float32" if autocast_dtype(torch.device("cpu")) is None else "bfloat16"
-    assert recommender(run, "sft", "best")[1]["precision"] == native
+    assert recommender(run, ListOptions("sft"))[1]["precision"] == native
     export(run, tmp_path / "out", "sft")
     assert "Weights are float32" in (tmp_path / "out" / "README.md").read_text()
 

@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import finished_arms
 from adagrpo.storage import locks
@@ -31,7 +31,7 @@ def test_verbs_that_read_a_run_leave_it_as_it_was(finished: Path, tmp_path: Path
     metrics = run.results
     page = run.report()
     run.diagnose()
-    served, _ = recommender(Run.open(finished), None, "best", reward_weight=1.0)
+    served, _ = recommender(Run.open(finished), ListOptions(reward_weight=1.0))
     assert len(served.recommend([Query([0, 1])])[0].items) > 0
     assert snapshot(finished) == before
     assert page == out / "report.html" and set(metrics["stages"]) == {"sft", *arms}

@@ -19,7 +19,7 @@ from adagrpo.config import resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.recommender import Query, Recommendations
-from adagrpo.pipeline import Run, recommend_users
+from adagrpo.pipeline import ListOptions, Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
@@ -58,7 +58,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_path: Path, kind: str):
     run = Run.open(finished)
     summary = recommend_users(run, write(tmp_path, kind), tmp_path / "out", k=4)
-    served, about = recommending.recommender(run, None, "best")
+    served, about = recommending.recommender(run, ListOptions())
     expected = []
     for user, history in HISTORIES.items():
         known = served.known(history)[0]
@@ -164,7 +164,7 @@ def test_a_part_that_is_damaged_while_others_are_made_is_not_sealed(
 
 def test_a_history_is_left_out_where_that_is_asked_for(finished: Path, tmp_path: Path):
     run, users = Run.open(finished), write(tmp_path, "parquet")
-    recommend_users(run, users, tmp_path / "out", exclude_history=True)
+    recommend_users(run, users, tmp_path / "out", ListOptions(exclude_history=True))
     found = dict(lists(tmp_path / "out").select("user_id", "items").rows())
     assert {user: len(items) for user, items in found.items()} == {"a": 10, "b": 10, "c": 10, "d": 0, "e": 0}
     assert not any(set(items) & set(HISTORIES[user]) for user, items in found.items())
@@ -226,15 +226,21 @@ def test_a_test_target_that_came_since_is_part_of_a_history(world: Any, tmp_path
 
     log = world.write(folder)
     run = made()
-    recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", exclude_history=True)
+    recommend_users(
+        Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", ListOptions(exclude_history=True)
+    )
     before = lists(tmp_path / "out")["items"][0].to_list()
     weights = run.hash_input(run.path("sft", "best", "model.safetensors"))
     log.write_text(f"{log.read_text()}short-1,{before[0]},1060\n")
     again = made()
     assert again.made == ["prepare"] and again.hash_input(again.path("sft", "best", "model.safetensors")) == weights
     with pytest.raises(UserError, match="holds lists of another checkpoint"):
-        recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", exclude_history=True)
-    recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "now", exclude_history=True)
+        recommend_users(
+            Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", ListOptions(exclude_history=True)
+        )
+    recommend_users(
+        Run.open(run.directory), tmp_path / "users.csv", tmp_path / "now", ListOptions(exclude_history=True)
+    )
     assert before[0] not in lists(tmp_path / "now")["items"][0].to_list()
 
 
@@ -310,11 +316,11 @@ def test_lists_by_another_reward_are_others(copied: Path, world: Any, data: Path
         config = resolve_config(world.recipe(reward={"kind": "callable", "function": "mine:by_id"}), [], "recipe")
         run = Run(copied, config, data, code=code)
         run.stage("reranking") / "weight.json"
-        options: dict[str, Any] = {"k": 3, "arm": "sft", "reward_weight": 1e3}
+        asked = ListOptions("sft", reward_weight=1e3)
         if sign:
             with pytest.raises(UserError, match="holds lists of another"):
-                recommend_users(run, users, tmp_path / "out", **options)
-        recommend_users(run, users, tmp_path / f"out{sign}", **options)
+                recommend_users(run, users, tmp_path / "out", asked, k=3)
+        recommend_users(run, users, tmp_path / f"out{sign}", asked, k=3)
     first, second = (lists(tmp_path / name)["items"].to_list()[0] for name in ("out", "out-"))
     assert max(first) > max(second)
 
@@ -344,7 +350,7 @@ def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular
     table = lists(tmp_path / "out")
     assert table["user_id"].to_list() == list(HISTORIES)
     assert {*table["items"].explode()} <= {*ids[1:]}
-    served = recommending.recommender(run, None, "best")[0]
+    served = recommending.recommender(run, ListOptions())[0]
     narrowing = served.narrow({"item_id": ids}, [ids[0]])
     for user, history in HISTORIES.items():
         found = served.recommend([Query(served.known(history)[0], None, *narrowing[:2])])[0]
@@ -360,10 +366,11 @@ def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular
 
 def test_a_user_whose_history_holds_all_that_is_eligible_is_one_without_a_list(finished: Path, tmp_path: Path):
     known = next(history for history in HISTORIES.values() if history)
-    options: dict[str, Any] = {"include": [known[-1]], "exclude_history": True}
+    asked = ListOptions(exclude_history=True)
     for popular, popular_lists in ((False, None), (True, 2)):
         out = tmp_path / f"out-{popular}"
-        summary = recommend_users(Run.open(finished), write(tmp_path, "csv"), out, k=4, popular=popular, **options)
+        users = write(tmp_path, "csv")
+        summary = recommend_users(Run.open(finished), users, out, asked, k=4, popular=popular, include=[known[-1]])
         empty = lists(out)["items"].list.len().to_list().count(0)
         assert empty and summary["users_without_a_list"] == empty == (1 if popular else 3)
         assert summary.get("popular_lists") == popular_lists

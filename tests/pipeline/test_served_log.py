@@ -22,7 +22,7 @@ from adagrpo.exposures.exposure_parts import KIND
 from adagrpo.exposures.exposure_parts import parts_of as log_parts
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
-from adagrpo.pipeline import Run, Silent, served_log
+from adagrpo.pipeline import ListOptions, Run, Silent, served_log
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
@@ -205,7 +205,7 @@ def test_what_is_no_exposure_log_is_refused(
 
 def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: Path) -> None:
     """Over the routes of the service: lists that are drawn, clicks by request id, and a run of what was logged."""
-    answering, _ = recommender(Run.open(copied), "adagrpo", "final", exclude_history=False)
+    answering, _ = recommender(Run.open(copied), ListOptions("adagrpo", "final", exclude_history=False))
     serving = Serving(answering, {}, {"model": "m", "catalog": "c", "arm": "adagrpo/final"})
     limits = Limits(deadline_seconds=60.0)  # on a busy machine too
     options = Options(limits, exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(1.0, share=0.8))

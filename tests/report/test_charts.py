@@ -15,12 +15,10 @@ from adagrpo.report.interval_charts import (
     Band,
     ForestRow,
     IntervalMark,
-    MapCell,
     forest_chart,
     interval_chart,
-    map_chart,
 )
-from adagrpo.report.theme import DARK, GAIN, GRID, LAYERS, LOSS, SURFACE, chart_rules, method_colors
+from adagrpo.report.theme import DARK, GRID, LAYERS, SURFACE, chart_rules, method_colors
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -123,9 +121,6 @@ def test_names_are_written_as_they_are(name: str) -> None:
         line_chart([], **labels),
         interval_chart([name], [Band(name, [estimate])], reference=0.0, **labels),
         forest_chart([ForestRow(name, {name: estimate}, name)], title=name, x_label=name, names={name: name}),
-        map_chart(
-            [name], [name], [[MapCell(1.0, (name,))]], title=name, row_label=name, column_label=name, largest=1.0
-        ),
     ]
     for svg in drawn:
         parsed(svg)
@@ -185,14 +180,6 @@ def test_a_forest_is_read_against_its_reference() -> None:
     zero = float(dashed.get("d", "").split()[1])
     assert (zero - start[0]) / (end[0] - start[0]) == pytest.approx(1 / 6, abs=0.01)  # -1 of -1 .. 5 points
     assert any(text.endswith("…") for text in texts(svg)) and "nll, best" in texts(svg)
-
-
-def test_the_colour_of_a_cell_is_its_gain_or_loss() -> None:
-    cells = [[MapCell(0.1, ("+10.0", "9 cases")), MapCell(-0.2, ("-20.0", "3 cases")), MapCell(None, ("–", "0 cases"))]]
-    svg = map_chart(["hard"], ["low", "middle", "high"], cells, title="t", row_label="d", column_label="q", largest=0.2)
-    assert re.findall(r"fill: (#\w+); (?:fill-)?opacity: ([\d.]+)", svg) == [(GAIN, "0.29"), (LOSS, "0.54")]
-    assert "hard, low: +10.0, 9 cases; hard, middle: -20.0, 3 cases" in svg
-    assert {"+10.0", "9 cases", "–", "0 cases", "hard", "low", "d", "q"} <= set(texts(svg))
 
 
 def test_a_method_has_one_colour_in_every_figure() -> None:

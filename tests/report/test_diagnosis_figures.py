@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-import pytest
-
-from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
+from adagrpo.report.diagnosis_figures import exposure_figures, weight_figures
 
 
 def interval(mean: float, half: float = 0.01) -> dict[str, float]:
@@ -16,47 +13,6 @@ def interval(mean: float, half: float = 0.01) -> dict[str, float]:
 
 def both(mean: float) -> dict[str, dict[str, float]]:
     return {"hr@10": interval(mean), "ndcg@10": interval(mean / 2)}
-
-
-@pytest.fixture
-def content() -> dict[str, Any]:
-    rows, columns = ["target NLL low (≤ 1.00)", "target NLL high (> 1.00)"], ["q < 0.5", "q ≥ 0.5"]
-    uplifts = iter([0.104, -0.25, 0.0])
-    cells = [
-        {
-            "difficulty": row,
-            "discriminability": column,
-            "ranker": {"cases": 1200, **both(next(uplifts))} if (row, column) != (rows[1], columns[1]) else EMPTY,
-            "shuffled": {"cases": 1.2, "hr@10": 0.05, "ndcg@10": 0.01},
-        }
-        for row in rows
-        for column in columns
-    ]
-    return {"difficulty": rows, "discriminability": columns, "cells": cells}
-
-
-EMPTY = {"cases": 0, "hr@10": None, "ndcg@10": None}
-
-
-def test_the_map_prints_each_uplift_and_its_cases(content: dict[str, Any]) -> None:
-    own, control = map_figures(content)
-    written = re.findall(r"<text [^>]*>([^<]*)</text>", own.svg)
-    assert {"+10.4", "-25.0", "0.0", "1,200 cases", "–", "0 cases"} <= set(written)
-    assert written.index("high") < written.index("low")  # the harder ones stand above
-    assert control.svg.count(">+5.0</text>") == 4 and control.svg.count(">1 case</text>") == 4
-    assert own.numbers is not None
-    assert own.numbers.rows[0] == (
-        *("target NLL low (≤ 1.00)", "q < 0.5", "1,200", "+10.4 (+9.4 to +11.4)", "+0.0520 (+0.0420 to +0.0620)"),
-        *("1", "+5.0"),
-    )
-    assert own.numbers.rows[3][2:5] == ("0", "–", "–")
-
-
-def test_both_maps_have_one_scale(content: dict[str, Any]) -> None:
-    """The strongest value of the two, -.25, has the full colour; +.05 of the control a fifth of it."""
-    own, control = map_figures(content)
-    assert "opacity: 0.54" in own.svg
-    assert set(re.findall(r"opacity: ([\d.]+)", control.svg)) == {"0.14"}
 
 
 def test_the_curve_has_a_point_a_weight_and_marks_the_chosen_ones() -> None:

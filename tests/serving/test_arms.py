@@ -19,7 +19,7 @@ from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
 from adagrpo.report import write_experiment
@@ -212,7 +212,7 @@ def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None
         "else": {"serves": "nll", "run": str(copied)},
     }  # fmt: skip
     trial = LiveExperiment(plan_at(tmp_path, arms=arms))
-    wanted = _Wanted(Run.open(copied), None, "best", 0.0, None, None, "latest")
+    wanted = _Wanted(Run.open(copied), ListOptions())
     made = dict(zip(trial.arms(), wanted.load_arms(Operation(), trial), strict=True))
     now, new, same, other = (made[name] for name in arms)
     assert [one.versions["arm"] for one in (now, new, same, other)] == [
@@ -226,7 +226,7 @@ def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None
         )  # the reward is one, and says of the last batch alone whether it failed
     assert same.recommender.policy is now.recommender.policy and new.versions["model"] != now.versions["model"]
     for one, arm, checkpoint in ((new, "adagrpo", "final"), (other, "nll", "best")):
-        alone = _Wanted(Run.open(copied), arm, checkpoint, 0.0, None, None, "latest").load(Operation())  # type: ignore[arg-type]
+        alone = _Wanted(Run.open(copied), ListOptions(arm, checkpoint)).load(Operation())  # type: ignore[arg-type]
         asked = [Query([1, 2]), Query([3])]
         assert one.recommender.recommend(asked) == alone.recommender.recommend(asked)
         assert one.versions == alone.versions
@@ -246,11 +246,23 @@ def test_what_would_make_an_experiment_worthless_is_refused(
     ):
         with pytest.raises(UserError, match=said):
             serve(
-                Run.open(copied), arm, "best", host="127.0.0.1", port=0, operation=operation, ready=lambda about: None
+                Run.open(copied),
+                ListOptions(arm),
+                host="127.0.0.1",
+                port=0,
+                operation=operation,
+                ready=lambda about: None,
             )
     whole = Operation(experiment=path, exposures=log, user_key_file=key)
     with pytest.raises(UserError, match="--checkpoint final: the plan of --experiment says"):
-        serve(Run.open(copied), None, "final", host="127.0.0.1", port=0, operation=whole, ready=lambda about: None)
+        serve(
+            Run.open(copied),
+            ListOptions(None, "final"),
+            host="127.0.0.1",
+            port=0,
+            operation=whole,
+            ready=lambda about: None,
+        )
 
 
 def test_a_key_that_is_made_is_said(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +272,7 @@ def test_a_key_that_is_made_is_said(copied: Path, tmp_path: Path, capsys: pytest
     for said in (f"note: {key} is not there and is made; under a new key", ""):
         with pytest.raises(UserError, match="is a file"):  # before anything is loaded
             run = Run.open(copied, console=StderrConsole())
-            serve(run, "sft", "best", host="127.0.0.1", port=0, operation=operation, ready=lambda about: None)
+            serve(run, ListOptions("sft"), host="127.0.0.1", port=0, operation=operation, ready=lambda about: None)
         assert capsys.readouterr().err.startswith(said) and key.exists()
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
-from adagrpo.pipeline import Run, update_catalog
+from adagrpo.pipeline import ListOptions, Run, update_catalog
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
@@ -42,7 +42,7 @@ class Site:
     def __init__(self, run: Run, **options: Any) -> None:
         def load(arm: str = "adagrpo", catalog: str = "latest") -> Serving:
             self.loads += 1
-            served, about = recommender(run, arm, "best", 0.5, precision="float32", catalog=catalog)
+            served, about = recommender(run, ListOptions(arm, "best", 0.5, precision="float32", catalog=catalog))
             served.texts = lambda: [TITLES.get(int(name), "") for name in served.item_ids]
             return Serving(served, about, about["versions"])
 

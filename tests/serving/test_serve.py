@@ -23,7 +23,7 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.lists.recommender import Query
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -51,7 +51,7 @@ def questions(run: Run) -> list[list[Any]]:
 def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: float) -> None:
     run = opened(copied, f"evaluation.exclude_history={str(mask).lower()}")
     models = Models(RunData(run))
-    served, about = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=mask)
+    served, about = recommender(opened(copied), ListOptions("adagrpo", "final", weight, exclude_history=mask))
     assert about["arm"] == ("adagrpo+rerank" if weight else "adagrpo")
     assert (about["checkpoint"], about["items"]) == ("final", models.data.num_items)
     cases = models.data.cases("test")
@@ -71,7 +71,7 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
     exclude = [True, False, True, False, False, True]
     expected = []
     for mask in (False, True):
-        served, about = recommender(opened(copied), "adagrpo", "final", exclude_history=mask)
+        served, about = recommender(opened(copied), ListOptions("adagrpo", "final", exclude_history=mask))
         queries = [Query(served.known(history)[0]) for history in asked]
         said = [query._replace(exclude_history=mask) for query in queries]
         assert about["exclude_history"] is mask and served.recommend(queries) == served.recommend(said)
@@ -83,7 +83,9 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
         assert answers[row].items == expected[masked][row].items
         assert not masked or not {*answers[row].items} & {*asked[row]}
     assert any({*without.items} & {*history} for without, history in zip(expected[0], asked, strict=True))
-    assert recommender(opened(copied), "adagrpo", "final")[1]["exclude_history"] is False  # as evaluation does
+    assert (
+        recommender(opened(copied), ListOptions("adagrpo", "final"))[1]["exclude_history"] is False
+    )  # as evaluation does
 
 
 def test_the_last_weights_of_sft_are_not_chosen_by_the_evaluation_of_its_best(copied: Path) -> None:
@@ -158,7 +160,7 @@ def write_validation(run: Run, arm: str, value: float) -> None:
 def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> None:
     run = opened(copied, "evaluation.exclude_history=true")
     models = Models(RunData(run))
-    served, _ = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=True)
+    served, _ = recommender(opened(copied), ListOptions("adagrpo", "final", weight, exclude_history=True))
     draw = np.random.default_rng(0)
     length = models.data.num_items - 12
     assert length > 2 * run.config.max_history and served.width <= 12
@@ -181,7 +183,7 @@ class Service:
     def __init__(self, run: Run) -> None:
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
-        served, about = recommender(run, None, "best")
+        served, about = recommender(run, ListOptions())
         self.width = served.width
         self.server = Server(Application(ModelManager(Serving(served, about)), Options()))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -295,7 +297,7 @@ def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"--port .*choose another"):
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match=r"--arm grpo: not trained .* sft, nll, adagrpo"):
-        recommender(opened(folder), "grpo", "best")
+        recommender(opened(folder), ListOptions("grpo"))
 
 
 def test_the_command_serves_until_it_is_told_to_end(folder: Path) -> None:

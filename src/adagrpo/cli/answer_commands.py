@@ -19,15 +19,12 @@ from adagrpo.errors import UserError
 def diagnose(
     run: RunDirectory,
     common: Common,
-    second_ranker: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
-    ] = None,
     out: Elsewhere = None,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
     opened = common.open(run, out)
     with session(opened):
-        result = opened.diagnose(second_ranker).content
+        result = opened.diagnose().content
     if common.as_json:
         typer.echo(json.dumps(result))
         return

@@ -23,6 +23,7 @@ from adagrpo.monitoring.signs import SignRule
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Console,
+    ListOptions,
     Operation,
     Run,
     Silent,

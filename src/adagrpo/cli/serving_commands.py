@@ -124,13 +124,9 @@ def serve(
     opened = replace(common, quiet=True).open(run)
     library.serve(
         opened,
-        arm,
-        checkpoint,
+        library.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
         host=host,
         port=port,
-        reward_weight=reward_weight,
-        exclude_history=exclude_history,
-        precision=precision,
         operation=library.Operation(
             token_file=token_file,
             without_token=without_token,
@@ -142,7 +138,6 @@ def serve(
             rerank_seconds=rerank_seconds,
             experiment=experiment,
         ),
-        catalog=catalog,
         ready=ready,
     )
 
@@ -182,14 +177,9 @@ def recommend(
             opened,
             users,
             out,
+            library.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
             k=k,
-            arm=arm,
-            checkpoint=checkpoint,
-            reward_weight=reward_weight,
-            exclude_history=exclude_history,
-            precision=precision,
             columns=(user_column, history_column),
-            catalog=catalog,
             include=library.parse_filter(include or (), "--include"),
             exclude=library.parse_filter(exclude or (), "--exclude"),
             popular=popular,

@@ -1,7 +1,6 @@
-r"""Admission by the gate, agreement of two ways to draw groups, and the direction of the reward.
+r"""Admission by the gate, and the direction of the reward.
 
     admission    share of the groups with d_b ≥ τ, q_b ≥ q_min, not degenerate; beside it that of shuffled rewards
-    kappa        (p_o - p_e) / (1 - p_e) of two sets of admissions                                     (Cohen 1960)
     pull_b       mean over the distinct valid rollouts o ≠ y_b of e(o) · s(o) / σ_b,
                  s the share of leading codes that o has in common with y_b, σ_b the deviation of the reward r,
                  e what is left of r after the least-squares line on log π(o | x_b)
@@ -27,7 +26,7 @@ from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, first_occurrence
 
-__all__ = ["cohens_kappa", "evidence_of", "pairwise_accuracy", "pull"]
+__all__ = ["evidence_of", "pairwise_accuracy", "pull"]
 
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
@@ -42,20 +41,6 @@ def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: boo
     valid = rewards.rollouts[groups.rollouts.valid]
     spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
     return gather_evidence(groups, rewards, options, spread=spread)
-
-
-def cohens_kappa(
-    a: NDArray[np.bool_],  # (N,)
-    b: NDArray[np.bool_],  # (N,)
-) -> float | None:
-    """Agreement of two decisions beyond what their rates alone give; None where both always say the same.
-
-    Example:
-        >>> cohens_kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
-        0.5
-    """
-    expected = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
-    return None if expected == 1 else (float((a == b).mean()) - expected) / (1 - expected)
 
 
 def pull(groups: ScoredGroups, *, beyond_policy: bool = True) -> NDArray[np.float64]:

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.diagnosis.admission import cohens_kappa, evidence_of, pairwise_accuracy, pull
+from adagrpo.diagnosis.admission import evidence_of, pairwise_accuracy, pull
 from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
 from adagrpo.diagnosis.judgement import ALL_CASES, judge
-from adagrpo.diagnosis.maps import uplift_map
 from adagrpo.diagnosis.orders import (
     Floats,
     Ints,
@@ -36,8 +35,6 @@ from adagrpo.diagnosis.strata import (
     Cell,
     Gains,
     bounded_interval,
-    circular_table,
-    discriminability_cells,
     gains,
     measure,
     popularity_cells,
@@ -67,7 +64,6 @@ class Observations:
     sampled: ScoredGroups
     beam: ScoredGroups
     exposures: Ints | None = None  # (V,) how often each item was shown, where that is known
-    second_q: Floats | None = None  # (N,) share of the beam that a second ranker puts below the logged item
     utility: Utility | None = None  # where the world is simulated
 
 
@@ -164,14 +160,10 @@ def _strata(
     }
     if observed.exposures is not None:
         tables["exposure"] = thirds("times shown", observed.exposures[lists.targets].astype(np.float64), digits=0)
-    if observed.second_q is not None:
-        tables["second_ranker"] = _crossed([*everyone, *difficulty], discriminability_cells(observed.second_q))
     measured: dict[str, Any] = {
         name: measure(cells, orders, in_beam, resamples=resamples, seed=seed) for name, cells in tables.items()
     }
-    own = observed.sampled.rewards.target.double().numpy()
-    circular = circular_table(lists, own, [*everyone, *difficulty], seed)
-    return measured | {"all": measured["all"][0], "circular": circular}
+    return measured | {"all": measured["all"][0]}
 
 
 def _drawn(observed: Observations, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -180,7 +172,6 @@ def _drawn(observed: Observations, mix: Mix, *, resamples: int, seed: int) -> di
     shown = observed.exposures is not None
     counts = observed.training_counts if observed.exposures is None else observed.exposures
     return {
-        "map": uplift_map(lists, observed.sampled.rewards.target.double().numpy(), _nll(observed), **options),
         "weights": weight_curve(lists, mix, **options),
         "by_exposure": order_by_exposure(
             lists, counts, "times shown" if shown else "training interactions", utility=observed.utility, **options
@@ -195,19 +186,13 @@ def _nll(observed: Observations) -> Floats:
     return np.asarray(target_nll(log_probs).double().numpy())
 
 
-def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
-    crossed = [Cell(f"{a.name}, {b.name}", a.rows & b.rows) for a in first for b in second]
-    return [cell for cell in crossed if cell.rows.any()]
-
-
 def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
-    """Sampled and beam groups at the configured thresholds, and how far they agree."""
+    """Sampled and beam groups at the configured thresholds."""
     content: dict[str, Any] = {}
-    admitted: dict[str, NDArray[np.bool_]] = {}
     for name, groups in (("sample", observed.sampled), ("beam", observed.beam)):
         true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
         decision = _admit(true, *_limits(objective))
-        mask = admitted[name] = decision.admitted.numpy()
+        mask = decision.admitted.numpy()
         by_chance = _admit(fake, *_limits(objective)).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
@@ -227,14 +212,6 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
             "mean_difficulty": float(true.miss.float().mean()),
             "mean_q": float(true.q.float().mean()),
         }
-    a, b = admitted["sample"], admitted["beam"]
-    content["agreement"] = {
-        "equal": float((a == b).mean()),
-        "kappa": cohens_kappa(a, b),
-        "both": float((a & b).mean()),
-        "sample_only": float((a & ~b).mean()),
-        "beam_only": float((~a & b).mean()),
-    }
     return content
 
 

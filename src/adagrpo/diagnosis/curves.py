@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.diagnosis.orders import Floats, Ints, Lists, Mix, mixed_keys, permuted, target_ranks
-from adagrpo.diagnosis.strata import DRAWS, METRICS, gains
+from adagrpo.diagnosis.strata import METRICS, gains
 from adagrpo.evaluation.reranking import WEIGHTS
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 
@@ -27,6 +27,7 @@ __all__ = ["order_by_exposure", "weight_curve"]
 
 Masks = NDArray[np.bool_]
 QUANTILES = (0.25, 0.5, 0.75)
+DRAWS = 5  # of a shuffled reward
 
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:

@@ -164,13 +164,10 @@ def _thresholds(result: Mapping[str, Any]) -> list[str]:
 
 def _gate(gate: Mapping[str, Any]) -> str:
     sample, beam = (GroupSummary.of_row(gate[kind]) for kind in ("sample", "beam"))
-    agreement = gate["agreement"]
-    kappa = "" if agreement["kappa"] is None else f" (kappa {agreement['kappa']:.2f})"
     return (
         f"The gate admits {_rate(sample.admission)} of the sampled groups and would admit"
         f" {_rate(sample.shuffled_admission)} with shuffled rewards; of beam groups it admits"
-        f" {_rate(beam.admission)} and {_rate(beam.shuffled_admission)}. The two decide alike in"
-        f" {_rate(agreement['equal'])} of the cases{kappa}."
+        f" {_rate(beam.admission)} and {_rate(beam.shuffled_admission)}."
     )
 
 

@@ -1,49 +1,39 @@
-"""Cuts cases into cells and measures the orders of the beam in each, beside what rankers that know nothing get there.
+"""Cuts cases into cells and measures the orders of the beam in each.
 
-Three kinds of cells, which must not be confused:
+Two kinds of cells, which must not be confused:
 
     serving      by what is known when a case is served; a gain there is a gain that can be had
     target       by the logged item (popularity, exposure, difficulty for the policy): fair to the ranker, and not to
                  the policy where the cell is formed by its own failure
-    circular     by the share of the beam that the ranker puts below the logged item, then evaluating the same ranker:
-                 Tables 2 and 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480)
 
-In the last kind any ranker shines where it was lucky. We depart by giving a shuffled and a random ranker cells of their
-own, formed in the same way; the difference to them is what the ranker knows.
+We depart from Tables 2 and 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480) in that no cell is formed by the scores that
+are then judged: there any ranker gains where it was lucky.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.diagnosis.orders import Floats, Ints, Lists, permuted, target_ranks
+from adagrpo.diagnosis.orders import Floats, Ints
 from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
-from adagrpo.objective import discriminability
 
 __all__ = [
     "MIN_MOVED",
     "Cell",
     "Gains",
-    "beam_discriminability",
     "bounded_interval",
-    "circular_table",
-    "discriminability_cells",
     "gains",
     "measure",
     "popularity_cells",
-    "ranker_and_controls",
     "thirds",
 ]
 
 METRICS = ("hr@10", "ndcg@10")
-BANDS = (0.8, 0.95)
-DRAWS = 5  # of each control; its cells are the union
 MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and an interval of so few is too sure of itself
 
 Gains = Mapping[str, Floats]  # metric -> (N,) one number a case
@@ -93,30 +83,6 @@ def popularity_cells(
     return [cell for cell in cells if cell.rows.any()]
 
 
-def discriminability_cells(q: Floats) -> list[Cell]:
-    """Bands of the share of negatives that a ranker puts below the logged item."""
-    low, high = BANDS
-    return [
-        Cell(f"q ≥ {high:.2f}", q >= high),
-        Cell(f"q {low:.2f} to {high:.2f}", (q >= low) & (q < high)),
-        Cell(f"q < {low:.2f}", q < low),
-    ]
-
-
-def beam_discriminability(lists: Lists, rewards: Floats, target_reward: Floats) -> Floats:
-    """(N,) share of the list's other items that score below the logged item; ties count one half."""
-    none = torch.empty((len(lists.targets), 0))
-    result = discriminability(
-        torch.from_numpy(target_reward),
-        torch.from_numpy(rewards),
-        torch.from_numpy(lists.items),
-        none.double(),
-        none.long(),
-        torch.from_numpy(lists.targets),
-    )
-    return np.asarray(result.q.numpy(), dtype=np.float64)
-
-
 def bounded_interval(differences: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Interval:
     """Normal interval of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
@@ -162,72 +128,3 @@ def measure(
         }
         table.append(row)
     return table
-
-
-def circular_table(
-    lists: Lists,
-    target_reward: Floats,  # (N,)
-    difficulty: Sequence[Cell],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Difficulty by discriminability, each ranker in the cells that its own scores form.
-
-    Args:
-        lists: `N` lists.
-        target_reward: (N,) what the ranker gives the logged item, in the list or not.
-        difficulty: cells of the first cut.
-        seed: of the two controls.
-
-    Returns:
-        A row a cell with, for `ranker`, `shuffled` and `random`: cases (a mean over draws), and HR@10 and NDCG@10 in
-        policy order and in the order of that ranker.
-    """
-    policy = gains(target_ranks(lists, lists.log_probs))
-    sums: dict[tuple[str, str, str], Floats] = {}
-    for name, rewards, own, weight in ranker_and_controls(lists, target_reward, seed):
-        ordered = gains(target_ranks(lists, rewards))
-        bands = discriminability_cells(beam_discriminability(lists, rewards, own))
-        for cell in difficulty:
-            for band in bands:
-                rows = cell.rows & band.rows
-                totals = [
-                    rows.sum(),
-                    *(values[metric][rows].sum() for values in (policy, ordered) for metric in METRICS),
-                ]
-                key = (cell.name, band.name, name)
-                sums[key] = sums.get(key, np.zeros(5)) + weight * np.array(totals, dtype=np.float64)
-    table: dict[tuple[str, str], dict[str, Any]] = {}
-    for (cell_name, band_name, name), total in sums.items():
-        cases = total[0]
-        means = [None if cases == 0 else float(value / cases) for value in total[1:]]
-        entry = {
-            "cases": float(cases),
-            "policy": dict(zip(METRICS, means[:2], strict=True)),
-            "own_order": dict(zip(METRICS, means[2:], strict=True)),
-        }
-        row = table.setdefault((cell_name, band_name), {"difficulty": cell_name, "discriminability": band_name})
-        row[name] = entry
-    return list(table.values())
-
-
-def ranker_and_controls(lists: Lists, target_reward: Floats, seed: int) -> Iterator[tuple[str, Floats, Floats, float]]:
-    """The ranker, and `DRAWS` draws each of a `shuffled` and a `random` one.
-
-    Yields:
-        Name, (N, W) scores, (N,) scores of the logged item, and the weight of the draw in a mean over draws.
-    """
-    yield "ranker", lists.rewards, target_reward, 1.0
-    generator = np.random.default_rng(seed)
-    is_target = (lists.items == lists.targets[:, None]) & lists.usable
-    missing = ~is_target.any(axis=1)
-    # the logged item is one candidate more where the list does not hold it
-    values = np.column_stack([np.where(lists.usable, lists.rewards, 0.0), target_reward])
-    real = np.column_stack([lists.usable, missing])
-
-    def split(scores: Floats) -> tuple[Floats, Floats]:
-        own = np.where(missing, scores[:, -1], np.where(is_target, scores[:, :-1], 0.0).sum(axis=1))
-        return scores[:, :-1], own
-
-    for _ in range(DRAWS):
-        yield "shuffled", *split(permuted(values, real, generator)), 1 / DRAWS
-        yield "random", *split(generator.standard_normal(values.shape)), 1 / DRAWS

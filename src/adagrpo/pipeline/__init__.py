@@ -3,6 +3,7 @@
 from adagrpo.console import Console, Silent
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.description import kept_settings, reset_settings
+from adagrpo.pipeline.named_lists import ListOptions
 from adagrpo.pipeline.recommend import recommend_users
 from adagrpo.pipeline.results import Chart, Diagnosis, Recommended
 from adagrpo.pipeline.run import Run
@@ -15,6 +16,7 @@ __all__ = [
     "Chart",
     "Console",
     "Diagnosis",
+    "ListOptions",
     "Operation",
     "Recommended",
     "Run",

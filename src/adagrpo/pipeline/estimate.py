@@ -25,6 +25,7 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.named_lists import ListOptions
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -63,7 +64,7 @@ def estimate_policy(
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
-        catalog: see `adagrpo.pipeline.serve.recommender`.
+        catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
 
     Returns:
         JSON: `policy`, `estimates` and `counts`.
@@ -73,7 +74,7 @@ def estimate_policy(
             the requests.
     """
     latest_exposures(exposures, publish=True)
-    served, about = recommender(run, arm, checkpoint, 0.0, exclude_history, None, catalog)
+    served, about = recommender(run, ListOptions(arm, checkpoint, exclude_history=exclude_history, catalog=catalog))
     lists = _read(served, *read_parts(parts_of(exposures)), requests, reward)
     if len(set(_owners(lists))) < 2:
         raise UserError(

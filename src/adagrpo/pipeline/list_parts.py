@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -27,11 +27,10 @@ from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.recommender import ItemId, Recommender
-from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.named_lists import list_read
+from adagrpo.pipeline.named_lists import ListOptions, list_read
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
@@ -83,12 +82,7 @@ class Wanted:
     weights: str  # their sha256
     reward: dict[str, Any]  # see `list_read`
     k: int
-    arm: str
-    checkpoint: Literal["best", "final"]
-    reward_weight: float
-    exclude_history: bool | None
-    precision: Precision | None
-    catalog: str
+    asked: ListOptions
     include: Filter | None
     exclude: Filter | None
     popular: bool
@@ -111,14 +105,14 @@ class Wanted:
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
         run = Run.open(self.run, self.overrides)
-        called = parse_list(self.arm)
-        chosen = choose_checkpoint(run, called.policy or START, self.checkpoint)
+        asked = self.asked
+        called = parse_list(str(asked.arm))
+        chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
         if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
-        if list_read(run, called, self.reward_weight) != self.reward:
+        if list_read(run, called, asked.reward_weight) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
-        options = (self.reward_weight, self.exclude_history, self.precision, self.catalog)
-        return run, recommender(run, self.arm, self.checkpoint, *options)[0]
+        return run, recommender(run, asked)[0]
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:

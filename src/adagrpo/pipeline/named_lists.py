@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
 from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
+from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.commands import command
@@ -19,9 +21,32 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import CatalogVersion
+from adagrpo.pipeline.versions import LATEST, CatalogVersion
 
 DECISION = "decision.json"  # in it: `chosen`
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """The list that is asked for, and what is changed for it against the recipe.
+
+    Attributes:
+        arm: a list, see `adagrpo.lists.names`; None: see `served_list`.
+        checkpoint: of its policy.
+        reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
+            is called re-ranked takes the weight that validation chose where none is given.
+        exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
+            evaluation does.
+        precision: of the policy; None is the recipe's, `evaluation.precision`.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
+    """
+
+    arm: str | None = None
+    checkpoint: Literal["best", "final"] = "best"
+    reward_weight: float = 0.0
+    exclude_history: bool | None = None
+    precision: Precision | None = None
+    catalog: str = LATEST
 
 
 def served_list(

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import HISTORY, about_how_many, read_histories
@@ -24,14 +25,12 @@ from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import START, parse_list
-from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
-from adagrpo.pipeline.named_lists import list_read
+from adagrpo.pipeline.named_lists import ListOptions, list_read
 from adagrpo.pipeline.on_ray import each_on_ray
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.versions import LATEST
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
@@ -48,15 +47,10 @@ def recommend_users(
     run: RunDirectory,
     users: Path,
     out: Path,
+    asked: ListOptions = ListOptions(),  # noqa: B008 (it is frozen)
     *,
     k: int = 10,
-    arm: str | None = None,
-    checkpoint: Literal["best", "final"] = "best",
-    reward_weight: float = 0.0,
-    exclude_history: bool | None = None,
-    precision: Precision | None = None,
     columns: tuple[str | None, str | None] = (None, None),
-    catalog: str = LATEST,
     include: Filter | None = None,
     exclude: Filter | None = None,
     popular: bool = False,
@@ -68,13 +62,10 @@ def recommend_users(
         users: see `adagrpo.data.histories`. Without histories it names users of the run's logs, and the history is
             all that the logs have of them, also what is held out and what came after that.
         out: a new folder, or one that the same command began.
-        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        reward_weight: see `adagrpo.pipeline.serve.recommender`.
-        exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
-        precision: see `adagrpo.pipeline.serve.recommender`.
+        asked: which lists; `exclude_history` is of the whole history.
+        k: length of a list.
         columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
             file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
-        catalog: see `adagrpo.pipeline.serve.recommender`.
         include: what lists may hold, see `adagrpo.lists.eligibility`.
         exclude: what they may not.
         popular: give users without a known history the most popular items; a column `source` then says so.
@@ -88,11 +79,11 @@ def recommend_users(
             else.
     """
     run.refuse_without_order()
-    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+    served, about = recommender(run, asked)
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
     called = parse_list(about["arm"])
-    chosen = choose_checkpoint(run, called.policy or START, checkpoint)
+    chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
     weights = run.hash_input(chosen.weights / "model.safetensors")
     kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
@@ -103,7 +94,7 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
-    reward = list_read(run, called, reward_weight)
+    reward = list_read(run, called, asked.reward_weight)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from
         path = run.find("prepare", f"{name}.parquet")
@@ -139,12 +130,8 @@ def recommend_users(
             weights=weights,
             reward=reward,
             k=k,
-            arm=about["arm"],
-            checkpoint=checkpoint,
-            reward_weight=reward_weight,
-            exclude_history=exclude_history,
-            precision=precision,
-            catalog=about["catalog_version"],  # by name: a worker may begin after the next one was made
+            # by name: a worker may begin after the next catalogue was made
+            asked=replace(asked, arm=about["arm"], catalog=about["catalog_version"]),
             include=include,
             exclude=exclude,
             popular=popular,

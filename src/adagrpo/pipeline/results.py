@@ -12,7 +12,7 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.lists.recommender import ItemId, Source
-from adagrpo.report.diagnosis_figures import map_figures
+from adagrpo.report.diagnosis_figures import weight_figures
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Diagnosis:
         return cls(verdict["decision"], tuple(verdict["sentences"]), content)
 
     def plot(self) -> Chart:
-        """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""
-        return Chart(map_figures(self.content["map"])[0].svg)
+        """The first chart of diagnose.html: how much weight the reward should have."""
+        return Chart(weight_figures(self.content["weights"])[0].svg)
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)

@@ -40,7 +40,7 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_files import check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
@@ -189,17 +189,14 @@ class Run(RunDirectory):
             self._evaluate(finished_arms(self))
         return self.metrics
 
-    def diagnose(self, second_ranker: str | Path | None = None) -> Diagnosis:
+    def diagnose(self) -> Diagnosis:
         """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html.
 
-        Args:
-            second_ranker: checkpoint folder of another ranker, to form strata for the run's own.
-
         Raises:
-            UserError: a stage is missing, or the second ranker does not fit.
+            UserError: a stage is missing.
         """
         with self._doing("diagnose"):
-            wanted = diagnosis(self, None if second_ranker is None else Path(second_ranker))
+            wanted = diagnosis(self)
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
@@ -337,10 +334,8 @@ class Run(RunDirectory):
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
         made_from = (weights, list_read(self, name, reward_weight))
         if key not in self._served or self._served[key][0] != made_from:
-            made = recommender(
-                self, str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number)
-            )
-            self._served[key] = (made_from, *made)
+            asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
+            self._served[key] = (made_from, *recommender(self, asked))
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(

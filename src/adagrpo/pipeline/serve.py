@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from socket import socket
 from threading import Thread, current_thread, main_thread
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from adagrpo.errors import UserError, install
 from adagrpo.experiments.live import LiveExperiment
@@ -26,10 +26,10 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import check_served, served_list
+from adagrpo.pipeline.named_lists import ListOptions, check_served, served_list
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, open_runs
-from adagrpo.pipeline.versions import LATEST, open_version
+from adagrpo.pipeline.versions import open_version
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
 from adagrpo.serving.limits import Limits
@@ -62,77 +62,47 @@ class Operation:
         return CircuitBreaker(reward, budget_seconds=self.rerank_seconds, say=_say)
 
 
-def recommender(
-    run: RunDirectory,
-    arm: str | None,
-    checkpoint: Literal["best", "final"],
-    reward_weight: float = 0.0,
-    exclude_history: bool | None = None,
-    precision: Precision | None = None,
-    catalog: str = LATEST,
-) -> tuple[Recommender, dict[str, Any]]:
-    """Make the recommender of a checkpoint, and its facts.
-
-    Args:
-        arm: a list, see `adagrpo.lists.names`; None: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
-            is called re-ranked takes the weight that validation chose where none is given.
-        exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
-            evaluation does.
-        precision: of the policy; None is the recipe's, `evaluation.precision`.
-        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`. A service that is told of
-            a new one asks again.
+def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any]]:
+    """Make the recommender of a list, and its facts.
 
     Raises:
         UserError: no such arm, checkpoint or version, what it was made from is stale, the reward cannot be had, or the
             weight or the precision is none.
     """
-    served, about, _ = _recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+    served, about, _ = _recommender(run, asked)
     return served, about
 
 
-def _recommender(
-    run: RunDirectory,
-    arm: str | None,
-    checkpoint: Literal["best", "final"],
-    reward_weight: float,
-    exclude_history: bool | None,
-    precision: Precision | None,
-    catalog: str,
-) -> tuple[Recommender, dict[str, Any], ListMaker]:
+def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker]:
     """`recommender`, and what makes other lists of the same run and catalogue."""
-    if precision not in (None, *get_args(Precision)):
-        raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
-    name, chosen = served_list(run, arm, checkpoint, reward_weight)
-    version = open_version(run, catalog)
+    if asked.precision not in (None, *get_args(Precision)):
+        raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
+    name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
+    version = open_version(run, asked.catalog)
     check_served(run, chosen, version, name)
     data = RunData(run, version)
     models = Models(data)
-    maker = ListMaker(models, exclude_history, precision, reward_weight or None)
+    maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None)
     if maker.asks_reward(name):
         check_reward(models)
     served = maker.recommender(name, chosen.weights)
-    about: dict[str, Any] = {"name": run.config.name, "arm": str(name), "checkpoint": checkpoint, "step": chosen.step}
+    about: dict[str, Any] = {"name": run.config.name, "arm": str(name), "checkpoint": asked.checkpoint}
+    about |= {"step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": served.reward_weight}
     about |= {"reward_spread": served.reward_spread} if served.reward is not None else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": served.exclude_history, "precision": served.precision}
-    versions = chosen._replace(arm=str(name)).versions(run, checkpoint, version.name)
+    versions = chosen._replace(arm=str(name)).versions(run, asked.checkpoint, version.name)
     return served, about | {"versions": versions}, maker
 
 
 def serve(
     run: RunDirectory,
-    arm: str | None,
-    checkpoint: Literal["best", "final"],
+    asked: ListOptions,
     *,
     host: str,
     port: int,
-    reward_weight: float = 0.0,
-    exclude_history: bool | None = None,
-    precision: Precision | None = None,
-    catalog: str = LATEST,
     operation: Operation | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -140,10 +110,6 @@ def serve(
 
     Args:
         port: 0 takes a free one.
-        reward_weight: see `recommender`.
-        exclude_history: see `recommender`.
-        precision: see `recommender`.
-        catalog: see `recommender`.
         operation: tokens, keys, limits and logs.
         ready: called once requests are taken, with the address and what `/health` says.
 
@@ -158,7 +124,7 @@ def serve(
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
     if operation.experiment is not None:
-        _check_experiment(operation, operation.experiment, arm, checkpoint)
+        _check_experiment(operation, operation.experiment, asked)
     if operation.user_key_file is not None and not operation.user_key_file.exists():
         run.console.note(
             f"note: {operation.user_key_file} is not there and is made; under a new key users are nobody that an"
@@ -167,7 +133,7 @@ def serve(
     user_hash = read_key(operation.user_key_file)
     if operation.exposures is not None:  # refused before anything is loaded
         LocalExposureLog(operation.exposures).close()
-    wanted = _Wanted(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+    wanted = _Wanted(run, asked)
     try:
         from adagrpo.serving.draining import listen
     except ImportError as error:
@@ -178,37 +144,29 @@ def serve(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The request for a model to serve, as it was made at the start; see `recommender`."""
+    """The request for a model to serve, as it was made at the start."""
 
     run: RunDirectory
-    arm: str | None
-    checkpoint: Literal["best", "final"]
-    reward_weight: float
-    exclude_history: bool | None
-    precision: Precision | None
-    catalog: str
+    asked: ListOptions
 
     def load(self, operation: Operation, **other: Any) -> Serving:
         """Load it from the run as it is now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
-        one = replace(self, **other)
-        return one._load(one.run.reopened(), operation)[0]
+        return self._load(self.run.reopened(), replace(self.asked, **other), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
         """Load the model of each arm of an experiment, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
-        one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
-        runs = open_runs(trial, one.run.reopened())
-        serving, maker = one._load(runs[trial.plan.control], operation)
+        asked = replace(self.asked, arm=control.serves, checkpoint=control.checkpoint, **other)
+        runs = open_runs(trial, self.run.reopened())
+        serving, maker = self._load(runs[trial.plan.control], asked, operation)
         serving = replace(serving, about={**serving.about, "why": f"an arm of {trial.path}"})
-        others = load_treatments(trial, runs, serving, maker, one.catalog, operation.guarded)
+        others = load_treatments(trial, runs, serving, maker, asked.catalog, operation.guarded)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
 
-    def _load(self, run: RunDirectory, operation: Operation) -> tuple[Serving, ListMaker]:
-        served, about, maker = _recommender(
-            run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
-        )
+    def _load(self, run: RunDirectory, asked: ListOptions, operation: Operation) -> tuple[Serving, ListMaker]:
+        served, about, maker = _recommender(run, asked)
         if served.reward is not None:
             served.reward = operation.guarded(served.reward)
         if operation.explore is not None:
@@ -217,14 +175,14 @@ class _Wanted:
         return Serving(served, about, about["versions"]), maker
 
 
-def _check_experiment(operation: Operation, plan: Path, arm: str | None, checkpoint: str) -> None:
+def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> None:
     """Refuse what would make an experiment worthless, before anything is loaded.
 
     Raises:
         UserError: there is such a thing, or no such plan.
     """
-    if arm is not None or checkpoint != "best":
-        option = "--arm" if arm is not None else f"--checkpoint {checkpoint}"
+    if asked.arm is not None or asked.checkpoint != "best":
+        option = "--arm" if asked.arm is not None else f"--checkpoint {asked.checkpoint}"
         raise UserError(f"{option}: the plan of --experiment says what is served")
     if operation.exposures is None:
         raise UserError("--experiment: needs --exposures, the log that `adagrpo ab` reads")

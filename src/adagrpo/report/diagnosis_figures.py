@@ -1,7 +1,7 @@
-"""The charts of a diagnosis: where the ranker lifts the policy, at which weight, and whether it orders rare items.
+"""The charts of a diagnosis: at which weight the ranker lifts the policy, and whether it orders rare items.
 
-Made from the keys `map`, `weights` and `by_exposure` of `diagnose.json`, which `adagrpo.diagnosis.maps` and `.curves`
-compute. The numbers of a chart are in a table beside it.
+Made from the keys `weights` and `by_exposure` of `diagnose.json`, which `adagrpo.diagnosis.curves` computes. The
+numbers of a chart are in a table beside it.
 """
 
 from __future__ import annotations
@@ -10,52 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Band, IntervalMark, MapCell, interval_chart, map_chart
+from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
 from adagrpo.report.tables import MISSING, Alignment, Table
 
 HR, NDCG = "hr@10", "ndcg@10"
-LEAST_SHARE = 0.05  # the strongest colour of a map stands for at least this difference
-LEVELS = ("low", "middle", "high")
 
 Row = Mapping[str, Any]
-
-
-def map_figures(content: Row) -> list[Figure]:
-    """The uplift in HR@10 of each cell, for the ranker and for a shuffled one; the same colours mean the same gain.
-
-    Args:
-        content: `map` of a diagnosis.
-    """
-    by_place = {(cell["difficulty"], cell["discriminability"]): cell for cell in content["cells"]}
-    rows, columns = content["difficulty"], content["discriminability"]
-    uplifts = [_uplift(cell[who]) for cell in content["cells"] for who in ("ranker", "shuffled")]
-    largest = max([LEAST_SHARE, *(abs(value) for value in uplifts if value is not None)])
-
-    def draw(who: str, title: str) -> str:
-        cells = [[_map_cell(by_place[row, column][who]) for column in columns] for row in reversed(rows)]
-        return map_chart(
-            [_level(row) for row in reversed(rows)],
-            columns,
-            cells,
-            title=title,
-            row_label="difficulty",
-            column_label="discriminability q",
-            largest=largest,
-        )
-
-    lines = [(*key, *_map_texts(cell["ranker"], cell["shuffled"])) for key, cell in by_place.items()]
-    header = ("difficulty", "q", "cases", "HR@10 uplift, points", "NDCG@10 uplift")
-    numbers = _table((*header, "shuffled: cases", "shuffled: HR@10, points"), lines, left=2)
-    own = Figure(
-        draw("ranker", "Ranker: HR@10 in its order less that in the policy's, points"),
-        "Up: the logged item is harder for the policy. To the right: the ranker puts it above more of the beam.",
-        numbers,
-    )
-    control = Figure(
-        draw("shuffled", "Control: the same for shuffled scores, in cells of their own"),
-        "A ranker that knows nothing, the mean of several draws. What the ranker knows is how much its map differs.",
-    )
-    return [own, control]
 
 
 def weight_figures(content: Row) -> list[Figure]:
@@ -145,42 +105,12 @@ def _order_table(counted: str, bins: Sequence[Row], values: Sequence[Row]) -> Ta
     return _table((counted, "items", "cases", "ranker", "policy"), lines)
 
 
-def _map_cell(values: Row) -> MapCell:
-    cases = f"{values['cases']:,.0f} case{'' if round(values['cases']) == 1 else 's'}"
-    uplift = _uplift(values)
-    return MapCell(None, (MISSING, cases)) if uplift is None else MapCell(uplift, (_signed(uplift, 100), cases))
-
-
-def _map_texts(own: Row, control: Row) -> tuple[str, ...]:
-    return (
-        *(f"{own['cases']:,}", _change(own[HR], 100), _change(own[NDCG], 1)),
-        *(f"{control['cases']:,.0f}", _signed(control[HR], 100)),
-    )
-
-
-def _uplift(values: Row) -> float | None:
-    uplift = values[HR]
-    return float(uplift["mean"]) if isinstance(uplift, Mapping) else uplift
-
-
-def _level(name: str) -> str:
-    """`low`, `middle` or `high`, from the name of a third; its bounds are in the table."""
-    return next((level for level in LEVELS if level in name.split()), name)
-
-
 def _weight(weight: float | None) -> str:
     return "∞" if weight is None else f"{weight:.3g}"
 
 
 def _estimate(interval: Row, factor: float = 1) -> IntervalMark:
     return IntervalMark(*(factor * interval[name] for name in ("mean", "low", "high")))
-
-
-def _signed(value: float | None, factor: float) -> str:
-    if value is None:
-        return MISSING
-    text = f"{factor * value:+.1f}"
-    return text if float(text) else text.lstrip("+-")
 
 
 def _change(interval: Row | None, factor: float) -> str:

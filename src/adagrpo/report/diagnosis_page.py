@@ -12,7 +12,7 @@ from typing import Any
 
 from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GroupSummary
-from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
+from adagrpo.report.diagnosis_figures import exposure_figures, weight_figures
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
 from adagrpo.storage.writing import write_file
@@ -54,8 +54,6 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
         sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
         settings=result["settings"],
         tables=diagnosis_tables(result),
-        agreement=result["gate"]["agreement"],
-        map=map_figures(result["map"]),
         weights=weight_figures(result["weights"]),
         exposure=exposure_figures(result["by_exposure"]),
         counted=result["by_exposure"]["counted"],
@@ -65,14 +63,13 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
 
 
 def diagnosis_tables(result: Row) -> dict[str, Table]:
-    """The tables of a diagnosis by name; `leak`, `exposure` and `second_ranker` only where they were measured."""
+    """The tables of a diagnosis by name; `leak` and `exposure` only where they were measured."""
     tables = {
         "evidence": _evidence(result["verdict"]["evidence"]),
         "orders": _orders(result["orders"]),
         "serving": _serving([result["all"], *result["serving"]], result["verdict"]["all_cases_adjusted_p"]),
         "popularity": _cells("items by popularity", result["popularity"]),
         "difficulty": _cells("difficulty for the policy", result["difficulty"]),
-        "circular": _circular(result["circular"]),
         "gate": _gate(result["gate"]),
         "grid": _grid(result["grid"], result["verdict"]["thresholds_adjusted_p"]),
     }
@@ -80,8 +77,6 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
         tables["leak"] = _leak(result["leak"])
     if "exposure" in result:
         tables["exposure"] = _cells("items by exposure", result["exposure"])
-    if "second_ranker" in result:
-        tables["second_ranker"] = _cells("difficulty, q of the second ranker", result["second_ranker"])
     return tables
 
 
@@ -134,21 +129,6 @@ def _cells(heading: str, rows: Sequence[Row]) -> Table:
         for row in rows
     ]
     return _table((*header, "ranker less policy, points", "mix less policy, points"), lines)
-
-
-def _circular(rows: Sequence[Row]) -> Table:
-    names = ("ranker", "shuffled", "random")
-    header: tuple[str, ...] = ("difficulty", "discriminability")
-    for name in names:
-        header += (f"{name}: number", "policy", name)
-    lines = []
-    for row in rows:
-        cells = [row["difficulty"], row["discriminability"]]
-        for name in names:
-            cell = row[name]
-            cells += [f"{cell['cases']:,.0f}", *(_rate(cell[order]["hr@10"]) for order in ("policy", "own_order"))]
-        lines.append(tuple(cells))
-    return _table(header, lines, left=2)
 
 
 def _gate(gate: Row) -> Table:

@@ -1,4 +1,4 @@
-"""Charts of estimates with their intervals: over categories, below each other as a forest, and as cells of a map.
+"""Charts of estimates with their intervals: over categories, and below each other as a forest.
 
 An interval is drawn wherever an estimate is: a mean without one says nothing about what another sample would give.
 Titles, labels and results are as in `adagrpo.report.charts`.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adagrpo.report.canvas import LINE, MARKERS, NAME_LENGTH, draw, empty, name_axes, shorten
-from adagrpo.report.theme import GAIN, GRID, INK, LOSS, method_colors
+from adagrpo.report.theme import INK, method_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROW, CELL, LANE = 30, 54, 9  # pixels: of a row of a forest, of a cell, between the marks of a row
+ROW, LANE = 30, 9  # pixels: of a row of a forest, between the marks of a row
 REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
 
 
@@ -43,14 +43,6 @@ class Band:
     name: str
     values: Sequence[IntervalMark | None]
     joined: bool = True  # a line from category to category
-
-
-@dataclass(frozen=True)
-class MapCell:
-    """A cell of a map: what it is coloured by, and the lines written in it. None: nothing is known, no colour."""
-
-    value: float | None
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -164,59 +156,6 @@ def forest_chart(
 
     described = f"{x_label}: {', '.join(row.name for row in rows)}"
     return draw(title, described, paint, height=step * len(lines) + 3 * LINE, notes=notes)
-
-
-def map_chart(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    cells: Sequence[Sequence[MapCell]],
-    *,
-    title: str,
-    row_label: str,
-    column_label: str,
-    largest: float,
-) -> str:
-    """Draw a table whose cells are coloured by a gain or a loss, the stronger the larger it is.
-
-    Args:
-        rows: their names, the uppermost first.
-        largest: the absolute value with the full colour; maps to be compared have the same.
-
-    Example:
-        >>> cells = [[MapCell(0.5, ("+50.0", "8 cases")), MapCell(None, ("–", "no case"))]]
-        >>> svg = map_chart(["hard"], ["low", "high"], cells, title="t", row_label="d", column_label="q", largest=1.0)
-        >>> svg.count(">8 cases<"), svg.count("opacity: 0.29")
-        (1, 1)
-    """
-
-    def paint(axes: Axes) -> None:
-        for y, line in enumerate(cells):
-            for x, cell in enumerate(line):
-                # half of a colour at the most, so that text is read on it in either theme
-                strength = min(1.0, abs(cell.value or 0.0) / largest) if largest > 0 else 0.0
-                color = GAIN if (cell.value or 0.0) >= 0 else LOSS
-                look: dict[str, Any] = {"facecolor": color, "alpha": round(0.04 + 0.5 * strength, 2), "lw": 0}
-                if cell.value is None:
-                    look = {"facecolor": "none", "edgecolor": GRID}
-                axes.fill_between([x - 0.48, x + 0.48], y - 0.46, y + 0.46, **look)
-                for place, text in enumerate(cell.lines):
-                    height = y + 0.32 * (place - (len(cell.lines) - 1) / 2)
-                    weight = "normal" if place else "bold"
-                    axes.text(x, height, shorten(text, 20), ha="center", va="center", weight=weight)
-        axes.set_xticks(range(len(columns)), [shorten(name, 16) for name in columns], color=INK)
-        axes.set_yticks(range(len(rows)), [shorten(name, NAME_LENGTH) for name in rows], color=INK)
-        axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.xaxis.set_label_position("top")
-        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-        axes.set(xlabel=shorten(column_label, NAME_LENGTH), ylabel=shorten(row_label, NAME_LENGTH))
-        axes.spines.bottom.set_visible(False)
-
-    summary = "; ".join(
-        f"{name}, {column}: {', '.join(cell.lines)}"
-        for name, line in zip(rows, cells, strict=True)
-        for column, cell in zip(columns, line, strict=True)
-    )
-    return draw(title, f"{row_label} by {column_label}. {summary}", paint, height=CELL * len(rows) + 3 * LINE)
 
 
 def _mark(axes: Axes, value: IntervalMark, y: float, look: tuple[str, str], limits: tuple[float, float] | None) -> None:

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM
 from adagrpo.data.prepared import load_impressions
-from adagrpo.data.sequences import pad
 from adagrpo.diagnosis import Lists, Observations, case_groups, diagnose
 from adagrpo.diagnosis.assessment import Utility
-from adagrpo.diagnosis.strata import beam_discriminability
-from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.directory import RunDirectory
@@ -35,26 +30,17 @@ from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
 
-def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declaration:
+def diagnosis(run: RunDirectory) -> Declaration:
     """The diagnosis of the reward of a run.
 
     Args:
         run: with the stages prepare, tokenize, sft and ranker.
-        second_ranker: a checkpoint folder of another ranker of the same data and size, whose scores form strata in
-            which the run's ranker is then measured.
-
-    Raises:
-        UserError: the second ranker is no checkpoint folder.
     """
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")
     inputs = [*data.training_files, *data.catalog_files]
     inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files, *leak_files(models)])
-    if second_ranker is not None:
-        if not (second_ranker / "model.safetensors").is_file():
-            raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
-        inputs.append(second_ranker / "model.safetensors")
 
     def build(work: Path) -> None:
         observed = observe(
@@ -62,7 +48,6 @@ def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declarati
             models.policy(policy),
             models.reward(),
             data.cases("validation"),
-            second=None if second_ranker is None else models.ranker(second_ranker),
             utility=data.utility_at(data.cases("validation")),
         )
         leak = suspect(models)
@@ -86,7 +71,6 @@ def observe(
     reward: Reward,
     cases: Cases,
     *,
-    second: Reward | None = None,
     utility: Utility | None = None,
 ) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
@@ -121,18 +105,5 @@ def observe(
         sampled=groups("sample"),
         beam=groups("beam"),
         exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=data.num_items),
-        second_q=None if second is None else _second_q(data, second, cases, lists),
         utility=utility,
     )
-
-
-def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDArray[np.float64]:
-    """(N,) share of the beam that a second ranker puts below the logged item."""
-    size, scores = data.config.evaluation.batch_size, []
-    items = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
-    for first in range(0, len(cases), size):
-        rows = np.arange(first, min(first + size, len(cases)))
-        histories = pad(cases.histories, rows, data.config.max_history).to(data.device)
-        scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
-    scored = np.concatenate(scores)
-    return beam_discriminability(lists, scored[:, :-1], scored[:, -1])
