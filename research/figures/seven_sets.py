@@ -109,8 +109,11 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
                 axes.plot([one.gain], [y + lane], "o", ms=DOT - 2, mec=color, mfc=face, mew=1.5, zorder=order)
                 look = {"color": text, "ha": "center", "va": "center_baseline", "fontsize": 10, "zorder": order}
                 axes.text(one.gain, y + lane, one.data[0], **look)
-        axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=INK, label="significant, corrected over the tests of its set")
-        axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=SURFACE, label="not significant, or not tested")
+        for face, said in (
+            (INK, "significant, corrected over the tests of its set"),
+            (SURFACE, "not significant, or not tested"),
+        ):
+            axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=face, label=said)
         axes.set_yticks(range(len(methods)), methods, color=INK)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlim(low, high)
