@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adagrpo.report import Table, read_comparison, read_rows
 from adagrpo.report.canvas import draw
+from adagrpo.report.tables import Alignment
 from adagrpo.report.theme import INK, SURFACE, method_colors
 
 if TYPE_CHECKING:
@@ -107,7 +108,13 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
                 color = colors[method]
                 face, text = (color, SURFACE) if one.significant else (SURFACE, color)
                 axes.plot([one.gain], [y + lane], "o", ms=DOT - 2, mec=color, mfc=face, mew=1.5, zorder=order)
-                look = {"color": text, "ha": "center", "va": "center_baseline", "fontsize": 10, "zorder": order}
+                look: dict[str, Any] = {
+                    "color": text,
+                    "ha": "center",
+                    "va": "center_baseline",
+                    "fontsize": 10,
+                    "zorder": order,
+                }
                 axes.text(one.gain, y + lane, one.data[0], **look)
         for face, said in (
             (INK, "significant, corrected over the tests of its set"),
@@ -140,7 +147,8 @@ def seven_sets_table(results: Path) -> Table:
     for data in SETS.values():
         ours = [found.get((data, method)) for method in methods]
         rows.append((data, *("–" if one is None else _cell(one) for one in ours)))
-    return Table(("HR@10, %", *methods), tuple(rows), ("left", *["right"] * len(methods)))
+    right: list[Alignment] = ["right"] * len(methods)
+    return Table(("HR@10, %", *methods), tuple(rows), ("left", *right))
 
 
 def _cell(one: Outcome) -> str:
