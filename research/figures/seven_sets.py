@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adagrpo.report import Table, read_comparison, read_rows
 from adagrpo.report.canvas import draw
+from adagrpo.report.tables import Alignment
 from adagrpo.report.theme import INK, SURFACE, method_colors
 
 if TYPE_CHECKING:
@@ -107,10 +108,19 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
                 color = colors[method]
                 face, text = (color, SURFACE) if one.significant else (SURFACE, color)
                 axes.plot([one.gain], [y + lane], "o", ms=DOT - 2, mec=color, mfc=face, mew=1.5, zorder=order)
-                look = {"color": text, "ha": "center", "va": "center_baseline", "fontsize": 10, "zorder": order}
+                look: dict[str, Any] = {
+                    "color": text,
+                    "ha": "center",
+                    "va": "center_baseline",
+                    "fontsize": 10,
+                    "zorder": order,
+                }
                 axes.text(one.gain, y + lane, one.data[0], **look)
-        axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=INK, label="significant, corrected over the tests of its set")
-        axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=SURFACE, label="not significant, or not tested")
+        for face, said in (
+            (INK, "significant, corrected over the tests of its set"),
+            (SURFACE, "not significant, or not tested"),
+        ):
+            axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=face, label=said)
         axes.set_yticks(range(len(methods)), methods, color=INK)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlim(low, high)
@@ -137,7 +147,8 @@ def seven_sets_table(results: Path) -> Table:
     for data in SETS.values():
         ours = [found.get((data, method)) for method in methods]
         rows.append((data, *("–" if one is None else _cell(one) for one in ours)))
-    return Table(("HR@10, %", *methods), tuple(rows), ("left", *["right"] * len(methods)))
+    right: list[Alignment] = ["right"] * len(methods)
+    return Table(("HR@10, %", *methods), tuple(rows), ("left", *right))
 
 
 def _cell(one: Outcome) -> str:

@@ -83,12 +83,12 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     plan = options.model_dump(mode="json") | {"family": ["adagrpo"]}
     content = {"name": "tiny", "seeds": [0, 1], "users": 400, "plan": plan, "rows": rows, "arms": {}}
     compared = comparison_table(content)
-    assert compared.header[2] == "missed targets@3"
-    assert compared.rows[1][2] == "25.00 %" and compared.rows[1][4] == "−50.00"
+    assert compared.header[3] == "missed targets@3"
+    assert compared.rows[1][3] == "25.00 %" and compared.rows[1][5] == "−50.00"
     message = finding(content)
     assert message[0].startswith("Better than nll on missed targets@3")
     assert "Validation would choose adagrpo (25.00 % there); on test it has 25.00 %." in message
-    assert "| arm | checkpoint | missed targets@3 |" in comparison_markdown(content | {"finding": message})
+    assert "| arm | checkpoint | verdict | missed targets@3 |" in comparison_markdown(content | {"finding": message})
 
 
 def test_the_example_of_the_documents_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

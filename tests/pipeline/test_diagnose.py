@@ -81,7 +81,7 @@ def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path)
     drawn = page.count("<summary>Numbers of this chart</summary>")
     assert page.count("<svg") == drawn == 3
     assert page.count("<table>") == page.count("</table>") == len(diagnosis_tables(done.result)) + drawn
-    assert done.result["verdict"]["decision"].replace("_", " ") in page
+    assert done.result["verdict"]["decision"].replace("_", " ").capitalize() in page
     hostile = write_diagnosis(tmp_path, done.result, "<script>x</script>").read_text(encoding="utf-8")
     assert "<script" not in hostile and "&lt;script&gt;x" in hostile
     assert not re.search(r"https?://|src=|@import|<link", page.replace('xmlns="http://www.w3.org/2000/svg"', ""))

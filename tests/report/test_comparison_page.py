@@ -64,15 +64,17 @@ def test_a_pair_is_shown_with_its_own_interval() -> None:
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
     message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
-    assert message[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
+    assert message[0] == "No arm is significantly better than nll on HR@10 (2 seeds, 2 tests), after Holm's correction."
     assert message[1].startswith("Worse than nll: grpo (best: −15.00 points, users and seeds −")
     assert message[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
 
 
 def test_users_without_the_seeds_settle_nothing() -> None:
     message = finding(content(grpo=[measured(100), measured(52)]))
-    assert message[0].startswith("No arm is better")
-    assert message[1].startswith("Different over users, but not settled by so few seeds: grpo (best: +13.00 points")
+    assert message[0].startswith("No arm is significantly better")
+    assert message[1].startswith(
+        "The interval over users excludes zero, the one over users and seeds does not: grpo (best: +13.00 points"
+    )
 
 
 def test_a_gain_is_said_with_its_intervals() -> None:
@@ -86,7 +88,7 @@ def test_a_gain_is_said_with_its_intervals() -> None:
 
 def test_a_gain_at_a_price_is_not_called_better() -> None:
     message = finding(content(grpo=[measured(80, invalid=0.2)] * 2))
-    assert message[0].startswith("No arm is better than nll")
+    assert message[0].startswith("No arm is significantly better than nll")
     assert message[1].startswith("grpo (best: +15.00 points") and message[1].endswith("the margin on hallucination@10.")
 
 
@@ -113,11 +115,11 @@ def test_one_seed_is_called_one_seed() -> None:
 def test_the_table_by_hand() -> None:
     table = comparison_table(content(adagrpo=[measured(50), measured(54)]))
     row = dict(zip(table.header, table.rows[-1], strict=True))
-    assert table.header[5] == "95 % over users and seeds"
+    assert table.header[6] == "95 % over users and seeds"
     # two seeds: half the interval is 12.706 times the standard error, 1 point
     assert (row["arm"], row["HR@10"], row["± seeds"]) == ("adagrpo", "26.00 %", "12.71")
     assert (row["vs nll (points)"], row["95 % over seeds"]) == ("+1.00", "−11.71 … +13.71")
-    assert table.rows[1][4:9] == ("–", "–", "–", "–", "–") and table.rows[1][-1] == "baseline"
+    assert table.rows[1][5:10] == ("–", "–", "–", "–", "–") and table.rows[1][2] == "baseline"
 
 
 def test_the_page_is_offline_escaped_and_repeatable() -> None:
@@ -127,7 +129,23 @@ def test_the_page_is_offline_escaped_and_repeatable() -> None:
     assert "<script" not in page and "alert" in page
     links = re.findall(r"""(?:src|href)=(?!"#)|url\(|https?://[^"' ]+""", page)
     assert set(links) == {"http://www.w3.org/2000/svg"}
-    assert "Retrieval against validity" in page and "Fixed before the runs: the arm adagrpo is held against nll" in page
+    assert (
+        "Retrieval against validity" in page and "Fixed before the runs: the arm adagrpo is compared with nll" in page
+    )
+
+
+def test_the_page_opens_with_what_validation_chooses_for_a_thousand_users() -> None:
+    actual = content(adagrpo=[measured(80)] * 2)
+    for row in actual["rows"]:
+        row["validation"]["hr@10"] = 0.9 if row["arm"] == "adagrpo" else 0.1
+    page = comparison_page(actual)
+    assert "Validation chooses adagrpo: serve it, or try it on users beside nll." in page
+    hits = {row["arm"]: round(1000 * row["test"]["hr@10"]["mean"]) for row in actual["rows"]}
+    said = f"Of 1,000 users {hits['adagrpo']} find their next item in a list of 10 (test cases), with nll {hits['nll']}"
+    assert f"{said}; the difference from nll is significant." in page
+    for row in actual["rows"]:
+        row["validation"]["hr@10"] = 0.9 if row["arm"] == "nll" else 0.1
+    assert "Keep nll: validation chooses nothing else." in comparison_page(actual)
 
 
 def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_that_it_has() -> None:
@@ -135,7 +153,7 @@ def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_th
     for row in old["rows"]:
         for against in row["against"].values():
             del against["both"]
-    assert comparison_table(old).header[5:7] == ("95 % over users", "95 % over seeds")
+    assert comparison_table(old).header[6:8] == ("95 % over users", "95 % over seeds")
     assert "intervals over seeds</title>" in comparison_page(old)
     assert "an interval over seeds that excludes zero" in comparison_page(old)
 

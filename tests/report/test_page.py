@@ -207,7 +207,7 @@ def test_a_policy_below_a_baseline_is_said_first(bare: Path, metrics: dict[str, 
     }
     (bare / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     verdict = build_report(bare).partition('id="verdict"')[2]
-    assert "<p>The starting policy (0.1000) is below item_knn (0.3000) in NDCG@10 on validation" in verdict
+    assert "<p><strong>The starting policy (0.1000) is below item_knn (0.3000) in NDCG@10 on validation" in verdict
 
 
 def test_paired_differences_stand_in_tables_and_charts(whole: Path) -> None:

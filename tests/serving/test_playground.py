@@ -261,6 +261,7 @@ def test_the_page_loads_nothing_and_can_be_used_by_keyboard(site: Site) -> None:
     assert status == 200 and headers["content-security-policy"].startswith("default-src 'none'")
     assert not re.search(r"https?:|url\(|@import|<link|<img|<iframe|innerHTML|eval\(", page)
     assert "light-dark(" in page and ":focus-visible" in page
+    assert 'id="treepart" hidden' in page  # codes are shown when they are asked for
     assert 'lang="en"' in page and page.count("<h1>") == 1
     for name in re.findall(r'<(?:input|select)[^>]* id="(\w+)"', page):  # each has a label, around it or for it
         assert f'for="{name}"' in page or re.search(rf'<label[^>]*>[^\n]*id="{name}"', page), name
@@ -269,7 +270,7 @@ def test_the_page_loads_nothing_and_can_be_used_by_keyboard(site: Site) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path: Path) -> None:
-    state = f"#history={quote('[13, 23]')}&k=5&masked=1&arm=nll&exclude=item_id%3D33"
+    state = f"#history={quote('[13, 23]')}&k=5&masked=1&codes=1&arm=nll&exclude=item_id%3D33"
     shown = subprocess.run(
         [
             *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=6000"),
@@ -287,6 +288,7 @@ def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path
     assert len(rows) == 6 and "rank in nll+rerank/best" in rows[0] and "reward" in rows[0]
     for row, item in zip(rows[1:], expected["list"], strict=True):
         assert f'<span class="id">{item["item_id"]}</span>' in row and row.count("<meter") == len(item["codes"])
+        assert f'<td class="number">{item["score"]:.2f}</td>' in row  # what ordered the list
     assert "catalogue 0001-" in text and ", 29 items" in text
     tree = text[text.index('id="tree"') :]
     assert all(str(item["codes"][0]) in tree for item in expected["list"])

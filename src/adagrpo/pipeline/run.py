@@ -201,7 +201,7 @@ class Run(RunDirectory):
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
             content = self._json("diagnose", "diagnose.json")
-            write_diagnosis(self.directory, content, self.config.name)
+            write_diagnosis(self.directory, content, self.config.name, self.called)
             self._renew_report()  # which shows the verdict
         return Diagnosis.of(content)
 

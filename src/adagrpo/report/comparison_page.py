@@ -94,7 +94,7 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
-    sentences = [f"No arm is better than {under}."]
+    sentences = [f"No arm is significantly better than {under}, after Holm's correction."]
     if "better" in by_verdict:
         sentences = [f"Better than {under}, within the margins: {_named(by_verdict['better'], metric)}."]
     for row in by_verdict.get("better, margin not kept", []):
@@ -103,9 +103,14 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     if "worse" in by_verdict:
         sentences.append(f"Worse than {plan['baseline']}: {_named(by_verdict['worse'], metric)}.")
     if unsettled := by_verdict.get("not settled over seeds"):
-        sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
+        sentences.append(
+            "The interval over users excludes zero, the one over users and seeds does not:"
+            f" {_named(unsettled, metric)}."
+        )
     if uncorrected := by_verdict.get("not settled after correction"):
-        sentences.append(f"Different by itself, but not among so many tests: {_named(uncorrected, metric)}.")
+        sentences.append(
+            f"The interval excludes zero, but not after correction for so many tests: {_named(uncorrected, metric)}."
+        )
     if unknown := by_verdict.get("no difference shown"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
@@ -135,6 +140,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
     return template("comparison.html.j2").render(
         name=content["name"],
         config_hash=content["config_hash"],
+        decision=[keep_together(sentence) for sentence in _decision(content)],
         finding=[keep_together(sentence) for sentence in content["finding"]],
         tables=comparison_tables(content),
         differences=_differences(content),
@@ -209,10 +215,40 @@ def _family(content: Mapping[str, Any]) -> str:
     ]
     arms = f"arm {plan['family'][0]} is" if len(plan["family"]) == 1 else f"arms {', '.join(plan['family'])} are each"
     return (
-        f"Fixed before the runs: the {arms} held against {plan['baseline']} on"
+        f"Fixed before the runs: the {arms} compared with {plan['baseline']} on"
         f" {metric_label(plan['metric'])} over {content['users']:,} users, best checkpoint against best and final"
         f" against final, at {100 * plan['level']:g} % with Holm's correction; margins: {', '.join(margins) or 'none'}."
     )
+
+
+SAID = {  # of the difference from the baseline, by verdict
+    "better": "the difference from {} is significant",
+    "better, margin not kept": "the difference from {} is significant, but a margin is not kept",
+    "worse": "it is significantly worse than {}",
+    "not settled after correction": "the difference from {} is not significant after correction for so many tests",
+    "not settled over seeds": "other users would agree with the difference from {}, another training might not",
+    "no difference shown": "no difference from {} is shown",
+}
+
+
+def _decision(content: Mapping[str, Any]) -> list[str]:
+    """The list that validation would choose, and what that means for a thousand users."""
+    plan, metric = content["plan"], content["plan"]["metric"]
+    row = _picked(content["rows"], metric)
+    baseline = next((one for one in content["rows"] if one["arm"] == plan["baseline"]), None)
+    sentences = [f"Validation chooses {row['arm']}: serve it, or try it on users beside {plan['baseline']}."]
+    if row["arm"] == plan["baseline"] or baseline is None:
+        sentences = [f"Keep {row['arm']}: validation chooses nothing else."]
+    if baseline is not None and metric.startswith("hr@"):
+        own, other = (round(1000 * one["test"][metric]["mean"]) for one in (row, baseline))
+        compared = "" if row is baseline else f", with {plan['baseline']} {other}"
+        said = SAID.get(row["verdict"])
+        judged = "" if said is None else f"; {said.format(plan['baseline'])}"
+        length = metric.partition("@")[2]
+        sentences.append(
+            f"Of 1,000 users {own} find their next item in a list of {length} (test cases){compared}{judged}."
+        )
+    return sentences
 
 
 def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
@@ -233,12 +269,16 @@ def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """The arm that one would take without having seen the test cases."""
-    choose = min if lookup(metric).better == "lower" else max
-    picked = choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+    picked = _picked(rows, metric)
     return [
         f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
         f" on test it has {_text(picked, metric)}."
     ]
+
+
+def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    choose = min if lookup(metric).better == "lower" else max
+    return choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:

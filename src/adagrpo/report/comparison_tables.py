@@ -47,21 +47,27 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     plan = content["plan"]
     metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
     unit = " (points)" if is_rate(metric) else ""
-    header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
+    header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
     kinds = interval_kinds(content)
-    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm", "verdict"]
+    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm"]
     rows = []
     for row in content["rows"]:
         test, against = row["test"][metric], row["against"].get(metric)
-        cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
+        cells = [
+            row["arm"],
+            row["checkpoint"],
+            row["verdict"],
+            format_metric(metric, test["mean"]),
+            _half(metric, test),
+        ]
         if against is None:
             cells += [MISSING] * (1 + len(kinds))
         else:
             cells += [format_difference(metric, against["difference"])]
             cells += [format_ends(metric, against.get(kind)) for kind in kinds]
-        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"]), row["verdict"]))
+        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"])))
     right: list[Alignment] = ["right"] * (4 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+    return Table(tuple(header), tuple(rows), ("left", "left", "left", *right))
 
 
 def interval_kinds(content: Mapping[str, Any]) -> list[str]:

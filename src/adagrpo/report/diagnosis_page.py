@@ -6,6 +6,7 @@ their own, beside what a shuffled ranker gets in the same place, and never in th
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ QUESTIONS = {
 Row = Mapping[str, Any]
 
 
-def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
+def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | None = None) -> Path:
     """Write `diagnose.html` into a run directory.
 
     Args:
         result: content of `diagnose/diagnose.json`.
+        serves: the run as the command line names it; None: the directory.
 
     Returns:
         The path of the page.
@@ -52,6 +54,8 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
         name=name,
         decision=result["verdict"]["decision"],
         sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
+        gain=_gain(result),
+        serve=_serve(result, serves or run_directory),
         settings=result["settings"],
         tables=diagnosis_tables(result),
         weights=weight_figures(result["weights"]),
@@ -60,6 +64,25 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
     )
     write_file(path, page)
     return path
+
+
+def _gain(result: Row) -> str | None:
+    """What re-ranking means for a thousand users; None where the reward should not be used."""
+    if result["verdict"]["decision"] == "do_not_use":
+        return None
+    own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
+    return (
+        f"Of 1,000 users {own} find their next item in the policy's list of ten, and {both} in the re-ranked one"
+        " (validation cases)."
+    )
+
+
+def _serve(result: Row, run: Path) -> str | None:
+    """The command that serves the re-ranked list; None where the reward should not be used."""
+    weight = result["reranking"]["weight"]
+    if result["verdict"]["decision"] == "do_not_use" or not weight:
+        return None
+    return f"adagrpo serve --run {shlex.quote(str(run))} --arm sft --reward-weight {weight:g}"
 
 
 def diagnosis_tables(result: Row) -> dict[str, Table]:

@@ -105,6 +105,7 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
             f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}"
             f"{_against(picked, start, _best(arms, 'nll'), split)}."
         ]
+    sentences.append(_thousand(picked, start, split))
     highest = max(arms, key=lambda point: _or_least(point.value(split, HR)))
     if _text(highest, split) != _text(picked, split):
         sentences.append(f"On {split} itself {highest.arm} is higher, at {_text(highest, split)}.")
@@ -115,6 +116,13 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
         elif below:
             sentences.append(f"Below the starting policy on {split}: {', '.join(below)}.")
     return sentences
+
+
+def _thousand(picked: Checkpoint, start: Checkpoint | None, split: str) -> str:
+    """What the picked policy means for a thousand users."""
+    hits, before = (None if one is None else one.value(split, HR) for one in (picked, start))
+    compared = "" if before is None or picked is start else f", with {START} {1000 * before:.0f}"
+    return f"Of 1,000 users {1000 * (hits or 0):.0f} find their next item in a list of ten{compared}."
 
 
 def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
@@ -170,8 +178,10 @@ def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None
 
 def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
     """Warn of the arms whose reward rose while what it stands for fell."""
+    if start is None:
+        return []
     sentences = []
-    for point in arms if start is not None else ():
+    for point in arms:
         fell = [label for name, label in JUDGED.items() if _change(point, start, split, name) < 0]
         if fell and _change(point, start, split, "mean_reward@10") > 0:
             sentences.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
