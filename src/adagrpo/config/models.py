@@ -149,7 +149,7 @@ class RankerConfig(Section):
     negatives: Annotated[int, Field(ge=0)] = 256
     propensity: Literal["ignore", "ips", "snips"] = "ignore"
     propensity_floor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    width: Positive = 64
+    width: Positive = 128
     layers: Positive = 2
     heads: Positive = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -30,7 +30,7 @@ class SequentialRanker(nn.Module):
         self,
         num_items: int,
         *,
-        width: int = 64,
+        width: int = 128,
         layers: int = 2,
         heads: int = 2,
         max_history: int = 20,
