@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adagrpo.networks import layers
 from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, _attend, initialise, linear_weights_in
 
 
@@ -93,9 +94,10 @@ def test_padding_on_the_right_changes_no_real_state():
         torch.testing.assert_close(module(inputs)[:, :length], module(inputs[:, :length]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("by_distance", [False, True])
 @pytest.mark.parametrize("length", [6, 70])  # plain products, and the fused kernel
-def test_the_states_of_some_positions_are_those_of_all(length):
-    module = CausalEncoder(width=8, layers=2, heads=2, max_length=length, dropout=0.0)
+def test_the_states_of_some_positions_are_those_of_all(length, by_distance):
+    module = CausalEncoder(width=8, layers=2, heads=2, max_length=length, dropout=0.0, by_distance=by_distance)
     initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(4, length, 8, generator=torch.Generator().manual_seed(1))
     ends = torch.tensor([0, 2, length - 1, 1])
@@ -108,18 +110,22 @@ def test_the_same_item_at_two_places_has_two_states():
     assert (states[0, 0] - states[0, 1]).abs().max() > 1e-3
 
 
-def test_a_block_is_attention_plus_feed_forward_by_hand():
-    module = CausalEncoder(width=4, layers=1, heads=2, max_length=3, dropout=0.0)
+@pytest.mark.parametrize("by_distance", [False, True])
+@pytest.mark.parametrize("kernel", ["plain", "fused"])
+def test_a_block_is_attention_plus_feed_forward_by_hand(by_distance, kernel, monkeypatch):
+    monkeypatch.setattr(layers, "_SHORT", 64 if kernel == "plain" else 0)
+    module = CausalEncoder(width=4, layers=1, heads=2, max_length=3, dropout=0.0, by_distance=by_distance)
     initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
     block = module.blocks[0]
-    x = inputs[0] + module.positions.weight
+    x = inputs[0] if by_distance else inputs[0] + module.positions.weight
+    further = block.distances.weight.T if by_distance else torch.zeros(2, 3)  # (heads, T)
     packed = block.query_key_value(block.norm(x))
     attended = torch.zeros(3, 4)
     for head in range(2):
         query, key, value = (packed[:, 4 * part + 2 * head : 4 * part + 2 * head + 2] for part in range(3))
         for t in range(3):
-            weights = torch.stack([query[t] @ key[s] / 2**0.5 for s in range(t + 1)]).softmax(0)
+            weights = torch.stack([query[t] @ key[s] / 2**0.5 + further[head, t - s] for s in range(t + 1)]).softmax(0)
             attended[t, 2 * head : 2 * head + 2] = sum(w * value[s] for s, w in enumerate(weights))
     x = x + block.leave(attended)
     x = x + block.feed_forward(x)

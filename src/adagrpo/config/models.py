@@ -149,13 +149,13 @@ class RankerConfig(Section):
     negatives: Annotated[int, Field(ge=0)] = 256
     propensity: Literal["ignore", "ips", "snips"] = "ignore"
     propensity_floor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    width: Positive = 64
+    width: Positive = 128
     layers: Positive = 2
     heads: Positive = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     folds: Annotated[int, Field(ge=0, le=100)] = 0
     user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    fit: FitConfig = FitConfig(epochs=30, batch_size=64, average=0.999, validations=10)
+    fit: FitConfig = FitConfig(epochs=30, batch_size=64, learning_rate=2e-3, average=0.999, validations=10)
     lambdarank: LambdaRankConfig = LambdaRankConfig()
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ class SequentialRanker(nn.Module):
         self,
         num_items: int,
         *,
-        width: int = 64,
+        width: int = 128,
         layers: int = 2,
         heads: int = 2,
         max_history: int = 20,
@@ -44,7 +44,9 @@ class SequentialRanker(nn.Module):
         self.bias = nn.Embedding(num_items, 1)
         self.slot_bias = nn.Embedding(slots, 1)
         self.norm = nn.LayerNorm(width)
-        self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
+        self.encoder = CausalEncoder(
+            width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout, by_distance=True
+        )
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.bias.weight)
         nn.init.zeros_(self.slot_bias.weight)
