@@ -305,7 +305,7 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
 
 def fit_package(folder: Path, recipe: str, out: Path, seed: int) -> dict[str, object]:
     """Fit the package's ranker by a recipe; what its best checkpoint reaches on validation and test."""
-    config = load_config(RECIPES / f"{recipe}.yaml", [f"seed={seed}"])
+    config = load_config(RECIPES / f"{recipe}.yaml", [f"seed={seed}", "max_history=50"])
     fitted = Run(out / f"{recipe}-{seed}", config, folder, StderrConsole())
     fitted.prepare()
     started = time.process_time()

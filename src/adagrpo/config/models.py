@@ -155,7 +155,7 @@ class RankerConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     folds: Annotated[int, Field(ge=0, le=100)] = 0
     user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    fit: FitConfig = FitConfig(epochs=30, batch_size=64, learning_rate=2e-3, average=0.999, validations=10)
+    fit: FitConfig = FitConfig(epochs=20, batch_size=64, learning_rate=2e-3, average=0.999)
     lambdarank: LambdaRankConfig = LambdaRankConfig()
 
     @model_validator(mode="after")

@@ -197,8 +197,7 @@ def _models(sizes: Sizes, counts: Mapping[str, Any]) -> Sequence[str]:
     return [
         f"policy: {{width: {width}, heads: 4, decoder_hidden: {2 * width}}}",
         f"sft: {{epochs: {sizes.epochs}, batch_size: {sizes.batch_size}, learning_rate: 2.0e-3}}",
-        "ranker:",
-        f"  fit: {{epochs: {ranker}, batch_size: {sizes.batch_size}, learning_rate: 3.0e-3, validations: 5}}",
+        f"ranker: {{fit: {{epochs: {ranker}}}}}",
         "train:",
         "  arms: [nll, distill-tuned]  # docs/how-to/choose-an-objective.md; run `adagrpo diagnose` first",
         f"  fit: {{epochs: 2, batch_size: {sizes.batch_size}, learning_rate: 2.0e-4}}",
