@@ -51,9 +51,9 @@ class Falling:
         self.calls = int(state["calls"])
 
 
-def fallen(tmp_path, task):
+def fallen(tmp_path, task, **options):
     said: list[tuple[int, str]] = []
-    watched = Watched(1000, lambda step, why: said.append((step, why)))
+    watched = Watched(1000, lambda step, why: said.append((step, why)), **options)
     result = fit(task.model, task, FitConfig(validations=2), tmp_path, seed=0, watched=watched)
     return result, said
 
@@ -74,6 +74,22 @@ def test_three_steps_running_with_half_the_valid_rollouts_end_a_fit(tmp_path):
 def test_a_validation_below_half_of_the_start_ends_a_fit(tmp_path):
     result, said = fallen(tmp_path, Falling([0.2] * 8, [0.4, 0.1, 0.1]))
     assert said == [(4, "validation HR@10 fell from 40.0 % to 10.0 %")] and result.steps == 4
+
+
+def test_who_asks_for_it_trains_on_and_it_is_said_once(tmp_path):
+    result, said = fallen(tmp_path, Falling([0.2] + [0.9] * 7, [0.4, 0.1, 0.1]), go_on=True)
+    assert result.steps == 8 and [step for step, _ in said] == [4]
+    assert json.loads((tmp_path / "lost.json").read_text())["step"] == 4
+
+
+def test_a_lost_policy_is_no_candidate_at_a_step_without_groups_of_its_own_either(tmp_path):
+    """Of two iterations over a group the second logs no share; validations are after it."""
+    shares = [share for low in (0.2, 0.7, 0.7, 0.7, 0.7, 0.2) for share in (low, None)]
+    task, watched = Falling(shares, [0.4, *[0.3] * 4, 0.5, 0.5, 0.45]), Watched(1000, lambda step, why: None, True)
+    result = fit(task.model, task, FitConfig(validations=6), tmp_path, seed=0, watched=watched)
+    measured = {int(row["step"]): row["hr@10"] for row in result.validation}
+    assert measured == {0: 0.4, 2: 0.3, 4: 0.3, 6: 0.3, 7: 0.3, 8: 0.5, 10: 0.5, 12: 0.45}
+    assert result.best_step == 12  # lost from step 7 to step 10, and found again
 
 
 def test_a_fit_that_is_not_watched_goes_to_its_end(tmp_path):

@@ -245,7 +245,8 @@ class TrainConfig(Section):
 
     `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
     `rl_split_nll` they are NLL positions in post-training, in every arm.
-    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`).
+    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false, for those who
+    study what a wrong reward does to the end.
     """
 
     arms: tuple[ArmConfig, ...] = (
@@ -257,6 +258,7 @@ class TrainConfig(Section):
     gradient_norms_every: Positive = 20
     rl_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rl_split_nll: bool = True
+    stop_lost: bool = True
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

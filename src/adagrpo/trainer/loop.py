@@ -156,7 +156,7 @@ class _Loop:
 
     def ends_early(self) -> bool:
         """Check whether the policy is lost and the fit is to end for it; all processes hear the same."""
-        if self.watched is None:
+        if self.watched is None or self.watched.go_on:
             return False
         return bool(self.processes.gather(self.progress.lost)[0])
 

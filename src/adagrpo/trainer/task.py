@@ -90,10 +90,12 @@ class Watched:
     Attributes:
         cases: that validation is measured on.
         say: called once, with the step and the reason.
+        go_on: train on all the same.
     """
 
     cases: int
     say: Callable[[int, str], None]
+    go_on: bool = False
 
 
 @dataclass

@@ -52,6 +52,7 @@ def fit_model(
     *,
     files: Mapping[str, str] | None = None,
     watch: bool = False,
+    go_on: bool = False,
 ) -> FitResult:
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
 
@@ -62,6 +63,7 @@ def fit_model(
         work: folder of the stage.
         files: text files that belong beside the weights, name to content.
         watch: notice a lost policy and end the fit there.
+        go_on: train it on all the same.
 
     Raises:
         Diverged: with the ids of the users whose histories made up the last step.
@@ -72,7 +74,7 @@ def fit_model(
         record.unlink(missing_ok=True)
     try:
         report = _report(run, stage)
-        watched = _watched(data, stage, settings) if watch else None
+        watched = _watched(data, stage, settings, go_on) if watch else None
         seed = run.config.seed
         return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched)
     except Diverged as error:
@@ -133,10 +135,11 @@ def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, f
     return report
 
 
-def _watched(data: RunData, stage: str, settings: FitConfig) -> Watched:
+def _watched(data: RunData, stage: str, settings: FitConfig, go_on: bool) -> Watched:
     cases = min(len(data.cases("validation")), settings.validation_users)
+    then = "trains on, as train.stop_lost says" if go_on else "stopped; its best checkpoint is kept"
 
     def say(step: int, why: str) -> None:
-        data.run.remark(stage, f"lost its policy at step {step}: {why}; stopped; its best checkpoint is kept")
+        data.run.remark(stage, f"lost its policy at step {step}: {why}; {then}")
 
-    return Watched(cases, say)
+    return Watched(cases, say, go_on)

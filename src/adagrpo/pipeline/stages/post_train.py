@@ -47,6 +47,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_spreads else None
     inputs += [] if weights is None else [weights]
 
+    watch = {"watch": True, "go_on": not options.stop_lost}
+
     def build(work: Path) -> None:
         for path in models.reward_files:  # nll reports rewards too, but is not trained again when the ranker changes
             run.hash_input(path)
@@ -88,11 +90,11 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             )
             _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
         files = policy.checkpoint_files
-        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, watch=True)
+        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
     # what its term reads of `objective`
     also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
-    settings_read = ["train.fit", "train.rl_split", *DECODING, "seed"]
+    settings_read = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         settings_read += ["train.rl_split_nll"]
     if arm.term is not None:
