@@ -17,7 +17,7 @@ import yaml
 from adagrpo.config.messages import SHOWN
 from adagrpo.config.recipe import load_config
 from adagrpo.config.yaml_text import parse_yaml
-from adagrpo.data import ColumnMapping, read_items, read_logs
+from adagrpo.data import Columns, read_items, read_logs
 from adagrpo.data.logs import unpacking
 from adagrpo.data.logs.unpacking import LONGEST_LINE, check_parquet, read_blocks, text_bytes
 from adagrpo.errors import UserError
@@ -31,7 +31,7 @@ SLOW = (
     "items in a csv.gz",
     "equal ids in Parquet",
 )  # seconds to make; the benchmark has them
-TIMES = ColumnMapping(timestamp="timestamp")
+TIMES = Columns(timestamp="timestamp")
 
 
 @pytest.fixture(scope="module")

@@ -151,9 +151,9 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
                 case "run.yaml":
                     Run.open(copied)
                 case "log.parquet":
-                    from adagrpo.data import ColumnMapping, read_logs
+                    from adagrpo.data import Columns, read_logs
 
-                    read_logs([places[target]], ColumnMapping(timestamp="timestamp"))
+                    read_logs([places[target]], Columns(timestamp="timestamp"))
                 case "lightgbm":
                     from adagrpo.rewards import load_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from adagrpo.data import ColumnMapping, Refusals, read_logs
+from adagrpo.data import Columns, Refusals, read_logs
 from benchmarks.reliability.bad_rows import AFTER, ITEMS, KINDS, write_log
 from benchmarks.reliability.findings import Finding
 
@@ -34,7 +34,7 @@ def bad_rows(work: Path, rows: int = 100_000, bad: int = 1000) -> Finding:
 def check_log(path: Path, rows: int, bad: int, seed: int = 0) -> bool:
     """Whether exactly the bad rows of a log are rejected, each for its reason, and nothing is lost."""
     written = write_log(path, rows, bad, seed)
-    logs = read_logs([path], ColumnMapping(), max_bad_rows=bad, refuse=REFUSE)
+    logs = read_logs([path], Columns(), max_bad_rows=bad, refuse=REFUSE)
     reasons = dict(zip(logs.rejects["row"] - 1, logs.rejects["reason"], strict=True))  # rows are counted from 1
     return (
         logs.rows_read == rows == len(logs.interactions) + len(logs.rejects)
@@ -53,8 +53,8 @@ def peak(work: Path, megabytes: int) -> float:
         for n in range(megabytes * 1000):
             file.write(f"{n % 5000},{n % 777},{n},{'x' * 980}\n")
     code = (
-        "import sys;from pathlib import Path;from adagrpo.data import ColumnMapping, read_logs;"
-        "read_logs([Path(sys.argv[1])], ColumnMapping());"
+        "import sys;from pathlib import Path;from adagrpo.data import Columns, read_logs;"
+        "read_logs([Path(sys.argv[1])], Columns());"
         # not getrusage, whose peak would be that of the process that started this one
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

@@ -23,11 +23,12 @@ from benchmarks.rows import machine
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.pipeline import (
-    Run,
-)
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
 from research.command import run
+from research.exposure_bias.gates import gates_of
 from research.rows import add_row
 
 BIASES = (0.0, 0.5, 1.0, 1.5)
@@ -80,10 +81,12 @@ def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) ->
     arms = [arm.name for arm in config.train.arms]
     run.evaluate()
     metrics = run.results
-    run.config = folded  # from here on only the report, which reads the gates with both rewards
-    run.ranker()
     run.stage("ranker/report")
     report = json.loads(run.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
+    run.config = folded  # from here on the gates alone, with both rewards
+    run.ranker()
+    models = Models(RunData(run))
+    rewards = {"all users": models.reward(), "cross-fitted": models.group_reward()}
     sft, ranker = metrics["stages"]["sft"], metrics["ranker"]
     return {
         "exposure_bias": bias,
@@ -92,7 +95,7 @@ def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) ->
         "folds": FOLDS,
         "ranker": {"hr@10": ranker["validation"]["hr@10"]},
         "strata": [row for row in report["strata"] if row["by"] in ("all", "item popularity", "item exposure")],
-        "gate": report["gate"],
+        "gate": {name: gates_of(models, reward) for name, reward in rewards.items()},
         "arms": {"sft": _arm({"final": sft})} | {name: _arm(metrics["stages"][name]) for name in arms},
         "config_hash": run.config_hash,
         "commit": machine()["commit"],

@@ -178,7 +178,7 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("objective.num_generations=1", ["objective.num_generations", "2"]),
         ("objective.rollout=gumbell", ["objective.rollout", "'sample'", "gumbell"]),
         ("objective.grpo.epsilonn=1", ["unknown key 'objective.grpo.epsilonn'; did you mean 'epsilon'?"]),
-        ("objective.distill_weight=2", ["an option of the reward term distill: write objective.distill.reward_weight"]),
+        ("objective.reward_weight=2", ["an option of the reward term distill: write objective.distill.reward_weight"]),
         ("objective.best_of_n.x=0.1", ["unknown key 'objective.best_of_n.x'; valid keys here: none"]),
         ("train.fit.epochs=0", ["train.fit.epochs", "greater than 0"]),
         ("train.fit.batch_size=two", ["train.fit.batch_size", "integer", "two"]),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adagrpo import cli
-from adagrpo.data import ColumnMapping, Refusals, read_logs
+from adagrpo.data import Columns, Refusals, read_logs
 from adagrpo.data.logs import chunks
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.errors import UserError
@@ -31,7 +31,7 @@ def test_every_bad_row_is_rejected_and_nothing_else(tmp_path: Path, suffix: str,
     path = tmp_path / f"log.{suffix}"
     written = write_log(path, 1500, 130, seed)
     assert set(written.bad.values()) == set(KINDS)
-    logs = read_logs([path], ColumnMapping(), max_bad_rows=130, refuse=REFUSE)
+    logs = read_logs([path], Columns(), max_bad_rows=130, refuse=REFUSE)
     rejects = {row - 1: reason for file, row, reason in logs.rejects.rows() if file == str(path)}
     assert list(rejects) == sorted(written.bad)
     for row, kind in written.bad.items():
@@ -40,7 +40,7 @@ def test_every_bad_row_is_rejected_and_nothing_else(tmp_path: Path, suffix: str,
     assert logs.interactions.rows() == written.good
     assert logs.rows_read == 1500 == len(logs.interactions) + len(logs.rejects)
     with pytest.raises(UserError, match=r"the first of 130 bad rows; data\.max_bad_rows is 129"):
-        read_logs([path], ColumnMapping(), max_bad_rows=129, refuse=REFUSE)
+        read_logs([path], Columns(), max_bad_rows=129, refuse=REFUSE)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -71,7 +71,7 @@ def test_the_command_keeps_rejects_with_file_row_and_reason(tmp_path: Path, suff
 def test_without_rules_such_rows_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,item_id,timestamp\na,x,1\na,x,1\nb,unknown,4000000000\n")
-    logs = read_logs([path], ColumnMapping())
+    logs = read_logs([path], Columns())
     assert len(logs.interactions) == 3 and not len(logs.rejects)
 
 
@@ -79,16 +79,16 @@ def test_repeats_are_found_over_files_and_in_the_fields_that_are_read(tmp_path: 
     (tmp_path / "a.csv").write_text("user_id,item_id,timestamp,r,n\n1,1,1,5,a\n1,1,1,4,b\n")
     (tmp_path / "b.csv").write_text("user_id,item_id,timestamp,r,n\n2,1,1,5,a\n1,1,1,5,c\n")
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    rated = read_logs(paths, ColumnMapping(rating="r"), max_bad_rows=9, refuse=Refusals(repeats=True))
+    rated = read_logs(paths, Columns(rating="r"), max_bad_rows=9, refuse=Refusals(repeats=True))
     assert rated.rejects.rows() == [(str(paths[1]), 2, "repeats an earlier row")]
-    plain = read_logs(paths, ColumnMapping(), max_bad_rows=9, refuse=Refusals(repeats=True))
+    plain = read_logs(paths, Columns(), max_bad_rows=9, refuse=Refusals(repeats=True))
     assert [row[:2] for row in plain.rejects.rows()] == [(str(paths[0]), 2), (str(paths[1]), 2)]
 
 
 def test_the_latest_time_needs_times(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id,position\n1,1,1\n")
     with pytest.raises(UserError, match=r"data\.refuse\.after: needs data\.columns\.timestamp"):
-        read_logs([tmp_path / "a.csv"], ColumnMapping(), refuse=Refusals(after=3.0))
+        read_logs([tmp_path / "a.csv"], Columns(), refuse=Refusals(after=3.0))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_value_of_another_type_in_json_never_passes_for_its_text(
     ]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(lines))
-    logs = read_logs([path], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([path], Columns(), max_bad_rows=1)
     assert logs.interactions.rows() == [("u", "[1]", 1)]
     assert logs.rejects["row"].to_list() == [2] and reason in logs.rejects["reason"][0]
 
@@ -136,7 +136,7 @@ def test_no_more_is_held_of_bad_rows_than_may_be(tmp_path: Path, suffix: str, mo
 
     monkeypatch.setattr(pl, "concat", watched)
     with pytest.raises(UserError, match=r"row 1: .* \(the first of 5000 bad rows"):
-        read_logs([path], ColumnMapping(), max_bad_rows=3)
+        read_logs([path], Columns(), max_bad_rows=3)
     assert most[0] <= 10
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import ColumnMapping, Dataset, Logs, build_dataset, read_logs
+from adagrpo.data import Columns, Dataset, Logs, build_dataset, read_logs
 from adagrpo.data.item_order import in_hash_order
 from adagrpo.errors import UserError
 
@@ -124,7 +124,7 @@ def test_history_of_impressions_against_a_loop() -> None:
 def test_order_instead_of_time(tmp_path: Path) -> None:
     text = "user_id,item_id,n,clicked\n1,1,20,\n1,2,10,1\n1,3,15,0\n2,1,-5,\n2,2,0.5,\n1,1,20,0\n"
     (tmp_path / "a.csv").write_text(text)
-    logs = read_logs([tmp_path / "a.csv"], ColumnMapping(order="n", clicked="clicked"))
+    logs = read_logs([tmp_path / "a.csv"], Columns(order="n", clicked="clicked"))
     assert logs.time_key == "position"
     dataset = build_dataset(logs)
     assert dataset.interactions.rows() == [(0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 1, 1)]

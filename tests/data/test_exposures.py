@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.exposures import load_held_out, write_exposures
-from adagrpo.data.logs.interactions import ColumnMapping, Logs, read_logs
+from adagrpo.data.logs.interactions import Columns, Logs, read_logs
 from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
 from adagrpo.report import dataset_table
@@ -20,7 +20,7 @@ from adagrpo.report import dataset_table
 def logs(folder: Path, rows: Sequence[tuple[str, str, int | None]], name: str) -> Logs:
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(rows, schema=["user_id", "item_id", "clicked"], orient="row").write_csv(folder / name)
-    return read_logs([folder / name], ColumnMapping(clicked="clicked"), ordered=False)
+    return read_logs([folder / name], Columns(clicked="clicked"), ordered=False)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_what_was_chosen_and_not_logged_as_shown_is_counted(tmp_path: Path) -> N
 
 
 def test_logs_without_impressions_or_clicks_are_refused(tmp_path: Path) -> None:
-    plain = read_logs([written_plain(tmp_path)], ColumnMapping(), ordered=False)
+    plain = read_logs([written_plain(tmp_path)], Columns(), ordered=False)
     with pytest.raises(UserError, match=r"needs data\.columns\.clicked or data\.click_rating"):
         write_exposures(plain, None, None, tmp_path / "out", held_out=0.1, seed=0)
     one = logs(tmp_path, [("a", f"i{i}", 1) for i in range(20)], "log.csv")
@@ -161,10 +161,10 @@ def written_plain(folder: Path) -> Path:
 def test_ratings_are_clicks_from_a_limit_on(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("user_id,item_id,rating,split\na,1,5,x\na,2,3,x\nb,1,4,y\nb,2,,x\n", encoding="utf-8")
-    columns = ColumnMapping(rating="rating", event="split")
+    columns = Columns(rating="rating", event="split")
     read = read_logs([path], columns, keep_events=["x"], click_rating=4, ordered=False)
     shown = [("a", 1, True), ("a", 2, False), ("b", 2, False)]  # what nobody rated is no click
     assert read.impressions is not None and read.impressions.rows() == shown
-    for wrong in (ColumnMapping(), ColumnMapping(rating="rating", clicked="split")):
+    for wrong in (Columns(), Columns(rating="rating", clicked="split")):
         with pytest.raises(UserError, match=r"data\.click_rating: needs data\.columns\.rating"):
             read_logs([path], wrong, click_rating=4, ordered=False)

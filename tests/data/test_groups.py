@@ -9,7 +9,7 @@ import pytest
 
 from adagrpo.data.dataset import build_dataset
 from adagrpo.data.groups import ItemGroups, UnknownGroup
-from adagrpo.data.logs.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.prepared import load_items, write_prepared
 from adagrpo.data.splits import leave_one_out
@@ -36,7 +36,7 @@ def test_columns_of_all_kinds_become_groups_of_the_prepared_items(tmp_path: Path
     logs.write_text("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{i}\n" for u in "ab" for i in (1, 3)))
     table = items(tmp_path, "in_stock", "age", "markets")
     assert table["groups"].to_list()[0] == ["in_stock=true", "age=3", "markets=de", "markets=fr"]
-    dataset = build_dataset(read_logs([logs], ColumnMapping(timestamp="timestamp")), table)
+    dataset = build_dataset(read_logs([logs], Columns(timestamp="timestamp")), table)
     write_prepared(dataset, leave_one_out(pl.Series([2, 2]).to_numpy()), tmp_path / "prepare")
     groups = ItemGroups(load_items(tmp_path / "prepare"))  # item 1 is number 0, item 3 number 1
     assert groups.names == ["age", "category", "in_stock", "markets"]

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import ColumnMapping, read_items, read_logs
+from adagrpo.data import Columns, read_items, read_logs
 from adagrpo.errors import UserError
 
 
@@ -31,7 +31,7 @@ def test_the_three_formats_give_the_same_table(tmp_path: Path) -> None:
     table.write_ndjson(tmp_path / "a.jsonl")
     write(tmp_path / "a.csv.gz", (tmp_path / "a.csv").read_bytes())
     for name in ("a.csv", "a.csv.gz", "a.parquet", "a.jsonl"):
-        logs = read_logs([tmp_path / name], ColumnMapping(timestamp="timestamp"))
+        logs = read_logs([tmp_path / name], Columns(timestamp="timestamp"))
         assert logs.interactions.equals(table), name
         assert (logs.rows_read, logs.rows_filtered, len(logs.rejects)) == (3, 0, 0)
         assert logs.impressions is None and logs.time_key == "timestamp"
@@ -63,7 +63,7 @@ def test_every_bad_row_is_found_and_none_is_lost(tmp_path: Path, suffix: str) ->
     table = pl.DataFrame(mixed, schema=dict.fromkeys("uitcr", pl.String), orient="row")
     path = tmp_path / f"log.{suffix}"
     {"csv": table.write_csv, "jsonl": table.write_ndjson, "parquet": table.write_parquet}[suffix](path)
-    columns = ColumnMapping(user="u", item="i", timestamp="t", clicked="c", rating="r")
+    columns = Columns(user="u", item="i", timestamp="t", clicked="c", rating="r")
     logs = read_logs([path], columns, max_bad_rows=len(BAD))
     assert logs.rejects["row"].to_list() == [row + 1 for row in sorted(rows)]
     assert set(logs.rejects["file"]) == {str(path)}
@@ -92,7 +92,7 @@ def test_typed_parquet_values(tmp_path: Path) -> None:
         schema_overrides={"item_id": pl.UInt64},
     )
     table.write_parquet(tmp_path / "a.parquet")
-    columns = ColumnMapping(timestamp="timestamp", rating="rating")
+    columns = Columns(timestamp="timestamp", rating="rating")
     logs = read_logs([tmp_path / "a.parquet"], columns, max_bad_rows=2)
     assert logs.interactions.rows() == [(1, 5, 86400, None), (2, 6, 86400, 4.0)]
     assert logs.interactions.dtypes == [pl.Int64, pl.Int64, pl.Int64, pl.Float64]
@@ -105,14 +105,14 @@ def test_typed_parquet_values(tmp_path: Path) -> None:
 def test_numbers_that_differ_are_different_ids(tmp_path: Path) -> None:
     numbers = ["12345678901234567890123", "12345678901234567890124", "1e3", "5.0", '"5.0"', "5", '"1e3"', "2.5"]
     lines = [f'{{"user_id": {number}, "item_id": 1, "timestamp": 1}}\n' for number in numbers]
-    logs = read_logs([write(tmp_path / "a.jsonl", "".join(lines))], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([write(tmp_path / "a.jsonl", "".join(lines))], Columns(), max_bad_rows=1)
     known = ["12345678901234567890123", "12345678901234567890124", "1000", "5", "5.0", "5", "1e3"]
     assert logs.interactions["user_id"].to_list() == known
     assert logs.rejects["reason"].to_list() == ["user_id is 2.5, expected a whole number or text"]
     decimals = pl.Series("user_id", ["1.50", "1.20", "3.00", str(2**63), "-7"], dtype=pl.String)
     table = pl.DataFrame({"user_id": decimals, "item_id": 1, "timestamp": 1})
     table.cast({"user_id": pl.Decimal(30, 2), "item_id": pl.Decimal(3, 0)}).write_parquet(tmp_path / "b.parquet")
-    logs = read_logs([tmp_path / "b.parquet"], ColumnMapping(), max_bad_rows=2)
+    logs = read_logs([tmp_path / "b.parquet"], Columns(), max_bad_rows=2)
     assert logs.interactions.select("user_id", "item_id").rows() == [("3", 1), (str(2**63), 1), ("-7", 1)]
     assert logs.rejects["row"].to_list() == [1, 2]
 
@@ -130,7 +130,7 @@ def test_csv_records_that_are_not_lines(tmp_path: Path) -> None:
         'g,"x,7,unclosed\r\n'  # row 7: without counting lines, rows 5 to 7 would be one
         "h,y,8,\xff,,\r\n"
     ).encode("latin-1")
-    logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping(timestamp="timestamp"), max_bad_rows=9)
+    logs = read_logs([write(tmp_path / "a.csv", text)], Columns(timestamp="timestamp"), max_bad_rows=9)
     assert logs.interactions.rows() == [("a", "x", 1), ("c", "z", 3), ("f", "z", 6), ("h", "y", 8)]
     reasons = dict(logs.rejects.select(pl.col("row") - 1, "reason").rows())
     assert list(reasons) == [1, 2, 4, 5, 7]
@@ -141,7 +141,7 @@ def test_csv_records_that_are_not_lines(tmp_path: Path) -> None:
 
 def test_csv_with_surplus_fields_only(tmp_path: Path) -> None:
     text = '\ufeffuser_id,item_id,timestamp\na,x,1\nb,y,2,3\n"c,c",z,3\nd,x,4,\n'
-    logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([write(tmp_path / "a.csv", text)], Columns(), max_bad_rows=1)
     assert logs.interactions["user_id"].to_list() == ["a", "c,c", "d"]
     assert logs.rejects.rows() == [(str(tmp_path / "a.csv"), 2, "has 4 fields, the header names 3")]
 
@@ -150,7 +150,7 @@ def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
     good = {"user id": "a", "it'em": 1, "timestamp": 1.5}
     lines = [json.dumps(good), '{"user id": "a"', "", "[1]", "[" * 5000, json.dumps(good | {"timestamp": None})]
     path = write(tmp_path / "a.ndjson", "\n".join(lines))
-    logs = read_logs([path], ColumnMapping(user="user id", item="it'em"), max_bad_rows=4)
+    logs = read_logs([path], Columns(user="user id", item="it'em"), max_bad_rows=4)
     assert logs.interactions.rows() == [("a", 1, 1.5)]
     assert logs.rejects["row"].to_list() == [2, 3, 4, 5]  # the empty line is no row
     assert logs.rejects["reason"][0].startswith("not a JSON object with any of the fields")
@@ -168,27 +168,27 @@ def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
 )
 def test_ids_are_integers_only_if_nothing_is_lost(tmp_path: Path, ids: list[str], expected: list[object]) -> None:
     text = "user_id,item_id,timestamp\n" + "".join(f"{user},i,1\n" for user in ids)
-    logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping())
+    logs = read_logs([write(tmp_path / "a.csv", text)], Columns())
     assert logs.interactions["user_id"].to_list() == expected
 
 
 def test_several_files_agree_on_types(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,1,1\n")
     pl.DataFrame({"user_id": ["x"], "item_id": [2], "timestamp": [0.5]}).write_parquet(tmp_path / "b.parquet")
-    logs = read_logs([tmp_path / "a.csv", tmp_path / "b.parquet"], ColumnMapping())
+    logs = read_logs([tmp_path / "a.csv", tmp_path / "b.parquet"], Columns())
     assert logs.interactions.rows() == [("1", 1, 1.0), ("x", 2, 0.5)]
 
 
 def test_timestamps_in_nanoseconds_keep_their_digits(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\n1,1,1700000000000000001\n1,1,inf\n1,2,1700000000000000002\n"
-    logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([write(tmp_path / "a.csv", text)], Columns(), max_bad_rows=1)
     assert logs.interactions["timestamp"].to_list() == [1700000000000000001, 1700000000000000002]
 
 
 def test_filters_are_counted(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,e,r\n1,1,1,buy,5\n1,2,2,view,5\n1,3,3,buy,2\n1,4,4,,5\n1,5,5,buy,\n1,6,x,view,1\n"
     path = write(tmp_path / "a.csv", text)
-    columns = ColumnMapping(event="e", rating="r")
+    columns = Columns(event="e", rating="r")
     logs = read_logs([path], columns, keep_events=["buy"], min_rating=4, max_bad_rows=1)
     assert logs.interactions.rows() == [(1, 1, 1, 5.0)]
     assert (logs.rows_read, logs.rows_filtered, len(logs.rejects)) == (6, 4, 1)
@@ -196,7 +196,7 @@ def test_filters_are_counted(tmp_path: Path) -> None:
         read_logs([path], columns, keep_events=["sell"], max_bad_rows=1)
     for arguments in ({"keep_events": ["buy"]}, {"min_rating": 1.0}):
         with pytest.raises(UserError, match=r"needs data\.columns\."):
-            read_logs([path], ColumnMapping(), **arguments)  # type: ignore[arg-type]
+            read_logs([path], Columns(), **arguments)  # type: ignore[arg-type]
 
 
 def test_impression_logs(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_impression_logs(tmp_path: Path) -> None:
         "1,1,1,TRUE,0,0.5,4\n1,2,1,0,1,,\n1,3,2,,,,5\n1,4,3,false,2.0,1,\n1,5,4,1,0,0.5,1\n"
         "1,6,5,1,0.5,0.5,\n1,7,6,1,0,1.5,\n"
     )
-    columns = ColumnMapping("user_id", "item_id", "timestamp", None, None, "rating", "clicked", "slot", "propensity")
+    columns = Columns(timestamp="timestamp", rating="rating", clicked="clicked", slot="slot", propensity="propensity")
     logs = read_logs([write(tmp_path / "a.csv", text)], columns, min_rating=3, max_bad_rows=2)
     assert logs.interactions["item_id"].to_list() == [1, 3]
     assert logs.impressions is not None
@@ -220,19 +220,19 @@ def test_impression_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("user_id,item,timestamp\n1,1,1\n", ColumnMapping(), "no column 'item_id'; did you mean 'item'?"),
-        ("user_id,item_id,when\n1,1,1\n", ColumnMapping(), "which column orders .* user_id, item_id, when"),
+        ("user_id,item,timestamp\n1,1,1\n", Columns(), "no column 'item_id'; did you mean 'item'?"),
+        ("user_id,item_id,when\n1,1,1\n", Columns(), "which column orders .* user_id, item_id, when"),
         (
             "user_id,item_id,position,clicked\n1,1,0,1\n",
-            ColumnMapping(clicked="clicked", slot="position"),  # a place in the slate is no order
+            Columns(clicked="clicked", slot="position"),  # a place in the slate is no order
             "which column orders .* user_id, item_id, position, clicked",
         ),
-        ("user_id,item_id,t\n1,1,1\n", ColumnMapping(timestamp="t", order="t"), "timestamp and order are both given"),
-        ("user_id,item_id,timestamp\n", ColumnMapping(), "no rows"),
-        ("", ColumnMapping(), "the file is empty"),
+        ("user_id,item_id,t\n1,1,1\n", Columns(timestamp="t", order="t"), "timestamp and order are both given"),
+        ("user_id,item_id,timestamp\n", Columns(), "no rows"),
+        ("", Columns(), "the file is empty"),
     ],
 )
-def test_unusable_files(tmp_path: Path, text: str, columns: ColumnMapping, message: str) -> None:
+def test_unusable_files(tmp_path: Path, text: str, columns: Columns, message: str) -> None:
     path = write(tmp_path / "a.csv", text)
     with pytest.raises(UserError, match=message) as error:
         read_logs([path], columns)
@@ -255,10 +255,10 @@ def test_files_that_are_not_there_or_not_logs(tmp_path: Path) -> None:
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=message) as error:
-            read_logs([tmp_path / name], ColumnMapping(timestamp="timestamp"))
+            read_logs([tmp_path / name], Columns(timestamp="timestamp"))
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no file given"):
-        read_logs([], ColumnMapping())
+        read_logs([], Columns())
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "jsonl", "parquet"])
@@ -273,7 +273,7 @@ def test_accepted_filtered_and_rejected_are_what_was_read(tmp_path: Path, suffix
     path = tmp_path / f"log.{suffix}"
     {"j": table.write_ndjson, "p": table.write_parquet, "c": table.write_csv}[suffix[0]](tmp_path / "plain")
     write(path, (tmp_path / "plain").read_bytes())
-    columns = ColumnMapping(user="u", item="i", timestamp="t", event="e", rating="r")
+    columns = Columns(user="u", item="i", timestamp="t", event="e", rating="r")
     logs = read_logs([path], columns, keep_events=["buy"], min_rating=3, max_bad_rows=300)
     good = [row for row in rows if row[0] is not None and row[2] != "?"]
     kept = [(int(u), int(i), int(t), float(r)) for u, i, t, e, r in good if e == "buy" and int(r) >= 3]
@@ -284,7 +284,7 @@ def test_accepted_filtered_and_rejected_are_what_was_read(tmp_path: Path, suffix
 def test_a_long_log_of_records_that_are_not_lines(tmp_path: Path) -> None:
     records = [(f"u{n % 50}", f"two\nlines {n % 70}", n) for n in range(20_000)]
     pl.DataFrame(records, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "a.csv")
-    logs = read_logs([tmp_path / "a.csv"], ColumnMapping())
+    logs = read_logs([tmp_path / "a.csv"], Columns())
     assert logs.interactions.rows() == records
 
 
@@ -302,7 +302,7 @@ def test_a_long_log_of_records_that_are_not_lines(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_takes_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        read_logs([write(tmp_path / name, text)], ColumnMapping(timestamp="timestamp"))
+        read_logs([write(tmp_path / name, text)], Columns(timestamp="timestamp"))
     assert str(tmp_path / name) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.data import ColumnMapping, build_dataset, read_items, read_logs
+from adagrpo.data import Columns, build_dataset, read_items, read_logs
 from adagrpo.data.logs.preview import format_lines, preview_logs
 from adagrpo.errors import UserError
 
 ROWS = [("ä;1", "x|1", 5), ("b", 'y\t"2"', 6), ("b,c", "😀", 7)]
-NESTED = ColumnMapping(user="user.id", item="e.item.sku")
+NESTED = Columns(user="user.id", item="e.item.sku")
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -33,7 +33,7 @@ def test_separators_and_encodings(tmp_path: Path, suffix: str, separator: str, e
     text = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(separator=separator)
     data = ("\ufeff" + text if encoding == "utf-16-be" else text).encode(encoding)
     path = write(tmp_path / f"log.{suffix}", data)
-    logs = read_logs([path], ColumnMapping())
+    logs = read_logs([path], Columns())
     assert logs.interactions.rows() == ROWS and not len(logs.rejects)
     file = logs.understood["files"][0]
     assert file["separator"] == separator and file["rows"] == 3 and file["packed"] == suffix.endswith("gz")
@@ -46,22 +46,22 @@ def test_a_column_that_the_header_names_twice_is_refused_if_it_is_read(tmp_path:
     path = write(tmp_path / "log.csv", f"user_id,{quote}item_id{quote},item_id,timestamp,,\r\na,1,2,5,,\n")
     refused = r"log.csv: the header names 'item_id' 2 times; rename the others"
     with pytest.raises(UserError, match=refused):
-        read_logs([path], ColumnMapping())
+        read_logs([path], Columns())
     with pytest.raises(UserError, match=refused):
         preview_logs([path])
     with pytest.raises(UserError, match=refused):
         read_items(path)
     write(path, "user_id,item_id,price,price,timestamp,,\na,1,2,2,5,,\n")
-    assert read_logs([path], ColumnMapping()).interactions.rows() == [("a", 1, 5)]
+    assert read_logs([path], Columns()).interactions.rows() == [("a", 1, 5)]
 
 
 def test_utf_16_that_is_cut_and_utf_32(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\na,x,1\nb,y,2\n"
     cut = write(tmp_path / "cut.csv", text.encode("utf-16")[:-3])
-    logs = read_logs([cut], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([cut], Columns(), max_bad_rows=1)
     assert logs.interactions.rows() == [("a", "x", 1)] and "\ufffd" in logs.rejects["reason"][0]
     with pytest.raises(UserError, match="is encoded in UTF-32; write it anew as UTF-8"):
-        read_logs([write(tmp_path / "wide.csv", text.encode("utf-32"))], ColumnMapping())
+        read_logs([write(tmp_path / "wide.csv", text.encode("utf-32"))], Columns())
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "jsonl"])
@@ -69,7 +69,7 @@ def test_text_that_is_not_utf_8_is_named(tmp_path: Path, suffix: str) -> None:
     rows = [("Müller", "x", 1), ("b", "y", 2)]
     table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     text = table.write_ndjson() if suffix == "jsonl" else table.write_csv()
-    logs = read_logs([write(tmp_path / f"log.{suffix}", text.encode("latin-1"))], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([write(tmp_path / f"log.{suffix}", text.encode("latin-1"))], Columns(), max_bad_rows=1)
     said = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
     assert logs.rejects["reason"][0].endswith(f"if it is not UTF-8, {said}")
     (line, _) = format_lines(logs.understood)
@@ -99,7 +99,7 @@ def test_a_field_that_few_lines_have(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row | ({"rating": 4} if n > 4000 else {})) + "\n" for n, row in enumerate(rows)))
     assert preview_logs([path])["roles"]["rating"]["column"] == "rating"
-    logs = read_logs([path], ColumnMapping(rating="rating"), min_rating=4)
+    logs = read_logs([path], Columns(rating="rating"), min_rating=4)
     assert len(logs.interactions) == 999 and logs.rows_filtered == 4001
 
 
@@ -109,7 +109,7 @@ def test_nested_fields_of_parquet(tmp_path: Path) -> None:
     logs = read_logs([tmp_path / "log.parquet"], NESTED, max_bad_rows=1)
     assert logs.interactions.rows() == [(1, "k", 3)] and logs.rejects["row"].to_list() == [2]
     with pytest.raises(UserError, match=r"no column 'user.name'; did you mean 'user.id'\?"):
-        read_logs([tmp_path / "log.parquet"], ColumnMapping(user="user.name"))
+        read_logs([tmp_path / "log.parquet"], Columns(user="user.name"))
 
 
 TIMES = {  # seconds since 1970, by hand
@@ -133,7 +133,7 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
     table = table.with_row_index("user_id").with_columns(item_id=pl.lit("x"))
     path = tmp_path / f"log.{suffix}"
     (table.write_csv(path, separator=";") if suffix == "csv" else table.write_ndjson(path))
-    logs = read_logs([path], ColumnMapping(), max_bad_rows=len(bad))
+    logs = read_logs([path], Columns(), max_bad_rows=len(bad))
     assert logs.interactions["timestamp"].to_list() == list(TIMES.values())
     assert logs.rejects["row"].to_list() == list(range(len(TIMES) + 1, len(table) + 1))
     assert "timestamp is '5', expected a time from 1970 on such as" in logs.rejects["reason"][1]
@@ -147,14 +147,14 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
 def test_times_of_parquet_without_a_zone_are_counted(tmp_path: Path, dtype: Any, naive: int) -> None:
     when = pl.Series("timestamp", [86400_000, 172800_000, None], dtype=pl.Datetime("ms")).cast(dtype)
     pl.DataFrame([when]).with_columns(user_id=1, item_id=2).write_parquet(tmp_path / "log.parquet")
-    logs = read_logs([tmp_path / "log.parquet"], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([tmp_path / "log.parquet"], Columns(), max_bad_rows=1)
     assert logs.understood["time"]["without_offset"] == naive and len(logs.interactions) == 2
     assert ("2 have no offset and are read as UTC" in format_lines(logs.understood)[1]) == (naive == 2)
 
 
 def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\na,x,1700000000000\nb,y,2024-01-01\n")
-    logs = read_logs([path], ColumnMapping(), max_bad_rows=1)
+    logs = read_logs([path], Columns(), max_bad_rows=1)
     assert logs.interactions["timestamp"].to_list() == [1_700_000_000_000]
     assert logs.rejects["reason"][0] == "timestamp is '2024-01-01', expected a number >= 0"
     assert format_lines(logs.understood)[1] == (
@@ -166,19 +166,19 @@ def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None
 def test_times_of_two_units_are_said(tmp_path: Path) -> None:
     first = write(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,1,1700000000\n")
     second = write(tmp_path / "b.csv", "user_id,item_id,timestamp\nu,2,1700000100000\n")
-    (_, _, line) = format_lines(read_logs([first, second], ColumnMapping()).understood)
+    (_, _, line) = format_lines(read_logs([first, second], Columns()).understood)
     said = "the lowest look like seconds since 1970 and the highest like milliseconds: write all in one unit"
     assert said in line
     for paths in ([first], [second]):
-        assert "write all" not in "".join(format_lines(read_logs(paths, ColumnMapping()).understood))
+        assert "write all" not in "".join(format_lines(read_logs(paths, Columns()).understood))
 
 
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\na,x,1\na,y,1\na,x,1\na,x,2\nb,x,1\nb,x,1\nb,x,1\n"
     path = write(tmp_path / "a.csv", text)
-    kept = build_dataset(read_logs([path], ColumnMapping()))
+    kept = build_dataset(read_logs([path], Columns()))
     assert kept.summary["exact_duplicates"] == 3 and len(kept.interactions) == 7
-    logs = read_logs([path], ColumnMapping(), drop_duplicates=True)
+    logs = read_logs([path], Columns(), drop_duplicates=True)
     assert logs.interactions.rows() == [("a", "x", 1), ("a", "y", 1), ("a", "x", 2), ("b", "x", 1)]
     dropped = build_dataset(logs).summary
     assert dropped["exact_duplicates"] == 0 and dropped["exact_duplicates_dropped"] == 3
@@ -187,7 +187,7 @@ def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path: Path) -> No
 
 def test_duplicates_of_impressions_agree_in_all_that_is_read(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,clicked\na,x,1,0\na,x,1,1\na,x,1,0\na,x,1,1\nb,y,1,1\n"
-    columns = ColumnMapping(clicked="clicked")
+    columns = Columns(clicked="clicked")
     logs = read_logs([write(tmp_path / "a.csv", text)], columns, drop_duplicates=True)
     assert logs.impressions is not None and logs.impressions["clicked"].to_list() == [False, True, True]
     assert logs.interactions.rows() == [("a", "x", 1), ("b", "y", 1)] and logs.duplicates_dropped == 2
@@ -298,7 +298,7 @@ def test_a_column_of_bytes_or_durations_has_no_role(tmp_path: Path, role: str, k
     assert role not in preview_logs([tmp_path / "a.parquet"])["roles"]
     columns = {"timestamp": "when"} | {role: role}
     with pytest.raises(UserError, match=rf"column '{role}' is of type {kind.__name__}.*, expected"):
-        read_logs([tmp_path / "a.parquet"], ColumnMapping(**columns))
+        read_logs([tmp_path / "a.parquet"], Columns(**columns))
 
 
 def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
     assert preview_logs([tmp_path / "a.parquet"])["roles"]["timestamp"]["column"] == "date"
     for role in ("timestamp", "order"):
         with pytest.raises(UserError, match=r"row 1: time is '02:00:00.*', expected a number"):
-            read_logs([tmp_path / "a.parquet"], ColumnMapping(**{role: "time"}))
+            read_logs([tmp_path / "a.parquet"], Columns(**{role: "time"}))
 
 
 def test_lists_are_shown_as_lists(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_items_that_are_lists_of_text_are_refused(tmp_path: Path, name: str, kin
     path = listed(tmp_path, LISTED[name], kind)
     assert preview_logs([path])["lists"]
     with pytest.raises(UserError) as refused:
-        read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
+        read_logs([path], Columns(timestamp="timestamp"), max_bad_rows=2)
     value = LISTED[name](2)
     said = f"a.{kind}, row 3: item_id is '{value}', a list, as most of its values are; a row is one item: write a row"
     assert said in str(refused.value)
@@ -370,7 +370,7 @@ def test_items_that_are_lists_of_text_are_refused(tmp_path: Path, name: str, kin
 def test_ids_that_hold_commas_or_brackets_are_ids(tmp_path: Path, name: str) -> None:
     path = listed(tmp_path, SINGLE[name], "csv")
     assert not preview_logs([path])["lists"]
-    logs = read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
+    logs = read_logs([path], Columns(timestamp="timestamp"), max_bad_rows=2)
     assert logs.interactions["item_id"].to_list() == [SINGLE[name](n) for n in range(2, 90)]
 
 
@@ -380,4 +380,4 @@ def test_a_column_of_lists_is_said_not_to_hold_one_id_in_each_row(tmp_path: Path
     found = preview_logs([tmp_path / "a.parquet"])
     assert found["passed_over"] == [{"column": "item_id", "role": "item", "needs": "one id in each row"}]
     with pytest.raises(UserError, match=r"item_id' is of type List\(String\), .*: write a row for each item"):
-        read_logs([tmp_path / "a.parquet"], ColumnMapping(timestamp="timestamp"))
+        read_logs([tmp_path / "a.parquet"], Columns(timestamp="timestamp"))

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data import (
-    ColumnMapping,
+    Columns,
     Dataset,
     Logs,
     Split,
@@ -192,7 +192,7 @@ def test_equal_logs_give_equal_bytes(tmp_path: Path) -> None:
     table.write_csv(tmp_path / "log.csv")
     written = []
     for name in ("a", "b"):
-        logs = read_logs([tmp_path / "log.csv"], ColumnMapping(clicked="clicked"))
+        logs = read_logs([tmp_path / "log.csv"], Columns(clicked="clicked"))
         dataset = build_dataset(logs, min_user_interactions=5, min_item_interactions=5)
         write_prepared(dataset, leave_one_out(np.diff(offsets_of(dataset))), tmp_path / name)
         written.append(contents(tmp_path / name))

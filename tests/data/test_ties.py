@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.logs.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.ties import ascending_runs, shuffle_ties
 from adagrpo.errors import UserError
 
@@ -17,7 +17,7 @@ from adagrpo.errors import UserError
 def dataset(folder: Path, rows: list[tuple[str, str, int]], **columns: str) -> Dataset:
     path = folder / "log.csv"
     pl.DataFrame(rows, schema=["user_id", "item_id", "day"], orient="row").write_csv(path)
-    return build_dataset(read_logs([path], ColumnMapping(**columns)))
+    return build_dataset(read_logs([path], Columns(**columns)))
 
 
 def sequences(data: Dataset) -> dict[int, list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from adagrpo.data import ColumnMapping, read_items, read_logs
+from adagrpo.data import Columns, read_items, read_logs
 from adagrpo.data.logs.preview import preview_items
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
@@ -56,7 +56,7 @@ def test_a_quote_within_a_field_is_a_character(tmp_path: Path) -> None:
 def test_an_id_of_json_is_what_it_is_in_a_log(tmp_path: Path, ids: list[str]) -> None:
     lines = [f'{{"item_id": {item}, "user_id": 1, "timestamp": 1, "title": "a"}}' for item in ids]
     path = write(tmp_path / "both.jsonl", "\n\n".join(lines))
-    logs = read_logs([write(tmp_path / "log.jsonl", "\n".join(lines))], ColumnMapping())
+    logs = read_logs([write(tmp_path / "log.jsonl", "\n".join(lines))], Columns())
     assert read_items(path)["item_id"].to_list() == logs.interactions["item_id"].to_list()
     broken = write(tmp_path / "broken.jsonl", f'{lines[0]}\n\n{{"item_id": 1.5, "title": "a"}}\n')
     with pytest.raises(UserError, match=r"broken\.jsonl, row 2: item_id is 1\.5, expected a whole number or text"):

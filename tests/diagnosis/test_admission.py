@@ -9,7 +9,7 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis import evidence_of
-from adagrpo.diagnosis.admission import pairwise_accuracy, pull
+from adagrpo.diagnosis.admission import pull
 from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.objective import rollout_miss_gate
 from adagrpo.types import Histories, Rollouts
@@ -96,20 +96,19 @@ def test_pull_averages_out_over_all_ways_to_give_the_scores_to_the_items() -> No
     orders = list(itertools.permutations([0.0, 0.3, 1.0, 5.0]))
     items, shared, own = [[1, 2, 3, 4]] * 24, [[1.0, 0.5, 0.0, 0.25]] * 24, [[-1.0, -2.0, -5.0, -4.0]] * 24
     groups = groups_of(items, orders, [9] * 24, log_probs=own, shared=shared)
-    for beyond in (True, False):
-        values = pull(groups, beyond_policy=beyond)
-        assert abs(values.mean()) < 1e-8 and np.abs(values).max() > 0.01
+    values = pull(groups)
+    assert abs(values.mean()) < 1e-8 and np.abs(values).max() > 0.01
 
 
-def test_a_reward_that_repeats_the_policy_pulls_but_not_beyond_it() -> None:
+def test_a_reward_that_repeats_the_policy_does_not_pull() -> None:
     own = [[-1.0, -2.0, -3.0, -7.0]]
     groups = groups_of([[1, 2, 3, 4]], [[8.0, 6.0, 4.0, -4.0]], [9], log_probs=own, shared=[[1.0, 0.5, 0.0, 0.0]])
-    assert pull(groups, beyond_policy=False)[0] > 0.1 and abs(pull(groups)[0]) < 1e-6
+    assert abs(pull(groups)[0]) < 1e-6
 
 
 def test_the_target_its_copies_and_what_names_no_item_do_not_pull() -> None:
     few = groups_of([[9, 9, -1, 4], [-1, -1, -1, -1], [4, 5, 4, 5]], [[9.0, 9, 9, 1], [0] * 4, [3.0] * 4], [9, 9, 9])
-    assert pull(few).tolist() == [0.0, 0.0, 0.0] == pull(few, beyond_policy=False).tolist()
+    assert pull(few).tolist() == [0.0, 0.0, 0.0]
     twice = groups_of([[1, 1, 1, 2, 3, 4]], [[5.0, 5, 5, 0, 2, 1]], [9], shared=[[1.0, 1, 1, 0, 0.5, 0]])
     once = groups_of([[1, 2, 3, 4]], [[5.0, 0, 2, 1]], [9], shared=[[1.0, 0, 0.5, 0]])
     assert pull(twice)[0] == pytest.approx(pull(once)[0], rel=1e-12)
@@ -123,30 +122,4 @@ def test_codes_are_shared_from_the_first_on() -> None:
     again[0, 0, 3], again[0, 1, 1:] = 0, 0
     rollouts = groups.rollouts._replace(codes=again)
     assert pull(groups)[0] != 0.0
-    for beyond in (True, False):
-        actual = pull(groups._replace(rollouts=rollouts), beyond_policy=beyond)
-        assert actual.tolist() == pull(groups, beyond_policy=beyond).tolist()
-
-
-def slow_accuracy(items: list[int], scores: list[float], utility: list[float], target: int) -> float:
-    kept: dict[int, tuple[float, float]] = {}
-    for item, score, true in zip(items, scores, utility, strict=True):
-        if item >= 0 and item != target:
-            kept.setdefault(item, (score, true))
-    points = [
-        (np.sign((a[0] - b[0]) * (a[1] - b[1])) + 1) / 2
-        for a, b in itertools.combinations(kept.values(), 2)
-        if a[1] != b[1]
-    ]
-    return float(np.mean(points)) if points else float("nan")
-
-
-def test_pairwise_accuracy_is_that_of_plain_counting() -> None:
-    generator = np.random.default_rng(1)
-    items = generator.integers(-1, 8, (40, 6))
-    table, truth = generator.integers(0, 4, 8).astype(float), generator.integers(0, 3, 8).astype(float)
-    scores, utility = table[np.maximum(items, 0)], truth[np.maximum(items, 0)]
-    targets = generator.integers(0, 8, 40)
-    groups = groups_of(items.tolist(), scores.tolist(), targets.tolist())
-    expected = [slow_accuracy(*row) for row in zip(items, scores, utility, targets, strict=True)]
-    np.testing.assert_allclose(pairwise_accuracy(groups, groups.rewards.rollouts, utility), expected, rtol=1e-12)
+    assert pull(groups._replace(rollouts=rollouts)).tolist() == pull(groups).tolist()

@@ -61,14 +61,13 @@ def test_truth_is_said_beside_and_decides_nothing(observed: ObservationsOf, plan
     np.put_along_axis(liked, lists.items, lists.rewards, axis=1)
     rows, places = np.nonzero(found >= 0)
     liked[rows, found[rows, places]] = groups.rewards.rollouts.double().numpy()[rows, places]
-    for sign, right in ((1.0, 1.0), (-1.0, 0.0)):
+    for sign in (1.0, -1.0):
         output = replace(
             observations,
             utility=lambda items, sign=sign: sign * np.take_along_axis(liked, np.maximum(items, 0), axis=1),
         )
         result = diagnose(output, OBJECTIVE, seed=0, resamples=FEW)
         assert result["verdict"] == planted["verdict"]
-        assert all(row["accuracy"]["ranker"] in (right, None) for row in result["grid"])
 
 
 def test_other_seeds_move_the_verdict_by_little_of_its_own_error(observed: ObservationsOf) -> None:

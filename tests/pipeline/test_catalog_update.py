@@ -36,7 +36,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
-from adagrpo.trainer.batches import group_step
 
 ITEMS = [10 * number + 3 for number in range(30)]
 SHAPES = ("round", "long", "flat", "tall", "wide")
@@ -496,22 +495,6 @@ def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path
     with pytest.raises(UserError, match="is about version 2"):
         evaluate_with(reopened, "1")
     assert not (run.directory / "evaluate").exists()
-
-
-def test_reports_of_a_version_leave_out_what_was_delisted(run: Run, tmp_path: Path) -> None:
-    update_catalog(run, delist=["3", "153"])
-    options = ("objective.constrained=true", "objective.inject_target=true")
-    other = Run.open(run.directory, options, out=tmp_path / "later")
-    evaluate_with(other, "latest")
-    other.stage("ranker/report")
-    whole, left = (RunData(other, open_version(other, which)) for which in ("0", "1"))
-    gate = json.loads((tmp_path / "later/ranker/report/report.json").read_text())["gate"]["all users"]
-    schedule = Models(whole).schedule(other.config.train.fit)
-    drawn = [
-        group_step(schedule, step, other.config.objective, whole.device) for step in range(schedule.steps_per_epoch)
-    ]
-    logged = torch.cat([part.targets for step in drawn for part in step.samples])
-    assert gate["samples"] == int(left.catalog.listed[logged].sum()) < len(logged)
 
 
 def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:

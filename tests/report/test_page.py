@@ -98,7 +98,7 @@ def whole(bare: Path) -> Path:
     (bare / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
     events = [{"time": "t", "stage": s, "event": "end", "seconds": 61.0 * i} for i, s in enumerate(("sft", "train"), 1)]
     write_rows(bare / "events.jsonl", [*events, {"stage": "sft", "event": "skip"}])
-    quality = {"strata": [{"by": "all", "stratum": HOSTILE, "cases": 3}], "calibration": "none", "gate": {}}
+    quality = {"strata": [{"by": "all", "stratum": HOSTILE, "cases": 3}], "calibration": "none"}
     (bare / "ranker" / "report").mkdir(parents=True)
     (bare / "ranker" / "report" / "report.json").write_text(json.dumps(quality), encoding="utf-8")
     return bare

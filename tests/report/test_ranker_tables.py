@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report
-from adagrpo.report.ranker_tables import calibration_text, every_gate_table, gate_table, ranking_table, strata_table
+from adagrpo.report.ranker_tables import calibration_text, ranking_table, strata_table
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -23,11 +23,9 @@ def report() -> dict[str, Any]:
         {"by": "all", "stratum": "all", "cases": 1200, "auc": interval(0.9), "ndcg@10": interval(0.1)},
         {"by": "item exposure", "stratum": "0", "cases": 1, "auc": interval(0.5), "ndcg@10": None},
     ]
-    outcomes = {"samples": 100, "admitted": 0.25, "easy": 0.05, "undiscriminated": 0.7, "degenerate": 0.0}
     return {
         "strata": strata,
         "calibration": "it is no probability",
-        "gate": {"all users": outcomes | {"admitted_if_shuffled": 0.07}},
     }
 
 
@@ -60,35 +58,6 @@ def test_the_rankers_own_row_is_of_the_same_cases_as_the_others() -> None:
     table = ranking_table(metrics, "validation")
     assert table is not None
     assert [row[1] for row in table.rows if row[0].startswith("ranker alone")] == ["9.00 %"]
-
-
-def test_gate(report: dict[str, Any]) -> None:
-    table = gate_table(report)
-    assert table.header == ("reward", "groups", "share")
-    assert [row[1:] for row in table.rows] == [
-        ("admitted", "25.0 %"),
-        ("rejected", "75.0 %"),
-        ("– easy", "5.0 %"),
-        ("– undiscriminated", "70.0 %"),
-        ("admitted if shuffled", "7.0 %"),
-    ]
-    report["gate"]["cross-fitted"] = report["gate"]["all users"] | {"pairwise_accuracy": {"admitted": interval(0.7)}}
-    table = gate_table(report)
-    assert table.header[3] == "pairs of rollouts in the right order" and len(table.rows) == 10
-    assert [row[3] for row in table.rows] == ["–"] * 5 + ["70.0 % (69.0 % to 72.0 %)"] + ["–"] * 4
-
-
-def test_every_gate(report: dict[str, Any]) -> None:
-    assert every_gate_table(report) is None
-    report["gate"]["all users"]["gates"] = {
-        "all": {"admitted": 1.0, "pairwise_accuracy": {"admitted": interval(0.6)}},
-        "oracle": {"admitted": 0.125, "pairwise_accuracy": {"admitted": interval(0.9), "rejected": interval(0.5)}},
-    }
-    table = every_gate_table(report)
-    assert table is not None and table.rows == (
-        ("all users", "all", "100.0 %", "60.0 % (59.0 % to 62.0 %)", "–"),
-        ("all users", "oracle", "12.5 %", "90.0 % (89.0 % to 92.0 %)", "50.0 % (49.0 % to 52.0 %)"),
-    )
 
 
 def test_calibration(report: dict[str, Any]) -> None:

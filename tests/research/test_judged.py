@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
-from adagrpo.data.logs.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole, write_prepared
 from adagrpo.data.splits import leave_one_out
 from adagrpo.errors import UserError
@@ -22,7 +22,7 @@ LOG = [(7, 10, 0, 1), (7, 13, 1, 0), (7, 11, 2, 1), (7, 12, 3, 1), (8, 12, 0, 1)
 def prepared(tmp_path: Path) -> Path:
     path = tmp_path / "log.parquet"
     pl.DataFrame(LOG, schema=["user_id", "item_id", "place", "watched"], orient="row").write_parquet(path)
-    dataset = build_dataset(read_logs([path], ColumnMapping(order="place", clicked="watched")))
+    dataset = build_dataset(read_logs([path], Columns(order="place", clicked="watched")))
     lengths = dataset.interactions.group_by("user").len().sort("user")["len"].to_numpy().astype("int64")
     write_prepared(dataset, leave_one_out(lengths), tmp_path / "prepare")
     return tmp_path / "prepare"

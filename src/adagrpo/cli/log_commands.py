@@ -294,10 +294,10 @@ def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns
                 raise UserError(f"--set {setting}: {form}") from error
             continue
         section, _, role = key.rpartition(".")
-        if equals and section in of and role in library.ColumnMapping.__dataclass_fields__:
+        if equals and section in of and role in library.Columns.model_fields:
             of[section][role] = library.column_name(column) or column
         elif only:
-            known = ", ".join(library.ColumnMapping.__dataclass_fields__)
+            known = ", ".join(library.Columns.model_fields)
             raise UserError(
                 f"--set {setting}: write data.columns.ROLE=NAME, or data.keep_events=[KIND]; the roles are {known}"
             )

@@ -61,7 +61,12 @@ def seconds_of(text: str) -> float:
 
 
 class Columns(Section):
-    """Names of the columns of the logs; null where the logs have no such column."""
+    """Names of the columns of the logs; null where the logs have no such column.
+
+    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
+    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
+    `click_rating`.
+    """
 
     user: str = "user_id"
     item: str = "item_id"

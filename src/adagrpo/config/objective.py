@@ -12,7 +12,6 @@ from adagrpo.objective import GATES
 from adagrpo.objective.terms import TERMS, RewardTerm
 
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
-_RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
 
 if TYPE_CHECKING:
     GateName = str
@@ -48,13 +47,12 @@ def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
         ValueError: naming the option, the term that reads it, and its place.
     """
     for key in content if isinstance(content, dict) else ():
-        option = _RENAMED.get(key, key)
-        readers = [term.name for term in TERMS.values() if option in term.options]
+        readers = [term.name for term in TERMS.values() if key in term.options]
         if key not in own and readers:
-            places = " or ".join(f"objective.{name}.{option}" for name in readers)
+            places = " or ".join(f"objective.{name}.{key}" for name in readers)
             raise ValueError(
                 f"'{key}' is an option of the reward term {' or '.join(readers)}: write {places},"
-                f" or options.{readers[0]}.{option} of one arm"
+                f" or options.{readers[0]}.{key} of one arm"
             )
 
 

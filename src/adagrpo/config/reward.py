@@ -15,6 +15,7 @@ from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",
+    "CountName",
     "FactoryOptions",
     "FeatureOptions",
     "HttpOptions",
@@ -24,6 +25,22 @@ __all__ = [
     "RewardOptions",
     "SequentialOptions",
     "WeightedOptions",
+]
+
+
+CountName = Literal[
+    "popularity",
+    "popularity_gap",
+    "age",
+    "repeats",
+    "knn_last",
+    "knn_history",
+    "knn_best",
+    "next_last",
+    "attributes_last",
+    "attributes_history",
+    "text_last",
+    "text_history",
 ]
 
 
@@ -188,20 +205,7 @@ class FeatureOptions(_Options):
 
     beside = frozenset({"ranker.user_share"})  # whose interactions are counted
     kind: Literal["feature"] = "feature"
-    name: Literal[
-        "popularity",
-        "popularity_gap",
-        "age",
-        "repeats",
-        "knn_last",
-        "knn_history",
-        "knn_best",
-        "next_last",
-        "attributes_last",
-        "attributes_history",
-        "text_last",
-        "text_history",
-    ] = "knn_history"
+    name: CountName = "knn_history"
 
 
 class WeightedOptions(_Options):

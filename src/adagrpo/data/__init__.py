@@ -1,7 +1,7 @@
 """Data: logs to numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
 
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.prepared import (
     load_cases,
@@ -15,7 +15,7 @@ from adagrpo.data.prepared import (
 from adagrpo.data.splits import Split, leave_one_out, temporal
 
 __all__ = [
-    "ColumnMapping",
+    "Columns",
     "Dataset",
     "Logs",
     "Refusals",

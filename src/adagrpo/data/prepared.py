@@ -147,8 +147,7 @@ def load_until_test(directory: Path) -> Ragged:
 
 def load_whole(directory: Path) -> Ragged:
     """All interactions of each of the `U` users: what is known when the logs end."""
-    later = [name for name in ("later.parquet",) if (directory / name).is_file()]  # earlier versions had none
-    return _with(directory, "validation.parquet", "test.parquet", *later)
+    return _with(directory, "validation.parquet", "test.parquet", "later.parquet")
 
 
 def _with(directory: Path, *names: str) -> Ragged:

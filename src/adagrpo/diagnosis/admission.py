@@ -4,7 +4,6 @@ r"""Admission by the gate, and the direction of the reward.
     pull_b       mean over the distinct valid rollouts o ≠ y_b of e(o) · s(o) / σ_b,
                  s the share of leading codes that o has in common with y_b, σ_b the deviation of the reward r,
                  e what is left of r after the least-squares line on log π(o | x_b)
-    accuracy_b   share of the pairs of distinct valid rollouts ≠ y_b that a score orders as the true utility does
 
 `pull` says whether the reward moves probability toward the codes of the logged item, which is all that a group without
 this item can do for it, beyond what a reward that repeats the policy would do: sharpening the policy needs no ranker.
@@ -26,7 +25,7 @@ from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, first_occurrence
 
-__all__ = ["evidence_of", "pairwise_accuracy", "pull"]
+__all__ = ["evidence_of", "pull"]
 
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
@@ -43,26 +42,23 @@ def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: boo
     return gather_evidence(groups, rewards, options, spread=spread)
 
 
-def pull(groups: ScoredGroups, *, beyond_policy: bool = True) -> NDArray[np.float64]:
+def pull(groups: ScoredGroups) -> NDArray[np.float64]:
     """Does the reward favour the rollouts whose leading codes are those of the logged item?
 
     Args:
         groups: `N` groups.
-        beyond_policy: take out what the policy's own score explains; False takes out the mean alone.
 
     Returns:
         (N,) see the module's text; in shares of codes for a reward one standard deviation higher. 0 where fewer than
-        two distinct valid rollouts other than the logged item exist (three beyond the policy), or they score alike.
+        three distinct valid rollouts other than the logged item exist, or they score alike.
     """
     others = _others(groups).numpy()
     rewards = _centred(groups.rewards.rollouts.double().numpy(), others)
     deviation = np.sqrt((rewards**2).sum(axis=1) / np.maximum(others.sum(axis=1), 1))
-    left = rewards
-    if beyond_policy:
-        own = _centred(groups.rollouts.log_probs.double().sum(-1).numpy(), others)
-        size = (own**2).sum(axis=1)
-        slope = (own * rewards).sum(axis=1) / np.where(size > 0, size, 1.0)
-        left = rewards - slope[:, None] * own
+    own = _centred(groups.rollouts.log_probs.double().sum(-1).numpy(), others)
+    size = (own**2).sum(axis=1)
+    slope = (own * rewards).sum(axis=1) / np.where(size > 0, size, 1.0)
+    left = rewards - slope[:, None] * own
     total = (left * _shared(groups).double().numpy()).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
     return np.asarray(np.where(deviation > 0, total / np.where(deviation > 0, deviation, 1.0), 0.0))
 
@@ -85,30 +81,3 @@ def _shared(groups: ScoredGroups) -> Tensor:  # (N, G)
     """Share of the leading codes that a rollout has in common with the logged item."""
     assert groups.target_codes is not None, "every case has a logged item"
     return (groups.rollouts.codes == groups.target_codes.unsqueeze(1)).cumprod(dim=2).float().mean(dim=2)
-
-
-def pairwise_accuracy(
-    groups: ScoredGroups,
-    scores: Tensor,  # (N, G)
-    utility: NDArray[np.float64],  # (N, G)
-) -> NDArray[np.float64]:
-    """Does a score order the rollouts as the true utility does?
-
-    Args:
-        groups: `N` groups.
-        scores: (N, G) not read where a rollout names no item.
-        utility: (N, G) true utility of the rollouts' items, likewise.
-
-    Returns:
-        (N,) share of the pairs with different utility that the score orders right, ties of the score one half; NaN
-        where there is no such pair. The logged item is left out.
-    """
-    others = _others(groups).numpy()
-    values = scores.double().numpy()
-    right, pairs = np.zeros(len(values)), np.zeros(len(values))
-    for first in range(values.shape[1]):  # a loop over the group keeps the memory at (N, G)
-        counted = others[:, first : first + 1] & others & (utility[:, first : first + 1] > utility)
-        step = np.where(counted, values[:, first : first + 1] - values, 0.0)
-        right += ((np.sign(step) + 1) / 2 * counted).sum(axis=1)
-        pairs += counted.sum(axis=1)
-    return np.where(pairs > 0, right / np.maximum(pairs, 1), np.nan)

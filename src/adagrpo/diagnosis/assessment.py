@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.diagnosis.admission import evidence_of, pairwise_accuracy, pull
+from adagrpo.diagnosis.admission import evidence_of, pull
 from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
 from adagrpo.diagnosis.judgement import ALL_CASES, judge
 from adagrpo.diagnosis.orders import (
@@ -229,8 +229,7 @@ def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict
     """The gate over a grid of thresholds, on sampled groups."""
     groups = observed.sampled
     true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
-    beyond, plain = pull(groups), pull(groups, beyond_policy=False)
-    truth = _accuracies(observed)
+    beyond = pull(groups)
     rows, tests = [], []
     miss_min, least_q = _limits(objective)
     for tau in sorted({*SHARES, miss_min}):
@@ -247,22 +246,7 @@ def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict
                 "shuffled_admission": float(chance.mean()),
                 "excess": excess._asdict(),
                 "pull_on_hard": pulls._asdict(),
-                "whole_pull_on_hard": float(plain[hard].mean()) if hard.any() else None,
             }
-            if truth is not None:  # said beside the rest and never tested: a user's data has none
-                right = {name: values[mask & ~np.isnan(values)] for name, values in truth.items()}
-                row["accuracy"] = {name: float(v.mean()) if len(v) else None for name, v in right.items()}
-                row["accuracy_above_half"] = bounded_interval(right["ranker"] - 0.5)._asdict()
             rows.append(row)
             tests.append(ThresholdTest(tau, q_min, int(mask.sum()), (excess, pulls)))
     return rows, tests
-
-
-def _accuracies(observed: Observations) -> dict[str, Floats] | None:
-    """(N,) pairwise accuracy of the ranker and of the policy among sampled rollouts; None where no truth is known."""
-    if observed.utility is None:
-        return None
-    groups = observed.sampled
-    utility = observed.utility(groups.rollouts.items.numpy())
-    scores = {"ranker": groups.rewards.rollouts, "policy": groups.rollouts.log_probs.sum(-1)}
-    return {name: pairwise_accuracy(groups, values, utility) for name, values in scores.items()}

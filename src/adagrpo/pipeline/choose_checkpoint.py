@@ -53,7 +53,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
         arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
-    weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
+    weights = run.weights_of(arm, checkpoint)
     for name in ("model.safetensors", "checkpoint.json"):
         run.hash_input(weights / name)  # or say that it is missing, or not what it was
     return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"], why)
@@ -118,5 +118,5 @@ def _ends_at_its_best(run: RunDirectory) -> bool:
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
     """Check that an evaluation read the weights that are there."""
     made_from = (manifest(evaluation) or {}).get("made_from")
-    weights = run.path("sft", "best") if arm == "sft" else run.path("train", arm, checkpoint)
+    weights = run.weights_of(arm, "best" if arm == "sft" else checkpoint)
     return made_from is None or run.hash_input(weights / "model.safetensors") in made_from["inputs"].values()

@@ -216,6 +216,10 @@ class RunDirectory(ABC):
             return self.source.joinpath(*parts)
         return own
 
+    def weights_of(self, arm: str, checkpoint: str = "best") -> Path:
+        """Return the folder of the weights of an arm, or of the starting policy, `sft`."""
+        return self.path(*(("sft",) if arm == "sft" else ("train", arm)), checkpoint)
+
     def folder(self, stage: str) -> Path:
         """Return the folder of a finished stage; it may also hold an inner stage alone, such as `ranker/report`."""
         return self.path(*stage.split("/"), MANIFEST).parent

@@ -145,13 +145,7 @@ class LoggedHistories:
     """All that the logs have of each user, oldest first."""
 
     def __init__(self, data: RunData) -> None:
-        folder = data.run.checked_stage("prepare")
-        if data.config.data.split.kind == "temporal" and not (folder / "later.parquet").is_file():
-            raise UserError(
-                f"{folder}: an earlier version left out what came after the test targets, which lists need; run"
-                f" {data.run.remake_command(folder)} again"
-            )
-        self.whole = load_whole(folder)
+        self.whole = load_whole(data.run.checked_stage("prepare"))
         names = load_user_ids(data.prepared).cast(pl.String).to_list()
         self.rows = {name: row for row, name in enumerate(names)}
 

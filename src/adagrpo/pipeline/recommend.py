@@ -40,7 +40,6 @@ from adagrpo.storage.writing import TOKEN, write_file
 
 PART_USERS = 5000
 SUMMARY, BEGUN = "summary.json", "begun.json"
-LAYOUT = 2  # 1 had a row for each place of a list
 
 
 def recommend_users(
@@ -93,7 +92,7 @@ def recommend_users(
     if include or exclude:
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
-    inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
+    inputs |= {"configuration": run.config_hash, "part_users": PART_USERS}
     reward = list_read(run, called, asked.reward_weight)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from

@@ -237,7 +237,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
     Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "reward"), members=_listed, unused=NO_ARM),
     Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
-    Stage("ranker/report", "evaluate", TRAINED, report_ranker, _ordered, page_only=True),
+    Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, _ordered, page_only=True),
     Stage("catalogs/*", "catalog update", on_request=True),
 )
 

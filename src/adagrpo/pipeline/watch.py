@@ -234,7 +234,7 @@ def _invalid(run: RunDirectory) -> dict[str, float]:
         data.device
     )
     arms = [arm for arm in run.trained() if _made_otherwise(run, f"train/{arm}") is None]
-    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in arms}
+    places = {arm: run.weights_of(arm) for arm in ("sft", *arms)}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 

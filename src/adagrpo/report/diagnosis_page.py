@@ -170,17 +170,13 @@ def _gate(gate: Row) -> Table:
 
 
 def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
-    truth = any("accuracy" in row for row in rows)
     header: tuple[str, ...] = ("tau", "q_min", "admitted", "share", "shuffled", "beyond it, points")
-    header += ("pull beyond the policy, %", "whole pull, %")
-    header += ("pairs: ranker", "pairs: policy") if truth else ()
+    header += ("pull beyond the policy, %",)
     lines = []
     for row, p in zip(rows, p_values, strict=True):
         line = [f"{row['tau']:.4g}", f"{row['q_min']:g}", f"{row['admitted']:,}"]
         line += [_rate(row["admission"]), _rate(row["shuffled_admission"]), _interval(row["excess"], 2, 100)]
-        own = row["whole_pull_on_hard"]
-        line += [_interval(row["pull_on_hard"], 2, 100), MISSING if own is None else f"{100 * own:+.2f}"]
-        line += [_rate(row["accuracy"][name]) for name in ("ranker", "policy")] if truth else []
+        line += [_interval(row["pull_on_hard"], 2, 100)]
         lines.append((*line, format_p(p)))
     return _table((*header, "adjusted p"), lines, left=0)
 

@@ -26,10 +26,8 @@ from adagrpo.report.numbers import numbers_table
 from adagrpo.report.paired_tables import REFERENCES, paired_figures, paired_table
 from adagrpo.report.ranker_tables import (
     calibration_text,
-    every_gate_table,
     exposure_figures,
     exposure_table,
-    gate_table,
     ranking_table,
     strata_table,
 )
@@ -294,8 +292,6 @@ def _quality(files: RunFiles) -> dict[str, Any] | None:
         ("ranker", "report", "report.json"),
         lambda report: {
             "strata": strata_table(report),
-            "gate": gate_table(report),
-            "gates": every_gate_table(report),
             "calibration": calibration_text(report),
         },
     )

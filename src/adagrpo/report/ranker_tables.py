@@ -1,6 +1,6 @@
-"""Tables of the ranker: its retrieval, its quality by stratum, and which groups of rollouts the gate lets it score.
+"""Tables of the ranker: its retrieval, and its quality by stratum.
 
-The last two are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of
+The second is read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of
 them says anything about other seeds.
 """
 
@@ -14,8 +14,6 @@ from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.summary import rerank_rows
 from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
-
-OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
 
 def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
@@ -77,42 +75,6 @@ def strata_table(report: Mapping[str, Any]) -> Table:
         for row in report["strata"]
     ]
     return Table(header, tuple(rows), _alignment(len(header)))
-
-
-def gate_table(report: Mapping[str, Any]) -> Table:
-    """One row a reward and outcome: its share of the groups and, where truth is known, the reward's accuracy in it."""
-    has_truth = any("pairwise_accuracy" in gate for gate in report["gate"].values())
-    header = ("reward", "groups", "share", *(["pairs of rollouts in the right order"] if has_truth else []))
-    rows = []
-    for name, gate in report["gate"].items():
-        shares = gate | {"rejected": 1 - gate["admitted"]}
-        for outcome, label in OUTCOMES.items():
-            accuracy = gate.get("pairwise_accuracy", {}).get(outcome)
-            rows.append(
-                (name, label, f"{100 * shares[outcome]:.1f} %", *([_interval(accuracy, "{:.1%}")] if has_truth else []))
-            )
-        rows.append(
-            (name, "admitted if shuffled", f"{100 * gate['admitted_if_shuffled']:.1f} %", *([MISSING] * has_truth))
-        )
-    return Table(header, tuple(rows), _alignment(len(header)))
-
-
-def every_gate_table(report: Mapping[str, Any]) -> Table | None:
-    """One row a reward and gate: what it admits, and the reward's accuracy there and in the rest; None without a truth.
-
-    >>> every_gate_table({"gate": {"all users": {"admitted": 0.1}}}) is None
-    True
-    """
-    header = ("reward", "gate", "admitted", "right order, admitted", "right order, rejected")
-    rows = [
-        (
-            *(name, gate, f"{100 * values['admitted']:.1f} %"),
-            *(_interval(values["pairwise_accuracy"].get(outcome), "{:.1%}") for outcome in ("admitted", "rejected")),
-        )
-        for name, entry in report["gate"].items()
-        for gate, values in entry.get("gates", {}).items()
-    ]
-    return Table(header, tuple(rows), _alignment(len(header))) if rows else None
 
 
 def exposure_table(report: Mapping[str, Any]) -> Table:

@@ -31,7 +31,6 @@ METHODS = {  # the first that the name of an arm holds says which method it is
     "-chosen": GREEN,
     "distill": VIOLET,
     "mixture": ORANGE,
-    "uniform grpo": ORANGE,
     "grpo": VERMILLION,
     "nll": BLUE,
     "sft": INK,

@@ -30,32 +30,19 @@ changed: every user whose history holds them has them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adagrpo.config.reward import CountName
 from adagrpo.data.pairs import PairCounts, common_users, successions
 from adagrpo.data.sequences import pad
 from adagrpo.semantic_ids.embeddings import text_vectors
 from adagrpo.types import Ragged
 
-FEATURES = (
-    "history_length",
-    "history_popularity",
-    "popularity",
-    "popularity_gap",
-    "age",
-    "repeats",
-    "knn_last",
-    "knn_history",
-    "knn_best",
-    "next_last",
-    "attributes_last",
-    "attributes_history",
-    "text_last",
-    "text_history",
-)
+FEATURES = ("history_length", "history_popularity", *get_args(CountName))  # the first two are of the history alone
 DECAY = 0.7
 TEXT_WIDTH = 64
 _BLOCK = 2**21  # numbers at a time in what is done for every candidate and history item

@@ -37,11 +37,11 @@ from adagrpo.data.logs.cells import (
 from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.formats import file_format, one_line
 from adagrpo.data.logs.lists import ONE_EACH, first_list
-from adagrpo.data.logs.log_fields import ColumnMapping, Field, Refusals, fields_of
+from adagrpo.data.logs.log_fields import Columns, Field, Refusals, fields_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
+__all__ = ["Columns", "Logs", "Refusals", "read_logs"]
 
 DECODED = f"text that can be decoded; if it is not UTF-8, {SAVE_AS_UTF_8}"
 SHOWN = 40  # characters of a bad value that a reason repeats
@@ -68,7 +68,7 @@ class Logs:
 
 def read_logs(
     paths: Sequence[Path],
-    columns: ColumnMapping,
+    columns: Columns,
     *,
     keep_events: Sequence[str] | None = None,
     min_rating: float | None = None,

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
+from adagrpo.config.data import Columns
 from adagrpo.data.columns import CLICKED, EVENT, ITEM_ID, POSITION, PROPENSITY, RATING, SLOT, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import LONGEST_ID, booleans, identifiers, numbers, slots
 from adagrpo.data.logs.formats import columns_of, listed
 from adagrpo.data.logs.times import Times
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Field", "Refusals", "fields_of"]
+__all__ = ["Columns", "Field", "Refusals", "fields_of"]
 
 AN_ID = f"an id of up to {LONGEST_ID} characters"
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """What the columns are called in the user's files.
-
-    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions, unless it
-    is named as another one, such as the slot.
-    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
-    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
-    `read_logs`.
-    """
-
-    user: str = USER_ID
-    item: str = ITEM_ID
-    timestamp: str | None = None
-    order: str | None = None
-    event: str | None = None
-    rating: str | None = None
-    clicked: str | None = None
-    slot: str | None = None
-    propensity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +41,11 @@ class Field(NamedTuple):
     times: Times | None = None  # of a field of times, how they are written
 
 
-def fields_of(paths: Sequence[Path], columns: ColumnMapping, ordered: bool, rated: bool) -> dict[str, Field]:
+def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: bool) -> dict[str, Field]:
     """Map canonical names to how their columns are read.
+
+    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions, unless it
+    is named as another one, such as the slot.
 
     Args:
         paths: of the logs, the first of which says whether a column of time is there.
@@ -100,16 +82,16 @@ def fields_of(paths: Sequence[Path], columns: ColumnMapping, ordered: bool, rate
     return fields
 
 
-def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
+def _choose_time(columns: Columns, path: Path) -> Columns:
     if columns.timestamp is not None and columns.order is not None:
         raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
     if columns.timestamp is not None or columns.order is not None:
         return columns
-    available, taken = columns_of(path), set(vars(columns).values())  # a place in the slate is no order
+    available, taken = columns_of(path), set(columns.model_dump().values())  # a place in the slate is no order
     if TIMESTAMP in available and TIMESTAMP not in taken:
-        return replace(columns, timestamp=TIMESTAMP)
+        return columns.model_copy(update={"timestamp": TIMESTAMP})
     if POSITION in available and POSITION not in taken:
-        return replace(columns, order=POSITION)
+        return columns.model_copy(update={"order": POSITION})
     raise UserError(
         f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
         f"{listed(available)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
-from adagrpo.data.logs.interactions import ColumnMapping, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
 from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
@@ -72,7 +71,7 @@ def preview_logs(
     Args:
         paths: files of the same columns.
         rows: how many of each to read, from the first on; None for all.
-        given: columns by role that are known, as in `ColumnMapping`.
+        given: columns by role that are known, as in `Columns`.
         keep_events: the kinds of events that count; None for all.
 
     Returns:
@@ -278,7 +277,7 @@ def _counted(
     keep_events: Sequence[str] | None,
 ) -> dict[str, Any]:
     """What would be read of the files in these roles, and what would not."""
-    mapping = ColumnMapping(**{role: entry["column"] for role, entry in roles.items()})
+    mapping = Columns(**{role: entry["column"] for role, entry in roles.items()})
     ordered = mapping.timestamp is not None or mapping.order is not None
     logs = read_logs(
         paths,
@@ -312,7 +311,7 @@ def _counted(
     }
     return {
         "kind": "interactions" if shown is None else "impressions",
-        "mapping": {role: name for role, name in asdict(mapping).items() if name is not None},
+        "mapping": {role: name for role, name in mapping.model_dump().items() if name is not None},
         "understood": logs.understood,
         "counts": counts,
         "lost": _lost(logs.rejects),

@@ -42,7 +42,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     data, called = RunData(run), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
-    weights = run.path(START, "best") if arm == START else run.path("train", arm, "best")
+    weights = run.weights_of(arm)
     base = None if called.policy is None else run.path("evaluate", *((arm,) if arm == START else (arm, "best")))
     ranked = run.path("fuse", arm, VALIDATION)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files, ranked]

@@ -21,7 +21,7 @@ from adagrpo.data.columns import CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import file_format, kind_of
-from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.times import UNITS, moment, two_units
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
-LOGGED_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
+LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
 
 
 PREPARED = (
@@ -127,7 +127,7 @@ class ShownSource(NamedTuple):
         """Read the impressions; limits are those of the logs."""
         return read_logs(
             self.files,
-            ColumnMapping(**self.options.columns.model_dump()),
+            self.options.columns,
             keep_events=self.options.keep_events,
             click_rating=self.options.click_rating,
             max_bad_rows=data.max_bad_rows,
@@ -143,7 +143,7 @@ class LogSource(NamedTuple):
 
     options: DataConfig
     logs: Sequence[Path]
-    columns: ColumnMapping
+    columns: Columns
     described: ItemTable | None
     items: Path | None
     attribute_names: Path | None
@@ -203,7 +203,7 @@ def log_source(run: RunDirectory) -> LogSource:
     """Find the logs of a run: below the data folder, or made by the stages `simulate` and `exposures`."""
     options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
-    columns = ColumnMapping(**options.columns.model_dump())
+    columns = options.columns
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), LOGGED_COLUMNS
         logs = [root / "logs.parquet"]

@@ -1,12 +1,8 @@
-"""The reward's report: what it is worth, by stratum, and which groups of rollouts the gate admits.
+"""The reward's report: what it is worth, by stratum.
 
 Quality is measured on validation cases with the ranker of all users, by the formulas of
-`adagrpo.evaluation.reward_quality`. The gate is measured with the starting policy on one epoch of the training samples
-that post-training would draw, or on the first `GATE_USERS` users of it, once with the ranker of all users and once,
-where it is on, cross-fitted: the same rollouts, other rewards. Samples whose logged item is delisted in the version
-that is measured are left out: no rollout can be it. Where the truth is known, this is where it is read: the
-correlation of scores and utilities before each user's last purchase, and the share of the pairs of rollouts that the
-reward orders rightly, among the groups admitted and among those rejected.
+`adagrpo.evaluation.reward_quality`. Where the truth is known, this is where it is read: the correlation of scores and
+utilities before each user's last purchase.
 
 A reward other than the sequential ranker scores one pair at a time, so the catalogue is ranked for fewer cases then.
 """
@@ -15,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +21,6 @@ from numpy.typing import NDArray
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
-from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reward_quality import (
     CaseQuality,
@@ -39,10 +33,7 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     rank_correlation,
 )
-from adagrpo.groups.apply_gates import gate_by_evidence
-from adagrpo.groups.gated import GatedGroups, gated_groups
-from adagrpo.objective import GATES, GateDecision, pairwise_agreement, target_nll
-from adagrpo.objective.terms import TERMS
+from adagrpo.objective import target_nll
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -52,15 +43,12 @@ from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import write_file
-from adagrpo.trainer.batches import group_step, keyed_generator
 from adagrpo.types import Cases, Histories
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
-CONTROLS = tuple(name for name, gate in GATES.items() if gate.is_shadowed)
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
-GATE_USERS = 100_000  # whose samples the gate is measured on: more would not change a share that the report prints
 PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # that a reward without catalogue scores is asked for in all, and at a time
 NOT_A_PROBABILITY = {
     "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
@@ -71,33 +59,24 @@ Strata = dict[str, NDArray[np.str_]]
 
 
 def report_ranker(run: RunDirectory) -> Declaration:
-    """The reward by stratum, and what each gate makes of it."""
+    """The reward by stratum."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
-    read = [start / "model.safetensors", *models.reward_files, *models.group_reward_files]
-    inputs = [*data.training_files, *data.catalog_files, *dict.fromkeys(read)]
+    inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors", *models.reward_files]
     inputs += data.shown_files
     if data.truth_files:
         inputs += [*data.truth_files, data.prepared_file("test.parquet")]
 
     def build(work: Path) -> None:
         content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
-        rewards: dict[str, Reward] = {"all users": models.reward()}
-        if data.fold_names:
-            rewards["cross-fitted"] = models.group_reward()
-        content["gate"] = {name: _gate(models, reward) for name, reward in rewards.items()}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
-    drawn_at = ("train.fit.batch_size", "train.fit.accumulation", "train.rl_split")
-    unread = ["lambda_", "pressure", "pressure_steps", "admission_rate", *TERMS]
-    unread += [] if data.truth_files else ["oracle_agreement"]
     return Declaration(
         build,
         inputs,
         files=("report.json",),
-        settings=("objective", "policy", *drawn_at, "ranker.folds", *models.reward_reads, "seed", "max_history"),
-        but=[f"objective.{key}" for key in unread],
+        settings=("policy", *models.reward_reads, "seed", "max_history"),
         also=data.truth_read or None,
     )
 
@@ -204,94 +183,6 @@ def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case
         for name in _ordered(names):
             result[by, name] = interval(correlations["all", "all"][stratum_of == name], last.users[stratum_of == name])
     return result
-
-
-@torch.no_grad()
-def _gate(models: Models, reward: Reward) -> dict[str, Any]:
-    """Admission by the starting policy over one epoch, and the reward's accuracy inside each outcome of the gate."""
-    data, options = models.data, models.config.train
-    schedule = replace(models.schedule(options.fit), rl_split=options.rl_split)
-    policy = models.policy(data.run.path("sft", "best")).eval()
-    objective, spread = data.config.objective, 0.0
-    if objective.rl_positions == "end":  # no gate has anything to read there
-        objective = objective.model_copy(update={"rl_positions": "random"})
-    utility, listed = data.true_utility() if data.truth_knows_all else None, data.catalog.listed
-    outcomes: dict[str, list[NDArray[np.bool_]]] = {}
-    chosen: dict[str, list[NDArray[np.bool_]]] = {}
-    users, shares, shuffled = [], [], []
-    steps = min(schedule.steps_per_epoch, -(-GATE_USERS // (schedule.batch_size * schedule.accumulation)))
-    for step in range(steps):
-        data.run.console.progress("ranker/report", step, steps, {})
-        drawn_at = group_step(schedule, step, objective, data.device)
-        joined = drawn_at.joined()
-        if joined is None:
-            continue
-        kept = listed[joined[1]]
-        histories, targets = joined[0].rows(kept), joined[1][kept]
-        if len(targets) == 0:
-            continue
-        groups = gated_groups(
-            policy,
-            data.catalog,
-            reward,
-            histories,
-            targets,
-            objective,
-            drawn_at.generator,
-            gate=objective.control_of,
-            spread=spread,
-        )
-        spread = groups.spread
-        owners = groups.histories.users
-        assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
-        users.append(owners.cpu().numpy())
-        shuffled.append(groups.shuffled_decision.admitted.float().mean().item() * len(owners))
-        for name, outcome in groups.decision._asdict().items():
-            outcomes.setdefault(name, []).append(outcome.cpu().numpy())
-        if utility is not None:
-            items = groups.rollouts.items
-            agreement = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
-            shares.append(agreement.share.double().masked_fill(agreement.pairs == 0, torch.nan).cpu().numpy())
-            for gate, decision in _every_gate(data, groups, agreement.share, step).items():
-                chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
-    if not users:
-        raise UserError("ranker/report: no sample of an epoch has a logged item that is listed")
-    owner = np.concatenate(users)
-    outcome_masks = {name: np.concatenate(parts) for name, parts in outcomes.items()}
-    content: dict[str, Any] = {"samples": len(owner)}
-    content |= {name: float(outcome.mean()) for name, outcome in outcome_masks.items() if name != "closed"}
-    content |= {"admitted_if_shuffled": float(sum(shuffled) / len(owner))}
-    if utility is not None:
-        share = np.concatenate(shares)
-
-        def accuracy(within: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
-            intervals = {name: interval(share[kept], owner[kept]) for name, kept in within.items()}
-            return {name: value for name, value in intervals.items() if value is not None}
-
-        everything = np.ones(len(owner), dtype=np.bool_)
-        within = {"all": everything, **outcome_masks, "rejected": ~outcome_masks["admitted"]}
-        content["pairwise_accuracy"] = accuracy(within)
-        content["gates"] = {
-            gate: {"admitted": float(kept.mean()), "pairwise_accuracy": accuracy({"admitted": kept, "rejected": ~kept})}
-            for gate, kept in ((gate, np.concatenate(parts)) for gate, parts in chosen.items())
-        }
-    return content
-
-
-def _every_gate(data: RunData, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
-    """Decide the same groups by every gate; `shuffled` decides by permuted rewards, whatever the true ones say.
-
-    The draws of `random` and `inverted` are those of no training.
-    """
-    options, own, permuted = data.config.objective, groups.evidence, groups.shuffled_evidence
-    uniforms = torch.rand(len(agreement), generator=keyed_generator(data.config.seed, step, 2)).to(agreement.device)
-    gates = ("all", options.control_of, *CONTROLS, "oracle")
-    return {
-        gate: gate_by_evidence(
-            gate, permuted if GATES[gate].shuffled else own, options, uniforms=uniforms, agreement=agreement
-        )
-        for gate in gates
-    }
 
 
 def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:

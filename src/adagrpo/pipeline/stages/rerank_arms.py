@@ -34,17 +34,17 @@ def re_rankings(name: str) -> dict[str, Declare]:
     if called.order != RERANK:
         return {}
     if called.policy == START:
-        return {f"evaluate/{RERANK}": partial(_rerank, of=(START, "best"))}
+        return {f"evaluate/{RERANK}": partial(_rerank, arm=START)}
     return {
-        f"evaluate/{name}/{kind}": partial(_rerank, of=("train", str(called.policy), kind))
+        f"evaluate/{name}/{kind}": partial(_rerank, arm=str(called.policy), checkpoint=kind)
         for kind in ("best", "final")
     }
 
 
-def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
+def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaration:
     """The beam of one policy, re-ordered."""
-    data, weights = RunData(run), run.path(*of)
-    label = f"evaluate/{RERANK}" if of == (START, "best") else f"evaluate/{of[1]}+{RERANK}/{of[2]}"
+    data, weights = RunData(run), run.weights_of(arm, checkpoint)
+    label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
     models, file = Models(data), run.path(STAGE, FILE)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
     inputs += [weights / "model.safetensors", file, *models.reward_files, *data.truth_files]
@@ -62,7 +62,7 @@ def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
             lists = reordered(beams["validation"], weight, known.spread)
             tried[weight] = summarise(lists, cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
-        if of == (START, "best"):
+        if arm == START:
             chosen = known.rerank
         warning = edge_warning(chosen)
         if warning is not None:
