@@ -195,6 +195,15 @@ def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: A
     Run.open(tmp_path / "run").tokenize()
 
 
+def test_what_the_diagnosis_refuses_is_not_trained_next(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("train", "evaluate"):
+        shutil.rmtree(copied / stage)
+    verdict = Run.open(copied).diagnose().verdict
+    for refused, following in (((), "train"), ((verdict,), "decide")):
+        monkeypatch.setattr("adagrpo.pipeline.status.REFUSED", refused)
+        assert status(copied)["next"] == f"adagrpo {following} --run {copied}"
+
+
 def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
     content = json.loads(adagrpo("status", "--run", copied, "--json").out)
     assert content["next"] == f"adagrpo decide --run {copied}" and set(content["arms"].values()) == {"done"}

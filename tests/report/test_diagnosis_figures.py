@@ -29,7 +29,7 @@ def test_the_curve_has_a_point_a_weight_and_marks_the_chosen_ones() -> None:
     assert [row[0] for row in hr.numbers.rows] == ["0", "0.5", "4", "∞", "mix (4)"]
     assert hr.numbers.rows[2][1] == "+4.0 (+3.0 to +5.0)" and hr.numbers.rows[4][1:] == ("+3.0 (+2.0 to +4.0)", "–")
     assert ndcg.numbers.rows[1][1] == "+0.0100 (+0.0000 to +0.0200)"
-    triangles = re.findall(r"<use [^>]*#117a8b", ndcg.svg)
+    triangles = re.findall(r"<use [^>]*#a83279", ndcg.svg)
     assert len(triangles) == 2  # one at the chosen weight, one in the legend
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
+from adagrpo.pipeline.diagnosed import REFUSED
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
@@ -83,7 +84,7 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     for name in ("metrics.json", "report.html"):
         entry = content[name]
         lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
-    return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing is left to do'}"]
+    return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing, report.html has the results'}"]
 
 
 def _busy(content: Mapping[str, Any]) -> str | None:
@@ -156,7 +157,10 @@ def _report(run: Run, shown: str) -> dict[str, str]:
 
 
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
-    """The command that makes the first of what is not done; before arms that no diagnosis was made for, that one."""
+    """The command that makes the first of what is not done.
+
+    Before arms come, the reward is diagnosed; where that advises against training, the best list without them is next.
+    """
     for part in parts.values():
         if part.state == "damaged":
             return f"{part.why}, then run {remake_command(run, part.name)}"
@@ -165,14 +169,26 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
         row = row_of(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
-            # whether to train on the reward is asked before
-            return command(run, "diagnose") if asks and "diagnose" not in parts else remake_command(run, part.name)
+            if asks and "diagnose" not in parts:  # whether to train on the reward is asked before
+                return command(run, "diagnose")
+            return _best_list(run, parts) if asks and _is_refused(run, parts) else remake_command(run, part.name)
     if metrics["state"] != "done":
         return remake_command(run, "metrics.json")
     if report["state"] != "done":
         return command(run, "report")
-    if run.config.without_order:
-        return None
+    return None if run.config.without_order else _best_list(run, parts)
+
+
+def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
+    """Check that the diagnosis, if it is up to date, does not recommend training on the reward."""
+    path = run.find("diagnose", "diagnose.json")
+    if path is None or not parts["diagnose"].usable:
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8"))["verdict"]["decision"] in REFUSED)
+
+
+def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
+    """The command that serves what was decided, or the one that decides."""
     decided = run.path(DECISION)
     if not decided.is_file() or is_stale(run, DECIDED, parts):
         return command(run, "decide")

@@ -36,7 +36,7 @@ METHODS = {  # the first that the name of an arm holds says which method it is
     "sft": INK,
     "policy": INK,
 }
-OTHERS = (TEAL, "#a83279", OLIVE)  # of names that are no method's, in the order in which they come
+OTHERS = ("#a83279", "#4b5f78", "#7a6400")  # of names that are no method's, in the order in which they come
 GAIN, LOSS = BLUE, VERMILLION
 LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the first being what was admitted
 # Lighter, with a contrast of 4.5 or more against the dark surface; layers are wide and need less.
@@ -54,9 +54,11 @@ DARK = {
     VIOLET: "#b594e0",
     BROWN: "#cf9b66",
     GREY: "#989ea6",
-    OTHERS[0]: "#4fc3d6",
-    OTHERS[1]: "#ee82c3",
-    OTHERS[2]: "#a8c766",
+    TEAL: "#4fc3d6",
+    OLIVE: "#a8c766",
+    OTHERS[0]: "#ee82c3",
+    OTHERS[1]: "#9fb3c8",
+    OTHERS[2]: "#d0bd5a",
     LAYERS[1]: "#7fa0c0",
     LAYERS[2]: "#a9c2d9",
     LAYERS[3]: "#d3deea",
@@ -69,7 +71,7 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 
     Example:
         >>> method_colors(["nll", "adagrpo-lambda5", "x"])
-        {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#117a8b'}
+        {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#a83279'}
     """
     colors: dict[str, str] = {}
     strangers = 0
