@@ -94,7 +94,7 @@ def test_what_is_said_of_the_three_fits_is_so() -> None:
     ]
     assert changed == [
         {"epochs": 60},
-        {"epochs": 30, "validations": 5},
+        {"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.999},
         {"epochs": 2, "learning_rate": 0.0002, "validations": 8},
     ]
     assert [arm.name for arm in config.train.arms] == ["nll", "mixture", "adagrpo"]

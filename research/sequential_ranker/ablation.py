@@ -80,7 +80,7 @@ VARIANTS: dict[str, Settings] = {
     "and item vectors normalised": NORMED,
     "the same, post-norm": replace(NORMED, norm="post"),
     "the same, post-norm, order by distance": replace(NORMED, norm="post", positions="distance"),
-    "recommended": Settings(),
+    "and order by distance, learning rate .002": Settings(),
     "learning rate .004": Settings(rate=4e-3),
     "attention dropped out": Settings(attention_dropout=0.5),
     "width 128": Settings(width=128),
@@ -91,8 +91,6 @@ VARIANTS: dict[str, Settings] = {
     "item vectors as they are": Settings(embedding_norm=False),
     "states dropped out": Settings(output_dropout=True),
     "whole catalogue": Settings(negatives=0),
-    "decay .1": Settings(decay=0.1),
-    "one head": Settings(heads=1),
     "a row for each prefix": Settings(rows="prefixes", batch=376),
 }
 
