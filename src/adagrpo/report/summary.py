@@ -170,8 +170,10 @@ def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None
 
 def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
     """Warn of the arms whose reward rose while what it stands for fell."""
+    if start is None:
+        return []
     sentences = []
-    for point in arms if start is not None else ():
+    for point in arms:
         fell = [label for name, label in JUDGED.items() if _change(point, start, split, name) < 0]
         if fell and _change(point, start, split, "mean_reward@10") > 0:
             sentences.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
