@@ -112,7 +112,7 @@ def _print_estimates(found: dict[str, Any]) -> None:
         weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
         body.append((row["of"], row["estimator"], value, span, *weighs))
     head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
-    typer.echo("\n" + library.to_text(library.Table(head, tuple(body), ("left", "left", *("right",) * 4))))
+    typer.echo("\n" + library.to_text(library.Table.of(head, body, 2)))
     refused: dict[tuple[str, str], list[str]] = {}
     for row in found["estimates"]:
         if row["refused"]:
@@ -137,7 +137,7 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
         for row in rows
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
-    typer.echo(library.to_text(library.Table(head, tuple(body), ("left", *("right",) * 4))))
+    typer.echo(library.to_text(library.Table.of(head, body)))
     read = rows[0]["read"]
     if read is not None:
         typer.echo(f"read: {read['days']:.1f} days of the log, {read['from']} to {read['to']}")

@@ -57,7 +57,7 @@ def inspect(
         for one in preview["columns"]
     ]
     head = ("column", "values", "for example", "taken for")
-    typer.echo(library.to_text(library.Table(head, tuple(rows), ("left",) * 4)))
+    typer.echo(library.to_text(library.Table.of(head, rows, 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
         typer.echo(f"\n{library.one_line(column)} holds lists, each of which would be one item; {library.ONE_EACH}")

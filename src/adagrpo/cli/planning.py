@@ -46,7 +46,7 @@ def plan_text(content: dict[str, Any]) -> str:
         )
         for row in content["stages"]
     ]
-    lines = [to_text(Table(("stage", "", "steps", "time"), tuple(rows), ("left", "left", "right", "right"))), ""]
+    lines = [to_text(Table.of(("stage", "", "steps", "time"), rows, 2)), ""]
     data, memory, disk = content["data"], content["memory"], content["disk"]
     counts = (f"{data[name]:,} {name}" for name in ("users", "items", "interactions", "impressions") if name in data)
     lines.append(f"data: {', '.join(counts)}")

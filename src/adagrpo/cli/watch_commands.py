@@ -53,7 +53,7 @@ def watch(
             )
             for row in result["days"]
         ]
-        typer.echo(library.to_text(library.Table(head, tuple(rows), (*("right",) * 9, "left"))) + "\n")
+        typer.echo(library.to_text(library.Table.of(head, rows, 0, 1)) + "\n")
     for sign, day in result["signs"].items():
         typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
     for name, share in result.get("invalid", {}).items():

@@ -81,7 +81,7 @@ def _data(run: RunDirectory) -> str:
     summary = _json(run, "prepare", "summary.json") or {}
     names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
     rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
-    return to_markdown(Table(("data", "number"), rows, ("left", "right")))
+    return to_markdown(Table.of(("data", "number"), rows))
 
 
 def _model(run: RunDirectory, parameters: int) -> str:
@@ -101,7 +101,7 @@ def _model(run: RunDirectory, parameters: int) -> str:
         rows.append(("codes by level", " × ".join(f"{level['codes_used']} of {level['size']}" for level in levels)))
         rows.append(("items that shared their codes before", f"{100 * audit['collision_rate']:.2f} %"))
         rows.append(("code sequences that name an item", f"{100 * audit['density']:.3g} %"))
-    return to_markdown(Table(("part", "what"), tuple(rows), ("left", "left")))
+    return to_markdown(Table.of(("part", "what"), rows, 2))
 
 
 def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
@@ -122,7 +122,7 @@ def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
                 told = (f"{name} {value}" for name, value in thresholds if value is not None)
                 rows.append(("thresholds", ", ".join(told)))
             rows.append(("reward", run.config.reward.kind))
-    return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
+    return to_markdown(Table.of(("setting", "value"), rows, 2))
 
 
 def _results(
@@ -166,7 +166,7 @@ def _results_text(
     for name, value in results.items():
         ends = [format_metric(name, value[end]) for end in ("low", "high") if end in value]
         rows.append((metric_label(name), format_metric(name, value["mean"]), " to ".join(ends) or "not known"))
-    table = to_markdown(Table(("metric, test cases", "mean", "95 % interval"), tuple(rows), ("left", "right", "right")))
+    table = to_markdown(Table.of(("metric, test cases", "mean", "95 % interval"), rows))
     made = (_json(run, "metrics.json") or {}).get("config_hash", run.config_hash)
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.exclude_history else "kept in"

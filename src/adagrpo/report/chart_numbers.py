@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adagrpo.report.charts import Point, Series
-from adagrpo.report.tables import MISSING, Alignment, Table, format_number, is_finite
+from adagrpo.report.tables import MISSING, Table, format_number, is_finite
 
 ROWS = 20
 
@@ -26,8 +26,7 @@ def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Ta
     kept = [*positions[:-1:step], *positions[-1:]]
     columns = [dict(zip(map(float, line.x), line.y, strict=True)) for line in series]
     rows = tuple((f"{x:g}", *(_number(column.get(x), percent=percent) for column in columns)) for x in kept)
-    right: list[Alignment] = ["right"] * (1 + len(series))
-    return Table((x_label, *(line.name for line in series)), rows, tuple(right))
+    return Table.of((x_label, *(line.name for line in series)), rows, 0)
 
 
 def points_table(points: Sequence[Point], labels: tuple[str, str], percents: tuple[bool, bool]) -> Table:
@@ -41,7 +40,7 @@ def points_table(points: Sequence[Point], labels: tuple[str, str], percents: tup
         )
         for point in points
     )
-    return Table(("arm", "checkpoint", *labels), rows, ("left", "left", "right", "right"))
+    return Table.of(("arm", "checkpoint", *labels), rows, 2)
 
 
 def _number(value: float | None, *, percent: bool) -> str:

@@ -12,7 +12,6 @@ from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.report.tables import (
     MISSING,
-    Alignment,
     Table,
     format_metric,
     format_number,
@@ -66,8 +65,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
             cells += [format_difference(metric, against["difference"])]
             cells += [format_ends(metric, against.get(kind)) for kind in kinds]
         rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"])))
-    right: list[Alignment] = ["right"] * (4 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", "left", *right))
+    return Table.of(header, rows, 3)
 
 
 def interval_kinds(content: Mapping[str, Any]) -> list[str]:
@@ -93,8 +91,7 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
     per_cent = f"{100 * content['plan']['level']:g} %"
     header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
     header += [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
-    right: list[Alignment] = ["right"] * (2 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+    return Table.of(header, rows, 2)
 
 
 def pairs_table(content: Mapping[str, Any]) -> Table:
@@ -115,8 +112,7 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
     per_cent, unit = f"{100 * content['plan']['level']:g} %", " (points)" if is_rate(metric) else ""
     header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}"]
     header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm"]
-    right: list[Alignment] = ["right"] * (2 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+    return Table.of(header, rows, 2)
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
@@ -135,8 +131,7 @@ def _margins(content: Mapping[str, Any]) -> Table:
                 cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
                 cells += ["yes" if margin["kept"] else "not shown"]
             rows.append(tuple(cells))
-    right: list[Alignment] = ["right"] * (3 * len(names))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+    return Table.of(header, rows, 2)
 
 
 def _breadth(content: Mapping[str, Any]) -> Table:
@@ -161,8 +156,7 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
         if row["against"]
     )
     header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
-    right: list[Alignment] = ["right"] * len(content["seeds"])
-    return Table(header, rows, ("left", "left", *right))
+    return Table.of(header, rows, 2)
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
@@ -174,10 +168,9 @@ def _arms(content: Mapping[str, Any]) -> Table:
         numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
         row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
         rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
-    right: list[Alignment] = ["right"] * 4
     if any(lost.values()):
-        return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
-    return Table(header, tuple(rows), ("left", *right))
+        return Table.of((*header, "policy lost"), rows, 1, 1)
+    return Table.of(header, rows)
 
 
 def lost_under(content: Mapping[str, Any], arm: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Alignment, Table
+from adagrpo.report.tables import MISSING, Table
 
 START = "sft"
 
@@ -17,8 +17,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     rows = [_cells(row, utility) for row in content["contenders"]]
     best = max(range(len(rows)), key=lambda row: content["contenders"][row]["validation"]["ndcg@10"])
     names = (*header, *(["true utility"] if utility else []), "ms")
-    right: Alignment = "right"
-    return Table(names, tuple(rows), ("left", *(right for _ in names[1:])), frozenset({(best, 1)}))
+    return Table.of(names, rows, best={(best, 1)})
 
 
 def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
-from adagrpo.report.tables import MISSING, Alignment, Table
+from adagrpo.report.tables import MISSING, Table
 
 HR, NDCG = "hr@10", "ndcg@10"
 
@@ -46,7 +46,7 @@ def weight_figures(content: Row) -> list[Figure]:
             for name, ranker, shuffled in zip(names, content["ranker"], content["shuffled"], strict=True)
         ]
         lines.append((f"mix ({' and '.join(chosen)})", _change(content["mix"][metric], factor), MISSING))
-        figures.append(Figure(svg, numbers=_table(("weight", f"ranker, {label}", "shuffled ranker"), lines)))
+        figures.append(Figure(svg, numbers=Table.of(("weight", f"ranker, {label}", "shuffled ranker"), lines)))
     return figures
 
 
@@ -102,7 +102,7 @@ def _order_table(counted: str, bins: Sequence[Row], values: Sequence[Row]) -> Ta
         (row["bin"], f"{row['items']:,}", f"{value['cases']:,}", *(_share(value[who]) for who in ("ranker", "policy")))
         for row, value in zip(bins, values, strict=True)
     ]
-    return _table((counted, "items", "cases", "ranker", "policy"), lines)
+    return Table.of((counted, "items", "cases", "ranker", "policy"), lines)
 
 
 def _weight(weight: float | None) -> str:
@@ -126,9 +126,3 @@ def _share(interval: Row | None) -> str:
         return MISSING
     mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
     return f"{mean:.1f} % ({low:.1f} to {high:.1f})"
-
-
-def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int = 1) -> Table:
-    sides: list[Alignment] = ["left"] * left
-    sides += ["right"] * (len(header) - left)
-    return Table(header, tuple(lines), tuple(sides))

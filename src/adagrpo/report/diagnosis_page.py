@@ -15,7 +15,7 @@ from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GroupSummary
 from adagrpo.report.diagnosis_figures import exposure_figures, weight_figures
 from adagrpo.report.page import keep_together, template
-from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
+from adagrpo.report.tables import MISSING, Table, format_metric, format_p, metric_table
 from adagrpo.storage.writing import write_file
 
 ORDERS = ("policy", "ranker", "mix")
@@ -109,7 +109,7 @@ def _evidence(evidence: Row) -> Table:
         (text, _interval(evidence[name], 4), format_p(evidence[name]["adjusted_p"]), evidence[name]["strength"])
         for name, text in QUESTIONS.items()
     ]
-    return _table(("over all cases", "change of NDCG@10", "adjusted p", "evidence for a gain"), lines)
+    return Table.of(("over all cases", "change of NDCG@10", "adjusted p", "evidence for a gain"), lines)
 
 
 def _leak(leak: Row) -> Table:
@@ -117,7 +117,7 @@ def _leak(leak: Row) -> Table:
     first = leak["hr@1"]
     own = ("the reward", *(_rate(first[name]) for name in ("held-out items", "last training items")))
     others = [(name, _rate(value), MISSING) for name, value in leak["references"].items()]
-    return _table(("HR@1 among drawn items", "held-out items", "last training items"), [own, *others])
+    return Table.of(("HR@1 among drawn items", "held-out items", "last training items"), [own, *others])
 
 
 def _orders(orders: Row) -> Table:
@@ -137,7 +137,7 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
         )
         for row in rows
     ]
-    return _table((*header, "mix less policy", "adjusted p"), lines)
+    return Table.of((*header, "mix less policy", "adjusted p"), lines)
 
 
 def _cells(heading: str, rows: Sequence[Row]) -> Table:
@@ -151,7 +151,7 @@ def _cells(heading: str, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    return _table((*header, "ranker less policy, points", "mix less policy, points"), lines)
+    return Table.of((*header, "ranker less policy, points", "mix less policy, points"), lines)
 
 
 def _gate(gate: Row) -> Table:
@@ -166,7 +166,7 @@ def _gate(gate: Row) -> Table:
     )
     for key, text in (("mean_difficulty", "mean difficulty d"), ("mean_q", "mean discriminability q")):
         lines.append((text, *(f"{gate[kind][key]:.3f}" for kind in ("sample", "beam"))))
-    return _table(("", "sampled groups", "beam groups"), lines)
+    return Table.of(("", "sampled groups", "beam groups"), lines)
 
 
 def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
@@ -178,7 +178,7 @@ def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
         line += [_rate(row["admission"]), _rate(row["shuffled_admission"]), _interval(row["excess"], 2, 100)]
         line += [_interval(row["pull_on_hard"], 2, 100)]
         lines.append((*line, format_p(p)))
-    return _table((*header, "adjusted p"), lines, left=0)
+    return Table.of((*header, "adjusted p"), lines, left=0)
 
 
 def _counted(row: Row) -> tuple[str, str, str]:
@@ -192,9 +192,3 @@ def _interval(interval: Row, digits: int, factor: float = 1) -> str:
 
 def _rate(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f} %"
-
-
-def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int = 1) -> Table:
-    sides: list[Alignment] = ["left"] * left
-    sides += ["right"] * (len(header) - left)
-    return Table(header, tuple(lines), tuple(sides))

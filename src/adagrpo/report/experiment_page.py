@@ -13,7 +13,7 @@ from typing import Any
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import Band, ForestRow, IntervalMark, forest_chart, interval_chart
 from adagrpo.report.page import keep_together, template
-from adagrpo.report.tables import MISSING, Alignment, Table, format_p
+from adagrpo.report.tables import MISSING, Table, format_p
 from adagrpo.storage.writing import write_file
 
 Row = Mapping[str, Any]
@@ -89,7 +89,7 @@ def _interleaving_page(result: Row) -> str:
         facts=_facts(result),
         notes=[keep_together(note) for note in result["notes"]],
         figures=figures,
-        counts=Table(("", "number"), tuple(lines), ("left", "right")),
+        counts=Table.of(("", "number"), lines),
     )
 
 
@@ -98,19 +98,19 @@ def preference_table(rows: Sequence[Row]) -> Table:
     lines = [
         (row["through"], f"{row['share']:.1%}", " to ".join(f"{end:.1%}" for end in row["interval"])) for row in rows
     ]
-    return _table(("through", "preference", "interval"), lines, left=1)
+    return Table.of(("through", "preference", "interval"), lines, left=1)
 
 
 def effects_table(rows: Sequence[Row]) -> Table:
     """One row a treatment and metric."""
     head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
-    return _table(head, [_effect_row(row) for row in rows], left=2)
+    return Table.of(head, [_effect_row(row) for row in rows], left=2, last=1)
 
 
 def guardrails_table(rows: Sequence[Row]) -> Table:
     """One row a treatment and guardrail."""
     head = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
-    return _table(head, [_guard_row(row) for row in rows], left=2)
+    return Table.of(head, [_guard_row(row) for row in rows], left=2, last=1)
 
 
 def daily_table(rows: Sequence[Row]) -> Table:
@@ -120,7 +120,7 @@ def daily_table(rows: Sequence[Row]) -> Table:
         for row in rows
         if "relative" in row
     ]
-    return _table(("through", "arm", "metric", "effect", "interval"), lines, left=3)
+    return Table.of(("through", "arm", "metric", "effect", "interval"), lines, left=3)
 
 
 def _facts(result: Row) -> list[tuple[str, str]]:
@@ -205,12 +205,12 @@ def _ratios(rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    return Table(("part", "users", "p", "passes"), tuple(lines), ("left", "left", "right", "left"))
+    return Table.of(("part", "users", "p", "passes"), lines, 2, 1)
 
 
 def _counts(counts: Row) -> Table:
     lines = [(text, f"{counts[key]:,}") for key, text in COUNTS.items()]
-    return Table(("answers", "number"), tuple(lines), ("left", "right"))
+    return Table.of(("answers", "number"), lines)
 
 
 def _ends(row: Row) -> tuple[float, float]:
@@ -241,10 +241,3 @@ def _guard_row(row: Row) -> tuple[str, ...]:
 
 def _span(ends: tuple[float, float]) -> str:
     return f"{ends[0]:+.2%} to {ends[1]:+.2%}"
-
-
-def _table(head: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int) -> Table:
-    last: list[Alignment] = ["left"] if head[-1] == "" else []
-    sides: list[Alignment] = ["left"] * left
-    sides += ["right"] * (len(head) - left - len(last))
-    return Table(head, tuple(lines), (*sides, *last))

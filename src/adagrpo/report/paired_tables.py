@@ -12,7 +12,7 @@ from typing import Any
 from adagrpo.metrics import is_rate
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
-from adagrpo.report.tables import Alignment, Table, metric_label
+from adagrpo.report.tables import Table, metric_label
 
 REFERENCES = {"sft": "the starting policy", "nll": "continued NLL"}
 DRAWN = ("hr@10", "true_utility@10")
@@ -36,8 +36,7 @@ def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
         (row["arm"], row["checkpoint"], *(_difference(name, row["metrics"][name]) for name in names)) for row in rows
     ]
     header = ("arm", "checkpoint", *(metric_label(name) + (", points" if is_rate(name) else "") for name in names))
-    right: list[Alignment] = ["right"] * len(names)
-    return Table(header, tuple(lines), ("left", "left", *right))
+    return Table.of(header, lines, 2)
 
 
 def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:

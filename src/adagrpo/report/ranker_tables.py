@@ -13,7 +13,7 @@ from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.summary import rerank_rows
-from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
+from adagrpo.report.tables import MISSING, START, Split, Table, checkpoints, metric_label, metric_table
 
 
 def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
@@ -74,7 +74,7 @@ def strata_table(report: Mapping[str, Any]) -> Table:
         )
         for row in report["strata"]
     ]
-    return Table(header, tuple(rows), _alignment(len(header)))
+    return Table.of(header, rows, 2)
 
 
 def exposure_table(report: Mapping[str, Any]) -> Table:
@@ -91,7 +91,7 @@ def exposure_table(report: Mapping[str, Any]) -> Table:
         for row in entry["strata"]
     ]
     header = (*names, *(["ECE"] if calibrated else []))
-    return Table(header, tuple(rows), _alignment(len(header)))
+    return Table.of(header, rows, 2)
 
 
 def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
@@ -129,9 +129,3 @@ def _interval(value: Mapping[str, float] | None, form: str) -> str:
         return MISSING
     mean, low, high = (form.format(value[key]).replace("%", " %") for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
-
-
-def _alignment(columns: int) -> tuple[Alignment, ...]:
-    """Two columns of names, then numbers."""
-    numbers: list[Alignment] = ["right"] * (columns - 2)
-    return ("left", "left", *numbers)

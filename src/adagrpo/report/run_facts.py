@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.config.yaml_text import dump_yaml
-from adagrpo.report.tables import MISSING, Alignment, Table, format_number
+from adagrpo.report.tables import MISSING, Table, format_number
 
 LEVEL_COLUMNS = {
     "size": "codes",
@@ -23,8 +23,7 @@ def code_levels(catalog: Any) -> Table | None:
         return None
     known = [key for key in LEVEL_COLUMNS if any(level.get(key) is not None for level in levels)]
     rows = tuple((str(i + 1), *(_fact(key, level.get(key)) for key in known)) for i, level in enumerate(levels))
-    alignment: list[Alignment] = ["right"] * (1 + len(known))
-    return Table(("level", *(LEVEL_COLUMNS[key] for key in known)), rows, tuple(alignment))
+    return Table.of(("level", *(LEVEL_COLUMNS[key] for key in known)), rows, 0)
 
 
 def facts(values: Any) -> list[tuple[str, str]]:
@@ -58,7 +57,7 @@ def stage_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
     if not rows:
         return None
     total = ("all", _duration(sum(seconds.values())), "")
-    return Table(("stage", "duration", "last event"), (*rows, total), ("left", "right", "left"))
+    return Table.of(("stage", "duration", "last event"), (*rows, total), 1, 1)
 
 
 def _duration(seconds: float | None) -> str:

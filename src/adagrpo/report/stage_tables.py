@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
+from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
 
 COUNTS = {  # of summary.json, in the order of the work
     "rows_read": "rows read",
@@ -48,7 +48,7 @@ def dataset_table(summary: Mapping[str, Any]) -> Table:
         items     4,344
     """
     rows = tuple((text, f"{summary[name]:,}") for name, text in COUNTS.items() if name in summary)
-    return Table(("prepared", ""), rows, ("left", "right"))
+    return Table.of(("prepared", ""), rows)
 
 
 def catalog_table(outcome: Mapping[str, Any]) -> Table:
@@ -63,7 +63,7 @@ def catalog_table(outcome: Mapping[str, Any]) -> Table:
         ("most items of the same codes", f"{outcome['largest_collision']:,}"),
         ("share of code sequences that name an item", f"{outcome['density']:.2e}"),
     )
-    return Table(("Semantic IDs", ""), rows, ("left", "right"))
+    return Table.of(("Semantic IDs", ""), rows)
 
 
 def fits_table(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -77,5 +77,4 @@ def fits_table(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
         cells = [format_metric(metric, value) for metric, value in zip(shown, metrics, strict=True)]
         rows.append((name, f"{outcome['steps']:,}", loss, f"{outcome['best_step']:,}", *cells))
     header = ("fit", "steps", "loss", "best step", *map(metric_label, shown))
-    right: list[Alignment] = ["right"] * (len(header) - 1)
-    return Table(header, tuple(rows), ("left", *right))
+    return Table.of(header, rows)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard, assert_never
+from typing import Any, Literal, Self, TypeGuard, assert_never
 
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, lookup, metric_names
@@ -32,6 +32,21 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     alignment: tuple[Alignment, ...]
     best: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+
+    @classmethod
+    def of(
+        cls,
+        header: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        left: int = 1,
+        last: int = 0,
+        best: Iterable[tuple[int, int]] = (),
+    ) -> Self:
+        """A table whose first `left` and `last` columns are text, and whose others are numbers."""
+        text: tuple[Alignment, ...] = ("left",)
+        number: tuple[Alignment, ...] = ("right",)
+        sides = text * left + number * (len(header) - left - last) + text * last
+        return cls(tuple(header), tuple(rows), sides, frozenset(best))
 
 
 @dataclass(frozen=True)
@@ -151,9 +166,7 @@ def metric_table(
     }
     rows = tuple((*name, *line) for name, line in zip(names, cells, strict=True))
     header = (*headings, *map(metric_label, columns))
-    left: list[Alignment] = ["left"] * len(headings)
-    right: list[Alignment] = ["right"] * len(columns)
-    return Table(header, rows, (*left, *right), frozenset(best))
+    return Table.of(header, rows, len(headings), best=best)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
