@@ -301,10 +301,10 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
     return {**best, "all_seconds": round(seconds), "validations": curve}
 
 
-def fit_package(folder: Path, recipe: str, out: Path, seed: int) -> dict[str, object]:
+def fit_package(folder: Path, recipe: str, out: Path, changes: list[str]) -> dict[str, object]:
     """Fit the package's ranker by a recipe; what its best checkpoint reaches on validation and test."""
-    config = load_config(RECIPES / f"{recipe}.yaml", [f"seed={seed}", "max_history=50"])
-    fitted = Run(out / f"{recipe}-{seed}", config, folder, StderrConsole())
+    config = load_config(RECIPES / f"{recipe}.yaml", ["max_history=50", *changes])
+    fitted = Run(out, config, folder, StderrConsole())
     fitted.prepare()
     started = time.process_time()
     fitted.ranker()
@@ -314,7 +314,13 @@ def fit_package(folder: Path, recipe: str, out: Path, seed: int) -> dict[str, ob
     given = {"batch_size": 256, "max_history": config.max_history, "exclude_history": True}
     values = {split: rank_by_ranker(ranker, data.cases(split), **given) for split in ("validation", "test")}
     kept = {split: {name: found[name] for name in ("hr@10", "ndcg@10")} for split, found in values.items()}
-    return {"variant": "package", "settings": config.ranker.model_dump(mode="json"), "seconds": seconds, **kept}
+    return {
+        "variant": "package",
+        "changes": changes,
+        "settings": config.ranker.model_dump(mode="json"),
+        "seconds": seconds,
+        **kept,
+    }
 
 
 def main() -> None:
@@ -324,12 +330,14 @@ def main() -> None:
     parser.add_argument("--set", required=True, help="amazon-beauty, amazon-toys, ...")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--out", type=Path, help="fit the package's ranker, here")
+    parser.add_argument("--change", nargs="*", default=[], help="with --out: keys of the recipe, ranker.width=64")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     common = {"data": options.set, "seed": options.seed}
     if options.out:
-        add_row(RESULTS, common | fit_package(options.data / options.set, options.set, options.out, options.seed))
+        changes = [f"seed={options.seed}", *options.change]
+        add_row(RESULTS, common | fit_package(options.data / options.set, options.set, options.out, changes))
         return
     data = load(options.data / options.set)
     rows = read_rows(RESULTS) if RESULTS.exists() else []

@@ -2,9 +2,9 @@
 
     score(x, i) = h(x) · e_i + b_i
 
-`h` is a causal transformer over normalised item embeddings (SASRec, Kang and McAuley 2018). Embeddings are drawn small
-since they also make the scores; what is read of them is normalised, or the residual stream would hardly know the items.
-There is no dropout of `h` itself (`research/sequential_ranker` measures both). It is trained in one of three ways:
+`h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018) with three changes, which
+`research/sequential_ranker` measured: embeddings are normalised before they are read, since those that make good scores
+are small; order is a learned number for each distance; `h` itself has no dropout. It is trained in one of three ways:
 on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
 left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
 baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
