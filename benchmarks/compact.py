@@ -110,7 +110,7 @@ def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
 
         def task(q_min: float) -> PostTraining:
             chosen = options.model_copy(update={"q_min": q_min})  # noqa: B023
-            arm = Arm(anchored=True, lambda_=1.0, gate="adagrpo")
+            arm = Arm(anchored=True, lambda_=1.0, gate="rollout_miss")
             policy = models.policy(weights)  # noqa: B023
             return PostTraining(policy, models.data.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023
 

@@ -24,12 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.config import FitConfig, Gate
+from adagrpo.config import FitConfig
+from adagrpo.config.objective import GateName
 from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups
-from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
+from adagrpo.groups.negatives import in_batch_negatives
+from adagrpo.groups.score import Candidates, distinct_candidates, read_rewards, shuffled
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
@@ -40,7 +42,7 @@ from benchmarks.rows import Row, median_spread, timed_in_turn
 __all__ = ["Plain", "diagnostics_share", "measure", "parts"]
 
 ADMISSION = 0.12  # of the gated step: about what a gate admits that chance alone does not explain
-Build = Callable[[type[PostTraining], Gate], PostTraining]
+Build = Callable[[type[PostTraining], GateName], PostTraining]
 
 
 class Plain(PostTraining):
@@ -69,7 +71,7 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
         repeats: timings of each, of `STEPS` optimiser steps.
     """
     tasks = {"plain": build(Plain, "all"), "diagnosed": build(PostTraining, "all")}
-    tasks["gated"] = build(PostTraining, "adagrpo")
+    tasks["gated"] = build(PostTraining, "rollout_miss")
     pairs = {name: stepper(device, task) for name, task in tasks.items()}
     seconds = dict(zip(tasks, timed_in_turn([steps for _, steps in pairs.values()], repeats=repeats), strict=True))
     admission = {name: sum(admitted) / len(admitted) for name, (admitted, _) in pairs.items()}
@@ -79,7 +81,7 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
     detail["gated_over_plain"] = median_spread(ratios)[0]
     differences = [1 - plain / full for plain, full in zip(seconds["plain"], seconds["diagnosed"], strict=True)]
     detail["whole_step_difference"] = median_spread(differences)[0]
-    task = build(PostTraining, "adagrpo")
+    task = build(PostTraining, "rollout_miss")
     with torch.no_grad(), mixed_precision(task.policy):
         works = parts(task)
         result = dict(zip(works, timed_in_turn(list(works.values()), repeats=3 * repeats, warmup=3), strict=True))
@@ -120,7 +122,7 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
 
     def gate(given: Tensor) -> object:
         evidence = gather_evidence(scored, read_rewards(every, given), options, spread=spread)
-        return gate_by_evidence("adagrpo", evidence, options)
+        return gate_by_evidence("rollout_miss", evidence, options)
 
     return {
         "reward_of_rollouts": ask(alone),
@@ -139,13 +141,13 @@ def diagnostics_share(data: Path, work: Path) -> list[Row]:
         models = models_of(data, work, kind)
         schedule, weights, reward = models.schedule(FitConfig()), models.run.path("sft", "best"), models.ranker()
 
-        def build(task: type[PostTraining], gate: Gate, q_min: float = 0.95) -> PostTraining:
+        def build(task: type[PostTraining], gate: GateName, q_min: float = 0.95) -> PostTraining:
             options = models.config.objective.model_copy(update={"q_min": q_min})  # noqa: B023
             arm = Arm(anchored=True, lambda_=1.0, gate=gate)
             policy = models.policy(weights)  # noqa: B023
             return task(policy, models.data.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023
 
-        q_min = q_min_that_admits(ADMISSION, lambda q: build(PostTraining, "adagrpo", q))
+        q_min = q_min_that_admits(ADMISSION, lambda q: build(PostTraining, "rollout_miss", q))
         result = measure(lambda task, gate: build(task, gate, q_min), models.data.device)  # noqa: B023
         value, spread = median_spread(result.values)
         name = "diagnostics_share" if kind == "compact" else f"diagnostics_share_{kind}"

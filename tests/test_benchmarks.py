@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import page, scale_table
 
 ROOT = Path(__file__).parents[1]
+MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
 TARGETS = (
     "rl_step_vs_trl_all",
@@ -26,6 +30,11 @@ TARGETS = (
     "prepare_20m_rss_gb",
     "memory_g64_over_g8",
 )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_the_page_of_the_project_is_what_its_rows_give() -> None:

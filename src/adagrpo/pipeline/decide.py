@@ -179,15 +179,10 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
 def _milliseconds(maker: ListMaker, data: RunData, name: str) -> float:
     """The median time of one list, asked for alone."""
     called = parse_list(name)
-    weights = maker.models.run.path(*(("train", called.policy, "best") if _is_trained(called) else (START, "best")))
-    served = maker.recommender(called, weights)
+    served = maker.recommender(called, maker.models.run.weights_of(called.policy or START))
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     taken = [_time(served, cases.histories.row(row).tolist()) for row in range(len(cases))]
     return 1000 * float(np.median(taken[WARM_UP:] or taken))
-
-
-def _is_trained(called: ListName) -> bool:
-    return called.policy not in (None, START)
 
 
 def _time(served: Recommender, history: list[int]) -> float:

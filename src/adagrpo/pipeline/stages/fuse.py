@@ -74,7 +74,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     """
     data = RunData(run)
     models, name = Models(data), ListName(arm, FUSE)
-    weights = run.path(START, "best") if arm == START else run.path("train", arm, "best")
+    weights = run.weights_of(arm)
     maker = ListMaker(models)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
     inputs += [run.path(NEIGHBOURS, NEIGHBOURS_FILE), run.path("ranker", "best", "model.safetensors")]
