@@ -1,4 +1,4 @@
-"""The ranker's ablation: samples are the same however they are batched, ranks leave out the history, the page is right."""
+"""The ranker's ablation: samples are the same in any rows, ranks leave out the history, the page has all figures."""
 
 from __future__ import annotations
 
