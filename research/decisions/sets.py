@@ -59,7 +59,14 @@ def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
         return
     plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", _TRIAL))
     own = plan["sets"].get(name, {})
-    config = recipe_of(trial, name, *plan["settings"], *own.get("settings", []), f"seed={seed}")
+    config = recipe_of(
+        trial,
+        name,
+        *plan["settings"],
+        *own.get("settings", []),
+        *plan["trained" if train else "untrained"],
+        f"seed={seed}",
+    )
     made = Run(out / f"{name}-{seed}", config, folder_of(trial, name, data), StderrConsole())
     content = made.decide(train=train)
     contenders = {
