@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +156,7 @@ def _facts(run: Run, arm: str) -> dict[str, Any]:
     return facts | {"measured_pressure": mean_pressure(rows), "steps": len(rows)}
 
 
-def pooled(rows: list[dict[str, Any]], metric: str) -> Pooled | None:
+def pooled(rows: Sequence[Mapping[str, Any]], metric: str) -> Pooled | None:
     """One difference over the seeds of an arm, whose users are others in each."""
     parts = [row["against"][metric] for row in rows if metric in row["against"]]
     if not parts:
@@ -166,7 +166,7 @@ def pooled(rows: list[dict[str, Any]], metric: str) -> Pooled | None:
     return Pooled(mean, half, abs(mean) > half and bool((np.sign(means) == np.sign(mean)).all()))
 
 
-def table(rows: list[dict[str, Any]], plan: Mapping[str, Any], world: str) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], world: str) -> list[str]:
     """Lines of Markdown: an arm and a reward, at every pressure; what is clear in bold, what is hacked named."""
     heads = ["reward", "pressure", "arm", "seeds", "Δ HR@10", "Δ NDCG@10", "Δ true utility", "Δ invalid@10"]
     lines = ["| " + " | ".join([*heads, "invalid@10", "Δ reward", ""]) + " |"]
@@ -181,7 +181,7 @@ def table(rows: list[dict[str, Any]], plan: Mapping[str, Any], world: str) -> li
     return lines
 
 
-def _line(key: tuple[str, float, str], rows: list[dict[str, Any]]) -> str:
+def _line(key: tuple[str, float, str], rows: Sequence[Mapping[str, Any]]) -> str:
     found = {name: pooled(rows, name) for name in SHOWN}
     invalid = float(np.mean([row["metrics"]["hallucination@10"] for row in rows]))
     cells = {name: _cell(name, value) for name, value in found.items()}
