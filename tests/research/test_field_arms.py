@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from adagrpo.objective import group_advantages
 from adagrpo.objective.terms import TermInputs
-from research.field_arms import terms
+from research.field_arms import measure, terms
 from research.field_arms.terms import EXTENSIONS, awr, goalrank, grp, gryphon, gspo, injected, rloo, s_dpo
 
 NAN = float("nan")
@@ -187,6 +188,8 @@ def test_what_a_term_needs_is_asked_for(groups: TermInputs) -> None:
 
 
 REGISTERED = """
+from pathlib import Path
+import yaml
 from research.field_arms.terms import EXTENSIONS, register_all
 from adagrpo.objective.terms import Objective, register
 register_all()
@@ -199,6 +202,9 @@ arm = ArmConfig.parse("s_dpo-random-pressure0.3")
 print(arm.name, arm.term, arm.admits, ObjectiveConfig().of_term("s_dpo"))
 own = ArmConfig(objective="grp", name="own", options={"grp": {"margin_weight": 3}})
 print(own.settings(ObjectiveConfig())["grp"]["margin_weight"], "awr" in own.settings(ObjectiveConfig()))
+plan = yaml.safe_load(Path("research/field_arms/plan.yaml").read_text())
+for name, entry in (plan["arms"] | plan["controls"]).items():
+    ArmConfig.model_validate(entry | {"name": f"{name}-p1", "pressure": 1})
 try:
     register(Objective("late"))
 except ValueError as error:
@@ -207,7 +213,8 @@ except ValueError as error:
 
 
 def test_registered_terms_are_sections_and_arms_of_a_recipe() -> None:
-    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True, check=False)
+    script = [sys.executable, "-c", REGISTERED]
+    done = subprocess.run(script, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [
         "objective 'grp': it or its term has the name of another",
         "s_dpo-random-pressure0.3 s_dpo random {'beta': 1.0, 'chosen': 'best'}",
@@ -221,3 +228,42 @@ def test_a_registration_after_the_recipes_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"before adagrpo\.config is imported"):
         terms.register_all()
+
+
+def rows(reward: str, *utility: float, hr: float = 0.02) -> list[dict[str, Any]]:
+    """An arm under three seeds whose true utility moved so far, with a variance of a hundredth squared."""
+    about = {"reward": reward, "arm": "x", "pressure": 1, "metrics": {"hallucination@10": 0.05}}
+    moved = [{"hr@10": [hr, 1e-4], "true_utility@10": [one, 1e-4], "reward@10": [0.1, 1e-4]} for one in utility]
+    return [about | {"against": against | {"ndcg@10": [0, 1e-4], "hallucination@10": [0, 1e-4]}} for against in moved]
+
+
+def test_a_difference_is_clear_beyond_its_interval_and_in_every_seed() -> None:
+    mean, half, clear = measure.pooled(rows("good", -0.01, -0.02, -0.03), "true_utility@10") or pytest.fail()
+    assert (mean, half) == pytest.approx((-0.02, 1.96 * 0.01 / math.sqrt(3))) and clear
+    for others in ((0.001, -0.03, -0.03), (-0.001, -0.001, -0.001)):
+        found = measure.pooled(rows("good", *others), "true_utility@10")
+        assert found is not None and not found.clear
+    assert measure.pooled(rows("good", 0.1), "mrr@10") is None
+
+
+def test_the_table_names_what_is_hacked_and_leaves_out_what_was_refused() -> None:
+    plan = {
+        "worlds": {"w": {"rewards": {"good": [], "wrong": []}, "pressures": [1]}},
+        "arms": {"x": {}, "y": {}},
+        "controls": {},
+    }
+    refused = {"reward": "wrong", "arm": "y", "pressure": 1, "refused": "no gradient"}
+    lines = measure.table([*rows("good", 0.02, 0.03), *rows("wrong", -0.02, -0.03), refused], plan, "w")
+    assert len(lines) == 4
+    assert lines[2] == (
+        "| good | 1 | x | 2 | **+2.00 ± 1.39** | +0.00 ± 1.39 | **+0.0250 ± 0.0139** | +0.00 ± 1.39 | 5.00% "
+        "| **+0.100 ± 0.014** |  |"
+    )
+    assert lines[3].endswith("| hacked |")
+
+
+def test_arms_of_a_plan_have_controls_at_pressure_one_alone() -> None:
+    plan: dict[str, Any] = {"worlds": {"w": {"pressures": [1, 0.3]}}, "arms": {"x": {"objective": "grp"}}}
+    plan["controls"] = {"c": {"objective": "mixture"}}
+    names = [arm.get("name") for arm in measure.arms_of(plan, "w")]
+    assert names == [None, "nll-twice", "x-p1", "c-p1", "x-p0.3"]
