@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,10 @@ def main() -> None:
         if given.table:
             print(f"{name}\n\n" + "\n".join(table(list(read_rows(results)), plan, name)) + "\n")
             continue
-        for seed in plan["worlds"][name]["seeds"]:
-            for reward in plan["worlds"][name]["rewards"]:
-                measure(plan, name, seed, reward, results, given.out, given.data)
+        world = World(plan, name, given.out, given.data)
+        entry = plan["worlds"][name]
+        for pressure, seed, reward in product(entry["pressures"], entry["seeds"], entry["rewards"]):
+            world.measure(pressure, seed, reward, results)
 
 
 def arms_of(plan: Mapping[str, Any], world: str) -> Iterator[dict[str, Any]]:
@@ -80,45 +82,59 @@ def arms_of(plan: Mapping[str, Any], world: str) -> Iterator[dict[str, Any]]:
             yield entry | {"name": f"{arm}-p{pressure:g}", "pressure": pressure}
 
 
-def measure(plan: Mapping[str, Any], world: str, seed: int, reward: str, results: Path, out: Path, data: Path) -> None:
-    """Train and measure what is missing under a reward and a seed."""
-    entry, arms = plan["worlds"][world], list(arms_of(plan, world))
-    done = {row["name"] for row in read_rows(results) if (row["seed"], row["reward"]) == (seed, reward)}
-    missing = [arm for arm in arms if "pressure" in arm and arm["name"] not in done]
-    if not missing:
-        return
-    made = [*plan["common"], *entry["set"], f"seed={seed}", f"train.arms={json.dumps(arms)}"]
-    first = next(iter(entry["rewards"]))
+class World:
+    """A world of the plan: the runs of its seeds and rewards, which share data, Semantic IDs and starting policies."""
 
-    def run_of(name: str) -> Run:
-        config = load_config(HERE.parents[1] / entry["recipe"], [*made, *entry["rewards"][name]])
-        source = None if name == first else out / f"{world}-{seed}-{first}"
-        return Run(out / f"{world}-{seed}-{name}", config, data / entry.get("data", ""), source=source)
+    def __init__(self, plan: Mapping[str, Any], name: str, out: Path, data: Path) -> None:
+        self.plan, self.name, self.out, self.data = plan, name, out, data
+        self.entry, self.arms = plan["worlds"][name], list(arms_of(plan, name))
+        self.made: dict[tuple[int, str], tuple[Run, dict[str, Users]]] = {}
 
-    shared, run = run_of(first), run_of(reward)
-    for make in (Run.prepare, Run.tokenize, Run.sft):
-        make(shared)
-    run.ranker()
-    run.make(STAGE, reranking(run))
-    baselines: dict[str, Users] = {}
-    for name in ("nll", "nll-twice"):
-        shared.stage(f"train/{name}")
-        baselines[name] = outcome(run, shared.path("train", name, "final"))[1]
-    for arm in missing:
-        started, (kind, _, _) = time.monotonic(), arm["name"].rpartition("-p")
-        row = {"world": world, "seed": seed, "reward": reward, "arm": kind, "pressure": arm["pressure"]}
-        row |= {"name": arm["name"]}
+    def measure(self, pressure: float, seed: int, reward: str, results: Path) -> None:
+        """Train and measure the arms of a pressure that have no row yet, under a seed and a reward."""
+        done = {row["name"] for row in read_rows(results) if (row["seed"], row["reward"]) == (seed, reward)}
+        for arm in self.arms:
+            if arm.get("pressure") != pressure or arm["name"] in done:
+                continue
+            if (seed, reward) not in self.made:
+                self.made[seed, reward] = self._start(seed, reward)
+            started, (kind, _, _) = time.monotonic(), arm["name"].rpartition("-p")
+            row = {"world": self.name, "seed": seed, "reward": reward, "arm": kind, "pressure": pressure}
+            row |= {"name": arm["name"]} | self._row(*self.made[seed, reward], arm["name"], kind)
+            add_row(results, row | {"seconds": round(time.monotonic() - started, 1)})
+            moved = {name: f"{mean:+.4f}" for name, (mean, _) in row.get("against", {}).items()}
+            print(self.name, seed, reward, arm["name"], moved, flush=True)
+
+    def _run(self, seed: int, reward: str) -> Run:
+        first = next(iter(self.entry["rewards"]))
+        settings = [*self.plan["common"], *self.entry["set"], f"seed={seed}", f"train.arms={json.dumps(self.arms)}"]
+        config = load_config(HERE.parents[1] / self.entry["recipe"], [*settings, *self.entry["rewards"][reward]])
+        source = None if reward == first else self.out / f"{self.name}-{seed}-{first}"
+        folder = self.out / f"{self.name}-{seed}-{reward}"
+        return Run(folder, config, self.data / self.entry.get("data", ""), source=source)
+
+    def _start(self, seed: int, reward: str) -> tuple[Run, dict[str, Users]]:
+        """The run of a seed and a reward up to its ranker, and continued NLL on test cases."""
+        shared, run = self._run(seed, next(iter(self.entry["rewards"]))), self._run(seed, reward)
+        for make in (Run.prepare, Run.tokenize, Run.sft):
+            make(shared)
+        run.ranker()
+        run.make(STAGE, reranking(run))
+        baselines = {}
+        for name in ("nll", "nll-twice"):
+            shared.stage(f"train/{name}")
+            baselines[name] = outcome(run, shared.path("train", name, "final"))[1]
+        return run, baselines
+
+    def _row(self, run: Run, baselines: Mapping[str, Users], arm: str, kind: str) -> dict[str, Any]:
         try:
-            run.stage(f"train/{arm['name']}")
-        except UserError as error:  # a gate that admits nothing has no pressure
-            add_row(results, row | {"refused": str(error)})
-            continue
-        values, users = outcome(run, run.path("train", arm["name"], "final"))
-        against = plan["baselines"].get(kind, plan["baselines"]["others"])
-        row |= {"baseline": against, "metrics": values}
-        row |= {"against": difference(users, baselines[against])} | _facts(run, arm["name"])
-        add_row(results, row | {"seconds": round(time.monotonic() - started, 1)})
-        print(world, seed, reward, arm["name"], {k: f"{v[0]:+.4f}" for k, v in row["against"].items()}, flush=True)
+            run.stage(f"train/{arm}")
+        except UserError as error:  # where a gate admits nothing, no lambda gives the pressure
+            return {"refused": str(error)}
+        values, users = outcome(run, run.path("train", arm, "final"))
+        against = self.plan["baselines"].get(kind, self.plan["baselines"]["others"])
+        found = {"baseline": against, "metrics": values, "against": difference(users, baselines[against])}
+        return found | _facts(run, arm)
 
 
 def outcome(run: Run, weights: Path) -> tuple[dict[str, float], Users]:
