@@ -4,7 +4,8 @@ r"""The objectives and their reward terms: one table, which training, recipes an
 
 A reward term is a function of the tensors of `A` admitted groups; its keyword arguments are its options. They are the
 keys of the section `objective.<term>` of a recipe, with the ranges and defaults that stand here.
-A new objective is such a function, its entry in `OBJECTIVES`, and its test.
+A new objective is such a function, its entry in `OBJECTIVES`, and its test; one that is to stay outside the package is
+added by `register`.
 
     grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
     distill    KL(q ‖ p), q = softmax(log π_0 + w r), + the group's mass          `adagrpo.objective.distillation`
@@ -14,6 +15,7 @@ A new objective is such a function, its entry in `OBJECTIVES`, and its test.
 from __future__ import annotations
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ class TermInputs(NamedTuple):
     codes: Tensor  # (A, G, L) int64
     in_catalog: Tensor  # (A, G) bool, the codes name an item, be it one that was excluded as invalid
     reference: Tensor | None = None  # (A, G, L) log-probabilities under the starting policy, where the term needs them
+    targets: Tensor | None = None  # (A,) int64 logged items, -1 at the ends of histories
 
 
 class TermLoss(NamedTuple):
@@ -167,7 +170,7 @@ _GRPO = RewardTerm("grpo", grpo, lambda options: options["beta"] > 0)
 _DISTILL = RewardTerm("distill", distill, lambda options: True, frozenset({"reward_weight"}))
 _BEST_OF_N = RewardTerm("best_of_n", best_of_n)
 
-OBJECTIVES: Mapping[str, Objective] = {
+OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective("nll", gate=None),
@@ -178,9 +181,28 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("best_of_n", _BEST_OF_N, takes_gate=True),
     )
 }
-TERMS: Mapping[str, RewardTerm] = {
+TERMS: dict[str, RewardTerm] = {
     objective.term.name: objective.term for objective in OBJECTIVES.values() if objective.term is not None
 }
+
+
+def register(objective: Objective) -> None:
+    """Add an objective, and its reward term, to the tables of this process.
+
+    The sections of a recipe are made of the tables when `adagrpo.config` is first imported, so a program registers
+    before it imports that, or anything that reads recipes.
+
+    Raises:
+        ValueError: the name of the objective or of its term is taken, or `adagrpo.config` has been imported.
+    """
+    term = objective.term
+    if objective.name in OBJECTIVES or (term is not None and TERMS.get(term.name, term) is not term):
+        raise ValueError(f"objective '{objective.name}': it or its term has the name of another")
+    if "adagrpo.config" in sys.modules:
+        raise ValueError(f"objective '{objective.name}': register it before adagrpo.config is imported")
+    OBJECTIVES[objective.name] = objective
+    if term is not None:
+        TERMS[term.name] = term
 
 
 def _needed(reference: Tensor | None) -> Tensor:

@@ -226,6 +226,7 @@ class PostTraining:
             codes,
             self.catalog.trie.lookup(codes) >= 0,
             None if groups.reference is None else groups.reference[rows],
+            groups.targets[rows],
         )
         losses, logged = TERMS[self.arm.term].loss(inputs, **self.objective.of_term(self.arm.term))
         admitted = groups.decision.admitted
