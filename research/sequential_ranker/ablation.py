@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -128,7 +128,8 @@ class Block(nn.Module):
         first, second = self.norms
         if self.settings.norm == "pre":
             inputs = inputs + self.dropout(self.attend(first(inputs)))
-            return inputs + self.dropout(self.feed(second(inputs)))
+            whole: Tensor = inputs + self.dropout(self.feed(second(inputs)))
+            return whole
         inputs = first(inputs + self.dropout(self.attend(inputs)))
         output: Tensor = second(inputs + self.dropout(self.feed(inputs)))
         return output
@@ -277,7 +278,7 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
             optimizer.step()
             decay = min(settings.average, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(averages, trained, 1 - decay)
+                torch._foreach_lerp_(averages, list[Tensor](trained), 1 - decay)
             step, total, count = step + 1, total + loss.item() * len(targets), count + len(targets)
         seconds += time.process_time() - started
         if (epoch + 1) % max(1, settings.epochs // VALIDATIONS) == 0:
@@ -302,7 +303,7 @@ def fit_package(folder: Path, recipe: str, out: Path, seed: int) -> dict[str, ob
     seconds = round(time.process_time() - started)
     data = RunData(fitted)
     ranker = Models(data).ranker(fitted.path("ranker", "best"))
-    given = {"batch_size": 256, "max_history": config.max_history, "exclude_history": True}
+    given: dict[str, Any] = {"batch_size": 256, "max_history": config.max_history, "exclude_history": True}
     values = {split: rank_by_ranker(ranker, data.cases(split), **given) for split in ("validation", "test")}
     kept = {split: {name: found[name] for name in ("hr@10", "ndcg@10")} for split, found in values.items()}
     return {
