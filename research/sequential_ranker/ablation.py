@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -60,10 +60,8 @@ class Settings:
     bias: bool = True
     rows: Literal["users", "prefixes"] = "users"  # a row a user, or one for each target, with a dropout of its own
     negatives: int = 1024  # 0: the whole catalogue
-    corrected: bool = False  # negatives by popularity, each logit less the logarithm of its share
     batch: int = 64  # rows a step
     rate: float = 2e-3
-    constant: bool = False  # no cosine
     decay: float = 0.01
     average: float = 0.999
     epochs: int = 12
@@ -130,7 +128,8 @@ class Block(nn.Module):
         first, second = self.norms
         if self.settings.norm == "pre":
             inputs = inputs + self.dropout(self.attend(first(inputs)))
-            return inputs + self.dropout(self.feed(second(inputs)))
+            whole: Tensor = inputs + self.dropout(self.feed(second(inputs)))
+            return whole
         inputs = first(inputs + self.dropout(self.attend(inputs)))
         output: Tensor = second(inputs + self.dropout(self.feed(inputs)))
         return output
@@ -179,7 +178,7 @@ class Model(nn.Module):
         output: Tensor = self.norm(self.blocks(self.dropout(self.enter(vectors))))
         return output
 
-    def loss(self, states: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of (N, D) states."""
         settings, (everything, _) = self.settings, self.items.weight.shape
         positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
@@ -187,13 +186,8 @@ class Model(nn.Module):
             negatives = torch.arange(everything)
             vectors, bias = self.items.weight, self.bias.weight.squeeze(-1)
         else:
-            if settings.corrected:
-                negatives = torch.multinomial(shares, settings.negatives, replacement=True)
-            else:
-                negatives = torch.randint(everything, (settings.negatives,))
+            negatives = torch.randint(everything, (settings.negatives,))
             vectors, bias = self.items(negatives), self.bias(negatives).squeeze(-1)
-            if settings.corrected:
-                bias = bias - (shares[negatives] * settings.negatives).log()
         return sampled_softmax_loss(states, positive, vectors, bias, targets, negatives).mean()
 
 
@@ -263,8 +257,6 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), fused=True)
     averages = [p.detach().clone() for p in trained]
-    shares = torch.from_numpy(data.training.counts(data.items)).float() + 1
-    shares /= shares.sum()
     source = batches(data, settings, seed)
     step, seconds, curve = 0, 0.0, []
     for epoch in range(settings.epochs):
@@ -273,20 +265,20 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
         model.train()
         for histories, rows, places, targets in steps:
             progress = step / (len(steps) * settings.epochs)
-            rate = 1.0 if settings.constant else 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+            rate = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * min(1.0, (step + 1) / 200) * rate
             with mixed_precision(model):
                 states = model(histories)[rows, places]
                 states = model.dropout(states) if settings.output_dropout else states
-                loss = model.loss(states, targets, shares)
+                loss = model.loss(states, targets)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             decay = min(settings.average, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(averages, trained, 1 - decay)
+                torch._foreach_lerp_(averages, list[Tensor](trained), 1 - decay)
             step, total, count = step + 1, total + loss.item() * len(targets), count + len(targets)
         seconds += time.process_time() - started
         if (epoch + 1) % max(1, settings.epochs // VALIDATIONS) == 0:
@@ -301,9 +293,9 @@ def train(data: Data, settings: Settings, seed: int) -> dict[str, object]:
     return {**best, "all_seconds": round(seconds), "validations": curve}
 
 
-def fit_package(folder: Path, recipe: str, out: Path, changes: list[str]) -> dict[str, object]:
+def fit_package(folder: Path, recipe: str, out: Path, seed: int) -> dict[str, object]:
     """Fit the package's ranker by a recipe; what its best checkpoint reaches on validation and test."""
-    config = load_config(RECIPES / f"{recipe}.yaml", ["max_history=50", *changes])
+    config = load_config(RECIPES / f"{recipe}.yaml", ["max_history=50", f"seed={seed}"])
     fitted = Run(out, config, folder, StderrConsole())
     fitted.prepare()
     started = time.process_time()
@@ -311,12 +303,11 @@ def fit_package(folder: Path, recipe: str, out: Path, changes: list[str]) -> dic
     seconds = round(time.process_time() - started)
     data = RunData(fitted)
     ranker = Models(data).ranker(fitted.path("ranker", "best"))
-    given = {"batch_size": 256, "max_history": config.max_history, "exclude_history": True}
+    given: dict[str, Any] = {"batch_size": 256, "max_history": config.max_history, "exclude_history": True}
     values = {split: rank_by_ranker(ranker, data.cases(split), **given) for split in ("validation", "test")}
     kept = {split: {name: found[name] for name in ("hr@10", "ndcg@10")} for split, found in values.items()}
     return {
         "variant": "package",
-        "changes": changes,
         "settings": config.ranker.model_dump(mode="json"),
         "seconds": seconds,
         **kept,
@@ -330,14 +321,12 @@ def main() -> None:
     parser.add_argument("--set", required=True, help="amazon-beauty, amazon-toys, ...")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--out", type=Path, help="fit the package's ranker, here")
-    parser.add_argument("--change", nargs="*", default=[], help="with --out: keys of the recipe, ranker.width=64")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     common = {"data": options.set, "seed": options.seed}
     if options.out:
-        changes = [f"seed={options.seed}", *options.change]
-        add_row(RESULTS, common | fit_package(options.data / options.set, options.set, options.out, changes))
+        add_row(RESULTS, common | fit_package(options.data / options.set, options.set, options.out, options.seed))
         return
     data = load(options.data / options.set)
     rows = read_rows(RESULTS) if RESULTS.exists() else []

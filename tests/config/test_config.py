@@ -502,9 +502,9 @@ def test_a_name_that_no_arm_has(name, text):
 
 
 def test_a_fit_of_which_some_keys_are_given_keeps_the_defaults_of_its_place(recipe):
-    config = load_config(recipe(MINIMAL), ["train.fit.epochs=4", "ranker.fit.batch_size=64", "sft.learning_rate=0.01"])
+    config = load_config(recipe(MINIMAL), ["train.fit.epochs=4", "ranker.fit.batch_size=32", "sft.learning_rate=0.01"])
     assert (config.train.fit.epochs, config.train.fit.learning_rate, config.train.fit.validations) == (4, 2e-4, 8)
-    assert (config.ranker.fit.epochs, config.ranker.fit.validations) == (30, 5)
+    assert (config.ranker.fit.epochs, config.ranker.fit.learning_rate) == (20, 2e-3)
     assert (config.sft.epochs, config.sft.learning_rate) == (60, 0.01)
 
 
