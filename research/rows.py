@@ -29,6 +29,7 @@ from adagrpo.storage.writing import write_file
 __all__ = ["add_row", "keep_rows", "loaded_code", "portable", "staleness"]
 
 HERE = Path(__file__).parent
+AGAIN = "__mp_main__"  # the main module by the name that multiprocessing gives it beside its own
 OURS = ("adagrpo", "research", "benchmarks")
 WITHOUT_FIGURES = ("adagrpo.cli", "adagrpo.report", "research.command", "research.pages", "research.rows")
 
@@ -57,7 +58,7 @@ def loaded_code() -> dict[str, str]:
     found = {}
     for name, module in sorted(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
-        if spec is None or not spec.origin or spec.name.partition(".")[0] not in OURS:
+        if name == AGAIN or spec is None or not spec.origin or spec.name.partition(".")[0] not in OURS:
             continue
         if not any(f"{spec.name}.".startswith(f"{package}.") for package in WITHOUT_FIGURES):
             found[spec.name if name == "__main__" else name] = _source_hash(Path(spec.origin))
@@ -91,7 +92,7 @@ def staleness(results: Path) -> Iterator[str]:
         if code not in known:
             yield f"{count} rows say no code; what changed since is not known"
             continue
-        changed = [name for name, digest in known[code].items() if _current(name) != digest]
+        changed = [name for name, digest in known[code].items() if name != AGAIN and _current(name) != digest]
         if changed:
             yield f"{count} rows are of older code; changed since: {', '.join(map(_named, changed))}"
 

@@ -44,7 +44,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("tokenizer.window", 7, {"tokenize"}),
     ("policy.dropout", 0.3, {*DECODED, "ranker/report"}),
     ("sft.learning_rate", 0.5, {"sft"}),
-    ("ranker.dropout", 0.5, {"ranker", "diagnose"}),
+    ("ranker.dropout", 0.4, {"ranker", "diagnose"}),
     ("ranker.fit.learning_rate", 0.5, {"ranker", "diagnose"}),
     ("objective.tau", 0.7, {"train/adagrpo", *JUDGED}),
     ("objective.lambda", 7, {"train/adagrpo", *JUDGED}),

@@ -44,6 +44,19 @@ def test_rows_of_changed_modules_and_of_no_code_are_named(tmp_path: Path) -> Non
     assert older.endswith(", adagrpo.no_more (gone)") and older.count(",") < 5
 
 
+def test_the_second_name_of_a_main_module_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__mp_main__", sys.modules["research.rows"])
+    assert "__mp_main__" not in loaded_code()
+    results = tmp_path / "a.jsonl"
+    add_row(results, {"x": 1})
+    file = tmp_path / "code.json"
+    known = json.loads(file.read_text())
+    for modules in known.values():
+        modules["__mp_main__"] = "of an earlier row"
+    file.write_text(json.dumps(known))
+    assert list(staleness(results)) == []
+
+
 def test_a_comparison_of_another_commit_gets_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_commit", lambda: "now")
     source, kept = tmp_path / "results.jsonl", tmp_path / "study.jsonl"
