@@ -129,7 +129,7 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
 
     described = "; ".join(f"{one.method}, {one.data}: {one.gain:+.0f} %" for one in found if one.method != POLICY)
     return draw(
-        "On all seven data sets, re-ranking by the ranker gains more on average than training on it",
+        "Re-ranking by the ranker gains more than training on it; a fused list gains most",
         described,
         paint,
         width=WIDTH,
