@@ -174,7 +174,7 @@ def test_a_run_stage_by_stage_is_that_of_the_command_line(world: Any, data: Path
     title = picture.findtext("{http://www.w3.org/2000/svg}title")
     assert (
         title
-        and title.startswith("Ranker: HR@10")
+        and title == "Change of NDCG@10 by the weight of the reward"
         and found.plot().svg in (run.directory / "diagnose.html").read_text()
     )
     assert found.verdict in found._repr_html_() and found.plot()._repr_svg_() in found._repr_html_()

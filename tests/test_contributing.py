@@ -85,7 +85,7 @@ def test_the_gate_trains_an_arm_and_has_controls(run: Path) -> None:
     assert arms["adagrpo-reward_top"]["reward_top"] == 0.6 and "tau" not in arms["adagrpo-reward_top"]
     assert arms["adagrpo-random"]["control_of"] == "reward_top"
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "the gate asks for reward_top 0.6" in page and "adagrpo-random" in page
+    assert "adagrpo-reward_top" in page and "adagrpo-random" in page
 
 
 def test_the_policy_kind_is_trained_forecast_and_served(adagrpo: Command, run: Path) -> None:
