@@ -102,8 +102,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """HR@10 / NDCG@10 on test of every contender, the mean over seeds; what was chosen is in bold."""
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
     lines = ["| set | seeds | " + " | ".join(names) + " |", "|---|--:|" + "--:|" * len(names)]
-    for found in dict.fromkeys(row["set"] for row in rows):
-        own = [row for row in rows if row["set"] == found]
+    for found in dict.fromkeys((row["set"], row["trained"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["trained"]) == found]
         chosen = {row["chosen"] for row in own}
         cells = []
         for name in names:
@@ -111,7 +111,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             means = [np.mean([test[metric] for test in tests]) for metric in ("hr@10", "ndcg@10")] if tests else []
             text = " / ".join(f"{mean:.4f}".removeprefix("0") for mean in means) or "–"
             cells.append(f"**{text}**" if name in chosen else text)
-        lines.append(f"| {found} | {len({row['seed'] for row in own})} | " + " | ".join(cells) + " |")
+        label = f"{found[0]}, trained arms too" if found[1] else found[0]
+        lines.append(f"| {label} | {len({row['seed'] for row in own})} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
