@@ -25,6 +25,7 @@ __all__ = [
     "RewardOptions",
     "SequentialOptions",
     "WeightedOptions",
+    "reward_name",
 ]
 
 
@@ -55,6 +56,7 @@ class _Options(Section):
 
     tags: ClassVar[frozenset[str]] = frozenset({"kind"})
     beside: ClassVar[frozenset[str]] = frozenset()  # keys of other sections that decide the scores, and no file of it
+    elsewhere: ClassVar[bool] = False  # nothing says that it was fitted on training interactions of the run alone
 
     @property
     def read_beside(self) -> frozenset[str]:
@@ -67,14 +69,9 @@ class _Options(Section):
         return ()
 
     @property
-    def called(self) -> str:
-        """What messages call it: its function, address or kind."""
-        return str(getattr(self, "function", None) or getattr(self, "url", None) or getattr(self, "kind", ""))
-
-    @property
     def is_made_elsewhere(self) -> bool:
         """True where nothing says that it was fitted on the training interactions of the run alone."""
-        return any(part.is_made_elsewhere for part in self.parts)
+        return self.elsewhere or any(part.is_made_elsewhere for part in self.parts)
 
     def identity(self) -> dict[str, Any]:
         """Return the options that decide the scores, JSON-able: not how patiently they are asked for."""
@@ -105,16 +102,12 @@ class CallableOptions(_Options):
     What it is fitted on must end where training ends: its parameter `training_logs`, if it has one, is such a file.
     """
 
+    elsewhere = True
     kind: Literal["callable"] = "callable"
     function: str
     files: tuple[str, ...] = ()
 
     _named = field_validator("function")(_module_function)
-
-    @property
-    def is_made_elsewhere(self) -> bool:
-        """See `_Options`."""
-        return True
 
 
 class FactoryOptions(_Options):
@@ -126,6 +119,7 @@ class FactoryOptions(_Options):
     """
 
     beside = frozenset({"policy", "ranker.user_share"})  # what it may read of the run besides its files
+    elsewhere = True
     kind: Literal["factory"] = "factory"
     function: str
     members: tuple[RewardOptions, ...] = ()
@@ -138,11 +132,6 @@ class FactoryOptions(_Options):
     def parts(self) -> tuple[RewardOptions, ...]:
         """The members."""
         return self.members
-
-    @property
-    def is_made_elsewhere(self) -> bool:
-        """See `_Options`."""
-        return True
 
 
 class HttpOptions(_Options):
@@ -157,6 +146,7 @@ class HttpOptions(_Options):
         {"batch_size", "concurrency", "timeout_seconds", "retries", "backoff_seconds", "token_env"}
     )
 
+    elsewhere = True
     kind: Literal["http"] = "http"
     url: str
     version: str = ""
@@ -169,22 +159,13 @@ class HttpOptions(_Options):
 
     _plain_http = field_validator("url")(plain_http)
 
-    @property
-    def is_made_elsewhere(self) -> bool:
-        """See `_Options`."""
-        return True
-
 
 class LightGBMOptions(_Options):
     """A LightGBM model in text format over the features of `adagrpo.rewards.features`."""
 
+    elsewhere = True
     kind: Literal["lightgbm"] = "lightgbm"
     model: str
-
-    @property
-    def is_made_elsewhere(self) -> bool:
-        """See `_Options`."""
-        return True
 
 
 class LambdaRankOptions(_Options):
@@ -225,6 +206,17 @@ class WeightedOptions(_Options):
     def parts(self) -> tuple[RewardOptions, ...]:
         """The members."""
         return self.members
+
+
+def reward_name(options: RewardOptions) -> str:
+    """What messages and features call a reward: its function, address or kind."""
+    match options:
+        case CallableOptions() | FactoryOptions():
+            return options.function
+        case HttpOptions():
+            return options.url
+        case _:
+            return options.kind
 
 
 def _kind(value: Any) -> Any:

@@ -80,6 +80,10 @@ class Fusion:
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
         self._proposing = [name for name in self.sources if name != "popularity"]  # it gives a feature alone
         self.features = (POLICY, *self.sources, *self.rewards)
+        if fitted is not None and {*fitted.whole.weights} != {*self.features}:
+            raise ValueError(
+                f"weights of {', '.join(fitted.whole.weights)} for the features {', '.join(self.features)}"
+            )
 
     @torch.no_grad()
     def candidates(

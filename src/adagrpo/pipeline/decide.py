@@ -207,7 +207,7 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
     if not arms:
         return None
     best = max((str(ListName(arm, FUSE)) for arm in arms), key=lambda name: float(values[name].mean()))
-    gained = mean_interval(values[best] - values[FUSE])
+    gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(arms))  # the best of them is looked at
     verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
     return (
         f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from adagrpo.config.reward import SequentialOptions, WeightedOptions
+from adagrpo.config.reward import SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
@@ -136,7 +136,7 @@ class ListMaker:
         options = self.models.config.reward
         if not isinstance(options, WeightedOptions):
             return {REWARD: 1.0}
-        names = [f"{REWARD} {number} ({part.called})" for number, part in enumerate(options.parts, 1)]
+        names = [f"{REWARD} {number} ({reward_name(part)})" for number, part in enumerate(options.parts, 1)]
         return dict(zip(names, options.weights, strict=True))
 
     def fitted(self, name: ListName) -> FittedWeights:

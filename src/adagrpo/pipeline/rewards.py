@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions
+from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -77,11 +77,10 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     try:
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
-        raise UserError(f"reward {options.called}: {error}") from error
+        raise UserError(f"reward {reward_name(options)}: {error}") from error
     if not _differ(scores):
-        message = (
-            f"reward {options.called}: gives every item of a case the same score; there is nothing to learn from it"
-        )
+        said = "gives every item of a case the same score; there is nothing to learn from it"
+        message = f"reward {reward_name(options)}: {said}"
         raise ServiceError(message) if _asks_a_service(options) else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 

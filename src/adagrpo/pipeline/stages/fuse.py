@@ -102,6 +102,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         files=(WEIGHTS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
+        schema=2,
     )
 
 
