@@ -38,19 +38,25 @@ KEY = ("set", "seed", "trained")
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the folder of all sets")
-    parser.add_argument("--out", type=Path, help="where runs are made")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser = arguments(__doc__)
     parser.add_argument("--train", action="store_true", help="trained arms compete too")
-    parser.add_argument("--table", action="store_true", help="print the table alone")
     given = parser.parse_args()
     if not given.table:
         for seed in given.seeds:
             for name in given.sets:
                 _measure(name, seed, given.train, given.data, given.out)
     print(table(read_rows(RESULTS)))
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What the studies of public sets in this folder take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder of all sets")
+    parser.add_argument("--out", type=Path, help="where the runs of `research.decisions.sets` are, or are made")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    return parser
 
 
 def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:

@@ -10,7 +10,6 @@ the fused list. The weight is chosen on validation, as that of every `distill-tu
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -35,11 +34,13 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 from research.command import run
+from research.decisions.sets import RESULTS as DECIDED
+from research.decisions.sets import arguments
 from research.fair_trial.tune import folder_of, recipe_of
 from research.rows import add_row
 
 HERE = Path(__file__).parent
-RESULTS, DECIDED = HERE / "teacher.jsonl", HERE / "sets.jsonl"
+RESULTS = HERE / "teacher.jsonl"
 METRICS = ("hr@10", "ndcg@10", "hallucination@10")
 
 
@@ -75,13 +76,7 @@ def fused(models: Models, members: Sequence[Reward], *, run: str) -> FusedScores
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the folder of all sets")
-    parser.add_argument("--out", type=Path, help="where the runs of research.decisions.sets are")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--table", action="store_true", help="print the table alone")
-    given = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     if not given.table:
         for seed in given.seeds:
             for name in given.sets:
