@@ -80,7 +80,7 @@ def rloo(groups: TermInputs, *, invalid_penalty: NonNegativeFloat = 1.0) -> Term
 
     Args:
         groups: any; a group of one valid rollout has no baseline, and advantage 0.
-        invalid_penalty: an invalid rollout has advantage minus this, in reward units, and is nobody's baseline.
+        invalid_penalty: an invalid rollout has advantage minus this, in reward units, and is in no baseline.
     """
     valid = groups.items >= 0
     count = valid.sum(1, keepdim=True)
