@@ -3,9 +3,9 @@
     python -m research.paper_gate.trial --data DIR --out runs/paper-gate --sets lastfm amazon18-scientific
 
 `plan.yaml` says what is tried. Per set this folder keeps `admission-<set>.jsonl`, what the thresholds admit at the
-starting policy and which were chosen; `<set>.comparison.json`, the comparison of the seeds that are done, written anew
-after each; and `<set>.jsonl`, rows, when all are. Stopped at any point, the same command continues. With `--compare`
-it trains nothing, and only compares the seeds that are done.
+starting policy and which were chosen; `gate-<set>.comparison.json`, the comparison of the seeds that are done, and
+`gate-<set>.jsonl`, its rows, written anew after each. Stopped at any point, the same command continues. With
+`--compare` it trains nothing, and only compares the seeds that are done.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def carry_out(name: str, data: Path, out: Path) -> None:
         comparison.make_runs([seed])
         keep_comparison(name, comparison.plan, [comparison.run_of(one) for one in seeds[:done]])
     comparison.carry_out()
-    keep_rows(directory / "results.jsonl", HERE / f"{name}.jsonl")
-    write_file(HERE / f"{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
+    keep_rows(directory / "results.jsonl", HERE / f"gate-{name}.jsonl")
+    write_file(HERE / f"gate-{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
 
 
 def compare_done(name: str, data: Path, out: Path) -> None:
@@ -124,7 +124,7 @@ def compare_done(name: str, data: Path, out: Path) -> None:
 
 
 def keep_comparison(name: str, plan: CompareConfig, runs: Sequence[Run]) -> None:
-    """Compare the seeds of some runs by the plan of all, and keep the result beside this file."""
+    """Compare the seeds of some runs by the plan of all, and keep the result and its rows beside this file."""
     measured: dict[tuple[str, str], list[Measured]] = {}
     admission: dict[str, list[float | None]] = {}
     for made in runs:
@@ -145,7 +145,14 @@ def keep_comparison(name: str, plan: CompareConfig, runs: Sequence[Run]) -> None
         "pairs": compare_pairs(measured, plan),
     }
     text = json.dumps(with_hash(content), indent=1, allow_nan=False)
-    write_file(HERE / f"{name}.comparison.json", text + "\n")
+    write_file(HERE / f"gate-{name}.comparison.json", text + "\n")
+    rows = [
+        {"dataset": name, "arm": arm, "seed": seed, "checkpoint": checkpoint, "split": split, "metrics": metrics}
+        for (arm, checkpoint), entries in measured.items()
+        for seed, entry in zip(seeds, entries, strict=True)
+        for split, metrics in (("validation", dict(entry.validation)), ("test", dict(entry.test)))
+    ]
+    write_file(HERE / f"gate-{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _comparison(config: Config, data: Path, directory: Path, seeds: list[int]) -> Comparison:
