@@ -147,7 +147,7 @@ def frontier_picture(contents: Mapping[str, Mapping[str, Any]]) -> str:
     def paint(axes: Axes) -> None:
         for name, color, marker in GATES.values():
             axes.plot([], [], marker, color=color, ms=DOT - 6, label=name)
-        axes.plot([], [], "o", color=INK, mfc=SURFACE, ms=DOT - 8, label="best step")
+        axes.plot([], [], "o", color=INK, mfc=SURFACE, ms=DOT - 8, label="best checkpoint")
         axes.axis("off")
         spec = axes.get_subplotspec()
         assert spec is not None
@@ -185,7 +185,7 @@ def _message(contents: Iterable[Mapping[str, Any]]) -> str:
         and [getattr(ArmName.of(pair[key]), "gate", None) for key in ("arm", "other")] == ["paper", "random"]
     ]
     if not any(map(any, found)):
-        return "The paper's gate is not distinguishable from a random gate, in HR@10 or in invalid Semantic IDs"
+        return "No significant difference between the paper's gate and a random one, in HR@10 or invalid Semantic IDs"
     hit, wrong = (sum(one) for one in zip(*found, strict=True))
     return (
         f"The paper's gate and a random one of its size differ in HR@10 in {hit} of {len(found)} settings,"

@@ -12,8 +12,9 @@ import torch
 from safetensors.numpy import save_file
 
 from adagrpo.objective import Evidence
-from research.pages.frontier import frontier_pairs, frontier_picture, frontier_table
-from research.paper_gate.admission import admission_rows, chosen_thresholds
+from research.pages.frontier import alone_table, frontier_pairs, frontier_picture, frontier_table
+from research.paper_gate.admission import OFF, admission_rows, chosen_thresholds
+from research.paper_gate.alone import arms_of
 from research.paper_gate.moved import distance, leaves_at
 from research.paper_gate.strata import fifths_of, places, strata_of
 
@@ -84,7 +85,7 @@ def against(hit: float, wrong: float, p: float) -> dict[str, Any]:
 
 def trial(p: float) -> dict[str, Any]:
     def row(arm: str, hit: float, samples: list[float]) -> dict[str, Any]:
-        test = {"hr@10": {"mean": hit}, "hallucination@10": {"mean": 0.005}}
+        test: dict[str, Any] = {"hr@10": {"mean": hit}, "hallucination@10": {"mean": 0.005}}
         test["invalid_samples"] = {"mean": float(np.mean(samples)), "by_seed": samples}
         return {"arm": arm, "checkpoint": "final", "test": test, "against": against(hit - 0.1, 0.002, 0.5)}
 
@@ -113,5 +114,19 @@ def test_pairs_are_corrected_on_each_axis() -> None:
 
 
 def test_the_picture_says_what_the_pairs_say() -> None:
-    assert "not distinguishable from a random gate" in frontier_picture({"x": trial(0.03)})
+    assert "No significant difference" in frontier_picture({"x": trial(0.03)})
     assert "HR@10 in 1 of 1 settings" in frontier_picture({"x": trial(0.001)})
+
+
+def test_a_test_by_itself_is_read_against_its_random_gate() -> None:
+    plan = {"rollouts": {"samples": {"rollout": "sample"}}, "gates": {"paper": {"objective": "adagrpo"}}}
+    plan["gates"]["random"] = {"objective": "adagrpo", "gate": "random"}
+    arms = {arm["name"]: arm["options"] for arm in arms_of(plan, {"tau": 0.2, "rho": 0.5})}
+    assert arms["known-paper"] == arms["known-random"] == {"rollout": "sample", **OFF, "tau_reward": 0.2}
+    rows: list[dict[str, Any]] = [
+        {"arm": "known-random", "metrics": {"hallucination@10": 0.01}},
+        {"arm": "known-paper", "metrics": {"hallucination@10": 0.012}, "admission": 0.25},
+    ]
+    rows[1]["less_random"] = {"hr@10": [0.0, 0.0], "hallucination@10": [0.002, 1e-6]}
+    (line,) = alone_table(rows).rows
+    assert line == ("known", "25.0 %", "1.20 %", "1.00 %", "0.00 (0.00 … 0.00)", "+0.20 (0.00 … +0.40)")
