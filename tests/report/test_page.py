@@ -173,6 +173,7 @@ DECISION = {
     "why": "the highest NDCG@10 on validation",
     "warning": "the policy alone (0.0500) is below item_knn (0.0600)",
     "training": None,
+    "exposure_weighted": False,
     "doubts": ["900 validation cases are few"],
     "serve": "adagrpo serve --run <run> --arm item_knn",
     "experiment": {"plan": "run/decision.plan.yaml", "serve": "adagrpo serve --experiment run/decision.plan.yaml"},

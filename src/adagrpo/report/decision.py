@@ -49,6 +49,7 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     return [
         *first,
         f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
+        *(["Choices of rarely shown items count more."] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
         *([] if content["training"] is None else [f"{_capital(content['training'])}."]),
