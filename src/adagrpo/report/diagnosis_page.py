@@ -54,6 +54,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
         name=name,
         decision=result["verdict"]["decision"],
         sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
+        gate_sentences=result["verdict"]["gate_sentences"],
         gain=_gain(result),
         serve=_serve(result, serves or run_directory),
         settings=result["settings"],
