@@ -47,5 +47,7 @@ def test_the_page_of_the_project_is_what_its_rows_give() -> None:
 
 def test_the_page_of_growing_logs_is_what_its_rows_give() -> None:
     text = (ROOT / "docs" / "how-to" / "scale.md").read_text(encoding="utf-8")
-    rows = (ROOT / "benchmarks" / "scale_table.jsonl").read_text(encoding="utf-8").splitlines()
-    assert scale_table.on_page(text, [json.loads(row) for row in rows]) == text
+    path = ROOT / "benchmarks" / "scale_table.jsonl"
+    rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+    assert scale_table.on_page(text, rows) == text
+    assert scale_table.whole_page(rows) == path.with_suffix(".md").read_text(encoding="utf-8")

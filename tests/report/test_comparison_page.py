@@ -73,7 +73,9 @@ def test_a_pair_is_shown_with_its_own_interval() -> None:
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
     message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
-    assert message[0] == "No arm is significantly better than nll on HR@10 (2 seeds, 2 tests), after Holm's correction."
+    none = "No arm is significantly better than nll on HR@10 (2 seeds, 2 tests), after Holm's correction"
+    assert message[0] == f"{none}; the largest gain is +0.25 points, adagrpo (best)."
+    assert finding(content(grpo=[measured(20)] * 2))[0] == none.replace("2 tests", "1 test") + "."
     assert message[1].startswith("Significantly worse than nll: grpo (best: −15.00 points, users and seeds −")
     assert message[2] == "Not distinguishable from nll, which does not show equality: adagrpo (best)."
 

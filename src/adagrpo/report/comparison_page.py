@@ -107,7 +107,7 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
-    sentences = [f"No arm is significantly better than {under}, after Holm's correction."]
+    sentences = [f"No arm is significantly better than {under}, after Holm's correction{_highest(rows, metric)}."]
     if better := by_verdict.get("significantly better"):
         sentences = [f"Significantly better than {under}, within the margins: {_named(better, metric)}."]
     for row in by_verdict.get("significantly better, margin not kept", []):
@@ -278,6 +278,16 @@ def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
     choose = min if lookup(metric).better == "lower" else max
     return choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+
+
+def _highest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The largest gain, where there is one."""
+    sign = -1 if lookup(metric).better == "lower" else 1
+    row = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
+    if row is None or sign * row["against"][metric]["difference"] <= 0:
+        return ""
+    difference = format_difference(metric, row["against"][metric]["difference"])
+    return f"; the largest gain is {difference}{' points' * is_rate(metric)}, {row['arm']} ({row['checkpoint']})"
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
