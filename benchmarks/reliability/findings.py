@@ -29,7 +29,7 @@ ROWS = {
     8: "A truncated file of a run is named by the commands that need it, and changes no answer.",
     9: "Generated lists hold valid items, each once, and are those of brute force.",
     10: "Malformed requests get a short 4xx answer, and the next lists come.",
-    11: "32 clients at 70 % of capacity are never refused; at four times the peak the rate holds and refusals are fast.",
+    11: "32 clients at 70 % of capacity are not refused; at four times the peak refusals are fast and the rate holds.",
     12: "SIGTERM under load drops no request; kill -9 loses no row of the exposure log.",
     13: "A model is exchanged under load, and a damaged one refused.",
     14: "Where a token is set, no route but liveness and readiness answers without it.",

@@ -167,7 +167,10 @@ def test_lower_is_better_turns_the_verdict() -> None:
         ("dirtier", "best"): [measured(h, invalid=0.11) for h in hits],
     }
     rows = rows_of(tests, 2, OPTIONS.model_copy(update={"metric": "hallucination@10"}))
-    assert rows["cleaner", "best"]["verdict"] == "significantly better" and rows["dirtier", "best"]["verdict"] == "significantly worse"
+    assert (
+        rows["cleaner", "best"]["verdict"] == "significantly better"
+        and rows["dirtier", "best"]["verdict"] == "significantly worse"
+    )
 
 
 def test_seeds_that_repeat_each_other_make_the_users_interval_no_narrower() -> None:

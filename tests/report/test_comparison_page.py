@@ -68,7 +68,7 @@ def test_a_pair_is_shown_with_its_own_interval() -> None:
     entries = {("adagrpo", "best"): [measured(60)] * 2, ("adagrpo-random", "best"): [measured(61)] * 2}
     page = comparison_markdown(result | {"pairs": compare_pairs(entries, options)})
     assert "## Arms against each other" in page
-    assert "| adagrpo less adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
+    assert "| adagrpo minus adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
 
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
@@ -89,8 +89,8 @@ def test_users_without_the_seeds_are_no_claim() -> None:
 def test_a_gain_is_said_with_its_intervals() -> None:
     message = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
-        r"Significantly better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
-        r" users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p < 0\.001\)\.$",
+        r"Significantly better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00"
+        r" points, users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p < 0\.001\)\.$",
         message[0],
     )
 
@@ -151,7 +151,7 @@ def test_the_page_opens_with_what_validation_chooses_for_a_thousand_users() -> N
     assert "Validation chooses adagrpo: serve it, or try it on users beside nll." in page
     hits = {row["arm"]: round(1000 * row["test"]["hr@10"]["mean"]) for row in actual["rows"]}
     said = f"Of 1,000 users {hits['adagrpo']} find their next item in a list of 10 (test cases), with nll {hits['nll']}"
-    assert f"{said}: significantly better." in page
+    assert f"{said}; verdict: significantly better." in page
     for row in actual["rows"]:
         row["validation"]["hr@10"] = 0.9 if row["arm"] == "nll" else 0.1
     assert "Keep nll: validation chooses nothing else." in comparison_page(actual)
@@ -162,7 +162,7 @@ def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_th
     for row in old["rows"]:
         for against in row["against"].values():
             del against["both"]
-    assert comparison_table(old).header[6:8] == ("95 % over users", "95 % over seeds")
+    assert comparison_table(old).header[6:] == ("95 % over users", "p, Holm", "95 % over seeds")
     assert "intervals over seeds</title>" in comparison_page(old)
     assert "an interval over seeds that excludes zero" in comparison_page(old)
 

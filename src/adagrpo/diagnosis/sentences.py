@@ -89,7 +89,7 @@ def _strength(result: Mapping[str, Any]) -> str:
     leads = evidence["leads"]["strength"]
     whether = {
         "against": "Do not train on it: its own order is significantly worse than the policy's.",
-        "none": "Whether training on it would help is not known: its own order and the policy's are not distinguishable.",
+        "none": "Whether training on it helps is not known: its own order is not distinguishable from the policy's.",
         "some": "For training on it there is some evidence, which is not enough.",
         "strong": "Training would need a significant gain of re-ranking over all cases, which there is not.",
     }[leads]
@@ -120,8 +120,8 @@ def _adds(result: Mapping[str, Any]) -> str:
     mix, halvings = row["mix"], result["verdict"]["draws"]["halvings"]
     return (
         f"Ordered by policy and ranker together, NDCG@10 changes by {_change(result['verdict']['evidence']['adds'], 4)}"
-        f" and HR@10 by {_change(mix['hr@10'], 2, 100)} points, on average over {halvings} random splits of the users into"
-        " halves, each half with the weight that is best on the other."
+        f" and HR@10 by {_change(mix['hr@10'], 2, 100)} points, on average over {halvings:,} random splits of the users"
+        " into halves, each half with the weight that is best on the other."
     )
 
 
@@ -147,7 +147,9 @@ def _where(result: Mapping[str, Any]) -> str:
     if not where:
         return "The gain is significant in no segment that is known when serving."
     if where[0] == result["all"]["cell"]:
-        return f"The gain is significant over all cases, and in {len(where) - 1} of {cells} segments known when serving."
+        return (
+            f"The gain is significant over all cases, and in {len(where) - 1} of {cells} segments known when serving."
+        )
     return f"The gain is significant in: {'; '.join(where)}."
 
 

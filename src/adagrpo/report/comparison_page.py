@@ -2,7 +2,7 @@
 
 It reads the content of `comparison.json` alone; rates are fractions there and per cent here, and their differences are
 percentage points. We depart from tables of winners: an arm that lost, and a control that was not beaten, are named in
-the same manner as a gain, and where nothing was shown the first sentence says so.
+the same manner as a gain, and where nothing is significant the first sentence says so.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
         if rows:
             svg = forest_chart(
                 rows,
-                title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {KINDS[over]}",
+                title=f"{metric_label(metric)} minus that of {plan['baseline']}, intervals over {KINDS[over]}",
                 x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
                 percent_points=is_rate(metric),
             )
@@ -242,7 +242,7 @@ def _decision(content: Mapping[str, Any]) -> list[str]:
     if baseline is not None and metric.startswith("hr@"):
         own, other = (round(1000 * one["test"][metric]["mean"]) for one in (row, baseline))
         compared = "" if row is baseline else f", with {plan['baseline']} {other}"
-        judged = "" if row["p_holm"] is None else f": {row['verdict']}"
+        judged = "" if row["p_holm"] is None else f"; verdict: {row['verdict']}"
         length = metric.partition("@")[2]
         sentences.append(
             f"Of 1,000 users {own} find their next item in a list of {length} (test cases){compared}{judged}."

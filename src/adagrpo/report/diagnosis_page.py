@@ -23,17 +23,17 @@ GATE_ROWS: dict[str, Callable[[GroupSummary], float | None]] = {
     "admitted": lambda groups: groups.admission,
     "admitted with shuffled rewards": lambda groups: groups.shuffled_admission,
     "rejected: already easy": lambda groups: groups.rejected_easy,
-    "rejected: reward cannot tell": lambda groups: groups.rejected_undiscriminated,
-    "rejected: no order in the group": lambda groups: groups.rejected_degenerate,
-    "rollouts that name no item": lambda groups: groups.invalid_share,
+    "rejected: reward not sure enough": lambda groups: groups.rejected_undiscriminated,
+    "rejected: degenerate group": lambda groups: groups.rejected_degenerate,
+    "invalid rollouts": lambda groups: groups.invalid_share,
     "groups that hold the logged item": lambda groups: groups.contains_target,
     "admitted groups that hold it": lambda groups: groups.admitted_contains_target,
 }
 
 QUESTIONS = {
-    "adds": "policy and ranker together, less the policy's order",
-    "leads": "the ranker alone, less the policy's order, cases weighted by exposure",
-    "leads_as_logged": "the same as logged; decides nothing",
+    "adds": "policy and ranker together, minus the policy's order",
+    "leads": "the ranker alone, minus the policy's order, cases weighted by exposure",
+    "leads_as_logged": "the same, cases not weighted; does not count for the verdict",
 }
 
 Row = Mapping[str, Any]
@@ -138,7 +138,7 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
         )
         for row in rows
     ]
-    return Table.of((*header, "mix less policy", "adjusted p"), lines)
+    return Table.of((*header, "mix minus policy", "adjusted p"), lines)
 
 
 def _cells(heading: str, rows: Sequence[Row]) -> Table:
@@ -152,7 +152,7 @@ def _cells(heading: str, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    return Table.of((*header, "ranker less policy, points", "mix less policy, points"), lines)
+    return Table.of((*header, "ranker minus policy, points", "mix minus policy, points"), lines)
 
 
 def _gate(gate: Row) -> Table:
