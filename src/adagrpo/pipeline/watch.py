@@ -73,7 +73,7 @@ def watch(
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
     feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
     if against is not None and arm in (None, against):
-        raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
+        raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
         if name is not None and name not in exposures["arm"]:
             names = ", ".join(sorted(exposures["arm"].unique()))
