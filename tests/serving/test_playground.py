@@ -302,6 +302,6 @@ def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path
     assert all(str(item["codes"][0]) in tree for item in expected["list"])
     assert 'role="alert"></p>' in text  # nothing went wrong
     assert shown.count("red &lt;b&gt;shoe") >= 1 and "<b>shoe</b>" not in shown  # titles are text
-    assert "category: camping, &lt;i&gt;blue&lt;/i&gt;" in shown
+    assert "category: camping; &lt;i&gt;blue&lt;/i&gt;" in shown
     removed = text[text.index("Left out of it") :]
     assert all(f'<span class="id">{one["item_id"]}</span>' in removed for one in expected["removed"])
