@@ -1,8 +1,8 @@
 """All estimators on one log of drawn lists, each with its overlap; one that the log says too little for has no value.
 
 The first position is judged by the weight of its item alone, a list by the weight of all of it and by the cascade. The
-model of `dr` is the click rate of each item at the first position, of the other half of the users, drawn towards the rate
-of all items:
+model of `dr` is the click rate of each item at the first position, of the other half of the users, drawn towards the
+rate of all items:
 
     q(a) = (clicks_a + S r) / (answers_a + S),   r: clicks over answers of that half,   S = 20
 """
