@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from adagrpo.report.tables import MISSING, Table, to_markdown
+from adagrpo.report.tables import MISSING, Alignment, Table, to_markdown
 from benchmarks.page import between, machines
 from benchmarks.rows import machine
 from benchmarks.scale_log import LENGTH, write_codes, write_items, write_parts
@@ -327,7 +327,8 @@ def _table(
         costs = [_cost(found.get(cell), shown) + (", drawn" if cell in drawn else "") for cell in cells]
         lines.append((stage, *costs, *((_slope(measured, 0), _slope(measured, 1)) if slopes else ())))
     header = ("stage", *map(_name, cells), *(("in rows", "in items") if slopes else ()))
-    return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(header) - 1))))
+    right: list[Alignment] = ["right"] * (len(header) - 1)
+    return to_markdown(Table(header, tuple(lines), ("left", *right)))
 
 
 def _name(cell: Cell) -> str:

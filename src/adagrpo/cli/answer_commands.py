@@ -31,6 +31,9 @@ def diagnose(
     tables = library.diagnosis_tables(result)
     typer.echo("\n\n".join(library.to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
+    serve = library.serve_command(result, opened.called)
+    if serve is not None:
+        typer.echo(f"\n{library.gain_sentence(result)}\n\n{serve}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 

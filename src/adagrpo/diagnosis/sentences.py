@@ -82,9 +82,9 @@ def _strength(result: Mapping[str, Any]) -> str:
         return "The evidence against it is strong enough: re-ranking by it loses."
     if decision == "use":
         return (
-            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and strong that the reward's own"
-            " order is the better one. That does not say that training helps: in fresh simulated worlds with this"
-            " verdict it lowered what users get in 7 of 18 runs and raised it in 1, so compare before you serve it."
+            f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"
+            " order is better than the policy's. That does not say that training helps: in fresh simulated worlds with"
+            " this verdict it lowered true utility in 7 of 18 runs and raised it in 1, so compare before you serve it."
         )
     leads = evidence["leads"]["strength"]
     whether = {
@@ -93,7 +93,7 @@ def _strength(result: Mapping[str, Any]) -> str:
         "some": "For training on it there is some evidence, which is not enough.",
         "strong": "Training would need a significant gain of re-ranking over all cases, which there is not.",
     }[leads]
-    gains = f"The evidence that re-ranking gains is {_words(verdict['strength'])}."
+    gains = f"The evidence that re-ranking helps is {_words(verdict['strength'])}."
     if evidence["adds"]["strength"] not in ("some", "strong"):
         gains = "The gain of re-ranking is significant in some segments, and not over all cases."
     return f"{gains} {whether}"

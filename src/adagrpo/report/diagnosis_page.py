@@ -55,8 +55,8 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
         decision=result["verdict"]["decision"],
         sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
         gate_sentences=result["verdict"]["gate_sentences"],
-        gain=_gain(result),
-        serve=_serve(result, serves or run_directory),
+        gain=gain_sentence(result),
+        serve=serve_command(result, serves or run_directory),
         settings=result["settings"],
         tables=diagnosis_tables(result),
         weights=weight_figures(result["weights"]),
@@ -67,8 +67,12 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
     return path
 
 
-def _gain(result: Row) -> str | None:
-    """What re-ranking means for a thousand users; None where the reward should not be used."""
+def gain_sentence(result: Row) -> str | None:
+    """What re-ranking means for a thousand users; None where the reward should not be used.
+
+    Args:
+        result: content of `diagnose/diagnose.json`.
+    """
     if result["verdict"]["decision"] == "do_not_use":
         return None
     own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
@@ -78,8 +82,13 @@ def _gain(result: Row) -> str | None:
     )
 
 
-def _serve(result: Row, run: Path) -> str | None:
-    """The command that serves the re-ranked list; None where the reward should not be used."""
+def serve_command(result: Row, run: Path) -> str | None:
+    """The command that serves the re-ranked list; None where the reward should not be used.
+
+    Args:
+        result: content of `diagnose/diagnose.json`.
+        run: as the command line names it.
+    """
     weight = result["reranking"]["weight"]
     if result["verdict"]["decision"] == "do_not_use" or not weight:
         return None
