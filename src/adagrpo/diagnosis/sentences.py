@@ -35,7 +35,8 @@ def gate_sentences(result: Mapping[str, Any]) -> list[str]:
 _OPENINGS = {
     "use": "Re-rank with this ranker at serving time; training on it (`distill-tuned`) is optional.",
     "rerank_only": "Re-rank with this ranker at serving time; nothing supports training on it.",
-    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
+    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not. Serve a list without it,"
+    " see `adagrpo decide`.",
 }
 
 
@@ -79,7 +80,7 @@ def _strength(result: Mapping[str, Any]) -> str:
             " inside or too close; you need more validation cases."
         )
     if decision == "do_not_use":
-        return "The evidence against it is strong enough: re-ranking by it loses."
+        return "Re-ranking by it significantly lowers NDCG@10."
     if decision == "use":
         return (
             f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"

@@ -199,7 +199,7 @@ def _says_chances(run: RunDirectory) -> bool:
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(
-            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no chances of a click;"
+            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no click probabilities;"
             " `predicted` and the signs that need it are left out"
         )
     return loss == "impressions"
