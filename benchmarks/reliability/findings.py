@@ -33,7 +33,7 @@ ROWS = {
     12: "SIGTERM under load drops no request; kill -9 loses no row of the exposure log.",
     13: "A model is exchanged under load, and a damaged one refused.",
     14: "Where a token is set, no route but liveness and readiness answers without it.",
-    15: "Experiments without an effect find one in about 5 %, also when you look daily; a planted one is found.",
+    15: "Experiments without an effect find one in about 5 %, and not more often when you look daily.",
     16: "Files that are not of this run are never overwritten or removed.",
     17: "A file of a run with a flipped bit is named by the commands that need it, and changes no answer.",
     18: "Inputs that explode (compression, long lines, nesting, malformed models) are refused within bounded memory.",
