@@ -30,7 +30,7 @@ from adagrpo.diagnosis.orders import (
     permuted,
     target_ranks,
 )
-from adagrpo.diagnosis.sentences import sentences
+from adagrpo.diagnosis.sentences import gate_sentences, sentences
 from adagrpo.diagnosis.strata import (
     Cell,
     Gains,
@@ -120,7 +120,7 @@ def diagnose(
             "tau": None,
             "q_min": None,
         }
-    result["verdict"]["sentences"] = sentences(result)
+    result["verdict"] |= {"sentences": sentences(result), "gate_sentences": gate_sentences(result)}
     return result
 
 
