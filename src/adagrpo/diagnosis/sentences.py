@@ -35,8 +35,8 @@ def gate_sentences(result: Mapping[str, Any]) -> list[str]:
 _OPENINGS = {
     "use": "Re-rank with this ranker at serving time; training on it (`distill-tuned`) is optional.",
     "rerank_only": "Re-rank with this ranker at serving time; nothing supports training on it.",
-    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not. Serve a list without it,"
-    " see `adagrpo decide`.",
+    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not. Serve a list"
+    " without it, see `adagrpo decide`.",
 }
 
 
