@@ -3,6 +3,7 @@
 The rule, over the contenders whose list takes no longer than the budget:
 
 1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
+   Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
 2. Of those whose NDCG@10 is within one standard error of the best one's, the simplest is taken. The error is that of
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
@@ -36,7 +37,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspect
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.plan_experiment import plan_experiment
-from adagrpo.pipeline.stages.fuse import VALIDATION
+from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10
@@ -117,7 +118,9 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
     maker = ListMaker(Models(data))
     names = contenders(maker.asks_reward(ListName(START, FUSE)), arms)
     ranks = {name: _validation_ranks(run, name) for name in names}
-    values = {name: ndcg(found, TOP) for name, found in ranks.items()}
+    as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
+    weights = _column(run, START, WEIGHT)
+    values = {name: weights * found for name, found in as_logged.items()}
     taken = {name: _milliseconds(maker, data, name) for name in names}
     leak = leak_reason(suspect(maker.models))
     trusted = {name: values[name] for name in names if leak is None or not maker.asks_reward(parse_list(name))}
@@ -131,6 +134,7 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
                 "validation": {
                     f"hr@{TOP}": float(hit_rate(ranks[name], TOP).mean()),
                     f"ndcg@{TOP}": values[name].mean(),
+                    f"ndcg@{TOP}_as_logged": as_logged[name].mean(),
                 },
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
                 "test": _test_metrics(run, name),
@@ -146,11 +150,12 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
         "best": choice.best,
         "warning": _below(values),
         "training": _worth_of_training(values, arms),
-        "doubts": _doubts(data, values, choice, leak),
+        "doubts": _doubts(data, values, as_logged, choice, leak),
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
         "cases": len(values[START]),
+        "exposure_weighted": bool(data.shown_files),
         "contenders": rows,
     }
 
@@ -162,8 +167,11 @@ def _needs(maker: ListMaker, name: str) -> list[str]:
 
 
 def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
-    path = run.checked(FUSE, parse_list(name).policy or START, VALIDATION)
-    return pl.read_parquet(path, columns=[name])[name].to_numpy().astype(np.int64)
+    return _column(run, parse_list(name).policy or START, name).astype(np.int64)
+
+
+def _column(run: RunDirectory, arm: str, name: str) -> NDArray[Any]:
+    return pl.read_parquet(run.checked(FUSE, arm, VALIDATION), columns=[name])[name].to_numpy()
 
 
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
@@ -215,7 +223,9 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
     )
 
 
-def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: str | None) -> list[str]:
+def _doubts(
+    data: RunData, values: Mapping[str, Values], as_logged: Mapping[str, Values], choice: Choice, leak: str | None
+) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = []
     if leak is not None:
@@ -230,6 +240,10 @@ def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: s
         doubts.append(
             "the logs do not say what was shown, so what was shown often looks better than it is in every row"
         )
+    ahead = max(as_logged, key=lambda name: float(as_logged[name].mean()))
+    more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
+    if more > 0 and ahead != choice.best:
+        doubts.append(f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}")
     gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
     if gap is not None:
         doubts.append(f"{choice.best} has {-gap.mean:.4f} more NDCG@{TOP} on validation, by at most {-gap.low:.4f}")
