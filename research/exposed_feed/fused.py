@@ -3,8 +3,8 @@
     python -m research.exposed_feed.fused --data DIR/kuairand-pure-log --out runs/exposed-feed
     python -m research.exposed_feed.fused --table
 
-`adagrpo decide` on the platform's log, its policy and ranker those of `recipe.yaml`, LambdaRank the reward; the lists
-then order what the judges of `research.exposed_feed.measure` hold. A row of `fused.jsonl` is one power p: each
+`adagrpo decide` on the platform's log, policy, ranker and reward (the ranker's last step) those of `recipe.yaml`; the
+lists then order what the judges of `research.exposed_feed.measure` hold. A row of `fused.jsonl` is one power p: each
 validation case counts (1 / times shown) ** p, see `adagrpo.evaluation.exposure_weights`; 0.5 is what ships. AUC has
 intervals over users, and the difference from the starting policy. What has its row is not measured again.
 """
@@ -71,7 +71,14 @@ def _measure(data: Path, out: Path, seed: int, power: float) -> None:
         found = exposure_weights(shown) ** power
         return np.asarray(found / found.mean())
 
-    config = load_config(HERE / "recipe.yaml", [f"seed={seed}", "train.arms=[]", "reward={kind: lambdarank}"])
+    config = load_config(
+        HERE / "recipe.yaml",
+        [
+            f"seed={seed}",
+            "train.arms=[]",
+            f"reward={{kind: sequential, checkpoint: {(out / 'ranker/final').resolve()}}}",
+        ],
+    )
     made = Run(out, config, data, StderrConsole())
     with mock.patch("adagrpo.pipeline.files.case_weights", weights):
         content = made.decide()
