@@ -16,13 +16,12 @@ Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adagrpo.lists.fallback import CircuitBreaker
+from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
@@ -157,8 +156,7 @@ class Fusion:
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"
-            ask = reward.score_members if isinstance(reward, CircuitBreaker) else partial(ask_members, reward)
-            answer = ask(histories, items)
+            answer = answer_of(ask_members, reward, histories, items)
             zeros = torch.zeros((*items.shape, len(self.rewards)), device=items.device)
             columns += (zeros if answer is None else answer.nan_to_num(0.0)).unbind(-1)
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)

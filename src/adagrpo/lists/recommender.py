@@ -2,7 +2,7 @@
 
 The list of a history is the one that evaluation measures: the same beam width, masking and precision. It comes in the
 order of the policy; where a reward is given in that of `log-probability + w · reward`, which `rerank` stands for in a
-comparison; as a fused list (`adagrpo.lists.fusion`); or from a source alone, such as item-kNN, without the policy.
+comparison; as a fused list (`adagrpo.lists.fusion`); or from a source or the reward alone, without the policy.
 
 What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
 query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
@@ -36,12 +36,13 @@ from adagrpo.decoding import (
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
+from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.scoring import ask_catalogue, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
@@ -95,6 +96,7 @@ class ListOrder(NamedTuple):
     reward_spread: float = 1.0
     fusion: Fusion | None = None
     alone: CandidateSource | None = None
+    reward_alone: bool = False
 
 
 class ListPropensities(NamedTuple):
@@ -123,6 +125,7 @@ class Recommender:
         reward_spread: float = 1.0,
         fusion: Fusion | None = None,
         alone: CandidateSource | None = None,
+        reward_alone: bool = False,
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
@@ -137,11 +140,12 @@ class Recommender:
             max_history: items of a history that the policy sees, the last ones.
             exclude_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
-            reward: re-ranks the beam, or scores the candidates of `fusion`.
+            reward: re-ranks the beam, scores the candidates of `fusion`, or all items, see `reward_alone`.
             reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
             reward_spread: what is divided by.
             fusion: fuses the beam with other sources; its weights are fitted.
             alone: lists are its best items, and the policy has no part in them.
+            reward_alone: lists are the best items of the reward; where that fails, those of the policy.
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
@@ -152,7 +156,7 @@ class Recommender:
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
-        self.fusion, self.alone = fusion, alone
+        self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
@@ -178,6 +182,10 @@ class Recommender:
         if policy is not self.policy:
             made._set_policy(policy)
         return made
+
+    def ordered(self, order: ListOrder) -> Recommender:
+        """The same policy with lists in another order."""
+        return self.with_policy(self.policy, self.max_history, order)
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
         """Serve a policy, its weights kept in the precision that they are used in."""
@@ -326,16 +334,27 @@ class Recommender:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
             return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
         batch = self._batch([query.history for query in queries], masked)
-        if self.alone is not None:
-            items, scores = best_of(self.alone.scores(batch), self._ruled_out(queries, batch, masked), self.width)
+        whole = self._of_catalogue(batch)
+        if whole is not None:
+            items, scores = best_of(whole, self._ruled_out(queries, batch, masked), self.width)
             return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
         _, items, scores = self._beam(queries, batch, masked)
-        if self.reward is not None:
+        if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
             scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+
+    def _of_catalogue(self, batch: Histories) -> Tensor | None:
+        """(B, V) scores of lists that the policy has no part in; None of other lists, and where the reward fails."""
+        if self.alone is not None:
+            return self.alone.scores(batch)
+        if not self.reward_alone:
+            return None
+        assert self.reward is not None, "lists of the reward alone have one"
+        every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(batch.lengths), -1)
+        return answer_of(ask_catalogue, self.reward, batch, every)
 
     def _beam(self, queries: Sequence[Query], batch: Histories, masked: bool) -> tuple[Any, Tensor, Tensor]:
         """The encoded histories, and the (B, W) items of the policy's beam with their log-probabilities."""
