@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -48,8 +48,8 @@ from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import suspect
-from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
+from adagrpo.pipeline.leak_check import suspects
+from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases
@@ -175,8 +175,9 @@ def decision(
     ranks = {name: _validation_ranks(run, name) for name in names}
     values = {name: ndcg(found, TOP) for name, found in ranks.items()}
     taken = _milliseconds(maker, data, names)
-    leak = leak_reason(suspect(maker.models))
-    trusted = {name: values[name] for name in names if leak is None or not maker.asks_reward(parse_list(name))}
+    found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
+    leaks = {name: reason for name, reason in found.items() if reason is not None}
+    trusted = {name: values[name] for name in names if not _asks_any(maker, parse_list(name), leaks)}
     choice = choose(trusted, taken, budget)
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -203,7 +204,7 @@ def decision(
         "warning": _below(values),
         "training": _worth_of_training(values, arms),
         "doubts": [
-            *_doubts(data, values, choice, leak),
+            *_doubts(data, values, choice, leaks),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
@@ -217,9 +218,15 @@ def decision(
 def _needs(maker: ListMaker, name: str) -> list[str]:
     """Name what must be there at serving time."""
     called = parse_list(name)
-    number = reward_number(called.order)
-    reward = "the reward" if not number else [*maker.reward_parts()][number - 1]
-    return [*NEEDS[called.order if number is None else REWARD], *([reward] if maker.asks_reward(called) else [])]
+    alone = reward_number(called.order) is not None
+    reward = reward_title(maker.models.config.reward, called.order)
+    return [*NEEDS[REWARD if alone else called.order], *([reward] if maker.asks_reward(called) else [])]
+
+
+def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
+    """Check that a list asks one of these rewards."""
+    alone = reward_number(called.order) is not None
+    return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
 def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
@@ -284,14 +291,14 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
     )
 
 
-def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leak: str | None) -> list[str]:
+def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leaks: Mapping[str, str]) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
-    doubts = []
-    if leak is not None:
-        doubts.append(
-            f"the reward has probably seen the held-out items, so no list that asks it was chosen: {leak}. Check that"
-            " all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
-        )
+    doubts = [
+        f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it was"
+        f" chosen: {reason}. Check that all that it was fitted on or counts ends where training ends"
+        " (prepare/training_logs.parquet)"
+        for name, reason in leaks.items()
+    ]
     count = len(values[START])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")

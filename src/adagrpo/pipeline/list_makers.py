@@ -138,16 +138,16 @@ class ListMaker:
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""
         sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, "popularity")}
-        rewards = list(self.reward_parts()) if self.asks_reward(name) else []
+        rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
-    def reward_parts(self) -> dict[str, float]:
-        """The features that the reward gives to a fused list, and the weights that they have in its sum."""
+    @property
+    def reward_features(self) -> list[str]:
+        """The features that the reward gives to a fused list, one of each that it is the sum of."""
         options = self.models.config.reward
         if not isinstance(options, WeightedOptions):
-            return {REWARD: 1.0}
-        names = [f"{REWARD} {number} ({reward_name(part)})" for number, part in enumerate(options.parts, 1)]
-        return dict(zip(names, options.weights, strict=True))
+            return [REWARD]
+        return [_member_title(number, part) for number, part in enumerate(options.parts, 1)]
 
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""
@@ -187,6 +187,21 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
     if isinstance(options, WeightedOptions):
         named = {f"{REWARD}-{number}": part for number, part in enumerate(options.parts, 1)}
     return {name: part for name, part in named.items() if part != SequentialOptions()}
+
+
+def reward_title(options: RewardOptions, name: str) -> str:
+    """What people read of one of `rewards_alone`.
+
+    Example:
+        >>> reward_title(WeightedOptions(members=({"kind": "noise"},), weights=(1.0,)), "reward-1")
+        'reward 1 (noise)'
+    """
+    number = reward_number(name)
+    return _member_title(number, options.parts[number - 1]) if number else "the reward"
+
+
+def _member_title(number: int, part: RewardOptions) -> str:
+    return f"{REWARD} {number} ({reward_name(part)})"
 
 
 class Lists(NamedTuple):

@@ -47,6 +47,7 @@ from adagrpo.pipeline.list_makers import (
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.rewards import WeightedReward
 from adagrpo.storage.writing import naming, write_file
 from adagrpo.types import Cases
 
@@ -137,10 +138,11 @@ def _contenders(
     ranks = {arm: target_rank_in(beam, targets)}
     known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
     said = dict(zip(fusion.features, np.moveaxis(choices.features[:, :width], -1, 0), strict=True))
-    parts = maker.reward_parts() if fusion.rewards else {"ranker": 1.0}
+    weights = maker.reward.weights if isinstance(maker.reward, WeightedReward) else [1.0]
+    parts = zip(fusion.rewards or ["ranker"], weights, strict=True)
     log_probs = said[POLICY]
     # in double precision and member after member, as `adagrpo.rewards.ensemble` adds them up
-    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts.items()).astype(np.float32)
+    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts).astype(np.float32)
     mixed = np.where(beam < 0, -np.inf, mixed_scores(log_probs, rewards, known.rerank, known.spread))
     order = np.argsort(-mixed, axis=1, kind="stable")
     ranks[str(ListName(arm, RERANK))] = target_rank_in(np.take_along_axis(beam, order, 1), targets)
