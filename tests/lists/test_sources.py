@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import NearestItems, Popularity, list_cases, similarities
-from adagrpo.types import Cases, Ragged
+from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, list_cases, similarities
+from adagrpo.networks.layers import mixed_precision
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.types import Cases, Histories, Ragged
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
@@ -84,3 +86,11 @@ def test_only_the_nearest_neighbours_of_an_item_count() -> None:
     assert list_cases(
         NearestItems(similarities(training, 3, 2)), make_cases([[1]]), width=3, batch_size=2
     ).tolist() == [[2, 0, -1]]
+
+
+def test_weights_that_are_converted_once_give_the_scores_of_the_ranker() -> None:
+    ranker = SequentialRanker(30, width=16, max_history=5, seed=3).eval()
+    histories = Histories(torch.tensor([[4, 9, 1], [7, 0, 0]]), torch.tensor([3, 1]))
+    with torch.no_grad(), mixed_precision(ranker):
+        expected = ranker.catalogue_scores(ranker.last_states(histories))
+    assert torch.equal(RankerScores(ranker).scores(histories), expected)

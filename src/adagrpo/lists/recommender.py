@@ -28,6 +28,7 @@ from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import (
     beam_search,
+    beam_search_and_score,
     draw_slates,
     inclusion_log_prob,
     place_log_probs,
@@ -97,6 +98,14 @@ class ListOrder(NamedTuple):
     fusion: Fusion | None = None
     alone: CandidateSource | None = None
     reward_alone: bool = False
+
+
+class _Beam(NamedTuple):
+    """The policy's beam for `B` histories, and what it says of `P` other items of each."""
+
+    items: Tensor  # (B, W) int64, best first, -1 behind the last one
+    scores: Tensor  # (B, W) log-probabilities
+    others: Tensor | None  # (B, P) log-probabilities
 
 
 class ListPropensities(NamedTuple):
@@ -322,11 +331,10 @@ class Recommender:
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch([query.history for query in queries], masked)
-        context, items, scores = self._beam(queries, batch, masked)
-        ruled_out = self._ruled_out(queries, batch, masked)
-        with mixed_precision(self.policy, self.precision):
-            beam, reward = (items, scores), self.reward
-            return self.fusion.candidates(self.policy, context, self.catalog, batch, beam, ruled_out, reward)
+        proposals = self.fusion.propose(batch, self._ruled_out(queries, batch, masked))
+        beam = self._beam(queries, batch, masked, proposals.items)
+        assert beam.others is not None, "they were asked for"
+        return self.fusion.candidates(batch, beam[:2], proposals, beam.others, self.reward)
 
     @torch.no_grad()
     def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
@@ -338,7 +346,7 @@ class Recommender:
         if whole is not None:
             items, scores = best_of(whole, self._ruled_out(queries, batch, masked), self.width)
             return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
-        _, items, scores = self._beam(queries, batch, masked)
+        items, scores, _ = self._beam(queries, batch, masked)
         if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
@@ -356,22 +364,34 @@ class Recommender:
         every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(batch.lengths), -1)
         return answer_of(ask_catalogue, self.reward, batch, every)
 
-    def _beam(self, queries: Sequence[Query], batch: Histories, masked: bool) -> tuple[Any, Tensor, Tensor]:
-        """The encoded histories, and the (B, W) items of the policy's beam with their log-probabilities."""
+    def _beam(
+        self,
+        queries: Sequence[Query],
+        batch: Histories,
+        masked: bool,
+        others: Tensor | None = None,  # (B, P) int64
+    ) -> _Beam:
+        """The policy's beam, and what the policy says of other items, -1 for none."""
         held = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
         # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
         # reward is given is made outside, so that it may do with it what it likes
+        trie = self.catalog.trie
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
+            options: dict[str, Any] = {"trie": trie, "excluded": excluded}
+            if others is None:
+                beams, log_probs = beam_search(self.policy, context, held, **options), None
+            else:
+                codes = self.catalog.codes[others.clamp(min=0)]
+                beams, log_probs = beam_search_and_score(self.policy, context, held, codes, **options)
         if not masked:
-            return context, self.catalog.trie.leaf_items(beams.leaves), beams.scores
-        options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
-        items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
-        return context, items, scores
+            return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
+        options = {"precision": self.precision, "closed": closed, "eligible": eligible}
+        found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
+        return _Beam(*found, log_probs)
 
     def _closed(self, queries: Sequence[Query]) -> Tensor:
         """(B, X) int64, the single items that each query leaves out, -1 for none."""
@@ -385,10 +405,8 @@ class Recommender:
         for row, query in enumerate(queries):
             if query.eligible is not None:
                 out[row] |= ~query.eligible.items
-        for items in (self._closed(queries), *([batch.whole] if masked else [])):
-            rows, places = (items >= 0).nonzero(as_tuple=True)
-            out[rows, items[rows, places]] = True
-        return out
+        items = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
+        return torch.nn.functional.pad(out, (0, 1)).scatter_(1, items.where(items >= 0, out.shape[1]), True)[:, :-1]
 
     def _most_popular(self, query: Query) -> Recommendations:
         """The most popular items that the query admits; equals by the number of the item."""
