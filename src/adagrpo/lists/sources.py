@@ -144,21 +144,23 @@ def list_cases(
     *,
     batch_size: int = 256,
     width: int = 50,
+    max_history: int | None = None,
     exclude_history: bool = False,
     eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
-    """(N, W) best items of a source after the whole history of each of `N` cases; -1 where it lists no further item.
+    """(N, W) best items of a source after the history of each of `N` cases; -1 where it lists no further item.
 
     Args:
         cases: `N` cases.
         batch_size: cases at a time.
         width: `W`.
-        exclude_history: leave out the items of a case's history.
+        max_history: items of a history that the source sees, the last ones, as where it is served; None: all.
+        exclude_history: leave out the items of a case's whole history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    longest, cpu = int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
+    longest, cpu = max_history or int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
     items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in batches(cases, batch_size, longest, cpu):
+    for rows, histories in batches(cases, batch_size, longest, cpu, whole=exclude_history):
         scores = source.scores(histories)
         closed = torch.zeros_like(scores, dtype=torch.bool)
         if eligible is not None:
