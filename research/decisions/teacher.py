@@ -54,7 +54,9 @@ class FusedScores:
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`."""
         context = self.policy.encode(histories)
-        said = self.fusion.features_of(self.policy, context, self.catalog, histories, items, self.reward)
+        log_probs = self.policy.score(context, self.catalog.codes[items.clamp(min=0)]).float().sum(dim=-1)
+        found = {name: source.scores(histories) for name, source in self.fusion.sources.items()}
+        said = self.fusion.features_of(histories, items, log_probs, found, self.reward)
         return (self.fusion.scores(said) - said.features[..., 0]).nan_to_num(0.0, neginf=0.0)
 
 

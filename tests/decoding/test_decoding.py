@@ -17,6 +17,7 @@ from adagrpo.decoding import (
     DeadEnd,
     Samples,
     beam_search,
+    beam_search_and_score,
     beam_search_both,
     sample,
     score_sequences,
@@ -191,6 +192,27 @@ def test_excluded_items_cost_no_hypothesis(width, share):
         assert beams.scores[row].isfinite().tolist() == [True] * len(hypotheses) + [False] * (width - len(hypotheses))
     with pytest.raises(ValueError, match="of a trie"):
         beam_search(policy, torch.arange(3), width, excluded=excluded)
+
+
+@pytest.mark.parametrize("width", [1, 5, 40])
+def test_what_is_scored_beside_a_search_gets_its_own_probability_and_changes_no_beam(width):
+    sizes = (6, 4, 7)
+    policy = TablePolicy.random(sizes, seed=3)
+    codes = catalogue(sizes, 40, seed=4)
+    trie, rows = Trie.build(codes, sizes), torch.tensor([0, 2])
+    asked = torch.stack([codes[[3, 3, 31]], codes[[0, 17, 39]]])
+    found, scores = beam_search_and_score(policy, rows, width, asked, trie=trie)
+    for alone, both in zip(beam_search(policy, rows, width, trie=trie), found, strict=True):
+        assert torch.equal(alone, both)
+    everywhere = beam_search(policy, rows, 40, trie=trie)
+    known = [
+        dict(zip(map(tuple, places), values, strict=True))
+        for places, values in zip(everywhere.codes.tolist(), everywhere.scores.tolist(), strict=True)
+    ]
+    expected = [
+        [by_codes[tuple(one)] for one in wanted] for by_codes, wanted in zip(known, asked.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected))
 
 
 def test_constrained_scores_are_the_free_probabilities():

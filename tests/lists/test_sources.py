@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import NearestItems, Popularity, list_cases, similarities
-from adagrpo.types import Cases, Ragged
+from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, list_cases, similarities
+from adagrpo.networks.layers import mixed_precision
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.types import Cases, Histories, Ragged
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
@@ -75,6 +77,16 @@ def test_item_knn_is_the_loop(mask: bool, size: int, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(scores[listed], np.sort(scores[allowed])[::-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_of_a_long_history_the_last_items_are_read_and_all_are_left_out(most: int) -> None:
+    source = NearestItems(similarities(ragged(TRAINING), 6))
+    actual = list_cases(source, make_cases(CASES), width=6, exclude_history=True, max_history=most, batch_size=2)
+    cut = list_cases(source, make_cases([history[-most:] for history in CASES]), width=6)
+    for row, history in enumerate(CASES):
+        expected = [item for item in cut[row].tolist() if item not in history]
+        assert [item for item in actual[row].tolist() if item >= 0] == [item for item in expected if item >= 0]
+
+
 def test_only_the_nearest_neighbours_of_an_item_count() -> None:
     # item 1 is near 2 (2 of 2 users) and 0 (1 of 2): with one neighbour only 2 is left
     training = ragged([[1, 2], [1, 2, 0]])
@@ -84,3 +96,11 @@ def test_only_the_nearest_neighbours_of_an_item_count() -> None:
     assert list_cases(
         NearestItems(similarities(training, 3, 2)), make_cases([[1]]), width=3, batch_size=2
     ).tolist() == [[2, 0, -1]]
+
+
+def test_weights_that_are_converted_once_give_the_scores_of_the_ranker() -> None:
+    ranker = SequentialRanker(30, width=16, max_history=5, seed=3).eval()
+    histories = Histories(torch.tensor([[4, 9, 1], [7, 0, 0]]), torch.tensor([3, 1]))
+    with torch.no_grad(), mixed_precision(ranker):
+        expected = ranker.catalogue_scores(ranker.last_states(histories))
+    assert torch.equal(RankerScores(ranker).scores(histories), expected)

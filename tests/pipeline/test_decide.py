@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 
 from adagrpo.config import Config
+from adagrpo.config.reward import FeatureOptions
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
@@ -24,12 +26,15 @@ from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.output_sources import is_stale
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import Asked
+from adagrpo.types import Histories
 
 FEATURE = {"kind": "feature", "name": "next_last"}
 REWARDS = {"kind": "weighted", "members": [FEATURE, {"kind": "noise"}], "weights": [1.0, 0.3]}
@@ -47,6 +52,7 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
     run, content = decided
     names = [row["list"] for row in content["contenders"]]
     assert {"popularity", "item_knn", "ranker", "sft", "rerank", "fuse", "fuse-without-reward", "nll+fuse"} <= {*names}
+    assert {"reward-1", "reward-2"} <= {*names}
     prepared = run.path("prepare")
     cases, items, users = load_cases(prepared, "test"), load_item_ids(prepared), load_user_ids(prepared)
     histories = [items.gather(cases.histories.row(row)).to_list() for row in range(len(cases))]
@@ -256,12 +262,55 @@ def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
     assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward").items[0]
 
 
+def test_a_reward_alone_that_fails_leaves_the_list_of_the_policy_and_says_so(
+    decided: tuple[Run, dict[str, Any]],
+) -> None:
+    run, _ = decided
+    served = _Wanted(Run.open(run.directory), ListOptions("reward-1")).load(Operation())
+    history = served.recommender.known([3, 13])[0]
+    served.recommender.reward = CircuitBreaker(Hanging())
+    answer = served.answer([Asked(served, Query(history))])[0]
+    assert answer.degraded == "reward: raised RuntimeError" and not answer.reranked
+    assert answer.list.items[:10] == run.recommend([[3, 13]], arm="sft").items[0]
+
+
+def test_a_reward_alone_orders_the_whole_catalogue(decided: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = decided
+    reward = Models(RunData(run)).reward_of(FeatureOptions(name="next_last"))
+    served = _Wanted(Run.open(run.directory), ListOptions("reward-1")).load(Operation()).recommender
+    history = served.known([3, 13])[0]
+    histories = Histories(torch.tensor([history]), torch.tensor([len(history)]))
+    scores = reward.score(histories, torch.arange(len(served.item_ids))[None])[0]
+    scores[history] = -torch.inf
+    found = served.recommend([Query(history)])[0]
+    assert found.scores == pytest.approx(scores.sort(descending=True).values[: len(found.scores)].tolist())
+
+
+def test_a_reward_that_the_run_does_not_have_is_refused(decided: tuple[Run, dict[str, Any]]) -> None:
+    for name in ("reward", "reward-3"):
+        with pytest.raises(UserError, match=f"--arm {name}: no reward of this run; it has reward-1, reward-2"):
+            decided[0].recommend([[3]], arm=name)
+
+
+def test_a_reward_alone_that_takes_too_long_is_not_measured_and_the_decision_says_so(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(run_copy(decided[0], tmp_path))
+    monkeypatch.setattr("adagrpo.pipeline.decide.MOST_SECONDS", 0.0)
+    shutil.rmtree(run.path("evaluate", "reward-2"))
+    content = run.decide(train=True)
+    assert "reward-2" not in [row["list"] for row in content["contenders"]]
+    assert any(doubt.startswith("reward-2 was not measured: it takes ") for doubt in content["doubts"])
+    with pytest.raises(UserError, match="--control reward-2: was not measured"):
+        run.decide(train=True, control="reward-2")
+
+
 def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     shutil.copytree(decided[0].directory, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     gone = run.recommend([[3, 13]], arm="fuse").items[0][0]
     run.update_catalog(delist=[gone])
-    for name in ("fuse", "item_knn", "popularity", "ranker"):
+    for name in ("fuse", "item_knn", "popularity", "ranker", "reward-1"):
         assert gone not in run.recommend([[3, 13]], arm=name).items[0]
     first, *_, last = run.recommend([[3, 13]], arm="fuse").items[0]
     assert run.recommend([[3, 13]], arm="fuse", include={"item_id": [last, first]}).items[0] == [first, last]

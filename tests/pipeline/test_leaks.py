@@ -63,6 +63,24 @@ def test_no_list_that_asks_it_is_chosen(world: Any, data: Path, tmp_path: Path) 
     assert "the reward" not in chosen["needs"] and "the reward" in best["needs"]
 
 
+def test_of_a_sum_the_member_that_leaks_is_named_and_no_list_that_asks_it_is_chosen(
+    world: Any, data: Path, tmp_path: Path
+) -> None:
+    leaking = with_leak(tmp_path / "run", world, data, tmp_path)
+    (tmp_path / "honest_b.py").write_text(HONEST, encoding="utf-8")
+    members = [{"kind": "callable", "function": "honest_b:ahead"}, leaking.config.reward.model_dump()]
+    run: Run = world.run(tmp_path / "sum", data, reward={"kind": "weighted", "members": members, "weights": [1, 1]})
+    run.code = tmp_path
+    content = run.decide()
+    title = f"reward 2 ({tmp_path.name}:knows)"
+    assert content["doubts"][0].startswith(f"{title} has probably seen the held-out items")
+    assert not any("honest_b" in doubt for doubt in content["doubts"])
+    assert content["chosen"] not in ("rerank", "fuse", "reward-2")
+    result = run.diagnose().content
+    assert f"{title} has probably seen the held-out items" in result["verdict"]["sentences"][0]
+    assert diagnosis_tables(result)["leak"].rows[0][0] == title
+
+
 def test_an_honest_function_is_asked_and_not_named(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
     (tmp_path / "honest_a.py").write_text(HONEST, encoding="utf-8")
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "honest_a:ahead"})

@@ -185,6 +185,17 @@ def test_files_whose_columns_differ_are_refused_without_roles(shop: Shop, tmp_pa
     assert alone.status == 2 and "--orders FILE" in alone.err
 
 
+def test_inspect_looks_at_files_of_one_role(shop: Shop, tmp_path: Path) -> None:
+    items = tmp_path / "items.csv"
+    pl.DataFrame({"item": [1], "title": ["a"]}).write_csv(items)
+    for other in (shop.impressions, items):
+        said = command("inspect", shop.orders, other)
+        assert said.status == 2 and "inspect looks at files of one role" in said.err
+    missing = command("inspect", shop.orders, "nowhere.csv")
+    assert missing.status == 2 and "nowhere.csv" in missing.err and "one role" not in missing.err
+    assert command("inspect", shop.impressions).status == 0
+
+
 def test_an_item_table_among_the_files_is_seen(shop: Shop, tmp_path: Path) -> None:
     items = tmp_path / "items.csv"
     items.write_text("sku,title\n" + "".join(f"i{n:05},Lamp {n}\n" for n in range(100)), encoding="utf-8")

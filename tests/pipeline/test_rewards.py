@@ -10,18 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 import yaml
 
 from adagrpo import cli
-from adagrpo.config import load_config
+from adagrpo.config import Config, load_config
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.pipeline import Run
+from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.serve import recommender
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -157,6 +160,33 @@ def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, dat
     look = json.loads(run.path("reward/reward.json").read_text(encoding="utf-8"))
     assert look["cases"] == 60 and len(look["members"]) == 2
     assert look["spread"] == pytest.approx(10 * look["members"][0], rel=1e-5) and look["spread"] > 1
+
+
+def test_a_sum_without_weights_has_every_member_in_units_of_its_spread_within_a_list(
+    copied: Path, world: Any, data: Path
+) -> None:
+    members = [{"kind": "feature", "name": "popularity"}, {"kind": "noise"}]
+    run: Run = world.run(copied, data, reward={"kind": "weighted", "members": members})
+    run.decide()
+    models, content = Models(RunData(run)), json.loads(run.path("reranking/weight.json").read_text(encoding="utf-8"))
+    cases = models.data.cases("validation")
+    beams = models.predict(models.policy(run.path("sft/best")), cases, None)
+    apart = [models.score_lists(member, cases, beams.items).astype(np.float64) for member in models.members()]
+    spreads = [np.sqrt(np.nanvar(np.where(beams.items < 0, np.nan, one), axis=1).mean()) for one in apart]
+    assert content["members"] == pytest.approx(spreads)
+    summed = models.score_lists(models.reward(), cases, beams.items)
+    np.testing.assert_allclose(summed, sum(one / spread for one, spread in zip(apart, spreads, strict=True)), rtol=1e-5)
+    served = recommender(run, ListOptions("rerank"))[0]
+    assert served.reward_spread == content["spread"] == pytest.approx(reward_spread(beams.items, summed), rel=1e-5)
+    assert run.diagnose().content["reranking"]["spread"] == pytest.approx(content["spread"], rel=1e-5)
+    assert served.reward.weights == tuple(1 / spread for spread in content["members"])
+
+
+def test_without_order_a_sum_needs_weights() -> None:
+    data = {"split": {"kind": "impressions"}, "columns": {"clicked": "clicked"}}
+    reward = {"kind": "weighted", "members": [{"kind": "feature"}, {"kind": "noise"}]}
+    with pytest.raises(ValueError, match=r"reward\.weights are needed"):
+        Config.model_validate({"name": "a", "data": {"logs": ["a.csv"], **data}, "reward": reward})
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,14 @@ def test_what_training_never_counted_is_not_taken_out_of_its_counts(user: list[i
         table = features.table(np.array([history]), np.array([len(history)]), asked, user and np.array(user))
         assert np.isfinite(table).all()
         assert (table[..., [FEATURES.index("next_last"), FEATURES.index("age")]] >= 0).all()
+
+
+def test_features_are_the_same_to_the_last_bit_beside_longer_histories() -> None:
+    rows, attributes, texts = world()
+    features, draw = Features(ragged(rows), attributes, texts), np.random.default_rng(5)
+    items = np.tile(np.arange(ITEMS - 1), (2, 1))
+    for length in range(1, 20):
+        histories, lengths = draw.integers(0, ITEMS - 1, (2, 20)), np.array([length, 20])
+        histories[0, length:] = 0
+        alone = features.table(histories[:1, :length], lengths[:1], items[:1])
+        np.testing.assert_array_equal(features.table(histories, lengths, items)[:1], alone)

@@ -57,9 +57,9 @@ def decide(
 
 
 def _reward(names: list[str]) -> dict[str, Any]:
-    """The section `reward` of one reward, or of the sum of several."""
+    """The section `reward` of one reward, or of the sum of several, each in units of its spread within a list."""
     parts = [{"kind": "callable", "function": name} if ":" in name else {"kind": name} for name in names]
-    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts, "weights": [1.0] * len(parts)}
+    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
 
 
 def _made(common: Common, roles: LogRoles, out: Path) -> library.Run:

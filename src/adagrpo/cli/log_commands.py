@@ -42,8 +42,9 @@ def inspect(
     common: Common,
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
-    """Show columns of logs, their guessed roles, and which rows would be read or dropped. Writes nothing."""
+    """Show columns of logs of one role, what they seem to be, and which rows would be dropped. Writes nothing."""
     given, _, kept = said_columns(common.settings)
+    _refuse_several_roles(logs, given)
     preview = library.preview_logs(logs, None if all_rows else library.ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
@@ -79,6 +80,26 @@ def inspect(
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
+
+
+def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
+    """Refuse files that `init` would tell apart: looked at as one, an impression would be counted as a purchase.
+
+    Raises:
+        UserError: there are such files, or one cannot be read.
+    """
+    for path in logs:
+        library.columns_of(path)
+    try:
+        roles = by_role(logs, given=given)
+        alike = not (roles.impressions or roles.exposures or roles.items)
+    except UserError:  # of some file nothing says which it is
+        alike = False
+    if not alike:
+        raise UserError(
+            f"inspect looks at files of one role; give {', '.join(map(str, logs))} one at a time, and all to `adagrpo"
+            " init`, whose --orders, --impressions, --exposures and --items say which is which"
+        )
 
 
 @Command("init", "your logs", sets="columns", draws=False)

@@ -73,6 +73,11 @@ class _Options(Section):
         """True where nothing says that it was fitted on the training interactions of the run alone."""
         return self.elsewhere or any(part.is_made_elsewhere for part in self.parts)
 
+    @property
+    def in_spreads(self) -> bool:
+        """True of a sum whose members count in units of their spread within a list."""
+        return False
+
     def identity(self) -> dict[str, Any]:
         """Return the options that decide the scores, JSON-able: not how patiently they are asked for."""
         content = self.model_dump(mode="json", exclude=set(self.not_of_the_result))
@@ -190,15 +195,23 @@ class FeatureOptions(_Options):
 
 
 class WeightedOptions(_Options):
-    """A sum of rewards, each times its weight; weights may be negative."""
+    """A sum of rewards, each times its weight; weights may be negative.
+
+    Without weights each member counts in units of its spread within a list, as the stage `reranking` measures it.
+    """
 
     kind: Literal["weighted"] = "weighted"
     members: Annotated[tuple[RewardOptions, ...], Field(min_length=1)]
-    weights: tuple[Finite, ...]
+    weights: tuple[Finite, ...] | None = None
+
+    @property
+    def in_spreads(self) -> bool:
+        """True where no weights are given."""
+        return self.weights is None
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:
-        if len(self.weights) != len(self.members):
+        if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members; give one each")
         return self
 

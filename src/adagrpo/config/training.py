@@ -18,8 +18,10 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS
 
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
-TAKEN = ("sft", "rerank", *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm
+LISTS = ("popularity", "item_knn", "ranker", "fuse", "fuse-without-reward")
+TAKEN = ("sft", "rerank", *LISTS, *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
+_TAKEN = re.compile(rf"reward-\d+|{_ARM.pattern}")
 
 # After each whole training history, the policy's own beam takes the order of log-probability + weight · reward;
 # validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL. The beam is
@@ -99,7 +101,7 @@ class ArmConfig(Section):
             raise ValueError("an arm with options needs a name")
         if self.own_name is not None and not re.fullmatch(OWN_NAME, self.own_name):
             raise ValueError(f"name '{self.own_name}': letters, digits, '.', '_' and '-', the first a letter")
-        if self.own_name in TAKEN or (self.own_name is not None and _ARM.fullmatch(self.own_name)):
+        if self.own_name is not None and (self.own_name in TAKEN or _TAKEN.fullmatch(self.own_name)):
             raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
 

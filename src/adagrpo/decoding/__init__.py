@@ -13,7 +13,7 @@ ruled out gains nothing from it.
 Many open implementations let a row run on unconstrained when its prefix is not in the trie. Here that is `DeadEnd`.
 """
 
-from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
+from adagrpo.decoding.beams import Beams, beam_search, beam_search_and_score, beam_search_both
 from adagrpo.decoding.drawn_lists import (
     Slates,
     draw_slates,
@@ -30,6 +30,7 @@ __all__ = [
     "Samples",
     "Slates",
     "beam_search",
+    "beam_search_and_score",
     "beam_search_both",
     "draw_slates",
     "inclusion_log_prob",

@@ -89,6 +89,43 @@ def beam_search(
         DeadEnd: the trie allows no continuation of one of its own prefixes.
         NotFinite: the policy's logits hold NaN, or +inf.
     """
+    return _search(policy, context, width, trie, excluded, None)[0]
+
+
+@torch.no_grad()
+def beam_search_and_score(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    width: int,
+    codes: Tensor,  # (B, G, L)
+    *,
+    trie: Trie,
+    excluded: Excluded | None = None,
+) -> tuple[Beams, Tensor]:  # (B, G)
+    """Search, and score other sequences in the same passes: for a few histories `Policy.score` takes longer.
+
+    Args:
+        codes: (B, G, L) sequences.
+        policy, context, width, trie, excluded: as in `beam_search`.
+
+    Returns:
+        What `beam_search` finds, and the (B, G) float32 log-probabilities of the sequences.
+
+    Raises:
+        ValueError, DeadEnd, NotFinite: as `beam_search` does.
+    """
+    return _search(policy, context, width, trie, excluded, codes)
+
+
+def _search(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    width: int,
+    trie: Trie | None,
+    excluded: Excluded | None,
+    others: Tensor | None,  # (B, G, L)
+) -> tuple[Beams, Tensor]:
+    """`beam_search`, and the (B, G) log-probabilities of other sequences; G is 0 without them."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -96,9 +133,14 @@ def beam_search(
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
     scores, nodes = _root(logits)
+    asked = scores[:, :0] if others is None else scores.new_zeros(others.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
-        log_probs = logits.float().log_softmax(-1)
+        log_probs = logits.float().log_softmax(-1)  # of the W hypotheses, and of the G other sequences behind them
+        if others is not None:
+            own = log_probs[:, log_probs.shape[1] - others.shape[1] :] if level else log_probs
+            own = own.expand(-1, others.shape[1], -1)
+            asked = asked + own.gather(-1, others[..., level : level + 1]).squeeze(-1)
         if trie is None:
             step = _best_continuations(log_probs, scores, width)
         else:
@@ -106,9 +148,15 @@ def beam_search(
         scores = step.scores
         written.append(_write(step, log_probs, step.parents))
         if level + 1 < levels:
-            state = policy.advance(state, step.parents, step.codes)
+            parents, codes = step.parents, step.codes
+            if others is not None:
+                last = log_probs.shape[1]
+                places = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
+                places = places if level else torch.zeros_like(places)  # one hypothesis is the parent of all
+                parents, codes = torch.cat([parents, places], dim=1), torch.cat([codes, others[..., level]], dim=1)
+            state = policy.advance(state, parents, codes)
             logits = policy.logits(state)
-    return _beams(written, scores, width, None if trie is None else nodes)
+    return _beams(written, scores, width, None if trie is None else nodes), asked
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.objective import GroupSummary
@@ -19,7 +19,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     leak = leak_reason(result["leak"])
     opening = [_OPENINGS[result["verdict"]["decision"]], _strength(result), *_weight(result)]
     if leak is not None:
-        opening = _leak(leak)
+        opening = _leak(leak, result["leak"].get("leaking") or ["the reward"])
     return [*opening, _adds(result), _leads(result), _where(result), _draws(result["verdict"]["draws"])]
 
 
@@ -60,11 +60,14 @@ def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
     return f"among the same drawn items {'; '.join(why[sign] for sign in leak['signs'])}"
 
 
-def _leak(reason: str) -> list[str]:
+def _leak(reason: str, leaking: Sequence[str]) -> list[str]:
+    it, signs = "it has", "The signs"
+    if leaking[0] != "the reward":  # members of a sum
+        it, signs = f"{' and '.join(leaking)} {'has' if len(leaking) == 1 else 'have'}", f"The signs of {leaking[0]}"
     return [
-        "Do not use this reward before it is checked: it has probably seen the held-out items, and nothing that is"
+        f"Do not use this reward before it is checked: {it} probably seen the held-out items, and nothing that is"
         " measured of it here will hold.",
-        f"The signs: {reason}. Check that all that it was fitted on or counts ends where training ends"
+        f"{signs}: {reason}. Check that all that it was fitted on or counts ends where training ends"
         " (prepare/training_logs.parquet); a reward that truly knows more than the logs can look like this.",
     ]
 

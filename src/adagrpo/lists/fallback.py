@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_members, ask_reward
+from adagrpo.rewards.scoring import ask_reward
 from adagrpo.types import Histories
 
 Ask = Callable[[Reward, Histories, Tensor], Tensor]
@@ -71,15 +71,11 @@ class CircuitBreaker:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
-        scores = self._ask(ask_reward, histories, items)
+        scores = self.ask(ask_reward, histories, items)
         return torch.zeros(items.shape, device=items.device) if scores is None else scores
 
-    def score_members(self, histories: Histories, items: Tensor) -> Tensor | None:
-        """(B, N, M) scores of each member, see `ask_members`, zeros at -1; None where the reward fails."""
-        return self._ask(ask_members, histories, items)
-
-    def _ask(self, ask: Ask, histories: Histories, items: Tensor) -> Tensor | None:
-        """The answer, if it comes in time."""
+    def ask(self, ask: Ask, histories: Histories, items: Tensor) -> Tensor | None:
+        """The answer of `ask(reward, histories, items)`, zeros for NaN; None where it does not come in time."""
         budget = self.budget if self.left is None else min(self.budget, self.left)
         if budget <= 0:
             self.why = "the request has no time left"  # which is no failure of the reward
@@ -124,6 +120,11 @@ class CircuitBreaker:
             self._closed_until = self._clock() + self.pause
             self._in_a_row = self.failures - 1  # the one call after the pause decides
             self.opened += 1
+
+
+def answer_of(ask: Ask, reward: Reward, histories: Histories, items: Tensor) -> Tensor | None:
+    """`ask(reward, histories, items)`, in time where a circuit breaker guards the reward; None where it fails there."""
+    return reward.ask(ask, histories, items) if isinstance(reward, CircuitBreaker) else ask(reward, histories, items)
 
 
 def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:

@@ -16,18 +16,15 @@ Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adagrpo.lists.fallback import CircuitBreaker
+from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.sources import CandidateSource, best_of
-from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_members
-from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
 POLICY = "policy"
@@ -49,6 +46,13 @@ class FittedWeights(NamedTuple):
 
     whole: Weights
     without_reward: Weights  # also the order of a list whose reward gave no answer
+
+
+class Proposals(NamedTuple):
+    """What the sources find for `B` histories."""
+
+    scores: Mapping[str, Tensor]  # (B, V) of each source
+    items: Tensor  # (B, P) int64, distinct in a row, -1 where there is none
 
 
 class Candidates(NamedTuple):
@@ -86,70 +90,64 @@ class Fusion:
             )
 
     @torch.no_grad()
-    def candidates(
-        self,
-        policy: Policy[Any, Any],
-        context: Context,
-        catalog: Catalog,
-        histories: Histories,
-        beam: tuple[Tensor, Tensor],
-        closed: Tensor,
-        reward: Reward | None,
-    ) -> Candidates:
-        """Gather what the sources find, and what each of them says of all of it.
+    def propose(self, histories: Histories, closed: Tensor) -> Proposals:
+        """Ask the sources for what they find.
 
         Args:
-            policy: in evaluation mode; the caller chooses its precision.
-            context: `B` encoded samples.
-            histories: of the samples.
-            beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
-            closed: (B, V) bool, True for what may not be listed; the beam holds none of it.
-            reward: scores the candidates where the fusion asks one.
+            histories: `B` histories.
+            closed: (B, V) bool, True for what may not be listed.
         """
-        # many small operations, quicker where no gradient can be asked for; what the reward is given is made outside
+        # many small operations, quicker where no gradient can be asked for
         with torch.inference_mode():
             found = {name: source.scores(histories) for name, source in self.sources.items()}
-        others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
-        items = unite([beam[0], *others])
-        beyond = items[:, beam[0].shape[1] :]
+            others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
+            items = unite(others) if others else torch.empty(len(closed), 0, dtype=torch.int64, device=closed.device)
+        return Proposals(found, items)
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        histories: Histories,
+        beam: tuple[Tensor, Tensor],
+        proposals: Proposals,
+        log_probs: Tensor,
+        reward: Reward | None,
+    ) -> Candidates:
+        """Gather what the policy and the sources find, and what each of them says of all of it.
+
+        Args:
+            histories: `B` histories.
+            beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
+            proposals: of `propose`.
+            log_probs: (B, P) of the items that are proposed, under the policy.
+            reward: scores the candidates where the fusion asks one.
+        """
+        beyond = unite([beam[0], proposals.items])[:, beam[0].shape[1] :]
         kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
-        # what the beam lacks, moved to the front, so that none of the places is scored for nothing
-        beyond = beyond.gather(1, (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True))[:, :kept]
-        items = torch.cat([beam[0], beyond], dim=1)
-        with torch.inference_mode():
-            said = [beam[1]]
-            if kept:
-                said.append(policy.score(context, catalog.codes[beyond.clamp(min=0)]).float().sum(dim=-1))
-        return self._features(histories, items, torch.cat(said, dim=1), found, reward)
+        # what the beam lacks, moved to the front, so that nothing is said of places without an item
+        order = (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]
+        items = torch.cat([beam[0], beyond.gather(1, order)], dim=1)
+        log_probs = torch.cat([beam[1], log_probs.gather(1, order)], dim=1)
+        return self.features_of(histories, items, log_probs, proposals.scores, reward)
 
     @torch.no_grad()
     def features_of(
         self,
-        policy: Policy[Any, Any],
-        context: Context,
-        catalog: Catalog,
         histories: Histories,
         items: Tensor,
+        log_probs: Tensor,
+        found: Mapping[str, Tensor],
         reward: Reward | None,
     ) -> Candidates:
-        """Say of given items what `candidates` says of those that it finds.
+        """Say what the sources and the reward say of items.
 
         Args:
+            histories: `B` histories.
             items: (B, N) int64, -1 where there is none.
-            policy, context, catalog, histories, reward: as in `candidates`.
+            log_probs: (B, N) under the policy.
+            found: (B, V) scores of each source, by name.
+            reward: scores the items where the fusion asks one.
         """
-        found = {name: source.scores(histories) for name, source in self.sources.items()}
-        log_probs = policy.score(context, catalog.codes[items.clamp(min=0)]).float().sum(dim=-1)
-        return self._features(histories, items, log_probs, found, reward)
-
-    def _features(
-        self,
-        histories: Histories,
-        items: Tensor,  # (B, N)
-        log_probs: Tensor,  # (B, N)
-        found: Mapping[str, Tensor],  # (B, V) of each source
-        reward: Reward | None,
-    ) -> Candidates:
         there = items.clamp(min=0)
         columns = [log_probs]
         with torch.inference_mode():
@@ -157,8 +155,7 @@ class Fusion:
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"
-            ask = reward.score_members if isinstance(reward, CircuitBreaker) else partial(ask_members, reward)
-            answer = ask(histories, items)
+            answer = answer_of(ask_members, reward, histories, items)
             zeros = torch.zeros((*items.shape, len(self.rewards)), device=items.device)
             columns += (zeros if answer is None else answer.nan_to_num(0.0)).unbind(-1)
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)

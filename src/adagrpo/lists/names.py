@@ -5,22 +5,26 @@ rerank, nll+rerank            that beam in the order of log-probability + weight
 fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` is of sft
 fuse-without-reward, ...      the same with weights that need no reward
 popularity, item_knn, ranker  a source alone
+reward                        the reward alone over the whole catalogue; of a sum `reward-1`, `reward-2`, ...
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 START = "sft"
 RERANK, FUSE, FUSE_WITHOUT_REWARD = "rerank", "fuse", "fuse-without-reward"
 SOURCES = ("popularity", "item_knn", "ranker")
+REWARD = "reward"
+_ALONE = re.compile(rf"{REWARD}(?:-([1-9]\d*))?")
 
 
 class ListName(NamedTuple):
     """The parts of a name."""
 
     policy: str | None  # the arm whose beam it is; None where no policy has a part
-    order: str  # policy, rerank, fuse, fuse-without-reward, or one of `SOURCES`
+    order: str  # policy, rerank, fuse, fuse-without-reward, a reward alone, or one of `SOURCES`
 
     def __str__(self) -> str:
         if self.policy is None or self.order == "policy":
@@ -35,9 +39,20 @@ def parse_list(name: str) -> ListName:
         >>> parse_list("nll+fuse"), parse_list("item_knn")
         (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
     """
-    if name in SOURCES:
+    if name in SOURCES or _ALONE.fullmatch(name):
         return ListName(None, name)
     policy, plus, order = name.rpartition("+")
     if order in (RERANK, FUSE, FUSE_WITHOUT_REWARD) and (policy or not plus):
         return ListName(policy or START, order)
     return ListName(name, "policy")
+
+
+def reward_number(order: str) -> int | None:
+    """Return which reward of a sum a list has alone, from 1; 0 for the only reward, None for any other list.
+
+    Example:
+        >>> reward_number("reward-2"), reward_number("reward"), reward_number("rerank")
+        (2, 0, None)
+    """
+    found = _ALONE.fullmatch(order)
+    return None if found is None else int(found[1] or 0)

@@ -2,7 +2,7 @@
 
 The list of a history is the one that evaluation measures: the same beam width, masking and precision. It comes in the
 order of the policy; where a reward is given in that of `log-probability + w · reward`, which `rerank` stands for in a
-comparison; as a fused list (`adagrpo.lists.fusion`); or from a source alone, such as item-kNN, without the policy.
+comparison; as a fused list (`adagrpo.lists.fusion`); or from a source or the reward alone, without the policy.
 
 What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
 query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
@@ -28,6 +28,7 @@ from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import (
     beam_search,
+    beam_search_and_score,
     draw_slates,
     inclusion_log_prob,
     place_log_probs,
@@ -36,12 +37,13 @@ from adagrpo.decoding import (
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
+from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.scoring import ask_catalogue, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
@@ -95,6 +97,15 @@ class ListOrder(NamedTuple):
     reward_spread: float = 1.0
     fusion: Fusion | None = None
     alone: CandidateSource | None = None
+    reward_alone: bool = False
+
+
+class _Beam(NamedTuple):
+    """The policy's beam for `B` histories, and what it says of `P` other items of each."""
+
+    items: Tensor  # (B, W) int64, best first, -1 behind the last one
+    scores: Tensor  # (B, W) log-probabilities
+    others: Tensor | None  # (B, P) log-probabilities
 
 
 class ListPropensities(NamedTuple):
@@ -123,6 +134,7 @@ class Recommender:
         reward_spread: float = 1.0,
         fusion: Fusion | None = None,
         alone: CandidateSource | None = None,
+        reward_alone: bool = False,
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
@@ -137,11 +149,12 @@ class Recommender:
             max_history: items of a history that the policy sees, the last ones.
             exclude_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
-            reward: re-ranks the beam, or scores the candidates of `fusion`.
+            reward: re-ranks the beam, scores the candidates of `fusion`, or all items, see `reward_alone`.
             reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
             reward_spread: what is divided by.
             fusion: fuses the beam with other sources; its weights are fitted.
             alone: lists are its best items, and the policy has no part in them.
+            reward_alone: lists are the best items of the reward; where that fails, those of the policy.
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
@@ -152,7 +165,7 @@ class Recommender:
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
-        self.fusion, self.alone = fusion, alone
+        self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
@@ -178,6 +191,10 @@ class Recommender:
         if policy is not self.policy:
             made._set_policy(policy)
         return made
+
+    def ordered(self, order: ListOrder) -> Recommender:
+        """The same policy with lists in another order."""
+        return self.with_policy(self.policy, self.max_history, order)
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
         """Serve a policy, its weights kept in the precision that they are used in."""
@@ -314,11 +331,10 @@ class Recommender:
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch([query.history for query in queries], masked)
-        context, items, scores = self._beam(queries, batch, masked)
-        ruled_out = self._ruled_out(queries, batch, masked)
-        with mixed_precision(self.policy, self.precision):
-            beam, reward = (items, scores), self.reward
-            return self.fusion.candidates(self.policy, context, self.catalog, batch, beam, ruled_out, reward)
+        proposals = self.fusion.propose(batch, self._ruled_out(queries, batch, masked))
+        beam = self._beam(queries, batch, masked, proposals.items)
+        assert beam.others is not None, "they were asked for"
+        return self.fusion.candidates(batch, beam[:2], proposals, beam.others, self.reward)
 
     @torch.no_grad()
     def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
@@ -326,33 +342,56 @@ class Recommender:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
             return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
         batch = self._batch([query.history for query in queries], masked)
-        if self.alone is not None:
-            items, scores = best_of(self.alone.scores(batch), self._ruled_out(queries, batch, masked), self.width)
+        whole = self._of_catalogue(batch)
+        if whole is not None:
+            items, scores = best_of(whole, self._ruled_out(queries, batch, masked), self.width)
             return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
-        _, items, scores = self._beam(queries, batch, masked)
-        if self.reward is not None:
+        items, scores, _ = self._beam(queries, batch, masked)
+        if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
             scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _beam(self, queries: Sequence[Query], batch: Histories, masked: bool) -> tuple[Any, Tensor, Tensor]:
-        """The encoded histories, and the (B, W) items of the policy's beam with their log-probabilities."""
+    def _of_catalogue(self, batch: Histories) -> Tensor | None:
+        """(B, V) scores of lists that the policy has no part in; None of other lists, and where the reward fails."""
+        if self.alone is not None:
+            return self.alone.scores(batch)
+        if not self.reward_alone:
+            return None
+        assert self.reward is not None, "lists of the reward alone have one"
+        every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(batch.lengths), -1)
+        return answer_of(ask_catalogue, self.reward, batch, every)
+
+    def _beam(
+        self,
+        queries: Sequence[Query],
+        batch: Histories,
+        masked: bool,
+        others: Tensor | None = None,  # (B, P) int64
+    ) -> _Beam:
+        """The policy's beam, and what the policy says of other items, -1 for none."""
         held = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
         # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
         # reward is given is made outside, so that it may do with it what it likes
+        trie = self.catalog.trie
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
+            options: dict[str, Any] = {"trie": trie, "excluded": excluded}
+            if others is None:
+                beams, log_probs = beam_search(self.policy, context, held, **options), None
+            else:
+                codes = self.catalog.codes[others.clamp(min=0)]
+                beams, log_probs = beam_search_and_score(self.policy, context, held, codes, **options)
         if not masked:
-            return context, self.catalog.trie.leaf_items(beams.leaves), beams.scores
-        options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
-        items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
-        return context, items, scores
+            return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
+        options = {"precision": self.precision, "closed": closed, "eligible": eligible}
+        found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
+        return _Beam(*found, log_probs)
 
     def _closed(self, queries: Sequence[Query]) -> Tensor:
         """(B, X) int64, the single items that each query leaves out, -1 for none."""
@@ -366,10 +405,8 @@ class Recommender:
         for row, query in enumerate(queries):
             if query.eligible is not None:
                 out[row] |= ~query.eligible.items
-        for items in (self._closed(queries), *([batch.whole] if masked else [])):
-            rows, places = (items >= 0).nonzero(as_tuple=True)
-            out[rows, items[rows, places]] = True
-        return out
+        items = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
+        return torch.nn.functional.pad(out, (0, 1)).scatter_(1, items.where(items >= 0, out.shape[1]), True)[:, :-1]
 
     def _most_popular(self, query: Query) -> Recommendations:
         """The most popular items that the query admits; equals by the number of the item."""

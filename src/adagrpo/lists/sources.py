@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional
 
 from adagrpo.data.pairs import common_users_of, largest_of_rows, users_of_items
 from adagrpo.evaluation.predictions import batches
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
 
@@ -75,17 +76,18 @@ class NearestItems:
         Args:
             near: (V, V) float32, of `similarities`.
         """
-        self.near = near
+        self.near, self._nearest = near, near.indices.astype(np.int64)
 
     def scores(self, histories: Histories) -> Tensor:
         """(B, V) sums over the items of the history that a policy would see; -inf where no item is near."""
-        items, lengths = histories.items.cpu().numpy(), histories.lengths.cpu().numpy()
-        offsets = np.append(0, lengths.cumsum())
-        age = np.repeat(offsets[1:], lengths) - 1 - np.arange(offsets[-1])
-        real = np.arange(items.shape[1]) < lengths[:, None]
-        seen = ((DECAY**age).astype(np.float32), items[real], offsets)
-        weighted = sparse.csr_array(seen, shape=(len(lengths), self.near.shape[0]))
-        dense: NDArray[np.float32] = (weighted @ self.near).toarray()
+        items, lengths = histories.items.tolist(), histories.lengths.tolist()
+        weights = (DECAY ** np.arange(max(lengths, default=1))).astype(np.float32)
+        dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
+        offsets, values = self.near.indptr, self.near.data
+        for row, seen, length in zip(dense, items, lengths, strict=True):  # for one history quicker than a product
+            for place, item in enumerate(seen[:length], 1):
+                part = slice(offsets[item], offsets[item + 1])
+                row[self._nearest[part]] += weights[length - place] * values[part]
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(histories.items.device)
 
@@ -98,14 +100,18 @@ class RankerScores:
     """The sequential ranker over the whole catalogue."""
 
     def __init__(self, ranker: SequentialRanker) -> None:
-        """Take a fitted ranker, which is put into evaluation mode."""
-        self.ranker = ranker.eval()
+        """Take a fitted ranker, which is put into evaluation mode; its weights are converted once, if at all."""
+        in_bfloat16 = precision_used(ranker) == "bfloat16"
+        self.ranker = linear_weights_in(ranker.eval(), torch.bfloat16) if in_bfloat16 else ranker.eval()
+        tables = ranker.items.weight.detach(), ranker.bias.weight.detach().squeeze(-1)
+        self._vectors, self._bias = (table.bfloat16() for table in tables) if in_bfloat16 else tables
 
     @torch.no_grad()
     def scores(self, histories: Histories) -> Tensor:
         """(B, V) logits."""
         with mixed_precision(self.ranker):
-            return self.ranker.catalogue_scores(self.ranker.last_states(histories))
+            states = self.ranker.last_states(histories)
+            return functional.linear(states, self._vectors, self._bias).float()
 
     def feature(self, scores: Tensor) -> Tensor:
         """The logit, as it is: what is the same for all items of a list orders none of them."""
@@ -138,21 +144,23 @@ def list_cases(
     *,
     batch_size: int = 256,
     width: int = 50,
+    max_history: int | None = None,
     exclude_history: bool = False,
     eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
-    """(N, W) best items of a source after the whole history of each of `N` cases; -1 where it lists no further item.
+    """(N, W) best items of a source after the history of each of `N` cases; -1 where it lists no further item.
 
     Args:
         cases: `N` cases.
         batch_size: cases at a time.
         width: `W`.
-        exclude_history: leave out the items of a case's history.
+        max_history: items of a history that the source sees, the last ones, as where it is served; None: all.
+        exclude_history: leave out the items of a case's whole history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    longest, cpu = int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
+    longest, cpu = max_history or int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
     items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in batches(cases, batch_size, longest, cpu):
+    for rows, histories in batches(cases, batch_size, longest, cpu, whole=exclude_history):
         scores = source.scores(histories)
         closed = torch.zeros_like(scores, dtype=torch.bool)
         if eligible is not None:

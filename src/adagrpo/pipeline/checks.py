@@ -46,7 +46,7 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         UserError: a stage is stale or damaged, or a setting is not for this verb; with the command that mends it.
     """
     parts = parts_of(run, measuring=verb in MEASURES)
-    wanted = [*_read_by(run, verb), *stages, *(reward_stages(run) if verb in MEASURES_REWARD else ())]
+    wanted = [*_read_by(run, verb), *stages, *_reward_read_by(run, verb)]
     needed = [parts[name] for name in upstream(parts, wanted)]
     keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
     for part in needed:
@@ -73,12 +73,18 @@ def reward_stages(run: RunDirectory) -> list[str]:
         return []
 
 
+def _reward_read_by(run: RunDirectory, verb: str) -> list[str]:
+    """The stages of the reward that a command reads and does not make itself."""
+    return [name for name in reward_stages(run) if not _makes(verb, name)] if verb in MEASURES_REWARD else []
+
+
 def _read_by(run: RunDirectory, verb: str) -> list[str]:
     """The stages that a command reads and does not make itself."""
     if verb not in commands_of_stages():
         return ["tokenize"]
     files: list[Path] = []
-    for declare in declared(run.config, [verb], finished_arms(run) if verb == "evaluate" else None).values():
+    arms = finished_arms(run) if verb in ("evaluate", "decide") else None
+    for declare in declared(run.config, [verb], arms).values():
         try:
             files += declare(run).inputs
         except (UserError, OSError):  # the command says so itself
@@ -129,8 +135,8 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
 
 
 def _makes(verb: str, stage: str) -> bool:
-    row = row_of(stage)
-    return row is not None and row.made_by(verb)
+    row, commands = row_of(stage), ("evaluate", verb) if verb == "decide" else (verb,)
+    return row is not None and any(map(row.made_by, commands))
 
 
 def _changes(run: RunDirectory, key: str) -> bool:

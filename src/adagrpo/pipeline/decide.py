@@ -8,9 +8,11 @@ The rule, over the contenders whose list takes no longer than the budget:
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
 
-A list that asks a reward which has probably seen the held-out items (`adagrpo.diagnosis.leaks`) is measured and never
-taken. Test cases are read once, for the table, and have no part in the choice. decision.plan.yaml is the experiment
-that compares the chosen list with the one that users get today; a plan that is frozen is left as it is.
+A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
+where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
+(`adagrpo.diagnosis.leaks`) is measured and never taken. Test cases are read once, for the table, and have no part in
+the choice. decision.plan.yaml is the experiment that compares the chosen list with the one that users get today; a plan
+that is frozen is left as it is.
 """
 
 from __future__ import annotations
@@ -18,29 +20,44 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.diagnosis.sentences import leak_reason
+from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists import Query, Recommender
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName, parse_list
+from adagrpo.lists.names import (
+    FUSE,
+    FUSE_WITHOUT_REWARD,
+    RERANK,
+    REWARD,
+    SOURCES,
+    START,
+    ListName,
+    parse_list,
+    reward_number,
+)
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import suspect
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.leak_check import suspects
+from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
 from adagrpo.pipeline.plan_experiment import plan_experiment
-from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT
+from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10
+TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
 FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
 NEEDS = {
     "popularity": ("counts",),
@@ -50,6 +67,7 @@ NEEDS = {
     FUSE_WITHOUT_REWARD: ("the policy", "similarities of items", "the sequential ranker"),
     RERANK: ("the policy",),
     FUSE: ("the policy", "similarities of items", "the sequential ranker"),
+    REWARD: (),
 }
 
 Values = NDArray[np.float64]
@@ -63,16 +81,47 @@ class Choice(NamedTuple):
     why: str
 
 
-def contenders(config_has_reward: bool, arms: Sequence[str]) -> list[str]:
+def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
     """The lists that compete, from the one that needs least at serving time to the one that needs most.
 
     Args:
-        config_has_reward: the run has a reward that is not its sequential ranker.
+        reward: of the run.
         arms: trained arms, which compete alone and fused.
     """
-    start = [FUSE_WITHOUT_REWARD, RERANK, FUSE] if config_has_reward else [RERANK, FUSE]
+    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*SOURCES, START, *arms, *start, *fused]
+    return [*SOURCES, *rewards_alone(reward), START, *arms, *start, *fused]
+
+
+def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
+    """Say why a reward alone is too slow to be measured over the whole catalogue, or fails there; None if it is not.
+
+    Args:
+        run: with a starting policy.
+        name: of a stage; of any that measures no reward alone this is None, as where it is done.
+        stage: what it is made from.
+    """
+    kind, _, called = name.rpartition("/")
+    if kind != "evaluate" or reward_number(parse_list(called).order) is None or run.has_made(name, stage):
+        return None
+    data = RunData(run)
+    cases, count = validation_cases(data), len(data.measured_cases("test"))
+    queries = [Query(cases.histories.row(row).tolist()) for row in range(min(TRIED, len(cases)))]
+    try:
+        served = ListMaker(Models(data)).recommender(parse_list(called), run.weights_of(START))
+        served.recommend(queries[:1])
+        started = time.perf_counter()
+        served.recommend(queries)
+    except (UserError, ServiceError, NotFinite) as error:
+        return f"it gave no scores of all {data.num_items:,} items ({error})"
+    seconds = (time.perf_counter() - started) / len(queries)
+    whole = seconds * (len(cases) + count)
+    if whole <= MOST_SECONDS:
+        return None
+    return (
+        f"it takes {seconds:.2g} s to score all {data.num_items:,} items for one list, so {whole / 60:,.0f} minutes for"
+        f" {len(cases) + count:,} cases"
+    )
 
 
 def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budget: float | None) -> Choice:
@@ -105,25 +154,33 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
     )
 
 
-def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, control: str = START) -> dict[str, Any]:
+def decision(
+    run: RunDirectory,
+    arms: Sequence[str],
+    budget: float | None,
+    control: str = START,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Decide what to serve: the competing lists, the choice, and how sure it is.
 
     Args:
-        run: with every contender measured.
+        run: with every contender measured that is not left out.
         arms: trained arms that compete.
         budget: milliseconds that a list may take; None: any.
         control: the list that users get today, a contender.
+        left_out: why a list was not measured, by name.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
-    names = contenders(maker.asks_reward(ListName(START, FUSE)), arms)
+    names = [name for name in contenders(run.config.reward, arms) if name not in left_out]
     ranks = {name: _validation_ranks(run, name) for name in names}
     as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
     weights = _column(run, START, WEIGHT)
     values = {name: weights * found for name, found in as_logged.items()}
-    taken = {name: _milliseconds(maker, data, name) for name in names}
-    leak = leak_reason(suspect(maker.models))
-    trusted = {name: values[name] for name in names if leak is None or not maker.asks_reward(parse_list(name))}
+    taken = _milliseconds(maker, data, names)
+    found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
+    leaks = {name: reason for name, reason in found.items() if reason is not None}
+    trusted = {name: values[name] for name in names if not _asks_any(maker, parse_list(name), leaks)}
     choice = choose(trusted, taken, budget)
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -150,7 +207,10 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
         "best": choice.best,
         "warning": _below(values),
         "training": _worth_of_training(values, arms),
-        "doubts": _doubts(data, values, as_logged, choice, leak),
+        "doubts": [
+            *_doubts(data, values, as_logged, choice, leaks),
+            *(f"{name} was not measured: {why}" for name, why in left_out.items()),
+        ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
@@ -163,15 +223,27 @@ def decision(run: RunDirectory, arms: Sequence[str], budget: float | None, contr
 def _needs(maker: ListMaker, name: str) -> list[str]:
     """Name what must be there at serving time."""
     called = parse_list(name)
-    return [*NEEDS[called.order], *(["the reward"] if maker.asks_reward(called) else [])]
+    alone = reward_number(called.order) is not None
+    reward = reward_title(maker.models.config.reward, called.order)
+    return [*NEEDS[REWARD if alone else called.order], *([reward] if maker.asks_reward(called) else [])]
+
+
+def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
+    """Check that a list asks one of these rewards."""
+    alone = reward_number(called.order) is not None
+    return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
 def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
-    return _column(run, parse_list(name).policy or START, name).astype(np.int64)
+    return _column(run, name, name).astype(np.int64)
 
 
-def _column(run: RunDirectory, arm: str, name: str) -> NDArray[Any]:
-    return pl.read_parquet(run.checked(FUSE, arm, VALIDATION), columns=[name])[name].to_numpy()
+def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
+    """(N,) a column of the validation cases, from the stage that measured a list there."""
+    called = parse_list(name)
+    alone = reward_number(called.order) is not None
+    path = run.checked(*(("evaluate", name) if alone else (FUSE, called.policy or START)), VALIDATION)
+    return pl.read_parquet(path, columns=[column])[column].to_numpy()
 
 
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
@@ -184,13 +256,19 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 
 
-def _milliseconds(maker: ListMaker, data: RunData, name: str) -> float:
-    """The median time of one list, asked for alone."""
-    called = parse_list(name)
-    served = maker.recommender(called, maker.models.run.weights_of(called.policy or START))
+def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, float]:
+    """The median time of one list, asked for alone, by name; a policy is loaded once for all of its lists."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
-    taken = [_time(served, cases.histories.row(row).tolist()) for row in range(len(cases))]
-    return 1000 * float(np.median(taken[WARM_UP:] or taken))
+    histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
+    called = {name: parse_list(name) for name in names}
+    found = {}
+    for arm in dict.fromkeys(one.policy or START for one in called.values()):
+        loaded = maker.recommender(ListName(arm, "policy"), maker.models.run.weights_of(arm))
+        for name in (name for name, one in called.items() if (one.policy or START) == arm):
+            served = loaded.ordered(maker.order(called[name]))
+            taken = [_time(served, history) for history in histories]
+            found[name] = 1000 * float(np.median(taken[WARM_UP:] or taken))
+    return found
 
 
 def _time(served: Recommender, history: list[int]) -> float:
@@ -224,15 +302,19 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
 
 
 def _doubts(
-    data: RunData, values: Mapping[str, Values], as_logged: Mapping[str, Values], choice: Choice, leak: str | None
+    data: RunData,
+    values: Mapping[str, Values],
+    as_logged: Mapping[str, Values],
+    choice: Choice,
+    leaks: Mapping[str, str],
 ) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
-    doubts = []
-    if leak is not None:
-        doubts.append(
-            f"the reward has probably seen the held-out items, so no list that asks it was chosen: {leak}. Check that"
-            " all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
-        )
+    doubts = [
+        f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it was"
+        f" chosen: {reason}. Check that all that it was fitted on or counts ends where training ends"
+        " (prepare/training_logs.parquet)"
+        for name, reason in leaks.items()
+    ]
     count = len(values[START])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")

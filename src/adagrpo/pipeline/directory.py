@@ -335,6 +335,12 @@ class RunDirectory(ABC):
                 self.processes.broadcast(DONE)
             return self.folder(name)
 
+    def has_made(self, name: str, declared: Declaration) -> bool:
+        """Return whether a stage is there and up to date."""
+        done = manifest(self.folder(name))
+        wanted = declared.made_from(self.config, self.hash_inputs(declared.inputs))
+        return done is not None and done["fingerprint"] == wanted.fingerprint(name)
+
     @abstractmethod
     def remake_command(self, place: Path | str) -> str:
         """The command that makes a stage, or the stage of a file, as a user types it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol, assert_never, cast, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ from adagrpo.config.reward import (
 from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
-from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
+from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
 from adagrpo.pipeline.files import RunData
 from adagrpo.policies import Policy
 from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
@@ -40,6 +42,7 @@ from adagrpo.rewards import (
     NoiseReward,
     Reward,
     WeightedReward,
+    ask_reward,
     find_module,
     load_function,
     load_model,
@@ -55,6 +58,9 @@ from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["Models"]
+
+
+REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
 
 
 @runtime_checkable
@@ -126,7 +132,8 @@ class Models:
     @property
     def reward_files(self) -> list[Path]:
         """The files that decide `reward`."""
-        return self.files_of(self.config.reward)
+        spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_spreads else []
+        return [*self.files_of(self.config.reward), *spreads]
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
@@ -147,7 +154,16 @@ class Models:
 
     def reward(self) -> Reward:
         """The reward of the configuration; a ranker that was fitted on all users."""
-        return self.reward_of(self.config.reward)
+        options = self.config.reward
+        if not options.in_spreads:
+            return self.reward_of(options)
+        content = json.loads(self.run.checked(*REWARD_WEIGHTS).read_text(encoding="utf-8"))
+        return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
+
+    def members(self) -> list[Reward]:
+        """The rewards that the configuration names, apart; of no sum it is one."""
+        options = self.config.reward
+        return [self.reward_of(part) for part in (options.parts if isinstance(options, WeightedOptions) else [options])]
 
     @property
     def group_reward_files(self) -> list[Path]:
@@ -219,6 +235,8 @@ class Models:
                 made: Reward = load_function(options.function, self.run.code)(self, members, **options.options)
                 return made
             case WeightedOptions():
+                if options.weights is None:
+                    raise UserError("reward: a sum that is a member of another reward, or stands alone, needs weights")
                 return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
             case _:
                 assert_never(options)
@@ -265,6 +283,20 @@ class Models:
         """Validation while training, on a fixed sample of users."""
         cases = sample_cases(self.data.cases("validation"), fit.validation_users, self.config.seed)
         return lambda: summarise(self.predict(policy, cases, reward), cases, tail=self.data.tail)
+
+    def score_lists(
+        self,
+        reward: Reward,
+        cases: Cases,
+        items: NDArray[np.int64],  # (N, W)
+    ) -> NDArray[np.float32]:  # (N, W)
+        """Ask a reward about lists of `N` cases, -1 where a place holds no item; NaN there."""
+        scores, options = np.full(items.shape, np.nan, dtype=np.float32), self.config
+        parts = batches(cases, options.evaluation.batch_size, options.max_history, self.data.device)
+        for rows, histories in parts:
+            ranked = torch.from_numpy(items[rows]).to(self.data.device)
+            scores[rows] = ask_reward(reward, histories, ranked).cpu().numpy()
+        return scores
 
     def predict(
         self,

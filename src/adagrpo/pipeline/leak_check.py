@@ -13,6 +13,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.diagnosis.leaks import Answers, answers, leak_signs, with_last_fitted
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.list_makers import reward_title, rewards_alone
 from adagrpo.rewards.protocol import Reward
 from adagrpo.trainer.lambdarank import NegativeSampler
 
@@ -71,13 +72,30 @@ class LeakCheck:
         )
 
 
-def suspect(models: Models) -> dict[str, Any] | None:
-    """Look for signs that the reward of a run has seen the held-out items of validation.
+def suspects(models: Models) -> dict[str, dict[str, Any]]:
+    """Look for signs that rewards of a run have seen the held-out items of validation, each member of a sum apart.
 
     Args:
         models: of a run whose sequential ranker is fitted.
 
     Returns:
-        See `LeakCheck.signs`; None also of a reward that the run itself makes of training alone.
+        See `LeakCheck.signs`, by name as in `rewards_alone`, of each that the run does not make of training alone; none
+        where no user has two training items.
     """
-    return LeakCheck(models).signs(models.reward()) if models.config.reward.is_made_elsewhere else None
+    asked = {name: part for name, part in rewards_alone(models.config.reward).items() if part.is_made_elsewhere}
+    check = LeakCheck(models) if asked else None
+    found = {name: check.signs(models.reward_of(part)) for name, part in asked.items()} if check is not None else {}
+    return {name: signs for name, signs in found.items() if signs is not None}
+
+
+def suspect(models: Models) -> dict[str, Any] | None:
+    """Return the signs of the first reward that has some, else those of the first one; None where none was asked.
+
+    `leaking` in it names all that have signs.
+    """
+    found = suspects(models)
+    leaking = [name for name, signs in found.items() if signs["signs"]]
+    first = next(iter([*leaking, *found]), None)
+    if first is None:
+        return None
+    return found[first] | {"leaking": [reward_title(models.config.reward, name) for name in leaking]}

@@ -13,24 +13,23 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from adagrpo.config.reward import SequentialOptions, WeightedOptions, reward_name
+from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
 from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import of_these_weights
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
-from adagrpo.rewards.protocol import Reward
+from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
 NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
 WEIGHTS = "weights.json"
-REWARD = "reward"  # the feature of a fused list
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class ListMaker:
             own = self._own_weight(name)
             return [run.path(STAGE, FILE), *([] if own is None else [own]), *self.models.reward_files]
         source = {NEIGHBOURS: self._neighbours, "ranker": run.path("ranker", "best", "model.safetensors")}
+        if name.order in (alone := rewards_alone(self.models.config.reward)):
+            return self.models.files_of(alone[name.order])
         if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
             return [source[name.order]] if name.order in source else []
         reward = self.models.reward_files if name.order == FUSE else []
@@ -72,7 +73,9 @@ class ListMaker:
 
     def asks_reward(self, name: ListName) -> bool:
         """Check that a list is ordered by the run's reward when it is served."""
-        return name.order in (RERANK, FUSE) and (name.order == RERANK or self._reward_is_apart)
+        if name.order == FUSE:
+            return self.models.config.reward != SequentialOptions()  # which is a source
+        return name.order == RERANK or reward_number(name.order) is not None
 
     @property
     def reward(self) -> Reward:
@@ -80,6 +83,11 @@ class ListMaker:
         if not self.loaded:
             self.loaded.append(self.models.reward())
         return self.loaded[0]
+
+    def reward_of(self, name: ListName) -> Reward:
+        """The reward that a list asks: that of the run or, alone, one of those that it is the sum of."""
+        number = reward_number(name.order) or 0
+        return self.reward.members[number - 1] if isinstance(self.reward, WeightedReward) and number else self.reward
 
     def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
         """Make the recommender of a list.
@@ -114,7 +122,7 @@ class ListMaker:
         Args:
             reward: asked in place of the run's own, such as that behind a circuit breaker.
         """
-        asked = (reward or self.reward) if self.asks_reward(name) else None
+        asked = (reward or self.reward_of(name)) if self.asks_reward(name) else None
         if name.order == RERANK:
             known = read_reward_weights(self.models.run.checked(STAGE, FILE))
             own = self._own_weight(name)
@@ -123,21 +131,23 @@ class ListMaker:
             return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
             return ListOrder(reward=asked, fusion=self.fusion(name, self.fitted(name)))
+        if reward_number(name.order) is not None:
+            return ListOrder(reward=asked, reward_alone=True)
         return ListOrder(alone=self.source(name.order) if name.policy is None else None)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""
         sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, "popularity")}
-        rewards = list(self.reward_parts()) if self.asks_reward(name) else []
+        rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
-    def reward_parts(self) -> dict[str, float]:
-        """The features that the reward gives to a fused list, and the weights that they have in its sum."""
+    @property
+    def reward_features(self) -> list[str]:
+        """The features that the reward gives to a fused list, one of each that it is the sum of."""
         options = self.models.config.reward
         if not isinstance(options, WeightedOptions):
-            return {REWARD: 1.0}
-        names = [f"{REWARD} {number} ({reward_name(part)})" for number, part in enumerate(options.parts, 1)]
-        return dict(zip(names, options.weights, strict=True))
+            return [REWARD]
+        return [_member_title(number, part) for number, part in enumerate(options.parts, 1)]
 
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""
@@ -165,10 +175,33 @@ class ListMaker:
     def _neighbours(self) -> Path:
         return self.models.run.path(NEIGHBOURS, NEIGHBOURS_FILE)
 
-    @property
-    def _reward_is_apart(self) -> bool:
-        """Check that the reward differs from the ranker of the run, which is a source."""
-        return self.models.config.reward != SequentialOptions()
+
+def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
+    """The rewards of a run that can order its catalogue alone, by the name of the list; its own ranker is a source.
+
+    Example:
+        >>> list(rewards_alone(WeightedOptions(members=({"kind": "noise"}, {}), weights=(1.0, 1.0))))
+        ['reward-1']
+    """
+    named = {REWARD: options}
+    if isinstance(options, WeightedOptions):
+        named = {f"{REWARD}-{number}": part for number, part in enumerate(options.parts, 1)}
+    return {name: part for name, part in named.items() if part != SequentialOptions()}
+
+
+def reward_title(options: RewardOptions, name: str) -> str:
+    """What people read of one of `rewards_alone`.
+
+    Example:
+        >>> reward_title(WeightedOptions(members=({"kind": "noise"},), weights=(1.0,)), "reward-1")
+        'reward 1 (noise)'
+    """
+    number = reward_number(name)
+    return _member_title(number, options.parts[number - 1]) if number else "the reward"
+
+
+def _member_title(number: int, part: RewardOptions) -> str:
+    return f"{REWARD} {number} ({reward_name(part)})"
 
 
 class Lists(NamedTuple):

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from adagrpo.errors import UserError
-from adagrpo.lists.names import RERANK, START, ListName, parse_list
+from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
@@ -17,7 +17,7 @@ from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
 from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
@@ -76,6 +76,10 @@ def served_list(
     if decided is not None:
         chosen = chosen._replace(why="what `adagrpo decide` chose")
     name = name or ListName(chosen.arm, "policy")
+    alone = rewards_alone(run.config.reward)
+    if reward_number(name.order) is not None and name.order not in alone:
+        has = f"it has {', '.join(alone)}" if alone else "its reward is its own ranker: ranker"
+        raise UserError(f"--arm {name}: no reward of this run; {has}")
     if reward_weight > 0 and name.order == "policy":
         name = name._replace(order=RERANK)
     if reward_weight > 0 and name.order != RERANK:

@@ -2,7 +2,7 @@
 
 The look is the stage `reward`: it asks about a few validation cases before anything is trained, so that a reward that
 fails, is not finite or says the same of every item is refused at once. `reward.json` keeps the spread of its scores and
-of its members', the standard deviation within a case: what to divide by to bring members on one scale.
+of its members', the standard deviation within a case; a sum without weights has no scores yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, reward_name
+from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -24,7 +24,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.rewards import Reward, WeightedReward, ask_reward
+from adagrpo.rewards import Reward, ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
@@ -50,14 +50,16 @@ def first_look(run: RunDirectory) -> Declaration:
     models = Models(data)
 
     def build(work: Path) -> None:
-        reward, cases = models.reward(), _cases(data)
-        content: dict[str, Any] = {"cases": len(cases), "spread": _spread(data, cases, reward, options)}
-        if isinstance(reward, WeightedReward):
-            parts = zip(reward.members, options.parts, strict=True)
+        cases = _cases(data)
+        content: dict[str, Any] = {"cases": len(cases)}
+        if not options.in_spreads:
+            content["spread"] = _spread(data, cases, models.reward(), options)
+        if isinstance(options, WeightedOptions):
+            parts = zip(models.members(), options.parts, strict=True)
             content["members"] = [_spread(data, cases, member, part) for member, part in parts]
         write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
 
-    inputs = [*data.training_files, *models.reward_files]
+    inputs = [*data.training_files, *models.files_of(options)]
     return Declaration(build, inputs, ("reward.json",), (*models.reward_reads, "seed", "max_history"))
 
 
@@ -92,7 +94,7 @@ def _differ(scores: NDArray[np.float64]) -> bool:
 def describe_reward(models: Models) -> dict[str, Any]:
     """Describe the reward, JSON-able: its options and the sha256 of each file that decides it."""
     options, run = models.config.reward, models.run
-    files = {run.label(path): run.hash_input(path) for path in models.reward_files}
+    files = {run.label(path): run.hash_input(path) for path in models.files_of(options)}
     return {**options.identity(), "files": files}
 
 

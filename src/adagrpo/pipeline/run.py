@@ -32,7 +32,7 @@ from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.decide import contenders, decision
+from adagrpo.pipeline.decide import contenders, decision, not_measured
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
@@ -226,9 +226,8 @@ class Run(RunDirectory):
         """
         if budget_ms is not None and not budget_ms > 0:
             raise UserError(f"--budget-ms: must be above 0, got {budget_ms:g}")
-        own = self.config.reward == SequentialOptions()
         trained = [arm.name for arm in self.config.train.arms] if train else []
-        if control not in (competing := contenders(not own, trained)):
+        if control not in (competing := contenders(self.config.reward, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
             for command in ("prepare", "tokenize", "sft", "ranker"):
@@ -237,13 +236,19 @@ class Run(RunDirectory):
                 self._train(anyway=True)
             arms = finished_arms(self) if train else []
             self._look_at_reward()
-            read = []
+            read, left_out = [], {}
             for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
                 row = row_of(name)
                 if name == "evaluate/sft" or name.endswith("/best") or (row is not None and row.made_by("decide")):
-                    self.make(name, declare(self))
+                    wanted = declare(self)
+                    if (why := not_measured(self, name, wanted)) is not None:
+                        left_out[name.removeprefix("evaluate/")] = why
+                        continue
+                    self.make(name, wanted)
                     read.append(name)
-            content = decision(self, arms, budget_ms, control)
+            if control in left_out:
+                raise UserError(f"--control {control}: was not measured: {left_out[control]}")
+            content = decision(self, arms, budget_ms, control, left_out)
             self.write_output(DECISION, json.dumps(content, indent=1) + "\n")
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it

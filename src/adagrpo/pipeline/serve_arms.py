@@ -11,7 +11,7 @@ import torch
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.lists.names import START, parse_list
+from adagrpo.lists.names import START, parse_list, reward_number
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -69,7 +69,9 @@ def load_treatments(
     """
     first, own = runs[trial.plan.control], trial.plan.arms[trial.plan.control]
     held = {id(first): maker}
-    rewards: dict[int, Reward] = {} if control.recommender.reward is None else {id(first): control.recommender.reward}
+    rewards: dict[tuple[int, int], Reward] = {}  # by run, and by number where one of a sum is asked alone
+    if control.recommender.reward is not None:
+        rewards[id(first), reward_number(parse_list(own.serves).order) or 0] = control.recommender.reward
     known = choose_checkpoint(first, parse_list(own.serves).policy or START, own.checkpoint).weights
     policies: dict[tuple[int, Path], Policy[Any, Any]] = {(id(first), known): control.recommender.policy}
     made = []
@@ -85,10 +87,11 @@ def load_treatments(
             key = (id(run), chosen.weights)
             if key not in policies:
                 policies[key] = held[id(run)].models.policy(chosen.weights)
-            if held[id(run)].asks_reward(called) and id(run) not in rewards:
+            asked = id(run), reward_number(called.order) or 0
+            if held[id(run)].asks_reward(called) and asked not in rewards:
                 check_reward(held[id(run)].models)
-                rewards[id(run)] = guarded(held[id(run)].reward)
-            order = held[id(run)].order(called, rewards.get(id(run)))
+                rewards[asked] = guarded(held[id(run)].reward_of(called))
+            order = held[id(run)].order(called, rewards.get(asked))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
         served = control.recommender.with_policy(policies[key], run.config.max_history, order)

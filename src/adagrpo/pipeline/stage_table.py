@@ -15,8 +15,9 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, SOURCES
 from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import reranking
@@ -150,6 +151,7 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
         return {}
     own = config.reward == SequentialOptions()
     names = [name for name in (*LISTS, *(f"{arm}+{FUSE}" for arm in arms)) if not (own and name == FUSE_WITHOUT_REWARD)]
+    names += rewards_alone(config.reward)
     return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in names} | re_rankings(RERANK)
 
 
@@ -188,7 +190,7 @@ TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 LISTS = (*SOURCES, FUSE_WITHOUT_REWARD, FUSE)  # that need no trained arm
-LISTED = "|".join((*LISTS, RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
+LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 
 STAGES: tuple[Stage, ...] = (
     Stage("simulate", "prepare", DATA, simulated, _simulates, evaluation_only=("truth/",)),

@@ -125,7 +125,10 @@ def _evidence(evidence: Row) -> Table:
 def _leak(leak: Row) -> Table:
     """HR@1 among the same drawn items, of the reward and of rankers of training alone."""
     first = leak["hr@1"]
-    own = ("the reward", *(_rate(first[name]) for name in ("held-out items", "last training items")))
+    own = (
+        next(iter(leak.get("leaking") or ()), "the reward"),
+        *(_rate(first[name]) for name in ("held-out items", "last training items")),
+    )
     others = [(name, _rate(value), MISSING) for name, value in leak["references"].items()]
     return Table.of(("HR@1 among drawn items", "held-out items", "last training items"), [own, *others])
 

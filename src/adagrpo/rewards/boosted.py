@@ -22,6 +22,7 @@ from adagrpo.types import Histories
 if TYPE_CHECKING:
     from lightgbm import Booster
 
+_FEW = 4096  # items that one thread scores: several would wait for each other longer, above all where a service is busy
 LARGEST_MODEL = 2**28  # bytes; a thousand trees of a thousand leaves have a third of it
 
 
@@ -40,7 +41,7 @@ class BoostedReward:
         if not wanted.size:
             return torch.zeros(items.shape, device=items.device)
         table = self.features.table(padded, lengths, wanted, users)[:, :, self.columns]
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if wanted.size > _FEW else 1
         scores = self.model.predict(table.reshape(-1, table.shape[2]), raw_score=True, num_threads=threads)
         return torch.from_numpy(np.asarray(scores, np.float32).reshape(wanted.shape)).to(items.device)
 

@@ -45,6 +45,7 @@ from adagrpo.types import Ragged
 FEATURES = ("history_length", "history_popularity", *get_args(CountName))  # the first two are of the history alone
 DECAY = 0.7
 TEXT_WIDTH = 64
+_LANES = 8  # of numpy's sums
 _BLOCK = 2**21  # numbers at a time in what is done for every candidate and history item
 
 Ints = NDArray[np.int64]
@@ -101,9 +102,11 @@ class Features:
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
         per_row = max(items.shape[1], histories.shape[1]) * max(histories.shape[1], own_width, 1)
         values = np.empty((*items.shape, len(FEATURES)), np.float32)
+        # sums over eight places at a time are the same to the last bit however much is padded (of up to 128 places)
+        histories = np.pad(histories, ((0, 0), (0, -histories.shape[1] % _LANES)))
         for first in range(0, len(items), step := max(1, _BLOCK // max(1, per_row))):
             rows = slice(first, first + step)
-            width = max(1, int(lengths[rows].max()))
+            width = -(-max(1, int(lengths[rows].max())) // _LANES) * _LANES
             own = self._own(histories[rows, :width], lengths[rows], None if users is None else users[rows])
             values[rows] = self._block(histories[rows, :width], lengths[rows], items[rows].clip(min=0), *own)
         return values

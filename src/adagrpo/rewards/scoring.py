@@ -13,6 +13,8 @@ from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
+AT_ONCE = 2**17  # items that a reward is asked about at a time, of a whole catalogue
+
 
 class BadReward(ValueError):
     """A reward returned the wrong shape."""
@@ -50,6 +52,21 @@ def ask_reward(
         of = f"{bad} of {int(real.sum())} items"
         raise NotFinite("reward", f"the reward {named} gave NaN or infinity for {of}; scores must be finite")
     return scores
+
+
+def ask_catalogue(
+    reward: Reward,
+    histories: Histories,
+    items: Tensor,  # (B, V)
+) -> Tensor:  # (B, V)
+    """`ask_reward` about very many items, a few histories at a time.
+
+    Raises:
+        BadReward, NotFinite: see `ask_reward`.
+    """
+    size = max(1, AT_ONCE // items.shape[1])
+    rows = torch.arange(len(items), device=items.device).split(size)
+    return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in rows])
 
 
 def ask_members(

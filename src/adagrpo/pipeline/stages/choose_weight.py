@@ -10,6 +10,7 @@ is worth is seen before anything is trained. weight.json holds
                `objective.distill.reward_weight` is `validation`. A reward that adds nothing gets 0, and its arm is
                continued NLL
     warning    where a weight is the largest that is tried; else null
+    members    of a sum of rewards without weights, σ of each: the sum is Σ r_k / σ_k wherever it is asked
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.storage.writing import write_file
 
-STAGE, FILE = "reranking", "weight.json"
+STAGE, FILE = REWARD_WEIGHTS
 
 
 class RewardWeights(NamedTuple):
@@ -45,12 +46,20 @@ def reranking(run: RunDirectory) -> Declaration:
     """The spread of the reward, and the weights that the starting policy's beams on validation cases choose."""
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
+    options = run.config.reward
     inputs = [*data.training_files, *data.shown_files, *data.catalog_files]
-    inputs += [weights / "model.safetensors", *models.reward_files]
+    inputs += [weights / "model.safetensors", *models.files_of(options)]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
-        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, STAGE))
+        reward = None if options.in_spreads else models.reward()
+        beams = models.predict(models.policy(weights), cases, reward, progress(run, STAGE))
+        members = {}
+        if options.in_spreads:
+            rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
+            spreads = [reward_spread(beams.items, values) for values in rewards]
+            parts = (values / one for values, one in zip(rewards, spreads, strict=True))
+            beams, members = beams._replace(rewards=sum(parts)), {"members": spreads}
         assert beams.rewards is not None, "predicted with a reward"
         spread, targets = reward_spread(beams.items, beams.rewards), cases.targets.astype(np.int64)
         ranks = {w: metrics.target_rank_in(reordered(beams, w, spread).items, targets) for w in WEIGHTS}
@@ -61,7 +70,7 @@ def reranking(run: RunDirectory) -> Declaration:
         if warning is not None:
             run.console.note(f"{STAGE}: {warning}")
         tried = {str(weight): float(values.mean()) for weight, values in by_weight.items()}
-        content = found._asdict() | {"warning": warning, "ndcg@10": tried, "cases": len(cases)}
+        content = found._asdict() | members | {"warning": warning, "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
     return Declaration(
@@ -71,7 +80,7 @@ def reranking(run: RunDirectory) -> Declaration:
         settings=(*DECODING, *models.reward_reads),
         but=NOT_FITTED,
         also={"weights": list(WEIGHTS)},
-        schema=2,
+        schema=3,
     )
 
 

@@ -43,7 +43,7 @@ EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
 def evaluate_baselines(run: RunDirectory) -> Declaration:
-    """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
+    """Popularity, item-kNN and the ranker's own retrieval: the same cases and masking, as much of each history."""
     data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
     models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
@@ -57,13 +57,13 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
             "item_knn": NearestItems(similarities(data.training, data.num_items, items=seen)),
         }
         given: dict[str, Any] = {"exclude_history": options.exclude_history, "eligible": data.admitted}
+        given |= {"max_history": run.config.max_history}
         few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
         values: dict[str, dict[str, Any]] = {name: {} for name in (*sources, "ranker")}
         for split, cases in splits.items():
             for name, source in sources.items():
                 values[name][split] = retrieval(list_cases(source, cases, batch_size=few, **given), cases)
-            seen_by_ranker = {"batch_size": options.batch_size, "max_history": run.config.max_history}
-            values["ranker"][split] = rank_by_ranker(ranker, cases, **given | seen_by_ranker)
+            values["ranker"][split] = rank_by_ranker(ranker, cases, batch_size=options.batch_size, **given)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared_file("test.parquet"), model]
@@ -74,7 +74,7 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
         files=("metrics.json",),
         settings=("evaluation.exclude_history", *NOT_FITTED, "max_history"),
         also={"metrics": measured()} | data.validation_draw,
-        schema=2,
+        schema=3,
     )
 
 

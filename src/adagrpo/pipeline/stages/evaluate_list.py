@@ -1,7 +1,8 @@
 """The stages `evaluate/<list>`: a list that more than a policy makes, on validation and test cases, as it is served.
 
 Lists come from the very code that answers requests. A list of a policy keeps that policy's free beam, which nothing
-that orders items has a part in.
+that orders items has a part in. The ranks of validation cases are those of the stage `fuse`; those of a reward alone,
+which is not measured where that takes long (`adagrpo.pipeline.decide`), are in a validation.parquet of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from adagrpo.lists.names import FUSE, RERANK, START, parse_list
+from adagrpo.data.columns import USER_ID
+from adagrpo.data.prepared import load_user_ids
+from adagrpo.lists import Recommender
+from adagrpo.lists.names import FUSE, RERANK, START, parse_list, reward_number
 from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -23,7 +27,7 @@ from adagrpo.pipeline.list_makers import NEIGHBOURS, ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse
+from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
@@ -44,8 +48,10 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     maker, arm = ListMaker(models), called.policy or START
     weights = run.weights_of(arm)
     base = None if called.policy is None else run.path("evaluate", *((arm,) if arm == START else (arm, "best")))
-    ranked = run.path("fuse", arm, VALIDATION)
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files, ranked]
+    ranked = run.path("fuse", arm, VALIDATION) if reward_number(called.order) is None else None
+    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
+    inputs += [] if ranked is None else [ranked]
+    seed = ["seed"] if ranked is None else []  # which draws the validation cases
     inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
     inputs += [] if base is None else [base / FREE, base / "metrics.json"]
 
@@ -53,7 +59,9 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         served, cases = maker.recommender(called, weights), data.measured_cases("test")
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
         free = {} if base is None else json.loads((base / "metrics.json").read_text(encoding="utf-8"))
-        values = {"validation": _on_validation(ranked, name), "test": _on_test(data, cases, lists)}
+        if ranked is None:
+            _rank(served, data, name, work)
+        values = {"validation": _on_validation(ranked or work / VALIDATION, name), "test": _on_test(data, cases, lists)}
         for split, found in values.items():
             found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
         write_lists(data, cases, lists.items, lists.scores, work)
@@ -64,8 +72,8 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     return Declaration(
         build,
         inputs,
-        files=("metrics.json", "predictions.parquet", FREE),
-        settings=(*DECODING, *(models.reward_reads if maker.asks_reward(called) else ())),
+        files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
+        settings=(*DECODING, *(models.reward_reads if maker.asks_reward(called) else ()), *seed),
         also={"metrics": measured()} | data.truth_read,
     )
 
@@ -86,6 +94,13 @@ def list_stages(name: str) -> dict[str, Declare]:
         f"{FUSE}/{called.policy}": partial(fuse, arm=called.policy),
     }
     return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
+
+
+def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
+    """Write the ranks of the validation cases that `fuse` takes."""
+    cases = validation_cases(data)
+    ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
+    write_ranks(work, {name: ranks}, pl.DataFrame({USER_ID: load_user_ids(data.prepared).gather(cases.users)}))
 
 
 def _on_validation(ranked: Path, name: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
-from adagrpo.lists.fusion import POLICY, Fusion
+from adagrpo.lists.fusion import POLICY
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
 from adagrpo.lists.sources import similarities
 from adagrpo.metrics import ndcg, target_rank_in
@@ -48,6 +48,7 @@ from adagrpo.pipeline.list_makers import (
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.rewards import WeightedReward
 from adagrpo.storage.writing import naming, write_file
 from adagrpo.types import Cases
 
@@ -82,7 +83,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     inputs += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
-        cases = sample_cases(data.measured_cases("validation"), MOST_CASES, run.config.seed)
+        cases = validation_cases(data)
         fusion = maker.fusion(name)
         served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
         report = progress(run, f"{FUSE}/{arm}")
@@ -93,7 +94,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
         if fusion.rewards:
             fits[FUSE] = fit_weights(choices, fusion.features, fusion.features, seed)
-        ranks = _contenders(maker, arm, data, cases, choices, fusion, served.width)
+        ranks = _contenders(maker, arm, data, cases, choices, served)
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
         about = {USER_ID: load_user_ids(data.prepared).gather(cases.users), WEIGHT: choices.case_weights}
         _write(work, fits, ranks, pl.DataFrame(about))
@@ -104,8 +105,13 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         files=(WEIGHTS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        schema=3,
+        schema=4,
     )
+
+
+def validation_cases(data: RunData) -> Cases:
+    """The validation cases that lists are compared on and weights are fitted to."""
+    return sample_cases(data.measured_cases("validation"), MOST_CASES, data.config.seed)
 
 
 def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> Choices:
@@ -125,24 +131,26 @@ def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> C
 
 
 def _contenders(
-    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, fusion: Fusion, width: int
+    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, served: Recommender
 ) -> dict[str, NDArray[np.int64]]:
     """The ranks of the logged items in the lists that need no fitted weights, by the name of the list."""
-    beam, targets = choices.items[:, :width], choices.targets
+    fusion, width, targets = served.fusion, served.width, choices.targets
+    assert fusion is not None
+    beam = choices.items[:, :width]
     ranks = {arm: target_rank_in(beam, targets)}
     known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
     said = dict(zip(fusion.features, np.moveaxis(choices.features[:, :width], -1, 0), strict=True))
-    parts = maker.reward_parts() if fusion.rewards else {"ranker": 1.0}
+    weights = maker.reward.weights if isinstance(maker.reward, WeightedReward) else [1.0]
+    parts = zip(fusion.rewards or ["ranker"], weights, strict=True)
     log_probs = said[POLICY]
     # in double precision and member after member, as `adagrpo.rewards.ensemble` adds them up
-    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts.items()).astype(np.float32)
+    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts).astype(np.float32)
     mixed = np.where(beam < 0, -np.inf, mixed_scores(log_probs, rewards, known.rerank, known.spread))
     order = np.argsort(-mixed, axis=1, kind="stable")
     ranks[str(ListName(arm, RERANK))] = target_rank_in(np.take_along_axis(beam, order, 1), targets)
-    weights = maker.models.run.path(START, "best")
     for source in SOURCES if arm == START else ():
-        served = maker.recommender(ListName(None, source), weights)
-        ranks[source] = target_rank_in(lists_of(served, data, cases).items, targets)
+        alone = served.ordered(maker.order(ListName(None, source)))
+        ranks[source] = target_rank_in(lists_of(alone, data, cases).items, targets)
     return ranks
 
 
@@ -157,6 +165,11 @@ def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]]
         for order, fit in fits.items()
     }
     write_file(work / WEIGHTS, json.dumps(content, indent=1) + "\n")
-    with naming(work):
+    write_ranks(work, ranks, cases)
+
+
+def write_ranks(folder: Path, ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
+    """Write `validation.parquet`: a row for each case, what is known of it, and the rank of the logged item by list."""
+    with naming(folder):
         columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
-        cases.with_columns(columns).write_parquet(work / VALIDATION)
+        cases.with_columns(columns).write_parquet(folder / VALIDATION)

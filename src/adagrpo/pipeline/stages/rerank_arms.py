@@ -87,6 +87,6 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
         also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=4,
+        schema=5,
     )
     return declared
