@@ -29,12 +29,17 @@ def exposure_weights(shown: Ints) -> Floats:
 def case_weights(shown: Ints) -> Floats:
     """(N,) the square root of `exposure_weights`, of mean 1: what a validation case weighs in a choice between lists.
 
+    A case whose item the impressions never show was chosen elsewhere, in a search say, and weighs 1.
+
     The root, since counts overstate the bias: what users like is shown more often too. In simulated shops it gains most
     of what the whole weight does in true utility, and costs fewer hits (`research/decisions`).
 
     Example:
-        >>> case_weights(np.array([1, 10, 10, 20])).round(2).tolist()
-        [1.49, 0.91, 0.91, 0.64]
+        >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
+        [1.51, 0.92, 0.92, 0.65, 1.0]
     """
-    weights = np.sqrt(exposure_weights(shown))
-    return np.asarray(weights / weights.mean())
+    known, weights = shown > 0, np.ones(len(shown))
+    if known.any():
+        roots = np.sqrt(exposure_weights(shown[known]))
+        weights[known] = roots / roots.mean()
+    return weights
