@@ -43,7 +43,7 @@ class World(NamedTuple):
     """Who is asked, what they want, and what two policies think they want."""
 
     utility: Floats  # (U, V)
-    logging: Floats  # (U, V) log-probability of each item at the first place
+    logging: Floats  # (U, V) log-probability of each item at the first position
     target: Floats  # (U, V)
 
     @classmethod
@@ -104,9 +104,9 @@ def estimates(world: World, log: Log) -> Iterator[tuple[str, Estimate, bool]]:
     model = np.minimum(1.3 * world.utility.mean(0), 1.0)
     expected = (np.exp(world.target[log.users]) * model).sum(1)
     one = overlap(first).problem is not None
-    yield "first place, IPS", ips(clicked, first, users=log.users), one
-    yield "first place, SNIPS", snips(clicked, first, users=log.users), one
-    yield "first place, DR", doubly_robust(clicked, first, model[shown], expected, users=log.users), one
+    yield "first item, IPS", ips(clicked, first, users=log.users), one
+    yield "first item, SNIPS", snips(clicked, first, users=log.users), one
+    yield "first item, DR", doubly_robust(clicked, first, model[shown], expected, users=log.users), one
     all_of_it = overlap(whole).problem is not None
     yield "list, IPS", ips(log.clicks.sum(1), whole, users=log.users), all_of_it
     given = (log.clicks, log.target, log.logged)

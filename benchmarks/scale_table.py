@@ -1,7 +1,8 @@
 """Seconds and peak memory of every stage as logs and catalogues grow, each stage a process of its own.
 
     python -m benchmarks.scale_table --work DIR [--cells 1e6:1e4 1e7:1e5] [--memory-gb 20] [--policy hybrid]
-    python -m benchmarks.scale_table --page docs/how-to/scale.md        # writes the rows there, and measures nothing
+    python -m benchmarks.scale_table --page docs/how-to/scale.md        # measures nothing; writes three cells there,
+                                                                        # and all into benchmarks/scale_table.md
 
 A cell is a number of interactions and one of items; its log is that of `benchmarks.scale_log`. Fits take a fixed number
 of steps, and 1,000 users are evaluated, so that what grows is what a stage does with the size of log and catalogue.
@@ -33,12 +34,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from adagrpo.report.tables import MISSING, Table, to_markdown
+from adagrpo.report.tables import MISSING, Alignment, Table, to_markdown
 from benchmarks.page import between, machines
 from benchmarks.rows import machine
 from benchmarks.scale_log import LENGTH, write_codes, write_items, write_parts
 
-__all__ = ["CELLS", "STAGES", "Cell", "exponent", "is_over", "main", "measure", "on_page", "tables_of", "write_log"]
+__all__ = ["CELLS", "STAGES", "Cell", "exponent", "is_over", "main", "measure", "on_page", "tables_of", "whole_page"]
 
 STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
 EVALUATED, ANSWERED, BATCH = 1000, 20, 256
@@ -65,6 +66,9 @@ class Cell(NamedTuple):
 CELLS = tuple(Cell(rows, items) for rows in (10**6, 10**7, 10**8) for items in (10**4, 10**5, 10**6))
 
 
+SHOWN = (Cell(10**6, 10**4), Cell(10**7, 10**5), Cell(10**8, 10**6))  # in docs/how-to/scale.md
+
+
 class Cost(NamedTuple):
     """What a process took."""
 
@@ -88,7 +92,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the measured rows between the markers of this page")
     options = parser.parse_args()
     if options.page is not None:
-        options.page.write_text(on_page(options.page.read_text(encoding="utf-8"), _read(options.out)), encoding="utf-8")
+        rows = _read(options.out)
+        options.page.write_text(on_page(options.page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        options.out.with_suffix(".md").write_text(whole_page(rows), encoding="utf-8")
         return
     if options.work is None:
         parser.error("--work: a folder for logs and runs is needed to measure")
@@ -270,12 +276,23 @@ def tables_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def on_page(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page with the tables between its markers, what was not run, and what it was measured on.
+    """The page with the cells of `SHOWN` between its markers.
 
     Raises:
         UserError: a marker is missing, or there is no row.
     """
-    return between(page, rows, lambda: "\n\n".join([tables_of(rows), _not_run(rows), _measured_on(rows)]))
+    shown = [row for row in rows if Cell(row["rows"], row["items"]) in SHOWN]
+    return between(page, rows, lambda: _table(shown, "cpu_seconds", _time_and_memory, slopes=False))
+
+
+def whole_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every cell, what was not run, and what it was measured on."""
+    title = "# What each stage takes as logs and catalogues grow"
+    return "\n\n".join([title, tables_of(rows), _not_run(rows), _measured_on(rows)]) + "\n"
+
+
+def _time_and_memory(row: Mapping[str, Any]) -> str:
+    return f"{row['cpu_seconds']:.0f} s, {row['peak_gb']:.1f} GB"
 
 
 def _not_run(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -297,7 +314,9 @@ def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"What it was measured on:\n\n{table}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str]) -> str:
+def _table(
+    rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str], *, slopes: bool = True
+) -> str:
     cells = sorted({Cell(row["rows"], row["items"]) for row in rows})
     latest = {(Cell(row["rows"], row["items"]), row["stage"]): row for row in rows}
     lines = []
@@ -306,9 +325,10 @@ def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mappin
         drawn = {cell for cell, row in found.items() if stage == "tokenize" and row.get("codes") == "drawn"}
         measured = {cell: float(row[cost]) for cell, row in found.items() if row["status"] == 0 and cell not in drawn}
         costs = [_cost(found.get(cell), shown) + (", drawn" if cell in drawn else "") for cell in cells]
-        lines.append((stage, *costs, _slope(measured, 0), _slope(measured, 1)))
-    header = ("stage", *map(_name, cells), "in rows", "in items")
-    return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(cells) + 2))))
+        lines.append((stage, *costs, *((_slope(measured, 0), _slope(measured, 1)) if slopes else ())))
+    header = ("stage", *map(_name, cells), *(("in rows", "in items") if slopes else ()))
+    right: list[Alignment] = ["right"] * (len(header) - 1)
+    return to_markdown(Table(header, tuple(lines), ("left", *right)))
 
 
 def _name(cell: Cell) -> str:

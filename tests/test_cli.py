@@ -18,6 +18,7 @@ import yaml
 
 from adagrpo import __version__, cli, console, pipeline
 from adagrpo.data.simulation.marketplace import Marketplace
+from adagrpo.report import serve_command
 
 VERBS = list(cli.options.COMMANDS)
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
@@ -466,6 +467,8 @@ def test_a_reward_is_diagnosed(adagrpo: Command, copied: Path) -> None:
     assert reply.status == 0 and reply.err == ""
     content = json.loads(adagrpo("diagnose", "--run", copied, "--quiet", "--json").out)
     assert f"verdict: {content['verdict']['decision']}\n{content['verdict']['sentences'][0]}" in reply.out
+    serve = serve_command(content, copied)  # None where the reward should not be used
+    assert (f"\n\n{serve}\n" in reply.out) == (serve is not None)
     assert reply.out.endswith(f"page: {copied / 'diagnose.html'}\n") and (copied / "diagnose.html").is_file()
 
 

@@ -85,7 +85,7 @@ def main() -> int:
         print(f"{name}: {result.figure} ({'holds' if result.passes else 'DOES NOT HOLD'})", file=sys.stderr)
         findings.record(options.results, name, result)
         whole = whole and result.passes
-    findings.table(options.results, options.page)
+    findings.table(options.results, options.page, options.results.with_suffix(".md"))
     return 0 if whole else 1
 
 

@@ -1,4 +1,4 @@
-"""What a check has found, and the table of docs/reliability.md that is made of it."""
+"""What a check has found, the table of docs/reliability.md that is made of it, and the figures in results.md."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ BEGIN, END = "<!-- figures: written by python -m benchmarks.reliability -->", "<
 
 # what is promised, by the number of its row
 ROWS = {
-    1: "kill -9 at random points of a run, some inside a save; the same command again",
-    2: "the disk is full during a save",
-    3: "resumption in the middle of an epoch and of an accumulation window",
-    4: "accumulation 1 x 8 against 8 x 1; one process against two",
-    5: "NaN or infinity in rewards, logits and gradients",
-    6: "bad rows of twelve kinds and more among 100,000, in CSV, JSONL and Parquet",
-    7: "malicious files, YAML tags, names and model folders",
-    8: "truncated files of a run, before every verb that reads them",
-    9: "lists that are generated; brute force on small catalogues",
-    10: "malformed requests to the server",
-    11: "32 clients at 70 % of capacity; four times as many",
-    12: "SIGTERM under load, and kill -9",
-    13: "a model is swapped under load",
-    14: "a token is set",
-    15: "A/A experiments that are looked at while they run",
-    16: "folders of somebody else's files, or of the program's own of another kind, given to every verb, also killed",
-    17: "one bit of any file of a run is flipped, before every verb that reads it",
-    18: "inputs that explode: compressed files, long lines, deep nesting, malformed model texts",
-    19: "stages that are out of date, in every order",
-    20: "the verdict of diagnose over seeds, worlds and rewards",
-    21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
-    22: "a run on a file system that cannot be written",
-    23: "part of the catalogue is eligible, by masks that requests share or not; items left out beside",
-    25: "exposure logs with rows of another plan or user key, feedback outside its window, wrong types, edited SQLite",
-    26: "hostile clients: what is sent without end, silent and slow sockets, smuggled requests, foreign names",
-    0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
+    1: "A run that is killed at random points, also inside a save, ends with the same bytes after the same command.",
+    2: "A full disk during a save is named; the checkpoint before it stays whole.",
+    3: "A fit that resumes inside an epoch or an accumulation window logs the same numbers.",
+    4: "Accumulation 1 x 8 and 8 x 1, and one process and two, reach the same weights.",
+    5: "NaN or infinity in rewards, logits or gradients is counted, and the step skipped.",
+    6: "Bad rows of a log are rejected with their reason, and all rows are accounted for; memory stays bounded.",
+    7: "Malicious files, YAML tags, names and model folders are refused; nothing of them runs.",
+    8: "A truncated file of a run is named by the commands that need it, and changes no answer.",
+    9: "Generated lists hold valid items, each once, and are those of brute force.",
+    10: "Malformed requests get a short 4xx answer, and the next lists come.",
+    11: "32 clients at 70 % of capacity are not refused; at four times the peak refusals are fast and the rate holds.",
+    12: "SIGTERM under load drops no request; kill -9 loses no row of the exposure log.",
+    13: "A model is exchanged under load, and a damaged one refused.",
+    14: "Where a token is set, no route but liveness and readiness answers without it.",
+    15: "Experiments without an effect find one in about 5 %, and not more often when you look daily.",
+    16: "Files that are not of this run are never overwritten or removed.",
+    17: "A file of a run with a flipped bit is named by the commands that need it, and changes no answer.",
+    18: "Inputs that explode (compression, long lines, nesting, malformed models) are refused within bounded memory.",
+    19: "A stale stage is named with the command that makes it again.",
+    20: "The verdict of `diagnose` over seeds, worlds and rewards.",
+    21: "Items of the history are left out, also where it is longer than what the policy reads.",
+    22: "A run on a read-only file system can be evaluated, exported and served.",
+    23: "A list under a filter holds eligible items alone, and as many as there are.",
+    25: "Exposure logs with rows of another plan, late feedback, wrong types or edits: refused or counted.",
+    26: "Clients that send without end, stay silent or smuggle requests do not slow the lists of others.",
+    0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
-    20: "measured as a study: [verdict](../research/verdict/README.md)",
-    25: "tested, not measured at length: `tests/experiments/test_ab.py`, `tests/serving/test_exposure_store.py` and"
-    " `test_exposure_collect.py`; refused or counted with file and row, and no verdict rests on such rows",
+    20: "a study: [verdict](../research/verdict/README.md)",
+    25: "tests: `experiments/test_ab.py`, `serving/test_exposure_*.py`",
 }
 
 
@@ -76,20 +75,24 @@ def record(path: Path, name: str, found: Finding, carried_out: str | None = None
     write_file(path, json.dumps(dict(sorted(content.items())), indent=1) + "\n")
 
 
-def table(results: Path, page: Path) -> None:
-    """Write the figures of a JSON file into a page, between its two marks; a row without a figure says so."""
+def table(results: Path, page: Path, raw: Path) -> None:
+    """Write what holds into a page, between its two marks, and the figures into a page beside the results."""
     content = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    lines = ["| # | what happens | found | holds | command | date |", "|---|---|---|---|---|---|"]
+    lines = ["| # | what is promised | checks: do they hold? |", "|---|---|---|"]
     for row, title in ROWS.items():
-        result = [entry for entry in content.values() if entry["row"] == row]
-        if not result:
-            found = ELSEWHERE.get(row, "open: not built or not measured yet")
-            lines.append(f"| {row or 'soak'} | {title} | {found} | – | – | – |")
-        for entry in result:
-            holds = "yes" if entry["passes"] else "**no**"
-            lines.append(
-                f"| {row or 'soak'} | {title} | {entry['figure']} | {holds} | `{entry['command']}` | {entry['date']} |"
-            )
+        checks = [f"`{name}` {_holds(entry)}" for name, entry in content.items() if entry["row"] == row]
+        found = ", ".join(checks) or ELSEWHERE.get(row, "not measured yet")
+        lines.append(f"| {row or 'soak'} | {title} | {found} |")
     text = page.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     write_file(page, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+    figures = ["# What each check found", "", "| check | holds | found | command | date |", "|---|---|---|---|---|"]
+    figures += [
+        f"| {name} | {_holds(entry)} | {entry['figure']} | `{entry['command']}` | {entry['date']} |"
+        for name, entry in content.items()
+    ]
+    write_file(raw, "\n".join(figures) + "\n")
+
+
+def _holds(entry: dict[str, Any]) -> str:
+    return "yes" if entry["passes"] else "**no**"

@@ -122,7 +122,7 @@ def main() -> int:
     findings.record(
         options.results, "soak", results, f"python -m benchmarks.reliability.soak --minutes {options.minutes:g}"
     )
-    findings.table(options.results, options.page)
+    findings.table(options.results, options.page, options.results.with_suffix(".md"))
     return 0 if results.passes else 1
 
 

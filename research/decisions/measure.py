@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy import stats
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
@@ -61,8 +62,12 @@ def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """True utility@10 of what was served against other lists: mean difference over shops, and how often it is lower."""
-    lines = ["| against | shops | difference | lower in | lower by more than .005 in |", "|---|--:|---|--:|--:|"]
+    """True utility@10 of what was served against other lists: the mean difference, and in how many shops it is lower.
+
+    `at most` is the upper end of the exact 95 % interval of that share (Clopper and Pearson 1934).
+    """
+    lines = ["| against | shops | difference | lower in | at most | lower by more than .005 in |"]
+    lines.append("|---|--:|---|--:|--:|--:|")
     served = np.array([row["contenders"][row["chosen"]]["test"][UTILITY] for row in rows])
     names = [*dict.fromkeys(name for row in rows for name in row["contenders"])]
     others = {name: np.array([_utility(row, name) for row in rows]) for name in names}
@@ -73,9 +78,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         mean, low, high, _ = mean_interval(gained)
         lines.append(
             f"| {name} | {there.sum()} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) | {(gained < 0).mean():.0%} |"
-            f" {(gained < -0.005).mean():.0%} |"
+            f" {upper_share(int((gained < 0).sum()), len(gained)):.0%} | {(gained < -0.005).mean():.0%} |"
         )
     return "\n".join(lines)
+
+
+def upper_share(count: int, of: int) -> float:
+    """The upper end of the exact 95 % interval of a share.
+
+    Example:
+        >>> round(upper_share(0, 60), 3)
+        0.06
+    """
+    return float(stats.beta.ppf(0.975, count + 1, of - count)) if count < of else 1.0
 
 
 def _utility(row: Mapping[str, Any], name: str) -> float:

@@ -4,7 +4,7 @@
 
 Reads `steps.jsonl` of each arm and seed, trains nothing, and keeps a row for each as `admitted-<comparison>.jsonl`
 beside this file. The earlier gate is an arm's own where that is what it has; for the others `admission` is what their
-own gate admitted, and `shuffled_admission` what the paper's would have with shuffled rewards.
+own gate admitted, and `shuffled_admission` what the earlier gate would have with shuffled rewards.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ policy of its seed alone, which all arms begin with:
     hard, told      they do not, and the reward puts the logged item above 95 % of the other items of that list of fifty
     hard, not told  they do not, and it does not
 
-The last two are the paper's: samples that are hard for the policy, with and without a ranker that can tell the target
-from negatives. `told` is defined by the score that arms are trained with, so any arm may look better there than
-elsewhere; what says something of a gate is its difference from another gate in the same stratum.
+The last two are after the paper's strata: samples that are hard for the policy, with and without a ranker that can tell
+the target from negatives. `told` is defined by the score that arms are trained with, so any arm may look better there
+than elsewhere; what says something of a gate is its difference from another gate in the same stratum.
 
 Kept as `hard-<comparison>.jsonl` beside this file: a row a stratum and pair of arms, with the pairs of the plan and
 each arm against its baseline `of`, at the last step. `share` is the metric of that baseline in the stratum; `p_holm` is

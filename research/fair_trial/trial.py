@@ -31,8 +31,8 @@ positions either.
 With `--thresholds` the earlier gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.
 
-With `--fixed-rate` a gate that admits a fixed share by chance stands beside the paper's and the random one, which
-learns from the paper's how much of each batch to admit; all arms alike for the rest.
+With `--fixed-rate` a gate that admits a fixed share by chance stands beside the earlier gate and the random one,
+which learns from the earlier gate how much of each batch to admit; all arms alike for the rest.
 
 With `--rewards` GRPO and its gates have other rewards than the trees, all arms alike; each is a comparison.
 
@@ -135,7 +135,7 @@ def carry_out_apart(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
 
 
 def carry_out_fixed_rate(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
-    """A gate of a fixed rate beside the paper's and the random one, from the starting policies of the trial."""
+    """A gate of a fixed rate beside the earlier gate and the random one, from the starting policies of the trial."""
     _from_starts(plan, name, data, out, fixed_rate_config(plan, name), f"fixed-rate-{name}")
 
 

@@ -2,7 +2,7 @@
 
     python -m research.field_arms --out runs/field-arms              the marketplace
     python -m research.field_arms --out runs/field-arms --worlds lastfm --data DIR
-    python -m research.field_arms --table [--worlds lastfm]          prints the table of the rows
+    python -m research.field_arms --table [--worlds lastfm]          prints the table of all rows
 
 `plan.yaml` says what is measured. A row of `<world>.jsonl` is an arm at a pressure under a reward and a seed, at its
 last step: metrics of test cases, and each paired difference from continued NLL with the variance of its mean over
@@ -31,14 +31,16 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
-from adagrpo.report import read_rows
+from adagrpo.report import Table, read_rows
+from adagrpo.report.tables import MISSING
 from adagrpo.trainer.pressure import mean_pressure
 from research.rows import add_row
 
-__all__ = ["arms_of", "difference", "pooled", "table"]
+__all__ = ["arms_of", "difference", "hacked", "pooled", "summary", "table"]
 
 HERE = Path(__file__).parent
 SHOWN = ("hr@10", "ndcg@10", "true_utility@10", "hallucination@10", "reward@10")
+SHORT = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "true_utility@10": "utility", "hallucination@10": "invalid"}
 POINTS = {"true_utility@10": 1.0, "reward@10": 1.0}  # what is no rate; the others are printed in points
 Users = dict[str, NDArray[np.float64]]
 
@@ -197,15 +199,58 @@ def table(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], world: str
     return lines
 
 
+def summary(rows: Sequence[Mapping[str, Any]], strength: float = 1.0) -> Table:
+    """The differences of an arm at one strength under a good and a wrong reward, and at which strengths it is hacked.
+
+    Args:
+        rows: of a simulated world.
+        strength: whose differences are shown, in points and thousandths of utility; in bold if clear.
+    """
+    shown: dict[str, tuple[str, ...]] = {"good": ("hr@10", "ndcg@10", "true_utility@10", "hallucination@10")}
+    shown["wrong"] = ("hr@10", "true_utility@10", "hallucination@10")
+    lines: list[tuple[str, ...]] = []
+    clear = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm and "against" in row]
+        at = {key: [row for row in mine if (row["reward"], row["pressure"]) == key] for key in _points(mine)}
+        values = [(name, pooled(at.get((reward, strength), []), name)) for reward in shown for name in shown[reward]]
+        strengths = [
+            ", ".join(f"{pressure:g}" for kind, pressure in sorted(at) if kind == reward and hacked(at[kind, pressure]))
+            for reward in shown
+        ]
+        clear += [(len(lines), place) for place, (_, value) in enumerate(values, start=1) if value and value.clear]
+        lines.append((arm, *(_short(*one) for one in values), "; ".join(found or MISSING for found in strengths)))
+    names = [f"{SHORT[name]}, {reward}" for reward in shown for name in shown[reward]]
+    return Table.of(("arm", *names, "hacked"), lines, 1, 1, clear)
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, float]]:
+    return {(row["reward"], row["pressure"]) for row in rows}
+
+
+def hacked(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the reward of an arm's lists rises and their true utility falls, both clearly."""
+    utility, reward = (pooled(rows, name) for name in ("true_utility@10", "reward@10"))
+    if utility is None or reward is None:
+        return False
+    return utility.clear and reward.clear and utility.mean < 0 < reward.mean
+
+
+def _short(name: str, value: Pooled | None) -> str:
+    """A difference with one decimal, in points or thousandths."""
+    if value is None:
+        return MISSING
+    scale = 1000.0 if name == "true_utility@10" else 100.0
+    return f"{value.mean * scale:+.1f} ± {value.half * scale:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _line(key: tuple[str, float, str], rows: Sequence[Mapping[str, Any]]) -> str:
     found = {name: pooled(rows, name) for name in SHOWN}
     invalid = float(np.mean([row["metrics"]["hallucination@10"] for row in rows]))
     cells = {name: _cell(name, value) for name, value in found.items()}
-    utility, reward = found["true_utility@10"], found["reward@10"]
-    hacked = utility and reward and utility.clear and reward.clear and utility.mean < 0 < reward.mean
     shown = [cells["hr@10"], cells["ndcg@10"], cells["true_utility@10"], cells["hallucination@10"]]
     parts = [key[0], f"{key[1]:g}", key[2], str(len(rows)), *shown, f"{invalid:.2%}", cells["reward@10"]]
-    return "| " + " | ".join([*parts, "hacked" if hacked else ""]) + " |"
+    return "| " + " | ".join([*parts, "hacked" if hacked(rows) else ""]) + " |"
 
 
 def _cell(name: str, value: Pooled | None) -> str:

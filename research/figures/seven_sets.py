@@ -43,7 +43,7 @@ ARMS = {  # of a comparison's last step, by what they are called here
     "trained, mixture": "fair-grpo-beam",
 }
 ROWS = (FUSED, *ARMS, KNN)
-TESTED = ("better", "better, margin not kept", "worse")
+SIGNIFICANT = ("significantly better", "significantly better, margin not kept", "significantly worse")
 WIDTH, HEIGHT, MARGIN, DOT = 880, 200, 220, 16  # pixels; the margin is what names take
 LANES = (0.0, -0.3, 0.3)  # of dots that would cover each other
 
@@ -79,7 +79,7 @@ def outcomes(results: Path) -> list[Outcome]:
         baseline = _mean(last["nll"])
         found.append(Outcome(data, POLICY, _mean(last["sft"]), baseline, False))
         for method, arm in ARMS.items():
-            found.append(Outcome(data, method, _mean(last[arm]), baseline, last[arm]["verdict"] in TESTED))
+            found.append(Outcome(data, method, _mean(last[arm]), baseline, last[arm]["verdict"] in SIGNIFICANT))
         found.append(Outcome(data, KNN, _knn(results, name), baseline, False))
     return found + _fused(results / "decisions" / "sets.jsonl")
 

@@ -25,6 +25,11 @@
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
+| `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
+| `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
+| `field` | one `NAME.jsonl` of `research.field_arms` | |
+| `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
+| `moved` | one `NAME.jsonl` of `research.paper_gate.moved` | |
 | `sets` | the trial, `fair_trial`: the table of the README | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
@@ -48,8 +53,18 @@ from adagrpo.report.canvas import standalone
 from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
 from research.fair_trial.corrected import corrected_table, read_differences
+from research.field_arms.measure import summary
 from research.figures.seven_sets import outcomes, seven_sets_picture, seven_sets_table
 from research.pages.feed import difference_table, exposure_table, order_table
+from research.pages.frontier import (
+    alone_table,
+    frontier_pairs,
+    frontier_picture,
+    frontier_table,
+    moved_table,
+    strata_table,
+    trials,
+)
 from research.pages.last_steps import trial_table
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -83,6 +98,11 @@ KEYS = {
     "teachers": (),
     "pressed": (),
     "corrected": (),
+    "frontier": ("form",),
+    "strata": (),
+    "moved": (),
+    "alone": (),
+    "field": (),
     "headline": ("arms", "split"),
     "sets": (),
     "verdicts": ("form",),
@@ -93,7 +113,14 @@ QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 # kinds that take several files
 SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")
-FORMS = {"arms": "text", "comparison": "short", "contenders": "text", "verdicts": "short", "orders": "exposure"}
+FORMS = {
+    "arms": "text",
+    "comparison": "short",
+    "contenders": "text",
+    "frontier": "short",
+    "orders": "exposure",
+    "verdicts": "short",
+}
 
 
 class Marker(NamedTuple):
@@ -137,7 +164,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     """Write the charts that pages show: `figures/<name>/<what it shows>.svg` beside the comparison or quality map.
 
     A chart that no page of the folder shows is not drawn. Charts of studies (`research.pages.study_pictures`) and the
-    picture of the README, `figures/seven-sets.svg`, are drawn where the rows that they need are.
+    picture of the README, `figures/seven-sets.svg`, and the frontier of the gate are drawn where their rows are.
 
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
@@ -169,6 +196,8 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
     drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
     drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
+    if contents := trials(results):
+        drawn[results / "paper_gate" / "figures" / "frontier.svg"] = standalone(frontier_picture(contents))
     if found := outcomes(results):
         drawn[results / "figures" / "seven-sets.svg"] = standalone(seven_sets_picture(found))
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
@@ -266,6 +295,9 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
+    if marker.kind == "frontier":
+        compared = read_comparison(find(results, f"{name}.comparison.json"))
+        return frontier_pairs(compared) if "form" in options else frontier_table(compared)
     if marker.kind == "teachers":
         return _teachers(name, results)
     if marker.kind in ("contenders", "trial"):
@@ -286,6 +318,18 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "tuned":
         _expect(path, rows, *TUNED)
         return tuned_table(rows)
+    if marker.kind == "strata":
+        _expect(path, rows, "research.paper_gate.strata", ("stratum", "users", "gain_hr@10"))
+        return strata_table(rows)
+    if marker.kind == "field":
+        _expect(path, rows, "research.field_arms", ("arm", "pressure", "reward"))
+        return summary(rows)
+    if marker.kind == "alone":
+        _expect(path, rows, "research.paper_gate.alone", ("arm", "admission", "less_nll"))
+        return alone_table(rows)
+    if marker.kind == "moved":
+        _expect(path, rows, "research.paper_gate.moved", ("distance", "leaves_at", "users"))
+        return moved_table(rows)
     if marker.kind == "admitted":
         _expect(path, rows, "research.fair_trial.admitted", ("arm", "admission", "shuffled_admission"))
         return admitted_table(rows)

@@ -129,7 +129,7 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
             points.append(Point(_quality(row), difference, arm, tip=tip))
     svg = scatter_chart(
         points,
-        title=f"{metric_label(metric)} of each arm, less that of {rows[0]['baseline']}",
+        title=f"{metric_label(metric)} of each arm, minus that of {rows[0]['baseline']}",
         x_label="what re-ranking by the reward adds to NDCG@10, validation",
         y_label=f"Δ {metric_label(metric)}",
         y_percent=rate,

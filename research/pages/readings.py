@@ -36,7 +36,7 @@ def matched_table(rungs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
             for values in found
         ]
         mean = shown([(fmean(values), 0.0) for values in found], 1, 2)
-        cells.append((f"{SAID[one]} less {SAID[other]}", *line, mean))
+        cells.append((f"{SAID[one]} minus {SAID[other]}", *line, mean))
     header = ("points of HR@10", *rungs, "mean over sets")
     return Table(header, tuple(cells), _alignment(len(header)))
 
@@ -119,7 +119,7 @@ def hard_table(rows: Sequence[Mapping[str, Any]], less: str | None = None) -> Ta
     cells = []
     for pair in dict.fromkeys((row["arm"], row["other"]) for row in kept):
         values = [found.get((*pair, stratum)) for stratum in strata]
-        cells.append((pair[0] if less else " less ".join(pair), *map(_in_points, values)))
+        cells.append((pair[0] if less else " minus ".join(pair), *map(_in_points, values)))
     sizes = (f"{stratum}: {users:,.0f} cases" for stratum, users in strata.items())
     return Table((f"arm less {less}" if less else "arms", *sizes), tuple(cells), _alignment(1 + len(strata)))
 

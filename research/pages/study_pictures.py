@@ -25,7 +25,7 @@ class Look(NamedTuple):
 
 LOOKS = {
     "gate_best_case": Look("The gate beats a random one in one case of six.", "true utility@10, simulated"),
-    "exposed_feed": Look("Training gains on what the feed shows, not on random videos.", "AUC, points"),
+    "exposed_feed": Look("Training gains on the platform's videos, not on random ones.", "AUC, points"),
 }
 
 

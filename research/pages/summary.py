@@ -58,7 +58,7 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     header += [*map(metric_label, columns), *([] if short else ["verdict"])]
     right: list[Alignment] = ["right"] * (2 * len(judged) + len(columns))
     left: list[Alignment] = [] if short else ["left"]
-    better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
+    better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "significantly better")
     return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
 
 

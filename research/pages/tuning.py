@@ -109,7 +109,7 @@ def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str]
         tried = [one for one in results if one is not None]
         known = [(one["difference"], one["variance"]["users"]) for one in tried if "variance" in one]
         known = known if len(known) == len(tried) else []
-        cells.append((" less ".join(names), *line, *([shown(known, *scale)] if distinct else [])))
+        cells.append((" minus ".join(names), *line, *([shown(known, *scale)] if distinct else [])))
     label = f"{metric_label(metric)}{', points' * is_rate(metric)}"
     header = ("arms", *titles, *([f"mean over sets, {label}"] if distinct else []))
     right: list[Alignment] = ["right"] * (len(header) - 1)
@@ -129,7 +129,7 @@ def teachers_table(contents: Mapping[str, Mapping[str, Any]]) -> Table:
         weights = [content["arms"][arm].get("weight", ()) for arm in ("fair-distill", "rerank")]
         chosen = [", ".join(MISSING if one is None else f"{one:g}" for one in values) for values in weights]
         cells.append((teacher, *chosen, *(_difference(metric, last.get(arm)) for arm in TAUGHT)))
-    arms = (f"{name} less {baseline}, points" for name in ("distillation", "re-ranking", "both"))
+    arms = (f"{name} minus {baseline}, points" for name in ("distillation", "re-ranking", "both"))
     header = ("teacher", "weight of distillation", "weight of re-ranking", *arms)
     return Table(header, tuple(cells), ("left", *("right",) * 5))
 

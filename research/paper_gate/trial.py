@@ -3,27 +3,33 @@
     python -m research.paper_gate.trial --data DIR --out runs/paper-gate --sets lastfm amazon18-scientific
 
 `plan.yaml` says what is tried. Per set this folder keeps `admission-<set>.jsonl`, what the thresholds admit at the
-starting policy and which were chosen; `arms-<set>.jsonl`, a row for each arm, checkpoint and seed, until all seeds are
-done; then `<set>.jsonl` and `<set>.comparison.json`, the comparison. Stopped at any point, the same
-command continues.
+starting policy and which were chosen; `gate-<set>.comparison.json`, the comparison of the seeds that are done, and
+`gate-<set>.jsonl`, its rows, written anew after each. Stopped at any point, the same command continues. With
+`--compare` it trains nothing, and only compares the seeds that are done.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
-from adagrpo.config import Config, ObjectiveConfig
+from adagrpo.config import CompareConfig, Config, ObjectiveConfig
 from adagrpo.console import StderrConsole
+from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
+from adagrpo.lists.names import RERANK
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare import Comparison, evaluation_folder
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.report import read_rows
-from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.hashes import hash_json, with_hash
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
 from research.command import run
@@ -31,7 +37,7 @@ from research.fair_trial import tune as fair
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
 from research.rows import add_row, keep_rows
 
-__all__ = ["carry_out", "trial_config"]
+__all__ = ["carry_out", "compare_done", "trial_config"]
 
 HERE = Path(__file__).parent
 
@@ -83,24 +89,90 @@ def carry_out(name: str, data: Path, out: Path) -> None:
     default = {kind: {"tau": 0.5, "rho": 0.3} for kind in plan["rollouts"]}
     claim(directory, "comparison")
     start = _comparison(trial_config(plan, fair_plan, name, default), folder, directory, seeds)
-    thresholds = _thresholds(plan, name, start.run_of(seeds[0]))
-    comparison = _comparison(trial_config(plan, fair_plan, name, thresholds), folder, directory, seeds)
-    for seed in seeds:
-        (made,) = comparison.make_runs([seed])
-        _keep_seed(name, seed, made)
+    _choose_thresholds(plan, name, start.run_of(seeds[0]))
+    config = trial_config(plan, fair_plan, name, _thresholds(plan, name))
+    comparison = _comparison(config, folder, directory, seeds)
+    for done, seed in enumerate(seeds, start=1):
+        comparison.make_runs([seed])
+        keep_comparison(name, comparison.plan, [comparison.run_of(one) for one in seeds[:done]])
     comparison.carry_out()
-    keep_rows(directory / "results.jsonl", HERE / f"{name}.jsonl")
-    write_file(HERE / f"{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
-    (HERE / f"arms-{name}.jsonl").unlink(missing_ok=True)  # the comparison's rows hold the same
+    keep_rows(directory / "results.jsonl", HERE / f"gate-{name}.jsonl")
+    write_file(HERE / f"gate-{name}.comparison.json", (directory / "comparison.json").read_text(encoding="utf-8"))
+
+
+def compare_done(name: str, data: Path, out: Path) -> None:
+    """The comparison of the seeds whose runs are done, from what they hold.
+
+    Raises:
+        UserError: none is done.
+    """
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+    fair_plan = fair.read_plan(name)
+    seeds = fair_plan["seeds"].get(name, fair_plan["seeds"]["others"])
+    config = trial_config(plan, fair_plan, name, _thresholds(plan, name))
+    folders = {seed: out / name / f"seed-{seed}" for seed in seeds}
+    data = fair.folder_of(fair_plan, name, data)
+    done = [
+        Run(folder, config.model_copy(update={"seed": seed}), data)
+        for seed, folder in folders.items()
+        if (folder / "evaluate" / RERANK).is_dir()
+    ]
+    if not done:
+        raise UserError(f"{out / name}: no seed is done")
+    family = tuple(arm for arm in _arms(config) if arm != config.compare.baseline)
+    keep_comparison(name, config.compare.model_copy(update={"family": family}), done)
+
+
+def keep_comparison(name: str, plan: CompareConfig, runs: Sequence[Run]) -> None:
+    """Compare the seeds of some runs by the plan of all, and keep the result and its rows beside this file."""
+    measured: dict[tuple[str, str], list[Measured]] = {}
+    admission: dict[str, list[float | None]] = {}
+    for made in runs:
+        data, stages = RunData(made), json.loads(made.path("metrics.json").read_text(encoding="utf-8"))["stages"]
+        for arm in ("sft", *_arms(made.config)):
+            for checkpoint in ("best",) if arm in ("sft", RERANK) else ("best", "final"):
+                found = read_measured(data, evaluation_folder(made, arm, checkpoint))
+                measured.setdefault((arm, checkpoint), []).append(found)
+            admission.setdefault(arm, []).append(stages.get(arm, {}).get("admission"))
+    seeds = [made.config.seed for made in runs]
+    content = {
+        "name": name,
+        "seeds": seeds,
+        "users": len(pl.concat([entry.users[USER_ID] for entry in measured["sft", "best"]]).unique()),
+        "plan": plan.model_dump(mode="json"),
+        "arms": {arm: {"admission": values} for arm, values in admission.items() if arm != "sft"},
+        "rows": compare(measured, seeds, plan),
+        "pairs": compare_pairs(measured, plan),
+    }
+    text = json.dumps(with_hash(content), indent=1, allow_nan=False)
+    write_file(HERE / f"gate-{name}.comparison.json", text + "\n")
+    rows = [
+        {"dataset": name, "arm": arm, "seed": seed, "checkpoint": checkpoint, "split": split, "metrics": metrics}
+        for (arm, checkpoint), entries in measured.items()
+        for seed, entry in zip(seeds, entries, strict=True)
+        for split, metrics in (("validation", dict(entry.validation)), ("test", dict(entry.test)))
+    ]
+    write_file(HERE / f"gate-{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _comparison(config: Config, data: Path, directory: Path, seeds: list[int]) -> Comparison:
-    arms = [arm.name for arm in config.train.arms] + ["rerank"]
-    return Comparison(directory, config, data, objectives=arms, seeds=seeds, console=StderrConsole())
+    return Comparison(directory, config, data, objectives=_arms(config), seeds=seeds, console=StderrConsole())
 
 
-def _thresholds(plan: Mapping[str, Any], name: str, run: Run) -> dict[str, dict[str, float]]:
-    """What the rule chooses for each kind of rollouts; measured once."""
+def _arms(config: Config) -> list[str]:
+    return [arm.name for arm in config.train.arms] + [RERANK]
+
+
+def _thresholds(plan: Mapping[str, Any], name: str) -> dict[str, dict[str, float]]:
+    """What the rule chose for each kind of rollouts."""
+    rows = [row for row in read_rows(HERE / f"admission-{name}.jsonl") if row["chosen"]]
+    if len(rows) < len(plan["rollouts"]):
+        raise UserError(f"{name}: its thresholds are not chosen yet; the command without --compare does")
+    return {row["rollouts"]: {"tau": row["tau"], "rho": row["rho"]} for row in rows}
+
+
+def _choose_thresholds(plan: Mapping[str, Any], name: str, run: Run) -> None:
+    """Measure the admission of every pair of thresholds, and mark the one that the rule takes; measured once."""
     results = HERE / f"admission-{name}.jsonl"
     if any(row["plan"] != _plan_hash(plan) for row in read_rows(results)):
         raise UserError(f"{results}: holds rows of another plan; move them away to measure anew")
@@ -119,7 +191,6 @@ def _thresholds(plan: Mapping[str, Any], name: str, run: Run) -> dict[str, dict[
             if (rollouts, row["tau"], row["rho"]) not in known:
                 about = {"dataset": name, "plan": _plan_hash(plan), "rollouts": rollouts, "seed": run.config.seed}
                 add_row(results, about | row | {"chosen": (row["tau"], row["rho"]) == tuple(chosen.values())})
-    return {row["rollouts"]: {"tau": row["tau"], "rho": row["rho"]} for row in read_rows(results) if row["chosen"]}
 
 
 def _plan_hash(plan: Mapping[str, Any]) -> str:
@@ -127,26 +198,13 @@ def _plan_hash(plan: Mapping[str, Any]) -> str:
     return hash_json({key: plan[key] for key in ("rollouts", "thresholds")})[:12]
 
 
-def _keep_seed(name: str, seed: int, folder: Path) -> None:
-    """A row for each arm and checkpoint of a seed, from what its run measured."""
-    results = HERE / f"arms-{name}.jsonl"
-    stages = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["stages"]
-    known = {(row["arm"], row["checkpoint"], row["seed"]) for row in read_rows(results)}
-    for arm, content in stages.items():
-        points = {"best": content} if "test" in content else content  # the starting policy has no last step
-        for checkpoint in ("best", "final"):
-            test = points.get(checkpoint, {}).get("test")
-            if test is not None and (arm, checkpoint, seed) not in known:
-                metrics = {key: test[key] for key in ("hr@10", "ndcg@10", "hr@50", "hallucination@10") if key in test}
-                row = {"dataset": name, "arm": arm, "seed": seed, "checkpoint": checkpoint, "split": "test"}
-                add_row(results, row | {"metrics": metrics, "admission": content.get("admission")})
-
-
 def main() -> None:
-    """Carry out the trial of the sets that are asked for."""
-    given = fair.set_parser(__doc__).parse_args()
+    """Carry out the trial of the sets that are asked for, or compare what is done of it."""
+    parser = fair.set_parser(__doc__)
+    parser.add_argument("--compare", action="store_true", help="compare the seeds that are done; train nothing")
+    given = parser.parse_args()
     for name in given.sets:
-        carry_out(name, given.data, given.out)
+        (compare_done if given.compare else carry_out)(name, given.data, given.out)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_utf_16_that_is_cut_and_utf_32(tmp_path: Path) -> None:
     cut = write(tmp_path / "cut.csv", text.encode("utf-16")[:-3])
     logs = read_logs([cut], Columns(), max_bad_rows=1)
     assert logs.interactions.rows() == [("a", "x", 1)] and "\ufffd" in logs.rejects["reason"][0]
-    with pytest.raises(UserError, match="is encoded in UTF-32; write it anew as UTF-8"):
+    with pytest.raises(UserError, match="is encoded in UTF-32; write it as UTF-8"):
         read_logs([write(tmp_path / "wide.csv", text.encode("utf-32"))], Columns())
 
 

@@ -49,7 +49,8 @@ def test_groups_that_are_shuffled_leave_no_gate_and_the_same_verdict(observed: O
     changed = replace(observations, sampled=blind)
     verdict = diagnose(changed, OBJECTIVE, seed=0, resamples=FEW)["verdict"]
     assert (verdict["decision"], verdict["tau"]) == ("use", None)
-    assert "the gate admits no more groups than it would with shuffled rewards" in " ".join(verdict["sentences"])
+    assert "the gate admits no more groups than it would with shuffled rewards" in " ".join(verdict["gate_sentences"])
+    assert "gate" not in " ".join(verdict["sentences"])
 
 
 def test_truth_is_said_beside_and_decides_nothing(observed: ObservationsOf, planted: dict[str, Any]) -> None:
@@ -177,8 +178,8 @@ def test_a_gain_in_cells_alone_is_said_as_such(planted: dict[str, Any]) -> None:
     changed = {"decision": "rerank_only", "strength": "some", "where": ["history length low"]}
     evidence = {**verdict["evidence"], "adds": adds | {"strength": "none"}, "leads": leads | {"strength": "against"}}
     text = " ".join(sentences({**planted, "verdict": {**verdict, **changed, "evidence": evidence}}))
-    assert "in some cells alone, and not over all cases. Training on it is advised against" in text
-    assert "The gain is established in: history length low." in text
+    assert "significant in some segments, and not over all cases. Do not train on it" in text
+    assert "The gain is significant in: history length low." in text
     nothing = adds | {"mean": -1e-7, "low": -2e-7, "high": 1e-7}
     text = " ".join(sentences({**planted, "verdict": {**verdict, "evidence": {**evidence, "adds": nothing}}}))
     assert "NDCG@10 changes by +0.0000 (+0.0000 to +0.0000)" in text
@@ -187,6 +188,6 @@ def test_a_gain_in_cells_alone_is_said_as_such(planted: dict[str, Any]) -> None:
 def test_a_decision_that_could_not_be_reached_is_said_as_such(observed: ObservationsOf) -> None:
     verdict = diagnose(observed(0, 240, 0.2), OBJECTIVE, seed=0, resamples=FEW)["verdict"]
     assert (verdict["decision"], verdict["strength"], verdict["reached"]) == ("do_not_use", "none", False)
-    assert verdict["sentences"][1].startswith("No decision could be reached by these cases")
+    assert verdict["sentences"][1].startswith("These cases are too few for a decision")
     ends = verdict["evidence"]["adds"]
     assert f"is between {ends['low']:+.4f} and {ends['high']:+.4f}, with 0 inside" in verdict["sentences"][1]

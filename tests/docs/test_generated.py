@@ -17,9 +17,9 @@ def section(name: str) -> str:
 
 def test_a_command_has_its_usage_help_options_and_defaults() -> None:
     serve = section("serve")
-    assert "Answer requests over HTTP with a trained policy" in serve and "adagrpo serve [OPTIONS]\n" in serve
+    assert "Serve lists over HTTP until interrupted" in serve and "adagrpo serve [OPTIONS]\n" in serve
     assert "| `--run` RUN | The run directory. | *required* |" in serve
-    assert "| `--port` PORT | 0 takes a free one. | `8000` |" in serve
+    assert "| `--port` PORT | 0: a free one. | `8000` |" in serve
     assert "| `--checkpoint` best or final | Which checkpoint of it. | `best` |" in serve
     assert "| `--quiet` | No progress on stderr. |  |" in serve  # a flag takes nothing
 

@@ -58,16 +58,16 @@ def planted(seeds: int = 3) -> dict[tuple[str, str], list[Measured]]:
     }
 
 
-def test_planted_gain_loss_and_equality_are_told_apart() -> None:
+def test_planted_gain_loss_and_equality_are_distinguished() -> None:
     rows = rows_of(planted(), 3)
     assert {point: row["verdict"] for point, row in rows.items()} == {
-        ("sft", "best"): "outside the family",
+        ("sft", "best"): "not tested",
         ("nll", "best"): "baseline",
         ("nll", "final"): "baseline",
-        ("gain", "best"): "better",
-        ("gain", "final"): "no difference shown",
-        ("loss", "best"): "worse",
-        ("equal", "best"): "no difference shown",
+        ("gain", "best"): "significantly better",
+        ("gain", "final"): "not distinguishable",
+        ("loss", "best"): "significantly worse",
+        ("equal", "best"): "not distinguishable",
     }
     gain = rows["gain", "best"]["against"]["hr@10"]
     assert gain["by_seed"] == pytest.approx([30 / USERS, 31 / USERS, 32 / USERS], rel=1e-12)
@@ -93,7 +93,7 @@ def test_holm_counts_the_family_and_no_one_else() -> None:
     assert rows["sft", "best"]["p_holm"] is None and rows["nll", "final"]["p_holm"] is None
     alone = rows_of(tests, 3, OPTIONS.model_copy(update={"family": ("gain",)}))
     assert alone["gain", "best"]["p_holm"] == pytest.approx(2 * p)
-    assert alone["loss", "best"]["verdict"] == "outside the family"
+    assert alone["loss", "best"]["verdict"] == "not tested"
     assert alone["loss", "best"]["against"]["hr@10"]["difference"] < 0
 
 
@@ -122,20 +122,20 @@ def test_seeds_that_disagree_stop_a_claim_that_the_users_would_make() -> None:
     row = rows_of(tests, 3)["arm", "best"]
     against = row["against"]["hr@10"]
     assert row["p_holm"] > 0.05 and against["users"][0] > 0 > against["both"][0] and against["seeds"][0] < 0
-    assert row["verdict"] == "not settled over seeds"
+    assert row["verdict"] == "significant over users only"
 
 
 @pytest.mark.parametrize("both", [[0.0006, 0.0074], None])
-def test_what_the_number_of_tests_unsettles_is_not_blamed_on_the_seeds(both: list[float] | None) -> None:
+def test_what_the_correction_takes_away_is_not_blamed_on_the_seeds(both: list[float] | None) -> None:
     against = {"difference": 0.004, "users": [0.0006, 0.0074], "seeds": [0.0038, 0.0042], "p": 0.02}
     found = {"arm": "arm", "checkpoint": "best", "against": {"hr@10": against | ({"both": both} if both else {})}}
     others = [{"arm": f"o{i}", "checkpoint": "best", "against": {"hr@10": against | {"p": 0.9}}} for i in range(4)]
     rows: list[dict[str, Any]] = [row | {"margins": {}, "p_holm": None} for row in (found, *others)]
     give_verdicts(rows, CompareConfig(margins={}))
     assert rows[0]["p_holm"] == pytest.approx(0.1)
-    assert rows[0]["verdict"] == "not settled after correction"
+    assert rows[0]["verdict"] == "not significant after correction"
     give_verdicts(rows[:1], CompareConfig(margins={}))
-    assert rows[0]["verdict"] == "better"
+    assert rows[0]["verdict"] == "significantly better"
 
 
 def test_a_gain_beyond_a_margin_says_so() -> None:
@@ -152,7 +152,7 @@ def test_a_gain_beyond_a_margin_says_so() -> None:
     }
     rows = rows_of(tests, 3)
     lost, invalid = rows["tail lost", "best"], rows["invalid", "best"]
-    assert lost["verdict"] == invalid["verdict"] == "better, margin not kept"
+    assert lost["verdict"] == invalid["verdict"] == "significantly better, margin not kept"
     assert not lost["margins"]["hr@50"]["kept"] and lost["margins"]["hallucination@10"]["kept"]
     assert lost["margins"]["hr@50"]["worst"] == -lost["against"]["hr@50"]["both"][0]
     assert invalid["margins"]["hr@50"]["kept"] and not invalid["margins"]["hallucination@10"]["kept"]
@@ -167,7 +167,10 @@ def test_lower_is_better_turns_the_verdict() -> None:
         ("dirtier", "best"): [measured(h, invalid=0.11) for h in hits],
     }
     rows = rows_of(tests, 2, OPTIONS.model_copy(update={"metric": "hallucination@10"}))
-    assert rows["cleaner", "best"]["verdict"] == "better" and rows["dirtier", "best"]["verdict"] == "worse"
+    assert (
+        rows["cleaner", "best"]["verdict"] == "significantly better"
+        and rows["dirtier", "best"]["verdict"] == "significantly worse"
+    )
 
 
 def test_seeds_that_repeat_each_other_make_the_users_interval_no_narrower() -> None:
@@ -196,7 +199,7 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
     rows = rows_of(planted(1), 1)
     gain = rows["gain", "best"]
     assert gain["against"]["hr@10"]["seeds"] is None and gain["test"]["hr@10"]["interval"] is None
-    assert gain["verdict"] == "better"
+    assert gain["verdict"] == "significantly better"
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -42,7 +42,7 @@ def test_an_arm_that_was_trained_again_within_the_window_makes_no_verdict() -> N
     result = analyse(PLAN, users_of(PLAN, reloaded, feedback), now=AFTER)
     assert result["verdicts"] == {"new": "invalid"} and not result["effects"]
     assert result["reasons"]["new"].startswith(
-        "arm new was served by 2 models, by other from 2026-11-12T00:01:00+00:00 on; an arm that was trained again"
+        "arm new was served by 2 models, by other from 2026-11-12T00:01:00+00:00 on; an arm that changes"
     )
     early = analyse(PLAN, users_of(PLAN, reloaded, feedback), now=datetime(2026, 11, 13, tzinfo=UTC))
     assert early["verdicts"] == {"new": "invalid"}
@@ -66,7 +66,7 @@ def test_feedback_that_has_not_happened_is_zero_and_claims_nothing(changes: dict
     assert (result["verdicts"], result["reasons"]) == ({"new": "inconclusive"}, {"new": reason})
     assert result["notes"] == [
         "the log has no feedback of kind 'complaint' or 'purchase' or 'return' yet, which counts as 0; "
-        "its kinds are click, dwell. A kind that the plan misspells never comes"
+        "its kinds are click, dwell. Check the spelling in the plan"
     ]
     assert set(units.users["sum: purchase"]) == set(units.users["before: purchase.value"]) == {0.0}
     assert analyse(PLAN, users_of(PLAN, *tables(60)), now=AFTER)["notes"] == []
@@ -111,7 +111,7 @@ def test_verdicts_in_words() -> None:
     assert said(lift=-0.5) == ("harm", "worse: clicks, ctr, dwell")
     assert said(lift=0.5, slow=1.5) == ("harm", "worse: latency (guardrail)")
     assert said(lift=0.5, slow=1.1)[0] == "inconclusive"
-    assert said() == ("inconclusive", "no metric of the rule is certainly better or worse")
+    assert said() == ("inconclusive", "no metric of the rule is significantly better or worse")
     early = datetime(2026, 11, 12, tzinfo=UTC)
     assert said(now=early, lift=0.5) == (
         "inconclusive",
@@ -128,7 +128,7 @@ def test_no_verdict_where_something_chose_the_users() -> None:
     assert result["reasons"]["new"].startswith("sample ratio of all: now ")
     mixed = exposures.with_columns(arm=pl.lit("sft"))
     result = analyse(PLAN, users_of(PLAN, mixed, feedback), now=AFTER)
-    assert "answers are of another arm than the user's" in result["reasons"]["new"]
+    assert "answers are from another arm than the user's" in result["reasons"]["new"]
     nobody = Units(exposures.clear().select(pl.col("arm")), 0, 0, 0, 0)
     assert analyse(PLAN, nobody, now=AFTER)["reasons"] == {"new": "no user was shown anything in the window"}
 

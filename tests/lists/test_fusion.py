@@ -78,12 +78,20 @@ def choices(count: int, weights: list[float], seed: int = 0) -> Choices:
     spread = features.var(axis=1).mean(axis=0) ** 0.5
     utility = (features / spread) @ np.array(weights) + draw.gumbel(size=(count, 20))
     items = np.tile(np.arange(20), (count, 1))
-    return Choices(items, features.astype(np.float32), utility.argmax(axis=1), np.arange(count))
+    return Choices(items, features.astype(np.float32), utility.argmax(axis=1), np.arange(count), np.ones(count))
 
 
 def test_the_weights_of_a_logit_are_found() -> None:
     fit = fit_weights(choices(4000, [1.0, 0.5, 0.0]), (POLICY, "a", "b"), (POLICY, "a", "b"), seed=0)
     assert [fit.weights.weights[name] for name in (POLICY, "a", "b")] == pytest.approx([1.0, 0.5, 0.0], abs=0.06)
+
+
+def test_a_case_counts_as_much_as_it_weighs() -> None:
+    one, other = choices(3000, [1.0, 0.5]), choices(3000, [0.2, 1.5], seed=1)
+    both = Choices(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))._replace(users=np.arange(6000))
+    weighted = both._replace(case_weights=np.repeat([2.0, 0.0], 3000))
+    fit = fit_weights(weighted, (POLICY, "a"), (POLICY, "a"), seed=0)
+    assert [fit.weights.weights[name] for name in (POLICY, "a")] == pytest.approx([1.0, 0.5], abs=0.06)
 
 
 def test_where_the_policy_is_right_and_cases_are_few_its_order_is_kept() -> None:

@@ -94,10 +94,9 @@ def test_padding_on_the_right_changes_no_real_state():
         torch.testing.assert_close(module(inputs)[:, :length], module(inputs[:, :length]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("by_distance", [False, True])
 @pytest.mark.parametrize("length", [6, 70])  # plain products, and the fused kernel
-def test_the_states_of_some_positions_are_those_of_all(length, by_distance):
-    module = CausalEncoder(width=8, layers=2, heads=2, max_length=length, dropout=0.0, by_distance=by_distance)
+def test_the_states_of_some_positions_are_those_of_all(length):
+    module = CausalEncoder(width=8, layers=2, heads=2, max_length=length, dropout=0.0)
     initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(4, length, 8, generator=torch.Generator().manual_seed(1))
     ends = torch.tensor([0, 2, length - 1, 1])
@@ -105,21 +104,26 @@ def test_the_states_of_some_positions_are_those_of_all(length, by_distance):
     torch.testing.assert_close(module(inputs, ends), whole[range(4), ends].unsqueeze(1), rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_item_at_two_places_has_two_states():
-    states = encoder()(torch.ones(1, 2, 8))
-    assert (states[0, 0] - states[0, 1]).abs().max() > 1e-3
+def test_order_decides_a_state():
+    inputs = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1))
+    states, swapped = encoder()(inputs), encoder()(inputs[:, [1, 0, 2]])
+    assert (states[0, 2] - swapped[0, 2]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("by_distance", [False, True])
+def test_the_size_of_what_is_read_does_not_matter():
+    inputs = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(encoder()(inputs), encoder()(100 * inputs), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", ["plain", "fused"])
-def test_a_block_is_attention_plus_feed_forward_by_hand(by_distance, kernel, monkeypatch):
+def test_a_block_is_attention_plus_feed_forward_by_hand(kernel, monkeypatch):
     monkeypatch.setattr(layers, "_SHORT", 64 if kernel == "plain" else 0)
-    module = CausalEncoder(width=4, layers=1, heads=2, max_length=3, dropout=0.0, by_distance=by_distance)
+    module = CausalEncoder(width=4, layers=1, heads=2, max_length=3, dropout=0.0)
     initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
     block = module.blocks[0]
-    x = inputs[0] if by_distance else inputs[0] + module.positions.weight
-    further = block.distances.weight.T if by_distance else torch.zeros(2, 3)  # (heads, T)
+    x = module.enter(inputs[0])
+    further = block.distances.weight.T  # (heads, T)
     packed = block.query_key_value(block.norm(x))
     attended = torch.zeros(3, 4)
     for head in range(2):
@@ -155,9 +159,10 @@ def test_attention_is_causal_attention_with_its_gradient(length):
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, length, 4, generator=generator).requires_grad_() for _ in range(3)]
     weights = torch.randn(2, 3, length, 4, generator=generator)
-    actual = _attend(*parts)
+    bias = torch.randn(3, length, length, generator=generator)
+    actual = _attend(*parts, bias)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
-    scores = (parts[0] @ parts[1].mT / 2).masked_fill(later, -torch.inf)
+    scores = (parts[0] @ parts[1].mT / 2 + bias).masked_fill(later, -torch.inf)
     expected = scores.softmax(-1) @ parts[2]
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     gradients = (torch.autograd.grad((output * weights).sum(), parts) for output in (actual, expected))
@@ -171,6 +176,6 @@ def test_weights_that_are_converted_once_give_what_autocast_gives():
     low = linear_weights_in(module, torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(low(inputs), module(inputs))
-        assert not torch.equal(low(inputs), low(2 * inputs))
-    assert low.positions.weight is module.positions.weight  # shared
+        assert not torch.equal(low(inputs), low(inputs.flip(0)))
+    assert low.blocks[0].distances.weight is module.blocks[0].distances.weight  # shared
     assert low.blocks[0].leave.weight.dtype == torch.bfloat16 and module.blocks[0].leave.weight.dtype == torch.float32

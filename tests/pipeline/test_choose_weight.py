@@ -126,8 +126,11 @@ def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Pa
     assert not any("weight" in row for row in rows if row["arm"] == "nll")
 
 
-def test_a_reward_that_knows_nothing_leaves_continued_nll(copied: Path, data: Path, world: Any) -> None:
-    run = trained(world, copied, data, [{"objective": "nll"}, arm("validation"), arm(2.0, "blind")], {"kind": "noise"})
+def test_a_reward_that_is_wrong_leaves_continued_nll(copied: Path, data: Path, world: Any, tmp_path: Path) -> None:
+    (tmp_path / "ring_back.py").write_text(RING.replace("-float(", "float("), encoding="utf-8")
+    reward = {"kind": "callable", "function": "ring_back:ahead"}
+    arms = [{"objective": "nll"}, arm("validation"), arm(2.0, "blind")]
+    run = trained(world, copied, data, arms, reward, tmp_path)
     assert choice(run)["distill"] == 0
     assert weights(run, "taught") == weights(run, "nll") != weights(run, "blind")
 

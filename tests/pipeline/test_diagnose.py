@@ -17,6 +17,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import observe
 from adagrpo.report import diagnosis_tables, write_diagnosis
+from adagrpo.report.tables import format_p
 
 
 class Done(NamedTuple):
@@ -70,7 +71,7 @@ def test_tables_print_the_result(done: Done) -> None:
     first, grid = tables["serving"].rows[0], tables["grid"].rows[0]
     assert first[:2] == ("all cases", str(result["settings"]["cases"]))
     assert first[3] == f"{result['orders']['policy']['ndcg@10']:.4f}"
-    assert first[-1] == f"{result['verdict']['all_cases_adjusted_p']:.3f}"
+    assert first[-1] == format_p(result["verdict"]["all_cases_adjusted_p"])
     assert grid[2] == str(result["grid"][0]["admitted"]) and len(tables["grid"].rows) == len(result["grid"])
     gate = {row[0]: row[1:] for row in tables["gate"].rows}
     assert gate["admitted"] == tuple(f"{100 * result['gate'][kind]['admission']:.1f} %" for kind in ("sample", "beam"))

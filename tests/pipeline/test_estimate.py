@@ -76,7 +76,7 @@ def test_the_policy_that_was_served_and_another_one(
         "with_other_probabilities": 0, "users": 40, "probabilities_checked": 299,
     }  # fmt: skip
     by_name = {(row["of"], row["estimator"]): row for row in same["estimates"]}
-    for of in ("first place", "list"):  # its own lists weigh 1, up to the rounding of a batch
+    for of in ("first item", "list"):  # its own lists weigh 1, up to the rounding of a batch
         for name in ("IPS", "SNIPS", "cascade"):
             if (of, name) in by_name:
                 assert by_name[of, name]["value"] == pytest.approx(by_name[of, "as served"]["value"], rel=0.03)

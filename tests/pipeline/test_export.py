@@ -113,7 +113,7 @@ def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     actual = export(run, tmp_path / "out", "adagrpo", "final")
     expected = {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
     expected |= {"catalog_version": open_version(run).name}
-    assert actual == expected | {"why": "asked for by name", "precision": "float32"}
+    assert actual == expected | {"why": "as named", "precision": "float32"}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files

@@ -149,6 +149,18 @@ def test_a_list_is_decided_and_served_from_orders_and_impressions(shop: Shop, tm
     (served,) = run.recommend([[item]], arm=content["chosen"]).items
     assert len(served) == 10 and {*served} <= {*pl.read_csv(shop.orders)["sku"]}
 
+    assert content["exposure_weighted"]  # a choice counts less the more often its item was shown
+    shown = pl.read_parquet(out / "prepare" / "impressions.parquet")["item"].value_counts(name="times")
+    cases = pl.read_parquet(out / "prepare" / "validation.parquet").filter("target").join(shown, on="item", how="left")
+    table = pl.read_parquet(out / "fuse" / "sft" / "validation.parquet")
+    times = cases["times"].fill_null(1).cast(pl.Float64)
+    expected = 1 / times.clip(lower_bound=times.quantile(0.1, "linear")).sqrt()
+    assert table["weight"].to_list() == pytest.approx((expected / expected.mean()).to_list())
+    gained = (1 / (table["sft"] + 1).log(2)).set(~table["sft"].is_between(1, 10), 0.0)
+    row = next(row for row in content["contenders"] if row["list"] == "sft")
+    assert row["validation"]["ndcg@10"] == pytest.approx((gained * table["weight"]).mean())
+    assert row["validation"]["ndcg@10_as_logged"] == pytest.approx(gained.mean())
+
 
 def test_init_writes_the_roles_into_the_recipe(shop: Shop, tmp_path: Path) -> None:
     made = command("init", *shop, "--out", tmp_path / "r.yaml")

@@ -103,7 +103,7 @@ def test_a_setting_of_another_stage(adagrpo: Command, copied: Path) -> None:
     reply = adagrpo("sft", "--run", copied, "--set", "reward.kind=noise")
     refused(reply, "--set reward.kind: sft does not read it; `adagrpo ranker`, `adagrpo diagnose`, `adagrpo decide`")
     refused(adagrpo("ranker", "--run", copied, "--set", "reward.kind=noise"), "ranker does not read it")
-    refused(adagrpo("train", "--run", copied, "--set", "compare.level=0.9"), "no verb of a run does")
+    refused(adagrpo("train", "--run", copied, "--set", "compare.level=0.9"), "no command of a run does")
     assert adagrpo("sft", "--run", copied, "--set", "tokenizer.codes=8", "--set", "reward.kind=sequential").status == 0
     assert (copied / "run.yaml").read_bytes() == before
     assert adagrpo("tokenize", "--run", copied, "--set", "tokenizer.codes=16").status == 0

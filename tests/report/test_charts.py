@@ -207,3 +207,11 @@ def test_a_file_of_a_chart_follows_the_scheme_of_its_reader() -> None:
     svg = standalone(line_chart([Series("nll", [0, 1], [0.1, 0.2])], **LABELS))
     assert "color-scheme:light dark" in svg and "light-dark(#0072b2, #4ba3e3) !important" in svg
     assert ElementTree.fromstring(svg).findtext(f"{SVG}title") == "A title" and svg.endswith("</svg>\n")
+
+
+def test_a_mark_takes_the_colours_of_its_scheme() -> None:
+    """A rule of a page does not reach the shape that a mark is a copy of, so the mark alone has colours."""
+    svg = line_chart([Series("nll", [0, 1], [0.1, 0.2])], **LABELS)
+    shapes = re.findall(r"<defs>(.*?)</defs>", svg, re.S)
+    assert len(shapes) > 1 and not re.search("(?:fill|stroke): #", "".join(shapes))
+    assert re.search(r"<use [^>]*stroke: #", svg)

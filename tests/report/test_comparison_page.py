@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
-from adagrpo.report import comparison_figures, comparison_markdown, comparison_page, comparison_table, finding
+from adagrpo.evaluation.comparison import ComparisonVerdict, Measured, compare, compare_pairs
+from adagrpo.report import (
+    comparison_figures,
+    comparison_markdown,
+    comparison_page,
+    comparison_table,
+    finding,
+    read_comparison,
+)
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -59,29 +68,29 @@ def test_a_pair_is_shown_with_its_own_interval() -> None:
     entries = {("adagrpo", "best"): [measured(60)] * 2, ("adagrpo-random", "best"): [measured(61)] * 2}
     page = comparison_markdown(result | {"pairs": compare_pairs(entries, options)})
     assert "## Arms against each other" in page
-    assert "| adagrpo less adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
+    assert "| adagrpo minus adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
 
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
     message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
-    assert message[0] == "No arm is significantly better than nll on HR@10 (2 seeds, 2 tests), after Holm's correction."
-    assert message[1].startswith("Worse than nll: grpo (best: −15.00 points, users and seeds −")
-    assert message[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
+    none = "No arm is significantly better than nll on HR@10 (2 seeds, 2 tests), after Holm's correction"
+    assert message[0] == f"{none}; the largest gain is +0.25 points, adagrpo (best)."
+    assert finding(content(grpo=[measured(20)] * 2))[0] == none.replace("2 tests", "1 test") + "."
+    assert message[1].startswith("Significantly worse than nll: grpo (best: −15.00 points, users and seeds −")
+    assert message[2] == "Not distinguishable from nll, which does not show equality: adagrpo (best)."
 
 
-def test_users_without_the_seeds_settle_nothing() -> None:
+def test_users_without_the_seeds_are_no_claim() -> None:
     message = finding(content(grpo=[measured(100), measured(52)]))
     assert message[0].startswith("No arm is significantly better")
-    assert message[1].startswith(
-        "The interval over users excludes zero, the one over users and seeds does not: grpo (best: +13.00 points"
-    )
+    assert message[1].startswith("Significant over users, but not over users and seeds: grpo (best: +13.00 points")
 
 
 def test_a_gain_is_said_with_its_intervals() -> None:
     message = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
-        r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
-        r" users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p < 0\.001\)\.$",
+        r"Significantly better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00"
+        r" points, users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p < 0\.001\)\.$",
         message[0],
     )
 
@@ -89,7 +98,7 @@ def test_a_gain_is_said_with_its_intervals() -> None:
 def test_a_gain_at_a_price_is_not_called_better() -> None:
     message = finding(content(grpo=[measured(80, invalid=0.2)] * 2))
     assert message[0].startswith("No arm is significantly better than nll")
-    assert message[1].startswith("grpo (best: +15.00 points") and message[1].endswith("the margin on hallucination@10.")
+    assert message[1].startswith("Significantly better, but beyond the margin on hallucination@10: grpo (best: +15.00")
 
 
 def test_a_control_that_is_not_beaten_is_named() -> None:
@@ -107,7 +116,7 @@ def test_validation_chooses_and_test_reports() -> None:
 
 def test_one_seed_is_called_one_seed() -> None:
     message = finding(content(1, adagrpo=[measured(80)]))
-    assert message[0].startswith("Better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in message[0]
+    assert message[0].startswith("Significantly better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in message[0]
     assert message[-1].startswith("All of this is one seed")
     assert not any("one seed" in sentence for sentence in finding(content(2, adagrpo=[measured(80)] * 2)))
 
@@ -142,7 +151,7 @@ def test_the_page_opens_with_what_validation_chooses_for_a_thousand_users() -> N
     assert "Validation chooses adagrpo: serve it, or try it on users beside nll." in page
     hits = {row["arm"]: round(1000 * row["test"]["hr@10"]["mean"]) for row in actual["rows"]}
     said = f"Of 1,000 users {hits['adagrpo']} find their next item in a list of 10 (test cases), with nll {hits['nll']}"
-    assert f"{said}; the difference from nll is significant." in page
+    assert f"{said}; verdict: significantly better." in page
     for row in actual["rows"]:
         row["validation"]["hr@10"] = 0.9 if row["arm"] == "nll" else 0.1
     assert "Keep nll: validation chooses nothing else." in comparison_page(actual)
@@ -153,9 +162,26 @@ def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_th
     for row in old["rows"]:
         for against in row["against"].values():
             del against["both"]
-    assert comparison_table(old).header[6:8] == ("95 % over users", "95 % over seeds")
+    assert comparison_table(old).header[6:] == ("95 % over users", "p, Holm", "95 % over seeds")
     assert "intervals over seeds</title>" in comparison_page(old)
     assert "an interval over seeds that excludes zero" in comparison_page(old)
+
+
+def test_a_file_of_a_time_before_the_present_verdicts_is_read_with_these(tmp_path: Path) -> None:
+    present = content(adagrpo=[measured(80)] * 2, grpo=[measured(100), measured(52)])
+    earlier = {"significantly better": "better", "significant over users only": "not settled over seeds"}
+    rows = [row | {"verdict": earlier.get(row["verdict"], row["verdict"])} for row in present["rows"]]
+    assert {row["verdict"] for row in rows} >= set(earlier.values())
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(present | {"rows": rows, "finding": ["adagrpo settled it"]}), encoding="utf-8")
+    read = read_comparison(path)
+    assert [row["verdict"] for row in read["rows"]] == [row["verdict"] for row in present["rows"]]
+    assert read["finding"] == present["finding"]
+
+
+def test_every_verdict_on_file_has_a_present_name() -> None:
+    for path in (Path(__file__).parents[2] / "research").rglob("*.comparison.json"):
+        assert {row["verdict"] for row in read_comparison(path)["rows"]} <= set(get_args(ComparisonVerdict)), path
 
 
 def test_an_arm_that_would_leave_many_others_no_room_is_named_and_not_drawn() -> None:

@@ -24,7 +24,7 @@ def test_the_curve_has_a_point_a_weight_and_marks_the_chosen_ones() -> None:
         "mix": both(0.03),
     }
     ndcg, hr = weight_figures(content)
-    assert all(f">{name}</text>" in ndcg.svg for name in ("0", "0.5", "4", "∞", "mix, chosen weights"))
+    assert all(f">{name}</text>" in ndcg.svg for name in ("0", "½", "4", "∞", "mix, chosen weights"))
     assert ndcg.numbers is not None and hr.numbers is not None
     assert [row[0] for row in hr.numbers.rows] == ["0", "0.5", "4", "∞", "mix (4)"]
     assert hr.numbers.rows[2][1] == "+4.0 (+3.0 to +5.0)" and hr.numbers.rows[4][1:] == ("+3.0 (+2.0 to +4.0)", "–")

@@ -173,6 +173,7 @@ DECISION = {
     "why": "the highest NDCG@10 on validation",
     "warning": "the policy alone (0.0500) is below item_knn (0.0600)",
     "training": None,
+    "exposure_weighted": False,
     "doubts": ["900 validation cases are few"],
     "serve": "adagrpo serve --run <run> --arm item_knn",
     "experiment": {"plan": "run/decision.plan.yaml", "serve": "adagrpo serve --experiment run/decision.plan.yaml"},
@@ -213,7 +214,10 @@ def test_a_policy_below_a_baseline_is_said_first(bare: Path, metrics: dict[str, 
 def test_paired_differences_stand_in_tables_and_charts(whole: Path) -> None:
     html = build_report(whole)
     assert "+2.00 (+1.00 to +3.00)" in html and "-0.50 (-1.50 to +0.50)" in html
-    for title in ("HR@10 less that of the starting policy, test cases", "HR@10 less that of continued NLL, test cases"):
+    for title in (
+        "HR@10 minus that of the starting policy, test cases",
+        "HR@10 minus that of continued NLL, test cases",
+    ):
         assert f"<title>{title}</title>" in html
     assert "over the same 100 users" in html
 

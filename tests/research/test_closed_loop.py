@@ -217,6 +217,6 @@ def test_watch_holds_an_arm_against_another_of_the_same_days(loop: Path) -> None
     visits = pl.read_parquet(loop / "a" / "canary" / "rounds" / "001" / "visits.parquet")
     assert result["days"][3]["lists"] == (visits["arm"] == "nll").sum()
     alone = CliRunner().invoke(app, ["watch", *options, "--against", "rest"])
-    assert "--against: say by --arm which other arm is held against 'rest'" in str(alone.exception)
+    assert "--against: name another arm by --arm, to compare with 'rest'" in str(alone.exception)
     apart = CliRunner().invoke(app, ["watch", *options, "--arm", "nll", "--against", "platform"])
     assert "no such day; give arms that were served together" in str(apart.exception)

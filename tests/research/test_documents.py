@@ -54,10 +54,10 @@ def results(tmp_path: Path) -> Path:
     write("parts.jsonl", [{"variant": "recipe", **values}, {"variant": "less", **values}])
     rows = [judged("nll", "best", "baseline", {}), judged("nll", "final", "baseline", {})]
     rows += [
-        judged("x", "best", "better", against(0.02, [-0.03, 0.07])),
-        judged("x", "final", "worse", against(0, None)),
+        judged("x", "best", "significantly better", against(0.02, [-0.03, 0.07])),
+        judged("x", "final", "significantly worse", against(0, None)),
     ]
-    rows += [judged("rerank", "best", "better", against(-0.002, None))]
+    rows += [judged("rerank", "best", "significantly better", against(-0.002, None))]
     content = {"name": "tiny", "plan": {"metric": "hr@10", "level": 0.95, "baseline": "nll"}, "rows": rows}
     (folder / "tiny.comparison.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
@@ -108,9 +108,9 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
         "|---|---|--:|--:|--:|--:|---|",
         "| nll | best | 10.00 % | – | 0.1000 | 10.00 % | baseline |",
         "| nll | final | 10.00 % | – | 0.1000 | 10.00 % | baseline |",
-        "| x | best | 10.00 % | +2.00 (−1.00 … +5.00; −3.00 … +7.00) | 0.1000 | 10.00 % | **better** |",
-        "| x | final | 10.00 % | 0.00 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | worse |",
-        "| rerank | – | 10.00 % | −0.20 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | **better** |",
+        "| x | best | 10.00 % | +2.00 (−1.00 … +5.00; −3.00 … +7.00) | 0.1000 | 10.00 % | **significantly better** |",
+        "| x | final | 10.00 % | 0.00 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | significantly worse |",
+        "| rerank | – | 10.00 % | −0.20 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | **significantly better** |",
     ]
     last = made("comparison tiny checkpoint=final", results)
     assert [line.split(" | ")[:2] for line in last[2:]] == [["| nll", "final"], ["| x", "final"], ["| rerank", "–"]]

@@ -262,6 +262,14 @@ def test_the_table_names_what_is_hacked_and_leaves_out_what_was_refused() -> Non
     assert lines[3].endswith("| hacked |")
 
 
+def test_the_summary_says_at_which_strengths_an_arm_is_hacked() -> None:
+    stronger = [row | {"pressure": 2} for row in (*rows("good", -0.02, -0.03), *rows("wrong", -0.02, -0.03))]
+    table = measure.summary([*rows("good", 0.02, 0.03), *rows("wrong", -0.02, -0.03), *stronger])
+    (line,) = table.rows
+    assert line[:4] == ("x", "+2.0 ± 1.4", "+0.0 ± 1.4", "+25.0 ± 13.9") and line[-1] == "2; 1, 2"
+    assert table.best == {(0, 1), (0, 3), (0, 5), (0, 6)}
+
+
 def test_arms_of_a_plan_have_controls_at_pressure_one_alone() -> None:
     plan: dict[str, Any] = {"worlds": {"w": {"pressures": [1, 0.3]}}, "arms": {"x": {"objective": "grp"}}}
     plan["controls"] = {"c": {"objective": "mixture"}}

@@ -1,16 +1,22 @@
-"""The study of the paper's gate: places and strata by hand, and the rule that chooses thresholds."""
+"""The study of the paper's gate: places, strata and codes by hand, the rule of thresholds, tables of the frontier."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from adagrpo.objective import Evidence
-from research.paper_gate.admission import admission_rows, chosen_thresholds
-from research.paper_gate.strata import places, strata_of
+from research.pages.frontier import alone_table, frontier_pairs, frontier_picture, frontier_table
+from research.paper_gate.admission import OFF, admission_rows, chosen_thresholds
+from research.paper_gate.alone import arms_of
+from research.paper_gate.moved import distance, leaves_at
+from research.paper_gate.strata import fifths_of, places, strata_of
 
 NAN = float("nan")
 
@@ -48,3 +54,79 @@ def test_strata_and_admission_follow_the_gate(evidence: Evidence) -> None:
 def test_thresholds_outside_the_range_are_the_nearest_to_its_middle() -> None:
     rows = [{"tau": 0.2, "rho": rho, "gate": gate, "gate_shuffled": 0.1} for rho, gate in ((0.2, 0.4), (0.5, 0.02))]
     assert chosen_thresholds(rows, {"admission": [0.05, 0.15]}) == {"tau": 0.2, "rho": 0.5}
+
+
+def test_fifths_of_some_cases_have_their_own_edges() -> None:
+    log_prob = np.array([-1.0, -2.0, -3.0, -4.0, -5.0, -90.0, -91.0])
+    masks = fifths_of(log_prob, np.array([True] * 5 + [False] * 2))
+    assert [int(mask[:5].argmax()) for mask in masks.values()] == [0, 1, 2, 3, 4]
+    assert [int(mask[:5].sum()) for mask in masks.values()] == [1] * 5
+
+
+def test_codes_leave_the_catalogue_where_no_item_begins_so() -> None:
+    items = np.array([[1, 2, 0], [1, 2, 1], [3, 4, 0]])
+    codes = np.array([[1, 2, 1], [1, 2, 2], [1, 4, 0], [2, 2, 0]])
+    assert leaves_at(codes, items).tolist() == [0, 3, 2, 1]
+
+
+def test_distance_of_weights_by_hand(tmp_path: Path) -> None:
+    for name, values in (("a", [3.0, 0.0]), ("b", [0.0, 4.0])):
+        save_file({"w": np.array(values, np.float32), "same": np.ones(3, np.float32)}, tmp_path / name)
+    assert distance(tmp_path / "a", tmp_path / "b") == pytest.approx(5.0)
+
+
+def against(hit: float, wrong: float, p: float) -> dict[str, Any]:
+    values = {"hr@10": hit, "hallucination@10": wrong}
+    return {
+        name: {"difference": value, "both": [value - 0.01, value + 0.01], "users": [value, value], "p": p}
+        for name, value in values.items()
+    }
+
+
+def trial(p: float) -> dict[str, Any]:
+    def row(arm: str, hit: float, samples: list[float]) -> dict[str, Any]:
+        test: dict[str, Any] = {"hr@10": {"mean": hit}, "hallucination@10": {"mean": 0.005}}
+        test["invalid_samples"] = {"mean": float(np.mean(samples)), "by_seed": samples}
+        return {"arm": arm, "checkpoint": "final", "test": test, "against": against(hit - 0.1, 0.002, 0.5)}
+
+    arms = ["beam-paper-p1", "beam-random-p1", "beam-none-p1"]
+    pairs = [{"arm": arms[0], "other": other, "checkpoint": "final"} for other in arms[1:]]
+    return {
+        "seeds": [1, 2, 3],
+        "arms": {arm: {"admission": [0.1, None, 0.2]} for arm in arms},
+        "rows": [row("nll", 0.1, [0.1, 0.1, 0.1]), *(row(arm, 0.11, [0.1, 0.12, 0.14]) for arm in arms)],
+        "pairs": [pair | {"against": against(-0.01, 0.03, q)} for pair, q in zip(pairs, (p, 0.04), strict=True)],
+    }
+
+
+def test_the_frontier_has_both_axes_and_samples_over_seeds() -> None:
+    baseline, paper, *_ = frontier_table(trial(0.03)).rows
+    assert baseline == ("nll", "final", "–", "10.00 %", "–", "0.50 %", "–", "10.00 %", "–")
+    hit, wrong = "+1.00 (0.00 … +2.00)", "+0.20 (−0.80 … +1.20)"
+    sampled = "+2.00 (−2.97 … +6.97)"  # t of two degrees, 4.303, times .02 over the root of 3
+    assert paper == ("beam-paper-p1", "final", "15.0 %", "11.00 %", hit, "0.50 %", wrong, "12.00 %", sampled)
+
+
+def test_pairs_are_corrected_on_each_axis() -> None:
+    first, second = frontier_pairs(trial(0.03)).rows
+    assert first[0] == "beam-paper-p1 less beam-random-p1"
+    assert (first[3], first[5], second[3], second[5]) == ("0.060", "0.060", "0.060", "0.060")
+
+
+def test_the_picture_says_what_the_pairs_say() -> None:
+    assert "No significant difference" in frontier_picture({"x": trial(0.03)})
+    assert "HR@10 in 1 of 1 settings" in frontier_picture({"x": trial(0.001)})
+
+
+def test_a_test_by_itself_is_read_against_its_random_gate() -> None:
+    plan = {"rollouts": {"samples": {"rollout": "sample"}}, "gates": {"paper": {"objective": "adagrpo"}}}
+    plan["gates"]["random"] = {"objective": "adagrpo", "gate": "random"}
+    arms = {arm["name"]: arm["options"] for arm in arms_of(plan, {"tau": 0.2, "rho": 0.5})}
+    assert arms["known-paper"] == arms["known-random"] == {"rollout": "sample", **OFF, "tau_reward": 0.2}
+    rows: list[dict[str, Any]] = [
+        {"arm": "known-random", "metrics": {"hallucination@10": 0.01}},
+        {"arm": "known-paper", "metrics": {"hallucination@10": 0.012}, "admission": 0.25},
+    ]
+    rows[1]["less_random"] = {"hr@10": [0.0, 0.0], "hallucination@10": [0.002, 1e-6]}
+    (line,) = alone_table(rows).rows
+    assert line == ("known", "25.0 %", "1.20 %", "1.00 %", "0.00 (0.00 … 0.00)", "+0.20 (0.00 … +0.40)")

@@ -30,7 +30,7 @@ def ranker() -> SequentialRanker:
 
 def slow_score(ranker: SequentialRanker, history: list[int], item: int) -> float:
     """`h · e_i + b_i` of one history cut to its length, summed by hand."""
-    state = ranker.encoder(ranker.norm(ranker.items(torch.tensor([history]))))[0, -1].tolist()
+    state = ranker.encoder(ranker.items(torch.tensor([history])))[0, -1].tolist()
     products = (a * b for a, b in zip(state, ranker.items.weight[item].tolist(), strict=True))
     return sum(products) + float(ranker.bias.weight[item])
 

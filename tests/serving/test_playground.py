@@ -15,11 +15,14 @@ import weakref
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 
+from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import ListOptions, Run, update_catalog
@@ -34,6 +37,7 @@ from .conftest import Recommender
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TITLES = {3: "red <b>shoe</b>", 13: "red tent"}
+ABOUT = {13: ["category=camping", "<i>blue</i>"]}
 
 
 class Site:
@@ -44,6 +48,9 @@ class Site:
             self.loads += 1
             served, about = recommender(run, ListOptions(arm, "best", 0.5, precision="float32", catalog=catalog))
             served.texts = lambda: [TITLES.get(int(name), "") for name in served.item_ids]
+            said = [ABOUT.get(int(name), []) for name in served.item_ids]
+            described = pl.DataFrame({"item": range(len(said)), "attributes": said})
+            served.eligibility.groups = ItemGroups(described)
             return Serving(served, about, about["versions"])
 
         self.loads = 0
@@ -98,7 +105,7 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     expected = served.recommend([asked])[0]
     assert status == 200 and content["unknown"] == [999] and content["versions"] == dict(site.manager.now.versions)
     assert [row["item_id"] for row in content["list"]] == expected.items[:5]
-    assert [one["item_id"] for one in content["history"]] == [13, 23, 43]
+    assert [(one["item_id"], one["about"]) for one in content["history"]] == [(13, ABOUT[13]), (23, []), (43, [])]
     for row, codes, score in zip(content["list"], expected.codes, expected.scores, strict=False):
         assert row["codes"] == codes and len(row["log_probs"]) == len(codes)
         assert all(value <= 0 for value in row["log_probs"])
@@ -172,6 +179,7 @@ def test_the_page_holds_no_model_that_was_exchanged() -> None:
     def serving() -> Serving:
         made = Recommender()
         made.texts = lambda: []  # type: ignore[attr-defined]
+        made.eligibility = SimpleNamespace(groups=no_groups())  # type: ignore[attr-defined]
         return Serving(made, {"arms": ["nll"]})  # type: ignore[arg-type]
 
     manager = ModelManager(serving(), lambda **wanted: serving())
@@ -265,7 +273,7 @@ def test_the_page_loads_nothing_and_can_be_used_by_keyboard(site: Site) -> None:
     assert 'lang="en"' in page and page.count("<h1>") == 1
     for name in re.findall(r'<(?:input|select)[^>]* id="(\w+)"', page):  # each has a label, around it or for it
         assert f'for="{name}"' in page or re.search(rf'<label[^>]*>[^\n]*id="{name}"', page), name
-    assert not re.search(r"<(div|span|li|p|td)[^>]*onclick", page)  # what is pressed is a button
+    assert not re.search(r"<(div|span|li|p|td)[^>]*onclick", page)  # what is clicked is a button
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -294,5 +302,6 @@ def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path
     assert all(str(item["codes"][0]) in tree for item in expected["list"])
     assert 'role="alert"></p>' in text  # nothing went wrong
     assert shown.count("red &lt;b&gt;shoe") >= 1 and "<b>shoe</b>" not in shown  # titles are text
+    assert "category: camping; &lt;i&gt;blue&lt;/i&gt;" in shown
     removed = text[text.index("Left out of it") :]
     assert all(f'<span class="id">{one["item_id"]}</span>' in removed for one in expected["removed"])

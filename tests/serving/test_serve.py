@@ -109,7 +109,7 @@ def test_without_a_name_the_arm_that_is_best_on_validation_is_taken(copied: Path
         chosen = choose_checkpoint(run, None, "best")
         assert chosen.arm == best and chosen.weights.parent.name == best
         assert chosen.why == f"NDCG@10 {values[best] + 1:.4f} on validation, the best of sft, nll, adagrpo"
-    assert choose_checkpoint(run, "nll", "best").why == "asked for by name"
+    assert choose_checkpoint(run, "nll", "best").why == "as named"
     shutil.rmtree(copied / "evaluate" / "adagrpo")
     assert choose_checkpoint(run, None, "best").why.endswith("the best of sft, nll; not evaluated: adagrpo")
     shutil.rmtree(copied / "evaluate")

@@ -21,7 +21,7 @@ def diagnose(
     common: Common,
     out: Elsewhere = None,
 ) -> None:
-    """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
+    """Should this reward be used? Measured on validation cases, before post-training; writes diagnose.html."""
     opened = common.open(run, out)
     with session(opened):
         result = opened.diagnose().content
@@ -31,6 +31,9 @@ def diagnose(
     tables = library.diagnosis_tables(result)
     typer.echo("\n\n".join(library.to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
+    serve = library.serve_command(result, opened.called)
+    if serve is not None:
+        typer.echo(f"\n{library.gain_sentence(result)}\n\n{serve}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
@@ -45,7 +48,7 @@ def compare(
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Make the runs of these seeds alone, beside other processes; the same without it compares."),
+        typer.Option(help="Make only the runs of these seeds; the same command without it compares."),
     ] = None,
     data: Annotated[
         list[Path],
@@ -53,7 +56,7 @@ def compare(
     ] = [Path()],  # noqa: B006 (typer reads the default, nothing changes it)
     dry_run: DryRun = False,
 ) -> None:
-    """Arms x seeds of a recipe, and whether any is better than the baseline; continues an interrupted comparison."""
+    """Train and test arms under several seeds against a baseline; continues an interrupted comparison."""
     part = None if only is None else _seeds("--only", only)
     configs = [library.load_config(recipe, common.overrides()) for recipe in recipes]
     console = common.console(out)

@@ -25,17 +25,17 @@ def catalog(
         list[str], typer.Argument(metavar="VERSION", help="For diff: two versions, by number or latest.")
     ] = [],  # noqa: B006 (typer reads the default, nothing changes it)
     items: Annotated[
-        Path | None, typer.Option(help="For update: a table of items that come, with the columns of data.items.")
+        Path | None, typer.Option(help="For update: a table of new items, with the columns of data.items.")
     ] = None,
     delist: Annotated[
-        list[str], typer.Option(help="For update: items that leave, a file of ids or ids with commas; may be repeated.")
+        list[str], typer.Option(help="For update: items to delist, a file of ids or ids with commas; may be repeated.")
     ] = [],  # noqa: B006
     interactions: Annotated[
-        list[Path], typer.Option(help="For update: logs that show new items beside others; may be repeated.")
+        list[Path], typer.Option(help="For update: logs with new items among others; may be repeated.")
     ] = [],  # noqa: B006
     start: Annotated[str, typer.Option("--from", help="For update: the version that is changed.")] = "latest",
 ) -> None:
-    """List the versions of the catalogue, compare two, or make the next: items leave and come without training."""
+    """List or compare versions of the catalogue, or make a new one: add and remove items without training."""
     wanted = 2 if action == "diff" else 0
     if len(versions) != wanted:
         raise UserError(f"catalog {action}: takes {wanted or 'no'} versions, found {len(versions)}")

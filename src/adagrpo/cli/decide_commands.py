@@ -20,7 +20,7 @@ from adagrpo.errors import UserError
 def decide(
     common: Common,
     logs: RoledFiles = None,
-    run: Annotated[Path | None, typer.Option("--run", help="A run that is there, in place of logs.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="An existing run, instead of logs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory of the logs.")] = None,
     orders: Orders = None,
     impressions: Impressions = None,
@@ -29,13 +29,13 @@ def decide(
     items: ItemFile = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option("--reward", help="A kind of reward, or module:function; several are added up."),
+        typer.Option("--reward", help="A reward.kind, or module:function; several are added up."),
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
     control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
 ) -> None:
-    """Find the best list that the logs and the reward can give, and print what serves it and what tries it on users."""
+    """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
     if reward:
         common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
     if run is not None:

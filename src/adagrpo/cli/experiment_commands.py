@@ -22,20 +22,21 @@ def ab(
     exposures: Annotated[
         Path | None, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")
     ] = None,
-    freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Freeze the plan: write its hash next to it.")] = False,
     daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for a page of the result and experiment.json.")
     ] = None,
     share: Annotated[
-        float | None, typer.Option("--share", help="Let this share of the users in from now on, all arms alike.")
+        float | None,
+        typer.Option("--share", help="From now on this share of the users takes part, equal for all arms."),
     ] = None,
     stop: Annotated[
         str | None, typer.Option("--stop", help="Switch an arm off for good; its users get the control.")
     ] = None,
 ) -> None:
-    """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
+    """Compare arms on users: freeze a plan, compute its size, read its verdict from the exposure log."""
     if freeze + power + (share is not None) + (stop is not None) > 1:
         raise UserError("ab: give one of --freeze, --power, --share and --stop")
     if share is not None or stop is not None:
@@ -71,13 +72,13 @@ def estimate(
     common: Common,
     checkpoint: Checkpoint = "best",
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, max=100, help="That the policy draws at; as each list was, if not given.")
+        float | None, typer.Option(min=0.01, max=100, help="Temperature of the policy; that of each list if not given.")
     ] = None,
     reward: Annotated[str, typer.Option("--reward", help="The kind of feedback that is counted.")] = "click",
     exclude_history: ExcludeHistory = None,
     catalog: CatalogChoice = "latest",
 ) -> None:
-    """Estimate from drawn lists on record what another policy would have earned: by item and by list."""
+    """Estimate from logged drawn lists what another policy would have earned, by item and by list."""
     found = library.estimate_policy(
         replace(common, quiet=True).open(run),
         exposures,

@@ -42,7 +42,7 @@ def inspect(
     common: Common,
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
-    """Look at logs of one role: columns, what they seem to be, what would be read and lost. Writes nothing."""
+    """Show columns of logs of one role, what they seem to be, and which rows would be dropped. Writes nothing."""
     given, _, kept = said_columns(common.settings)
     _refuse_several_roles(logs, given)
     preview = library.preview_logs(logs, None if all_rows else library.ROWS, given, kept)
@@ -251,7 +251,7 @@ def collect_exposures(
     to: Annotated[Path, typer.Option("--to", help="Folder of an exposure log, or a new one.")],
     common: Common,
 ) -> None:
-    """Bring exposure logs of other machines into one folder; the next time, what came since."""
+    """Copy exposure logs of other machines into one folder; again later, only what is new."""
     found = library.collect_log(sources, to)
     counts = asdict(found) | {"refused": len(found.refused), "log": str(to)}
     if common.as_json:

@@ -20,9 +20,7 @@ __all__ = ["Exposures", "Impressions", "ItemFile", "LogRoles", "Orders", "RoledF
 
 RoledFiles = Annotated[
     list[Path] | None,
-    typer.Argument(
-        help="Log files, and what stands beside them: of several the columns say which are impressions or items."
-    ),
+    typer.Argument(help="Log files, also of impressions and items; their columns say which is which."),
 ]
 Orders = Annotated[
     list[Path] | None,

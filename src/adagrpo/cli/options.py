@@ -27,7 +27,7 @@ from adagrpo.stopping import exit_on_interrupt, terminable
 
 Purpose = Literal["start", "your logs", "stages", "answers", "serve", "machine"]
 
-DRY_RUN = typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")
+DRY_RUN = typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")
 DryRun = Annotated[bool, DRY_RUN]
 MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")

@@ -50,7 +50,7 @@ def serve(
     run: RunDirectory,
     common: Common,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     arm: Annotated[str | None, typer.Option(help=ARM)] = None,
     checkpoint: Checkpoint = "best",
     reward_weight: RewardWeight = 0.0,
@@ -60,7 +60,7 @@ def serve(
         Path | None, typer.Option(help="Bearer tokens, one a line; else the environment variable ADAGRPO_TOKENS.")
     ] = None,
     without_token: Annotated[
-        bool, typer.Option("--without-token", help="Listen where others can reach it though there is no token.")
+        bool, typer.Option("--without-token", help="Allow a public address without a token.")
     ] = False,
     user_key_file: Annotated[
         Path | None, typer.Option(help="Key that user ids are hashed with; made if there is none.")
@@ -72,23 +72,22 @@ def serve(
         float | None, typer.Option(min=0.01, max=100, help="Draw lists at this temperature; needs --exposures.")
     ] = None,
     explore_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of the requests, those with drawn lists; all if not given.")
+        float | None, typer.Option(min=0, max=1, help="Share of the requests that get drawn lists; all if not given.")
     ] = None,
-    explore_seed: Annotated[
-        int | None, typer.Option(min=0, help="With the request id decides what is drawn; 0 if not given.")
-    ] = None,
-    deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
-    drain: Annotated[float, typer.Option(min=0, max=600, help="Seconds for what was begun, when told to end.")] = 10.0,
+    explore_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the drawn lists; 0 if not given.")] = None,
+    deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds that a request may take.")] = 2.0,
+    drain: Annotated[float, typer.Option(min=0, max=600, help="Seconds for open requests after SIGTERM.")] = 10.0,
     log_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that are logged.")] = 0.0,
     rerank_seconds: Annotated[
-        float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch, within the deadline.")
+        float,
+        typer.Option(min=0.001, max=60, help="Seconds that the reward may take for a batch, within the deadline."),
     ] = 1.0,
     catalog: CatalogChoice = "latest",
     experiment: Annotated[
-        Path | None, typer.Option(help="Plan whose arms are all served, each to its users; needs --exposures.")
+        Path | None, typer.Option(help="Plan of an experiment, whose arms are all served; needs --exposures.")
     ] = None,
 ) -> None:
-    """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
+    """Serve lists over HTTP until interrupted: POST /recommend, GET /health, and /docs."""
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -165,10 +164,10 @@ def recommend(
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
     ray: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Have so many actors of Ray Data make the parts.")
+        int | None, typer.Option(min=1, max=4096, help="Number of Ray Data actors that make the parts.")
     ] = None,
 ) -> None:
-    """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
+    """Write lists for the users of a file as Parquet; without histories there, the logged ones are used."""
 
     _check_weight(reward_weight)
     opened = common.open(run)

@@ -26,7 +26,7 @@ def sft(run: RunDirectory, common: Common) -> None:
 
 @Command("ranker", "stages", sets="recipe", plans=True, tracks=True, together=True)
 def ranker(run: RunDirectory, common: Common) -> None:
-    """Train the reward model; of impressions without order, its report too."""
+    """Train the reward model; with impressions without order, write its report too."""
     _carry_out("ranker", run, common)
 
 

@@ -61,7 +61,7 @@ def run_recipe(
     dry_run: DryRun = False,
     max_bad_rows: MaxBadRows = None,
 ) -> None:
-    """Carry out a recipe; the same command continues an interrupted run."""
+    """Run a recipe; the same command continues an interrupted run."""
     config = library.load_config(recipe, common.overrides(max_bad_rows))
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")

@@ -17,21 +17,23 @@ def watch(
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
     common: Common,
     run: Annotated[
-        Path | None, typer.Option("--run", help="The run that is served; its ranker says what lists should bring.")
+        Path | None, typer.Option("--run", help="The run that is served; its ranker predicts the clicks.")
     ] = None,
     arm: Annotated[str | None, typer.Option(help="The lists of one arm of the log; all if not given.")] = None,
     against: Annotated[
-        str | None, typer.Option(help="Hold --arm against this arm on the same days; no baseline is used.")
+        str | None, typer.Option(help="Compare --arm with this arm on the same days, not with a baseline.")
     ] = None,
     since: Annotated[
         int | None, typer.Option(help="The first day, in days since 1970; the log's if not given.")
     ] = None,
-    baseline: Annotated[int, typer.Option(min=1, max=365, help="Days that say what is usual.")] = 7,
-    window: Annotated[int, typer.Option(min=1, max=365, help="Days that are looked at together.")] = 3,
-    errors: Annotated[float, typer.Option(min=1, max=10, help="Standard errors from which on a sign is on.")] = 3.29,
+    baseline: Annotated[int, typer.Option(min=1, max=365, help="Days of the baseline.")] = 7,
+    window: Annotated[int, typer.Option(min=1, max=365, help="Days that are pooled.")] = 3,
+    errors: Annotated[
+        float, typer.Option(min=1, max=10, help="Standard errors above which a sign is reported.")
+    ] = 3.29,
     days: Annotated[bool, typer.Option("--days", help="Print every day.")] = False,
 ) -> None:
-    """Look at a service's log by day for the signs of a hacked reward: reward up and feedback down, and others."""
+    """Look for signs of reward hacking in a service's log by day: reward up and feedback down, and others."""
 
     def said(value: float | None, form: str) -> str:
         return library.MISSING if value is None else format(value, form)

@@ -50,7 +50,7 @@ class CompareConfig(Section):
 
     `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
     much worse than the baseline an arm may be on other metrics, in the metric's own units. `pairs` names arms that are
-    held against each other too, such as a gate and a random one: the first less the second, with an interval. All its
+    compared with each other too, such as a gate and a random one: the first minus the second, with an interval. Its
     keys are for those who fix a decision in the recipe; without them the defaults decide.
     """
 

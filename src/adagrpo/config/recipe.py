@@ -70,9 +70,7 @@ class Config(Section):
         data, ranker = self.data, self.ranker
         if not self.without_order:
             if data.random is not None:
-                raise ValueError(
-                    "data.random is held against impressions without order; set data.split.kind to impressions"
-                )
+                raise ValueError("data.random needs impressions without order; set data.split.kind to impressions")
             return self
         least = max(data.min_user_interactions, data.min_item_interactions)
         refused = {

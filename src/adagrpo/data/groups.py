@@ -57,6 +57,7 @@ class ItemGroups:
                 two may be missing.
         """
         self.count = len(items)
+        self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]
         schema = {ITEM: pl.Int32, GROUPS: pl.List(pl.String)}
         table = pl.concat([part.cast(schema) for part in listed]) if listed else pl.DataFrame(schema=schema)  # type: ignore[arg-type]
@@ -70,6 +71,17 @@ class ItemGroups:
             .sort("column", "value", ITEM)
         )
         self._columns = {str(name): _column(part) for (name,), part in pairs.group_by(["column"], maintain_order=True)}
+
+    def about(self, item: int) -> list[str]:
+        """All that the table says of an item, attributes that are no group among it.
+
+        Example:
+            >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
+            >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
+            (['category=toys', 'red'], [])
+        """
+        cells = [column[item] for column in self._said] if item < self.count else []
+        return [text for cell in cells if cell is not None for text in cell]
 
     @property
     def names(self) -> list[str]:

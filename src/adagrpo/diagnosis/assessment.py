@@ -30,7 +30,7 @@ from adagrpo.diagnosis.orders import (
     permuted,
     target_ranks,
 )
-from adagrpo.diagnosis.sentences import sentences
+from adagrpo.diagnosis.sentences import gate_sentences, sentences
 from adagrpo.diagnosis.strata import (
     Cell,
     Gains,
@@ -41,6 +41,7 @@ from adagrpo.diagnosis.strata import (
     thirds,
 )
 from adagrpo.diagnosis.verdict import ThresholdTest
+from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, GateDecision, GroupSummary, rollout_miss_gate, target_nll
 
@@ -92,7 +93,10 @@ def diagnose(
     grid, thresholds = _grid(observed, objective)
     counts = observed.training_counts if observed.exposures is None else observed.exposures
     shown, preferred = counts[lists.targets], _limits(objective)
-    judged = judge(lists, observed.history_lengths, shown, thresholds, preferred, seed=seed, level=LEVEL)
+    weights = None if observed.exposures is None else case_weights(shown)
+    judged = judge(
+        lists, observed.history_lengths, shown, thresholds, preferred, case_weights=weights, seed=seed, level=LEVEL
+    )
     in_beam = judged.ranks["policy"] > 0
     serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
     mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
@@ -116,7 +120,7 @@ def diagnose(
             "tau": None,
             "q_min": None,
         }
-    result["verdict"]["sentences"] = sentences(result)
+    result["verdict"] |= {"sentences": sentences(result), "gate_sentences": gate_sentences(result)}
     return result
 
 

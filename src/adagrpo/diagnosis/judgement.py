@@ -16,13 +16,13 @@ from adagrpo import metrics
 from adagrpo.diagnosis.orders import Floats, Ints, Lists, RepeatedMix, repeated_mix, serving_quantities, target_ranks
 from adagrpo.diagnosis.strata import Cell, Gains, bounded_interval, gains, thirds
 from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
+from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.evaluation.statistics import Interval
 
-__all__ = ["ALL_CASES", "Judgement", "exposure_weights", "judge", "serving_tests"]
+__all__ = ["ALL_CASES", "Judgement", "judge", "serving_tests"]
 
 ALL_CASES = "all cases"
-CLIPPED = 0.1  # share of the cases whose weight is bounded
 
 
 class Judgement(NamedTuple):
@@ -66,6 +66,7 @@ def judge(
     thresholds: Sequence[ThresholdTest] = (),
     preferred: tuple[float, float] = (0.0, 0.0),
     *,
+    case_weights: Floats | None = None,
     seed: int,
     level: float = 0.05,
 ) -> Judgement:
@@ -77,6 +78,7 @@ def judge(
         shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
         thresholds: of a gate, see `decide`; they name one, and decide nothing.
         preferred: see `decide`.
+        case_weights: (N,) what a case weighs in the advised weight of the reward; None: all alike.
         seed: of the halvings.
         level: see `decide`.
     """
@@ -91,23 +93,9 @@ def judge(
     leads, as_logged = bounded_interval(less["ranker"], exposure_weights(shown)), bounded_interval(less["ranker"])
     verdict = decide(tests, leads, thresholds, preferred, level=level)
     questions = {"adds": (tests[0].difference, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
+    advice = _advice(repeated, case_weights)
     evidence = _evidence(questions | {"leads_as_logged": (as_logged, as_logged.p_value)}, level)
-    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed, _advice(repeated))
-
-
-def exposure_weights(shown: Ints) -> Floats:
-    """(N,) one over how often each case's logged item was shown, at least as often as a tenth of the cases' items.
-
-    What was shown often is clicked often, so that the cases are of items that were shown; weighted so, they stand for
-    what users would have chosen of items shown alike, as far as popularity alone decided what was shown (inverse
-    propensities, clipped: Schnabel et al. 2016).
-
-    Example:
-        >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
-        [0.27, 0.1, 0.1, 0.05]
-    """
-    counts = np.maximum(shown.astype(np.float64), 1.0)
-    return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
+    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed, advice)
 
 
 def serving_tests(
@@ -137,9 +125,10 @@ def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
     return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
 
 
-def _advice(repeated: RepeatedMix) -> dict[str, Any]:
+def _advice(repeated: RepeatedMix, case_weights: Floats | None) -> dict[str, Any]:
     """The weight to re-rank with, chosen over all cases as the pipeline's stage `reranking` does, and its unit."""
-    weight = best_weight({w: metrics.ndcg(r, 10) for w, r in zip(WEIGHTS, repeated.ranks, strict=True)})
+    weights = 1.0 if case_weights is None else case_weights
+    weight = best_weight({w: weights * metrics.ndcg(r, 10) for w, r in zip(WEIGHTS, repeated.ranks, strict=True)})
     return {"weight": weight, "spread": repeated.spread, "warning": edge_warning(weight)}
 
 

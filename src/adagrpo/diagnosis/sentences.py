@@ -7,7 +7,7 @@ from typing import Any
 
 from adagrpo.objective import GroupSummary
 
-__all__ = ["leak_reason", "sentences"]
+__all__ = ["gate_sentences", "leak_reason", "sentences"]
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -20,14 +20,23 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     opening = [_OPENINGS[result["verdict"]["decision"]], _strength(result), *_weight(result)]
     if leak is not None:
         opening = _leak(leak, result["leak"].get("leaking") or ["the reward"])
-    parts = [*opening, _adds(result), _leads(result), _where(result)]
-    return [*parts, _draws(result["verdict"]["draws"]), *_thresholds(result), _gate(result["gate"])]
+    return [*opening, _adds(result), _leads(result), _where(result), _draws(result["verdict"]["draws"])]
+
+
+def gate_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Say what the gate admits, and what speaks against it; the verdict reads none of it.
+
+    Args:
+        result: of `adagrpo.diagnosis.diagnose`.
+    """
+    return [*_thresholds(result), _gate(result["gate"])]
 
 
 _OPENINGS = {
     "use": "Re-rank with this ranker at serving time; training on it (`distill-tuned`) is optional.",
-    "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
-    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
+    "rerank_only": "Re-rank with this ranker at serving time; nothing supports training on it.",
+    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not. Serve a list"
+    " without it, see `adagrpo decide`.",
 }
 
 
@@ -70,27 +79,27 @@ def _strength(result: Mapping[str, Any]) -> str:
     if not verdict["reached"]:
         ends = f"{evidence['adds']['low']:+.4f} and {evidence['adds']['high']:+.4f}"
         return (
-            f"No decision could be reached by these cases: the change of NDCG@10 by re-ranking is between {ends}, with"
-            " 0 inside or too close; more validation cases would tell."
+            f"These cases are too few for a decision: the change of NDCG@10 by re-ranking is between {ends}, with 0"
+            " inside or too close; you need more validation cases."
         )
     if decision == "do_not_use":
-        return "The evidence against it is strong enough: re-ranking by it loses."
+        return "Re-ranking by it significantly lowers NDCG@10."
     if decision == "use":
         return (
-            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and strong that the reward's own"
-            " order is the better one. That does not say that training helps: in fresh simulated worlds with this"
-            " verdict it lowered what users get in 7 of 18 runs and raised it in 1, so compare before you serve it."
+            f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"
+            " order is better than the policy's. That does not say that training helps: in fresh simulated worlds with"
+            " this verdict it lowered true utility in 7 of 18 runs and raised it in 1, so compare before you serve it."
         )
     leads = evidence["leads"]["strength"]
     whether = {
-        "against": "Training on it is advised against: its own order is worse than the policy's.",
-        "none": "Whether training on it would help could not be decided: neither order is shown to be the better one.",
+        "against": "Do not train on it: its own order is significantly worse than the policy's.",
+        "none": "Whether training on it helps is not known: its own order is not distinguishable from the policy's.",
         "some": "For training on it there is some evidence, which is not enough.",
-        "strong": "Over all cases re-ranking is not shown to gain, which training would need.",
+        "strong": "Training would need a significant gain of re-ranking over all cases, which there is not.",
     }[leads]
-    gains = f"The evidence that re-ranking gains is {_words(verdict['strength'])}."
+    gains = f"The evidence that re-ranking helps is {_words(verdict['strength'])}."
     if evidence["adds"]["strength"] not in ("some", "strong"):
-        gains = "Re-ranking is shown to gain in some cells alone, and not over all cases."
+        gains = "The gain of re-ranking is significant in some segments, and not over all cases."
     return f"{gains} {whether}"
 
 
@@ -100,14 +109,14 @@ def _weight(result: Mapping[str, Any]) -> list[str]:
         return []
     weight, spread, warning = (result["reranking"][name] for name in ("weight", "spread", "warning"))
     if weight == 0:
-        return ["Over all cases no weight of the reward is better than none; re-rank in the cells named below alone."]
+        return ["Over all cases no weight of the reward is better than none; re-rank only in the segments named below."]
     unit = f"`serve --reward-weight {weight:g}`, in units of the reward's spread within a list, {spread:.3g}"
     said = "" if warning is None else f"; {warning}"
     return [f"The weight that is best on validation: {unit}{said}."]
 
 
 def _words(strength: str) -> str:
-    return {"strong": "strong", "some": "there, and not strong"}[strength]
+    return {"strong": "strong", "some": "significant, but not strong"}[strength]
 
 
 def _adds(result: Mapping[str, Any]) -> str:
@@ -115,8 +124,8 @@ def _adds(result: Mapping[str, Any]) -> str:
     mix, halvings = row["mix"], result["verdict"]["draws"]["halvings"]
     return (
         f"Ordered by policy and ranker together, NDCG@10 changes by {_change(result['verdict']['evidence']['adds'], 4)}"
-        f" and HR@10 by {_change(mix['hr@10'], 2, 100)} points, a mean over {halvings} halvings of the users, each half"
-        " with the weight that is best on the other."
+        f" and HR@10 by {_change(mix['hr@10'], 2, 100)} points, on average over {halvings:,} random splits of the users"
+        " into halves, each half with the weight that is best on the other."
     )
 
 
@@ -132,18 +141,20 @@ def _leads(result: Mapping[str, Any]) -> str:
 
 def _draws(draws: Mapping[str, Any]) -> str:
     return (
-        f"Another seed would move what policy and ranker gain together by about {_rate(draws['share_of_the_error'])} of"
-        " its own standard error, and what the ranker gains alone by nothing."
+        f"With another seed the gain of policy and ranker together would change by about"
+        f" {_rate(draws['share_of_the_error'])} of its standard error, and that of the ranker alone not at all."
     )
 
 
 def _where(result: Mapping[str, Any]) -> str:
     where, cells = result["verdict"]["where"], len(result["serving"])
     if not where:
-        return "In no group of cases that can be told apart when serving is the gain established."
+        return "The gain is significant in no segment that is known when serving."
     if where[0] == result["all"]["cell"]:
-        return f"The gain is established over all cases, and in {len(where) - 1} of {cells} cells known when serving."
-    return f"The gain is established in: {'; '.join(where)}."
+        return (
+            f"The gain is significant over all cases, and in {len(where) - 1} of {cells} segments known when serving."
+        )
+    return f"The gain is significant in: {'; '.join(where)}."
 
 
 def _thresholds(result: Mapping[str, Any]) -> list[str]:

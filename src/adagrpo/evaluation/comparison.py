@@ -32,14 +32,14 @@ from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
 ComparisonVerdict = Literal[
-    "better",
-    "better, margin not kept",
-    "worse",
-    "not settled over seeds",
-    "not settled after correction",
-    "no difference shown",
+    "significantly better",  # after Holm's correction
+    "significantly better, margin not kept",
+    "significantly worse",
+    "significant over users only",
+    "not significant after correction",
+    "not distinguishable",
     "baseline",
-    "outside the family",
+    "not tested",
 ]
 Point = tuple[str, str]  # arm and checkpoint
 
@@ -235,19 +235,20 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> ComparisonVerdic
     if row["arm"] == options.baseline:
         return "baseline"
     if row["p_holm"] is None:
-        return "outside the family"
+        return "not tested"
     primary = row["against"][options.metric]
     if row["p_holm"] > 1 - options.level:
         if not _holds_zero(reported(primary)):
-            return "not settled after correction"
-        return "no difference shown" if _holds_zero(primary["users"]) else "not settled over seeds"
+            return "not significant after correction"
+        return "not distinguishable" if _holds_zero(primary["users"]) else "significant over users only"
     if _holds_zero(
         primary.get("both") or primary["seeds"] or primary["users"]
     ):  # a comparison of a time before `both`: its p-value is of users alone
-        return "not settled over seeds"
+        return "significant over users only"
     if (primary["difference"] < 0) != (lookup(options.metric).better == "lower"):
-        return "worse"
-    return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
+        return "significantly worse"
+    kept = all(margin["kept"] for margin in row["margins"].values())
+    return "significantly better" if kept else "significantly better, margin not kept"
 
 
 def _holds_zero(ends: Sequence[float]) -> bool:

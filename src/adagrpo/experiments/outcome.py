@@ -117,14 +117,14 @@ def _notes(units: Units) -> list[str]:
     known = ", ".join(units.kinds) or "none"
     return [
         f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
-        "A kind that the plan misspells never comes"
+        "Check the spelling in the plan"
     ]
 
 
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
     """Judge an arm that was switched off: that was a look, so the arm is never shipped."""
     verdict, reason = found
-    said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
+    said = f"it was stopped on {moment_of(time)}, until when: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said
 
 
@@ -155,13 +155,15 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
     failed = next((check for check in checks if not check.passes), None)
     if failed is not None:
         counts = ", ".join(f"{arm} {count}" for arm, count in failed.counts.items())
-        return f"sample ratio of {failed.part}: {counts} users, p = {failed.p_value:.1e}; something chose the users"
+        return (
+            f"sample ratio of {failed.part}: {counts} users, p = {failed.p_value:.1e}; these are not the planned shares"
+        )
     if not units.answers:
         return "every request failed: no user got a list"
     share = units.answers_misassigned / units.answers
     if share > plan.most_misassigned:
         return (
-            f"{units.answers_misassigned} of {units.answers} answers are of another arm than the user's "
+            f"{units.answers_misassigned} of {units.answers} answers are from another arm than the user's "
             f"({share:.2%}, at most {plan.most_misassigned:.2%})"
         )
     return None
@@ -175,7 +177,7 @@ def _changed(units: Units, control: str, treatment: str) -> str | None:
             last, time = list(seen.items())[-1]
             return (
                 f"arm {arm} was served by {len(seen)} models, by {last} from {moment_of(time)} on; "
-                "an arm that was trained again is another one, so plan another experiment"
+                "an arm that changes cannot be judged, so plan another experiment"
             )
     return None
 
@@ -351,4 +353,4 @@ def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Ver
         return "ship", "better: " + ", ".join(better)
     if better:
         return "inconclusive", f"better: {', '.join(better)}; not shown to be within the margin: {', '.join(unclear)}"
-    return "inconclusive", "no metric of the rule is certainly better or worse"
+    return "inconclusive", "no metric of the rule is significantly better or worse"

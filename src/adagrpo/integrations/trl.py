@@ -1,4 +1,4 @@
-"""AdaGRPO for those who train with TRL: `GRPOTrainer` with the NLL anchor and the gate.
+"""AdaGRPO's objective, with the earlier gate, for those who train with TRL: `GRPOTrainer` with the NLL anchor.
 
     loss = NLL(target) + (λ / B_rl) Σ_b gate_b · GRPO_b
 

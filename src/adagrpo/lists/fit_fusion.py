@@ -1,11 +1,12 @@
 r"""Weights of a fused list from the choices of users: a conditional logit, shrunk toward the policy.
 
-    max_w  (1/N) Σ_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
+    max_w  (1/N) Σ_n a_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
 
-over the cases whose logged item `y_n` is among the candidates (McFadden 1974). `w⁰` is the policy alone: weight
-σ_policy for the log-probability, which is its order, and 0 for the rest. A large `λ` is the policy's list, a small one
-trusts the choices; of `SHRINKAGE` the one of the highest log-likelihood of held-out users is taken, `FOLDS` folds over
-users. The same folds give the cross-fitted order, in which no case is ranked by weights that its user had a part in.
+over the cases whose logged item `y_n` is among the candidates (McFadden 1974), `a_n` the weight of a case. `w⁰` is the
+policy alone: weight σ_policy for the log-probability, which is its order, and 0 for the rest. A large `λ` is the
+policy's list, a small one trusts the choices; of `SHRINKAGE` the one of the highest log-likelihood of held-out users is
+taken, `FOLDS` folds over users. The same folds give the cross-fitted order, in which no case is ranked by weights that
+its user had a part in.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Choices(NamedTuple):
     features: NDArray[np.float32]  # (N, C, F)
     targets: NDArray[np.int64]  # (N,) the logged items
     users: NDArray[np.integer]  # (N,)
+    case_weights: Floats  # (N,) `a`, of mean 1
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
@@ -71,7 +73,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
 
     def fitted(rows: NDArray[np.bool_], shrinkages: Sequence[float]) -> list[Floats]:
         rows = rows & answered
-        part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), prior
+        part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), choices.case_weights[rows], prior
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
     ranks = {shrinkage: np.zeros(len(folds), np.int64) for shrinkage in SHRINKAGE}
@@ -83,7 +85,9 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         for shrinkage, weights in zip(SHRINKAGE, fitted(folds != fold, SHRINKAGE), strict=True):
             scores = np.where(there[rows], scaled[rows] @ weights, -np.inf)
             ranks[shrinkage][rows] = _ranks(scores, chosen[rows])
-            likelihood[shrinkage] += float(_log_shares(scores, chosen[rows])[answered[rows]].sum())
+            counted = answered[rows]
+            shares = _log_shares(scores, chosen[rows])[counted]
+            likelihood[shrinkage] += float(shares @ choices.case_weights[rows][counted])
     best = max(SHRINKAGE, key=lambda shrinkage: (likelihood[shrinkage], shrinkage))
     (found,) = fitted(np.ones(len(folds), np.bool_), [best])
     by_name = dict(zip(used, found.tolist(), strict=True))
@@ -94,6 +98,7 @@ def _conditional_logit(
     features: Floats,  # (N, C, F)
     there: NDArray[np.bool_],  # (N, C)
     chosen: NDArray[np.int64],  # (N,)
+    case_weights: Floats,  # (N,)
     prior: Floats,  # (F,)
     shrinkage: float,
 ) -> Floats:  # (F,)
@@ -101,6 +106,7 @@ def _conditional_logit(
     if not len(features):
         return prior
     of_chosen = features[np.arange(len(chosen)), chosen]
+    shares_of = case_weights / len(case_weights)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         scores = np.where(there, features @ weights, -np.inf)
@@ -108,9 +114,9 @@ def _conditional_logit(
         shares = np.exp(scores - highest)
         sums = shares.sum(axis=1, keepdims=True)
         expected = np.einsum("nc,ncf->nf", shares / sums, features)
-        likelihood = (of_chosen @ weights - highest[:, 0] - np.log(sums[:, 0])).mean()
+        likelihood = shares_of @ (of_chosen @ weights - highest[:, 0] - np.log(sums[:, 0]))
         away = weights - prior
-        return shrinkage * away @ away - likelihood, 2 * shrinkage * away - (of_chosen - expected).mean(axis=0)
+        return shrinkage * away @ away - likelihood, 2 * shrinkage * away - shares_of @ (of_chosen - expected)
 
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
 

@@ -107,15 +107,11 @@ def _attend(
     query: Tensor,  # (B, heads, T, D / heads)
     key: Tensor,
     value: Tensor,
-    bias: Tensor | None = None,  # (heads, T, T)
+    bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, T, D / heads)
-    """Causal attention. On a CPU short histories are better off with two plain products than with the fused kernel."""
+    """Causal attention with a bias on its scores. On a CPU two plain products beat the fused kernel on short ones."""
     length, fused = query.shape[2], query.device.type != "cpu" or query.shape[2] > _SHORT
-    if fused and bias is None:
-        return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    later = torch.full((length, length), -torch.inf, device=query.device).triu(1)
-    if bias is not None:
-        later = later + bias
+    later = torch.full((length, length), -torch.inf, device=query.device).triu(1) + bias
     if fused:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=later.to(query.dtype))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -128,12 +124,10 @@ def _attend_at(
     key: Tensor,  # (B, heads, T, D / heads)
     value: Tensor,
     ends: Tensor,  # (B,)
-    bias: Tensor | None = None,  # (heads, T, T)
+    bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, 1, D / heads)
     """One row of `_attend` for each sample."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias[:, ends].transpose(0, 1).unsqueeze(2)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias[:, ends].transpose(0, 1).unsqueeze(2)
     later = torch.arange(key.shape[2], device=ends.device) > ends.unsqueeze(1)
     masked = scores.masked_fill(later[:, None, None], -torch.inf)
     attended: Tensor = masked.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
@@ -146,7 +140,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, distances: int) -> None:
         super().__init__()
         self.heads = heads
-        self.distances = nn.Embedding(distances, heads) if distances else None
+        self.distances = nn.Embedding(distances, heads)
         self.norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.leave = nn.Linear(width, width)
@@ -157,10 +151,8 @@ class _Block(nn.Module):
         batch, length, width = inputs.shape
         packed = self.query_key_value(self.norm(inputs)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        bias = None
-        if self.distances is not None:
-            places = torch.arange(length, device=inputs.device)
-            bias = self.distances((places.unsqueeze(1) - places).clamp(min=0)).permute(2, 0, 1)
+        places = torch.arange(length, device=inputs.device)
+        bias = self.distances((places.unsqueeze(1) - places).clamp(min=0)).permute(2, 0, 1)
         if ends is None:
             attended = _attend(query, key, value, bias)
         else:
@@ -175,21 +167,19 @@ class _Block(nn.Module):
 class CausalEncoder(nn.Module):
     """Item vectors of a history to one state a position; the state at `t` has seen items `0 .. t`.
 
-    Order comes from a vector for each position or, with `by_distance`, from a learned number for each distance back,
-    which each head adds to its scores (Raffel et al. 2020): a prefix and a whole history then look alike to a state.
+    The vectors are normalised before they are read: those that also make good scores are small, and what the blocks add
+    would drown them (`research/sequential_ranker`). Order is a learned number for each distance back, which each head
+    adds to its scores (Raffel et al. 2020): a prefix and a whole history then look alike to a state.
     """
 
-    def __init__(
-        self, *, width: int, layers: int, heads: int, max_length: int, dropout: float, by_distance: bool = False
-    ) -> None:
+    def __init__(self, *, width: int, layers: int, heads: int, max_length: int, dropout: float) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.max_length = max_length
-        self.positions = None if by_distance else nn.Embedding(max_length, width)
+        self.enter = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
-        distances = max_length if by_distance else 0
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout, distances) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(width, heads, dropout, max_length) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -204,7 +194,7 @@ class CausalEncoder(nn.Module):
         length = inputs.shape[1]
         if length > self.max_length:
             raise ValueError(f"inputs have {length} positions, the encoder takes {self.max_length}")
-        states = self.dropout(inputs if self.positions is None else inputs + self.positions.weight[:length])
+        states = self.dropout(self.enter(inputs))
         *before, last = self.blocks
         for block in before:
             states = block(states)

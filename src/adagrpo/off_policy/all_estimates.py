@@ -1,8 +1,8 @@
 """All estimators on one log of drawn lists, each with its overlap; one that the log says too little for has no value.
 
-The first place is judged by the weight of its item alone, a list by the weight of all of it and by the cascade. The
-model of `dr` is the click rate of each item at the first place, of the other half of the users, drawn towards the rate
-of all items:
+The first position is judged by the weight of its item alone, a list by the weight of all of it and by the cascade. The
+model of `dr` is the click rate of each item at the first position, of the other half of the users, drawn towards the
+rate of all items:
 
     q(a) = (clicks_a + S r) / (answers_a + S),   r: clicks over answers of that half,   S = 20
 """
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
     target: Floats  # (N, K) log-probability at the place under the target; 0 where there is no place
     logged: Floats  # (N, K) the same under the policy that was served
     users: Ints  # (N,)
-    first: Ints  # (N,) item at the first place
+    first: Ints  # (N,) item at the first position
     drawn: Ints  # (N, R) items that the target draws, -1 where none
     drawn_weights: Floats  # (N, R), Σ weight f(item) has the mean of f over its first item
 
@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
 class Row(NamedTuple):
     """The estimate of one estimator, or why there is none."""
 
-    of: str  # "first place" or "list"
+    of: str  # "first item" or "list"
     estimator: str
     estimate: Estimate | None  # None: refused
     overlap: Overlap | None  # None: of what was served, which needs none
@@ -71,13 +71,13 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
     first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users
     same = np.ones(len(first))
     predicted, expected = _model(log)
-    rows = [Row("first place", "as served", ips(first, same, users=users, level=level), None, None)]
+    rows = [Row("first item", "as served", ips(first, same, users=users, level=level), None, None)]
     made = {
         "IPS": ips(first, weights[0], users=users, level=level),
         "SNIPS": snips(first, weights[0], users=users, level=level) if weights[0].any() else None,
         "DR": doubly_robust(first, weights[0], predicted, expected, users=users, level=level),
     }
-    rows += [_row("first place", name, found, one) for name, found in made.items()]
+    rows += [_row("first item", name, found, one) for name, found in made.items()]
     rows += [Row("list", "as served", ips(total, same, users=users, level=level), None, None)]
     steps = np.exp((log.target - log.logged).cumsum(1)).mean(0)
     arguments = (log.clicks, log.target, log.logged)

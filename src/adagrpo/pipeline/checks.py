@@ -112,7 +112,7 @@ def _reads(run: RunDirectory, verb: str, key: str) -> bool:
 def _not_read(verb: str, key: str) -> str:
     others = [f"`adagrpo {other}`" for other in readers(key)]
     return f"--set {key}: {verb} does not read it; " + (
-        f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no verb of a run does"
+        f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no command of a run does"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant, by verbs that take one."""
+"""Which checkpoint of a run is meant, by commands that take one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
     """
     finished = set(run.trained())
     trained = [name.name for name in run.config.train.arms if name.name in finished]
-    why = "asked for by name"
+    why = "as named"
     if arm is None:
         start = ["sft"] if not trained or checkpoint == "best" or _ends_at_its_best(run) else []
         arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
@@ -63,8 +63,8 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one.
 
     An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing. One that
-    `evaluation.eligible` narrowed is of other cases: it is held against none that is of all cases, and said to be so.
-    So is one of a sample of them, `evaluation.validation_users`.
+    `evaluation.eligible` narrowed is of other cases: it is not compared with those of all cases, and the reason says
+    so. So is one of a sample of them, `evaluation.validation_users`.
     """
     values: dict[str, float] = {}
     outdated: list[str] = []

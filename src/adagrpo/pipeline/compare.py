@@ -132,7 +132,7 @@ class Comparison:
                 if name not in known:
                     raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(known)}")
             if first == second:
-                raise UserError(f"compare.pairs: '{first}' is held against itself")
+                raise UserError(f"compare.pairs: '{first}' is compared with itself")
         self._check_reward()
         self._check_data()
         self._hold_to_part()

@@ -3,6 +3,7 @@
 The rule, over the contenders whose list takes no longer than the budget:
 
 1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
+   Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
 2. Of those whose NDCG@10 is within one standard error of the best one's, the simplest is taken. The error is that of
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
@@ -52,7 +53,7 @@ from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases
+from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10
@@ -173,7 +174,9 @@ def decision(
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config.reward, arms) if name not in left_out]
     ranks = {name: _validation_ranks(run, name) for name in names}
-    values = {name: ndcg(found, TOP) for name, found in ranks.items()}
+    as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
+    weights = _column(run, START, WEIGHT)
+    values = {name: weights * found for name, found in as_logged.items()}
     taken = _milliseconds(maker, data, names)
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
@@ -188,6 +191,7 @@ def decision(
                 "validation": {
                     f"hr@{TOP}": float(hit_rate(ranks[name], TOP).mean()),
                     f"ndcg@{TOP}": values[name].mean(),
+                    f"ndcg@{TOP}_as_logged": as_logged[name].mean(),
                 },
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
                 "test": _test_metrics(run, name),
@@ -204,13 +208,14 @@ def decision(
         "warning": _below(values),
         "training": _worth_of_training(values, arms),
         "doubts": [
-            *_doubts(data, values, choice, leaks),
+            *_doubts(data, values, as_logged, choice, leaks),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
         "cases": len(values[START]),
+        "exposure_weighted": bool(data.shown_files),
         "contenders": rows,
     }
 
@@ -230,10 +235,15 @@ def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> boo
 
 
 def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
+    return _column(run, name, name).astype(np.int64)
+
+
+def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
+    """(N,) a column of the validation cases, from the stage that measured a list there."""
     called = parse_list(name)
     alone = reward_number(called.order) is not None
     path = run.checked(*(("evaluate", name) if alone else (FUSE, called.policy or START)), VALIDATION)
-    return pl.read_parquet(path, columns=[name])[name].to_numpy().astype(np.int64)
+    return pl.read_parquet(path, columns=[column])[column].to_numpy()
 
 
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
@@ -291,7 +301,13 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
     )
 
 
-def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leaks: Mapping[str, str]) -> list[str]:
+def _doubts(
+    data: RunData,
+    values: Mapping[str, Values],
+    as_logged: Mapping[str, Values],
+    choice: Choice,
+    leaks: Mapping[str, str],
+) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = [
         f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it was"
@@ -306,6 +322,10 @@ def _doubts(data: RunData, values: Mapping[str, Values], choice: Choice, leaks: 
         doubts.append(
             "the logs do not say what was shown, so what was shown often looks better than it is in every row"
         )
+    ahead = max(as_logged, key=lambda name: float(as_logged[name].mean()))
+    more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
+    if more > 0 and ahead != choice.best:
+        doubts.append(f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}")
     gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
     if gap is not None:
         doubts.append(f"{choice.best} has {-gap.mean:.4f} more NDCG@{TOP} on validation, by at most {-gap.low:.4f}")

@@ -67,5 +67,5 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     why = REFUSED[decision] if leak_reason(content.get("leak")) is None else LEAKS
     said = f"{run.called}: diagnose says {decision} of this reward: {why}"
     if not anyway:
-        raise UserError(f"{said}; `adagrpo train --run {run.called} --anyway` trains on it all the same")
+        raise UserError(f"{said}; `adagrpo train --run {run.called} --anyway` trains on it anyway")
     run.console.note(f"note: {said}")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
     load_cases,
@@ -30,6 +30,7 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
+from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
@@ -219,6 +220,13 @@ class RunData:
         left_out = {split: count - len(self.measured_cases(split)) for split, count in drawn.items()}
         filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
+
+    def case_weights(self, cases: Cases) -> NDArray[np.float64]:
+        """(N,) what each case weighs in a choice between lists: all alike where the logs do not say what was shown."""
+        table = load_impressions(self.prepared)
+        if table is None or not len(cases):
+            return np.ones(len(cases))
+        return case_weights(np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)[cases.targets])
 
     @cached_property
     def slots(self) -> int:

@@ -199,7 +199,7 @@ def _limits(run: RunDirectory) -> str:
         "- It learned from logs, so it repeats what was shown and bought there; a group that is rare in them is served"
         " worse.\n"
         "- Offline metrics reward the item that was logged next. What users would make of others they do not say.\n"
-        "- Unconstrained generation can write codes that name no item; use the prefix function of this folder."
+        "- Unconstrained generation can write invalid Semantic IDs; use the prefix function of this folder."
     )
 
 

@@ -207,7 +207,7 @@ def _publish(wanted: Wanted, parts: int, finished: Mapping[str, str]) -> dict[st
     for number in range(parts):
         path, facts = part_path(wanted.out, number), wanted.facts(number)
         if facts is None or hash_file(path) != finished[path.name]:
-            raise UserError(f"{path}: changed after it was finished; carry out the command again, which makes it anew")
+            raise UserError(f"{path}: changed after it was finished; the same command makes it again")
         counts = {name: count + getattr(facts, name) for name, count in counts.items()}
         rows[path.name] = {"first_row": facts.first_row, "rows": facts.users}
     if not wanted.popular:

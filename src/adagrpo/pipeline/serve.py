@@ -187,7 +187,7 @@ def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> N
     if operation.exposures is None:
         raise UserError("--experiment: needs --exposures, the log that `adagrpo ab` reads")
     if operation.user_key_file is None and VARIABLE not in os.environ:
-        raise UserError(f"--experiment: needs --user-key-file or {VARIABLE}, or a restart would deal all users anew")
+        raise UserError(f"--experiment: needs --user-key-file or {VARIABLE}, or a restart would assign all users again")
     LiveExperiment(plan)
 
 

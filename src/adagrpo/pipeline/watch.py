@@ -73,7 +73,7 @@ def watch(
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
     feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
     if against is not None and arm in (None, against):
-        raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
+        raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
         if name is not None and name not in exposures["arm"]:
             names = ", ".join(sorted(exposures["arm"].unique()))
@@ -199,7 +199,7 @@ def _says_chances(run: RunDirectory) -> bool:
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(
-            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no chances of a click;"
+            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no click probabilities;"
             " `predicted` and the signs that need it are left out"
         )
     return loss == "impressions"

@@ -1,7 +1,8 @@
 """The compact policy: a causal history encoder and a small Semantic-ID decoder, trained from scratch on a CPU.
 
-Encoder: each item of the history is the sum of its code embeddings, `x_t = Σ_l E_l[c_l(i_t)] + p_t`; a causal
-transformer turns them into one state a position, so one forward pass serves the NLL of every position.
+Encoder: each item of the history is the sum of its code embeddings, `x_t = norm(Σ_l E_l[c_l(i_t)])`; a causal
+transformer that knows order by distance turns them into one state a position, so one forward pass serves the NLL of
+every position.
 
 Decoder: from the state `h_0 = h(x)` of a position,
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initialise, take
+from adagrpo.networks.layers import CausalEncoder, FeedForward, initialise, take
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.types import Histories
 
@@ -78,7 +79,6 @@ class CompactPolicy(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(width, decoder_hidden, dropout) for _ in level_sizes[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in level_sizes)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in level_sizes)
-        self.dropout = Dropout(dropout)
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
 
     @property
@@ -94,7 +94,7 @@ class CompactPolicy(nn.Module):
     @property
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`."""
-        return self.dropout.threshold == 0
+        return self.encoder.dropout.threshold == 0
 
     @property
     def trains_on_nll(self) -> bool:
@@ -124,11 +124,11 @@ class CompactPolicy(nn.Module):
     ) -> CompactContext:
         """`encode` from the (B, T, D) vectors of the items of histories of the given (B,) lengths."""
         if rows is not None and positions is not None:
-            return CompactContext(self.dropout(self.encoder(vectors)[rows, positions]))
+            return CompactContext(self.encoder(vectors)[rows, positions])
         if self.training or torch.is_grad_enabled():  # dropout is drawn for every position, whatever is read
             rows = torch.arange(len(lengths), device=lengths.device)
-            return CompactContext(self.dropout(self.encoder(vectors)[rows, lengths - 1]))
-        return CompactContext(self.dropout(self.encoder(vectors, lengths - 1).squeeze(1)))
+            return CompactContext(self.encoder(vectors)[rows, lengths - 1])
+        return CompactContext(self.encoder(vectors, lengths - 1).squeeze(1))
 
     def frozen(self) -> CompactPolicy:
         """The policy itself: nothing is worth computing beforehand."""

@@ -30,6 +30,7 @@ TIP = "tip:"
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}"
 PLACES = ("d", "x", "y", "transform")
+COLORS = re.compile(r"(?:fill|stroke): #\w+;? ?")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign is one
@@ -186,6 +187,8 @@ def _for_pages(file: str, title: str, description: str) -> str:
     for element in root.iter("defs"):
         for shape in element.findall("clipPath"):
             element.remove(shape)
+        for shape in element.findall("path"):  # takes the colours of its uses, which rules of a page can reach
+            shape.set("style", COLORS.sub("", shape.get("style", "")))
     _titled(root, "desc", description)
     _titled(root, "title", title)
     width, height = root.get("viewBox", "").split()[2:]

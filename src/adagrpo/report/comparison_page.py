@@ -2,7 +2,7 @@
 
 It reads the content of `comparison.json` alone; rates are fractions there and per cent here, and their differences are
 percentage points. We depart from tables of winners: an arm that lost, and a control that was not beaten, are named in
-the same manner as a gain, and where nothing was shown the first sentence says so.
+the same manner as a gain, and where nothing is significant the first sentence says so.
 """
 
 from __future__ import annotations
@@ -40,11 +40,22 @@ from adagrpo.report.tables import (
 from adagrpo.storage.hashes import without_hash
 from adagrpo.storage.writing import write_file
 
+EARLIER = {  # verdicts by the names that they had in files of earlier versions
+    "better": "significantly better",
+    "better, margin not kept": "significantly better, margin not kept",
+    "worse": "significantly worse",
+    "not settled over seeds": "significant over users only",
+    "not settled after correction": "not significant after correction",
+    "no difference shown": "not distinguishable",
+    "outside the family": "not tested",
+}
 CONTROLS = [name for name, gate in GATES.items() if gate.control]
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
     """The content of a `comparison.json`.
+
+    Verdicts of earlier versions get their present names, and the finding is made anew of them.
 
     Raises:
         UserError: no such file, it is not one, or it is not as it was written. Files of a time when they had no hash of
@@ -60,7 +71,9 @@ def read_comparison(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON that this program wrote ({error})") from error
     if not isinstance(content, dict) or {"plan", "rows"} - content.keys():
         raise UserError(f"{path}: not the comparison.json of a comparison")
-    return content
+    for row in content["rows"]:
+        row["verdict"] = EARLIER.get(row["verdict"], row["verdict"])
+    return content | ({"finding": finding(content)} if "finding" in content else {})
 
 
 def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
@@ -94,26 +107,23 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
-    sentences = [f"No arm is significantly better than {under}, after Holm's correction."]
-    if "better" in by_verdict:
-        sentences = [f"Better than {under}, within the margins: {_named(by_verdict['better'], metric)}."]
-    for row in by_verdict.get("better, margin not kept", []):
+    sentences = [f"No arm is significantly better than {under}, after Holm's correction{_highest(rows, metric)}."]
+    if better := by_verdict.get("significantly better"):
+        sentences = [f"Significantly better than {under}, within the margins: {_named(better, metric)}."]
+    for row in by_verdict.get("significantly better, margin not kept", []):
         broken = [metric_label(name) for name, margin in row["margins"].items() if not margin["kept"]]
-        sentences.append(f"{_named([row], metric)} gains, but not within the margin on {' and '.join(broken)}.")
-    if "worse" in by_verdict:
-        sentences.append(f"Worse than {plan['baseline']}: {_named(by_verdict['worse'], metric)}.")
-    if unsettled := by_verdict.get("not settled over seeds"):
         sentences.append(
-            "The interval over users excludes zero, the one over users and seeds does not:"
-            f" {_named(unsettled, metric)}."
+            f"Significantly better, but beyond the margin on {' and '.join(broken)}: {_named([row], metric)}."
         )
-    if uncorrected := by_verdict.get("not settled after correction"):
-        sentences.append(
-            f"The interval excludes zero, but not after correction for so many tests: {_named(uncorrected, metric)}."
-        )
-    if unknown := by_verdict.get("no difference shown"):
+    if worse := by_verdict.get("significantly worse"):
+        sentences.append(f"Significantly worse than {plan['baseline']}: {_named(worse, metric)}.")
+    if over_users := by_verdict.get("significant over users only"):
+        sentences.append(f"Significant over users, but not over users and seeds: {_named(over_users, metric)}.")
+    if uncorrected := by_verdict.get("not significant after correction"):
+        sentences.append(f"Not significant after Holm's correction, only before: {_named(uncorrected, metric)}.")
+    if unknown := by_verdict.get("not distinguishable"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
-        sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
+        sentences.append(f"Not distinguishable from {plan['baseline']}, which does not show equality: {names}.")
     if unused := [arm for arm, facts in content.get("arms", {}).items() if set(facts.get("weight", [])) == {0}]:
         sentences.append(f"Validation gave the reward no weight under any seed: {', '.join(unused)}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
@@ -178,7 +188,7 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
         if rows:
             svg = forest_chart(
                 rows,
-                title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {KINDS[over]}",
+                title=f"{metric_label(metric)} minus that of {plan['baseline']}, intervals over {KINDS[over]}",
                 x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
                 percent_points=is_rate(metric),
             )
@@ -221,16 +231,6 @@ def _family(content: Mapping[str, Any]) -> str:
     )
 
 
-SAID = {  # of the difference from the baseline, by verdict
-    "better": "the difference from {} is significant",
-    "better, margin not kept": "the difference from {} is significant, but a margin is not kept",
-    "worse": "it is significantly worse than {}",
-    "not settled after correction": "the difference from {} is not significant after correction for so many tests",
-    "not settled over seeds": "other users would agree with the difference from {}, another training might not",
-    "no difference shown": "no difference from {} is shown",
-}
-
-
 def _decision(content: Mapping[str, Any]) -> list[str]:
     """The list that validation would choose, and what that means for a thousand users."""
     plan, metric = content["plan"], content["plan"]["metric"]
@@ -242,8 +242,7 @@ def _decision(content: Mapping[str, Any]) -> list[str]:
     if baseline is not None and metric.startswith("hr@"):
         own, other = (round(1000 * one["test"][metric]["mean"]) for one in (row, baseline))
         compared = "" if row is baseline else f", with {plan['baseline']} {other}"
-        said = SAID.get(row["verdict"])
-        judged = "" if said is None else f"; {said.format(plan['baseline'])}"
+        judged = "" if row["p_holm"] is None else f"; verdict: {row['verdict']}"
         length = metric.partition("@")[2]
         sentences.append(
             f"Of 1,000 users {own} find their next item in a list of {length} (test cases){compared}{judged}."
@@ -279,6 +278,16 @@ def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
     choose = min if lookup(metric).better == "lower" else max
     return choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+
+
+def _highest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The largest gain, where there is one."""
+    sign = -1 if lookup(metric).better == "lower" else 1
+    row = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
+    if row is None or sign * row["against"][metric]["difference"] <= 0:
+        return ""
+    difference = format_difference(metric, row["against"][metric]["difference"])
+    return f"; the largest gain is {difference}{' points' * is_rate(metric)}, {row['arm']} ({row['checkpoint']})"
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:

@@ -48,7 +48,8 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     unit = " (points)" if is_rate(metric) else ""
     header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
     kinds = interval_kinds(content)
-    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm"]
+    first, *others = [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    header += [first, "p, Holm", *others]
     rows = []
     for row in content["rows"]:
         test, against = row["test"][metric], row["against"].get(metric)
@@ -59,12 +60,12 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
             format_metric(metric, test["mean"]),
             _half(metric, test),
         ]
-        if against is None:
-            cells += [MISSING] * (1 + len(kinds))
-        else:
-            cells += [format_difference(metric, against["difference"])]
-            cells += [format_ends(metric, against.get(kind)) for kind in kinds]
-        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"])))
+        difference, ends = MISSING, [MISSING] * len(kinds)
+        if against is not None:
+            difference = format_difference(metric, against["difference"])
+            ends = [format_ends(metric, against.get(kind)) for kind in kinds]
+        p = MISSING if row["p_holm"] is None else format_p(row["p_holm"])
+        rows.append((*cells, difference, ends[0], p, *ends[1:]))
     return Table.of(header, rows, 3)
 
 
@@ -107,11 +108,12 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
         intervals = [format_ends(metric, against.get(kind)) for kind in kinds]
         difference = format_difference(metric, against["difference"])
         rows.append(
-            (f"{row['arm']} less {row['other']}", row["checkpoint"], difference, *intervals, format_p(row["p_holm"]))
+            (f"{row['arm']} minus {row['other']}", row["checkpoint"], difference, *intervals, format_p(row["p_holm"]))
         )
     per_cent, unit = f"{100 * content['plan']['level']:g} %", " (points)" if is_rate(metric) else ""
     header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}"]
-    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm"]
+    first, *others = [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    header += [first, "p, Holm", *others]
     return Table.of(header, rows, 2)
 
 

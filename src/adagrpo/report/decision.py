@@ -40,19 +40,18 @@ def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:
 
 
 def decision_sentences(content: Mapping[str, Any]) -> list[str]:
-    """What to serve and why, what that means for a thousand users, and each doubt."""
+    """What to serve and why, what that means for a thousand users, then each doubt."""
     rows = {row["list"]: row for row in content["contenders"]}
     chosen, control = content["chosen"], content["control"]
     hits = {name: round(1000 * row["test"]["hr@10"]) for name, row in rows.items()}
     others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
-    first = [] if content["warning"] is None else [f"{_capital(content['warning'])}."]
     return [
-        *first,
         f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
+        *(["Choices of rarely shown items count more."] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
-        *([] if content["training"] is None else [f"{_capital(content['training'])}."]),
-        *(f"But {doubt}." for doubt in content["doubts"]),
+        *(f"{_capital(content[key])}." for key in ("warning", "training") if content[key] is not None),
+        *(f"{'Also' if number else 'But'} {doubt}." for number, doubt in enumerate(content["doubts"])),
     ]
 
 

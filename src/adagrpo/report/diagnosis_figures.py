@@ -14,6 +14,7 @@ from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
 from adagrpo.report.tables import MISSING, Table
 
 HR, NDCG = "hr@10", "ndcg@10"
+FRACTIONS = {"0.125": "⅛", "0.25": "¼", "0.5": "½"}  # on an axis, where the others have less room
 
 Row = Mapping[str, Any]
 
@@ -30,7 +31,7 @@ def weight_figures(content: Row) -> list[Figure]:
     for metric, factor, label in ((NDCG, 1, "NDCG@10"), (HR, 100, "HR@10, points")):
         mixed = [_estimate(content["mix"][metric], factor) if name in chosen else None for name in names]
         svg = interval_chart(
-            names,
+            [FRACTIONS.get(name, name) for name in names],
             [
                 Band("ranker", [_estimate(row[metric], factor) for row in content["ranker"]]),
                 Band("shuffled ranker", [_estimate(row[metric], factor) for row in content["shuffled"]]),
@@ -38,7 +39,7 @@ def weight_figures(content: Row) -> list[Figure]:
             ],
             title=f"Change of {label.partition(',')[0]} by the weight of the reward",
             x_label="weight of the reward (∞: by the reward alone)",
-            y_label=f"{label}, less the policy's order",
+            y_label=f"{label}, minus the policy's order",
             reference=0.0,
         )
         lines = [

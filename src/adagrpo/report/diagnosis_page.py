@@ -23,17 +23,17 @@ GATE_ROWS: dict[str, Callable[[GroupSummary], float | None]] = {
     "admitted": lambda groups: groups.admission,
     "admitted with shuffled rewards": lambda groups: groups.shuffled_admission,
     "rejected: already easy": lambda groups: groups.rejected_easy,
-    "rejected: reward cannot tell": lambda groups: groups.rejected_undiscriminated,
-    "rejected: no order in the group": lambda groups: groups.rejected_degenerate,
-    "rollouts that name no item": lambda groups: groups.invalid_share,
+    "rejected: reward not sure enough": lambda groups: groups.rejected_undiscriminated,
+    "rejected: degenerate group": lambda groups: groups.rejected_degenerate,
+    "invalid rollouts": lambda groups: groups.invalid_share,
     "groups that hold the logged item": lambda groups: groups.contains_target,
     "admitted groups that hold it": lambda groups: groups.admitted_contains_target,
 }
 
 QUESTIONS = {
-    "adds": "policy and ranker together, less the policy's order",
-    "leads": "the ranker alone, less the policy's order, cases weighted by exposure",
-    "leads_as_logged": "the same as logged; decides nothing",
+    "adds": "policy and ranker together, minus the policy's order",
+    "leads": "the ranker alone, minus the policy's order, cases weighted by exposure",
+    "leads_as_logged": "the same, cases not weighted; does not count for the verdict",
 }
 
 Row = Mapping[str, Any]
@@ -54,8 +54,9 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
         name=name,
         decision=result["verdict"]["decision"],
         sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
-        gain=_gain(result),
-        serve=_serve(result, serves or run_directory),
+        gate_sentences=result["verdict"]["gate_sentences"],
+        gain=gain_sentence(result),
+        serve=serve_command(result, serves or run_directory),
         settings=result["settings"],
         tables=diagnosis_tables(result),
         weights=weight_figures(result["weights"]),
@@ -66,8 +67,12 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
     return path
 
 
-def _gain(result: Row) -> str | None:
-    """What re-ranking means for a thousand users; None where the reward should not be used."""
+def gain_sentence(result: Row) -> str | None:
+    """What re-ranking means for a thousand users; None where the reward should not be used.
+
+    Args:
+        result: content of `diagnose/diagnose.json`.
+    """
     if result["verdict"]["decision"] == "do_not_use":
         return None
     own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
@@ -77,8 +82,13 @@ def _gain(result: Row) -> str | None:
     )
 
 
-def _serve(result: Row, run: Path) -> str | None:
-    """The command that serves the re-ranked list; None where the reward should not be used."""
+def serve_command(result: Row, run: Path) -> str | None:
+    """The command that serves the re-ranked list; None where the reward should not be used.
+
+    Args:
+        result: content of `diagnose/diagnose.json`.
+        run: as the command line names it.
+    """
     weight = result["reranking"]["weight"]
     if result["verdict"]["decision"] == "do_not_use" or not weight:
         return None
@@ -140,7 +150,7 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
         )
         for row in rows
     ]
-    return Table.of((*header, "mix less policy", "adjusted p"), lines)
+    return Table.of((*header, "mix minus policy", "adjusted p"), lines)
 
 
 def _cells(heading: str, rows: Sequence[Row]) -> Table:
@@ -154,7 +164,7 @@ def _cells(heading: str, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    return Table.of((*header, "ranker less policy, points", "mix less policy, points"), lines)
+    return Table.of((*header, "ranker minus policy, points", "mix minus policy, points"), lines)
 
 
 def _gate(gate: Row) -> Table:

@@ -1,7 +1,7 @@
 """The page of an experiment on users: its verdict, effects, how they came about day by day, and what was checked first.
 
 Made from the result of `adagrpo.pipeline.experiment` alone. Effects are shares of the control's number. Where the
-result shows none, because the window is not over or something chose the users, the page says so and draws nothing.
+result shows none, because the window is not over or the sample ratio fails, the page says so and draws nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adagrpo.storage.writing import write_file
 Row = Mapping[str, Any]
 MOST_LABELS = 8  # days that are written below a chart
 COUNTS = {
-    "answers": "answers that count",
+    "answers": "answers in the experiment",
     "answers_excluded": "of users whom the plan excludes",
     "answers_held_out": "of users who are held out",
     "answers_outside": "of users whom the ramp had not reached",
@@ -28,8 +28,8 @@ COUNTS = {
     "answers_of_other_plan": "of another plan",
     "answers_of_other_key": "of users hashed with another key",
     "requests_failed": "requests that got no answer",
-    "feedback_early": "events before their answer, left out",
-    "feedback_late": "events too long after it, left out",
+    "feedback_early": "feedback before its answer, left out",
+    "feedback_late": "feedback too long after it, left out",
 }
 
 
@@ -79,7 +79,7 @@ def _interleaving_page(result: Row) -> str:
         ("users who clicked", f"{counts['clicked']:,}"),
         ("interleaved lists", f"{result['answers']:,}"),
         ("of them with the treatment first", f"{first['treatment']:.1%}"),
-        ("p-value of a fair coin", format_p(first["p_value"])),
+        ("p-value against one half", format_p(first["p_value"])),
         ("clicks before their list, left out", f"{result['feedback_early']:,}"),
         ("clicks too long after it, left out", f"{result['feedback_late']:,}"),
     ]
@@ -128,7 +128,7 @@ def _facts(result: Row) -> list[tuple[str, str]]:
     found = [
         ("Users", ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())),
         ("Plan", f"{result['plan'][:12]}, frozen {result['frozen']}{late}"),
-        ("Look", result["look"]),
+        ("Evaluated at", result["look"]),
     ]
     found += [(f"{arm} stopped", time) for arm, time in result["stopped"].items()]
     return found
@@ -147,9 +147,7 @@ def _effect_figures(rows: Sequence[Row]) -> list[Figure]:
     svg = forest_chart(
         drawn, title="Effects on the metrics", x_label="effect, % of the control's number", percent_points=True
     )
-    return [
-        Figure(svg, "Right of the line an arm has more of it than the control. Intervals are of each metric alone.")
-    ]
+    return [Figure(svg, "Right of the line the arm has more than the control. Each interval is of one metric alone.")]
 
 
 def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
@@ -170,7 +168,7 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
             y_label="share of the control's number", reference=0.0, percent=True,
         )  # fmt: skip
         numbers = daily_table([row for row in rows if row["metric"] == metric])
-        figures.append(Figure(svg, "An effect that fades from day to day was one of novelty.", numbers))
+        figures.append(Figure(svg, "An effect that fades from day to day may be due to novelty.", numbers))
     return figures
 
 
@@ -192,7 +190,7 @@ def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:
     if not drawn:
         return []
     svg = forest_chart(drawn, title="Guardrails", x_label="change, % of the control's number", percent_points=True)
-    return [Figure(svg, "The table says which side is the bad one, and how far each may go.")]
+    return [Figure(svg, "The table says by how much each may get worse.")]
 
 
 def _ratios(rows: Sequence[Row]) -> Table:

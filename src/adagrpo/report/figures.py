@@ -32,7 +32,7 @@ CROWD = 6  # so many arms are drawn as they are, whatever their distance
 # of the groups, or the keys of steps.jsonl of which an arm has one; title, unit, whether it is a rate
 SIGNALS: tuple[tuple[Quantity | tuple[str, ...], str, str, bool], ...] = (
     (lambda groups: groups.reward, "Mean reward of the rollouts", "reward", False),
-    (lambda groups: groups.invalid_share, "Rollouts that name no item", "share of rollouts", True),
+    (lambda groups: groups.invalid_share, "Invalid rollouts", "share of rollouts", True),
     (("nll",), "NLL of the logged items", "nats a code", False),
     (lambda groups: groups.kl, "KL from the starting policy", "nats", False),
     (lambda groups: groups.entropy, "Entropy of the rollouts", "nats", False),

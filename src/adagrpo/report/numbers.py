@@ -29,7 +29,7 @@ def numbers_table(logs: Sequence[Log]) -> Table | None:
             lost = f"step {log.lost['step']}: {log.lost['why']}" if log.lost else MISSING
             counts = (f"{len(log.steps):,}", f"{skipped:,}", what, format_metric("admission", share), f"{empty:,}")
             rows.append((log.arm, *counts, lost))
-    header = ("arm", "steps", "skipped", "not finite", "samples whose rewards were all the same")
+    header = ("arm", "steps", "skipped", "not finite", "samples with equal rewards")
     more = ("groups without an item", "policy lost")
     right: tuple[Alignment, ...] = ("right", "right", "left", "right", "right")
     return Table((*header, *more), tuple(rows), ("left", *right, "left")) if rows else None

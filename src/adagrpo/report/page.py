@@ -118,13 +118,14 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     metrics = _metrics(files)
     path = files.find("run.yaml")
     described = read_mapping(path) if path is not None else {}
+    decision = _decision(files)
     shown = dict(
         name=metrics.get("name") or files.directory.resolve().name,
         config_hash=metrics.get("config_hash"),
         notes=[keep_together(note) for note in notes],
-        decision=_decision(files),
+        decision=decision,
         diagnosis=_diagnosis(files),
-        summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
+        summary=[keep_together(sentence) for sentence in summary_sentences(metrics, baselines=decision is None)],
         results=[(split, table) for split in SPLITS if (table := _results(metrics, split))],
         paired=_paired(files),
         breadth=_breadth(metrics),

@@ -1,6 +1,6 @@
 """The checkpoints of a run against its starting policy and continued NLL, user by user: tables and charts.
 
-Read from `report/paired/paired.json` (`adagrpo.evaluation.paired`). An interval that holds 0 is no difference shown,
+Read from `report/paired/paired.json` (`adagrpo.evaluation.paired`). An interval that holds 0 shows no difference,
 and nothing in these tables is bold: the best of several differences is not thereby a finding.
 """
 
@@ -26,7 +26,7 @@ def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
         reference: `sft` or `nll`.
 
     Returns:
-        None where nothing was held against it.
+        None where nothing was compared with it.
     """
     rows = _rows(content, reference)
     if not rows:
@@ -60,7 +60,7 @@ def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
         label = metric_label(name)
         svg = forest_chart(
             drawn,
-            title=f"{label} less that of {REFERENCES[reference]}, test cases",
+            title=f"{label} minus that of {REFERENCES[reference]}, test cases",
             x_label=f"difference{', points' if is_rate(name) else ''} (95 % over users)",
             percent_points=is_rate(name),
         )

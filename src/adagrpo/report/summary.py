@@ -24,11 +24,12 @@ JUDGED = {HR: "HR@10", "true_utility@10": "true utility"}
 MOST_NAMED = 8  # values of a filter that a sentence names
 
 
-def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
+def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> list[str]:
     """Sum up the run in a few sentences.
 
     Args:
         metrics: content of `metrics.json`.
+        baselines: whether to say that the starting policy is below a list that needs none; a decision says it too.
 
     Raises:
         UserError: the metrics are not laid out as described.
@@ -37,7 +38,7 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
     split = _split(points)
     start = _start(points)
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
-    below = _below_baselines(metrics, start)
+    below = _below_baselines(metrics, start) if baselines else []
     if not arms:
         return [*below, "No post-trained arm has been evaluated yet, so there is nothing to compare."]
     narrowed, sample = metrics.get("eligible"), metrics.get("validation_sample")
@@ -135,7 +136,7 @@ def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
         return []
     names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
     return [
-        f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples is no gain here."
+        f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples does not help."
     ]
 
 
@@ -147,13 +148,13 @@ def _reranking(metrics: Mapping[str, Any], arms: list[Checkpoint]) -> list[str]:
     name, value = max(rows, key=lambda row: float(row[1]))
     verb = "more than" if value > trained else "no more than"
     return [
-        f"Re-ranking the sft beam at serving time ({name}), which needs no training, reaches HR@10 of"
+        f"Re-ranking the sft beam at serving time (by {name.rpartition(' / ')[2]}) reaches HR@10 of"
         f" {format_metric(HR, value)} on validation, {verb} the best arm's {format_metric(HR, trained)}."
     ]
 
 
 def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str) -> str:
-    sentence = "All of this is one seed: small differences can change sign when the run is repeated with another one"
+    sentence = "This is one seed: small differences can change sign with another one"
     dataset = metrics.get("dataset")
     cases = dataset.get(f"{split}_cases") if isinstance(dataset, Mapping) else None
     if isinstance(cases, int):
@@ -163,13 +164,13 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
         return sentence + "."
     rate = max(_or_least(point.value(split, HR)) for point in arms)
     error = 196 * math.sqrt(rate * (1 - rate) / cases)
-    return sentence + f", and {cases:,} cases alone leave each HR@10 uncertain by about ±{error:.2f} points (95 %)."
+    return sentence + f", and {cases:,} cases leave each HR@10 uncertain by about ±{error:.2f} points (95 %)."
 
 
 def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None, split: str) -> str:
     """The relative changes of HR@10 in brackets, or nothing."""
     value, parts = point.value(split, HR), []
-    for reference, name in ((start, "sft"), (nll, "NLL continued")):
+    for reference, name in ((start, "sft"), (nll, "continued NLL")):
         known = None if reference is None or reference.arm == point.arm else reference.value(split, HR)
         if known and value is not None:
             parts.append(f"{format_relative(value, known)} relative to {name}")

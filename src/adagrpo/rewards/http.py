@@ -187,4 +187,4 @@ class HttpReward:
             raise self._failed(str(error)) from error
 
     def _failed(self, problem: str) -> ServiceError:
-        return ServiceError(f"reward {self.name}: {problem}; mend it, and the same command continues")
+        return ServiceError(f"reward {self.name}: {problem}; fix it, and the same command continues")

@@ -43,10 +43,7 @@ class SequentialRanker(nn.Module):
         self.items = nn.Embedding(num_items, width)
         self.bias = nn.Embedding(num_items, 1)
         self.slot_bias = nn.Embedding(slots, 1)
-        self.norm = nn.LayerNorm(width)
-        self.encoder = CausalEncoder(
-            width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout, by_distance=True
-        )
+        self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.bias.weight)
         nn.init.zeros_(self.slot_bias.weight)
@@ -66,7 +63,7 @@ class SequentialRanker(nn.Module):
 
     def states(self, histories: Histories) -> Tensor:
         """(B, T, D) states; the one at `t` has seen items `0 .. t`."""
-        output: Tensor = self.encoder(self.norm(self.items(histories.items)))
+        output: Tensor = self.encoder(self.items(histories.items))
         return output
 
     def last_states(self, histories: Histories) -> Tensor:

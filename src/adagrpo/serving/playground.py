@@ -49,6 +49,14 @@ class ExplainBody(BaseModel):
     arm: Annotated[str, Field(max_length=100)] | None = None
 
 
+class DescribedItems(ItemTitles):
+    """Titles of items, and what else the item table says of them, such as categories."""
+
+    def of(self, item: int) -> dict[str, Any]:
+        """As `ItemTitles.of`, and `about`, texts such as `category=toys`."""
+        return super().of(item) | {"about": self.recommender.eligibility.groups.about(item)}
+
+
 @dataclass
 class Playground:
     """The handlers, and what was loaded for them."""
@@ -57,7 +65,7 @@ class Playground:
     other: Serving | None = None
     other_arm: str | None = None
     loaded_for: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
-    titles: WeakKeyDictionary[Serving, ItemTitles] = field(
+    titles: WeakKeyDictionary[Serving, DescribedItems] = field(
         default_factory=WeakKeyDictionary
     )  # go with what they are of
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -97,11 +105,11 @@ class Playground:
         with serving.exclusive_reward():
             return shown | explain(recommender, titles, query, body.k)
 
-    def _titles(self, serving: Serving) -> ItemTitles:
+    def _titles(self, serving: Serving) -> DescribedItems:
         """Of what is served now, or of the other arm."""
         kept = self.titles.get(serving)
         if kept is None:
-            kept = self.titles[serving] = ItemTitles(serving.recommender)
+            kept = self.titles[serving] = DescribedItems(serving.recommender)
         return kept
 
     def _serving(self, arm: str | None) -> Serving:

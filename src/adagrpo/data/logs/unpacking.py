@@ -71,7 +71,7 @@ def _encoding(path: Path, file: io.BufferedReader | gzip.GzipFile) -> str:
     """The encoding of a file at its start, of which nothing is taken."""
     head = file.peek(4)[:4]
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise UserError(f"{path}: is encoded in UTF-32; write it anew as UTF-8")
+        raise UserError(f"{path}: is encoded in UTF-32; write it as UTF-8")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return UTF_16
     return UTF_8_MARKED if head.startswith(BOM) else UTF_8
@@ -143,7 +143,7 @@ def explodes(path: Path, max_expansion: float) -> UserError:
     """Make the error of a file of which more comes out than may."""
     return UserError(
         f"{path}: unpacks to more than {max_expansion:g} times its size and more than {_mb(ALWAYS)}; if it is to be "
-        "read all the same, raise data.max_expansion"
+        "read anyway, raise data.max_expansion"
     )
 
 
@@ -189,7 +189,7 @@ def _column_chunks(path: Path) -> Iterator[tuple[str, int, int]]:
         if len(end) < 8 or end[4:] != b"PAR1" or length > size - 8:
             return  # not Parquet, which its reader says better
         if length > LARGEST_FOOTER:
-            raise UserError(f"{path}: has {_mb(length)} of metadata; write it anew with larger row groups")
+            raise UserError(f"{path}: has {_mb(length)} of metadata; write it with larger row groups")
         file.seek(size - 8 - length)
         footer = _CompactThrift(file.read(length))
     try:

@@ -4,7 +4,8 @@ The validation cases' beams are re-ordered with each weight of `adagrpo.evaluati
 is worth is seen before anything is trained. weight.json holds
 
     spread     σ, the unit of every weight of this run's reward
-    rerank     the weight of the highest NDCG@10: what `diagnose` advises, and `evaluate` and the arm `rerank` measure
+    rerank     the weight of the highest NDCG@10, cases weighted by `RunData.case_weights`: what `diagnose` advises, and
+               `evaluate` and the arm `rerank` measure
     distill    the least weight that validation cannot tell from the best one: what the target of `distill` takes where
                `objective.distill.reward_weight` is `validation`. A reward that adds nothing gets 0, and its arm is
                continued NLL
@@ -46,7 +47,8 @@ def reranking(run: RunDirectory) -> Declaration:
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
     options = run.config.reward
-    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.files_of(options)]
+    inputs = [*data.training_files, *data.shown_files, *data.catalog_files]
+    inputs += [weights / "model.safetensors", *models.files_of(options)]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
@@ -61,7 +63,8 @@ def reranking(run: RunDirectory) -> Declaration:
         assert beams.rewards is not None, "predicted with a reward"
         spread, targets = reward_spread(beams.items, beams.rewards), cases.targets.astype(np.int64)
         ranks = {w: metrics.target_rank_in(reordered(beams, w, spread).items, targets) for w in WEIGHTS}
-        by_weight = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
+        weighted = data.case_weights(cases)
+        by_weight = {weight: weighted * metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
         found = RewardWeights(spread, best_weight(by_weight), least_of_the_best(by_weight))
         warning = edge_warning(found.rerank)
         if warning is not None:
@@ -77,6 +80,7 @@ def reranking(run: RunDirectory) -> Declaration:
         settings=(*DECODING, *models.reward_reads),
         but=NOT_FITTED,
         also={"weights": list(WEIGHTS)},
+        schema=3,
     )
 
 

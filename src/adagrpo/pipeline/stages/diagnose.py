@@ -61,7 +61,7 @@ def diagnosis(run: RunDirectory) -> Declaration:
         files=("diagnose.json",),
         settings=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=5,
+        schema=7,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list, reward_number
@@ -99,7 +100,7 @@ def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     """Write the ranks of the validation cases that `fuse` takes."""
     cases = validation_cases(data)
     ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
-    write_ranks(work, {name: ranks}, load_user_ids(data.prepared).gather(cases.users))
+    write_ranks(work, {name: ranks}, pl.DataFrame({USER_ID: load_user_ids(data.prepared).gather(cases.users)}))
 
 
 def _on_validation(ranked: Path, name: str) -> dict[str, float]:

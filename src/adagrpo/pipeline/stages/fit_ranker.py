@@ -99,7 +99,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         settings=("ranker", "seed", "max_history", selection.reads),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=also or None,
-        schema=3,
+        schema=4,
         together=True,
     )
 

@@ -8,8 +8,9 @@ Both read training and validation interactions alone. weights.json of a fused li
     shrinkage  λ, chosen by the likelihood of held-out users
 
 validation.parquet has a row for each validation case and a column for each contender: the rank of the logged item from
-1, 0 where its list does not hold it. Fused lists are cross-fitted there: no case is ranked by weights that its user had
-a part in. The weight of `rerank` is one number out of eleven, chosen on these cases.
+1, 0 where its list does not hold it; `weight` is what the case weighs (`RunData.case_weights`). Fused lists are
+cross-fitted there: no case is ranked by weights that its user had a part in. The weight of `rerank` is one number out
+of eleven, chosen on these cases.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from adagrpo.rewards import WeightedReward
 from adagrpo.storage.writing import naming, write_file
 from adagrpo.types import Cases
 
-VALIDATION = "validation.parquet"
+VALIDATION, WEIGHT = "validation.parquet", "weight"
 MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample
 
 
@@ -79,7 +80,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     maker = ListMaker(models)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
     inputs += [run.path(NEIGHBOURS, NEIGHBOURS_FILE), run.path("ranker", "best", "model.safetensors")]
-    inputs += models.reward_files
+    inputs += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
         cases = validation_cases(data)
@@ -95,7 +96,8 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
             fits[FUSE] = fit_weights(choices, fusion.features, fusion.features, seed)
         ranks = _contenders(maker, arm, data, cases, choices, served)
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
-        _write(work, fits, ranks, load_user_ids(data.prepared).gather(cases.users))
+        about = {USER_ID: load_user_ids(data.prepared).gather(cases.users), WEIGHT: choices.case_weights}
+        _write(work, fits, ranks, pl.DataFrame(about))
 
     return Declaration(
         build,
@@ -103,7 +105,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         files=(WEIGHTS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        schema=2,
+        schema=4,
     )
 
 
@@ -125,7 +127,7 @@ def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> C
     features = np.zeros((len(cases), widest, len(served.fusion.features)), dtype=np.float32)
     for rows, found_items, said in parts:
         items[rows, : found_items.shape[1]], features[rows, : said.shape[1]] = found_items, said
-    return Choices(items, features, cases.targets.astype(np.int64), cases.users)
+    return Choices(items, features, cases.targets.astype(np.int64), cases.users, data.case_weights(cases))
 
 
 def _contenders(
@@ -152,7 +154,7 @@ def _contenders(
     return ranks
 
 
-def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]], users: pl.Series) -> None:
+def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
     content = {
         order: {
             "weights": dict(fit.weights.weights),
@@ -163,11 +165,11 @@ def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]]
         for order, fit in fits.items()
     }
     write_file(work / WEIGHTS, json.dumps(content, indent=1) + "\n")
-    write_ranks(work, ranks, users)
+    write_ranks(work, ranks, cases)
 
 
-def write_ranks(folder: Path, ranks: dict[str, NDArray[np.int64]], users: pl.Series) -> None:
-    """Write `validation.parquet`: a row for each case, with its user and the rank of the logged item by list."""
+def write_ranks(folder: Path, ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
+    """Write `validation.parquet`: a row for each case, what is known of it, and the rank of the logged item by list."""
     with naming(folder):
-        table = pl.DataFrame({USER_ID: users} | {name: column.astype(np.int32) for name, column in ranks.items()})
-        table.write_parquet(folder / VALIDATION)
+        columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
+        cases.with_columns(columns).write_parquet(folder / VALIDATION)

@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adagrpo.evaluation.predictions import reordered, summarise
-from adagrpo.evaluation.reranking import WEIGHTS, edge_warning
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.lists.names import RERANK, START, parse_list
-from adagrpo.metrics import measured
+from adagrpo.metrics import measured, ndcg, target_rank_in
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -47,7 +49,7 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
     label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
     models, file = Models(data), run.path(STAGE, FILE)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
-    inputs += [weights / "model.safetensors", file, *models.reward_files, *data.truth_files]
+    inputs += [weights / "model.safetensors", file, *models.reward_files, *data.shown_files, *data.truth_files]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -57,27 +59,27 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         for split in ("validation", "test"):
             cases[split], report = data.measured_cases(split), progress(run, f"{label} {split}")
             beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
-        known, tried = read_reward_weights(file), {}
-        for weight in WEIGHTS:
-            lists = reordered(beams["validation"], weight, known.spread)
-            tried[weight] = summarise(lists, cases["validation"], tail=data.tail)
-        chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
+        known, targets = read_reward_weights(file), cases["validation"].targets.astype(np.int64)
+        tried = {weight: reordered(beams["validation"], weight, known.spread) for weight in WEIGHTS}
+        values = {weight: ndcg(target_rank_in(lists.items, targets), 10) for weight, lists in tried.items()}
+        weighted = data.case_weights(cases["validation"])
+        chosen = best_weight({weight: weighted * found for weight, found in values.items()})
         if arm == START:
             chosen = known.rerank
         warning = edge_warning(chosen)
         if warning is not None:
             run.console.note(f"{label}: {warning}")
         lists = reordered(beams["test"], chosen, known.spread)
-        values: dict[str, Any] = {
+        content: dict[str, Any] = {
             "weight": chosen,
             "spread": known.spread,
             "warning": warning,
-            "tried": {str(weight): result["ndcg@10"] for weight, result in tried.items()},
-            "validation": tried[chosen],
+            "tried": {str(weight): float(found.mean()) for weight, found in values.items()},
+            "validation": summarise(tried[chosen], cases["validation"], tail=data.tail),
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
         }
         write_predictions(data, cases["test"], lists, work)
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+        write_file(work / "metrics.json", json.dumps(content, indent=1) + "\n")
 
     declared = Declaration(
         build,
@@ -85,6 +87,6 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
         also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=3,
+        schema=5,
     )
     return declared

@@ -39,6 +39,6 @@ def sft(run: RunDirectory) -> Declaration:
         files=CHECKPOINTS,
         settings=("sft", *DECODING, "seed", "train.rl_split"),
         but=NOT_FITTED,
-        schema=2,
+        schema=3,
         together=True,
     )

@@ -1,0 +1,90 @@
+"""How much should a choice count of an item that was shown often? In simulated shops, whose truth is known.
+
+    python -m research.decisions.exposure_weights --out runs/decisions --seeds 10 11 12
+    python -m research.decisions.exposure_weights --table
+
+The shops and the reward `trees` of `plan.yaml`, under seeds that it does not use. A row of `exposure_weights.jsonl` is
+a shop whose fused lists, re-ranking and choice count each validation case as (1 / times shown) ** power, see
+`adagrpo.evaluation.exposure_weights`; 0.5 is what ships. What has its row is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from adagrpo.config import load_config
+from adagrpo.console import StderrConsole
+from adagrpo.evaluation.exposure_weights import exposure_weights
+from adagrpo.pipeline import Run
+from adagrpo.report import read_rows
+from research.command import run
+from research.decisions.measure import HERE, UTILITY
+from research.rows import add_row
+
+RESULTS = HERE / "exposure_weights.jsonl"
+POWERS = (0.0, 0.5, 1.0)
+AGAIN = ("reranking", "fuse", "evaluate", "decision.json")  # what reads the weights of cases
+LISTS = ("sft", "rerank", "fuse-without-reward", "fuse")
+
+
+def main() -> None:
+    """Measure what is missing, or print the table of what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where runs are made; each goes when its rows are written")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10])
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    given = parser.parse_args()
+    if not given.table:
+        plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+        for seed in given.seeds:
+            for bias in plan["exposure_bias"]:
+                _measure(plan, bias, seed, given.out)
+    print(table(read_rows(RESULTS)))
+
+
+def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None:
+    settings = [*plan["settings"], *plan["rewards"]["trees"], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
+    folder, rows = out / f"weights-{bias:g}-{seed}", read_rows(RESULTS)
+    for power in POWERS:
+        key = {"exposure_bias": bias, "seed": seed, "power": power}
+        if any(all(row[name] == value for name, value in key.items()) for row in rows):
+            continue
+        for path in (folder / name for name in AGAIN):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+        def weights(shown: NDArray[np.int64], power: float = power) -> NDArray[np.float64]:
+            found = exposure_weights(shown) ** power
+            return np.asarray(found / found.mean())
+
+        made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
+        with mock.patch("adagrpo.pipeline.files.case_weights", weights):
+            content = made.decide()
+        contenders = {row["list"]: row["test"] for row in content["contenders"]}
+        add_row(RESULTS, key | {"chosen": content["chosen"], "contenders": contenders})
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Test HR@10 of the logs and true utility@10 of each list, means over shops."""
+    lines = ["| exposure bias | power | shops | " + " | ".join((*LISTS, "chosen")) + " |"]
+    lines.append("|--:|--:|--:|" + "--:|" * (len(LISTS) + 1))
+    for bias, power in sorted({(row["exposure_bias"], row["power"]) for row in rows}):
+        own = [row for row in rows if (row["exposure_bias"], row["power"]) == (bias, power)]
+        cells = [[row["contenders"][name] for row in own] for name in LISTS]
+        cells.append([row["contenders"][row["chosen"]] for row in own])
+        said = (" / ".join(f"{np.mean([m[key] for m in cell]):.4f}" for key in ("hr@10", UTILITY)) for cell in cells)
+        lines.append(f"| {bias:g} | {power:g} | {len(own)} | " + " | ".join(said) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
