@@ -37,7 +37,7 @@ from adagrpo.serving.model_manager import Asked
 from adagrpo.types import Histories
 
 FEATURE = {"kind": "feature", "name": "next_last"}
-REWARDS = {"kind": "weighted", "members": [FEATURE, {"kind": "noise"}], "weights": [1.0, 0.3]}
+REWARDS = {"kind": "weighted", "members": [FEATURE, {"kind": "noise"}]}
 
 
 @pytest.fixture(scope="module")

@@ -64,9 +64,9 @@ def ask_catalogue(
     Raises:
         BadReward, NotFinite: see `ask_reward`.
     """
-    size = max(1, AT_ONCE // items.shape[1])
-    rows = torch.arange(len(items), device=items.device).split(size)
-    return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in rows])
+    rows, size = torch.arange(len(items), device=items.device), max(1, AT_ONCE // items.shape[1])
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in parts])
 
 
 def ask_members(

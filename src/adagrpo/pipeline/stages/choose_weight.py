@@ -58,8 +58,8 @@ def reranking(run: RunDirectory) -> Declaration:
         if options.in_spreads:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
             spreads = [reward_spread(beams.items, values) for values in rewards]
-            parts = (values / one for values, one in zip(rewards, spreads, strict=True))
-            beams, members = beams._replace(rewards=sum(parts)), {"members": spreads}
+            summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)
+            beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": spreads}
         assert beams.rewards is not None, "predicted with a reward"
         spread, targets = reward_spread(beams.items, beams.rewards), cases.targets.astype(np.int64)
         ranks = {w: metrics.target_rank_in(reordered(beams, w, spread).items, targets) for w in WEIGHTS}
