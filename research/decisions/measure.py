@@ -1,6 +1,7 @@
 """What `adagrpo decide` serves in simulated shops, whose truth neither it nor any model reads.
 
     python -m research.decisions.measure --out runs/decisions --seeds 0 1 2 3 4
+    python -m research.decisions.measure --out runs/decisions --seeds 5 6 7 8 9 --rewards shown
     python -m research.decisions.measure --table
 
 `plan.yaml` says which shops and rewards. A row of `decisions.jsonl` has what was chosen and, for every contender, HR@10
@@ -37,13 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where runs are made; each goes when its row is written")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rewards", nargs="+", help="some of the plan's; all of them if not given")
     parser.add_argument("--table", action="store_true", help="print the table alone")
     given = parser.parse_args()
     if not given.table:
         plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
         for seed in given.seeds:
             for bias in plan["exposure_bias"]:
-                for reward in plan["rewards"]:
+                for reward in given.rewards or plan["rewards"]:
                     _measure(plan, bias, reward, seed, given.out)
     print(table(read_rows(RESULTS)))
 
@@ -64,7 +66,7 @@ def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """True utility@10 of what was served against other lists: the mean difference, and in how many shops it is lower.
 
-    `at most` is the upper end of the exact 95 % interval of that share (Clopper and Pearson 1934).
+    `at most` is the exact upper bound of that share, one-sided at 95 % (Clopper and Pearson 1934).
     """
     lines = ["| against | shops | difference | lower in | at most | lower by more than .005 in |"]
     lines.append("|---|--:|---|--:|--:|--:|")
@@ -84,13 +86,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def upper_share(count: int, of: int) -> float:
-    """The upper end of the exact 95 % interval of a share.
+    """The exact one-sided upper bound of a share, at 95 %.
 
     Example:
         >>> round(upper_share(0, 60), 3)
-        0.06
+        0.049
     """
-    return float(stats.beta.ppf(0.975, count + 1, of - count)) if count < of else 1.0
+    return float(stats.beta.ppf(0.95, count + 1, of - count)) if count < of else 1.0
 
 
 def _utility(row: Mapping[str, Any], name: str) -> float:
