@@ -78,7 +78,7 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
         for arm, actual in ranks.items()
     }
     rows = compare(measured, [0, 1], options)
-    assert rows[1]["verdict"] == "better" and rows[1]["against"]["misses@3"]["difference"] == -0.5
+    assert rows[1]["verdict"] == "significantly better" and rows[1]["against"]["misses@3"]["difference"] == -0.5
     assert rows[1]["margins"]["misses@3"]["kept"]
     plan = options.model_dump(mode="json") | {"family": ["adagrpo"]}
     content = {"name": "tiny", "seeds": [0, 1], "users": 400, "plan": plan, "rows": rows, "arms": {}}
@@ -86,7 +86,7 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     assert compared.header[3] == "missed targets@3"
     assert compared.rows[1][3] == "25.00 %" and compared.rows[1][5] == "−50.00"
     message = finding(content)
-    assert message[0].startswith("Better than nll on missed targets@3")
+    assert message[0].startswith("Significantly better than nll on missed targets@3")
     assert "Validation would choose adagrpo (25.00 % there); on test it has 25.00 %." in message
     assert "| arm | checkpoint | verdict | missed targets@3 |" in comparison_markdown(content | {"finding": message})
 

@@ -90,7 +90,7 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
 
 def test_the_last_weights_of_sft_are_not_chosen_by_the_evaluation_of_its_best(copied: Path) -> None:
     run = opened(copied)
-    for arm, value in {"sft": 0.5, "nll": 0.25, "adagrpo": 0.125}.items():
+    for arm, value in {"sft": 0.9, "nll": 0.25, "adagrpo": 0.125}.items():
         write_validation(run, arm, value)
     for source, chosen in (("ranker", "nll"), ("sft", "sft")):  # other weights than the best ones, and the same
         shutil.copyfile(run.path(source, "best", "model.safetensors"), run.path("sft", "final", "model.safetensors"))

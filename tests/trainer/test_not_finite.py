@@ -16,7 +16,7 @@ from torch import Tensor
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.trainer import Diverged, fit
 
-PARAMETERS = 42  # of the policy, see `test_every_parameter_is_a_place`
+PARAMETERS = 44  # of the policy, see `test_every_parameter_is_a_place`
 STEPS, BAD = 3, 1  # the step that goes wrong is neither the first nor the last
 VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -81,7 +81,7 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
 def test_the_term_is_the_slow_twin(world, options):
     policy = world.policy()
     start = copy.deepcopy(policy)
-    task = world.post_training(policy, gate="difficulty", control_of="rollout_miss", miss_min=0.8, **options)
+    task = world.post_training(policy, gate="difficulty", control_of="rollout_miss", miss_min=1.0, **options)
     task.starting_policy.load_state_dict(start.state_dict())
     perturb(policy)  # so that the KL to the starting policy is not 0
     gated, (micro,), _ = world.draw(task)
@@ -217,7 +217,7 @@ def test_the_starting_policy_stays_where_it_was(world, tmp_path):
 
 def test_a_rejected_sample_cannot_move_the_gradient(world):
     policy = world.policy()
-    task = world.post_training(policy, gate="difficulty", control_of="rollout_miss", miss_min=0.8)
+    task = world.post_training(policy, gate="rollout_miss", miss_min=0.0, q_min=0.6, negatives=3)
     gated, (micro,), _ = world.draw(task)
     rejected = ~gated.decision.admitted
     assert rejected.any() and not rejected.all()
