@@ -34,7 +34,6 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 from research.command import run
-from research.decisions.sets import RESULTS as DECIDED
 from research.decisions.sets import arguments
 from research.fair_trial.tune import folder_of, recipe_of
 from research.rows import add_row
@@ -83,7 +82,7 @@ def main() -> None:
         for seed in given.seeds:
             for name in given.sets:
                 _measure(name, seed, given.data, given.out)
-    print(table(read_rows(RESULTS), read_rows(DECIDED)))
+    print(table(read_rows(RESULTS)))
 
 
 def _measure(name: str, seed: int, data: Path, out: Path) -> None:
@@ -108,21 +107,20 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
         for arm in arms:
             taught.make(f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}
-    tests = {arm: json.loads(path.read_text("utf-8"))["test"] for arm, path in found.items()}
+    found |= {name: teacher / "evaluate" / name / "metrics.json" for name in (START, FUSE)}
+    tests = {name: json.loads(path.read_text("utf-8"))["test"] for name, path in found.items()}
     weight = json.loads(taught.path("reranking", "weight.json").read_text("utf-8"))
     add_row(
         RESULTS,
-        key | {"weight": weight, "arms": {arm: {name: row[name] for name in METRICS} for arm, row in tests.items()}},
+        key | {"weight": weight, "lists": {name: {m: row.get(m) for m in METRICS} for name, row in tests.items()}},
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]], decided: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """HR@10 / NDCG@10 on test, and the share of the fused list's gain over the policy that a taught policy keeps."""
     lines = ["| set | seed | policy | fused | continued NLL | taught | kept |", "|---|--:|--:|--:|--:|--:|--:|"]
-    lists = {(row["set"], row["seed"]): row["contenders"] for row in decided if not row["trained"]}
     for row in rows:
-        measured = {name: lists[row["set"], row["seed"]][name]["test"] for name in (START, FUSE)} | row["arms"]
-        shown = [measured[name] for name in (START, FUSE, "nll", "distill-tuned")]
+        shown = [row["lists"][name] for name in (START, FUSE, "nll", "distill-tuned")]
         policy, fused_list, _, taught = (one["hr@10"] for one in shown)
         cells = [f"{one['hr@10']:.4f} / {one['ndcg@10']:.4f}".replace("0.", ".") for one in shown]
         kept = f"{(taught - policy) / (fused_list - policy):.0%}"

@@ -10,6 +10,8 @@ import pytest
 
 from adagrpo.report import read_rows, to_markdown
 from research.closed_loop import tables as closed_loop
+from research.decisions import exposure_weights, measure, sets, teacher
+from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
 from research.interleaving import measure as interleaving
@@ -47,6 +49,15 @@ def of_tokenizers() -> Iterable[str]:
 
 
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
+    "decisions": lambda: [
+        sets.table(rows("decisions", "sets")),
+        sets.gains(rows("decisions", "sets")),
+        sets.table(rows("decisions", "sets-earlier-policy")),
+        teacher.table(rows("decisions", "teacher")),
+        measure.table(rows("decisions")),
+        exposure_weights.table(rows("decisions", "exposure_weights")),
+    ],
+    "exposed_feed": lambda: [fused.table(rows("exposed_feed", "fused"))],
     "exposure_bias": lambda: map(to_markdown, exposure_bias.tables(rows("exposure_bias", "exposure-bias")).values()),
     "gate_best_case": lambda: [gate_best_case.written(page("gate_best_case"), rows("gate_best_case", "gates"))],
     "interleaving": lambda: [interleaving.table(rows("interleaving"))],
