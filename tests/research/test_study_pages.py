@@ -54,7 +54,7 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
         sets.gains(rows("decisions", "sets")),
         sets.table(rows("decisions", "sets-earlier-policy")),
         teacher.table(rows("decisions", "teacher")),
-        measure.table(rows("decisions")),
+        measure.table(rows("decisions", "decisions")),
         exposure_weights.table(rows("decisions", "exposure_weights")),
     ],
     "exposed_feed": lambda: [fused.table(rows("exposed_feed", "fused"))],
