@@ -125,7 +125,7 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlim(low, high)
         axes.grid(axis="x")
-        axes.set_xlabel("HR@10 compared with training on without the reward, %", loc="right")
+        axes.set_xlabel("HR@10 relative to training without the reward, %", loc="right")
 
     described = "; ".join(f"{one.method}, {one.data}: {one.gain:+.0f} %" for one in found if one.method != POLICY)
     return draw(

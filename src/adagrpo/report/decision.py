@@ -47,7 +47,7 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
     return [
         f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
-        *(["Choices of rarely shown items count more."] if content["exposure_weighted"] else []),
+        *(["Validation cases with rarely shown items were weighted up."] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
         *(f"{_capital(content[key])}." for key in ("warning", "training") if content[key] is not None),
