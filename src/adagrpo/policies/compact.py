@@ -74,6 +74,7 @@ class CompactPolicy(nn.Module):
         self.register_buffer("item_codes", item_codes, persistent=False)
         self.register_buffer("code_rows", item_codes + offsets, persistent=False)  # rows of the one code table
         self.codes = nn.Embedding(sum(level_sizes), width)
+        self._same_in_training = round(256 * dropout) == 0  # see `Dropout`
         self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
         self.enter = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes[:-1])
         self.feed_forward = nn.ModuleList(FeedForward(width, decoder_hidden, dropout) for _ in level_sizes[:-1])
@@ -94,7 +95,7 @@ class CompactPolicy(nn.Module):
     @property
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`."""
-        return self.encoder.dropout.threshold == 0
+        return self._same_in_training
 
     @property
     def trains_on_nll(self) -> bool:
