@@ -416,16 +416,16 @@ def test_arms_that_are_one_mixture_are_trained_once_and_reported_each() -> None:
 def test_in_a_simulated_marketplace_true_utility_is_compared_user_by_user(world: Any, tmp_path: Path) -> None:
     recipe = world.recipe(compare=PLAN)
     recipe["data"] = {"marketplace": {"users": 60, "items": 60, "steps": 12}}
-    options = {"objectives": ["nll", "mixture"], "seeds": [0]}
+    options = {"objectives": ["nll", "grpo"], "seeds": [0]}
     comparing = Comparison(tmp_path / "out", Config.model_validate(recipe), tmp_path, **options)  # type: ignore[arg-type]
     content = comparing.carry_out()
     means = {(row["arm"], row["checkpoint"]): row["test"]["true_utility@10"]["mean"] for row in content["rows"]}
     for row in content["rows"]:
-        if row["arm"] == "mixture":
+        if row["arm"] == "grpo":
             actual = row["against"]["true_utility@10"]
-            expected = means["mixture", row["checkpoint"]] - means["nll", row["checkpoint"]]
+            expected = means["grpo", row["checkpoint"]] - means["nll", row["checkpoint"]]
             assert actual["difference"] == pytest.approx(expected, abs=1e-9)  # all lists are of ten items
             assert actual["users"][0] <= actual["difference"] <= actual["users"][1]
-    assert means["mixture", "final"] != means["nll", "final"]
+    assert means["grpo", "final"] != means["nll", "final"]
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "## Against the baseline in true utility@10" in page
