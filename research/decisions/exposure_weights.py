@@ -10,7 +10,6 @@ a shop whose fused lists, re-ranking and choice count each validation case as (1
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.measure import HERE, UTILITY
+from research.decisions.measure import HERE, UTILITY, arguments
 from research.rows import add_row
 
 RESULTS = HERE / "exposure_weights.jsonl"
@@ -38,11 +37,7 @@ LISTS = ("sft", "rerank", "fuse-without-reward", "fuse")
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where runs are made; each goes when its rows are written")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10])
-    parser.add_argument("--table", action="store_true", help="print the table alone")
-    given = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     if not given.table:
         plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
         for seed in given.seeds:
@@ -58,19 +53,29 @@ def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None
         key = {"exposure_bias": bias, "seed": seed, "power": power}
         if any(all(row[name] == value for name, value in key.items()) for row in rows):
             continue
-        for path in (folder / name for name in AGAIN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-        def weights(shown: NDArray[np.int64], power: float = power) -> NDArray[np.float64]:
-            found = exposure_weights(shown) ** power
-            return np.asarray(found / found.mean())
-
         made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
-        with mock.patch("adagrpo.pipeline.files.case_weights", weights):
-            content = made.decide()
+        content = decided(made, power)
         contenders = {row["list"]: row["test"] for row in content["contenders"]}
         add_row(RESULTS, key | {"chosen": content["chosen"], "contenders": contenders})
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def decided(made: Run, power: float) -> dict[str, Any]:
+    """Decide anew, each validation case counted (1 / times shown) ** power.
+
+    Args:
+        made: what it holds of another power is removed first.
+        power: 0 counts all cases alike.
+    """
+    for path in (made.path(name) for name in AGAIN):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def weights(shown: NDArray[np.int64]) -> NDArray[np.float64]:
+        found = exposure_weights(shown) ** power
+        return np.asarray(found / found.mean())
+
+    with mock.patch("adagrpo.pipeline.files.case_weights", weights):
+        return made.decide()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -35,11 +35,8 @@ UTILITY = "true_utility@10"
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where runs are made; each goes when its row is written")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = arguments(__doc__)
     parser.add_argument("--rewards", nargs="+", help="some of the plan's; all of them if not given")
-    parser.add_argument("--table", action="store_true", help="print the table alone")
     given = parser.parse_args()
     if not given.table:
         plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
@@ -48,6 +45,15 @@ def main() -> None:
                 for reward in given.rewards or plan["rewards"]:
                     _measure(plan, bias, reward, seed, given.out)
     print(table(read_rows(RESULTS)))
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What the studies of simulated shops in this folder take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where runs are made; each goes when its rows are written")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    return parser
 
 
 def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: Path) -> None:

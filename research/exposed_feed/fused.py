@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -26,7 +24,6 @@ from numpy.typing import NDArray
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_until_test
-from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
@@ -34,7 +31,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.exposure_weights import AGAIN, POWERS
+from research.decisions.exposure_weights import POWERS, decided
 from research.decisions.teacher import FusedScores
 from research.exposed_feed.judges import Judges
 from research.exposed_feed.measure import HERE, JUDGES
@@ -64,13 +61,6 @@ def _measure(data: Path, out: Path, seed: int, power: float) -> None:
     key = {"seed": seed, "power": power}
     if any(all(row[name] == value for name, value in key.items()) for row in read_rows(RESULTS)):
         return
-    for path in (out / name for name in AGAIN):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-    def weights(shown: NDArray[np.int64]) -> Floats:
-        found = exposure_weights(shown) ** power
-        return np.asarray(found / found.mean())
-
     config = load_config(
         HERE / "recipe.yaml",
         [
@@ -80,8 +70,7 @@ def _measure(data: Path, out: Path, seed: int, power: float) -> None:
         ],
     )
     made = Run(out, config, data, StderrConsole())
-    with mock.patch("adagrpo.pipeline.files.case_weights", weights):
-        content = made.decide()
+    content = decided(made, power)
     judges = Judges(made, JUDGES)
     judges.exposures()
     contenders = {row["list"]: row["test"] for row in content["contenders"]}

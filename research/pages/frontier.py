@@ -82,7 +82,7 @@ def trials(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def frontier_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and checkpoint: what it admitted, and both axes less continued NLL.
+    """One row an arm and checkpoint: what it admitted, and both axes minus continued NLL.
 
     Args:
         content: of `gate-<set>.comparison.json`.
@@ -111,14 +111,14 @@ def _values(row: Mapping[str, Any], content: Mapping[str, Any], base: Mapping[st
 
 
 def frontier_pairs(content: Mapping[str, Any]) -> Table:
-    """One row a pair of arms and checkpoint: the first less the second on both axes, with Holm's p-values.
+    """One row a pair of arms and checkpoint: the first minus the second on both axes, with Holm's p-values.
 
     Args:
         content: of `gate-<set>.comparison.json`.
     """
     rows = [
         (
-            f"{pair['arm']} less {pair['other']}",
+            f"{pair['arm']} minus {pair['other']}",
             pair["checkpoint"],
             _difference(HR, pair["against"][HR], content),
             format_p(hit),
@@ -263,8 +263,8 @@ def alone_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             half = 1.96 * variance**0.5
             moved.append(_cell(name, mean, (mean - half, mean + half)))
         lines.append((test, format_metric("admission", row["admission"]), *rates, *moved))
-    heads = ("test", "admitted", "invalid@10", "random gate of its size", "HR@10, test less random")
-    return Table.of((*heads, "invalid@10, test less random"), lines)
+    heads = ("test", "admitted", "invalid@10", "random gate of its size", "HR@10, minus random")
+    return Table.of((*heads, "invalid@10, minus random"), lines)
 
 
 def _panel(axes: Axes, name: str, content: Mapping[str, Any], rollouts: str) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report, write_figures, write_report
+from adagrpo.report.decision import decision_text
 
 HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
 
@@ -199,6 +200,13 @@ def test_the_page_opens_with_the_decision(whole: Path) -> None:
     (whole / "decision.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"decision\.json: damaged"):
         build_report(whole)
+
+
+def test_the_terminal_says_first_that_the_policy_is_below_a_baseline() -> None:
+    first, second, *rest = decision_text(DECISION).splitlines()
+    assert first == "The policy alone (0.0500) is below item_knn (0.0600)."
+    assert second.startswith("Serve item_knn: ") and first not in rest
+    assert decision_text(DECISION | {"warning": None}).startswith("Serve item_knn: ")
 
 
 def test_a_policy_below_a_baseline_is_said_first(bare: Path, metrics: dict[str, Any]) -> None:

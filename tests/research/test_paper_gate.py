@@ -109,7 +109,7 @@ def test_the_frontier_has_both_axes_and_samples_over_seeds() -> None:
 
 def test_pairs_are_corrected_on_each_axis() -> None:
     first, second = frontier_pairs(trial(0.03)).rows
-    assert first[0] == "beam-paper-p1 less beam-random-p1"
+    assert first[0] == "beam-paper-p1 minus beam-random-p1"
     assert (first[3], first[5], second[3], second[5]) == ("0.060", "0.060", "0.060", "0.060")
 
 

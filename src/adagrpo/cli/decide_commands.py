@@ -29,7 +29,7 @@ def decide(
     items: ItemFile = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option("--reward", help="A reward.kind, or module:function; several are added up."),
+        typer.Option("--reward", help="A reward.kind, or module:function; may be repeated."),
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,

@@ -106,7 +106,7 @@ def _conditional_logit(
     if not len(features):
         return prior
     of_chosen = features[np.arange(len(chosen)), chosen]
-    shares_of = case_weights / len(case_weights)
+    averaging = case_weights / len(case_weights)  # its product with values is their weighted mean
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         scores = np.where(there, features @ weights, -np.inf)
@@ -114,9 +114,9 @@ def _conditional_logit(
         shares = np.exp(scores - highest)
         sums = shares.sum(axis=1, keepdims=True)
         expected = np.einsum("nc,ncf->nf", shares / sums, features)
-        likelihood = shares_of @ (of_chosen @ weights - highest[:, 0] - np.log(sums[:, 0]))
+        likelihood = averaging @ (of_chosen @ weights - highest[:, 0] - np.log(sums[:, 0]))
         away = weights - prior
-        return shrinkage * away @ away - likelihood, 2 * shrinkage * away - shares_of @ (of_chosen - expected)
+        return shrinkage * away @ away - likelihood, 2 * shrinkage * away - averaging @ (of_chosen - expected)
 
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
 

@@ -223,10 +223,14 @@ class RunData:
 
     def case_weights(self, cases: Cases) -> NDArray[np.float64]:
         """(N,) what each case weighs in a choice between lists: all alike where the logs do not say what was shown."""
+        shown = self.times_shown
+        return np.ones(len(cases)) if shown is None else case_weights(shown[cases.targets])
+
+    @cached_property
+    def times_shown(self) -> NDArray[np.int64] | None:
+        """(V,) how often the impressions of training show each item; None where the logs have none."""
         table = load_impressions(self.prepared)
-        if table is None or not len(cases):
-            return np.ones(len(cases))
-        return case_weights(np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)[cases.targets])
+        return None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)
 
     @cached_property
     def slots(self) -> int:

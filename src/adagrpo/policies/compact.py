@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adagrpo.networks.layers import CausalEncoder, FeedForward, initialise, take
+from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initialise, take
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.types import Histories
 
@@ -74,7 +74,6 @@ class CompactPolicy(nn.Module):
         self.register_buffer("item_codes", item_codes, persistent=False)
         self.register_buffer("code_rows", item_codes + offsets, persistent=False)  # rows of the one code table
         self.codes = nn.Embedding(sum(level_sizes), width)
-        self._same_in_training = round(256 * dropout) == 0  # see `Dropout`
         self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
         self.enter = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes[:-1])
         self.feed_forward = nn.ModuleList(FeedForward(width, decoder_hidden, dropout) for _ in level_sizes[:-1])
@@ -95,7 +94,7 @@ class CompactPolicy(nn.Module):
     @property
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`."""
-        return self._same_in_training
+        return not any(isinstance(part, Dropout) and part.threshold for part in self.modules())
 
     @property
     def trains_on_nll(self) -> bool:

@@ -50,18 +50,22 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         *(["Validation cases with rarely shown items were weighted up."] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
-        *(f"{_capital(content[key])}." for key in ("warning", "training") if content[key] is not None),
+        *_said(content, "warning"),
+        *_said(content, "training"),
         *(f"{'Also' if number else 'But'} {doubt}." for number, doubt in enumerate(content["doubts"])),
     ]
 
 
-def _capital(sentence: str) -> str:
-    return sentence[0].upper() + sentence[1:]
+def _said(content: Mapping[str, Any], key: str) -> list[str]:
+    """A sentence of the decision, or none."""
+    sentence = content[key]
+    return [] if sentence is None else [f"{sentence[0].upper()}{sentence[1:]}."]
 
 
 def decision_text(content: Mapping[str, Any]) -> str:
-    """The decision for the terminal, and the commands that serve it and that try it on users."""
-    lines = [*decision_sentences(content), "", content["serve"]]
+    """The decision for the terminal, a warning first, and the commands that serve it and that try it on users."""
+    warning = _said(content, "warning")
+    lines = [*warning, *(said for said in decision_sentences(content) if said not in warning), "", content["serve"]]
     trial = content["experiment"]
     if trial is not None:
         lines += ["", f"Or try it on users, half of whom keep {content['control']}; the plan is {trial['plan']}:"]

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo.data.columns import ITEM
-from adagrpo.data.prepared import load_impressions
 from adagrpo.diagnosis import Lists, Observations, case_groups, diagnose
 from adagrpo.diagnosis.assessment import Utility
 from adagrpo.groups.score import ScoredGroups
@@ -91,7 +89,6 @@ def observe(
             report=progress(data.run, f"diagnose {kind} groups"),
         )
 
-    table = load_impressions(data.prepared)
     lists = Lists(
         predictions.items,
         predictions.scores.astype(np.float64),
@@ -104,6 +101,6 @@ def observe(
         training_counts=data.training.counts(data.num_items),
         sampled=groups("sample"),
         beam=groups("beam"),
-        exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=data.num_items),
+        exposures=data.times_shown,
         utility=utility,
     )

@@ -61,11 +61,11 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
             beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
         known, targets = read_reward_weights(file), cases["validation"].targets.astype(np.int64)
         tried = {weight: reordered(beams["validation"], weight, known.spread) for weight in WEIGHTS}
-        values = {weight: ndcg(target_rank_in(lists.items, targets), 10) for weight, lists in tried.items()}
-        weighted = data.case_weights(cases["validation"])
-        chosen = best_weight({weight: weighted * found for weight, found in values.items()})
-        if arm == START:
-            chosen = known.rerank
+        importance = data.case_weights(cases["validation"])
+        values = {
+            weight: importance * ndcg(target_rank_in(lists.items, targets), 10) for weight, lists in tried.items()
+        }
+        chosen = known.rerank if arm == START else best_weight(values)
         warning = edge_warning(chosen)
         if warning is not None:
             run.console.note(f"{label}: {warning}")
