@@ -41,7 +41,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", *JUDGED}),
     ("max_history", 7, {*DECODED, "ranker", "evaluate/baselines", "ranker/report"}),
     ("data.min_user_interactions", 2, {"prepare"}),
-    ("tokenizer.window", 7, {"tokenize"}),
+    ("tokenizer.window", 7, {"tokenize", "sft", "ranker"}),
     ("policy.dropout", 0.3, {*DECODED, "ranker/report"}),
     ("sft.learning_rate", 0.5, {"sft"}),
     ("ranker.dropout", 0.4, {"ranker", "diagnose"}),

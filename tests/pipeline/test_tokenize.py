@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from torch import nn
 
 from adagrpo.console import Silent
 from adagrpo.data.prepared import load_item_ids
+from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.tokenize import item_vectors, start_from_vectors
+from adagrpo.types import Ragged
 
 IDS = [10 * index + 3 for index in range(30)]
 
@@ -176,3 +181,22 @@ def test_a_language_model_is_asked_once(world: Any, tmp_path: Path, model: Path)
     assert run() == [("encode", "end"), ("tokenize", "end")]
     with pytest.raises(UserError, match=r"tokenizer\.language_model: .*nowhere is no sentence-transformers model"):
         run(language_model="nowhere")
+
+
+def test_an_item_table_starts_from_the_vectors(copied: Path, data: Path, world: Any) -> None:
+    run: Run = world.run(copied, data)
+    training = RunData(run).training
+    vectors = item_vectors(run)
+
+    def started(training: Ragged, **changes: Any) -> np.ndarray:
+        table = nn.Embedding(30, 16)
+        table.weight.detach().fill_(0.5)
+        start_from_vectors(world.run(copied, data, **changes), table, training)
+        return table.weight.detach().numpy()
+
+    rows = started(training)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1).mean(), 2.0, rtol=1e-5)  # as long as they were
+    likeness = np.corrcoef((rows @ rows.T).ravel(), (vectors @ vectors.T).ravel())[0, 1]
+    assert likeness > 0.9
+    assert not np.allclose(rows, started(emptied(training, np.arange(len(training)) < 30)))
+    assert (started(training, tokenizer={"vectors": {"text": 1.0}}) == 0.5).all()  # no item has one

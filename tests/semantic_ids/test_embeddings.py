@@ -11,7 +11,7 @@ from scipy import sparse
 
 from adagrpo.semantic_ids import embeddings
 from adagrpo.semantic_ids.decomposition import sketched_svd
-from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
+from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
 from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
@@ -259,3 +259,17 @@ def test_rows_that_are_scaled_some_at_a_time_are_the_same(monkeypatch: pytest.Mo
     whole = vectors()
     monkeypatch.setattr(embeddings, "_ROWS", 7)
     np.testing.assert_array_equal(vectors(), whole)
+
+
+def test_starting_rows_keep_what_the_principal_directions_hold() -> None:
+    vectors = mix({"a": attribute_vectors(random_attributes(), width=24)}, {"a": 1.0})
+    values = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    for width in (4, 16, 32):
+        rows = starting_rows(vectors, width, 0.3, seed=5).astype(np.float64)
+        assert rows.shape == (60, width)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1).mean(), 0.3, rtol=1e-5)
+        found = np.linalg.svd(rows, compute_uv=False)[: min(width, 24)]
+        np.testing.assert_allclose(found / found[0], values[: min(width, 24)] / values[0], atol=1e-5)
+        spread = np.square(rows).mean(axis=0)  # without the turn the first number holds most
+        assert spread.max() < 12 * np.median(spread)
+    assert not np.allclose(rows, starting_rows(vectors, 32, 0.3, seed=6))

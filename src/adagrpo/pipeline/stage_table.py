@@ -36,7 +36,7 @@ from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.stages.sft import sft
-from adagrpo.pipeline.stages.tokenize import encode, reads_texts, tokenize
+from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
@@ -184,7 +184,7 @@ def _has_a_reward_of_its_own(config: Config) -> bool:
 
 
 DATA = ("data", "seed")
-FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size")
+FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
 REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
@@ -204,7 +204,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("encode", "tokenize", (), encode, _encodes),
     Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
-    Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split"), sft, _ordered, selects=True),
+    Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, _ordered, selects=True),
     Stage("ranker", "ranker", FITTED, _by_order(ranker, fit_ranker), selects=True),
     Stage(
         "ranker/fold-*", "ranker", FITTED, members=_folds, unused="ranker.folds is {config.ranker.folds}", selects=True

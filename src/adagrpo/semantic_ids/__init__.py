@@ -2,7 +2,7 @@
 
 from adagrpo.semantic_ids.catalog import Catalog, audit, import_semantic_ids
 from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
-from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
+from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
 from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
 from adagrpo.semantic_ids.rq_vae import rq_vae
@@ -28,5 +28,6 @@ __all__ = [
     "resolve_collisions",
     "rq_vae",
     "sequence_groups",
+    "starting_rows",
     "text_vectors",
 ]

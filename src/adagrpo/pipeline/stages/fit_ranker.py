@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, PROPENSITY
 from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
 from adagrpo.pipeline.directory import RunDirectory
@@ -26,6 +27,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import begin_fit, fit_model
+from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker_fit import Impressions
@@ -55,8 +57,8 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     data, options = RunData(run), run.config.ranker
     models, settings = Models(data), options.fit
     name = "ranker" if fold is None else f"ranker/fold-{fold}"
-    inputs = [*data.training_files, *map(data.prepared_file, selection.files), *data.shown_files]
     kind = data.ranker_loss
+    inputs = [*data.training_files, *map(data.prepared_file, selection.files), *data.shown_files]
     if kind == "impressions" and data.prepared_file("train.parquet").is_file() and not data.shown_files:
         raise UserError(
             "ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked), or data.impressions"
@@ -64,10 +66,17 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     if options.propensity != "ignore" and kind != "impressions":
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
+    # of impressions it has not been measured, and logs without order have no vectors
+    starts_from_vectors = kind != "impressions"
+    if starts_from_vectors:
+        inputs += vector_files(run)
+
     def build(work: Path) -> None:
         begin_fit(data, name)
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
+        if starts_from_vectors:
+            start_from_vectors(run, ranker.items, emptied(data.training, left_out))
         schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)
         validate, examine = selection.begin(data, ranker, left_out)
@@ -96,10 +105,10 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         build,
         inputs,
         files=(*CHECKPOINTS, "metrics.json"),
-        settings=("ranker", "seed", "max_history", selection.reads),
+        settings=("ranker", "seed", "max_history", selection.reads, *(VECTORS if starts_from_vectors else ())),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=also or None,
-        schema=4,
+        schema=5 if starts_from_vectors else 4,
         together=True,
     )
 

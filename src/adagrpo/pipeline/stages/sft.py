@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
+from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.trainer import Supervised
 
 
@@ -21,6 +24,9 @@ def sft(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         begin_fit(data, "sft")
         policy = models.policy()
+        items = getattr(policy, "items", None)  # of a policy that has a vector of each item
+        if isinstance(items, nn.Embedding):
+            start_from_vectors(run, items, data.training)
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm
         trained = lm is not None and lm.trained
@@ -35,10 +41,10 @@ def sft(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs=[*data.training_files, *data.catalog_files, *data.language_model_files],
+        inputs=[*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)],
         files=CHECKPOINTS,
-        settings=("sft", *DECODING, "seed", "train.rl_split"),
+        settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
         but=NOT_FITTED,
-        schema=3,
+        schema=4,
         together=True,
     )

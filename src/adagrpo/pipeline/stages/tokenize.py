@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from adagrpo.config import Config
 from adagrpo.data.prepared import load_item_ids, load_items
@@ -35,12 +37,16 @@ from adagrpo.semantic_ids import (
     resolve_collisions,
     rq_vae,
     sequence_groups,
+    starting_rows,
     text_vectors,
 )
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import hash_file
+from adagrpo.types import Ragged
 
 ENCODED = ("encode", "vectors.parquet")
+VECTORS = ("tokenizer.vectors", "tokenizer.language_model", "tokenizer.width", "tokenizer.window")  # what decides them
+_COLUMNS = {"attributes": "attributes", "text": "text", "language_model": "text"}  # of the items, that vectors read
 CLUSTER_BOUND = 1.1  # items of a code of `balanced_kmeans`, as a multiple of V / K
 
 
@@ -117,29 +123,64 @@ def _without_collisions(
 
 def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
     """(V, W) vectors as the configuration weighs them."""
-    options, data = run.config.tokenizer, RunData(run)
-    items = load_items(data.prepared)
+    weights: dict[str, float] = dict(run.config.tokenizer.vectors.items())
+    for name in weights:
+        _check_described(load_items(RunData(run).prepared), name)
+    return _weighed(run, weights, RunData(run).training)
+
+
+def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged) -> None:
+    """Let an embedding of the items start from what the tokenizer's vectors say of them, see `starting_rows`.
+
+    Args:
+        run: with the logs prepared and, where a language model reads the texts, those encoded.
+        table: changed in place; where there are no such vectors it is left as it is.
+        training: the sequences that may be read for who is bought together.
+    """
+    items = load_items(RunData(run).prepared)
+    weights: dict[str, float] = {
+        name: weight
+        for name, weight in run.config.tokenizer.vectors.items()
+        if _described(items, name) and (name != "language_model" or reads_texts(run.config))
+    }
+    if not weights:
+        return
+    with torch.no_grad():
+        length = float(table.weight.norm(dim=1).mean())
+        vectors = _weighed(run, weights, training)
+        rows = starting_rows(vectors, table.embedding_dim, length, run.config.seed)
+        table.weight.copy_(torch.from_numpy(rows))
+
+
+def vector_files(run: RunDirectory) -> list[Path]:
+    """The files of `start_from_vectors` beside those of training."""
+    return [run.path(*ENCODED)] if reads_texts(run.config) else []
+
+
+def _weighed(run: RunDirectory, weights: Mapping[str, float], training: Ragged) -> NDArray[np.float32]:
+    options, items = run.config.tokenizer, load_items(RunData(run).prepared)
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {
         "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
         "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
-        "cooccurrence": lambda: cooccurrence_vectors(
-            data.training, len(items), window=options.window, width=options.width
-        ),
+        "cooccurrence": lambda: cooccurrence_vectors(training, len(items), window=options.window, width=options.width),
         "language_model": lambda: pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy(),
     }
-    weights: dict[str, float] = dict(options.vectors.items())
-    for name in weights:
-        _check_described(items, name)
     return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)
+
+
+def _described(items: pl.DataFrame, vectors: str) -> bool:
+    """Whether any item has what some vectors are made of."""
+    column = _COLUMNS.get(vectors)
+    if column is None:
+        return True
+    values = items[column]
+    return bool((values.list.len() > 0 if column == "attributes" else values != "").any())
 
 
 def _check_described(items: pl.DataFrame, vectors: str) -> None:
     """Refuse vectors of what no item has: all would be alike, and codes would say nothing."""
-    column = {"attributes": "attributes", "text": "text", "language_model": "text"}.get(vectors)
-    if column is None:
-        return
-    values = items[column]
-    if not (values.list.len() > 0 if column == "attributes" else values != "").any():
+    if not _described(items, vectors):
+        column = _COLUMNS[vectors]
         what = "attributes" if column == "attributes" else "a text"
         raise UserError(
             f"tokenizer.vectors: {vectors} is asked for, and none of the {len(items):,} items has {what}; name an item"
