@@ -45,9 +45,10 @@ class RqVaeConfig(Section):
 class TokenizerConfig(Section):
     """Item vectors and their residual quantisation; see `docs/reference/tokenizers.md` for what each choice is worth.
 
-    `vectors` weighs the kinds of item vectors; `language_model` is the folder of the sentence-transformers model of the
-    vectors of that name (null: the one that the extra `text` brings). Items with the same codes get one more
-    `level`, or each goes to the `nearest` free code of its last level.
+    `vectors` weighs the kinds of item vectors, from which also hybrid policies and rankers of next items start;
+    `language_model` is the folder of the sentence-transformers model of the vectors of that name (null: the one
+    that the extra `text` brings). Items with the same codes get one more `level`, or each goes to the `nearest`
+    free code of its last level.
     `width` and `window` are for catalogues and sessions of another size than the public sets.
     """
 

@@ -15,7 +15,8 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, SOURCES
+from adagrpo.config.training import LISTS
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
@@ -189,7 +190,6 @@ REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
-LISTS = (*SOURCES, FUSE_WITHOUT_REWARD, FUSE)  # that need no trained arm
 LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 
 STAGES: tuple[Stage, ...] = (

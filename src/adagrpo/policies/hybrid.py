@@ -11,8 +11,9 @@ with `m(prefix)` the probability of all items below a prefix. Code by code the t
 
 The decoder generalises over items that share a prefix, the head remembers the single item and tells apart what shares
 its prefix; an item enters the encoder both as its codes and as itself, the latter with dropout so that the codes are
-used too. Everything else (sampling, scoring, beam search, GRPO) sees one policy over codes. η leaves codes that name
-no item a chance, so that hallucination stays visible; where a prefix has left the catalogue, only the decoder speaks.
+used too. What a run's policy holds of an item beside its codes starts from the vectors of the tokenizer. Everything
+else (sampling, scoring, beam search, GRPO) sees one policy over codes. η leaves codes that name no item a chance, so
+that hallucination stays visible; where a prefix has left the catalogue, only the decoder speaks.
 
 Source: LIGER (Yang et al. 2024) joins generative and dense retrieval, ranking the beam by the dense score; the pool of
 experts is Hinton's product (2002) with weights that sum to one. Where we depart: the dense scores take part in the

@@ -8,6 +8,9 @@ are small; order is a learned number for each distance; `h` itself has no dropou
 on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
 left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
 baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
+
+A run's ranker of next items starts from the item vectors of the tokenizer in place of random ones, with the users it is
+not to see left out of them (`adagrpo.semantic_ids.embeddings.starting_rows`); one of impressions starts at random.
 """
 
 from __future__ import annotations

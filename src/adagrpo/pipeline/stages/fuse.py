@@ -87,7 +87,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         fusion = maker.fusion(name)
         served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
         report = progress(run, f"{FUSE}/{arm}")
-        choices = _choices(served, data, cases, report)
+        choices = choices_of(served, data, cases, report)
         seed = run.config.seed
         without = [feature for feature in fusion.features if feature not in fusion.rewards]
         fits = {FUSE_WITHOUT_REWARD: fit_weights(choices, fusion.features, without, seed)}
@@ -114,7 +114,7 @@ def validation_cases(data: RunData) -> Cases:
     return sample_cases(data.measured_cases("validation"), MOST_CASES, data.config.seed)
 
 
-def _choices(served: Recommender, data: RunData, cases: Cases, report: Any) -> Choices:
+def choices_of(served: Recommender, data: RunData, cases: Cases, report: Any) -> Choices:
     """The candidates of every case."""
     assert served.fusion is not None
     parts, widest, done = [], 0, 0
