@@ -6,8 +6,8 @@
 DIR holds the sets as `examples.datasets` writes them; recipes are those of `research.fair_trial`. A row of `sets.jsonl`
 has what was chosen and, for every contender, HR@10 and NDCG@10 on validation and test; `gained` is what the fused list
 has more of HR@10 on test, with 95 % intervals over users. `--train` lets the trained arms of `sets.yaml` compete too.
-What has its row is not measured again. `sets-earlier-policy.jsonl` has rows of the policy before it read
-normalised vectors, those of trained arms among them.
+What has its row is not measured again. `sets-random-start.jsonl` has rows of rankers and policies that started from
+random item vectors, `sets-earlier-policy.jsonl` of the policy before it read normalised ones, trained arms among them.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in own for name in row["gained"]))
     lines = ["| set | seed | " + " | ".join(f"over {name}" for name in names) + " |", "|---|--:|" + "--:|" * len(names)]
     for row in own:
-        cells = ("{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * end for end in row["gained"][name])) for name in names)
+        gained = [row["gained"].get(name) for name in names]  # the reward alone is left out where it is slow
+        cells = [
+            "–" if one is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * end for end in one)) for one in gained
+        ]
         lines.append(f"| {row['set']} | {row['seed']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

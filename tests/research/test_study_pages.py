@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.report import read_rows, to_markdown
 from research.closed_loop import tables as closed_loop
-from research.decisions import exposure_weights, measure, sets, teacher
+from research.decisions import exposure_weights, measure, richer, sets, teacher
 from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
@@ -52,7 +52,9 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "decisions": lambda: [
         sets.table(rows("decisions", "sets")),
         sets.gains(rows("decisions", "sets")),
+        sets.table(rows("decisions", "sets-random-start")),
         sets.table(rows("decisions", "sets-earlier-policy")),
+        richer.table(rows("decisions", "richer")),
         teacher.table(rows("decisions", "teacher")),
         measure.table(rows("decisions", "decisions")),
         exposure_weights.table(rows("decisions", "exposure_weights")),
