@@ -11,7 +11,8 @@ row has HR@10 and NDCG@10 of each, and the difference from the five features wit
     next           log(0.01 + Σ_t γ^(T - t) n(x_t, i) / √(1 + n_i)),  n(j, i) users in whom i comes one to three after j
     second ranker  of another seed; its best items are candidates too
     own best       the reward's best items of the whole catalogue are candidates too (`--whole`, slow)
-    trees          LambdaRank on the features, their ranks and their distances from the list's mean, in place of weights
+    trees          LambdaRank on the features, their ranks and their distances from the list's mean, in place of
+                   weights; one setting, not tuned
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from scipy import sparse
 from torch import Tensor
 
 from adagrpo.evaluation.statistics import mean_interval
-from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights
+from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
 from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.lists.sources import DECAY, CandidateSource, RankerScores
@@ -188,8 +189,7 @@ def _trees(choices: Choices, seed: int) -> NDArray[np.int64]:
     means = columns.sum(axis=2, where=there, keepdims=True) / there.sum(axis=1)[None, :, None].clip(1)
     ranks = [_by_rank(choices, column) for column in columns]
     features = np.stack([*columns, *(columns - means), *ranks], axis=-1).astype(np.float32)
-    users, place = np.unique(choices.users, return_inverse=True)
-    folds = np.random.default_rng(seed).permutation(np.arange(len(users)) % FOLDS)[place]
+    folds = folds_of(choices.users, seed)
     found = np.zeros(len(folds), np.int64)
     for fold in range(FOLDS):
         fitted, held = (folds != fold) & chosen.any(axis=1), folds == fold

@@ -200,6 +200,7 @@ def long_cases(policy: CompactPolicy, catalog: Catalog, popular: int, count: int
 @pytest.mark.parametrize("popular", [0, 20, 54])
 def test_no_item_of_a_long_history_is_in_a_masked_list(popular: int) -> None:
     catalog = make_catalog(200, 8)
+    torch.manual_seed(2)  # of the policy's weights, whatever test came before
     policy = make_policy(catalog)
     cases = long_cases(policy, catalog, popular)
     options = {"batch_size": 5, "max_history": MAX_HISTORY}
@@ -224,7 +225,7 @@ def test_no_item_of_a_long_history_is_in_a_masked_list(popular: int) -> None:
         ):  # what a beam finds whose spare hypotheses are enough is what it is without another search
             assert actual == unseen[:10]
         again += len(unseen) < 10
-    assert again > len(cases) // 2 or popular == 0
+    assert again == len(cases) or popular == 0
     # what is measured without masking is what the same beam finds, whatever the history
     assert masked.unmasked is not None and np.array_equal(masked.unmasked, held.items[:, :10])
     narrow = predict(policy, catalog, cases, width=10, **options)

@@ -53,6 +53,7 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
         sets.table(rows("decisions", "sets")),
         sets.gains(rows("decisions", "sets")),
         sets.table(rows("decisions", "sets-random-start")),
+        sets.gains(rows("decisions", "sets-random-start")),
         sets.table(rows("decisions", "sets-earlier-policy")),
         richer.table(rows("decisions", "richer")),
         teacher.table(rows("decisions", "teacher")),

@@ -66,8 +66,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     scaled = choices.features[..., columns].astype(np.float64) / spreads
     there = choices.items >= 0
     scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
-    known, place = np.unique(choices.users, return_inverse=True)
-    folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)[place]
+    folds = folds_of(choices.users, seed)
     chosen: NDArray[np.bool_] = choices.chosen
     answered = np.asarray(chosen.any(axis=1))
 
@@ -92,6 +91,13 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     (found,) = fitted(np.ones(len(folds), np.bool_), [best])
     by_name = dict(zip(used, found.tolist(), strict=True))
     return Fit(Weights(by_name, dict(zip(used, spreads, strict=True))), best, ranks[best])
+
+
+def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
+    """(N,) the fold of each case, the same for all of a user's; `users` is (N,)."""
+    known, place = np.unique(users, return_inverse=True)
+    folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
+    return np.asarray(folds[place])
 
 
 def _conditional_logit(

@@ -123,10 +123,11 @@ def _without_collisions(
 
 def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
     """(V, W) vectors as the configuration weighs them."""
-    weights: dict[str, float] = dict(run.config.tokenizer.vectors.items())
+    data, weights = RunData(run), dict[str, float](run.config.tokenizer.vectors.items())
+    items = load_items(data.prepared)
     for name in weights:
-        _check_described(load_items(RunData(run).prepared), name)
-    return _weighed(run, weights, RunData(run).training)
+        _check_described(items, name)
+    return _weighed(run, items, weights, data.training)
 
 
 def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged) -> None:
@@ -147,7 +148,7 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
         return
     with torch.no_grad():
         length = float(table.weight.norm(dim=1).mean())
-        vectors = _weighed(run, weights, training)
+        vectors = _weighed(run, items, weights, training)
         rows = starting_rows(vectors, table.embedding_dim, length, run.config.seed)
         table.weight.copy_(torch.from_numpy(rows))
 
@@ -157,8 +158,10 @@ def vector_files(run: RunDirectory) -> list[Path]:
     return [run.path(*ENCODED)] if reads_texts(run.config) else []
 
 
-def _weighed(run: RunDirectory, weights: Mapping[str, float], training: Ragged) -> NDArray[np.float32]:
-    options, items = run.config.tokenizer, load_items(RunData(run).prepared)
+def _weighed(
+    run: RunDirectory, items: pl.DataFrame, weights: Mapping[str, float], training: Ragged
+) -> NDArray[np.float32]:
+    options = run.config.tokenizer
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {
         "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
         "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
