@@ -1,18 +1,18 @@
-"""What else could a fused list read? Each addition beside the five features, on validation cases alone.
+"""What does a part of the fused list give, and what would another? On validation cases alone.
 
     python -m research.decisions.richer --data DIR --out runs/decisions --sets amazon-beauty
     python -m research.decisions.richer --table
 
 The runs of `research.decisions.sets` are taken from `--out`. An order is cross-fitted over users as in the package; a
-row has HR@10 and NDCG@10 of each, and the difference from the five features with its 95 % interval over users:
+row has HR@10 and NDCG@10 of each, and the difference from `fuse` with its 95 % interval over users:
 
-    ranks          −log(5 + rank) of the candidates by policy, ranker, item-kNN and reward
-    content        cosine of the candidate's vector and the decayed sum of those of the history
-    next           log(0.01 + Σ_t γ^(T - t) n(x_t, i) / √(1 + n_i)),  n(j, i) users in whom i comes one to three after j
-    second ranker  of another seed; its best items are candidates too
-    own best       the reward's best items of the whole catalogue are candidates too (`--whole`, slow)
-    trees          LambdaRank on the features, their ranks and their distances from the list's mean, in place of
-                   weights; one setting, not tuned
+    weights alone        without the network
+    without successors   five features in weights and network
+    content              one more feature: cosine of the candidate's vector and the decayed sum of those of the history
+    second ranker        of another seed; its best items are candidates too
+    own best             the reward's best items of the whole catalogue are candidates too (`--whole`, slow)
+    trees                LambdaRank on the features, their ranks and their distances from the list's mean, in place of
+                         weights and network; one setting, not tuned
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import lightgbm
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
 from adagrpo.evaluation.statistics import mean_interval
@@ -39,7 +38,7 @@ from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_makers import SUCCESSORS, ListMaker
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
 from adagrpo.pipeline.stages.tokenize import item_vectors
@@ -48,6 +47,7 @@ from adagrpo.rewards import Reward
 from adagrpo.rewards.scoring import ask_catalogue
 from adagrpo.types import Cases, Histories
 from research.command import run
+from research.decisions.network import weights_alone
 from research.decisions.sets import arguments
 from research.rows import add_row
 
@@ -97,29 +97,27 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
     cases, maker = validation_cases(data), ListMaker(Models(data))
     fusion = maker.fusion(ListName(START, FUSE))
     plain = _choices(maker, fusion, data, cases)
-    names = list(fusion.features)
-    content, after = _content(made, cases, plain), _next(data, cases, plain)
-    ranks = [_by_rank(plain, plain.features[..., names.index(name)]) for name in names if name != "popularity"]
+    seed, names = made.config.seed, list(fusion.features)
     orders = {
-        "five features": _fitted(plain, made.config.seed),
-        "ranks": _fitted(_with(plain, *ranks), made.config.seed),
-        "content": _fitted(_with(plain, content), made.config.seed),
-        "next": _fitted(_with(plain, after), made.config.seed),
-        "trees": _trees(plain, made.config.seed),
-        "trees, content and next": _trees(_with(plain, content, after), made.config.seed),
+        FUSE: _fitted(plain, seed),
+        "without successors": fit_weights(plain, names, [name for name in names if name != SUCCESSORS], seed).ranks,
+        "content": _fitted(_with(plain, _content(made, cases, plain)), seed),
+        "trees": _trees(plain, seed),
     }
+    with weights_alone():
+        orders["weights alone"] = _fitted(plain, seed)
     more: dict[str, CandidateSource] = {"second ranker": RankerScores(_second_ranker(made))}
     if whole:
         more["own best"] = WholeReward(maker.reward, data.num_items)
     for name, source in more.items():
         wider = Fusion({**fusion.sources, name: source}, fusion.rewards, fusion.width)
-        orders[name] = _fitted(_choices(maker, wider, data, cases), made.config.seed)
+        orders[name] = _fitted(_choices(maker, wider, data, cases), seed)
     values = {name: ndcg(found, 10) for name, found in orders.items()}
     return {
         name: {
             "hr@10": float(((found > 0) & (found <= 10)).mean()),
             "ndcg@10": float(values[name].mean()),
-            "gained": list(mean_interval(values[name] - values["five features"])[:3]),
+            "gained": list(mean_interval(values[name] - values[FUSE])[:3]),
         }
         for name, found in orders.items()
     }
@@ -139,13 +137,12 @@ def _second_ranker(made: Run) -> Any:
         return Models(RunData(other)).ranker(Path(folder) / "best")
 
 
-def _with(choices: Choices, *columns: Numbers) -> Choices:
-    features = np.concatenate([choices.features, *(column[..., None] for column in columns)], axis=-1)
-    return choices._replace(features=features)
+def _with(choices: Choices, column: Numbers) -> Choices:
+    return choices._replace(features=np.concatenate([choices.features, column[..., None]], axis=-1))
 
 
 def _fitted(choices: Choices, seed: int) -> NDArray[np.int64]:
-    """(N,) ranks in the cross-fitted linear order."""
+    """(N,) ranks in the cross-fitted order."""
     names = ["policy", *map(str, range(1, choices.features.shape[-1]))]
     return fit_weights(choices, names, names, seed).ranks
 
@@ -153,28 +150,10 @@ def _fitted(choices: Choices, seed: int) -> NDArray[np.int64]:
 def _content(made: Run, cases: Cases, choices: Choices) -> Numbers:
     vectors, found = item_vectors(made), np.zeros(choices.items.shape, np.float32)
     for row, items in enumerate(choices.items):
-        profile = _decay(history := cases.histories.row(row)) @ vectors[history]
+        history = cases.histories.row(row)
+        profile = (DECAY ** np.arange(len(history))[::-1]).astype(np.float32) @ vectors[history]
         found[row] = vectors[items] @ (profile / max(1e-9, float(np.linalg.norm(profile))))
     return found
-
-
-def _next(data: RunData, cases: Cases, choices: Choices) -> Numbers:
-    training, found = data.training, np.zeros(choices.items.shape, np.float32)
-    user, size = np.repeat(np.arange(len(training)), training.lengths), (data.num_items, data.num_items)
-    counts = sparse.csr_array(size, dtype=np.float32)
-    for gap in (1, 2, 3):
-        pairs = training.values[:-gap][same := user[:-gap] == user[gap:]], training.values[gap:][same]
-        counts = counts + sparse.coo_array((np.full(len(pairs[0]), 1 / gap, np.float32), pairs), shape=size).tocsr()
-    popular = np.sqrt(1 + counts.sum(axis=0))
-    for row, items in enumerate(choices.items):
-        history = cases.histories.row(row)
-        sums = sparse.csr_array(_decay(history)[None]) @ counts[history]
-        found[row] = np.log(0.01 + sums.toarray()[0][items] / popular[items])
-    return found
-
-
-def _decay(history: NDArray[np.integer]) -> Numbers:
-    return (DECAY ** np.arange(len(history))[::-1]).astype(np.float32)
 
 
 def _by_rank(choices: Choices, column: Numbers) -> Numbers:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, list_cases, similarities
+from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, list_cases, similarities, successors
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
@@ -35,6 +35,20 @@ def slow_similarity(rows: list[list[int]], count: int) -> NDArray[np.float64]:
             if i != j and users[i] and users[j]:
                 result[i, j] = len(users[i] & users[j]) / np.sqrt(len(users[i]) * len(users[j]))
     return result
+
+
+def test_successors_are_the_loop() -> None:
+    counts = np.zeros((6, 6))
+    for row in TRAINING:
+        for place, item in enumerate(row):
+            for ahead in range(1, 4):
+                if place + ahead < len(row):
+                    counts[item, row[place + ahead]] += 1 / ahead
+    expected = counts / np.sqrt(1 + counts.sum(axis=0))
+    np.fill_diagonal(expected, 0.0)
+    np.testing.assert_allclose(successors(ragged(TRAINING), 6).toarray(), expected, rtol=1e-6)
+    first = np.where(expected == expected.max(axis=1, keepdims=True), expected, 0.0)[4]
+    np.testing.assert_allclose(successors(ragged(TRAINING), 6, 1).toarray()[4], first, rtol=1e-6)
 
 
 def test_popularity_by_hand() -> None:

@@ -70,17 +70,25 @@ def common_users_of(
         first = last
 
 
-def successions(training: Ragged, num_items: int) -> sparse.csr_array:
+def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr_array:
     """(V, V) float32 `n`: rows are the earlier item; columns ascending in each row.
+
+    Args:
+        training: item sequences.
+        num_items: `V`.
+        within: places; of items that come `d` places later, up to this many, each counts 1/d.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
-    inner = np.ones(len(training.values), dtype=np.bool_)
-    inner[training.offsets[:-1][training.lengths > 0]] = False  # the first of each sequence comes after nothing
-    later = np.flatnonzero(inner)
-    entries = (np.ones(len(later), np.float32), (training.values[later - 1], training.values[later]))
-    counts = sparse.coo_array(entries, shape=(num_items, num_items)).tocsr()
+    users = np.repeat(np.arange(len(training)), training.lengths)
+    parts = []
+    for places in range(1, within + 1):
+        same = users[:-places] == users[places:]
+        earlier, later = training.values[:-places][same], training.values[places:][same]
+        parts.append((np.full(len(earlier), 1 / places, np.float32), earlier, later))
+    values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
     counts.sort_indices()
     return counts
 

@@ -5,20 +5,24 @@ r"""Weights of a fused list from the choices of users: a conditional logit, shru
 over the cases whose logged item `y_n` is among the candidates (McFadden 1974), `a_n` the weight of a case. `w⁰` is the
 policy alone: weight σ_policy for the log-probability, which is its order, and 0 for the rest. A large `λ` is the
 policy's list, a small one trusts the choices; of `SHRINKAGE` the one of the highest log-likelihood of held-out users is
-taken, `FOLDS` folds over users. The same folds give the cross-fitted order, in which no case is ranked by weights that
-its user had a part in.
+taken, `FOLDS` folds over users. The same folds say how long the network that is added to the sum is fitted, if at all
+(`adagrpo.lists.correction`), and give the cross-fitted order, in which no case is ranked by weights that its user had a
+part in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import optimize
 
 from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.lists.correction import EPOCHS, Cases, Correction, corrected, fewest_epochs, fit_correction, inputs_of
 from adagrpo.lists.fusion import POLICY, Weights
 
 FOLDS = 5
@@ -47,6 +51,7 @@ class Fit(NamedTuple):
 
     weights: Weights
     shrinkage: float  # λ
+    epochs: int  # passes of the network that is added, 0: there is none
     ranks: NDArray[np.int64]  # (N,) rank of the logged item in the cross-fitted order, from 1; 0 where it is none of it
 
 
@@ -75,22 +80,49 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), choices.case_weights[rows], prior
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
-    ranks = {shrinkage: np.zeros(len(folds), np.int64) for shrinkage in SHRINKAGE}
-    likelihood = dict.fromkeys(SHRINKAGE, 0.0)
-    for fold in range(FOLDS):
+    by_fold = [fitted(folds != fold, SHRINKAGE) for fold in range(FOLDS)]
+
+    def held_out(place: int) -> Floats:
+        """(N, C) scores by the weights of a shrinkage in which a case's user had no part."""
+        weights = np.stack([of_fold[place] for of_fold in by_fold])[folds]
+        return np.where(there, np.einsum("ncf,nf->nc", scaled, weights), -np.inf)
+
+    def likelihoods(scores: Floats, rows: NDArray[np.bool_]) -> Floats:
+        """(A,) of the logged items that are candidates, times the weights of their cases."""
+        kept = answered[rows]
+        return np.asarray(_log_shares(scores[kept], chosen[rows][kept]) * choices.case_weights[rows][kept])
+
+    everyone = np.ones(len(folds), np.bool_)
+    by_shrinkage = [float(likelihoods(held_out(place), everyone).sum()) for place in range(len(SHRINKAGE))]
+    best = max(range(len(SHRINKAGE)), key=lambda place: (by_shrinkage[place], SHRINKAGE[place]))
+    (found,) = fitted(everyone, [SHRINKAGE[best]])
+    cases = Cases(
+        inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
+        torch.from_numpy(there),
+        torch.from_numpy(chosen.argmax(axis=1)),
+        torch.from_numpy(choices.case_weights).float(),
+    )
+
+    def corrections(rows: NDArray[np.bool_], weights: Floats) -> Iterator[Correction]:
+        kept = torch.from_numpy(rows & answered)
+        return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], seed)
+
+    ranks = np.zeros((EPOCHS + 1, len(folds)), np.int64)
+    worth = np.zeros((EPOCHS + 1, len(folds)))  # likelihoods by passes
+    for fold, of_fold in enumerate(by_fold):
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
-        for shrinkage, weights in zip(SHRINKAGE, fitted(folds != fold, SHRINKAGE), strict=True):
-            scores = np.where(there[rows], scaled[rows] @ weights, -np.inf)
-            ranks[shrinkage][rows] = _ranks(scores, chosen[rows])
-            counted = answered[rows]
-            shares = _log_shares(scores, chosen[rows])[counted]
-            likelihood[shrinkage] += float(shares @ choices.case_weights[rows][counted])
-    best = max(SHRINKAGE, key=lambda shrinkage: (likelihood[shrinkage], shrinkage))
-    (found,) = fitted(np.ones(len(folds), np.bool_), [best])
-    by_name = dict(zip(used, found.tolist(), strict=True))
-    return Fit(Weights(by_name, dict(zip(used, spreads, strict=True))), best, ranks[best])
+        scores = np.where(there[rows], scaled[rows] @ of_fold[best], -np.inf)
+        held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(scores).float()
+        later = (corrected(made, held, base) for made in corrections(~rows, of_fold[best]))
+        for epoch, found_scores in enumerate(chain([scores], later)):
+            ranks[epoch, rows] = _ranks(found_scores, chosen[rows])
+            worth[epoch, rows & answered] = likelihoods(found_scores, rows)
+    epochs = fewest_epochs(worth[:, answered])
+    correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
+    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)
+    return Fit(weights, SHRINKAGE[best], epochs, ranks[epochs])
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:

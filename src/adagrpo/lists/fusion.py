@@ -1,14 +1,15 @@
 r"""The fused list: what several sources find, in the order of a weighted sum of what they say.
 
-    score(x, i) = Σ_f w_f φ_f(x, i) / σ_f
+    score(x, i) = Σ_f w_f φ_f(x, i) / σ_f + g(φ(x, i))
 
 Candidates `i` are the union of the policy's beam, the nearest items of item-kNN and the best items of the sequential
 ranker. Features `φ_f` are the log-probability under the policy (also of items that the beam does not hold), the reward
-(each member of a sum of rewards is a feature of its own), the ranker's logit, the logarithm of item-kNN, and
-popularity. `σ_f` is the spread of a feature within a list, as in `adagrpo.evaluation.reranking`: a weight of 1 adds as
-much to an item as its feature is above another's in units of σ.
-The weights are fitted on validation choices (`adagrpo.lists.fit_fusion`), once with the reward and once without it: a
-reward that gives no answer leaves the list of the second.
+(each member of a sum of rewards is a feature of its own), the ranker's logit, the logarithms of item-kNN and of what
+came next after items of the history, and popularity. `σ_f` is the spread of a feature within a list, as in
+`adagrpo.evaluation.reranking`: a weight of 1 adds as much to an item as its feature is above another's in units of σ.
+`g` is a small network (`adagrpo.lists.correction`), or 0 where choices are too few to show that it helps.
+Both are fitted on validation choices (`adagrpo.lists.fit_fusion`), once with the reward and once without it: a reward
+that gives no answer leaves the list of the second.
 
 Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottrell (Information Retrieval 1999).
 """
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adagrpo.lists.correction import Correction, inputs_of
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.rewards.protocol import Reward
@@ -28,17 +30,31 @@ from adagrpo.rewards.scoring import ask_members
 from adagrpo.types import Histories
 
 POLICY = "policy"
+FEATURES_ALONE = ("successors", "popularity")  # whose best items are no candidates
 
 
 class Weights(NamedTuple):
-    """A linear order."""
+    """A linear order, and what is added to it."""
 
     weights: Mapping[str, float]  # by feature, in spreads
     spreads: Mapping[str, float]  # σ by feature
+    correction: Correction | None = None  # of the same features in the same order
 
-    def of(self, features: tuple[str, ...]) -> Tensor:
-        """(F,) what each feature is multiplied by; 0 for one that has no weight."""
-        return torch.tensor([self.weights.get(name, 0.0) / self.spreads.get(name, 1.0) for name in features])
+    @torch.no_grad()
+    def scores(self, candidates: Candidates, names: Sequence[str]) -> Tensor:
+        """(B, N) scores, -inf where there is no item.
+
+        Args:
+            candidates: whose features have these names.
+            names: of all features; those without a weight have no part.
+        """
+        there, device = candidates.items >= 0, candidates.items.device
+        features = candidates.features[..., [names.index(name) for name in self.weights]]
+        factors = torch.tensor([weight / self.spreads[name] for name, weight in self.weights.items()], device=device)
+        scores = features @ factors
+        if self.correction is not None:
+            scores = scores + self.correction(inputs_of(features, there))
+        return scores.masked_fill(~there, -torch.inf)
 
 
 class FittedWeights(NamedTuple):
@@ -78,11 +94,11 @@ class Fusion:
         Args:
             sources: by name, in the order of the features behind that of the policy.
             rewards: names of the features that the reward gives, one for each of its members; empty: it is not asked.
-            width: items that each source gives.
+            width: items that each source gives, but those of `FEATURES_ALONE`.
             fitted: the weights; None until they are known.
         """
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
-        self._proposing = [name for name in self.sources if name != "popularity"]  # it gives a feature alone
+        self._proposing = [name for name in self.sources if name not in FEATURES_ALONE]
         self.features = (POLICY, *self.sources, *self.rewards)
         if fitted is not None and {*fitted.whole.weights} != {*self.features}:
             raise ValueError(
@@ -164,9 +180,8 @@ class Fusion:
     def scores(self, candidates: Candidates) -> Tensor:
         """(B, N) fused scores, -inf where there is no item; without the reward where that gave no answer."""
         assert self.fitted is not None, "the weights are fitted first"
-        weights = (self.fitted.whole if candidates.rewarded else self.fitted.without_reward).of(self.features)
-        scores = candidates.features @ weights.to(candidates.features.device)
-        return scores.masked_fill(candidates.items < 0, -torch.inf)
+        weights = self.fitted.whole if candidates.rewarded else self.fitted.without_reward
+        return weights.scores(candidates, self.features)
 
     def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
         """(B, W) items in the order of the fused score, and the scores; -1 and -inf behind the last one.

@@ -2,9 +2,11 @@
 
     popularity   log((n_i + 1) / (n + V))    n_i training interactions of item i, n of all
     item-kNN     Σ_t γ^(T - t) s(x_t, i)     s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
+    successors   Σ_t γ^(T - t) f(x_t, i)     f(j, i) = n(j, i) / √(1 + Σ_j n(j, i)),  k first of each
     ranker       h(x) · e_i + b_i            see `adagrpo.rewards.sequential`
 
-`U_i` are the users with item i in training, `x_1 .. x_T` the history. Source: Sarwar et al. (WWW 2001) for the cosine;
+`U_i` are the users with item i in training, n(j, i) counts how often it came one to `WITHIN` places after j there, one
+over the places; `x_1 .. x_T` is the history. Source: Sarwar et al. (WWW 2001) for the cosine;
 the decay towards older items is that of session-based kNN (Ludewig & Jannach 2018). The ranker, fitted by
 cross-entropy, is SASRec.
 
@@ -23,7 +25,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from adagrpo.data.pairs import common_users_of, largest_of_rows, users_of_items
+from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
 from adagrpo.evaluation.predictions import batches
 from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
@@ -31,7 +33,9 @@ from adagrpo.types import Cases, Histories, Ragged
 
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
+WITHIN = 3  # places
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001
+SUCCESSOR_FLOOR = 1e-2  # the same of a share of successors
 
 
 class CandidateSource(Protocol):
@@ -68,15 +72,16 @@ class Popularity:
 
 
 class NearestItems:
-    """Item-kNN: items that users have together with those of the history, the latest weighing most."""
+    """Items that are near to those of the history, the latest weighing most: item-kNN, and successors."""
 
-    def __init__(self, near: sparse.csr_array) -> None:
+    def __init__(self, near: sparse.csr_array, floor: float = FLOOR) -> None:
         """Take the similarities.
 
         Args:
-            near: (V, V) float32, of `similarities`.
+            near: (V, V) float32, of `similarities` or `successors`.
+            floor: what is added before the logarithm.
         """
-        self.near, self._nearest = near, near.indices.astype(np.int64)
+        self.near, self.floor, self._nearest = near, floor, near.indices.astype(np.int64)
 
     def scores(self, histories: Histories) -> Tensor:
         """(B, V) sums over the items of the history that a policy would see; -inf where no item is near."""
@@ -92,8 +97,8 @@ class NearestItems:
         return torch.from_numpy(dense).to(histories.items.device)
 
     def feature(self, scores: Tensor) -> Tensor:
-        """log(s + 0.001), since similarities spread over powers of ten."""
-        return (scores.clamp(min=0.0) + FLOOR).log()
+        """log(s + floor), since similarities spread over powers of ten."""
+        return (scores.clamp(min=0.0) + self.floor).log()
 
 
 class RankerScores:
@@ -200,3 +205,20 @@ def similarities(
         parts.append((cosines[kept], rows[kept], columns[kept]))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
+
+
+def successors(training: Ragged, num_items: int, neighbours: int = NEIGHBOURS) -> sparse.csr_array:
+    """(V, V) float32 `f`, the largest of each row; an item that follows itself is left out.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`.
+        neighbours: `k` kept for each item.
+    """
+    counts = successions(training, num_items, WITHIN).tocoo()
+    popular = np.sqrt(1 + np.bincount(counts.col, counts.data, num_items)).astype(np.float32)
+    other = counts.row != counts.col
+    rows, columns = counts.row[other].astype(np.int64), counts.col[other]
+    shares = counts.data[other] / popular[columns]
+    kept = largest_of_rows(rows, shares, neighbours)
+    return sparse.coo_array((shares[kept], (rows[kept], columns[kept])), shape=counts.shape).tocsr()

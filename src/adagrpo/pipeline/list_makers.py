@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 from scipy import sparse
+from torch import Tensor
 
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
+from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
-from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, RankerScores
+from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import of_these_weights
 from adagrpo.pipeline.factories import Models
@@ -28,8 +32,9 @@ from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
-NEIGHBOURS, NEIGHBOURS_FILE = "item_knn", "neighbours.safetensors"
-WEIGHTS = "weights.json"
+NEIGHBOURS, NEIGHBOURS_FILE, SUCCESSORS_FILE = "item_knn", "neighbours.safetensors", "successors.safetensors"
+SUCCESSORS = "successors"
+WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,15 @@ class ListMaker:
         if name.order == RERANK:
             own = self._own_weight(name)
             return [run.path(STAGE, FILE), *([] if own is None else [own]), *self.models.reward_files]
-        source = {NEIGHBOURS: self._neighbours, "ranker": run.path("ranker", "best", "model.safetensors")}
+        near = run.path(NEIGHBOURS, NEIGHBOURS_FILE)
+        source = {NEIGHBOURS: near, "ranker": run.path("ranker", "best", "model.safetensors")}
         if name.order in (alone := rewards_alone(self.models.config.reward)):
             return self.models.files_of(alone[name.order])
         if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
             return [source[name.order]] if name.order in source else []
+        fitted = [run.path(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS)]
         reward = self.models.reward_files if name.order == FUSE else []
-        return [*source.values(), run.path(FUSE, name.policy or START, WEIGHTS), *reward]
+        return [*source.values(), run.path(NEIGHBOURS, SUCCESSORS_FILE), *fitted, *reward]
 
     def asks_reward(self, name: ListName) -> bool:
         """Check that a list is ordered by the run's reward when it is served."""
@@ -137,7 +144,7 @@ class ListMaker:
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""
-        sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, "popularity")}
+        sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, SUCCESSORS, "popularity")}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
@@ -151,18 +158,20 @@ class ListMaker:
 
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""
-        path = self.models.run.checked(FUSE, name.policy or START, WEIGHTS)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        without = _weights(content[FUSE_WITHOUT_REWARD])
-        return FittedWeights(without if name.order == FUSE_WITHOUT_REWARD else _weights(content[FUSE]), without)
+        weights, added = (self.models.run.checked(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS))
+        without, whole = (read_weights(weights, added, order) for order in (FUSE_WITHOUT_REWARD, FUSE))
+        return FittedWeights(without if name.order == FUSE_WITHOUT_REWARD else whole, without)
 
     def source(self, kind: str) -> CandidateSource:
-        """One of `adagrpo.lists.names.SOURCES`, loaded."""
+        """One of `adagrpo.lists.names.SOURCES`, or successors, loaded."""
         data, run = self.models.data, self.models.run
         if kind == "popularity":
             return Popularity(data.training.counts(data.num_items))
         if kind == NEIGHBOURS:
             return NearestItems(load_neighbours(run.checked(NEIGHBOURS, NEIGHBOURS_FILE), data.num_items))
+        if kind == SUCCESSORS:
+            near = load_neighbours(run.checked(NEIGHBOURS, SUCCESSORS_FILE), data.num_items)
+            return NearestItems(near, SUCCESSOR_FLOOR)
         return RankerScores(self.models.ranker(run.path("ranker", "best")))
 
     def _own_weight(self, name: ListName) -> Path | None:
@@ -170,10 +179,6 @@ class ListMaker:
         run, arm = self.models.run, name.policy or START
         found = None if arm == START else run.find("evaluate", str(name), "best", "metrics.json")
         return found if found is not None and of_these_weights(run, found.parent, arm, "best") else None
-
-    @property
-    def _neighbours(self) -> Path:
-        return self.models.run.path(NEIGHBOURS, NEIGHBOURS_FILE)
 
 
 def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
@@ -238,11 +243,11 @@ def lists_of(
     return found
 
 
-def save_neighbours(near: sparse.csr_array, folder: Path) -> None:
-    """Write `neighbours.safetensors`."""
+def save_neighbours(near: sparse.csr_array, path: Path) -> None:
+    """Write (V, V) similarities."""
     parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
-    with naming(folder):
-        save_file(parts, folder / NEIGHBOURS_FILE)
+    with naming(path.parent):
+        save_file(parts, path)
 
 
 def load_neighbours(path: Path, num_items: int) -> sparse.csr_array:
@@ -253,5 +258,23 @@ def load_neighbours(path: Path, num_items: int) -> sparse.csr_array:
     return sparse.csr_array((parts["similarities"], parts["items"], offsets), shape=(num_items, num_items))
 
 
-def _weights(content: Mapping[str, Any]) -> Weights:
-    return Weights(content["weights"], content["spreads"])
+def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
+    """Write the networks of fused lists, by order; nothing of a list that has none."""
+    parts: dict[str, Tensor] = {}
+    for order, weights in fitted.items():
+        if weights.correction is not None:
+            parts |= {f"{order}/{name}": value.clone() for name, value in weights.correction.state_dict().items()}
+    with naming(path.parent):
+        save_torch_file(parts, path)
+
+
+def read_weights(weights: Path, corrections: Path, order: str) -> Weights:
+    """The weights of a fused list and the network that is added to them."""
+    content = json.loads(weights.read_text(encoding="utf-8"))[order]
+    parts = load_torch_file(corrections)
+    state = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
+    correction = None
+    if state:
+        correction = Correction(len(content["weights"])).eval().requires_grad_(False)
+        correction.load_state_dict(state)
+    return Weights(content["weights"], content["spreads"], correction)

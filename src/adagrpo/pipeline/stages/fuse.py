@@ -1,4 +1,4 @@
-"""The stages `item_knn` and `fuse/<arm>`: the nearest items of each item, and the weights of a fused list.
+"""The stages `item_knn` and `fuse/<arm>`: what is near to each item and follows it, and the weights of a fused list.
 
 Both read training and validation interactions alone. weights.json of a fused list holds for `fuse` and for
 `fuse-without-reward`
@@ -6,7 +6,9 @@ Both read training and validation interactions alone. weights.json of a fused li
     weights    by feature, in spreads, see `adagrpo.lists.fusion`
     spreads    σ by feature
     shrinkage  λ, chosen by the likelihood of held-out users
+    epochs     passes of the network that is added, chosen by it too; 0 where it has no part
 
+corrections.safetensors has that network, see `adagrpo.lists.correction`.
 validation.parquet has a row for each validation case and a column for each contender: the rank of the logged item from
 1, 0 where its list does not hold it; `weight` is what the case weighs (`RunData.case_weights`). Fused lists are
 cross-fitted there: no case is ranked by weights that its user had a part in. The weight of `rerank` is one number out
@@ -31,18 +33,21 @@ from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
-from adagrpo.lists.sources import similarities
+from adagrpo.lists.sources import similarities, successors
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import (
+    CORRECTIONS,
     NEIGHBOURS,
     NEIGHBOURS_FILE,
+    SUCCESSORS_FILE,
     WEIGHTS,
     ListMaker,
     batches_of,
     lists_of,
+    save_corrections,
     save_neighbours,
 )
 from adagrpo.pipeline.stage import Declaration
@@ -57,14 +62,15 @@ MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a s
 
 
 def find_neighbours(run: RunDirectory) -> Declaration:
-    """The nearest items of each item, by the users who have both."""
+    """The nearest items of each item, by the users who have both, and the items that follow it most."""
     data = RunData(run)
 
     def build(work: Path) -> None:
-        save_neighbours(similarities(data.training, data.num_items), work)
+        save_neighbours(similarities(data.training, data.num_items), work / NEIGHBOURS_FILE)
+        save_neighbours(successors(data.training, data.num_items), work / SUCCESSORS_FILE)
 
     files = [data.prepared_file(f"{name}.parquet") for name in ("items", "train")]
-    return Declaration(build, files, (NEIGHBOURS_FILE,))
+    return Declaration(build, files, (NEIGHBOURS_FILE, SUCCESSORS_FILE), schema=2)
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
@@ -79,7 +85,8 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     weights = run.weights_of(arm)
     maker = ListMaker(models)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
-    inputs += [run.path(NEIGHBOURS, NEIGHBOURS_FILE), run.path("ranker", "best", "model.safetensors")]
+    inputs += [run.path(NEIGHBOURS, file) for file in (NEIGHBOURS_FILE, SUCCESSORS_FILE)]
+    inputs += [run.path("ranker", "best", "model.safetensors")]
     inputs += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
@@ -102,10 +109,10 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     return Declaration(
         build,
         inputs,
-        files=(WEIGHTS, VALIDATION),
+        files=(WEIGHTS, CORRECTIONS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        schema=4,
+        schema=5,
     )
 
 
@@ -160,11 +167,13 @@ def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]]
             "weights": dict(fit.weights.weights),
             "spreads": dict(fit.weights.spreads),
             "shrinkage": fit.shrinkage,
+            "epochs": fit.epochs,
             "ndcg@10": float(ndcg(fit.ranks, 10).mean()),
         }
         for order, fit in fits.items()
     }
     write_file(work / WEIGHTS, json.dumps(content, indent=1) + "\n")
+    save_corrections({order: fit.weights for order, fit in fits.items()}, work / CORRECTIONS)
     write_ranks(work, ranks, cases)
 
 
