@@ -310,7 +310,7 @@ def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_
     run = Run.open(tmp_path / "run")
     gone = run.recommend([[3, 13]], arm="fuse").items[0][0]
     run.update_catalog(delist=[gone])
-    for name in ("fuse", "item_knn", "successors", "popularity", "ranker", "reward-1"):
+    for name in ("fuse", "item_knn", "popularity", "ranker", "reward-1"):
         assert gone not in run.recommend([[3, 13]], arm=name).items[0]
     first, *_, last = run.recommend([[3, 13]], arm="fuse").items[0]
     assert run.recommend([[3, 13]], arm="fuse", include={"item_id": [last, first]}).items[0] == [first, last]
