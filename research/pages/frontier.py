@@ -169,17 +169,20 @@ def frontier_picture(contents: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     notes = "Numbers: reward strength; random and inverted gates admit as many as the paper's"
     over = [name for name, content in contents.items() if len(content["seeds"]) < 3]
-    notes += ". Bars: 95 % over users and seeds" + (f", over users on {' and '.join(over)}" if over else "")
+    notes += ". Bars: 95 % over users and seeds" + (
+        f", over users on {' and '.join(over)}, which the title leaves out" if over else ""
+    )
     return draw(
         _message(contents.values()), "; ".join(points), paint, width=WIDTH, height=ROW * len(contents), notes=notes
     )
 
 
 def _message(contents: Iterable[Mapping[str, Any]]) -> str:
-    """What the pairs of the paper's gate and a random one say, at the last step."""
+    """What the pairs of the paper's gate and a random one say, at the last step, on sets of three seeds or more."""
     found = [
         (hit < LEVEL, wrong < LEVEL)
         for content in contents
+        if len(content["seeds"]) > 2
         for pair, hit, wrong in _corrected(content)
         if pair["checkpoint"] == LAST
         and [getattr(ArmName.of(pair[key]), "gate", None) for key in ("arm", "other")] == ["paper", "random"]
@@ -293,7 +296,7 @@ def _panel(axes: Axes, name: str, content: Mapping[str, Any], rollouts: str) -> 
         axes.plot([x], [y], marker, color=color, ms=DOT - 2, zorder=4)
         look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 9, "zorder": 5}
         axes.text(x, y, named.pressure.removeprefix("0"), color=SURFACE, **look)
-    axes.set_title(f"{name}, {ROLLOUTS[rollouts]} ({len(content['seeds'])} seeds)")
+    axes.set_title(f"{name}, {ROLLOUTS[rollouts]} ({len(content['seeds'])} seed{'s' * (len(content['seeds']) > 1)})")
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     axes.grid()
     axes.set_xlabel("invalid Semantic IDs in the first ten of a free beam, %", loc="right")
