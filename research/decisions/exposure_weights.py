@@ -67,8 +67,7 @@ def decided(made: Run, power: float) -> dict[str, Any]:
         made: what it holds of another power is removed first.
         power: 0 counts all cases alike.
     """
-    for path in (made.path(name) for name in AGAIN):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    forget(made)
 
     def weights(shown: NDArray[np.int64]) -> NDArray[np.float64]:
         found = exposure_weights(shown) ** power
@@ -76,6 +75,12 @@ def decided(made: Run, power: float) -> dict[str, Any]:
 
     with mock.patch("adagrpo.pipeline.files.case_weights", weights):
         return made.decide()
+
+
+def forget(made: Run) -> None:
+    """Remove what reads the weights of cases."""
+    for path in (made.path(name) for name in AGAIN):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

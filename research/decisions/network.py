@@ -22,12 +22,11 @@ import yaml
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.exposure_weights import AGAIN
+from research.decisions.exposure_weights import forget
 from research.decisions.measure import HERE, UTILITY, arguments
 from research.rows import add_row
 
@@ -53,10 +52,10 @@ def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None
     settings = [*plan["settings"], *plan["rewards"]["trees"], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
     folder = out / f"network-{bias:g}-{seed}"
     made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
+    forget(made)  # what was stopped may hold weights alone
     lists = {"weights and network": _lists(made)}
     fitted = json.loads(made.path(FUSE, START, "weights.json").read_text(encoding="utf-8"))
-    for path in (made.path(name) for name in AGAIN):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    forget(made)
     with weights_alone():
         lists["weights"] = _lists(made)
     add_row(RESULTS, key | {"epochs": {name: fitted[name]["epochs"] for name in LISTS}} | lists)
@@ -76,7 +75,7 @@ def _lists(made: Run) -> dict[str, dict[str, float]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """HR@10 of the logs and true utility@10, means over shops, and what the network adds in each."""
+    """HR@10 of the logs and true utility@10, means over shops; of what the network adds the lowest and highest too."""
     lines = ["| exposure bias | shops | list | weights | weights and network | utility gained, thousandths |"]
     lines.append("|--:|--:|---|--:|--:|--:|")
     for bias in sorted({row["exposure_bias"] for row in rows}):
@@ -87,10 +86,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 for kind in ("weights", "weights and network")
             }
             gained = values["weights and network"][:, 1] - values["weights"][:, 1]
-            mean, low, high, _ = mean_interval(1000 * gained)
+            mean, low, high = (1000 * float(one) for one in (gained.mean(), gained.min(), gained.max()))
             cells = (" / ".join(f"{one:.4f}" for one in found.mean(axis=0)) for found in values.values())
             lines.append(
-                f"| {bias:g} | {len(own)} | {name} | {' | '.join(cells)} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |"
+                f"| {bias:g} | {len(own)} | {name} | {' | '.join(cells)} | {mean:+.1f} ({low:+.1f}, {high:+.1f}) |"
             )
     return "\n".join(lines)
 

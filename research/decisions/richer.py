@@ -31,14 +31,14 @@ from torch import Tensor
 
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
-from adagrpo.lists.fusion import Fusion
+from adagrpo.lists.fusion import SUCCESSORS, Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.lists.sources import DECAY, CandidateSource, RankerScores
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import SUCCESSORS, ListMaker
+from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
 from adagrpo.pipeline.stages.tokenize import item_vectors

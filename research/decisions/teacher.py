@@ -5,7 +5,8 @@
 
 The runs of `research.decisions.sets` are taken from `--out`; the policy begins where theirs did. The reward is the
 fused score less the log-probability under the starting policy, so that at weight σ the target of the distillation is
-the fused list. The weight is chosen on validation, as that of every `distill-tuned`. Rows are in `teacher.jsonl`.
+the order of the fused list among the items of the group (its network reads their mean and their places). The weight is
+chosen on validation, as that of every `distill-tuned`. Rows are in `teacher.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_makers import (
+    CORRECTIONS,
+    NEIGHBOURS,
+    NEIGHBOURS_FILE,
+    SUCCESSORS_FILE,
+    WEIGHTS,
+    ListMaker,
+)
 from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
@@ -91,7 +99,9 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
         return
     trial = yaml.safe_load((HERE.parent / "fair_trial" / "plan.yaml").read_text("utf-8"))
     teacher, folder = (out / f"{name}-{seed}").resolve(), out / f"{name}-{seed}-taught"
-    names = ("sft/best/model.safetensors", "ranker/best/model.safetensors", "fuse/sft/weights.json")
+    fitted = [f"{FUSE}/{START}/{file}" for file in (WEIGHTS, CORRECTIONS)]
+    near = [f"{NEIGHBOURS}/{file}" for file in (NEIGHBOURS_FILE, SUCCESSORS_FILE)]
+    names = ("sft/best/model.safetensors", "ranker/best/model.safetensors", *near, *fitted)
     files = [str(teacher / file) for file in names]
     reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
     config = recipe_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo.lists.correction import Correction, inputs_of
+from adagrpo.lists import fit_fusion
+from adagrpo.lists.correction import EPOCHS, Cases, Correction, corrected, fit_correction, inputs_of
 from adagrpo.lists.fit_fusion import Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD
@@ -20,19 +22,18 @@ from adagrpo.pipeline.list_makers import read_weights, save_corrections
 NAMES = (POLICY, "a")
 
 
-@given(st.integers(0, 2**16), st.integers(1, 6), st.integers(0, 3))
-def test_the_inputs_are_values_distances_and_places_whatever_the_padding(seed: int, count: int, padding: int) -> None:
+@given(st.integers(0, 2**16), st.lists(st.booleans(), min_size=1, max_size=8).filter(any))
+def test_the_inputs_are_values_distances_and_places_of_the_items_that_are_there(seed: int, mask: list[bool]) -> None:
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(1, count + padding, 2, generator=generator)
-    there = torch.arange(count + padding)[None] < count
+    features = torch.randn(1, len(mask), 2, generator=generator)
+    there = torch.tensor([mask])
     found = inputs_of(features, there)[0]
-    for item in range(count):
+    for item in there[0].nonzero()[:, 0]:
         for feature in range(2):
-            values = features[0, :count, feature]
-            place = int((values > values[item]).sum())
-            expected = [values[item], values[item] - values.mean(), -np.log(5 + place)]
+            values, own = features[0, there[0], feature], features[0, item, feature]
+            expected = [own, own - values.mean(), -np.log(5 + int((values > own).sum()))]
             assert found[item, feature::2].tolist() == pytest.approx([float(x) for x in expected], abs=1e-5)
-    assert not found[count:].any()
+    assert not found[~there[0]].any()
 
 
 def choices(count: int, utility: str, seed: int = 0, candidates: int = 20) -> Choices:
@@ -73,11 +74,36 @@ def test_few_choices_leave_the_weights_alone(count: int) -> None:
     assert (found.epochs, found.weights.correction) == (0, None)
 
 
-def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in() -> None:
-    """Choices that follow from nothing are ranked as by chance: who has seen them would do better."""
-    for seed in range(3):
-        ranks = fit(choices(600, "neither", seed)).ranks
-        assert ranks.mean() == pytest.approx(10.5, abs=4 * 5.8 / 600**0.5)
+def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = choices(600, "product")
+    users = np.repeat(np.arange(200), 3)
+    made.features[..., 1] = users[:, None]  # so that a case can be told by what the network reads
+    fitted: list[set[float]] = []
+    ranked: list[set[float]] = []
+
+    def fit_spied(cases: Cases, scores: torch.Tensor, seed: int) -> Iterator[Correction]:
+        fitted.append({*cases.inputs[:, 0, 1].tolist()})
+        return fit_correction(cases, scores, seed)
+
+    def corrected_spied(network: Correction, inputs: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
+        ranked.append({*inputs[:, 0, 1].tolist()})
+        return corrected(network, inputs, scores)
+
+    monkeypatch.setattr(fit_fusion, "fit_correction", fit_spied)
+    monkeypatch.setattr(fit_fusion, "corrected", corrected_spied)
+    fit(made._replace(users=users))
+    assert set.union(*ranked) == {float(user) for user in users}
+    for fold in range(fit_fusion.FOLDS):
+        assert len(fitted[fold]) > 100
+        for held in ranked[fold * EPOCHS : (fold + 1) * EPOCHS]:
+            assert held and not held & fitted[fold]
+
+
+def test_the_network_is_asked_where_the_candidates_are() -> None:
+    weights = Weights({POLICY: 0.7, "a": 0.2}, {POLICY: 2.0, "a": 0.5}, Correction(2).to("meta"))
+    drawn = choices(5, "sum")
+    items, features = torch.from_numpy(drawn.items).to("meta"), torch.from_numpy(drawn.features).to("meta")
+    assert weights.scores(Candidates(items, features, rewarded=True), NAMES).device.type == "meta"
 
 
 def test_a_network_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -90,9 +116,12 @@ def test_a_network_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "w").write_text(f'{{"{FUSE}": {content}, "{FUSE_WITHOUT_REWARD}": {content}}}')
     drawn = choices(5, "sum")
     candidates = Candidates(torch.from_numpy(drawn.items), torch.from_numpy(drawn.features), rewarded=True)
-    read = read_weights(tmp_path / "w", tmp_path / "c", FUSE)
+    cpu = torch.device("cpu")
+    read = read_weights(tmp_path / "w", tmp_path / "c", FUSE, cpu)
     added = made(inputs_of(candidates.features, torch.ones(5, 20, dtype=torch.bool)))
     expected = candidates.features @ torch.tensor([0.35, 0.4]) + added
     assert torch.allclose(read.scores(candidates, NAMES), expected, atol=1e-5)
     assert added.abs().max() > 0.1
-    assert read_weights(tmp_path / "w", tmp_path / "c", FUSE_WITHOUT_REWARD).correction is None
+    assert read_weights(tmp_path / "w", tmp_path / "c", FUSE_WITHOUT_REWARD, cpu).correction is None
+    asked = read_weights(tmp_path / "w", tmp_path / "c", FUSE, torch.device("meta")).correction
+    assert asked is not None and {value.device.type for value in asked.state_dict().values()} == {"meta"}

@@ -1,7 +1,7 @@
-"""Counts of pairs of items in training: which users have both, and what followed what directly.
+"""Counts of pairs of items in training: which users have both, and what followed what.
 
 c(i, j) = |U_i ∩ U_j|                          U_i: users with item i, so c(i, i) = |U_i|
-n(j, i) = number of times that i came directly after j in a sequence
+n(j, i) = number of times that i came after j in a sequence, directly or within some places
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@ r"""What a fused list adds to its weighted sum where features act together: a sm
     g(x, i) = v · gelu(B gelu(A z(x, i) + a) + b)
 
 `z` are the features of a candidate, their distance from the mean of the list, and −log(5 + place) of the candidate in
-the order of each, all standardised over the candidates of the choices. `v` starts at 0, so that the list begins in the
-order of the weights, and `A, B, v` are fitted by the likelihood of those (`adagrpo.lists.fit_fusion`) on top of them.
-How long is decided by users held out: the fewest of `EPOCHS` passes whose likelihood is within one standard error of
-the best one's (Breiman et al. 1984). Where that is none, and on fewer choices than `BATCH`, the weights stay alone.
+the order of each, equals in the order of the list, all standardised over the candidates of the choices. `v` starts at
+0, so that the list begins in the order of the weights, and `A, B, v` are fitted by the likelihood of those
+(`adagrpo.lists.fit_fusion`) on top of them. How long is decided by users held out: the fewest of `EPOCHS` passes whose
+likelihood is within one standard error of the best one's (Breiman et al. 1984). Where that is none, and on fewer than
+`BATCH` choices, the weights stay alone.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class Correction(nn.Module):
         hidden = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
         activated = [layer for linear in hidden for layer in (linear, nn.GELU(), nn.Dropout(DROPOUT))]
         self.layers = nn.Sequential(*activated, last)
+
+    def standardise(self, held: Tensor) -> None:
+        """Take means and deviations of inputs, (M, 3F) of candidates."""
+        if len(held):
+            self.mean.copy_(held.mean(dim=0))
+            self.deviation.copy_(held.std(dim=0, correction=0).clamp(min=1e-6))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, N) what is added to the scores of candidates; `inputs` are (B, N, 3F) of `inputs_of`."""
@@ -96,12 +103,9 @@ def fit_correction(cases: Cases, scores: Tensor, seed: int) -> Iterator[Correcti
         The network, in evaluation mode, after each of `EPOCHS` passes; the same object each time.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
-        held = cases.inputs[cases.there]
-        if len(held):
-            made.mean.copy_(held.mean(dim=0))
-            made.deviation.copy_(held.std(dim=0, correction=0).clamp(min=1e-6))
+        made.standardise(cases.inputs[cases.there])
         optimizer = torch.optim.AdamW(made.parameters(), lr=LEARNING_RATE)
         steps = EPOCHS * -(-len(cases.chosen) // BATCH)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -123,8 +127,8 @@ def fit_correction(cases: Cases, scores: Tensor, seed: int) -> Iterator[Correcti
 @torch.no_grad()
 def corrected(made: Correction, inputs: Tensor, scores: Tensor) -> NDArray[np.float64]:
     """(N, C) scores with what the network adds."""
-    parts = [made(part) for part in torch.split(inputs, 1024)] or [torch.empty_like(scores)]
-    return (scores + torch.cat(parts)).double().numpy()
+    added = torch.cat([made(part) for part in torch.split(inputs, 1024)])
+    return (scores + added).double().numpy()
 
 
 def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:

@@ -62,7 +62,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         choices: of `N` cases.
         names: of all `F` features.
         used: those that get a weight.
-        seed: divides users into folds.
+        seed: divides users into folds, and is that of the network.
     """
     columns = [names.index(name) for name in used]
     spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
@@ -107,18 +107,18 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         kept = torch.from_numpy(rows & answered)
         return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], seed)
 
+    weighed = held_out(best)
     ranks = np.zeros((EPOCHS + 1, len(folds)), np.int64)
     worth = np.zeros((EPOCHS + 1, len(folds)))  # likelihoods by passes
     for fold, of_fold in enumerate(by_fold):
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
-        scores = np.where(there[rows], scaled[rows] @ of_fold[best], -np.inf)
-        held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(scores).float()
+        held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
         later = (corrected(made, held, base) for made in corrections(~rows, of_fold[best]))
-        for epoch, found_scores in enumerate(chain([scores], later)):
-            ranks[epoch, rows] = _ranks(found_scores, chosen[rows])
-            worth[epoch, rows & answered] = likelihoods(found_scores, rows)
+        for epoch, scores in enumerate(chain([weighed[rows]], later)):
+            ranks[epoch, rows] = _ranks(scores, chosen[rows])
+            worth[epoch, rows & answered] = likelihoods(scores, rows)
     epochs = fewest_epochs(worth[:, answered])
     correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
     weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)

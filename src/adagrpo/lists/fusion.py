@@ -30,7 +30,8 @@ from adagrpo.rewards.scoring import ask_members
 from adagrpo.types import Histories
 
 POLICY = "policy"
-FEATURES_ALONE = ("successors", "popularity")  # whose best items are no candidates
+SUCCESSORS = "successors"
+FEATURES_ALONE = (SUCCESSORS, "popularity")  # whose best items are no candidates
 
 
 class Weights(NamedTuple):

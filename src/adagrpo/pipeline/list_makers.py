@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
@@ -20,7 +21,7 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOpti
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
-from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
+from adagrpo.lists.fusion import SUCCESSORS, FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
 from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
@@ -33,7 +34,6 @@ from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
 NEIGHBOURS, NEIGHBOURS_FILE, SUCCESSORS_FILE = "item_knn", "neighbours.safetensors", "successors.safetensors"
-SUCCESSORS = "successors"
 WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 
 
@@ -159,7 +159,8 @@ class ListMaker:
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""
         weights, added = (self.models.run.checked(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS))
-        without, whole = (read_weights(weights, added, order) for order in (FUSE_WITHOUT_REWARD, FUSE))
+        device = self.models.data.device
+        without, whole = (read_weights(weights, added, order, device) for order in (FUSE_WITHOUT_REWARD, FUSE))
         return FittedWeights(without if name.order == FUSE_WITHOUT_REWARD else whole, without)
 
     def source(self, kind: str) -> CandidateSource:
@@ -268,8 +269,8 @@ def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
         save_torch_file(parts, path)
 
 
-def read_weights(weights: Path, corrections: Path, order: str) -> Weights:
-    """The weights of a fused list and the network that is added to them."""
+def read_weights(weights: Path, corrections: Path, order: str, device: torch.device) -> Weights:
+    """The weights of a fused list and, on its device, the network that is added to them."""
     content = json.loads(weights.read_text(encoding="utf-8"))[order]
     parts = load_torch_file(corrections)
     state = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
@@ -277,4 +278,5 @@ def read_weights(weights: Path, corrections: Path, order: str) -> Weights:
     if state:
         correction = Correction(len(content["weights"])).eval().requires_grad_(False)
         correction.load_state_dict(state)
+        correction.to(device)
     return Weights(content["weights"], content["spreads"], correction)
