@@ -135,7 +135,7 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
         width=WIDTH,
         height=HEIGHT,
         notes=", ".join(f"{data[0]} {data}" for data in SETS.values())
-        + ". Fused: one seed (LastFM three), compared with the starting policy of its run",
+        + ". Fused: one seed (L and S three), compared with the starting policy of its run",
     )
 
 
