@@ -17,16 +17,13 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from adagrpo.config import load_config
-from adagrpo.console import StderrConsole
 from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.measure import HERE, UTILITY, arguments
+from research.decisions.measure import HERE, UTILITY, carry_out, shop
 from research.rows import add_row
 
 RESULTS = HERE / "exposure_weights.jsonl"
@@ -37,24 +34,16 @@ LISTS = ("sft", "rerank", "fuse-without-reward", "fuse")
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    given = arguments(__doc__).parse_args()
-    if not given.table:
-        plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-        for seed in given.seeds:
-            for bias in plan["exposure_bias"]:
-                _measure(plan, bias, seed, given.out)
-    print(table(read_rows(RESULTS)))
+    carry_out(__doc__, _measure, lambda: table(read_rows(RESULTS)))
 
 
 def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None:
-    settings = [*plan["settings"], *plan["rewards"]["trees"], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
     folder, rows = out / f"weights-{bias:g}-{seed}", read_rows(RESULTS)
     for power in POWERS:
         key = {"exposure_bias": bias, "seed": seed, "power": power}
         if any(all(row[name] == value for name, value in key.items()) for row in rows):
             continue
-        made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
-        content = decided(made, power)
+        content = decided(shop(plan, bias, "trees", seed, folder), power)
         contenders = {row["list"]: row["test"] for row in content["contenders"]}
         add_row(RESULTS, key | {"chosen": content["chosen"], "contenders": contenders})
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,33 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def carry_out(
+    description: str | None,
+    measure: Callable[[Mapping[str, Any], float, int, Path], None],
+    written: Callable[[], str],
+) -> None:
+    """Measure each shop of the plan under the seeds that are given, and print the table of what is there."""
+    given = arguments(description).parse_args()
+    if not given.table:
+        plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+        for seed in given.seeds:
+            for bias in plan["exposure_bias"]:
+                measure(plan, bias, seed, given.out)
+    print(written())
+
+
+def shop(plan: Mapping[str, Any], bias: float, reward: str, seed: int, folder: Path) -> Run:
+    """The run of a shop of the plan."""
+    settings = [*plan["settings"], *plan["rewards"][reward], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
+    return Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
+
+
 def _measure(plan: Mapping[str, Any], bias: float, reward: str, seed: int, out: Path) -> None:
     key = {"exposure_bias": bias, "reward": reward, "seed": seed}
     if any(all(row[name] == value for name, value in key.items()) for row in read_rows(RESULTS)):
         return
-    settings = [*plan["settings"], *plan["rewards"][reward], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
     folder = out / f"{reward}-{bias:g}-{seed}"
-    made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
-    content = made.decide()
+    content = shop(plan, bias, reward, seed, folder).decide()
     contenders = {row["list"]: {"validation": row["validation"], "test": row["test"]} for row in content["contenders"]}
     add_row(RESULTS, key | {"chosen": content["chosen"], "best": content["best"], "contenders": contenders})
     shutil.rmtree(folder)

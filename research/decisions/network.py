@@ -18,16 +18,13 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
 
-from adagrpo.config import load_config
-from adagrpo.console import StderrConsole
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
 from research.decisions.exposure_weights import forget
-from research.decisions.measure import HERE, UTILITY, arguments
+from research.decisions.measure import HERE, UTILITY, carry_out, shop
 from research.rows import add_row
 
 RESULTS = HERE / "network.jsonl"
@@ -36,22 +33,15 @@ LISTS = (FUSE_WITHOUT_REWARD, FUSE)
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    given = arguments(__doc__).parse_args()
-    if not given.table:
-        plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-        for seed in given.seeds:
-            for bias in plan["exposure_bias"]:
-                _measure(plan, bias, seed, given.out)
-    print(table(read_rows(RESULTS)))
+    carry_out(__doc__, _measure, lambda: table(read_rows(RESULTS)))
 
 
 def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None:
     key = {"exposure_bias": bias, "seed": seed}
     if any(all(row[name] == value for name, value in key.items()) for row in read_rows(RESULTS)):
         return
-    settings = [*plan["settings"], *plan["rewards"]["trees"], f"data.marketplace.exposure_bias={bias}", f"seed={seed}"]
     folder = out / f"network-{bias:g}-{seed}"
-    made = Run(folder, load_config(HERE.parents[1] / plan["recipe"], settings), Path(), StderrConsole())
+    made = shop(plan, bias, "trees", seed, folder)
     forget(made)  # what was stopped may hold weights alone
     lists = {"weights and network": _lists(made)}
     fitted = json.loads(made.path(FUSE, START, "weights.json").read_text(encoding="utf-8"))
@@ -65,7 +55,7 @@ def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None
 @contextmanager
 def weights_alone() -> Iterator[None]:
     """No network is added to the weights that are fitted."""
-    with mock.patch("adagrpo.lists.correction.EPOCHS", 0), mock.patch("adagrpo.lists.fit_fusion.EPOCHS", 0):
+    with mock.patch("adagrpo.lists.fit_fusion.EPOCHS", 0):
         yield
 
 

@@ -11,8 +11,7 @@ row has HR@10 and NDCG@10 of each, and the difference from `fuse` with its 95 % 
     content              one more feature: cosine of the candidate's vector and the decayed sum of those of the history
     second ranker        of another seed; its best items are candidates too
     own best             the reward's best items of the whole catalogue are candidates too (`--whole`, slow)
-    trees                LambdaRank on the features, their ranks and their distances from the list's mean, in place of
-                         weights and network; one setting, not tuned
+    trees                LambdaRank on what the network reads, in place of weights and network; one setting, not tuned
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.evaluation.statistics import mean_interval
+from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
 from adagrpo.lists.fusion import SUCCESSORS, Fusion
 from adagrpo.lists.names import FUSE, START, ListName
@@ -156,18 +156,10 @@ def _content(made: Run, cases: Cases, choices: Choices) -> Numbers:
     return found
 
 
-def _by_rank(choices: Choices, column: Numbers) -> Numbers:
-    order = np.where(choices.items < 0, np.inf, -column).argsort(axis=1, kind="stable")
-    return -np.log(5.0 + order.argsort(axis=1)).astype(np.float32)
-
-
 def _trees(choices: Choices, seed: int) -> NDArray[np.int64]:
     """(N,) ranks in the cross-fitted order of LambdaRank."""
     there, chosen = choices.items >= 0, choices.chosen
-    columns = np.moveaxis(choices.features, -1, 0)
-    means = columns.sum(axis=2, where=there, keepdims=True) / there.sum(axis=1)[None, :, None].clip(1)
-    ranks = [_by_rank(choices, column) for column in columns]
-    features = np.stack([*columns, *(columns - means), *ranks], axis=-1).astype(np.float32)
+    features = inputs_of(torch.from_numpy(choices.features), torch.from_numpy(there)).numpy()
     folds = folds_of(choices.users, seed)
     found = np.zeros(len(folds), np.int64)
     for fold in range(FOLDS):

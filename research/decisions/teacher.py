@@ -27,14 +27,7 @@ from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import (
-    CORRECTIONS,
-    NEIGHBOURS,
-    NEIGHBOURS_FILE,
-    SUCCESSORS_FILE,
-    WEIGHTS,
-    ListMaker,
-)
+from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
@@ -99,10 +92,10 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
         return
     trial = yaml.safe_load((HERE.parent / "fair_trial" / "plan.yaml").read_text("utf-8"))
     teacher, folder = (out / f"{name}-{seed}").resolve(), out / f"{name}-{seed}-taught"
-    fitted = [f"{FUSE}/{START}/{file}" for file in (WEIGHTS, CORRECTIONS)]
-    near = [f"{NEIGHBOURS}/{file}" for file in (NEIGHBOURS_FILE, SUCCESSORS_FILE)]
-    names = ("sft/best/model.safetensors", "ranker/best/model.safetensors", *near, *fitted)
-    files = [str(teacher / file) for file in names]
+    maker = ListMaker(Models(RunData(Run.open(teacher))))
+    files = [
+        str(file) for file in (teacher / START / "best" / "model.safetensors", *maker.files(ListName(START, FUSE)))
+    ]
     reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
     config = recipe_of(
         trial, name, f"seed={seed}", "train.arms=[nll, distill-tuned]", f"reward={yaml.dump(reward | {'files': files})}"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo.lists import fit_fusion
-from adagrpo.lists.correction import EPOCHS, Cases, Correction, corrected, fit_correction, inputs_of
+from adagrpo.lists.correction import EPOCHS, ChoiceTensors, Correction, corrected, fit_correction, inputs_of
 from adagrpo.lists.fit_fusion import Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD
@@ -37,14 +37,10 @@ def test_the_inputs_are_values_distances_and_places_of_the_items_that_are_there(
 
 
 def choices(count: int, utility: str, seed: int = 0, candidates: int = 20) -> Choices:
-    """Cases whose users choose by the sum of two features, by their product, or by neither."""
+    """Cases whose users choose by the sum of two features, or by their product."""
     draw = np.random.default_rng(seed)
     features = draw.normal(size=(count, candidates, 2))
-    worth = {
-        "sum": features.sum(axis=-1),
-        "product": 2 * features.prod(axis=-1),
-        "neither": np.zeros(features.shape[:2]),
-    }[utility]
+    worth = {"sum": features.sum(axis=-1), "product": 2 * features.prod(axis=-1)}[utility]
     chosen = (worth + draw.gumbel(size=worth.shape)).argmax(axis=1)
     items = np.tile(np.arange(candidates), (count, 1))
     return Choices(items, features.astype(np.float32), chosen, np.arange(count), np.ones(count))
@@ -81,7 +77,7 @@ def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch:
     fitted: list[set[float]] = []
     ranked: list[set[float]] = []
 
-    def fit_spied(cases: Cases, scores: torch.Tensor, seed: int) -> Iterator[Correction]:
+    def fit_spied(cases: ChoiceTensors, scores: torch.Tensor, seed: int) -> Iterator[Correction]:
         fitted.append({*cases.inputs[:, 0, 1].tolist()})
         return fit_correction(cases, scores, seed)
 
@@ -116,12 +112,11 @@ def test_a_network_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "w").write_text(f'{{"{FUSE}": {content}, "{FUSE_WITHOUT_REWARD}": {content}}}')
     drawn = choices(5, "sum")
     candidates = Candidates(torch.from_numpy(drawn.items), torch.from_numpy(drawn.features), rewarded=True)
-    cpu = torch.device("cpu")
-    read = read_weights(tmp_path / "w", tmp_path / "c", FUSE, cpu)
+    read, without = read_weights(tmp_path / "w", tmp_path / "c", torch.device("cpu")).values()
     added = made(inputs_of(candidates.features, torch.ones(5, 20, dtype=torch.bool)))
     expected = candidates.features @ torch.tensor([0.35, 0.4]) + added
     assert torch.allclose(read.scores(candidates, NAMES), expected, atol=1e-5)
     assert added.abs().max() > 0.1
-    assert read_weights(tmp_path / "w", tmp_path / "c", FUSE_WITHOUT_REWARD, cpu).correction is None
-    asked = read_weights(tmp_path / "w", tmp_path / "c", FUSE, torch.device("meta")).correction
+    assert without.correction is None
+    asked = read_weights(tmp_path / "w", tmp_path / "c", torch.device("meta"))[FUSE].correction
     assert asked is not None and {value.device.type for value in asked.state_dict().values()} == {"meta"}

@@ -61,7 +61,7 @@ class Correction(nn.Module):
         return added.squeeze(-1)
 
 
-class Cases(NamedTuple):
+class ChoiceTensors(NamedTuple):
     """Choices of users, as the network reads them."""
 
     inputs: Tensor  # (N, C, 3F) of `inputs_of`
@@ -69,9 +69,9 @@ class Cases(NamedTuple):
     chosen: Tensor  # (N,) int64 places of the logged items
     weights: Tensor  # (N,) of the cases
 
-    def of(self, rows: Tensor) -> Cases:
+    def of(self, rows: Tensor) -> ChoiceTensors:
         """Some of them."""
-        return Cases(*(values[rows] for values in self))
+        return ChoiceTensors(*(values[rows] for values in self))
 
 
 def inputs_of(features: Tensor, there: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def inputs_of(features: Tensor, there: Tensor) -> Tensor:
     return torch.cat([values, values - means, logs], dim=-1).masked_fill(~held, 0.0)
 
 
-def fit_correction(cases: Cases, scores: Tensor, seed: int) -> Iterator[Correction]:
+def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[Correction]:
     """Fit the network to choices, on top of the weighted sum.
 
     Args:
@@ -132,7 +132,7 @@ def corrected(made: Correction, inputs: Tensor, scores: Tensor) -> NDArray[np.fl
 
 
 def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
-    """The fewest passes that are no worse than the best number by more than one standard error; 0 for few cases.
+    """The fewest passes that are no worse than the best number by more than one standard error.
 
     Args:
         likelihoods: (EPOCHS + 1, N) of held-out cases after 0, 1, ... passes, each times the weight of its case.
@@ -141,8 +141,6 @@ def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
         >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))
         1
     """
-    if likelihoods.shape[1] < BATCH:
-        return 0
     behind = likelihoods[likelihoods.mean(axis=1).argmax()] - likelihoods
     errors = behind.std(axis=1) / behind.shape[1] ** 0.5
     return int((behind.mean(axis=1) <= errors).argmax())

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from adagrpo.evaluation.reranking import reward_spread
-from adagrpo.lists.correction import EPOCHS, Cases, Correction, corrected, fewest_epochs, fit_correction, inputs_of
+from adagrpo.lists.correction import (
+    BATCH,
+    EPOCHS,
+    ChoiceTensors,
+    Correction,
+    corrected,
+    fewest_epochs,
+    fit_correction,
+    inputs_of,
+)
 from adagrpo.lists.fusion import POLICY, Weights
 
 FOLDS = 5
@@ -96,7 +105,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     by_shrinkage = [float(likelihoods(held_out(place), everyone).sum()) for place in range(len(SHRINKAGE))]
     best = max(range(len(SHRINKAGE)), key=lambda place: (by_shrinkage[place], SHRINKAGE[place]))
     (found,) = fitted(everyone, [SHRINKAGE[best]])
-    cases = Cases(
+    cases = ChoiceTensors(
         inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
         torch.from_numpy(there),
         torch.from_numpy(chosen.argmax(axis=1)),
@@ -108,18 +117,20 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], seed)
 
     weighed = held_out(best)
-    ranks = np.zeros((EPOCHS + 1, len(folds)), np.int64)
-    worth = np.zeros((EPOCHS + 1, len(folds)))  # likelihoods by passes
+    passes = EPOCHS if answered.sum() >= BATCH else 0
+    ranks = np.zeros((passes + 1, len(folds)), np.int64)
+    worth = np.zeros((passes + 1, len(folds)))  # likelihoods by passes
     for fold, of_fold in enumerate(by_fold):
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
         held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
-        later = (corrected(made, held, base) for made in corrections(~rows, of_fold[best]))
+        networks = islice(corrections(~rows, of_fold[best]), passes)
+        later = (corrected(network, held, base) for network in networks)
         for epoch, scores in enumerate(chain([weighed[rows]], later)):
             ranks[epoch, rows] = _ranks(scores, chosen[rows])
             worth[epoch, rows & answered] = likelihoods(scores, rows)
-    epochs = fewest_epochs(worth[:, answered])
+    epochs = fewest_epochs(worth[:, answered]) if passes else 0
     correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
     weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)
     return Fit(weights, SHRINKAGE[best], epochs, ranks[epochs])

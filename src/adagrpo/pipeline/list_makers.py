@@ -159,9 +159,8 @@ class ListMaker:
     def fitted(self, name: ListName) -> FittedWeights:
         """The weights of a fused list, as its stage keeps them."""
         weights, added = (self.models.run.checked(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS))
-        device = self.models.data.device
-        without, whole = (read_weights(weights, added, order, device) for order in (FUSE_WITHOUT_REWARD, FUSE))
-        return FittedWeights(without if name.order == FUSE_WITHOUT_REWARD else whole, without)
+        found = read_weights(weights, added, self.models.data.device)
+        return FittedWeights(found[name.order], found[FUSE_WITHOUT_REWARD])
 
     def source(self, kind: str) -> CandidateSource:
         """One of `adagrpo.lists.names.SOURCES`, or successors, loaded."""
@@ -269,14 +268,15 @@ def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
         save_torch_file(parts, path)
 
 
-def read_weights(weights: Path, corrections: Path, order: str, device: torch.device) -> Weights:
-    """The weights of a fused list and, on its device, the network that is added to them."""
-    content = json.loads(weights.read_text(encoding="utf-8"))[order]
-    parts = load_torch_file(corrections)
-    state = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
-    correction = None
-    if state:
-        correction = Correction(len(content["weights"])).eval().requires_grad_(False)
-        correction.load_state_dict(state)
-        correction.to(device)
-    return Weights(content["weights"], content["spreads"], correction)
+def read_weights(weights: Path, corrections: Path, device: torch.device) -> dict[str, Weights]:
+    """The weights of fused lists by order and, on its device, the network that is added to each."""
+    parts, found = load_torch_file(corrections), {}
+    for order, content in json.loads(weights.read_text(encoding="utf-8")).items():
+        own = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
+        correction = None
+        if own:
+            correction = Correction(len(content["weights"])).eval().requires_grad_(False)
+            correction.load_state_dict(own)
+            correction.to(device)
+        found[order] = Weights(content["weights"], content["spreads"], correction)
+    return found
