@@ -1,6 +1,6 @@
 """Does the network of a fused list learn taste, or what the shop shows? In simulated shops, whose truth is known.
 
-    python -m research.decisions.network --out runs/decisions --seeds 20 21
+    python -m research.decisions.network --out runs/decisions --seeds 20 21 22
     python -m research.decisions.network --table
 
 The shops and the reward `trees` of `plan.yaml`, under seeds that it does not use. A row of `network.jsonl` is a shop:
