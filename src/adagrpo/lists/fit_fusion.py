@@ -12,7 +12,7 @@ part in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from adagrpo.lists.correction import (
 from adagrpo.lists.fusion import POLICY, Weights
 
 FOLDS = 5
+FITS = 2 * FOLDS + 1  # weights and network of each fold, and the network of everyone
 SHRINKAGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ
 
 Floats = NDArray[np.float64]
@@ -64,7 +65,13 @@ class Fit(NamedTuple):
     ranks: NDArray[np.int64]  # (N,) rank of the logged item in the cross-fitted order, from 1; 0 where it is none of it
 
 
-def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], seed: int) -> Fit:
+def fit_weights(
+    choices: Choices,
+    names: Sequence[str],
+    used: Sequence[str],
+    seed: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Fit:
     """Fit the weights of some features.
 
     Args:
@@ -72,6 +79,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         names: of all `F` features.
         used: those that get a weight.
         seed: divides users into folds, and is that of the network.
+        report: how many of all fits are done, as they go on.
     """
     columns = [names.index(name) for name in used]
     spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
@@ -89,7 +97,10 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), choices.case_weights[rows], prior
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
-    by_fold = [fitted(folds != fold, SHRINKAGE) for fold in range(FOLDS)]
+    by_fold = []
+    for fold in range(FOLDS):
+        report(fold, FITS)
+        by_fold.append(fitted(folds != fold, SHRINKAGE))
 
     def held_out(place: int) -> Floats:
         """(N, C) scores by the weights of a shrinkage in which a case's user had no part."""
@@ -121,6 +132,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
     ranks = np.zeros((passes + 1, len(folds)), np.int64)
     worth = np.zeros((passes + 1, len(folds)))  # likelihoods by passes
     for fold, of_fold in enumerate(by_fold):
+        report(FOLDS + fold, FITS)
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
@@ -130,6 +142,7 @@ def fit_weights(choices: Choices, names: Sequence[str], used: Sequence[str], see
         for epoch, scores in enumerate(chain([weighed[rows]], later)):
             ranks[epoch, rows] = _ranks(scores, chosen[rows])
             worth[epoch, rows & answered] = likelihoods(scores, rows)
+    report(2 * FOLDS, FITS)
     epochs = fewest_epochs(worth[:, answered]) if passes else 0
     correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
     weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)

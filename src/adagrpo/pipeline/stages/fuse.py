@@ -18,6 +18,7 @@ of eleven, chosen on these cases.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,17 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         cases = validation_cases(data)
         fusion = maker.fusion(name)
         served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
-        report = progress(run, f"{FUSE}/{arm}")
-        choices = choices_of(served, data, cases, report)
-        seed = run.config.seed
+        choices = choices_of(served, data, cases, progress(run, f"{FUSE}/{arm}"))
+
+        def fit(order: str, used: Sequence[str]) -> Fit:
+            shown = progress(run, f"{FUSE}/{arm}, fits of {order}")
+            return fit_weights(choices, fusion.features, used, run.config.seed, shown)
+
         without = [feature for feature in fusion.features if feature not in fusion.rewards]
-        fits = {FUSE_WITHOUT_REWARD: fit_weights(choices, fusion.features, without, seed)}
+        fits = {FUSE_WITHOUT_REWARD: fit(FUSE_WITHOUT_REWARD, without)}
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
         if fusion.rewards:
-            fits[FUSE] = fit_weights(choices, fusion.features, fusion.features, seed)
+            fits[FUSE] = fit(FUSE, fusion.features)
         ranks = _contenders(maker, arm, data, cases, choices, served)
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
         about = {USER_ID: load_user_ids(data.prepared).gather(cases.users), WEIGHT: choices.case_weights}
