@@ -92,15 +92,19 @@ def _gained(made: Run, names: Sequence[str]) -> dict[str, list[float]]:
     targets = pl.DataFrame({"user_id": users.gather(cases.users), "target": items.gather(cases.targets)})
 
     def hits(name: str) -> NDArray[np.float64]:
-        trained = name not in (*SOURCES, START) and parse_list(name).order == "policy"
-        lists = pl.read_parquet(made.path("evaluate", name, *(["best"] if trained else []), "predictions.parquet"))
-        first = lists.filter(pl.col("rank") <= 10).group_by("user_id").agg("item_id")
+        first = predictions(made, name).filter(pl.col("rank") <= 10).group_by("user_id").agg("item_id")
         found = targets.join(first, on="user_id", how="left", maintain_order="left")
         hit = pl.col("target").is_in(pl.col("item_id")).fill_null(value=False)
         return found.select(hit).to_series().to_numpy().astype(np.float64)
 
     fused = hits(FUSE)
     return {name: list(mean_interval(fused - hits(name))[:3]) for name in names if name != FUSE}
+
+
+def predictions(made: Run, name: str) -> pl.DataFrame:
+    """The measured lists of test cases, a row an item, by the name of the list."""
+    trained = name not in (*SOURCES, START) and parse_list(name).order == "policy"
+    return pl.read_parquet(made.path("evaluate", name, *(["best"] if trained else []), "predictions.parquet"))
 
 
 _TRIAL = HERE.parent / "fair_trial" / "plan.yaml"
