@@ -120,6 +120,23 @@ def test_what_is_said_of_clicks() -> None:
         analyse_interleaving(PLAN, exposures.with_columns(deal=pl.lit("stopped")), feedback, now=AFTER)
 
 
+def test_lists_of_one_arm_alone_say_nothing_of_the_coin_and_models_that_change_are_refused() -> None:
+    def said(exposures: pl.DataFrame) -> dict[str, Any]:
+        return analyse_interleaving(PLAN, exposures, feedback, now=AFTER)
+
+    exposures, feedback = log(400, 1.6)
+    alone = pl.int_range(pl.len()) % 5 == 0  # there the treatment has no list
+    lists = {"teams": ["now", "now"]}
+    short = exposures.with_columns(
+        pl.when(alone).then(pl.lit(value)).otherwise(name).alias(name) for name, value in lists.items()
+    )
+    result = said(short)
+    assert result["verdicts"]["new"] != "invalid" and abs(result["first_place"]["treatment"] - 0.5) < 0.06
+    later = pl.col("time") > PLAN.begins + DAY
+    changed = exposures.with_columns(model_version=pl.when(later).then(pl.lit("a+c")).otherwise(pl.lit("a+b")))
+    assert said(changed)["reasons"]["new"].startswith("lists are of 2 pairs of models, of a+c from ")
+
+
 def test_the_preference_is_a_mean_over_users_who_clicked() -> None:
     found = estimate_preference(pl.DataFrame({"control": [0, 3, 1], "treatment": [0, 1, 0]}))
     assert found is not None and found.users == 2

@@ -33,9 +33,11 @@ from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
+from adagrpo.types import Histories
 
 ITEMS = [10 * number + 3 for number in range(30)]
 SHAPES = ("round", "long", "flat", "tall", "wide")
@@ -505,3 +507,11 @@ def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: P
     after = opened.recommend([[13, 23, 33]])
     assert gone not in after.items[0] and after.about["catalog_version"] != before.about["catalog_version"]
     assert opened.recommend([[13, 23, 33]], catalog="0").items == before.items
+
+
+def test_an_item_that_comes_later_is_as_popular_as_the_least_known_one(run: Run, tmp_path: Path) -> None:
+    update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4)}))
+    data = RunData(run, open_version(run, "latest"))
+    histories = Histories(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    shares = ListMaker(Models(data)).source("popularity").scores(histories)[0]
+    assert data.num_items == data.version.trained + 1 and shares[-1] == shares[:-1].min()

@@ -30,13 +30,23 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.output_sources import is_stale
 from adagrpo.pipeline.plan_experiment import plan_experiment
-from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.serve import Operation, _Wanted, recommender
+from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
+from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status
+from adagrpo.pipeline.versions import evaluate_with
 from adagrpo.serving.model_manager import Asked
 from adagrpo.types import Histories
 
 FEATURE = {"kind": "feature", "name": "next_last"}
+SUM = """
+from adagrpo.rewards import WeightedReward
+
+
+def made(models, members, **options):
+    return WeightedReward(members, [0.7, 0.3])
+"""
 REWARDS = {"kind": "weighted", "members": [FEATURE, {"kind": "noise"}]}
 
 
@@ -127,6 +137,18 @@ def test_the_plan_of_an_experiment_holds_the_chosen_list_against_the_control(
     assert plan_experiment(run, "sft", "sft", rates) is None and not path.exists()
 
 
+@pytest.mark.parametrize("name", ["tiny \N{SHOPPING TROLLEY}", "a: {b"])
+def test_a_plan_may_have_any_name_and_lists_of_any_name(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    run = Run.open(run_copy(decided[0], tmp_path), {"name": name})
+    (run.directory / "decision.plan.yaml").unlink(missing_ok=True)
+    plan_experiment(run, "null", "no", {"null": 0.2, "no": 0.1})
+    plan = read_plan(run.directory / "decision.plan.yaml")
+    assert plan.name == f"{name}: null"
+    assert {arm.serves for arm in plan.arms.values()} == {"null", "no"}
+
+
 def run_copy(run: Run, to: Path) -> Path:
     return Path(shutil.copytree(run.directory, to / "run"))
 
@@ -143,6 +165,31 @@ def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[st
     assert again.made == [] and repeated["chosen"] == content["chosen"]
     for before, after in zip(content["contenders"], repeated["contenders"], strict=True):
         assert before | {"milliseconds": 0} == after | {"milliseconds": 0}
+
+
+def test_what_was_deleted_is_made_again_by_the_same_command(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    copied = run_copy(decided[0], tmp_path)
+    with (copied / "sft/best/model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert next(row for row in status(copied)["stages"] if row["stage"] == "sft")["state"] == "damaged"
+    for name in ("prepare", "sft"):
+        shutil.rmtree(copied / name)
+    again = Run.open(copied)
+    content = again.decide(train=True)
+    assert content["chosen"] == decided[1]["chosen"] and "prepare" in again.made
+
+
+def test_a_function_that_is_not_there_is_said_before_anything_is_trained(
+    world: Any, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def taste(histories, candidates):\n    return None\n", encoding="utf-8")
+    run: Run = world.run(tmp_path / "run", data, reward={"kind": "callable", "function": "mine:tastes"})
+    run.code = tmp_path
+    with pytest.raises(UserError, match="tastes"):
+        run.decide()
+    assert run.made == []
 
 
 def test_a_decision_that_is_stale_is_not_served(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
@@ -239,6 +286,64 @@ def test_lists_are_arms_of_an_experiment(decided: tuple[Run, dict[str, Any]], tm
         history = recommender.known([3, 13])[0]
         assert recommender.recommend([Query(history)])[0].items[:10] == expected
         assert served[name].versions["arm"] == f"{arm['serves']}/best"
+
+
+def test_the_version_of_a_list_changes_with_anything_that_it_is_made_of(
+    decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
+) -> None:
+    def model(run: Run, name: str) -> str:
+        return str(recommender(run, ListOptions(name))[1]["versions"]["model"])
+
+    names = ("sft", "item_knn", "ranker", "fuse", "reward-2")
+    before = [model(decided[0], name) for name in names]
+    assert len({*before}) == len(names)
+    other = {"kind": "weighted", "members": [FEATURE, {"kind": "noise", "seed": 9}]}
+    changed = world.run(
+        run_copy(decided[0], tmp_path),
+        data,
+        reward=other,
+        evaluation={"exclude_history": True},
+        ranker={"width": 8, "fit": {"epochs": 1}},
+    )
+    changed.complete()
+    changed.decide()
+    after = [model(Run.open(changed.directory), name) for name in names]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, True, False, False, False]
+
+
+def test_a_re_ranked_list_is_not_served_with_the_weight_of_another_reward(
+    world: Any, data: Path, tmp_path: Path
+) -> None:
+    run: Run = world.run(tmp_path / "run", data, reward=REWARDS)
+    run.complete()
+    for kind in ("best", "final"):
+        name = f"evaluate/nll+rerank/{kind}"
+        run.make(name, re_rankings("nll+rerank")[name](run))
+        served = recommender(run, ListOptions("nll+rerank", kind))[1]  # type: ignore[arg-type]
+        assert served["reward_weight"] == json.loads((run.path(name) / "metrics.json").read_text("utf-8"))["weight"]
+    changed = Run.open(run.directory, {"reward.weights": [1.0, -1000.0]})
+    changed.make(STAGE, reranking(changed))
+    with pytest.raises(UserError, match=r"evaluate/nll\+rerank/best reads it too, .*`adagrpo compare`"):
+        recommender(changed, ListOptions("nll+rerank"))
+
+
+def test_a_run_about_another_catalogue_decides_nothing(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    run = Run.open(run_copy(decided[0], tmp_path))
+    run.update_catalog(delist=[143])
+    other = Run.open(run.directory, out=tmp_path / "other")
+    evaluate_with(other, "latest")
+    with pytest.raises(UserError, match="is about version 1 of the catalogue"):
+        other.decide()
+
+
+def test_a_reward_that_is_a_sum_unknown_to_the_recipe_is_one_feature(world: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(SUM, encoding="utf-8")
+    reward = {"kind": "factory", "function": "sums:made", "members": [FEATURE, {"kind": "noise"}]}
+    run: Run = world.run(tmp_path / "run", data, reward=reward)
+    run.code = tmp_path
+    run.decide()
+    weights = json.loads((run.path("fuse", "sft") / "weights.json").read_text(encoding="utf-8"))
+    assert "reward" in weights["fuse"]["weights"]
 
 
 class Hanging:

@@ -9,6 +9,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspect
@@ -61,6 +62,24 @@ def test_no_list_that_asks_it_is_chosen(world: Any, data: Path, tmp_path: Path) 
     chosen = next(row for row in content["contenders"] if row["list"] == content["chosen"])
     best = max(content["contenders"], key=lambda row: row["validation"]["ndcg@10"])
     assert "the reward" not in chosen["needs"] and "the reward" in best["needs"]
+
+
+def test_no_list_of_a_policy_that_it_trained_is_chosen(
+    world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_leak(tmp_path / "run", world, data, tmp_path)
+    seen: dict[str, Any] = {}
+
+    def chosen(values: Any, *others: Any) -> Any:
+        seen.update(values)
+        return choose(values, *others)
+
+    monkeypatch.setattr("adagrpo.pipeline.decide.choose", chosen)
+    content = run.decide(train=True)
+    names = {row["list"] for row in content["contenders"]}
+    assert {"adagrpo", "adagrpo+fuse", "nll+fuse"} <= names
+    assert {*seen} == {"popularity", "item_knn", "ranker", "sft", "nll", "fuse-without-reward"}
+    assert content["training"] is None  # each fused list of a trained policy asks the reward
 
 
 def test_of_a_sum_the_member_that_leaks_is_named_and_no_list_that_asks_it_is_chosen(

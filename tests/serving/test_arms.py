@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 import yaml
 
 from adagrpo.console import StderrConsole
@@ -19,6 +20,7 @@ from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists import Query
+from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
@@ -27,7 +29,8 @@ from adagrpo.serving.app import Options
 from adagrpo.serving.arms import ArmManager
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.limits import Limits
-from adagrpo.serving.model_manager import Serving
+from adagrpo.serving.model_manager import Asked, Serving
+from adagrpo.types import Histories
 
 from .conftest import VERSIONS, Recommender
 
@@ -204,6 +207,30 @@ def test_a_body_is_answered_by_what_was_served_when_it_was_read(
     status, answer, _ = service.ask("/v1/recommend", {"requests": bodies}, **TOKEN)
     assert status == 200 and len(exchanged) == 3
     assert {one["versions"]["catalog"] for one in answer["responses"]} == {"c1"}
+
+
+class _Down:
+    def score(self, histories: Any, items: Any) -> Any:
+        raise RuntimeError("down")
+
+
+def test_an_arm_that_raises_leaves_the_others_their_lists_and_one_without_its_reward_is_in_health(
+    two_arms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = two_arms()
+    manager = service.app.manager
+    control, treatment = manager._served[:2]
+    monkeypatch.setattr(treatment.recommender, "recommend", lambda queries: 1 / 0)
+    asked = [Asked(treatment, Query([1])), Asked(control, Query([1])), Asked(treatment, Query([2]))]
+    first, second, third = manager.answer(asked)
+    assert isinstance(first, ZeroDivisionError) and isinstance(third, ZeroDivisionError)
+    assert second == control.answer([Asked(control, Query([1]))])[0]
+    assert manager.degraded is None
+    failing = CircuitBreaker(_Down())
+    failing.score(Histories(torch.zeros(1, 1).long(), torch.ones(1).long()), torch.tensor([[1]]))
+    monkeypatch.setattr(treatment.recommender, "reward", failing)
+    status, said, _ = service.ask("/health", **TOKEN)
+    assert status == 200 and said["status"] == "degraded" and said["degraded"].endswith("reward: raised RuntimeError")
 
 
 def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None:

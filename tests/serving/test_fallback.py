@@ -136,18 +136,32 @@ def test_the_operator_is_told_once_when_it_fails_and_once_when_it_answers_again(
 def test_a_call_takes_no_longer_than_its_requests_have_left(reward: Reward) -> None:
     reward.go.clear()
     guard = CircuitBreaker(reward, budget_seconds=5.0)
-    guard.left = 0.05
+    guard.until = time.monotonic() + 0.5  # a tenth of the budget
     started = time.monotonic()
     guard.score(HISTORIES, ITEMS)
-    assert time.monotonic() - started < 2 and guard.why == "no answer in 0.05 s"
+    assert time.monotonic() - started < 2 and guard.why.startswith("no answer in 0.")
 
 
 def test_a_request_without_time_is_no_failure_of_the_reward(reward: Reward) -> None:
     guard = CircuitBreaker(reward, failures=1)
-    guard.left = -0.01
+    guard.until = time.monotonic() - 0.01
     guard.score(HISTORIES, ITEMS)
     assert guard.failed and guard.why == "the request has no time left"
     assert reward.calls == 0 and not guard.open and guard.failing is None
+
+
+def test_requests_that_are_nearly_out_of_time_do_not_switch_a_reward_off(reward: Reward) -> None:
+    guard = CircuitBreaker(reward, budget_seconds=1.0, failures=2)
+    reward.go.clear()
+    for _ in range(3):
+        guard.until = time.monotonic() + 0.02
+        guard.score(HISTORIES, ITEMS)
+    assert guard.failed and guard.why.startswith("no answer in 0.0") and not guard.open and guard.failing is None
+    for _ in range(2):  # with half of the budget its silence counts
+        guard.until = time.monotonic() + 0.5
+        guard._free.release()
+        guard.score(HISTORIES, ITEMS)
+    assert guard.open
 
 
 def test_a_reward_that_raises_a_timeout_of_its_own_is_not_called_late(reward: Reward) -> None:

@@ -115,7 +115,12 @@ class ArmConfig(Section):
     @property
     def _pressed(self) -> bool:
         """Check that there is a reward term that may be admitted, and an anchor to hold it against."""
-        return self.term is not None and OBJECTIVES[self.objective].anchored and self.admits != "none"
+        return self.learns_from_reward and OBJECTIVES[self.objective].anchored
+
+    @property
+    def learns_from_reward(self) -> bool:
+        """Check that there is a reward term, and that its gate may admit it."""
+        return self.term is not None and self.admits != "none"
 
     @property
     def term(self) -> str | None:

@@ -146,8 +146,9 @@ def analyse_interleaving(
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
     credits, clicks = _credits(plan, answers, feedback), _clicks(plan, answers, feedback)
-    first = int((answers["teams"].list.first() == treatment).sum())
-    fair = float(stats.binomtest(first, len(answers)).pvalue)
+    of_both = answers.filter(pl.col("teams").list.n_unique() == 2)  # else one arm had no list, and no coin decided
+    first = int((of_both["teams"].list.first() == treatment).sum())
+    fair = float(stats.binomtest(first, len(of_both)).pvalue) if len(of_both) else 1.0
     result: dict[str, Any] = {
         "experiment": plan.name,
         "kind": plan.kind,
@@ -157,18 +158,25 @@ def analyse_interleaving(
         "without_list": len(asked) - len(answers),
         "feedback_early": clicks.early,
         "feedback_late": clicks.late,
-        "first_place": {"treatment": first / len(answers), "p_value": fair},
+        "first_place": {"treatment": first / max(1, len(of_both)), "p_value": fair},
         "stopped": {arm: moment_of(time) for arm, time in stops.items()},
         "preference": None,
         "daily": [],
     }
     if mismatch is not None:
         return result | _verdict(treatment, "invalid", mismatch)
+    models = answers.group_by("model_version").agg(pl.col("time").min()).sort("time")
+    if len(models) > 1:
+        last, since = models.row(-1)
+        reason = (
+            f"lists are of {len(models)} pairs of models, of {last} from {moment_of(since)} on; plan another experiment"
+        )
+        return result | _verdict(treatment, "invalid", reason)
     if plan.looks == "end" and now.timestamp() < plan.ends:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
         return result | _verdict(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
     if fair < LEVEL:
-        reason = f"{treatment} is first in {first:,} of {len(answers):,} lists, p = {fair:.1e}; the coin was not fair"
+        reason = f"{treatment} is first in {first:,} of {len(of_both):,} lists, p = {fair:.1e}; the coin was not fair"
         return result | _verdict(treatment, "invalid", reason)
     found = estimate_preference(credits)
     if found is None or found.users < FEWEST:

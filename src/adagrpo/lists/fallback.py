@@ -1,11 +1,12 @@
 """A reward that orders lists may fail or hang; lists then come without it, and say why.
 
-Each call has a budget of time, which a caller may shorten to what its requests have left. After several failures in a
-row the reward is not asked for a while, then once again.
+Each call has a budget of time, and ends when the time of its requests does. After several failures in a row the reward
+is not asked for a while, then once again. That it gave no answer in less than a tenth of its budget is no failure.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from adagrpo.types import Histories
 
 Ask = Callable[[Reward, Histories, Tensor], Tensor]
 
+LEAST_SHARE = 0.1  # of the budget, in which a reward can be said to fail
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
@@ -45,12 +47,13 @@ class CircuitBreaker:
             budget_seconds: for one call, at most.
             failures: in a row, after which it is not asked for a while.
             pause_seconds: the while.
+            clock: seconds, also those of `until`.
             say: called with a line when the reward begins to fail, and when it answers again.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
         self.failed = False  # since the caller set it to false
         self.why = ""  # the last failure, in words
-        self.left: float | None = None  # seconds that the requests of the next call have left; None: the budget
+        self.until = math.inf  # when the requests of the next calls are out of time, by the clock
         self._say, self._is_silent = say, False
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
@@ -76,7 +79,7 @@ class CircuitBreaker:
 
     def ask(self, ask: Ask, histories: Histories, items: Tensor) -> Tensor | None:
         """The answer of `ask(reward, histories, items)`, zeros for NaN; None where it does not come in time."""
-        budget = self.budget if self.left is None else min(self.budget, self.left)
+        budget = min(self.budget, self.until - self._clock())
         if budget <= 0:
             self.why = "the request has no time left"  # which is no failure of the reward
         elif self.open:
@@ -90,7 +93,9 @@ class CircuitBreaker:
                 scores = call.result(budget)
             except BaseException as error:  # SystemExit would end the thread that asks
                 raised = call.done()  # else it is late: a reward may raise TimeoutError too
-                self._count(f"raised {type(error).__name__}" if raised else f"no answer in {budget:.3g} s")
+                self.why = f"raised {type(error).__name__}" if raised else f"no answer in {budget:.3g} s"
+                if raised or budget >= LEAST_SHARE * self.budget:
+                    self._count()
             else:
                 self._in_a_row = 0
                 if self._is_silent:
@@ -110,11 +115,10 @@ class CircuitBreaker:
         finally:
             self._free.release()
 
-    def _count(self, why: str) -> None:
-        self.why = why
+    def _count(self) -> None:
         if not self._is_silent:
             self._is_silent = True
-            self._say(f"the reward gave no scores: {why}; lists come without it until it does")
+            self._say(f"the reward gave no scores: {self.why}; lists come without it until it does")
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause

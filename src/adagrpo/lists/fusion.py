@@ -24,9 +24,10 @@ from torch import Tensor
 
 from adagrpo.lists.correction import Correction, inputs_of
 from adagrpo.lists.fallback import answer_of
+from adagrpo.lists.names import REWARD
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_members
+from adagrpo.rewards.scoring import ask_members, ask_reward
 from adagrpo.types import Histories
 
 POLICY = "policy"
@@ -94,7 +95,8 @@ class Fusion:
 
         Args:
             sources: by name, in the order of the features behind that of the policy.
-            rewards: names of the features that the reward gives, one for each of its members; empty: it is not asked.
+            rewards: names of the features that the reward gives, one for each of its members or `REWARD` alone; empty:
+                it is not asked.
             width: items that each source gives, but those of `FEATURES_ALONE`.
             fitted: the weights; None until they are known.
         """
@@ -172,7 +174,8 @@ class Fusion:
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"
-            answer = answer_of(ask_members, reward, histories, items)
+            ask = _ask_whole if self.rewards == (REWARD,) else ask_members
+            answer = answer_of(ask, reward, histories, items)
             zeros = torch.zeros((*items.shape, len(self.rewards)), device=items.device)
             columns += (zeros if answer is None else answer.nan_to_num(0.0)).unbind(-1)
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)
@@ -191,6 +194,11 @@ class Fusion:
         """
         scores, order = self.scores(candidates).sort(dim=1, descending=True, stable=True)
         return candidates.items.gather(1, order)[:, :width], scores[:, :width]
+
+
+def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:
+    """(B, N, 1) scores of a reward that is one feature, also where it is a sum that the recipe does not know of."""
+    return ask_reward(reward, histories, items).unsqueeze(-1)
 
 
 def unite(parts: list[Tensor]) -> Tensor:

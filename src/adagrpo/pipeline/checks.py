@@ -31,6 +31,7 @@ from adagrpo.pipeline.stage_table import (
 from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
 
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
+DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # whose stages `decide` makes
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 
 
@@ -135,8 +136,8 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
 
 
 def _makes(verb: str, stage: str) -> bool:
-    row, commands = row_of(stage), ("evaluate", verb) if verb == "decide" else (verb,)
-    return row is not None and any(map(row.made_by, commands))
+    row = row_of(stage)
+    return row is not None and any(map(row.made_by, DECIDES if verb == "decide" else (verb,)))
 
 
 def _changes(run: RunDirectory, key: str) -> bool:

@@ -30,7 +30,8 @@ class CurrentFiles:
         path = run.find("metrics.json")
         if path is None:
             place = run.called / "metrics.json"
-            raise UserError(f"{place}: missing, nothing is evaluated yet; run {run.remake_command(place.name)} first")
+            why = "`adagrpo decide` writes decision.json alone" if run.find(DECISION) else "nothing is evaluated yet"
+            raise UserError(f"{place}: missing, {why}; run {run.remake_command(place.name)} first")
         why = is_stale(run, COLLECTED, self.parts)
         if why:
             raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake_command('metrics.json')}")

@@ -10,9 +10,9 @@ The rule, over the contenders whose list takes no longer than the budget:
 
 A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
 where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
-(`adagrpo.diagnosis.leaks`) is measured and never taken. Test cases are read once, for the table, and have no part in
-the choice. decision.plan.yaml is the experiment that compares the chosen list with the one that users get today; a plan
-that is frozen is left as it is.
+(`adagrpo.diagnosis.leaks`), or whose policy was trained with it, is measured and never taken. Test cases are read once,
+for the table, and have no part in the choice. decision.plan.yaml is the experiment that compares the chosen list with
+the one that users get today; a plan that is frozen is left as it is.
 """
 
 from __future__ import annotations
@@ -180,7 +180,12 @@ def decision(
     taken = _milliseconds(maker, data, names)
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
-    trusted = {name: values[name] for name in names if not _asks_any(maker, parse_list(name), leaks)}
+    taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
+    trusted = {
+        name: values[name]
+        for name in names
+        if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
+    }
     choice = choose(trusted, taken, budget)
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -206,9 +211,9 @@ def decision(
         "why": choice.why,
         "best": choice.best,
         "warning": _below(values),
-        "training": _worth_of_training(values, arms),
+        "training": _worth_of_training(trusted, arms),
         "doubts": [
-            *_doubts(data, values, as_logged, choice, leaks),
+            *_doubts(data, trusted, as_logged, choice, leaks),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
@@ -290,14 +295,15 @@ def _below(values: Mapping[str, Values]) -> str | None:
 
 def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str | None:
     """Say whether the best trained and fused list is above the fused list of the starting policy."""
-    if not arms:
+    fused = [name for arm in arms if (name := str(ListName(arm, FUSE))) in values]
+    if not fused or FUSE not in values:
         return None
-    best = max((str(ListName(arm, FUSE)) for arm in arms), key=lambda name: float(values[name].mean()))
-    gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(arms))  # the best of them is looked at
+    best = max(fused, key=lambda name: float(values[name].mean()))
+    gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(fused))  # the best of them is looked at
     verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
     return (
         f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"
-        f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(arms)} trained"
+        f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
     )
 
 
@@ -310,9 +316,9 @@ def _doubts(
 ) -> list[str]:
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = [
-        f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it was"
-        f" chosen: {reason}. Check that all that it was fitted on or counts ends where training ends"
-        " (prepare/training_logs.parquet)"
+        f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it, or"
+        f" whose policy was trained with it, was chosen: {reason}. Check that all that it was fitted on or counts ends"
+        " where training ends (prepare/training_logs.parquet)"
         for name, reason in leaks.items()
     ]
     count = len(values[START])
@@ -322,7 +328,7 @@ def _doubts(
         doubts.append(
             "the logs do not say what was shown, so what was shown often looks better than it is in every row"
         )
-    ahead = max(as_logged, key=lambda name: float(as_logged[name].mean()))
+    ahead = max(values, key=lambda name: float(as_logged[name].mean()))
     more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
     if more > 0 and ahead != choice.best:
         doubts.append(f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}")

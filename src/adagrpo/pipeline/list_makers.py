@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,18 +46,21 @@ class ListMaker:
         exclude_history: leave the items of the history out; None: as the run's evaluation does.
         precision: of the policy; None is the recipe's.
         reward_weight: of a re-ranked list, in spreads; None is the one that validation chose.
+        checkpoint: of the policy.
     """
 
     models: Models
     exclude_history: bool | None = None
     precision: Precision | None = None
     reward_weight: float | None = None
+    checkpoint: Literal["best", "final"] = "best"
     loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
 
     def stages(self, name: ListName) -> list[str]:
         """The stages that a list is read from, beside those of its reward and its policy's weights."""
         if name.order == RERANK:
-            return [STAGE]
+            own = self._own_weight(name)
+            return [STAGE, *([] if own is None else [own.parent.relative_to(self.models.run.directory).as_posix()])]
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
             return [NEIGHBOURS, "ranker", f"{FUSE}/{name.policy}"]
         return {NEIGHBOURS: [NEIGHBOURS], "ranker": ["ranker"]}.get(name.order, [])
@@ -166,7 +169,9 @@ class ListMaker:
         """One of `adagrpo.lists.names.SOURCES`, or successors, loaded."""
         data, run = self.models.data, self.models.run
         if kind == "popularity":
-            return Popularity(data.training.counts(data.num_items))
+            counts = data.training.counts(data.num_items)
+            counts[data.version.trained :] = counts[: data.version.trained].min()  # of what came later none is known
+            return Popularity(counts)
         if kind == NEIGHBOURS:
             return NearestItems(load_neighbours(run.checked(NEIGHBOURS, NEIGHBOURS_FILE), data.num_items))
         if kind == SUCCESSORS:
@@ -177,8 +182,8 @@ class ListMaker:
     def _own_weight(self, name: ListName) -> Path | None:
         """Find what a comparison measured of a trained arm's re-ranked list; None where it is of other weights."""
         run, arm = self.models.run, name.policy or START
-        found = None if arm == START else run.find("evaluate", str(name), "best", "metrics.json")
-        return found if found is not None and of_these_weights(run, found.parent, arm, "best") else None
+        found = None if arm == START else run.find("evaluate", str(name), self.checkpoint, "metrics.json")
+        return found if found is not None and of_these_weights(run, found.parent, arm, self.checkpoint) else None
 
 
 def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:

@@ -110,7 +110,7 @@ class Wanted:
         chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
         if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
-        if list_read(run, called, asked.reward_weight) != self.reward:
+        if list_read(run, called, asked.reward_weight, asked.checkpoint) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
         return run, recommender(run, asked)[0]
 

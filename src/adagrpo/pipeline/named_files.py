@@ -14,7 +14,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
-from adagrpo.rewards import find_module
+from adagrpo.rewards import find_module, load_function
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
@@ -42,6 +42,18 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
                 run.hash_input(path)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
+
+
+def check_functions(run: RunDirectory, options: RewardOptions) -> None:
+    """Import what a reward and its members name, before anything is trained for it.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    if isinstance(options, CallableOptions | FactoryOptions):
+        load_function(options.function, run.code)
+    for part in options.parts:
+        check_functions(run, part)
 
 
 def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:

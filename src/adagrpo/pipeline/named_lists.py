@@ -12,7 +12,7 @@ from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import SHOWN, Chosen, choose_checkpoint
 from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -22,8 +22,10 @@ from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, CatalogVersion
+from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # in it: `chosen`
+Checkpoint = Literal["best", "final"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ListOptions:
     """
 
     arm: str | None = None
-    checkpoint: Literal["best", "final"] = "best"
+    checkpoint: Checkpoint = "best"
     reward_weight: float = 0.0
     exclude_history: bool | None = None
     precision: Precision | None = None
@@ -50,7 +52,7 @@ class ListOptions:
 
 
 def served_list(
-    run: RunDirectory, arm: str | None, checkpoint: Literal["best", "final"], reward_weight: float = 0.0
+    run: RunDirectory, arm: str | None, checkpoint: Checkpoint, reward_weight: float = 0.0
 ) -> tuple[ListName, Chosen]:
     """Find the list that a name and a weight of the reward mean, and the checkpoint of its policy.
 
@@ -104,23 +106,40 @@ def _decided(run: RunDirectory) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
 
 
-def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName) -> None:
+def check_served(
+    run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
+) -> None:
     """Refuse to answer with what is stale.
 
     Raises:
         UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
             it again.
     """
-    maker = ListMaker(Models(RunData(run)))
+    maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     reward = reward_stages(run) if maker.asks_reward(name) else []
     check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])
 
 
-def list_read(run: RunDirectory, name: ListName, weight: float) -> dict[str, Any]:
+def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
     """Describe what a list reads beside its policy: the reward and hashes of files; nothing for a policy's own."""
-    maker = ListMaker(Models(RunData(run)))
+    maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
-    if not files:
-        return {}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
+    if not files and not reward:
+        return {}
     return {"list": str(name), "weight": weight, "files": files, "reward": reward}
+
+
+def list_versions(
+    run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
+) -> dict[str, str]:
+    """Return the versions that answers name; `model` is another one whenever anything of the list is.
+
+    Args:
+        chosen: the checkpoint of its policy.
+        weight: see `list_read`.
+        catalog: the version of the catalogue.
+    """
+    versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
+    read = list_read(run, name, weight, checkpoint)
+    return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})

@@ -23,8 +23,8 @@ TEXT = """\
 # `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
 name: {name}
 arms:
-  control: {{serves: {control}}}
-  treatment: {{serves: {chosen}}}
+  control: {{serves: {controlled}}}
+  treatment: {{serves: {treated}}}
 control: control
 salt: {salt}
 start: {start}
@@ -65,7 +65,9 @@ def plan_experiment(
     text = TEXT.format(
         chosen=chosen,
         control=control,
-        name=json.dumps(f"{run.config.name[:60]}: {chosen}"),
+        treated=json.dumps(chosen),
+        controlled=json.dumps(control),
+        name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
         salt=json.dumps(secrets.token_hex(8)),  # a text, also where it has digits alone
         start=start.isoformat(),
         expectation=f"expected {said}." if gain > 0 else "HR@10 does not gain on test cases, so no effect is expected.",

@@ -93,7 +93,7 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash, "part_users": PART_USERS}
-    reward = list_read(run, called, asked.reward_weight)
+    reward = list_read(run, called, asked.reward_weight, asked.checkpoint)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from
         path = run.find("prepare", f"{name}.parquet")

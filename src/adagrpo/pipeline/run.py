@@ -39,8 +39,8 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.named_files import check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
+from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
+from adagrpo.pipeline.named_lists import DECISION, Checkpoint, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
@@ -55,8 +55,6 @@ from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
 
 __all__ = ["Run"]
-
-Checkpoint = Literal["best", "final"]
 
 
 class Run(RunDirectory):
@@ -224,12 +222,18 @@ class Run(RunDirectory):
             UserError: budget that is not above 0, a control that does not compete, or something that the lists are made
                 from is stale.
         """
+        if self.catalog:
+            raise UserError(
+                f"decide: {self.called} is about version {self.catalog} of the catalogue, and lists are fitted and"
+                " compared over that of training; decide in the run that this one was made from"
+            )
         if budget_ms is not None and not budget_ms > 0:
             raise UserError(f"--budget-ms: must be above 0, got {budget_ms:g}")
         trained = [arm.name for arm in self.config.train.arms] if train else []
         if control not in (competing := contenders(self.config.reward, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
+            check_functions(self, self.config.reward)
             for command in ("prepare", "tokenize", "sft", "ranker"):
                 self._make(command)
             if train:
@@ -335,9 +339,9 @@ class Run(RunDirectory):
         name, chosen = served_list(self, arm, checkpoint, reward_weight)
         version = open_version(self, catalog)
         key = (str(name), checkpoint, reward_weight, precision, version.number)
-        check_served(self, chosen, version, name)
+        check_served(self, chosen, version, name, checkpoint)
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
-        made_from = (weights, list_read(self, name, reward_weight))
+        made_from = (weights, list_read(self, name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
             asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
             self._served[key] = (made_from, *recommender(self, asked))

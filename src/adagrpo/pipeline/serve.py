@@ -26,7 +26,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import ListOptions, check_served, served_list
+from adagrpo.pipeline.named_lists import ListOptions, check_served, list_versions, served_list
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, open_runs
 from adagrpo.pipeline.versions import open_version
@@ -79,10 +79,10 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
     name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
     version = open_version(run, asked.catalog)
-    check_served(run, chosen, version, name)
+    check_served(run, chosen, version, name, asked.checkpoint)
     data = RunData(run, version)
     models = Models(data)
-    maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None)
+    maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None, asked.checkpoint)
     if maker.asks_reward(name):
         check_reward(models)
     served = maker.recommender(name, chosen.weights)
@@ -93,7 +93,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": served.exclude_history, "precision": served.precision}
-    versions = chosen._replace(arm=str(name)).versions(run, asked.checkpoint, version.name)
+    versions = list_versions(run, name, chosen, asked.checkpoint, asked.reward_weight, version.name)
     return served, about | {"versions": versions}, maker
 
 

@@ -17,7 +17,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import check_served, served_list
+from adagrpo.pipeline.named_lists import check_served, list_versions, served_list
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
@@ -80,7 +80,7 @@ def load_treatments(
         try:
             called, chosen = served_list(run, arm.serves, arm.checkpoint, maker.reward_weight or 0.0)
             version = open_version(run, catalog if arm.run is None else "latest")
-            check_served(run, chosen, version, called)
+            check_served(run, chosen, version, called, arm.checkpoint)
             if id(run) not in held:
                 held[id(run)] = replace(maker, models=Models(RunData(run, version)), loaded=[])
                 _check_catalogue(maker.models, held[id(run)].models)
@@ -91,13 +91,14 @@ def load_treatments(
             if held[id(run)].asks_reward(called) and asked not in rewards:
                 check_reward(held[id(run)].models)
                 rewards[asked] = guarded(held[id(run)].reward_of(called))
-            order = held[id(run)].order(called, rewards.get(asked))
+            order = replace(held[id(run)], checkpoint=arm.checkpoint).order(called, rewards.get(asked))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
         served = control.recommender.with_policy(policies[key], run.config.max_history, order)
         about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
         about |= {"reward_weight": served.reward_weight}
-        versions = chosen._replace(arm=str(called)).versions(run, arm.checkpoint, control.versions["catalog"])
+        weight = maker.reward_weight or 0.0
+        versions = list_versions(run, called, chosen, arm.checkpoint, weight, control.versions["catalog"])
         made.append(Serving(served, about | {"versions": versions}, versions, control.reward_lock))
     return made
 

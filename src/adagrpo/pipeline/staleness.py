@@ -221,6 +221,10 @@ class _States:
         gone = next((file for file in missing if not file.startswith(evaluation_only)), None)
         if gone is not None:
             return None, f"{folder / gone}: missing; delete {folder} to have it made again"
+        if self._logs and found is not None:  # a command reads what it needs, and says what is wrong there
+            for file, entry in found["files"].items():
+                if file not in missing and (folder / file).stat().st_size != entry["size"]:
+                    return None, f"{folder / file}: of another size than it was made; delete {folder} to make it again"
         return found, ""
 
     def _compare(self, name: str, now: MadeFrom, paths: Mapping[str, Path]) -> None:

@@ -53,7 +53,7 @@ class BatchQueue(Generic[InT, OutT]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[InT]], Sequence[OutT]],
+        work: Callable[[Sequence[InT]], Sequence[OutT | Exception]],
         *,
         most: int = 64,
         waiting: int = 1024,
@@ -64,7 +64,8 @@ class BatchQueue(Generic[InT, OutT]):
         """Start the threads.
 
         Args:
-            work: answers a batch, in its order; with several threads it is called by several at a time.
+            work: answers a batch, in its order, a request that cannot be with an exception; with several threads it is
+                called by several at a time.
             most: requests of a batch.
             waiting: requests that may wait.
             threads: that work side by side.

@@ -110,22 +110,23 @@ class Serving:
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
-        with self.exclusive_reward():
-            reward = self.recommender.reward
-            if isinstance(reward, CircuitBreaker):
-                reward.left = min(one.deadline for one in asked) - time.monotonic() - AFTER_REWARD
-            return self._answer(asked, reward)
+        with self.exclusive_reward(min(one.deadline for one in asked) - AFTER_REWARD):
+            return self._answer(asked, self.recommender.reward)
 
     @contextmanager
-    def exclusive_reward(self) -> Iterator[None]:
-        """Ask the reward alone in the block, so that `failed` says what came of it there."""
+    def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
+        """Ask the reward alone in the block, so that `failed` says what came of it there.
+
+        Args:
+            until: when lists have to come without it, of time.monotonic; else its budget holds for the block.
+        """
         reward = self.recommender.reward
         if reward is None:
             yield
             return
         with self.reward_lock:
             if isinstance(reward, CircuitBreaker):
-                reward.failed, reward.left = False, None
+                reward.failed, reward.until = False, min(until, time.monotonic() + reward.budget)
             yield
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
@@ -230,10 +231,19 @@ class ModelManager:
             raise UserError("there is nothing to load another one from")
         return self._load(**wanted)
 
-    def answer(self, asked: Sequence[Asked]) -> list[Answered]:
-        """The lists of requests, each by what it was read with."""
-        answers: dict[int, Answered] = {}
+    @property
+    def degraded(self) -> str | None:
+        """Why lists of a served model come without its reward; None where none do."""
+        found = [(serving.about.get("arm"), serving.degraded) for serving in self._served]
+        return next((why if len(found) == 1 else f"{arm}: {why}" for arm, why in found if why is not None), None)
+
+    def answer(self, asked: Sequence[Asked]) -> list[Answered | Exception]:
+        """The lists of requests, each by what it was read with; where a model raises, what it raised."""
+        answers: dict[int, Answered | Exception] = {}
         for serving in {one.serving for one in asked}:
             rows = [row for row, one in enumerate(asked) if one.serving is serving]
-            answers |= zip(rows, serving.answer([asked[row] for row in rows]), strict=True)
+            try:
+                answers |= zip(rows, serving.answer([asked[row] for row in rows]), strict=True)
+            except Exception as error:  # other models answer their requests all the same
+                answers |= dict.fromkeys(rows, error)
         return [answers[row] for row in range(len(asked))]

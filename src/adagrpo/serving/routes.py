@@ -99,7 +99,7 @@ class Routes:
     async def health(self, request: Request) -> Response:
         """Answer with what is served."""
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
-        why = self.manager.now.degraded
+        why = self.manager.degraded
         state = {"status": "ok"} if why is None else {"status": "degraded", "degraded": why}
         return json_response({**state, **self.manager.now.about, **trial})
 

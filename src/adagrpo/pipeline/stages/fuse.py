@@ -33,7 +33,7 @@ from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, ListName
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, SOURCES, START, ListName
 from adagrpo.lists.sources import similarities, successors
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
@@ -151,7 +151,9 @@ def _contenders(
     ranks = {arm: target_rank_in(beam, targets)}
     known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
     said = dict(zip(fusion.features, np.moveaxis(choices.features[:, :width], -1, 0), strict=True))
-    weights = maker.reward.weights if isinstance(maker.reward, WeightedReward) else [1.0]
+    weights = [1.0]
+    if isinstance(maker.reward, WeightedReward) and fusion.rewards != (REWARD,):
+        weights = [*maker.reward.weights]
     parts = zip(fusion.rewards or ["ranker"], weights, strict=True)
     log_probs = said[POLICY]
     # in double precision and member after member, as `adagrpo.rewards.ensemble` adds them up
