@@ -51,8 +51,9 @@ def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) 
     assert out.endswith("read: 5.0 days of the log, 2026-11-03T00:01:00+00:00 to 2026-11-08T00:00:00+00:00\n")
     (row,) = json.loads(adagrpo("ab", plan, "--power", "--exposures", tmp_path / "exposures", "--json")[1])
     assert row["read"]["to"] == "2026-11-08T00:00:00+00:00" and row["read"]["days"] == pytest.approx(5 - 60 / DAY)
-    status, out, _ = adagrpo("ab", plan, "--freeze", "--json")
-    frozen = json.loads(out)["plan"]
+    status, _, err = adagrpo("ab", plan, "--freeze", "--json")
+    assert status == 2 and "its window ended on 2026-11-15" in err
+    frozen = json.loads(adagrpo("ab", plan, "--exposures", tmp_path / "exposures", "--json")[1])["plan"]
     plan.write_text(yaml.safe_dump(CONTENT | {"looks": "daily", "answers": 400}), encoding="utf-8")
     status, _, err = adagrpo("ab", plan, "--exposures", tmp_path / "exposures")
     assert status == 2 and "was changed after it was frozen" in err and err.count("\n") == 1

@@ -26,6 +26,7 @@ from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.output_sources import is_stale
@@ -36,6 +37,7 @@ from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status
 from adagrpo.pipeline.versions import evaluate_with
+from adagrpo.rewards import FeatureReward
 from adagrpo.serving.model_manager import Asked
 from adagrpo.types import Histories
 
@@ -130,11 +132,42 @@ def test_the_plan_of_an_experiment_holds_the_chosen_list_against_the_control(
     assert plan.metrics["clicks"].mean is None  # no click rate is made up
     assert served is not None and f"--experiment {path}" in served["serve"]
     path.write_text(path.read_text(encoding="utf-8").replace("days: 14", "days: 7"), encoding="utf-8")
+    changed = path.read_bytes()
+    assert plan_experiment(run, "fuse", "sft", rates | {"fuse": 0.3}) == served  # what somebody changed stays
+    assert plan_experiment(run, "item_knn", "sft", rates) is None  # also where it is of other lists
+    assert plan_experiment(run, "sft", "sft", rates) is None and path.read_bytes() == changed
+    path.write_text("arms: [", encoding="utf-8")
+    assert plan_experiment(run, "fuse", "sft", rates) is None
+
+
+def test_a_plan_that_nobody_touched_follows_the_decision_and_a_frozen_one_stays(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run = Run.open(run_copy(decided[0], tmp_path))
+    path, rates = run.directory / "decision.plan.yaml", {"sft": 0.2, "fuse": 0.25, "item_knn": 0.1}
+    path.unlink(missing_ok=True)
     plan_experiment(run, "fuse", "sft", rates)
-    assert read_plan(path).days == 7  # which somebody changed
+    salt = read_plan(path).salt
+    plan_experiment(run, "fuse", "sft", rates)
+    assert read_plan(path).salt == salt
+    plan_experiment(run, "fuse", "sft", rates | {"fuse": 0.3})
+    assert read_plan(path).metrics["clicks"].expected == 0.5
+    plan_experiment(run, "fuse", "sft", rates, date(2099, 1, 1))
+    assert read_plan(path).start == date(2099, 1, 2)
     plan_experiment(run, "item_knn", "sft", rates)
-    assert read_plan(path).metrics["clicks"].expected is None and read_plan(path).days == 14
-    assert plan_experiment(run, "sft", "sft", rates) is None and not path.exists()
+    assert read_plan(path).arms["treatment"].serves == "item_knn"
+    freeze_experiment(path)
+    assert plan_experiment(run, "fuse", "sft", rates) is None
+    assert read_plan(path).arms["treatment"].serves == "item_knn"
+    assert plan_experiment(run, "sft", "sft", rates) is None and path.exists()
+
+
+def test_a_plan_whose_window_is_over_is_not_frozen(tmp_path: Path) -> None:
+    plan = {"name": "late", "arms": {"a": {"serves": "sft"}, "b": {"serves": "fuse"}}, "control": "a", "salt": "s" * 8}
+    plan |= {"start": "2026-10-01", "days": 14, "metrics": {"answers": {"sum": "answers"}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    with pytest.raises(UserError, match="its window ended on 2026-10-15"):
+        freeze_experiment(tmp_path / "plan.yaml")
 
 
 @pytest.mark.parametrize("name", ["tiny \N{SHOPPING TROLLEY}", "a: {b"])
@@ -365,6 +398,23 @@ def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
     without = served.answer([Asked(served, Query(history))])[0]
     assert without.degraded == "reward: raised RuntimeError" == served.degraded and not without.reranked
     assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward").items[0]
+
+
+def test_a_service_starts_while_the_reward_fails_and_what_is_written_for_later_does_not(
+    decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*given: Any) -> Any:
+        raise RuntimeError("our database is down")
+
+    wanted = _Wanted(Run.open(decided[0].directory), ListOptions("fuse"))
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureReward, "score", down)
+        served = wanted.load(Operation())
+        assert served.degraded == "reward: raised RuntimeError" and served.about["reward_weight"] is None
+        with pytest.raises(RuntimeError):
+            recommender(wanted.run.reopened(), wanted.asked)
+    history = served.recommender.known([3, 13])[0]
+    assert served.answer([Asked(served, Query(history))])[0].degraded is None  # asked again, and back
 
 
 def test_a_reward_alone_that_fails_leaves_the_list_of_the_policy_and_says_so(

@@ -24,6 +24,7 @@ from adagrpo.types import Histories
 Ask = Callable[[Reward, Histories, Tensor], Tensor]
 
 LEAST_SHARE = 0.1  # of the budget, in which a reward can be said to fail
+LONGEST = 300  # characters of a message that the operator is shown
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
@@ -54,7 +55,7 @@ class CircuitBreaker:
         self.failed = False  # since the caller set it to false
         self.why = ""  # the last failure, in words
         self.until = math.inf  # when the requests of the next calls are out of time, by the clock
-        self._say, self._is_silent = say, False
+        self._say, self._is_silent, self._last = say, False, ""
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
         self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()
@@ -83,7 +84,7 @@ class CircuitBreaker:
         if budget <= 0:
             self.why = "the request has no time left"  # which is no failure of the reward
         elif self.open:
-            self.why = f"not asked for {self.pause:g} s after {self.failures} failures in a row"
+            self.why = f"not asked for {self.pause:g} s after {self.failures} failures in a row, the last: {self._last}"
         elif not self._free.acquire(blocking=False):
             self.why = f"{AT_ONCE} calls hang"
         else:
@@ -93,9 +94,10 @@ class CircuitBreaker:
                 scores = call.result(budget)
             except BaseException as error:  # SystemExit would end the thread that asks
                 raised = call.done()  # else it is late: a reward may raise TimeoutError too
-                self.why = f"raised {type(error).__name__}" if raised else f"no answer in {budget:.3g} s"
+                cause = error.__cause__ or error  # what another's code raised, where ours says so
+                self.why = f"raised {type(cause).__name__}" if raised else f"no answer in {budget:.3g} s"
                 if raised or budget >= LEAST_SHARE * self.budget:
-                    self._count()
+                    self._count(f"{self.why} ({str(error)[:LONGEST]})" if raised and str(error) else self.why)
             else:
                 self._in_a_row = 0
                 if self._is_silent:
@@ -115,10 +117,11 @@ class CircuitBreaker:
         finally:
             self._free.release()
 
-    def _count(self) -> None:
+    def _count(self, said: str) -> None:
+        self._last = self.why
         if not self._is_silent:
             self._is_silent = True
-            self._say(f"the reward gave no scores: {self.why}; lists come without it until it does")
+            self._say(f"the reward gave no scores: {said}; lists come without it until it does")
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause

@@ -9,10 +9,11 @@ from typing import Any
 
 import polars as pl
 
+from adagrpo.errors import UserError
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
-from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogue, read_plan
+from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_plan
 from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
@@ -26,9 +27,12 @@ def freeze_experiment(path: Path) -> dict[str, Any]:
     """Write the hash of a plan beside it, or check the one that is there.
 
     Raises:
-        UserError: it is no plan, or was changed since.
+        UserError: it is no plan, was changed since, or its window is over.
     """
-    return dict(_frozen(path, read_plan(path)))
+    plan = read_plan(path)
+    if not frozen_path(path).exists() and plan.ends <= datetime.now(UTC).timestamp():
+        raise UserError(f"{path}: its window ended on {moment_of(plan.ends)}, so nobody would be in it; change start")
+    return dict(_frozen(path, plan))
 
 
 def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict[str, Any]:

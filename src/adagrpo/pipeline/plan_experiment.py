@@ -2,7 +2,7 @@
 
 What offline cases say is there: the relative gain of HR@10 on test cases, as the effect that is expected of clicks.
 What they do not say is left out, above all click rates; `adagrpo ab PLAN --power --exposures LOG` takes them from a
-log. A plan of the same lists that is there, or that is frozen, is left as it is: somebody may have changed it.
+log. A plan that is frozen, or that somebody has changed since it was written, is left as it is.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import secrets
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 from adagrpo.config.yaml_text import parse_yaml
+from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan, frozen_path, read_plan
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 
 PLAN = "decision.plan.yaml"
+MARK = "# as `adagrpo decide` wrote it: "  # before the sha256 of what stands above
 TEXT = """\
 # `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
 name: {name}
@@ -44,7 +48,7 @@ guardrails:
 def plan_experiment(
     run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
 ) -> dict[str, str] | None:
-    """Write decision.plan.yaml, and say how it is served; None where the control is chosen.
+    """Write decision.plan.yaml, and say how it is served; None where the control is chosen, or the plan is of others.
 
     Args:
         run: whose lists they are.
@@ -54,13 +58,13 @@ def plan_experiment(
         today: in UTC; the experiment starts on the day after.
     """
     path = run.directory / PLAN
-    frozen = frozen_path(path).is_file()
+    said = _is_somebodys(path)
     if chosen == control:
-        if not frozen:
+        if not said:
             path.unlink(missing_ok=True)
         return None
     gain = hit_rates[chosen] / hit_rates[control] - 1 if hit_rates[control] else 0.0
-    said = "is the relative gain of HR@10 on test cases; clicks may gain less, or nothing"
+    expectation = "is the relative gain of HR@10 on test cases; clicks may gain less, or nothing"
     start = (today or datetime.now(UTC).date()) + timedelta(days=1)
     text = TEXT.format(
         chosen=chosen,
@@ -70,17 +74,39 @@ def plan_experiment(
         name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
         salt=json.dumps(secrets.token_hex(8)),  # a text, also where it has digits alone
         start=start.isoformat(),
-        expectation=f"expected {said}." if gain > 0 else "HR@10 does not gain on test cases, so no effect is expected.",
+        expectation=f"expected {expectation}."
+        if gain > 0
+        else "HR@10 does not gain on test cases, so no effect is expected.",
         expected=f", expected: {gain:.4f}" if gain > 0 else "",
     )
     plan = Plan.model_validate(parse_yaml(text))
-    if not (path.is_file() and (frozen or read_plan(path).arms == plan.arms)):
-        write_file(path, text)
-    elif frozen and read_plan(path).arms != plan.arms:
-        run.console.note(f"{path} is frozen, of other lists, and left as it is")
+    try:
+        kept = read_plan(path) if path.is_file() else None
+    except UserError as error:
+        run.console.note(f"note: {error}; mend it, or move it away and decide again")
+        return None
+    if said and kept is not None:
+        if kept.arms != plan.arms:
+            other = f"an experiment on {chosen} and {control} needs another plan; move this one away, and decide again"
+            run.console.note(f"note: {run.called / PLAN} {said}, is of other lists and stays as it is: {other}")
+            return None
+        if kept.metrics != plan.metrics:
+            run.console.note(f"note: {run.called / PLAN} {said}, and stays as it is, with what it expects")
+    elif kept is None or (kept.arms, kept.metrics) != (plan.arms, plan.metrics) or kept.start < start:
+        write_file(path, text + MARK + hash_json(text) + "\n")
     called = shlex.quote(str(run.called / PLAN))
     return {
         "plan": str(run.called / PLAN),
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
         " --exposures exposures --user-key-file user.key",
     }
+
+
+def _is_somebodys(path: Path) -> str | None:
+    """Say why a plan is not to be replaced: it is frozen, or no longer as `decide` wrote it; None if it may be."""
+    if frozen_path(path).is_file():
+        return "is frozen"
+    if not path.is_file():
+        return None
+    text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
+    return None if hash_json(text) == digest.strip() else "was changed by hand"

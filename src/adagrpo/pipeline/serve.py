@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,11 +17,13 @@ from typing import Any, get_args
 
 from adagrpo.errors import UserError, install
 from adagrpo.experiments.live import LiveExperiment
+from adagrpo.experiments.plan import Plan, moment_of
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
+from adagrpo.lists.names import RERANK, parse_list
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -28,7 +31,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.named_lists import ListOptions, check_served, list_versions, served_list
 from adagrpo.pipeline.rewards import check_reward
-from adagrpo.pipeline.serve_arms import load_treatments, open_runs
+from adagrpo.pipeline.serve_arms import load_treatments, look_at_reward, open_runs, weight_said
 from adagrpo.pipeline.versions import open_version
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
@@ -69,12 +72,14 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
         UserError: no such arm, checkpoint or version, what it was made from is stale, the reward cannot be had, or the
             weight or the precision is none.
     """
-    served, about, _ = _recommender(run, asked)
+    served, about, maker = _recommender(run, asked)
+    if maker.asks_reward(parse_list(about["arm"])):
+        check_reward(maker.models)
     return served, about
 
 
 def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker]:
-    """`recommender`, and what makes other lists of the same run and catalogue."""
+    """`recommender` without a look at the reward, and what makes other lists of the same run and catalogue."""
     if asked.precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
     name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
@@ -83,13 +88,11 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
     data = RunData(run, version)
     models = Models(data)
     maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None, asked.checkpoint)
-    if maker.asks_reward(name):
-        check_reward(models)
     served = maker.recommender(name, chosen.weights)
     about: dict[str, Any] = {"name": run.config.name, "arm": str(name), "checkpoint": asked.checkpoint}
     about |= {"step": chosen.step}
-    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": served.reward_weight}
-    about |= {"reward_spread": served.reward_spread} if served.reward is not None else {}
+    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": weight_said(name, served)}
+    about |= {"reward_spread": served.reward_spread} if name.order == RERANK else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": served.exclude_history, "precision": served.precision}
@@ -124,7 +127,10 @@ def serve(
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
     if operation.experiment is not None:
-        _check_experiment(operation, operation.experiment, asked)
+        plan = _check_experiment(operation, operation.experiment, asked)
+        if plan.ends <= time.time():
+            over = f"note: the window of {operation.experiment} ended on {moment_of(plan.ends)}"
+            run.console.note(f"{over}, so everybody gets the list of its control")
     if operation.user_key_file is not None and not operation.user_key_file.exists():
         run.console.note(
             f"note: {operation.user_key_file} is not there and is made; under a new key users are nobody that an"
@@ -168,6 +174,7 @@ class _Wanted:
     def _load(self, run: RunDirectory, asked: ListOptions, operation: Operation) -> tuple[Serving, ListMaker]:
         served, about, maker = _recommender(run, asked)
         if served.reward is not None:
+            look_at_reward(maker.models)
             served.reward = operation.guarded(served.reward)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
@@ -175,8 +182,8 @@ class _Wanted:
         return Serving(served, about, about["versions"]), maker
 
 
-def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> None:
-    """Refuse what would make an experiment worthless, before anything is loaded.
+def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> Plan:
+    """Refuse what would make an experiment worthless, before anything is loaded; else return its plan.
 
     Raises:
         UserError: there is such a thing, or no such plan.
@@ -188,7 +195,7 @@ def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> N
         raise UserError("--experiment: needs --exposures, the log that `adagrpo ab` reads")
     if operation.user_key_file is None and VARIABLE not in os.environ:
         raise UserError(f"--experiment: needs --user-key-file or {VARIABLE}, or a restart would assign all users again")
-    LiveExperiment(plan)
+    return LiveExperiment(plan).plan
 
 
 def _answer(

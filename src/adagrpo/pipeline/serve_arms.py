@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from adagrpo.errors import UserError
+from adagrpo.errors import ServiceError, UserError
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.lists.names import START, parse_list, reward_number
+from adagrpo.lists import Recommender
+from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -89,18 +90,32 @@ def load_treatments(
                 policies[key] = held[id(run)].models.policy(chosen.weights)
             asked = id(run), reward_number(called.order) or 0
             if held[id(run)].asks_reward(called) and asked not in rewards:
-                check_reward(held[id(run)].models)
+                look_at_reward(held[id(run)].models)
                 rewards[asked] = guarded(held[id(run)].reward_of(called))
             order = replace(held[id(run)], checkpoint=arm.checkpoint).order(called, rewards.get(asked))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
         served = control.recommender.with_policy(policies[key], run.config.max_history, order)
         about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
-        about |= {"reward_weight": served.reward_weight}
+        about |= {"reward_weight": weight_said(called, served)}
         weight = maker.reward_weight or 0.0
         versions = list_versions(run, called, chosen, arm.checkpoint, weight, control.versions["catalog"])
         made.append(Serving(served, about | {"versions": versions}, versions, control.reward_lock))
     return made
+
+
+def weight_said(name: ListName, served: Recommender) -> float | None:
+    """Return the weight of the reward in a policy's list; None of a list that is ordered otherwise."""
+    return served.reward_weight if name.order in ("policy", RERANK) else None
+
+
+def look_at_reward(models: Models) -> None:
+    """Say what is wrong with a reward that is to be asked; lists come without it, and it is asked again."""
+    try:
+        check_reward(models)
+    except Exception as error:  # a factory's reward raises what it likes
+        said = str(error) if isinstance(error, UserError | ServiceError) else f"the reward: {error!r}"
+        models.run.console.note(f"note: {said}; until it answers, lists come without it")
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:
