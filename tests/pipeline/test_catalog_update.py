@@ -35,6 +35,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.stages.fuse import find_neighbours
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Histories
@@ -515,3 +516,22 @@ def test_an_item_that_comes_later_is_as_popular_as_the_least_known_one(run: Run,
     histories = Histories(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
     shares = ListMaker(Models(data)).source("popularity").scores(histories)[0]
     assert data.num_items == data.version.trained + 1 and shares[-1] == shares[:-1].min()
+
+
+@pytest.mark.parametrize("kind", ["item_knn", "successors"])
+def test_an_item_that_comes_later_is_as_near_as_what_it_is_like(run: Run, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "item_knn"
+    folder.mkdir()
+    find_neighbours(run).build(folder)
+    shutil.copytree(folder, run.path("item_knn"))
+    version, _ = update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4), 1203: title(20)}))
+    maker = ListMaker(Models(RunData(run, version)))
+    maker.models.run.checked = maker.models.run.path  # type: ignore[method-assign]  # no stage made it here
+    near = maker.source(kind).near.toarray()  # type: ignore[attr-defined]
+    old = near[:30, :30]
+    shares = np.zeros((32, 30))
+    shares[:30] = np.eye(30)
+    for item, neighbour, weight in version.neighbours.iter_rows():
+        shares[item, neighbour] = weight
+    assert old.any() and np.allclose(near, shares @ old @ shares.T, atol=1e-6)
+    assert near[30].any() and near[:30, 31].any()

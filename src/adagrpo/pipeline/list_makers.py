@@ -173,11 +173,18 @@ class ListMaker:
             counts[data.version.trained :] = counts[: data.version.trained].min()  # of what came later none is known
             return Popularity(counts)
         if kind == NEIGHBOURS:
-            return NearestItems(load_neighbours(run.checked(NEIGHBOURS, NEIGHBOURS_FILE), data.num_items))
+            return NearestItems(self._near(NEIGHBOURS_FILE))
         if kind == SUCCESSORS:
-            near = load_neighbours(run.checked(NEIGHBOURS, SUCCESSORS_FILE), data.num_items)
-            return NearestItems(near, SUCCESSOR_FLOOR)
+            return NearestItems(self._near(SUCCESSORS_FILE), SUCCESSOR_FLOOR)
         return RankerScores(self.models.ranker(run.path("ranker", "best")))
+
+    def _near(self, file: str) -> sparse.csr_array:
+        """(V, V) similarities; what came to the catalogue later is as near as the items that it is like, on average."""
+        near, borrowed = load_neighbours(self.models.run.checked(NEIGHBOURS, file)), self.models.data.version.borrowed
+        if borrowed is None:
+            return near
+        likened = sparse.vstack([sparse.eye_array(near.shape[0], dtype=np.float32), borrowed.astype(np.float32)])
+        return sparse.csr_array(likened @ near @ likened.T)
 
     def _own_weight(self, name: ListName) -> Path | None:
         """Find what a comparison measured of a trained arm's re-ranked list; None where it is of other weights."""
@@ -255,12 +262,11 @@ def save_neighbours(near: sparse.csr_array, path: Path) -> None:
         save_file(parts, path)
 
 
-def load_neighbours(path: Path, num_items: int) -> sparse.csr_array:
-    """(V, V) float32 similarities; of items that came to the catalogue later nothing is known."""
+def load_neighbours(path: Path) -> sparse.csr_array:
+    """(V, V) float32 similarities of the items of training."""
     parts = load_file(path)
-    offsets = parts["offsets"]
-    offsets = np.append(offsets, np.full(num_items + 1 - len(offsets), offsets[-1]))
-    return sparse.csr_array((parts["similarities"], parts["items"], offsets), shape=(num_items, num_items))
+    items = len(parts["offsets"]) - 1
+    return sparse.csr_array((parts["similarities"], parts["items"], parts["offsets"]), shape=(items, items))
 
 
 def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
