@@ -72,15 +72,18 @@ def _mean(entries: Sequence[Mapping[str, Any]], name: str, scale: float, form: s
     return form.format(scale * sum(found) / len(found)) if found else MISSING
 
 
-def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The text with its tables as the rows have them."""
-    return with_marked(text, "gates", {"pairs": pairs_table(rows), "arms": arms_table(rows)})
+def written(text: str, rows: Sequence[Mapping[str, Any]], group: str = "gates") -> str:
+    """The text with the tables of a group as its rows have them."""
+    return with_marked(text, group, {"pairs": pairs_table(rows), "arms": arms_table(rows)})
 
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
     page = HERE / "tables.md"
-    keep_page(page, written(page.read_text(encoding="utf-8"), list(read_rows(HERE / "gates.jsonl"))), __doc__)
+    text = page.read_text(encoding="utf-8")
+    for group in ("gates", "paper"):
+        text = written(text, list(read_rows(HERE / f"{group}.jsonl")), group)
+    keep_page(page, text, __doc__)
 
 
 if __name__ == "__main__":

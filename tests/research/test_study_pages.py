@@ -61,7 +61,10 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     ],
     "exposed_feed": lambda: [fused.table(rows("exposed_feed", "fused"))],
     "exposure_bias": lambda: map(to_markdown, exposure_bias.tables(rows("exposure_bias", "exposure-bias")).values()),
-    "gate_best_case": lambda: [gate_best_case.written(page("gate_best_case"), rows("gate_best_case", "gates"))],
+    "gate_best_case": lambda: [
+        gate_best_case.written(page("gate_best_case"), rows("gate_best_case", group), group)
+        for group in ("gates", "paper")
+    ],
     "interleaving": lambda: [interleaving.table(rows("interleaving"))],
     "learned_trust": lambda: [
         learned_trust.written(page("learned_trust"), rows("learned_trust", "trust"), rows("learned_trust", "real"))
