@@ -60,7 +60,7 @@ class ListMaker:
         """The stages that a list is read from, beside those of its reward and its policy's weights."""
         if name.order == RERANK:
             own = self._own_weight(name)
-            return [STAGE, *([] if own is None else [own.parent.relative_to(self.models.run.directory).as_posix()])]
+            return [STAGE, *([] if own is None else [f"evaluate/{name}/{self.checkpoint}"])]
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
             return [NEIGHBOURS, "ranker", f"{FUSE}/{name.policy}"]
         return {NEIGHBOURS: [NEIGHBOURS], "ranker": ["ranker"]}.get(name.order, [])

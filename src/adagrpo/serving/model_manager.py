@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,16 +117,21 @@ class Serving:
         """Ask the reward alone in the block, so that `failed` says what came of it there.
 
         Args:
-            until: when lists have to come without it, of time.monotonic; else its budget holds for the block.
+            until: when lists have to come without it, of time.monotonic.
         """
         reward = self.recommender.reward
         if reward is None:
             yield
             return
         with self.reward_lock:
-            if isinstance(reward, CircuitBreaker):
-                reward.failed, reward.until = False, min(until, time.monotonic() + reward.budget)
-            yield
+            guard = reward if isinstance(reward, CircuitBreaker) else None
+            if guard is not None:
+                guard.failed, guard.until = False, until
+            try:
+                yield
+            finally:
+                if guard is not None:
+                    guard.until = math.inf
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
         guard = reward if isinstance(reward, CircuitBreaker) else None

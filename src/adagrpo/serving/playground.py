@@ -15,6 +15,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -34,6 +35,7 @@ from adagrpo.serving.routes import answered, disconnected, json_response, known,
 from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
 
 MOST_FOUND = 20
+REWARD_SECONDS = 1.0  # that a page may ask the reward, for which requests wait
 
 
 class ExplainBody(BaseModel):
@@ -102,7 +104,7 @@ class Playground:
         narrowing = narrow(serving, body.include, body.exclude)
         query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
         shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
-        with serving.exclusive_reward():
+        with serving.exclusive_reward(time.monotonic() + REWARD_SECONDS):
             return shown | explain(recommender, titles, query, body.k)
 
     def _titles(self, serving: Serving) -> DescribedItems:
