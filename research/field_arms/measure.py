@@ -4,7 +4,7 @@
     python -m research.field_arms --out runs/field-arms --worlds lastfm --data DIR
     python -m research.field_arms --table [--worlds lastfm]          prints the table of all rows
 
-`plan.yaml` says what is measured. A row of `<world>.jsonl` is an arm at a pressure under a reward and a seed, at its
+`plan.yaml` says what is measured. A row of `field-<world>.jsonl` is an arm at a pressure under a reward and a seed, at its
 last step: metrics of test cases, and each paired difference from continued NLL with the variance of its mean over
 users. Interrupted, the same command continues.
 """
@@ -65,7 +65,7 @@ def main() -> None:
         parser.error("--out or --table")
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     for name in given.worlds:
-        results = HERE / f"{name}.jsonl"
+        results = HERE / f"field-{name}.jsonl"
         if given.table:
             print(f"{name}\n\n" + "\n".join(table(list(read_rows(results)), plan, name)) + "\n")
             continue
@@ -203,11 +203,14 @@ def summary(rows: Sequence[Mapping[str, Any]], strength: float = 1.0) -> Table:
     """The differences of an arm at one strength under a good and a wrong reward, and at which strengths it is hacked.
 
     Args:
-        rows: of a simulated world.
+        rows: of a simulated world, or of logs, whose one reward is neither known to be good nor wrong.
         strength: whose differences are shown, in points and thousandths of utility; in bold if clear.
     """
+    simulated = any(row["reward"] == "good" for row in rows)
     shown: dict[str, tuple[str, ...]] = {"good": ("hr@10", "ndcg@10", "true_utility@10", "hallucination@10")}
     shown["wrong"] = ("hr@10", "true_utility@10", "hallucination@10")
+    if not simulated:
+        shown = {rows[0]["reward"]: ("hr@10", "ndcg@10", "hallucination@10")}
     lines: list[tuple[str, ...]] = []
     clear = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -219,9 +222,10 @@ def summary(rows: Sequence[Mapping[str, Any]], strength: float = 1.0) -> Table:
             for reward in shown
         ]
         clear += [(len(lines), place) for place, (_, value) in enumerate(values, start=1) if value and value.clear]
-        lines.append((arm, *(_short(*one) for one in values), "; ".join(found or MISSING for found in strengths)))
-    names = [f"{SHORT[name]}, {reward}" for reward in shown for name in shown[reward]]
-    return Table.of(("arm", *names, "hacked"), lines, 1, 1, clear)
+        said = [_short(*one, 1 if simulated else 2) for one in values]
+        lines.append((arm, *said, *(["; ".join(found or MISSING for found in strengths)] if simulated else [])))
+    names = [f"{SHORT[name]}, {reward}" if simulated else SHORT[name] for reward in shown for name in shown[reward]]
+    return Table.of(("arm", *names, *(["hacked"] if simulated else [])), lines, 1, 1 if simulated else 0, clear)
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, float]]:
@@ -236,12 +240,12 @@ def hacked(rows: Sequence[Mapping[str, Any]]) -> bool:
     return utility.clear and reward.clear and utility.mean < 0 < reward.mean
 
 
-def _short(name: str, value: Pooled | None) -> str:
-    """A difference with one decimal, in points or thousandths."""
+def _short(name: str, value: Pooled | None, digits: int) -> str:
+    """A difference in points or thousandths."""
     if value is None:
         return MISSING
     scale = 1000.0 if name == "true_utility@10" else 100.0
-    return f"{value.mean * scale:+.1f} ± {value.half * scale:.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value.mean * scale:+.{digits}f} ± {value.half * scale:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _line(key: tuple[str, float, str], rows: Sequence[Mapping[str, Any]]) -> str:
