@@ -4,8 +4,8 @@
     python -m research.field_arms --out runs/field-arms --worlds lastfm --data DIR
     python -m research.field_arms --table [--worlds lastfm]          prints the table of all rows
 
-`plan.yaml` says what is measured. A row of `field-<world>.jsonl` is an arm at a pressure under a reward and a seed, at its
-last step: metrics of test cases, and each paired difference from continued NLL with the variance of its mean over
+`plan.yaml` says what is measured. A row of `field-<world>.jsonl` is an arm at a pressure under a reward and a seed, at
+its last step: metrics of test cases, and each paired difference from continued NLL with the variance of its mean over
 users. Interrupted, the same command continues.
 """
 
