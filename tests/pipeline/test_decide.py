@@ -16,6 +16,7 @@ import yaml
 
 from adagrpo.config import Config
 from adagrpo.config.reward import FeatureOptions
+from adagrpo.console import Silent
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
@@ -212,6 +213,31 @@ def test_what_was_deleted_is_made_again_by_the_same_command(
     again = Run.open(copied)
     content = again.decide(train=True)
     assert content["chosen"] == decided[1]["chosen"] and "prepare" in again.made
+
+
+def test_what_a_changed_recipe_makes_stale_is_made_again_and_said(
+    decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
+) -> None:
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    changed: Run = world.run(
+        run_copy(decided[0], tmp_path),
+        data,
+        reward=REWARDS,
+        evaluation={"exclude_history": True},
+        ranker={"width": 8, "fit": {"epochs": 1}},
+    )
+    changed.console = Notes()
+    changed.decide()
+    assert any(
+        note.startswith("note: ranker is made again, with what is made from it: ") for note in changed.console.notes
+    )
+    assert "ranker" in changed.made and "sft" not in changed.made
 
 
 def test_a_function_that_is_not_there_is_said_before_anything_is_trained(

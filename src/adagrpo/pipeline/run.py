@@ -123,8 +123,7 @@ class Run(RunDirectory):
         Of several processes, those that do not lead have no part in what follows training: they get an empty table.
         """
         if self.processes.is_main_process:
-            for part in made_again(self):
-                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
+            self._note_made_again(None)
         with self._working():
             publish_first(self)
             self._make("prepare")
@@ -234,7 +233,9 @@ class Run(RunDirectory):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
             check_functions(self, self.config.reward)
-            for command in ("prepare", "tokenize", "sft", "ranker"):
+            first = ("prepare", "tokenize", "sft", "ranker")
+            self._note_made_again(first)
+            for command in first:
                 self._make(command)
             if train:
                 self._train(anyway=True)
@@ -456,6 +457,13 @@ class Run(RunDirectory):
             yield
             if is_described(self.path(DESCRIPTION).parent):
                 self.keep_settings()
+
+    def _note_made_again(self, commands: Sequence[str] | None) -> None:
+        """Say which finished stages, of some commands or all, are to be made again, and why."""
+        for part in made_again(self):
+            row = row_of(part.name)
+            if commands is None or (row is not None and row.command in commands):
+                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
     def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
         """Make the stages of a command but one, in the order of the table."""
