@@ -126,10 +126,7 @@ def test_lists_of_one_arm_alone_say_nothing_of_the_coin_and_models_that_change_a
 
     exposures, feedback = log(400, 1.6)
     alone = pl.int_range(pl.len()) % 5 == 0  # there the treatment has no list
-    lists = {"teams": ["now", "now"]}
-    short = exposures.with_columns(
-        pl.when(alone).then(pl.lit(value)).otherwise(name).alias(name) for name, value in lists.items()
-    )
+    short = exposures.with_columns(teams=pl.when(alone).then(pl.lit(["now", "now"])).otherwise("teams"))
     result = said(short)
     assert result["verdicts"]["new"] != "invalid" and abs(result["first_place"]["treatment"] - 0.5) < 0.06
     later = pl.col("time") > PLAN.begins + DAY

@@ -12,7 +12,7 @@ A reward alone over the whole catalogue is measured where that takes at most `MO
 where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
 (`adagrpo.diagnosis.leaks`), or whose policy was trained with it, is measured and never taken. Test cases are read once,
 for the table, and have no part in the choice. decision.plan.yaml is the experiment that compares the chosen list with
-the one that users get today; a plan that is frozen is left as it is.
+the one that users get today; a plan that is frozen, or changed by hand, is left as it is.
 """
 
 from __future__ import annotations

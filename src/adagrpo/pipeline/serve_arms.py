@@ -114,8 +114,8 @@ def look_at_reward(models: Models) -> None:
     try:
         check_reward(models)
     except Exception as error:  # a factory's reward raises what it likes
-        said = str(error) if isinstance(error, UserError | ServiceError) else f"the reward: {error!r}"
-        models.run.console.note(f"note: {said}; until it answers, lists come without it")
+        said = error if isinstance(error, UserError | ServiceError) else repr(error)
+        models.run.console.note(f"note: the reward failed: {said}; until it answers, lists come without it")
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:

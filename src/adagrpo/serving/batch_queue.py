@@ -64,8 +64,8 @@ class BatchQueue(Generic[InT, OutT]):
         """Start the threads.
 
         Args:
-            work: answers a batch, in its order, a request that cannot be with an exception; with several threads it is
-                called by several at a time.
+            work: answers a batch, in its order; an exception stands for a request that cannot be answered. With several
+                threads it is called by several at a time.
             most: requests of a batch.
             waiting: requests that may wait.
             threads: that work side by side.
