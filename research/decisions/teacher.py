@@ -6,7 +6,8 @@
 The runs of `research.decisions.sets` are taken from `--out`; the policy begins where theirs did. The reward is the
 fused score less the log-probability under the starting policy, so that at weight σ the target of the distillation is
 the order of the fused list among the items of the group (its network reads their mean and their places). The weight is
-chosen on validation, as that of every `distill-tuned`. Rows are in `teacher.jsonl`.
+chosen on validation, as that of every `distill-tuned`. In a second round (`--round 2`, after the first) the taught
+policy is fused again, by `decide`, and that list teaches it further. Rows are in `teacher.jsonl`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ from research.rows import add_row
 HERE = Path(__file__).parent
 RESULTS = HERE / "teacher.jsonl"
 METRICS = ("hr@10", "ndcg@10", "hallucination@10")
+MODEL = "model.safetensors"
+KEPT = (
+    ".adagrpo",
+    "run.yaml",
+    "prepare",
+    "tokenize",
+    "sft",
+    "ranker",
+    "item_knn",
+    "reward",
+)  # what does not read the policy
 
 
 class FusedScores:
@@ -78,24 +90,27 @@ def fused(models: Models, members: Sequence[Reward], *, run: str) -> FusedScores
 
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
-    given = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--round", type=int, default=1)
+    given = parser.parse_args()
     if not given.table:
         for seed in given.seeds:
             for name in given.sets:
-                _measure(name, seed, given.data, given.out)
+                _measure(name, seed, given.round, given.data, given.out)
     print(table(read_rows(RESULTS)))
 
 
-def _measure(name: str, seed: int, data: Path, out: Path) -> None:
-    key = {"set": name, "seed": seed}
+def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
+    key = {"set": name, "seed": seed, "round": turn}
     if any(all(row[part] == value for part, value in key.items()) for row in read_rows(RESULTS)):
         return
     trial = yaml.safe_load((HERE.parent / "fair_trial" / "plan.yaml").read_text("utf-8"))
-    teacher, folder = (out / f"{name}-{seed}").resolve(), out / f"{name}-{seed}-taught"
+    teaches = [out / f"{name}-{seed}", *(out / f"{name}-{seed}-round-{later}" for later in range(2, turn + 1))]
+    if turn > 1 and not (teaches[-1] / "decision.json").exists():
+        _fuse_again(teaches[-2], _taught_by(teaches[-2]), teaches[-1])
+    teacher, folder = teaches[-1].resolve(), _taught_by(teaches[-1])
     maker = ListMaker(Models(RunData(Run.open(teacher))))
-    files = [
-        str(file) for file in (teacher / START / "best" / "model.safetensors", *maker.files(ListName(START, FUSE)))
-    ]
+    files = [str(file) for file in (teacher / START / "best" / MODEL, *maker.files(ListName(START, FUSE)))]
     reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
     config = recipe_of(
         trial, name, f"seed={seed}", "train.arms=[nll, distill-tuned]", f"reward={yaml.dump(reward | {'files': files})}"
@@ -111,23 +126,39 @@ def _measure(name: str, seed: int, data: Path, out: Path) -> None:
             taught.make(f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}
     found |= {name: teacher / "evaluate" / name / "metrics.json" for name in (START, FUSE)}
-    tests = {name: json.loads(path.read_text("utf-8"))["test"] for name, path in found.items()}
+    measured = {name: json.loads(path.read_text("utf-8")) for name, path in found.items()}
     weight = json.loads(taught.path("reranking", "weight.json").read_text("utf-8"))
-    add_row(
-        RESULTS,
-        key | {"weight": weight, "lists": {name: {m: row.get(m) for m in METRICS} for name, row in tests.items()}},
-    )
+    lists = {name: {m: one["test"].get(m) for m in METRICS} for name, one in measured.items()}
+    validation = {name: one["validation"]["ndcg@10"] for name, one in measured.items()}
+    add_row(RESULTS, key | {"weight": weight, "lists": lists, "validation": validation})
+
+
+def _taught_by(teacher: Path) -> Path:
+    return teacher.with_name(f"{teacher.name}-taught")
+
+
+def _fuse_again(run: Path, taught: Path, again: Path) -> None:
+    """A run like another one, whose starting policy is the one that its fused list taught."""
+    again.mkdir()
+    for part in KEPT:
+        (shutil.copytree if (run / part).is_dir() else shutil.copyfile)(run / part, again / part)
+    shutil.copyfile(taught / "train" / "distill-tuned" / "best" / MODEL, again / START / "best" / MODEL)
+    Run.open(again, progress=True).decide()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """HR@10 / NDCG@10 on test, and the share of the fused list's gain over the policy that a taught policy keeps."""
-    lines = ["| set | seed | policy | fused | continued NLL | taught | kept |", "|---|--:|--:|--:|--:|--:|--:|"]
+    """HR@10 / NDCG@10 on test, and the share of the first fused list's gain over its policy that a taught one keeps."""
+    lines = ["| set | seed | round | policy | fused | continued NLL | taught | kept | validation NDCG@10 |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         shown = [row["lists"][name] for name in (START, FUSE, "nll", "distill-tuned")]
-        policy, fused_list, _, taught = (one["hr@10"] for one in shown)
+        first = next(one["lists"] for one in rows if (one["set"], one["seed"]) == (row["set"], row["seed"]))
+        policy, fused_list = (first[name]["hr@10"] for name in (START, FUSE))
         cells = [f"{one['hr@10']:.4f} / {one['ndcg@10']:.4f}".replace("0.", ".") for one in shown]
-        kept = f"{(taught - policy) / (fused_list - policy):.0%}"
-        lines.append(f"| {row['set']} | {row['seed']} | {' | '.join(cells)} | {kept} |")
+        kept = f"{(shown[-1]['hr@10'] - policy) / (fused_list - policy):.0%}"
+        before, after = (f"{row['validation'][name]:.4f}".removeprefix("0") for name in (START, "distill-tuned"))
+        cells += [kept, f"{before} → {after}"]
+        lines.append(f"| {row['set']} | {row['seed']} | {row['round']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
