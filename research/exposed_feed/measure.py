@@ -6,10 +6,8 @@ The policy learns long views in their order, the ranker what was shown and watch
 two judges: what the feed showed in the two weeks after, and what a uniform random policy showed. There are counts, the
 ranker, a ranker whose impressions are weighed by one over their share of exposures, the starting policy, the same
 re-ranked at several weights, and the last checkpoint of each arm of `recipe.yaml`. Some arms are trained again with the
-ranker that is weighed, and with the ranker under weights that are fitted to validation choices (learned trust).
-Differences are paired by user, from the starting policy and from continued NLL. One row an order is added to
-`exposed-feed.jsonl`; what has one is not measured again. Where the fitted weights are 0, their arms are continued NLL
-and are not trained; `trust.jsonl` has what was found of them.
+ranker that is weighed. Differences are paired by user, from the starting policy and from continued NLL. One row an
+order is added to `exposed-feed.jsonl`; what has one is not measured again.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,28 +29,22 @@ from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
-from adagrpo.storage.writing import write_file
 from research.command import run
 from research.exposed_feed.judges import JUDGE, SCORES, Judge, Judges
 from research.exposed_feed.orders import differences, judge_order, means
-from research.learned_trust.choices import trusted_options, write_trust
 from research.rows import add_row
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # of the reward in re-ranking
-WEIGHED, TRUSTED = "weighed", "trusted"  # what is of the ranker with weighed impressions, or under fitted weights
+WEIGHED = "weighed"  # what is of the ranker with weighed impressions
+AGAIN = ("samples-1", "samples-4", "gate-1")  # arms of the recipe that are trained with that one too
 PAIRS = (
     ("gate-1", "random-1"),
     ("gate-4", "random-4"),
     ("gate-1", "samples-1"),
     ("gate-4", "samples-4"),
-    *((f"{arm}-{reward}", arm) for reward in (WEIGHED, TRUSTED) for arm in ("samples-1", "samples-4", "gate-1")),
-    (f"distill-{TRUSTED}", "distill-fixed"),
+    *((f"{arm}-{WEIGHED}", arm) for arm in AGAIN),
 )
-AGAIN: Mapping[str, Sequence[str]] = {
-    WEIGHED: ("samples-1", "samples-4", "gate-1"),
-    TRUSTED: ("samples-1", "samples-4", "gate-1", "distill-fixed"),
-}  # arms of the recipe that are trained with the other rewards too
 LOG = "train_exposures.parquet"
 JUDGES = {  # what the feed showed later, and what a random policy showed
     "feed": Judge("impressions.parquet", ("long_view", "clicked"), users=8000),
@@ -148,34 +140,13 @@ class Study:
             self.add(f"reward-{WEIGHED}", "reward", judges.report("reward"))
 
     def measure_again(self) -> None:
-        """Arms with the ranker that is weighed, and with the ranker under weights fitted to validation choices."""
+        """Arms with the ranker that is weighed."""
         arms = {arm.name: arm for arm in self.config.train.arms}
-        ranker = {WEIGHED: _last(self.weighed), TRUSTED: _last(self.plain)}
-        for reward, names in AGAIN.items():
-            options = f"{{kind: sequential, checkpoint: {ranker[reward]}}}"
-            if reward == TRUSTED:
-                file, found = self.trust()
-                if found["decision"] == "none":
-                    print("the weights are 0, so an arm with them is continued NLL, and none is trained", flush=True)
-                    continue
-                options = trusted_options(options, file)
-            for name in names:
-                own = "distill" if name == "distill-fixed" else name
-                arm = json.dumps(_again(arms[name], f"{own}-{reward}"))
-                run = self.run("", f"reward={options}", f"train.arms=[{arm}]")
-                self.measure_arm(run, run.config.train.arms[0])
-
-    def trust(self) -> tuple[Path, Mapping[str, Any]]:
-        """The weights of the ranker, fitted to the validation choices of the starting policy, and what was found.
-
-        What was found is a row of `trust.jsonl` beside the results.
-        """
-        file, kept = self.out.resolve() / f"seed-{self.seed}-trust.json", self.results.with_name("trust.jsonl")
-        found = {row["seed"]: row for row in read_rows(kept)}
-        if self.seed not in found or not file.is_file():
-            found[self.seed] = {"seed": self.seed} | write_trust(self.plain, file) | {"file": file.name}
-            write_file(kept, "".join(json.dumps(found[seed]) + "\n" for seed in sorted(found)))
-        return file, found[self.seed]
+        for name in AGAIN:
+            arm = json.dumps(_again(arms[name], f"{name}-{WEIGHED}"))
+            reward = f"reward={{kind: sequential, checkpoint: {_last(self.weighed)}}}"
+            run = self.run("", reward, f"train.arms=[{arm}]")
+            self.measure_arm(run, run.config.train.arms[0])
 
     def measure_arm(self, run: Run, arm: ArmConfig) -> None:
         """Fit one arm, and judge its last step."""
@@ -186,8 +157,6 @@ class Study:
         judges = Judges(run, JUDGES)
         judges.checkpoint(f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}
-        if arm.name.endswith(TRUSTED):
-            entry |= {"trust": self.trust()[1]["decision"]}
         entry |= {"pressure": arm.pressure, "seconds": round(time.monotonic() - started, 1)}
         self.add(arm.name, "policy", judges.report(arm.name, "final"), entry)
 

@@ -15,7 +15,6 @@ from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
 from research.interleaving import measure as interleaving
-from research.learned_trust import tables as learned_trust
 from research.off_policy_logs import measure as off_policy_logs
 from research.random_exposure import propensity
 from research.small_data import table as small_data
@@ -67,9 +66,6 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
         for group in ("gates", "paper")
     ],
     "interleaving": lambda: [interleaving.table(rows("interleaving"))],
-    "learned_trust": lambda: [
-        learned_trust.written(page("learned_trust"), rows("learned_trust", "trust"), rows("learned_trust", "real"))
-    ],
     "off_policy_logs": lambda: off_policy_logs.tables(rows("off_policy_logs")).values(),
     "random_exposure": lambda: (
         f"| {' | '.join(cells[3:])} |\n" for cells in propensity.table(rows("random_exposure", "propensity")).rows

@@ -9,12 +9,9 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.types import Histories
-from research.learned_trust.choices import write_trust
-from research.learned_trust.trust import read_trust
 from research.rewards.controls import files_of_start
 
 
@@ -44,18 +41,3 @@ def test_control_rewards_are_made_from_the_recipe(world: Any, data: Path, finish
     corrupted = run.config.reward.parts[3].model_copy(update={"options": {"by": "user_group"}})
     with pytest.raises(UserError, match="up to 6 items and max_history is 6"):  # cut there, all users look alike
         models.reward_of(corrupted)
-
-
-def test_weights_of_a_reward_are_fitted_and_are_a_reward(world: Any, data: Path, copied: Path, tmp_path: Path) -> None:
-    path = tmp_path / "trust.json"
-    fitted = write_trust(Run.open(copied), path)
-    assert fitted["decision"] in ("levels", "one weight", "none") and fitted["choices"] <= fitted["cases"]
-    member = {"kind": "sequential"}
-    options = factory("learned_trust.trust:trusted", member, files=[str(path)], model=str(path))
-    run = world.run(copied, data, reward=options)
-    models, model = Models(RunData(run)), read_trust(path)
-    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(5)[None]
-    own = models.reward_of(run.config.reward.parts[0]).score(histories, items)
-    if not model.effects:
-        expected = model.base * (own - own.mean()) / model.scale
-        assert torch.allclose(models.reward().score(histories, items), expected, atol=1e-5)
