@@ -14,12 +14,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adagrpo.evaluation.exposure_weights import exposure_weights
+from adagrpo.config.evaluation import DecideConfig
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
@@ -53,17 +51,11 @@ def decided(made: Run, power: float) -> dict[str, Any]:
     """Decide anew, each validation case counted (1 / times shown) ** power.
 
     Args:
-        made: what it holds of another power is removed first.
+        made: what it holds of another power is made again.
         power: 0 counts all cases alike.
     """
-    forget(made)
-
-    def weights(shown: NDArray[np.int64]) -> NDArray[np.float64]:
-        found = exposure_weights(shown) ** power
-        return np.asarray(found / found.mean())
-
-    with mock.patch("adagrpo.pipeline.files.case_weights", weights):
-        return made.decide()
+    made.config = made.config.model_copy(update={"decide": DecideConfig(exposure_power=power)})
+    return made.decide()
 
 
 def forget(made: Run) -> None:

@@ -67,15 +67,16 @@ def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
         return
     plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", _TRIAL))
     own = plan["sets"].get(name, {})
+    of = own.get("of", name)
     config = recipe_of(
         trial,
-        name,
+        of,
         *plan["settings"],
         *own.get("settings", []),
         *plan["trained" if train else "untrained"],
         f"seed={seed}",
     )
-    made = Run(out / f"{name}-{seed}", config, folder_of(trial, name, data), StderrConsole())
+    made = Run(out / f"{name}-{seed}", config, folder_of(trial, of, data), StderrConsole())
     content = made.decide(train=train)
     contenders = {
         row["list"]: {part: row[part] for part in ("validation", "test", "milliseconds")}

@@ -56,6 +56,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.fit.batch_size", 7, TRAINED),
     ("train.rl_split", 0.5, {"sft", *TRAINED}),
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
+    ("decide.exposure_power", 0.0, {"reranking", *JUDGED}),
     ("evaluation.beam_width", 12, {*DECODED, "report/paired"}),
     ("evaluation.exclude_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
 ]

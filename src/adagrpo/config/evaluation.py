@@ -1,4 +1,4 @@
-"""The sections `evaluation` and `compare`: how arms are measured, and what is claimed of them."""
+"""The sections `evaluation`, `decide` and `compare`: how lists are measured, chosen and claimed to differ."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
     for name in margins:
         _comparable(name)
     return margins
+
+
+class DecideConfig(Section):
+    """What a validation case weighs in fits of, and choices between, lists, where the logs say what was shown.
+
+    It weighs (1 / times its item was shown) ** `exposure_power`, see `adagrpo.evaluation.exposure_weights`; 0 counts
+    all cases alike.
+    """
+
+    exposure_power: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class CompareConfig(Section):

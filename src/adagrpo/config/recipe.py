@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import DataConfig
-from adagrpo.config.evaluation import CompareConfig, EvaluationConfig
+from adagrpo.config.evaluation import CompareConfig, DecideConfig, EvaluationConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
 from adagrpo.config.objective import ObjectiveConfig
@@ -55,6 +55,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    decide: DecideConfig = DecideConfig()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")

@@ -73,6 +73,7 @@ def diagnose(
     objective: ObjectiveConfig,
     leak: dict[str, Any] | None = None,
     *,
+    exposure_power: float = 0.5,
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def diagnose(
         observed: lists and groups of the cases.
         objective: the gate's configuration.
         leak: of `adagrpo.diagnosis.leaks.leak_signs`; a sign makes the verdict `do_not_use`. None: not looked for.
+        exposure_power: of `adagrpo.evaluation.exposure_weights.case_weights`, in the advised weight.
         seed: of the halvings, of the bootstrap that the tables' intervals are from, and of the controls.
         resamples: of the bootstrap; the verdict reads none of it.
 
@@ -93,7 +95,7 @@ def diagnose(
     grid, thresholds = _grid(observed, objective)
     counts = observed.training_counts if observed.exposures is None else observed.exposures
     shown, preferred = counts[lists.targets], _limits(objective)
-    weights = None if observed.exposures is None else case_weights(shown)
+    weights = None if observed.exposures is None else case_weights(shown, exposure_power)
     judged = judge(
         lists, observed.history_lengths, shown, thresholds, preferred, case_weights=weights, seed=seed, level=LEVEL
     )

@@ -26,20 +26,23 @@ def exposure_weights(shown: Ints) -> Floats:
     return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
 
 
-def case_weights(shown: Ints) -> Floats:
-    """(N,) the square root of `exposure_weights`, of mean 1: what a validation case weighs in a choice between lists.
+def case_weights(shown: Ints, power: float = 0.5) -> Floats:
+    """(N,) a power of `exposure_weights`, of mean 1: what a validation case weighs in a choice between lists.
 
     A case whose item the impressions never show was chosen elsewhere, in a search say, and weighs 1.
 
     The root, since counts overstate the bias: what users like is shown more often too. In simulated shops it gains most
-    of what the whole weight does in true utility, and costs fewer hits (`research/decisions`).
+    of what the whole weight does in true utility, and costs fewer hits (`research/decisions`). At 0 all cases are
+    alike: the lists are then those for what the platform shows.
 
     Example:
         >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
         [1.51, 0.92, 0.92, 0.65, 1.0]
+        >>> case_weights(np.array([1, 10, 10, 20, 0]), power=0.0).tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     known, weights = shown > 0, np.ones(len(shown))
     if known.any():
-        roots = np.sqrt(exposure_weights(shown[known]))
-        weights[known] = roots / roots.mean()
+        powers = exposure_weights(shown[known]) ** power
+        weights[known] = powers / powers.mean()
     return weights

@@ -331,7 +331,10 @@ def _doubts(
     ahead = max(values, key=lambda name: float(as_logged[name].mean()))
     more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
     if more > 0 and ahead != choice.best:
-        doubts.append(f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}")
+        doubts.append(
+            f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best};"
+            " --set decide.exposure_power=0 fits and chooses lists by what the platform showed"
+        )
     gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
     if gap is not None:
         doubts.append(f"{choice.best} has {-gap.mean:.4f} more NDCG@{TOP} on validation, by at most {-gap.low:.4f}")

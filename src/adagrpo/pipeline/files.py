@@ -224,7 +224,9 @@ class RunData:
     def case_weights(self, cases: Cases) -> NDArray[np.float64]:
         """(N,) what each case weighs in a choice between lists: all alike where the logs do not say what was shown."""
         shown = self.times_shown
-        return np.ones(len(cases)) if shown is None else case_weights(shown[cases.targets])
+        if shown is None:
+            return np.ones(len(cases))
+        return case_weights(shown[cases.targets], self.config.decide.exposure_power)
 
     @cached_property
     def times_shown(self) -> NDArray[np.int64] | None:

@@ -77,7 +77,7 @@ def reranking(run: RunDirectory) -> Declaration:
         build,
         inputs,
         files=(FILE,),
-        settings=(*DECODING, *models.reward_reads),
+        settings=(*DECODING, *models.reward_reads, "decide"),
         but=NOT_FITTED,
         also={"weights": list(WEIGHTS)},
         schema=3,

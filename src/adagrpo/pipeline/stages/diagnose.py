@@ -49,7 +49,8 @@ def diagnosis(run: RunDirectory) -> Declaration:
             utility=data.utility_at(data.cases("validation")),
         )
         leak = suspect(models)
-        result = diagnose(observed, run.config.objective, leak, seed=run.config.seed)
+        power = run.config.decide.exposure_power
+        result = diagnose(observed, run.config.objective, leak, exposure_power=power, seed=run.config.seed)
         result["of"] = diagnosed_models(models)
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
@@ -57,7 +58,7 @@ def diagnosis(run: RunDirectory) -> Declaration:
         build,
         inputs=[*inputs, *data.shown_files, *data.truth_files],
         files=("diagnose.json",),
-        settings=(*DECODING, "objective", "ranker", "reward", "seed"),
+        settings=(*DECODING, "decide", "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
         schema=7,
     )

@@ -114,7 +114,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         build,
         inputs,
         files=(WEIGHTS, CORRECTIONS, VALIDATION),
-        settings=(*DECODING, *models.reward_reads, "seed"),
+        settings=(*DECODING, *models.reward_reads, "decide", "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
         schema=5,
     )

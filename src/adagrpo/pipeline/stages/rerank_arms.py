@@ -85,7 +85,7 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         build,
         inputs,
         files=EVALUATED,
-        settings=(*DECODING, *models.reward_reads),
+        settings=(*DECODING, *models.reward_reads, "decide"),
         also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
         schema=5,
     )
