@@ -161,6 +161,11 @@ def test_a_list_is_decided_and_served_from_orders_and_impressions(shop: Shop, tm
     assert row["validation"]["ndcg@10"] == pytest.approx((gained * table["weight"]).mean())
     assert row["validation"]["ndcg@10_as_logged"] == pytest.approx(gained.mean())
 
+    alike = Run.open(out, ["decide.exposure_power=0"]).decide()
+    assert not alike["exposure_weighted"]
+    table = pl.read_parquet(out / "fuse" / "sft" / "validation.parquet")
+    assert table["weight"].to_list() == [1.0] * len(table)
+
 
 def test_init_writes_the_roles_into_the_recipe(shop: Shop, tmp_path: Path) -> None:
     made = command("init", *shop, "--out", tmp_path / "r.yaml")

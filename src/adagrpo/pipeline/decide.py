@@ -220,7 +220,7 @@ def decision(
         "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
         "cases": len(values[START]),
-        "exposure_weighted": bool(data.shown_files),
+        "exposure_weighted": bool(data.shown_files) and data.config.decide.exposure_power > 0,
         "contenders": rows,
     }
 

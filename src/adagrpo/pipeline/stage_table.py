@@ -188,7 +188,7 @@ DATA = ("data", "seed")
 FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
 REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
-DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
+DIAGNOSED = (*DECODING, "decide", "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 
@@ -228,16 +228,16 @@ STAGES: tuple[Stage, ...] = (
         unused="the reward is the run's own",
         shared=True,
     ),
-    Stage("reranking", "diagnose", (*DECODING, "reward"), reranking, _ordered, selects=True, shared=True),
+    Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, _ordered, selects=True, shared=True),
     Stage("item_knn", "decide", (), find_neighbours, _ordered),
-    Stage("fuse/*", "decide", (*DECODING, "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
+    Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
     Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
     Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
     Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start, _ordered),
     Stage("evaluate/baselines", "evaluate", DECODING, evaluate_baselines, _ordered),
     Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
-    Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "reward"), members=_listed, unused=NO_ARM),
+    Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
     Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
     Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, _ordered, page_only=True),
     Stage("catalogs/*", "catalog update", on_request=True),
