@@ -174,7 +174,6 @@ def test_a_policy_is_refused_in_one_line(finished: Any, capsys: Any, monkeypatch
         ({"data": {"shuffle_ties": {}}}, "takes neither shuffle_ties nor"),
         ({"data": {"min_user_interactions": 2}}, "takes neither shuffle_ties nor"),
         ({"data": {"keep_unseen_items": True, "items": {"path": "items.csv"}}}, "keep_unseen_items has none to keep"),
-        ({"data": {"split": {"kind": "leave_one_out"}}}, "set data.split.kind to impressions"),
         ({"data": {"click_rating": 9}}, "no interaction among 1200 rows"),
         ({"data": {"random": {"logs": ["gone.csv"]}}}, "gone.csv: no such file"),
         ({"ranker": {"propensity": "ips"}}, "needs data.columns.propensity"),

@@ -179,7 +179,8 @@ class ImpressionsConfig(Section):
     """Logs of what was shown, one row for each item, clicked or not; keys as in `data`.
 
     As `impressions` they stand beside logs of another kind, such as orders: rankers learn from them, and no click is an
-    interaction. As `random` they were shown at random, and are for the ranker's report alone.
+    interaction. As `random` they were shown at random; nothing is fitted on them. They judge lists, and without
+    an order the ranker.
     """
 
     logs: Annotated[tuple[str, ...], Field(min_length=1)]

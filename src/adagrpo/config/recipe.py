@@ -70,8 +70,6 @@ class Config(Section):
     def _what_needs_an_order(self) -> Self:
         data, ranker = self.data, self.ranker
         if not self.without_order:
-            if data.random is not None:
-                raise ValueError("data.random needs impressions without order; set data.split.kind to impressions")
             return self
         least = max(data.min_user_interactions, data.min_item_interactions)
         refused = {

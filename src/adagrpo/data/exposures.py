@@ -68,7 +68,7 @@ def write_exposures(
     tables = [logs.impressions for logs in (biased, random) if logs is not None]
     if any(table is None for table in tables):
         raise UserError("data.split.kind: impressions needs data.columns.clicked or data.click_rating")
-    parts = [_once(table) for table in tables if table is not None]
+    parts = [once(table) for table in tables if table is not None]
     every = pl.concat([part.select(pl.col(PAIR).cast(pl.String)) for part in parts])
     keyed = [part.with_columns(pl.col(PAIR).cast(pl.String)) for part in parts]
     draw = np.random.default_rng([seed, 2])
@@ -143,7 +143,7 @@ def load_held_out(directory: Path) -> pl.DataFrame:
     return table.sort(EXPOSURE, USER, maintain_order=True)
 
 
-def _once(table: pl.DataFrame) -> pl.DataFrame:
+def once(table: pl.DataFrame) -> pl.DataFrame:
     """Each pair of user and item once, in the order of the log."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)

@@ -245,6 +245,34 @@ class Recommender:
         return [answers[row] for row in range(len(queries))]
 
     @torch.no_grad()
+    def order_scores(self, histories: Sequence[Sequence[int]], items: Tensor) -> Tensor:
+        """(B, N) what orders items that are given, where lists are searched; -inf where there is no item.
+
+        Args:
+            histories: `B` of at least one item.
+            items: (B, N) int64, -1 where there is none. What a fused list says of an item depends on the others.
+        """
+        batch = self._batch(histories, False)
+        items = items.to(self.catalog.codes.device)
+        there = items.clamp(min=0)
+        if self.alone is not None:
+            return self.alone.scores(batch).gather(1, there).masked_fill(items < 0, -torch.inf)
+        rewards = None
+        if self.reward is not None and self.fusion is None:
+            rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
+        if self.reward_alone:
+            assert rewards is not None, "lists of the reward alone have one"
+            return rewards.masked_fill(items < 0, -torch.inf)
+        with mixed_precision(self.policy, self.precision):
+            log_probs = self.policy.score(self.policy.encode(batch), self.catalog.codes[there]).float().sum(dim=-1)
+        if self.fusion is not None:
+            found = {name: source.scores(batch) for name, source in self.fusion.sources.items()}
+            return self.fusion.scores(self.fusion.features_of(batch, items, log_probs, found, self.reward))
+        if rewards is not None:
+            log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.reward_spread)
+        return log_probs.masked_fill(items < 0, -torch.inf)
+
+    @torch.no_grad()
     def score_items(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
         """Score some items after a history, by policy and reward.
 

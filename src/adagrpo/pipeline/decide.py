@@ -8,6 +8,9 @@ The rule, over the contenders whose list takes no longer than the budget:
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
 
+3. Where the logs say what was shown at random (`data.random`), a list that orders the clicks there worse than the
+   starting policy is not taken: the 95 % interval of the difference in AUC is below zero.
+
 A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
 where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
 (`adagrpo.diagnosis.leaks`), or whose policy was trained with it, is measured and never taken. Test cases are read once,
@@ -52,6 +55,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
 from adagrpo.pipeline.plan_experiment import plan_experiment
+from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 
@@ -186,7 +190,9 @@ def decision(
         for name in names
         if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
     }
-    choice = choose(trusted, taken, budget)
+    judged = random_order(maker, data, names)
+    harmful = [] if judged is None else [name for name in trusted if judged.against(name).high < 0]
+    choice = choose({name: found for name, found in trusted.items() if name not in harmful}, taken, budget)
     rows: list[dict[str, Any]] = []
     for name in names:
         against = mean_interval(values[name] - values[START])
@@ -203,6 +209,7 @@ def decision(
                 "milliseconds": round(taken[name], 2),
                 "needs": _needs(maker, name),
             }
+            | ({} if judged is None else {"random": _on_random(judged, name)})
         )
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
     return {
@@ -214,6 +221,7 @@ def decision(
         "training": _worth_of_training(trusted, arms),
         "doubts": [
             *_doubts(data, trusted, as_logged, choice, leaks),
+            *_of_random(judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
@@ -221,8 +229,27 @@ def decision(
         "budget_ms": budget,
         "cases": len(values[START]),
         "exposure_weighted": bool(data.shown_files) and data.config.decide.exposure_power > 0,
+        "random_users": 0 if judged is None else len(judged.auc[START]),
         "contenders": rows,
     }
+
+
+def _on_random(judged: RandomOrder, name: str) -> dict[str, Any]:
+    """What random exposures say of a list."""
+    against = judged.against(name)
+    return {"auc": float(judged.auc[name].mean()), f"against {START}": [against.mean, against.low, against.high]}
+
+
+def _of_random(judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
+    """Say which lists were not taken since they order random exposures worse."""
+    if judged is None or not harmful:
+        return []
+    lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
+    users = len(judged.auc[START])
+    return [
+        f"on what was shown at random to {users:,} users, these order clicks worse than {START}, in points of AUC, and"
+        f" were not taken: {lost}"
+    ]
 
 
 def _needs(maker: ListMaker, name: str) -> list[str]:

@@ -13,14 +13,15 @@ START = "sft"
 def decision_table(content: Mapping[str, Any]) -> Table:
     """All contenders, the simplest first; NDCG on validation, what the choice rests on, and metrics on test."""
     utility = any("true_utility@10" in row["test"] for row in content["contenders"])
+    random = any("random" in row for row in content["contenders"])
     header = ["list", "NDCG@10", f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
-    rows = [_cells(row, utility) for row in content["contenders"]]
+    rows = [_cells(row, utility, random) for row in content["contenders"]]
     best = max(range(len(rows)), key=lambda row: content["contenders"][row]["validation"]["ndcg@10"])
-    names = (*header, *(["true utility"] if utility else []), "ms")
+    names = (*header, *(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms")
     return Table.of(names, rows, best={(best, 1)})
 
 
-def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], utility: bool, random: bool) -> tuple[str, ...]:
     mean, low, high = row[f"ndcg@10 against {START}"]
     test = row["test"]
     against = MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
@@ -35,6 +36,7 @@ def _cells(row: Mapping[str, Any], utility: bool) -> tuple[str, ...]:
         f"{100 * test['tail_share@10']:.1f} %",
         invalid,
         *([f"{test['true_utility@10']:.4f}"] if utility else []),
+        *([f"{row['random']['auc']:.4f}"] if random else []),
         f"{row['milliseconds']:.1f}",
     )
 
@@ -50,9 +52,21 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         *(["Validation cases with rarely shown items were weighted up."] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
+        *_on_random(content, rows[chosen]),
         *_said(content, "warning"),
         *_said(content, "training"),
         *(f"{'Also' if number else 'But'} {doubt}." for number, doubt in enumerate(content["doubts"])),
+    ]
+
+
+def _on_random(content: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """How the list orders what was shown at random, where something was."""
+    if "random" not in row or row["list"] == START:
+        return []
+    gained = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in row["random"][f"against {START}"]))
+    return [
+        f"On items shown at random to {content['random_users']:,} users it gains {gained} points of AUC compared with"
+        f" {START}."
     ]
 
 

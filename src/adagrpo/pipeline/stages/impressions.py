@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.data.exposures import write_exposures
-from adagrpo.data.logs.interactions import Logs, Refusals
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
-from adagrpo.pipeline.stages.prepare import ShownSource, log_source, note_described, prepared
+from adagrpo.pipeline.stages.prepare import log_source, note_described, prepared, random_files, random_logs
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
@@ -31,18 +30,17 @@ HELD_OUT = "held_out.parquet"
 def prepare_impressions(run: RunDirectory) -> Declaration:
     """Logs to impressions: number users and items, hold some out at random."""
     source, options = log_source(run), run.config.data
-    at_random = [run.data / path for path in options.random.logs] if options.random else []
 
     def build(work: Path) -> None:
         table = source.read_items()
         refuse = source.refusals(table)
         shown = source.read_logs(refuse, ordered=False)
-        random = _random_logs(run, at_random, refuse)
+        random = random_logs(run, refuse)
         write_exposures(shown, random, table, work, held_out=options.split.held_out, seed=run.config.seed)
         summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
         note_described(run, source, summary, summary["items"])
 
-    return prepared(run, [*source.files, *at_random], build, drawn=True)
+    return prepared(run, [*source.files, *random_files(run)], build, drawn=True)
 
 
 def fit_ranker(run: RunDirectory) -> Declaration:
@@ -53,14 +51,6 @@ def fit_ranker(run: RunDirectory) -> Declaration:
 def fit_trees(run: RunDirectory) -> Declaration:
     """LambdaRank, selected by the order of what was shown to the users."""
     return lambdarank(run, _shown_validation, [HELD_OUT])
-
-
-def _random_logs(run: RunDirectory, paths: list[Path], refuse: Refusals) -> Logs | None:
-    """Read the logs of items shown at random, if the recipe names such."""
-    options = run.config.data.random
-    if options is None:
-        return None
-    return ShownSource("data.random", paths, options).read(run.config.data, refuse, ordered=False)
 
 
 def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:

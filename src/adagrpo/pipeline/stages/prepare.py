@@ -27,6 +27,7 @@ from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import write_prepared
+from adagrpo.data.random_exposures import RANDOM, write_random
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
@@ -48,6 +49,8 @@ __all__ = [
     "note_unknown",
     "prepare",
     "prepared",
+    "random_files",
+    "random_logs",
     "simulated",
 ]
 
@@ -57,7 +60,7 @@ LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", 
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
-    *("training_logs.parquet", "impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
+    *("training_logs.parquet", "impressions.parquet", "held_out.parquet", RANDOM, "rejects.parquet", "summary.json"),
 )
 
 
@@ -238,12 +241,40 @@ def prepare(run: RunDirectory) -> Declaration:
                 max_expansion=options.max_expansion,
             )
         write_prepared(dataset, _split(run, dataset), work)
+        _add_random(run, source, work)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
         note_unknown(run, dataset.summary)
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
-    return prepared(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
+    files = [*source.files, *random_files(run)]
+    return prepared(run, files, build, drawn=bool(options.shuffle_ties or options.split.users))
+
+
+def random_files(run: RunDirectory) -> list[Path]:
+    """The logs of items shown at random, if the recipe names such."""
+    options = run.config.data.random
+    return [run.data / path for path in options.logs] if options else []
+
+
+def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
+    """Read the logs of items shown at random, if the recipe names such."""
+    options = run.config.data.random
+    if options is None:
+        return None
+    return ShownSource("data.random", random_files(run), options).read(run.config.data, refuse, ordered=False)
+
+
+def _add_random(run: RunDirectory, source: LogSource, work: Path) -> None:
+    """Write what was shown at random beside what is prepared, and count it there."""
+    shown = random_logs(run, source.refusals(source.read_items()))
+    if shown is None:
+        return
+    counts, path = write_random(shown, work), work / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) | counts
+    path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if (unknown := counts["random_exposures_unknown"]) > 0:
+        run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:

@@ -1,0 +1,79 @@
+"""What lists are worth where items were shown at random: the order that each gives what a user was shown there.
+
+Hits on a log favour lists that resemble what the platform showed; a random exposure favours none. A user's AUC is the
+share of pairs of a clicked and another item that a list puts in the right order, after the user's training history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import CLICKED, ITEM, USER
+from adagrpo.data.random_exposures import RANDOM
+from adagrpo.evaluation.reward_quality import shown_quality
+from adagrpo.evaluation.statistics import Interval, mean_interval
+from adagrpo.lists.names import START, ListName, parse_list
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
+
+MOST_USERS = 5_000
+BATCH = 64
+
+
+class RandomOrder(NamedTuple):
+    """How lists order what was shown at random to `U` users."""
+
+    auc: Mapping[str, NDArray[np.float64]]  # (U,) by list
+    exposures: int
+
+    def against(self, name: str, other: str = START) -> Interval:
+        """The mean difference in AUC over users, with its 95 % interval."""
+        return mean_interval(self.auc[name] - self.auc[other])
+
+
+def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
+    """Judge lists by what was shown at random; None where nothing was, or no user says anything.
+
+    Args:
+        maker: of the lists.
+        data: of the run.
+        names: of lists whose stages are there; a sample of `MOST_USERS` users is the same for all.
+    """
+    path = data.prepared / RANDOM
+    if not path.is_file():
+        return None
+    shown = pl.read_parquet(path)
+    telling = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
+    users = np.sort(telling.to_numpy())
+    users = users[data.training.lengths[users] > 0]
+    drawn = np.random.default_rng([data.config.seed, 5]).permutation(len(users))[:MOST_USERS]
+    users = users[np.sort(drawn)]
+    if not len(users):
+        return None
+    shown = shown.filter(pl.col(USER).is_in(users.tolist())).sort(USER, ITEM)
+    rows, items = shown[USER].to_numpy(), shown[ITEM].to_numpy().astype(np.int64)
+    parts = np.split(items, np.flatnonzero(np.diff(rows)) + 1)
+    histories = [data.training.row(user).tolist() for user in users]
+    called = {name: parse_list(name) for name in names}
+    found = {}
+    for arm in dict.fromkeys(one.policy or START for one in called.values()):
+        loaded = maker.recommender(ListName(arm, "policy"), maker.models.run.weights_of(arm))
+        for name in (name for name, one in called.items() if (one.policy or START) == arm):
+            served = loaded.ordered(maker.order(called[name]))
+            scores = []
+            for first in range(0, len(users), BATCH):
+                some = [torch.from_numpy(part) for part in parts[first : first + BATCH]]
+                padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-1)
+                said = served.order_scores(histories[first : first + BATCH], padded).cpu()
+                scores.append(said[padded >= 0].numpy())
+            quality = shown_quality(np.concatenate(scores), shown[CLICKED].to_numpy(), rows)
+            clicked = ~np.isnan(quality.auc)
+            own = np.searchsorted(users, rows[clicked])
+            found[name] = np.bincount(own, quality.auc[clicked]) / np.bincount(own)
+    return RandomOrder(found, len(shown))

@@ -1,0 +1,103 @@
+"""What was shown at random judges lists: each orders it as it orders what it serves; a worse one is not taken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.errors import UserError
+from adagrpo.lists import Query
+from adagrpo.lists.names import ListName, parse_list
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.report.decision import decision_table, decision_text
+
+REWARD = {"kind": "feature", "name": "next_last"}
+NAMES = ("popularity", "item_knn", "ranker", "reward", "sft", "rerank", "fuse-without-reward", "fuse")
+
+
+@pytest.fixture(scope="module")
+def decided(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    run = world.run(tmp_path_factory.mktemp("decided") / "run", data, reward=REWARD)
+    return run, run.decide()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_orders_given_items_is_what_orders_the_list(decided: tuple[Run, dict[str, Any]], name: str) -> None:
+    run, _ = decided
+    data = RunData(run)
+    maker = ListMaker(Models(data))
+    served = maker.recommender(ListName("sft", "policy"), run.weights_of("sft")).ordered(maker.order(parse_list(name)))
+    histories = [data.training.row(user).tolist() for user in range(5)]
+    ids = {item: number for number, item in enumerate(load_item_ids(data.prepared).to_list())}
+    lists = served.recommend([Query(history) for history in histories])
+    items = torch.full((5, max(len(found.items) for found in lists) + 1), -1)
+    for row, found in enumerate(lists):
+        items[row, : len(found.items)] = torch.tensor([ids[item] for item in found.items])
+    scores = served.order_scores(histories, items)
+    for row, found in enumerate(lists):
+        assert scores[row, : len(found.items)].tolist() == pytest.approx(found.scores, abs=2e-2)  # bfloat16
+        assert (scores[row, len(found.items) :] == -torch.inf).all()
+
+
+def test_a_list_that_orders_random_exposures_worse_is_not_taken(
+    decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
+) -> None:
+    """Every user clicks the half of eight random items that the starting policy prefers: no list orders them better."""
+    first, before = decided
+    assert before["random_users"] == 0 and not any("random" in row for row in before["contenders"])
+    folder = tmp_path / "run"
+    shutil.copytree(first.directory, folder)
+    found, draw = RunData(first), np.random.default_rng(0)
+    maker = ListMaker(Models(found))
+    policy = maker.recommender(ListName("sft", "policy"), first.weights_of("sft"))
+    users, items = load_user_ids(found.prepared).to_list(), load_item_ids(found.prepared).to_list()
+    rows: list[tuple[str, Any, bool]] = [("nobody", items[0], True), (users[0], "nothing", True)]
+    expected = {}
+    counts = found.training.counts(len(items))
+    for number, user in enumerate(users):
+        history = found.training.row(number)
+        if not len(history):
+            continue
+        rows.append((user, items[history[0]], True))  # training holds it
+        shown = draw.permutation(np.setdiff1d(np.arange(len(items)), history))[:8]
+        scores = policy.order_scores([history.tolist()], torch.from_numpy(shown)[None])[0]
+        clicked = (scores > scores.median()).numpy()
+        rows += [(user, items[item], bool(yes)) for item, yes in zip(shown, clicked, strict=True)]
+        pairs = counts[shown[clicked]][:, None] - counts[shown[~clicked]]
+        expected[number] = float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    table = pl.DataFrame([(user, str(item), yes) for user, item, yes in rows], orient="row")
+    table.columns = ["user_id", "item_id", "clicked"]
+    table.write_parquet(tmp_path / "random.parquet")
+    random = {"logs": [str(tmp_path / "random.parquet")], "columns": {"clicked": "clicked"}}
+    run = world.run(folder, data, reward=REWARD, data={"random": random})
+    content = run.decide()
+    assert "sft" not in run.made and "fuse/sft" not in run.made  # nothing is fitted on it
+    judged = {row["list"]: row["random"] for row in content["contenders"]}
+    assert content["random_users"] == len(expected)
+    assert judged["sft"]["auc"] == pytest.approx(1.0)
+    assert judged["popularity"]["auc"] == pytest.approx(np.mean([*expected.values()]))
+    worse = [name for name, row in judged.items() if row["against sft"][2] < 0]
+    assert {"popularity", "item_knn"} <= {*worse} and content["chosen"] not in worse
+    said = next(doubt for doubt in content["doubts"] if "shown at random" in doubt)
+    assert all(f"{name} by " in said for name in worse)
+    assert "AUC on random" in decision_table(content).header and said in decision_text(content)
+    summary = run.prepare()
+    assert (summary["random_exposures"], summary["random_exposures_unknown"]) == (8 * len(expected), 2)
+    assert summary["random_exposures_of_training"] == len(expected)
+
+
+def test_random_exposures_without_clicks_are_refused(world: Any, data: Path, tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": ["u00"], "item_id": [3]}).write_csv(tmp_path / "random.csv")
+    run = world.run(tmp_path / "run", data, data={"random": {"logs": [str(tmp_path / "random.csv")]}})
+    with pytest.raises(UserError, match=r"data\.random: no column says what was clicked"):
+        run.prepare()
