@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from math import inf
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.storage.artifacts import manifest
 
 WEIGHTS = "model.safetensors"
@@ -56,7 +56,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
     weights = run.weights_of(arm, checkpoint)
     for name in ("model.safetensors", "checkpoint.json"):
         run.hash_input(weights / name)  # or say that it is missing, or not what it was
-    return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"], why)
+    return Chosen(arm, weights, read_json(weights / "checkpoint.json")["step"], why)
 
 
 def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
         if not of_these_weights(run, metrics.parent, arm, checkpoint):
             outdated.append(arm)
             continue
-        content = json.loads(metrics.read_text(encoding="utf-8"))
+        content = read_json(metrics)
         values[arm] = content["validation"][MONITOR]
         if "eligible" in content:
             narrowed.append(arm)

@@ -14,19 +14,12 @@ from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage_table import fits_trees, reads_key, row_of
 
-__all__ = [
-    "ALWAYS",
-    "command",
-    "owner",
-    "remake_command",
-]
-
 ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
 
 
 def owner(run: RunDirectory, path: Path) -> str | None:
     """The stage of a run that a file or folder is of; None for a file that is not in the run."""
-    root = next((root for root in (run.directory, run.source) if root and path.is_relative_to(root)), None)
+    root = run.root_of(path)
     if root is None:
         return None
     names = [path.relative_to(root), *path.relative_to(root).parents][:-1]

@@ -33,6 +33,7 @@ from adagrpo.metrics import cutoff
 from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines, read_json, read_rows, write_json
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
@@ -289,8 +290,7 @@ class Comparison:
         content["finding"] = finding(content)
         write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
         write_comparison(self.directory, content)
-        text = json.dumps(with_hash(content), indent=1, allow_nan=False)
-        write_file(self.directory / "comparison.json", text + "\n")
+        write_json(self.directory / "comparison.json", with_hash(content), allow_nan=False)
         return content
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
@@ -323,7 +323,7 @@ class Comparison:
         """The matched arms of an earlier start, so that none is left out and taken up again; none if it is damaged."""
         try:
             path = run.find("metrics.json")
-            return {} if path is None else self._matched(run, json.loads(path.read_text(encoding="utf-8")))
+            return {} if path is None else self._matched(run, read_json(path))
         except (UserError, KeyError):
             return {}
 
@@ -377,7 +377,7 @@ def _write_plan(
 ) -> None:
     fixed = {DATA: data, THROUGH: through, REWARD: reward}
     content = plan.model_dump(mode="json") | {name: value for name, value in fixed.items() if value is not None}
-    write_file(path, json.dumps(with_hash(content), indent=1) + "\n", keep=True)
+    write_file(path, json_lines(with_hash(content)), keep=True)
 
 
 def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None, dict[str, Any] | None]:
@@ -385,10 +385,10 @@ def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None,
     if not path.is_file():
         return None, None, None, None
     try:
-        content = without_hash(json.loads(path.read_text(encoding="utf-8")))
+        content = without_hash(read_json(path))
         data, through, reward = (content.pop(name, None) for name in (DATA, THROUGH, REWARD))
         return CompareConfig.model_validate(content), data, through, reward
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 
 
@@ -424,7 +424,7 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
         re_ordered = _base(name) is not None
         path = evaluation_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         run.hash_input(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         values = values if re_ordered else values["stages"][name]
         for fact, listed in facts.items():
             listed.append(values.get(fact))
@@ -435,7 +435,7 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
 
 def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
     """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
-    rows = [json.loads(line) for line in run.checked("results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(run.checked("results.jsonl"))
     trained = [row | {"arm": arm} for row in rows for arm in _called(row["arm"], names, arms)]
     lines = list(trained)
     for arm in arms:
@@ -443,7 +443,7 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
             for row in trained:
                 if row["arm"] == base and row["checkpoint"] in _checkpoints(arm):
                     path = evaluation_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
-                    values = json.loads(path.read_text(encoding="utf-8"))
+                    values = read_json(path)
                     entry = {"objective": parse_list(arm).order, "arm": arm, "seconds": None}
                     entry |= {"weight": values["weight"]} if "weight" in values else {}
                     lines.append(row | entry | {"metrics": values[row["split"]]})

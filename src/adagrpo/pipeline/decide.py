@@ -17,7 +17,6 @@ the one that users get today; a plan that is frozen, or changed by hand, is left
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -254,9 +253,7 @@ def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     called = parse_list(name)
     trained = called.policy not in (None, START) and called.order == "policy"
-    content = json.loads(
-        run.checked("evaluate", name, *(["best"] if trained else []), "metrics.json").read_text("utf-8")
-    )
+    content = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")
     shown = (f"hr@{TOP}", f"ndcg@{TOP}", f"coverage@{TOP}", f"tail_share@{TOP}", f"hallucination@{TOP}")
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 

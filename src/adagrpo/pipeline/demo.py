@@ -10,7 +10,6 @@ is simulated, so that what users would have liked is known; diagnosis, training 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
 from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.rewards.boosted import require_lightgbm
@@ -74,7 +74,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
             run.complete()
             decisions[name] = run.decide(train=True)
         content = {"rewards": verdicts, "decisions": decisions, "rows": _rows(runs)}
-        runs[GOOD].write_output(OUTPUT, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        runs[GOOD].write_output(OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
 

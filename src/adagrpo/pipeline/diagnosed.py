@@ -6,7 +6,6 @@ nothing here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.rewards import describe_reward
 
 REFUSED = {
@@ -57,7 +57,7 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     if path is None:
         run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not is_diagnosed(run, content):
         run.console.note(f"note: the diagnosis is of another policy or reward; `{diagnose}` makes it again")
         return

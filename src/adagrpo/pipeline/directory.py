@@ -43,6 +43,7 @@ from adagrpo.pipeline.description import (
     write_description,
 )
 from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Declaration, StageFolder
 from adagrpo.storage.artifacts import manifest, verify, verify_file
 from adagrpo.storage.hashes import cached_hash, hash_json
@@ -234,6 +235,26 @@ class RunDirectory(ABC):
         self.hash_input(path)
         return path
 
+    def content(self, *parts: str) -> dict[str, Any]:
+        """The object that a JSON file of the run holds; see `checked`."""
+        return read_json(self.checked(*parts))
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that the run is read from: that of its source, if it has one, and its own."""
+        return [root for root in (self.source, self.directory) if root is not None]
+
+    def root_of(self, path: Path) -> Path | None:
+        """The one of `roots` that a path is in; None for one that is elsewhere."""
+        return next((root for root in reversed(self.roots) if path.is_relative_to(root)), None)
+
+    def finished(self, *patterns: str) -> list[str]:
+        """The names of finished stages, of patterns such as `train/*`."""
+        paths = (
+            (root, path) for root in self.roots for pattern in patterns for path in root.glob(f"{pattern}/{MANIFEST}")
+        )
+        return sorted({path.parent.relative_to(root).as_posix() for root, path in paths})
+
     def find(self, *parts: str) -> Path | None:
         """`checked`, or None where there is no such file."""
         path = self.path(*parts)
@@ -311,6 +332,12 @@ class RunDirectory(ABC):
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
+
+        def build(work: Path) -> None:
+            if declared.together:  # it begins in the other processes too
+                self.processes.broadcast(BUILD)
+            declared.build(work)
+
         folder = StageFolder(self.directory, name, declared.files)
         if not self.processes.is_main_process:
             while self.processes.broadcast() == BUILD:
@@ -328,7 +355,7 @@ class RunDirectory(ABC):
                 folder.check()
                 self._event(name, "start", 0.0)
                 started = time.monotonic()
-                folder.make(made_from, self._for_all(declared.build) if declared.together else declared.build)
+                folder.make(made_from, build)
                 self.made.append(name)
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
@@ -355,8 +382,7 @@ class RunDirectory(ABC):
 
     def trained(self) -> list[str]:
         """The folders of finished arms, by name."""
-        roots = [root for root in (self.source, self.directory) if root is not None]
-        return sorted({path.parent.name for root in roots for path in root.glob(f"train/*/{MANIFEST}")})
+        return [name.removeprefix("train/") for name in self.finished("train/*")]
 
     def events(self) -> list[dict[str, Any]]:
         """Read the events of the stages: rows of time, stage, event and seconds, those of the source first.
@@ -364,7 +390,7 @@ class RunDirectory(ABC):
         Raises:
             UserError: a row is not as it was written.
         """
-        return [row for root in (self.source, self.directory) if root is not None for row in read_events(root)]
+        return [row for root in self.roots for row in read_events(root)]
 
     def remark(self, stage: str, sentence: str) -> None:
         """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
@@ -374,15 +400,6 @@ class RunDirectory(ABC):
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
         self.followed = False
-
-    def _for_all(self, build: Callable[[Path], None]) -> Callable[[Path], None]:
-        """A build that begins in the other processes too."""
-
-        def begin(work: Path) -> None:
-            self.processes.broadcast(BUILD)
-            build(work)
-
-        return begin
 
     def hash_inputs(self, paths: Sequence[Path]) -> dict[str, str]:
         """The sha256 of each file by its label; a file that has the label of another one gets a number."""
@@ -405,7 +422,7 @@ class RunDirectory(ABC):
         Raises:
             UserError: no such file, or it is part of a run and was changed after it was made.
         """
-        root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
+        root = self.root_of(path)
         if not path.is_file():
             if root is not None:
                 self._refuse_damaged(path.relative_to(root))
@@ -426,7 +443,7 @@ class RunDirectory(ABC):
 
     def _refuse_damaged(self, file: Path) -> None:
         """Refuse with what to delete where a finished stage lacks a file of its own: its verb would not make it."""
-        for root in filter(None, (self.directory, self.source)):
+        for root in reversed(self.roots):
             for inner in file.parents[:-1]:
                 content, name = manifest(root / inner), file.relative_to(inner).as_posix()
                 if content is not None and name in content["files"]:

@@ -8,7 +8,6 @@ any; where there is none, nothing is said of it.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
@@ -83,7 +83,7 @@ def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> di
         steps = fits[name].steps if name in fits else None
         seconds = times.of(name, steps) if again else 0.0
         rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
-    summary = json.loads((data.prepared / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(data.prepared / "summary.json")
     summary.pop("understood", None)
     sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
     content: dict[str, Any] = {"stages": rows, "data": summary}
@@ -116,5 +116,5 @@ class _Times:
 
     def _seconds_a_step(self, name: str) -> float | None:
         path = self.run.path(*name.split("/"), "final", "checkpoint.json")
-        steps = json.loads(path.read_text(encoding="utf-8"))["step"] if path.is_file() else 0
+        steps = read_json(path)["step"] if path.is_file() else 0
         return self.seconds[name] / steps if steps else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -157,7 +156,7 @@ class Models:
         options = self.config.reward
         if not options.in_spreads:
             return self.reward_of(options)
-        content = json.loads(self.run.checked(*REWARD_WEIGHTS).read_text(encoding="utf-8"))
+        content = self.run.content(*REWARD_WEIGHTS)
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:

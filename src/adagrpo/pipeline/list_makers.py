@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import of_these_weights
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.storage.writing import naming
@@ -136,7 +136,7 @@ class ListMaker:
         if name.order == RERANK:
             known = read_reward_weights(self.models.run.checked(STAGE, FILE))
             own = self._own_weight(name)
-            chosen = known.rerank if own is None else float(json.loads(own.read_text(encoding="utf-8"))["weight"])
+            chosen = known.rerank if own is None else float(read_json(own)["weight"])
             weight = chosen if self.reward_weight is None else self.reward_weight
             return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
@@ -282,7 +282,7 @@ def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
 def read_weights(weights: Path, corrections: Path, device: torch.device) -> dict[str, Weights]:
     """The weights of fused lists by order and, on its device, the network that is added to each."""
     parts, found = load_torch_file(corrections), {}
-    for order, content in json.loads(weights.read_text(encoding="utf-8")).items():
+    for order, content in read_json(weights).items():
         own = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
         correction = None
         if own:

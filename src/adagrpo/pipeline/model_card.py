@@ -7,7 +7,6 @@ run, which refuses one that was changed after it was made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.summary import measured_over
@@ -149,7 +149,7 @@ def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, A
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}
     read = of_these_weights(run, path.parent, chosen.arm, checkpoint)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if read else {}
+    return read_json(path) if read else {}
 
 
 def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
@@ -212,4 +212,4 @@ def _made(run: RunDirectory) -> str:
 
 def _json(run: RunDirectory, *path: str) -> dict[str, Any] | None:
     found = run.find(*path)
-    return None if found is None else dict(json.loads(found.read_text(encoding="utf-8")))
+    return None if found is None else read_json(found)

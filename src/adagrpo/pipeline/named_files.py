@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
 
 def check_test_cases(run: RunDirectory) -> None:
     """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
-    prepared = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    prepared = run.content("prepare", "summary.json")
     split = run.config.data.split
     if split.kind == "temporal" and not prepared["test_cases"]:
         last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")

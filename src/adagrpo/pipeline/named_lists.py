@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -17,6 +16,7 @@ from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
 from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
@@ -103,7 +103,7 @@ def _decided(run: RunDirectory) -> str | None:
     if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
         again = command(run, "decide", ())
         raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
-    return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+    return str(read_json(path)["chosen"])
 
 
 def check_served(

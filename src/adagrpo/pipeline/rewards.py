@@ -7,7 +7,6 @@ of its members', the standard deviation within a case; a sum without weights has
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from adagrpo.groups.score import distinct_candidates
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards import Reward, ask_reward
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 LOOK_CASES, LOOK_ITEMS = 64, 50
@@ -57,7 +56,7 @@ def first_look(run: RunDirectory) -> Declaration:
         if isinstance(options, WeightedOptions):
             parts = zip(models.members(), options.parts, strict=True)
             content["members"] = [_spread(data, cases, member, part) for member, part in parts]
-        write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "reward.json", content)
 
     inputs = [*data.training_files, *models.files_of(options)]
     return Declaration(build, inputs, ("reward.json",), (*models.reward_reads, "seed", "max_history"))

@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import polars as pl
 
-from adagrpo.config import Config, Settings, as_overrides, dump_config, load_config, resolve_config
+from adagrpo.config import Settings, as_overrides, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.console import Console, Silent, StderrConsole
+from adagrpo.console import Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
@@ -39,6 +40,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, Checkpoint, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
@@ -60,18 +62,15 @@ __all__ = ["Run"]
 class Run(RunDirectory):
     """A run directory and what is done with it; make one with `Run.open` or `Run.create`."""
 
-    def __init__(
-        self,
-        directory: Path,
-        config: Config,
-        data: Path,
-        console: Console | None = None,
-        code: Path | None = None,
-        source: Path | None = None,
-    ) -> None:
-        super().__init__(directory, config, data, console, code, source)
-        self._ready: set[str] = set()  # shared stages that this command has made or found up to date
-        self._served: dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]] = {}  # with what it was made from
+    @cached_property
+    def _ready(self) -> set[str]:
+        """The shared stages that this command has made or found up to date."""
+        return set()
+
+    @cached_property
+    def _served(self) -> dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]]:
+        """What `recommend` has loaded, with what it was made from."""
+        return {}
 
     @classmethod
     def create(
@@ -144,13 +143,13 @@ class Run(RunDirectory):
         """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
         with self._doing("prepare"):
             self._make("prepare")
-        return self._json("prepare", "summary.json")
+        return self.content("prepare", "summary.json")
 
     def tokenize(self) -> dict[str, Any]:
         """Make the Semantic IDs of the items. Returns their audit."""
         with self._doing("tokenize"):
             self._make("tokenize")
-        return self._json("tokenize", "audit.json")
+        return self.content("tokenize", "audit.json")
 
     def sft(self) -> Self:
         """Train the starting policy."""
@@ -197,7 +196,7 @@ class Run(RunDirectory):
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
-            content = self._json("diagnose", "diagnose.json")
+            content = self.content("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name, self.called)
             self._renew_report()  # which shows the verdict
         return Diagnosis.of(content)
@@ -254,7 +253,7 @@ class Run(RunDirectory):
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out)
-            self.write_output(DECISION, json.dumps(content, indent=1) + "\n")
+            self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it
         return content
@@ -405,7 +404,7 @@ class Run(RunDirectory):
         Raises:
             UserError: nothing was evaluated, or the file was changed since.
         """
-        return self._json("metrics.json")
+        return self.content("metrics.json")
 
     @property
     def metrics(self) -> pl.DataFrame:
@@ -428,7 +427,7 @@ class Run(RunDirectory):
         Raises:
             UserError: nothing was diagnosed, or another policy or reward.
         """
-        content = self._json("diagnose", "diagnose.json")
+        content = self.content("diagnose", "diagnose.json")
         if not is_diagnosed(self, content):
             again = self.remake_command("diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
@@ -539,6 +538,3 @@ class Run(RunDirectory):
     def _write_report(self) -> Path:
         shown = CurrentFiles(self)
         return write_report(shown, shown.notes)
-
-    def _json(self, *parts: str) -> dict[str, Any]:
-        return dict(json.loads(self.checked(*parts).read_text(encoding="utf-8")))

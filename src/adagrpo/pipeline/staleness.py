@@ -26,7 +26,6 @@ from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
-from adagrpo.storage.removal import MANIFEST
 
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -54,7 +53,8 @@ def parts_of(
     for name, declare in declared(run.config, [command for command in RUN if command != "evaluate"]).items():
         states.compare(name, declare)
     evaluated = declared(run.config, ["evaluate"])
-    usable = [arm.name for arm in run.config.train.arms if _is_usable(states.parts.get(f"train/{arm.name}"))]
+    arms = {arm.name: states.parts.get(f"train/{arm.name}") for arm in run.config.train.arms}
+    usable = [name for name, part in arms.items() if part is not None and part.usable]
     evaluated |= declared(run.config, ["evaluate"], usable)  # of the others, `report/paired` holds nothing
     for name, declare in {**evaluated, **more}.items():
         states.compare(name, declare)
@@ -307,10 +307,6 @@ class _States:
         return [], f"made from {without}" if without else ANOTHER_VERSION
 
 
-def _is_usable(part: Part | None) -> bool:
-    return part is not None and part.usable
-
-
 def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -324,11 +320,4 @@ def _files(folder: Path) -> Sequence[str]:
 
 def _finished(run: RunDirectory) -> list[str]:
     """The names of all stages that lie in a run."""
-    roots = [root for root in (run.source, run.directory) if root is not None]
-    names = {
-        path.parent.relative_to(root).as_posix()
-        for root in roots
-        for depth in ("*", "*/*", "*/*/*")
-        for path in root.glob(f"{depth}/{MANIFEST}")
-    }
-    return sorted(name for name in names if not name.startswith(WORK))
+    return [name for name in run.finished("*", "*/*", "*/*/*") if not name.startswith(WORK)]

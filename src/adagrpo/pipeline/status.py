@@ -6,7 +6,6 @@ from another one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import REFUSED
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
@@ -134,7 +134,7 @@ def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
         for kind in ("best", "final"):
             path = run.path(*folder, kind, "checkpoint.json")
             if path.is_file():
-                found.setdefault(name, {})[kind] = json.loads(path.read_text(encoding="utf-8"))["step"]
+                found.setdefault(name, {})[kind] = read_json(path)["step"]
     return found
 
 
@@ -184,7 +184,7 @@ def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
     path = run.find("diagnose", "diagnose.json")
     if path is None or not parts["diagnose"].usable:
         return False
-    return bool(json.loads(path.read_text(encoding="utf-8"))["verdict"]["decision"] in REFUSED)
+    return bool(read_json(path)["verdict"]["decision"] in REFUSED)
 
 
 def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
@@ -192,7 +192,7 @@ def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
     decided = run.path(DECISION)
     if not decided.is_file() or is_stale(run, DECIDED, parts):
         return command(run, "decide")
-    return f"`{json.loads(decided.read_text(encoding='utf-8'))['serve']}`"
+    return f"`{read_json(decided)['serve']}`"
 
 
 def _bare(text: str | None) -> str | None:

@@ -7,7 +7,6 @@ which is not measured where that takes long (`adagrpo.pipeline.decide`), are in 
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -23,13 +22,13 @@ from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, targ
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import NEIGHBOURS, ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
 FREE = "free.parquet"
@@ -58,7 +57,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     def build(work: Path) -> None:
         served, cases = maker.recommender(called, weights), data.measured_cases("test")
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
-        free = {} if base is None else json.loads((base / "metrics.json").read_text(encoding="utf-8"))
+        free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
             _rank(served, data, name, work)
         values = {"validation": _on_validation(ranked or work / VALIDATION, name), "test": _on_test(data, cases, lists)}
@@ -67,7 +66,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         write_lists(data, cases, lists.items, lists.scores, work)
         if base is not None:
             shutil.copyfile(base / FREE, work / FREE)
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+        write_json(work / "metrics.json", values)
 
     return Declaration(
         build,

@@ -8,7 +8,6 @@ click probability, without the term of the slot; a reward that was not fitted to
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +34,10 @@ from adagrpo.evaluation.reward_quality import (
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines, write_json
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.protocol import Reward
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -95,7 +94,7 @@ def report_exposures(run: RunDirectory) -> Declaration:
         reward = models.reward()
         kinds = [kind for kind in KINDS if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
         content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
-        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "report.json", content)
 
     inputs += [path for path in models.reward_files if path not in inputs]
     return Declaration(build, inputs, ("report.json",), (*models.reward_reads, "seed", "max_history"))
@@ -103,25 +102,21 @@ def report_exposures(run: RunDirectory) -> Declaration:
 
 def collect_exposures(run: RunDirectory) -> None:
     """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
-
-    def read(*parts: str) -> dict[str, Any]:
-        return dict(json.loads(run.checked(*parts).read_text(encoding="utf-8")))
-
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
-        "dataset": {key: value for key, value in read("prepare", "summary.json").items() if key != "understood"},
-        "ranker": read("ranker", "metrics.json"),
+        "dataset": {key: value for key, value in run.content("prepare", "summary.json").items() if key != "understood"},
+        "ranker": run.content("ranker", "metrics.json"),
         "reward": describe_reward(Models(RunData(run))),
-        "exposures": read("ranker", "exposures", "report.json"),
+        "exposures": run.content("ranker", "exposures", "report.json"),
     }
-    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
+    run.write_output("metrics.json", json_lines(content))
 
 
 def _fitted_to(bench: RunData) -> str:
     if bench.config.reward != SequentialOptions():
         return bench.config.reward.kind
-    loss = json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
+    loss = bench.run.content("ranker", "metrics.json")["loss"]
     return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
 
 

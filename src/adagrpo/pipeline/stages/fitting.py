@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +18,9 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import say_fit
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
-from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
@@ -83,7 +82,7 @@ def fit_model(
         user_ids = load_user_ids(data.prepared)
         ids = [user_ids[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
-        write_file(record, json.dumps(content, indent=1) + "\n")
+        write_json(record, content)
         raise Diverged(
             f"{error.what} ({record} has all users; the same command repeats the step)", error.step, error.seed, ids
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
 
@@ -106,8 +106,7 @@ def exposures(run: RunDirectory) -> Declaration:
             only_sampled=options.only_sampled,
         )
         table.write_parquet(work / "logs.parquet")
-        text = json.dumps(asdict(counts) | {"rows_refused": len(refused_rows(parts))}, indent=1) + "\n"
-        (work / "summary.json").write_text(text, encoding="utf-8")
+        write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
     last = manifest(parts[-1], MEND)

@@ -9,7 +9,6 @@ A reward other than the sequential ranker scores one pair at a time, so the cata
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,12 @@ from adagrpo.objective import target_nll
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -70,7 +69,7 @@ def report_ranker(run: RunDirectory) -> Declaration:
 
     def build(work: Path) -> None:
         content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
-        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "report.json", content)
 
     return Declaration(
         build,
@@ -86,7 +85,7 @@ def _loss(data: RunData) -> str:
     options = data.config.reward
     if options != SequentialOptions():
         return options.kind
-    return str(json.loads(data.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
+    return str(data.run.content("ranker", "metrics.json")["loss"])
 
 
 def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> NDArray[np.float32]:
