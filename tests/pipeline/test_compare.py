@@ -15,7 +15,9 @@ from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare_arms import arms_called
+from adagrpo.pipeline.compare_plan import FixedPlan
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
@@ -228,7 +230,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
     claim(tmp_path, "comparison")
     first = comparison(world, data, tmp_path)
-    _write_plan(tmp_path / "plan.json", first.plan)
+    FixedPlan(first.plan).write(tmp_path / "plan.json")
     assert first.plan.family == ("adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank")
     with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
@@ -345,7 +347,7 @@ def test_a_plan_of_before_without_hashes_goes_on_as_it_is(world: Any, tmp_path: 
     world.write(tmp_path / "logs")
     claim(tmp_path / "out", "comparison")
     first = comparison(world, tmp_path / "logs", tmp_path / "out")
-    _write_plan(tmp_path / "out/plan.json", first.plan)
+    FixedPlan(first.plan).write(tmp_path / "out/plan.json")
     before = (tmp_path / "out/plan.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         comparison(world, tmp_path / "logs", tmp_path / "out", console=Events("seed-0/prepare")).carry_out()
@@ -407,9 +409,9 @@ def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leave
 
 def test_arms_that_are_one_mixture_are_trained_once_and_reported_each() -> None:
     names = {"mixture-matched": "mixture-lambda0.5", NORM: "mixture-lambda0.5"}
-    assert _called("mixture-lambda0.5", names, ["nll"]) == ["mixture-matched", NORM]
-    assert _called("mixture-lambda0.5", names, ["mixture-lambda0.5"]) == ["mixture-lambda0.5", *names]
-    assert _called("popularity", names, ["nll"]) == ["popularity"]
+    assert arms_called("mixture-lambda0.5", names, ["nll"]) == ["mixture-matched", NORM]
+    assert arms_called("mixture-lambda0.5", names, ["mixture-lambda0.5"]) == ["mixture-lambda0.5", *names]
+    assert arms_called("popularity", names, ["nll"]) == ["popularity"]
 
 
 @pytest.mark.slow
