@@ -13,22 +13,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
-__all__ = [
-    "CallableOptions",
-    "CountName",
-    "FactoryOptions",
-    "FeatureOptions",
-    "HttpOptions",
-    "LambdaRankOptions",
-    "LightGBMOptions",
-    "NoiseOptions",
-    "RewardOptions",
-    "SequentialOptions",
-    "WeightedOptions",
-    "reward_name",
-]
-
-
 CountName = Literal[
     "popularity",
     "popularity_gap",

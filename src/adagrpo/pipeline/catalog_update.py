@@ -74,11 +74,9 @@ def update_catalog(
     """Make the next version.
 
     Args:
-        run: with Semantic IDs.
         items: a table of items that come, with the columns of the recipe's `data.items`. One that was delisted is
             listed again, with its codes.
         delist: ids of items that leave, or files that hold them: a table with the id column, or a line for each.
-        interactions: files like the run's logs, to see new items beside others in.
         start: the version that is changed, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:

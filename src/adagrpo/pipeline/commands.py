@@ -27,14 +27,7 @@ def owner(run: RunDirectory, path: Path) -> str | None:
 
 
 def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
-    """A verb on a run as the user would type it, in backticks.
-
-    Args:
-        run: on which.
-        verb: to be carried out.
-        overrides: for its `--set`.
-        out: another run, for what it writes.
-    """
+    """A verb on a run as the user would type it, in backticks."""
     place = shlex.quote(str(run.called))
     if verb in ("prepare", "run"):
         recipe = f"`adagrpo run RECIPE --out {place}`"

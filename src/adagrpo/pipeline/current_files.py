@@ -13,8 +13,6 @@ from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 
-__all__ = ["CurrentFiles"]
-
 
 class CurrentFiles:
     """The files of a run without what is out of date; implements `adagrpo.report.page.RunFiles`."""

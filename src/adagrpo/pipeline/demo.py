@@ -22,8 +22,6 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.rewards.boosted import require_lightgbm
 
-__all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "demo_runs", "run_demo"]
-
 GOOD, WRONG = "trees", "shown items alone"
 WRONG_REWARD = ("reward.kind=sequential",)  # which the recipe fits on what was shown alone
 BASELINE = "nll"
@@ -54,7 +52,6 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     Args:
         directory: of the run under the good reward; the other one lies beside it.
         config: of recipes/demo.yaml, or of the like: a simulated marketplace, the arm `nll` among its arms.
-        console: where progress is shown.
 
     Raises:
         UserError: LightGBM is not installed, or one of the folders holds something else.

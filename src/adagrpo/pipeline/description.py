@@ -26,13 +26,7 @@ OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashe
 
 
 def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code: Path) -> dict[str, Any]:
-    """Describe a run, as run.yaml has it.
-
-    Args:
-        data_files: the hashes of the log files, by name.
-        data: the folder that relative paths are in.
-        code: the folder in which modules are looked for.
-    """
+    """Describe a run, as run.yaml has it."""
     content = {
         "config": dump_config(config),
         "arms": config.settings_of_arms(),
@@ -85,12 +79,7 @@ def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
 
 
 def reset_settings(directory: Path, config: Config) -> list[str]:
-    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default.
-
-    Args:
-        directory: of the run; there may be none yet.
-        config: by which its logs are to be read.
-    """
+    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default."""
     if not is_described(directory):
         return []
     before = Config.model_validate(read_description(directory)["config"])

@@ -41,7 +41,6 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     Nothing is asked where no arm reads a reward.
 
     Args:
-        run: about to train the arms of its configuration.
         anyway: a note in place of the refusal.
 
     Raises:

@@ -42,7 +42,7 @@ from adagrpo.pipeline.description import (
     read_description,
     write_description,
 )
-from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
+from adagrpo.pipeline.events import append_event, cut_half_line, read_events
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Declaration, StageFolder
 from adagrpo.storage.artifacts import manifest, verify, verify_file
@@ -53,8 +53,6 @@ from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
-__all__ = ["EVENTS", "Declare", "RunDirectory", "refuse_without_order"]
-
 BUILD, DONE = "build", "done"  # what the first process sends to the others during a stage
 
 
@@ -62,7 +60,6 @@ def refuse_without_order(config: Config, command: str) -> None:
     """Refuse what predicts a next item where nothing says what came next.
 
     Args:
-        config: of the run.
         command: what there is to do instead.
 
     Raises:

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
@@ -33,7 +31,6 @@ def plan(
     """Say what some commands would do with a run.
 
     Args:
-        run: with the settings that they would be carried out by.
         commands: that make stages; those of `adagrpo run` if not given.
         more: stages that are made after those, by name, and what declares each.
 
@@ -88,9 +85,8 @@ def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> di
     sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
     content: dict[str, Any] = {"stages": rows, "data": summary}
     content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = max((fit.held for fit in made.values()), default=0)
-    content["memory"] = {"held": held, "free": free_memory(device)}
+    content["memory"] = {"held": held, "free": free_memory(data.device)}
     kept = sum(fit.kept for fit in made.values())
     passing = max((fit.passing for fit in made.values()), default=0)
     content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}

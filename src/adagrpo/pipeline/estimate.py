@@ -58,13 +58,11 @@ def estimate_policy(
     """Estimates of the clicks that a policy would have had.
 
     Args:
-        run: with the policy.
         requests: a file of request_id and history.
         arm: the policy; its lists are drawn.
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
-        catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
 
     Returns:
         JSON: `policy`, `estimates` and `counts`.

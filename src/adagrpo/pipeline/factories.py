@@ -56,9 +56,6 @@ from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["Models"]
-
-
 REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
 
 
@@ -327,11 +324,7 @@ def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
     """Refuse a ranker of another run whose items are not these: it knows them by number alone.
 
     Args:
-        data: of this run.
         checkpoint: `<run>/ranker/best` or `final`; of a folder elsewhere nothing is known.
-
-    Raises:
-        UserError: the run of the checkpoint has other items.
     """
     other = checkpoint.parent.parent / "prepare"
     if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):

@@ -51,10 +51,6 @@ def check_matched(arms: Sequence[str]) -> None:
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
     """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
 
-    Args:
-        name: a key of `MATCHED`.
-        run: in which the arms that it is made from are trained.
-
     Raises:
         UserError: no norm was measured, or the mixture's is 0.
     """

@@ -30,14 +30,7 @@ LICENCE = "# license: name yours here before you publish this folder; adagrpo do
 
 
 def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
-    """The text of README.md.
-
-    Args:
-        chosen: which arm and step.
-        checkpoint: `best` or `final`.
-        parameters: of the exported model.
-        usage: how the folder is used, in Markdown.
-    """
+    """The text of README.md."""
     measured = _measured(run, chosen, checkpoint)
     results = _results(run, chosen, checkpoint, measured.get("test") or {})
     parts = [

@@ -23,10 +23,6 @@ ASK_REWARD = {"train", "diagnose", "evaluate"}
 def check_named(data: RunData, parts: Collection[str]) -> None:
     """Look for what encodes texts, the files of the reward, and the groups that are measured.
 
-    Args:
-        data: prepared, of a run or of one that is planned.
-        parts: of the work that is to be done, as in `adagrpo.pipeline.dry_run.plan`.
-
     Raises:
         UserError: a file, a module or a group is not there; it is named.
     """

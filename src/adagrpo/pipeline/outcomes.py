@@ -19,9 +19,6 @@ def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
 def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
     """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
 
-    Args:
-        stage: `sft`, `ranker`, one of its folds, or `train/<arm>`.
-
     Returns:
         `steps`; `loss`, the first and the last value of each loss term; `best_step`; `validation`, its metrics there.
     """

@@ -61,11 +61,7 @@ class Declaration:
     together: bool = False
 
     def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
-        """Return what the stage is made from under a configuration.
-
-        Args:
-            inputs: the hash of each input by its label.
-        """
+        """Return what the stage is made from under a configuration."""
         settings = read_settings(config, self.settings, self.but)
         return MadeFrom(self.schema, settings, self.also, inputs, tuple(self.settings), tuple(self.but))
 

@@ -42,7 +42,6 @@ def parts_of(
     """Every stage that a run has or is to have, in the order of the work, by name.
 
     Args:
-        run: with the settings that they are compared with.
         logs: also say whether the log files have changed since they were read, which hashes them, and whether test
             cases or truth are gone.
         measuring: for commands that only measure. In a run that goes on from another one, other settings of
@@ -99,13 +98,7 @@ def made_again(run: RunDirectory) -> list[Part]:
 
 
 def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] | None = None) -> dict[str, Declare]:
-    """The stages that some commands make; of those that several commands share, the ones that are read.
-
-    Args:
-        run: whose recipe asks for them.
-        commands: that are carried out.
-        arms: that are evaluated; None: all of the recipe.
-    """
+    """The stages that some commands make; of those that several commands share, the ones that are read."""
     wanted = declared(run.config, commands, arms)
     shared = {
         name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands
@@ -151,11 +144,7 @@ class _States:
         self._compare(name, now, paths)
 
     def compare_recorded(self, name: str, *, missing: bool = False) -> None:
-        """Compare a stage with what its manifest keeps of its declaration, under the settings of now.
-
-        Args:
-            missing: also list it where it is not there.
-        """
+        """Compare a stage with what its manifest keeps of its declaration, under the settings of now."""
         was, damage = self._manifest(name)
         if was is None:
             if damage or missing:

@@ -24,14 +24,9 @@ from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark
 
-__all__ = ["status", "status_tables"]
-
 
 def status(directory: Path) -> dict[str, Any]:
     """Report the stages of a run or a comparison, JSON-able.
-
-    Args:
-        directory: of the run, or the folder of a comparison.
 
     Raises:
         UserError: it is neither, or its run.yaml or log is damaged.
@@ -62,11 +57,7 @@ def status(directory: Path) -> dict[str, Any]:
 
 
 def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
-    """A table of the stages, if there are any, and sentences below it.
-
-    Args:
-        content: of `status`.
-    """
+    """A table of the stages, if there are any, and sentences below it."""
     if content["kind"] == "comparison":
         runs = ", ".join(content["runs"]) or "none yet"
         done = "is written" if content["finished"] else "is not written yet"

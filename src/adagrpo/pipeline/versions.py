@@ -123,7 +123,6 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
     """The version that is meant.
 
     Args:
-        run: whose Semantic IDs are made.
         which: `latest`, a number, or a name as `CatalogVersion.name` has it.
 
     Raises:
@@ -146,10 +145,6 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 
 def evaluate_with(run: RunDirectory, which: str) -> None:
     """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
-
-    Args:
-        run: opened with a directory of its own for what is written (`adagrpo evaluate --out`).
-        which: see `open_version`.
 
     Raises:
         UserError: there is no such version, the run is not another one's, or is about another version already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,6 @@ def watch(
     Args:
         directory: an exposure log; a service may be writing to it.
         run: whose ranker says what a list was expected to bring; None leaves its signs out.
-        rule: when a sign is on.
         clicks: kinds of feedback that count.
         arm: the lists of one arm alone, as the log names it.
         against: another arm, whose lists of the same days say what is usual; None: the first days do.
@@ -90,7 +90,8 @@ def watch(
             " `predicted` and the signs that need it are left out"
         )
     rule = rule or SignRule()
-    visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
+    numbers = {name: place for place, name in enumerate(sorted(shown["slate"].explode().drop_nulls().unique()))}
+    visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"], numbers))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
         found = (
@@ -118,10 +119,8 @@ def predicted_clicks(
     """(N,) the mean probability of a click, by the ranker, of the items of each list in their places.
 
     Args:
-        ranker: fitted on impressions.
         histories: `N` of them, oldest item first; of an empty one nothing is said.
         items: (N, k) the lists, -1 where one is shorter.
-        max_history: items of a history that the ranker sees.
     """
     known = [row for row, history in enumerate(histories) if len(history)]
     result = np.full(len(histories), np.nan)
@@ -157,11 +156,7 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
 
 
 def _check_together(run: RunDirectory) -> None:
-    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing.
-
-    Raises:
-        UserError: the stage and the command that makes it again.
-    """
+    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing."""
     for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
         why = _made_otherwise(run, name)
         if why is not None and not _is_left_behind(run, name):
@@ -220,10 +215,7 @@ def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, 
     for user, when in shown.select("user_hash", "time").iter_rows():
         past = [item for moment, item in by_user.get(user or "", []) if moment < when]
         histories.append(np.array(past[-run.config.max_history :], np.int64))
-    slates = shown["slate"].to_list()
-    widest = max(map(len, slates), default=1)
-    items = np.array([[numbers.get(i, -1) for i in slate] + [-1] * (widest - len(slate)) for slate in slates])
-    return predicted_clicks(ranker, histories, items, run.config.max_history)
+    return predicted_clicks(ranker, histories, _numbers(shown["slate"], numbers), run.config.max_history)
 
 
 def _invalid(run: RunDirectory) -> dict[str, float]:
@@ -239,8 +231,7 @@ def _invalid(run: RunDirectory) -> dict[str, float]:
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 
 
-def _numbers(slates: pl.Series) -> NDArray[np.int64]:
-    """(N, k) lists of ids as numbers, -1 where one is shorter."""
+def _numbers(slates: pl.Series, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    """(N, k) lists of ids as numbers, -1 for one that has none and where a list is shorter."""
     widest = max(int(slates.list.len().max() or 0), 1)  # type: ignore[arg-type]
-    numbers = {name: place for place, name in enumerate(sorted(slates.explode().drop_nulls().unique()))}
-    return np.array([[numbers[i] for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])
+    return np.array([[numbers.get(i, -1) for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])

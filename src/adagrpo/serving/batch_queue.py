@@ -68,7 +68,6 @@ class BatchQueue(Generic[InT, OutT]):
                 threads it is called by several at a time.
             most: requests of a batch.
             waiting: requests that may wait.
-            threads: that work side by side.
             linger: share of the time of the last batch for which the next one waits for as many requests.
             begin: called by each thread first.
         """

@@ -38,15 +38,9 @@ def exposure(
     asked: Asked,
     answer: Answered,
     versions: Mapping[str, str],
-    ms: float,
+    ms: float,  # since the request was read
 ) -> Exposure:
-    """The row of one answer.
-
-    Args:
-        k: items that are shown.
-        versions: what the list was made by.
-        ms: since the request was read.
-    """
+    """The row of one answer."""
     shown, query = answer.list.first(k), asked.query
     trial, made_by = asked.trial, versions["arm"]
     drawn = shown.log_propensities is not None and shown.log_inclusions is not None
@@ -87,11 +81,7 @@ class ExposureRows:
     """A sink, as the event loop sees it."""
 
     def __init__(self, sink: ExposureSink, failed: Callable[[SinkFailed], None] = lambda error: None) -> None:
-        """Start the thread that writes.
-
-        Args:
-            failed: called with each failure; an operator must learn why the service answers 503.
-        """
+        """Start the threads that write; `failed` hears of each failure: an operator must learn why 503 is answered."""
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
         self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)

@@ -67,9 +67,6 @@ class Intake:
         """Stand before an application.
 
         Args:
-            inner: answers what passes.
-            metrics: counts every request.
-            log: may write every request.
             late: by how much a list that is asked for now would come later than in so many seconds; None: in time.
             direct: what answers a POST to some paths in the place of `inner`, whose routing takes as long as the rest.
             ending: whether the service ends; each answer then closes its connection.
@@ -124,11 +121,7 @@ class Intake:
             self._log.request(status, {**fields, "ms": round(1000 * seconds, 2)})
 
     async def _enter(self, path: str, scope: Scope, state: dict[str, Any], receive: Receive) -> None:
-        """Let a request in, with its body read.
-
-        Raises:
-            _Refused: it is not let in.
-        """
+        """Let a request in, with its body read, or raise `_Refused`."""
         headers = dict(scope["headers"])
         if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
             self._metrics.turned_away("token")

@@ -22,12 +22,7 @@ class RequestLog:
     def __init__(
         self, share: float = 0.0, stream: TextIO | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        """Choose what is written.
-
-        Args:
-            share: of the requests; those that were answered 5xx are written whatever it is.
-            stream: standard error if not given.
-        """
+        """Choose the share of the requests that is written; those that were answered 5xx are, whatever it is."""
         self.share, self._stream, self._clock = share, stream, clock
         self._second, self._lines = 0, 0
 

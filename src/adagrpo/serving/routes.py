@@ -162,7 +162,7 @@ class Routes:
         ]
         askers = [self._asker(user, body.history) for user, body in zip(users, bodies, strict=True)]
         try:
-            answers = await self._lists(request, places, asked, bodies)
+            answers = await self._lists(request, places, asked, bodies, ids)
         except Exception:  # whatever it was, these users got no list of their arm
             await self._record_failed(request, list(zip(ids, askers, strict=True)), asked)
             raise
@@ -222,13 +222,14 @@ class Routes:
         return query if self.explore is None else self.explore.of(query, request_id)
 
     async def _lists(
-        self, request: Request, places: Sequence[Assignment], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
+        self,
+        request: Request,
+        places: Sequence[Assignment],
+        asked: Sequence[Asked],
+        bodies: Sequence[RecommendBody],
+        ids: Sequence[str],
     ) -> list[Answered]:
-        """The lists as they are shown; where two arms make one, both are asked.
-
-        Raises:
-            Overloaded: they would come too late.
-        """
+        """The lists as they are shown; where two arms make one, both are asked."""
         second = [
             Asked(place.interleaved.serving, one.query)
             for place, one in zip(places, asked, strict=True)
@@ -236,7 +237,6 @@ class Routes:
         ]
         found = await self._answers(request, [*asked, *second])
         own, others = found[: len(asked)], iter(found[len(asked) :])
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
         joined = [
             answer if place.interleaved is None else place.interleaved.join(answer, next(others), name, body.k)
             for place, answer, name, body in zip(places, own, ids, bodies, strict=True)
@@ -244,11 +244,7 @@ class Routes:
         return [answer._replace(list=answer.list.first(body.k)) for answer, body in zip(joined, bodies, strict=True)]
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
-        """Collect the answers of the policy, in time.
-
-        Raises:
-            Overloaded: it would not.
-        """
+        """Collect the answers of the policy; `Overloaded` where they would come too late."""
         deadline = request.state.deadline
         self.queue.check(deadline - time.monotonic(), len(asked))
         asked = [one._replace(deadline=deadline) for one in asked]

@@ -28,11 +28,7 @@ from adagrpo.types import Cases
 
 
 def diagnosis(run: RunDirectory) -> Declaration:
-    """The diagnosis of the reward of a run.
-
-    Args:
-        run: with the stages prepare, tokenize, sft and ranker.
-    """
+    """The diagnosis of the reward of a run."""
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")

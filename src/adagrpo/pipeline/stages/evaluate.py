@@ -80,10 +80,15 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
 
 def evaluate_start(run: RunDirectory) -> Declaration:
     """The starting policy on validation and test, and its beam re-ranked with the weight that validation chose."""
-    return evaluate_checkpoint(run, run.path("sft", "best"), run.path(STAGE, FILE))
+    return _evaluate(run, run.weights_of("sft"), run.path(STAGE, FILE))
 
 
-def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
+def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
+    """A trained arm on validation and test."""
+    return _evaluate(run, run.weights_of(arm, checkpoint))
+
+
+def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
     """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
 
     Args:
@@ -187,11 +192,8 @@ def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
     """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
-    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
-    lists = lists.filter(pl.col("rank") <= length)
-    users = load_user_ids(data.prepared).gather(cases.users)
-    for name, ids in (("case", users.alias(USER_ID)), ("row", data.item_ids.alias(ITEM_ID))):
-        lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
+    lists = _by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
+    lists = lists.join(pl.DataFrame([data.item_ids.alias(ITEM_ID)]).with_row_index("row"), on=ITEM_ID, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
@@ -199,23 +201,21 @@ def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
 
 def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
     """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
-    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
-    users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
-    free = free.filter(pl.col("rank") <= length).join(
-        pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner"
-    )
+    free = _by_case(data, cases, folder / "free.parquet", "valid", length)
     valid = np.zeros((len(cases), length), dtype=np.bool_)
     valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
     return valid
 
 
-def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
-    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
+def _by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+    """A column of the first places of lists, with rank and the number of the case."""
+    lists = pl.read_parquet(file, columns=[USER_ID, "rank", column]).filter(pl.col("rank") <= length)
+    users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
+    return lists.join(pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner")
 
-    Args:
-        run: with every stage of the arms.
-        left_out: trained arms that are not among them, and why.
-    """
+
+def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
+    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
     sft = run.content("evaluate", "sft", "metrics.json")
     weights = run.content("reranking", "weight.json")
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
@@ -273,7 +273,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    seconds = _seconds(run)
+    seconds = {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}  # the latest making
     for name, entry in content["stages"].items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
@@ -316,11 +316,6 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
     events: dict[str, Any] = {"events": dict(counts)} if counts else {}
     lost = run.find("train", name, "lost.json")
     return events if lost is None else events | {"lost": read_json(lost)}
-
-
-def _seconds(run: RunDirectory) -> dict[str, float]:
-    """Seconds that the latest making of each stage took."""
-    return {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}
 
 
 def _commit() -> str | None:

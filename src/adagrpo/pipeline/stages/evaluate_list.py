@@ -36,12 +36,7 @@ FREE_METRICS = ("hallucination", "invalid")
 
 
 def evaluate_list(run: RunDirectory, name: str) -> Declaration:
-    """A list on test cases, and on validation cases as `fuse` ranked them.
-
-    Args:
-        run: with what the list is made of.
-        name: see `adagrpo.lists.names`.
-    """
+    """A list on test cases, and on validation cases as `fuse` ranked them."""
     data, called = RunData(run), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
@@ -78,11 +73,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
 
 def list_stages(name: str) -> dict[str, Declare]:
-    """The stages that measure a list which more than a policy makes, by name and in order; none of any other.
-
-    Args:
-        name: see `adagrpo.lists.names`; a policy in it is trained and evaluated before.
-    """
+    """The stages that measure a list which more than a policy makes, by name and in order; none of any other."""
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)

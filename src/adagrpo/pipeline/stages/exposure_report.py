@@ -19,7 +19,6 @@ from scipy.special import expit
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.columns import CLICKED, EXPOSURE, ITEM, USER
 from adagrpo.data.exposures import KINDS, load_held_out
-from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.evaluation.reward_quality import (
@@ -145,14 +144,11 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
 
 def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]:
     """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
-    shown = load_impressions(bench.prepared)
-    assert shown is not None, "made by `prepare`"
-    clicks = bench.training.counts(bench.num_items)
-    exposures = np.bincount(shown[ITEM].to_numpy(), minlength=bench.num_items)
+    assert bench.times_shown is not None, "made by `prepare`"
     return {
         "all": np.full(len(impressions.items), "all"),
-        "item popularity": popularity_bands(clicks)[impressions.items],
-        "item exposure": band(exposures, EXPOSURES)[impressions.items],
+        "item popularity": popularity_bands(bench.training.counts(bench.num_items))[impressions.items],
+        "item exposure": band(bench.times_shown, EXPOSURES)[impressions.items],
         "clicks of the user": band(bench.training.lengths, ACTIVITIES)[impressions.users],
     }
 

@@ -50,7 +50,6 @@ def lambdarank(
     """LambdaRank, the second family of rankers; on impressions where there are some.
 
     Args:
-        run: with the stage prepare.
         validation: makes the groups that select the number of trees.
         reads: the prepared files that they are made of, beside those of training.
     """

@@ -56,10 +56,6 @@ def fit_model(
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
 
     Args:
-        stage: that it is fitted in.
-        model: changed in place.
-        task: what to minimise and how to validate.
-        work: folder of the stage.
         files: text files that belong beside the weights, name to content.
         watch: notice a lost policy and end the fit there.
         go_on: train it on all the same.
@@ -91,11 +87,7 @@ def fit_model(
 def measured_once(
     data: RunData, policy: Policy[Any, Any], models: Models, fit: FitConfig
 ) -> Callable[[], dict[str, float]]:
-    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same.
-
-    Args:
-        data: of the run, which remembers what was measured as long as it is open.
-    """
+    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same."""
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
     reads = read_settings(run.config, [*DECODING, *models.reward_reads, "ranker.folds", "seed"], NOT_FITTED)

@@ -75,12 +75,7 @@ def find_neighbours(run: RunDirectory) -> Declaration:
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
-    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases.
-
-    Args:
-        run: with that policy trained.
-        arm: whose best checkpoint it is.
-    """
+    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases."""
     data = RunData(run)
     models, name = Models(data), ListName(arm, FUSE)
     weights = run.weights_of(arm)

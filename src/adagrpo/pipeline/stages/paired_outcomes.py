@@ -22,11 +22,7 @@ FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
 def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
-    """Every checkpoint of the arms against sft and nll, user by user.
-
-    Args:
-        run: with these arms evaluated.
-    """
+    """Every checkpoint of the arms against sft and nll, user by user."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
     folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}

@@ -123,11 +123,7 @@ def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Pa
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over.
-
-    Raises:
-        UserError: the group is larger than the catalogue, or of a free beam than the code space.
-    """
+    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over."""
     catalog, group = data.catalog, objective.num_generations
     if arm.term != "grpo" or objective.rollout != "beam":
         return

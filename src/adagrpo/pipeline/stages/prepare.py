@@ -36,21 +36,6 @@ from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
 
-__all__ = [
-    "PREPARED",
-    "LogSource",
-    "ShownSource",
-    "exposure_parts",
-    "exposures",
-    "log_source",
-    "note_described",
-    "note_lost",
-    "note_unknown",
-    "prepare",
-    "prepared",
-    "simulated",
-]
-
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
 
@@ -249,12 +234,6 @@ def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, A
     """Say so if the item table describes few of the items of the logs, or in characters that were lost.
 
     Ids of the first may be written differently.
-
-    Args:
-        run: with the console.
-        source: of the item table.
-        summary: of the prepared data.
-        items: that the logs have.
     """
     if source.items is not None:
         note_lost(run, source.items)
@@ -334,9 +313,6 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     """The stage `prepare` of logs of either kind.
 
     Args:
-        run: of the stage.
-        files: that it reads.
-        build: see `Declaration`.
         drawn: something in it is drawn by chance.
     """
     # once, there was no later.parquet, and impressions ended with a user's last interaction

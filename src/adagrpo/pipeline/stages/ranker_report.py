@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reward_quality import (
@@ -38,13 +37,13 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories
 
-EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
@@ -145,9 +144,8 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
 def _item_strata(data: RunData) -> Strata:
     """(V,) names for each way to divide the items."""
     strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
-    shown = load_impressions(data.prepared)
-    if shown is not None:
-        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=data.num_items), EXPOSURES)
+    if data.times_shown is not None:
+        strata["item exposure"] = band(data.times_shown, EXPOSURES)
     return strata
 
 
