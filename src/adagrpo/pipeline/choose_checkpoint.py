@@ -71,8 +71,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     narrowed: list[str] = []
     sampled: dict[str, int] = {}
     for arm in arms:
-        folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
-        metrics = run.find(*folder, "metrics.json")
+        metrics = run.find(*evaluation_of(arm, checkpoint), "metrics.json")
         if metrics is None:
             continue
         if not of_these_weights(run, metrics.parent, arm, checkpoint):
@@ -113,6 +112,11 @@ def _ends_at_its_best(run: RunDirectory) -> bool:
     """Check that the last weights of sft are its best, which alone are evaluated."""
     first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
+
+
+def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
+    """Return the folder of the evaluation of a policy, in a run."""
+    return ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
 
 
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:

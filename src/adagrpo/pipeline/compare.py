@@ -41,7 +41,7 @@ from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
 from adagrpo.pipeline.directory import Declare, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_json, write_json
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
@@ -172,11 +172,7 @@ class Comparison:
         return Run(directory, config, self.data, _Prefixed(self.console, directory.name), self.code)
 
     def carry_out(self) -> dict[str, Any]:
-        """Make or continue the runs, and write the comparison.
-
-        Returns:
-            The content of comparison.json.
-        """
+        """Make or continue the runs, and write the comparison; returns the content of comparison.json."""
         with lock_folder(self.directory, "comparison"):
             return self._carry_out()
 
@@ -184,12 +180,6 @@ class Comparison:
         """Make or continue the runs of some seeds, and compare nothing; others may make the other seeds meanwhile.
 
         A run keeps other processes out of its own folder, and so may be made on another machine and moved here.
-
-        Returns:
-            Their folders.
-
-        Raises:
-            UserError: a seed is not one of the comparison's, or is there twice.
         """
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
@@ -256,8 +246,8 @@ class Comparison:
     def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
         """The matched arms of an earlier start, so that none is left out and taken up again; none if it is damaged."""
         try:
-            path = run.find("metrics.json")
-            return {} if path is None else self._matched(run, read_json(path))
+            metrics = run.find_content("metrics.json")
+            return {} if metrics is None else self._matched(run, metrics)
         except (UserError, KeyError):
             return {}
 

@@ -46,11 +46,7 @@ class FixedPlan(NamedTuple):
         write_file(path, json_lines(with_hash(content)), keep=True)
 
     def options_for(self, asked: CompareConfig, arms: Sequence[str], path: Path) -> CompareConfig:
-        """The comparison that is fixed: what is asked for now, with the family of an earlier start.
-
-        Raises:
-            UserError: it is another one than was fixed, or of arms that are not there.
-        """
+        """The comparison that is fixed: what is asked for now, with the family of an earlier start."""
         before, family = self.options, asked.family
         if family is None:
             family = before.family if before else tuple(arm for arm in arms[1:] if arm != asked.baseline)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
 from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.run import Run
@@ -83,7 +84,6 @@ def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
         data = RunData(run)
         arms = [arm.name for arm in run.config.train.arms]
         for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
-            folder = (arm,) if arm == "sft" else (arm, "final")
             name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
-            measured[name, "final"] = [read_measured(data, run.path("evaluate", *folder))]
+            measured[name, "final"] = [read_measured(data, run.path(*evaluation_of(arm, "final")))]
     return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))

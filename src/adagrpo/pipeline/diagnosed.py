@@ -14,7 +14,6 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.rewards import describe_reward
 
 REFUSED = {
@@ -42,21 +41,17 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
 
     Args:
         anyway: a note in place of the refusal.
-
-    Raises:
-        UserError: the diagnosis of this policy and this reward says anything but `use`, and not `anyway`.
     """
     trained = run.trained()
     if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():
         return
     diagnose = f"adagrpo diagnose --run {run.called}"
-    path = run.find("diagnose", "diagnose.json")
-    if path is None and all(arm.name in trained for arm in run.config.train.arms):
+    content = run.find_content("diagnose", "diagnose.json")
+    if content is None and all(arm.name in trained for arm in run.config.train.arms):
         return
-    if path is None:
+    if content is None:
         run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
         return
-    content = read_json(path)
     if not is_diagnosed(run, content):
         run.console.note(f"note: the diagnosis is of another policy or reward; `{diagnose}` makes it again")
         return

@@ -259,6 +259,11 @@ class RunDirectory(ABC):
             read_description(path.parent)
         return self.checked(*parts) if path.is_file() else None
 
+    def find_content(self, *parts: str) -> dict[str, Any] | None:
+        """`content`, or None where there is no such file."""
+        path = self.find(*parts)
+        return None if path is None else read_json(path)
+
     def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
         """The folder of a finished stage whose files, but for some, are all as they were written.
 

@@ -152,11 +152,7 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """The items that `evaluation.eligible` leaves.
-
-        Raises:
-            UserError: the items have no such group, or nothing is left.
-        """
+        """The items that `evaluation.eligible` leaves."""
         options = self.config.evaluation.eligible
         assert options is not None
         numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}

@@ -120,7 +120,9 @@ class Forecast:
 
 
 def say_fit(data: RunData, stage: str) -> None:
-    """Say what a fit takes, and warn where memory or disk are short of it."""
+    """Say what a fit takes before anything of it is allocated, and warn where memory or disk are short of it."""
+    if not data.run.processes.is_main_process:
+        return
     fit, run = Forecast(data).fit(stage), data.run
     assert fit is not None, f"{stage} fits no model"
     run.console.note(f"{stage}: {fit.sentence()}")

@@ -41,18 +41,13 @@ WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 class ListMaker:
     """Makes the recommenders of a run's lists; what is changed against the recipe holds for each of them.
 
-    Attributes:
-        models: of the run, over the version of the catalogue that is served.
-        exclude_history: leave the items of the history out; None: as the run's evaluation does.
-        precision: of the policy; None is the recipe's.
-        reward_weight: of a re-ranked list, in spreads; None is the one that validation chose.
-        checkpoint: of the policy.
+    What is changed is as in `adagrpo.pipeline.named_lists.ListOptions`.
     """
 
-    models: Models
+    models: Models  # over the version of the catalogue that is served
     exclude_history: bool | None = None
     precision: Precision | None = None
-    reward_weight: float | None = None
+    reward_weight: float | None = None  # None is the one that validation chose
     checkpoint: Literal["best", "final"] = "best"
     loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
 
@@ -104,9 +99,6 @@ class ListMaker:
 
         Args:
             changed: arguments of `Recommender` beside those that follow from the name.
-
-        Raises:
-            UserError: a file is missing or not as it was made.
         """
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()

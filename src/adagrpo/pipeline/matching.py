@@ -17,7 +17,7 @@ from adagrpo.config import ArmConfig
 from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.json_files import read_json, read_rows
+from adagrpo.pipeline.json_files import read_rows
 from adagrpo.trainer.pressure import FILE
 
 MATCHED_BY_ADMISSION, NORM = NAMES
@@ -30,16 +30,12 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:
         return None if arm.term is None else arm.weight_of(common)
-    path = run.find("train", arm.name, FILE)
-    return None if path is None else float(read_json(path)["lambda_"])
+    pressed = run.find_content("train", arm.name, FILE)
+    return None if pressed is None else float(pressed["lambda_"])
 
 
 def check_matched(arms: Sequence[str]) -> None:
-    """Refuse a matched arm without those that it is made from.
-
-    Raises:
-        UserError: naming what is to be added.
-    """
+    """Refuse a matched arm without those that it is made from."""
     for name, sources in MATCHED.items():
         missing = [source for source in sources if source not in arms]
         if name in arms and missing:
@@ -49,11 +45,7 @@ def check_matched(arms: Sequence[str]) -> None:
 
 
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
-    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
-
-    Raises:
-        UserError: no norm was measured, or the mixture's is 0.
-    """
+    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda."""
     stages = metrics["stages"]
     if name == MATCHED_BY_ADMISSION:
         weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])

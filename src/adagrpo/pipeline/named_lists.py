@@ -16,7 +16,6 @@ from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
 from adagrpo.pipeline.output_sources import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
@@ -87,24 +86,19 @@ def served_list(
 
 def _decided(run: RunDirectory) -> str | None:
     """Return the list that `decide` chose; None where nothing was decided."""
-    path = run.find(DECISION)
-    if path is None:
+    decided = run.find_content(DECISION)
+    if decided is None:
         return None
     if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
         again = command(run, "decide", ())
         raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
-    return str(read_json(path)["chosen"])
+    return str(decided["chosen"])
 
 
 def check_served(
     run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
 ) -> None:
-    """Refuse to answer with what is stale.
-
-    Raises:
-        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
-            it again.
-    """
+    """Refuse to answer with what is stale."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     reward = reward_stages(run) if maker.asks_reward(name) else []
     check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])

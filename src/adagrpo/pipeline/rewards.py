@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.sequences import pad
@@ -79,15 +78,11 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
         raise UserError(f"reward {reward_name(options)}: {error}") from error
-    if not _differ(scores):
+    if not (np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any():
         said = "gives every item of a case the same score; there is nothing to learn from it"
         message = f"reward {reward_name(options)}: {said}"
         raise ServiceError(message) if _asks_a_service(options) else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
-
-
-def _differ(scores: NDArray[np.float64]) -> bool:
-    return bool((np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any())
 
 
 def describe_reward(models: Models) -> dict[str, Any]:

@@ -27,11 +27,7 @@ from adagrpo.serving.model_manager import Serving
 
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
-    """The run of each arm; arms of one folder have the same.
-
-    Raises:
-        UserError: an arm names a folder that is no run; the line names plan and arm.
-    """
+    """The run of each arm; arms of one folder have the same."""
     opened: dict[Path, RunDirectory] = {}
     runs = {}
     for name, arm in trial.plan.arms.items():

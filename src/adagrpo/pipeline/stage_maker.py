@@ -99,12 +99,7 @@ class StageMaker(RunDirectory):
         self._make("train")
 
     def _look_at_reward(self) -> None:
-        """Look at the reward before it is used, and have run.yaml say what it is.
-
-        Raises:
-            UserError: it says the same of every item, is not finite, or is otherwise wrong in a way a user can mend.
-            ServiceError: an endpoint failed, or what it answers is wrong.
-        """
+        """Look at the reward before it is used, and have run.yaml say what it is."""
         data = RunData(self)
         models = Models(data)
         for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:

@@ -172,7 +172,8 @@ class _States:
             row, folder = row_of(name), self.run.folder(name)
             if row is None or not row.evaluation_only or not part.there:
                 continue
-            gone = next((folder / file for file in _files(folder) if not (folder / file).exists()), None)
+            files = (manifest(folder) or {"files": ()})["files"]
+            gone = next((folder / file for file in files if not (folder / file).exists()), None)
             if gone is not None:
                 why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
                 self.parts[name] = replace(part, state="damaged", why=why)
@@ -301,10 +302,6 @@ def _text(value: Any) -> str:
         value = int(value)
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _files(folder: Path) -> Sequence[str]:
-    return list((manifest(folder) or {"files": ()})["files"])
 
 
 def _finished(run: RunDirectory) -> list[str]:

@@ -107,12 +107,12 @@ def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any
     begun = StageFolder(run.directory, part.name).begun_for() is not None and part.state in ("done", "stale")
     why = [part.why] if part.why else []
     why += ["an attempt with other settings was interrupted"] if begun else []
-    known = ended is not None and part.there
+    made = ended if ended is not None and part.there else {}
     return {
         "stage": part.name,
         "state": part.state,
-        "made": ended["time"] if known and ended else None,
-        "seconds": ended["seconds"] if known and ended else None,
+        "made": made.get("time"),
+        "seconds": made.get("seconds"),
         "why": "; ".join(why),
     }
 
@@ -172,10 +172,8 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
 
 def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
     """Check that the diagnosis, if it is up to date, does not recommend training on the reward."""
-    path = run.find("diagnose", "diagnose.json")
-    if path is None or not parts["diagnose"].usable:
-        return False
-    return bool(read_json(path)["verdict"]["decision"] in REFUSED)
+    content = run.find_content("diagnose", "diagnose.json")
+    return content is not None and parts["diagnose"].usable and content["verdict"]["decision"] in REFUSED
 
 
 def _best_list(run: Run, parts: Mapping[str, Part]) -> str:

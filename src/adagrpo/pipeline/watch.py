@@ -32,6 +32,7 @@ from adagrpo.types import Histories, Ragged
 DAY = 86_400
 ASKED = 200  # histories that the share of invalid codes is taken over
 TOP = 10
+CLICKS = ("click", "purchase")  # kinds of feedback that count
 BATCH = 1024  # lists that are scored at a time
 
 Floats = NDArray[np.float64]
@@ -42,7 +43,6 @@ def watch(
     run: RunDirectory | None = None,
     *,
     rule: SignRule | None = None,
-    clicks: tuple[str, ...] = ("click", "purchase"),
     arm: str | None = None,
     against: str | None = None,
     since: int | None = None,
@@ -52,7 +52,6 @@ def watch(
     Args:
         directory: an exposure log; a service may be writing to it.
         run: whose ranker says what a list was expected to bring; None leaves its signs out.
-        clicks: kinds of feedback that count.
         arm: the lists of one arm alone, as the log names it.
         against: another arm, whose lists of the same days say what is usual; None: the first days do.
         since: the first day, in days since 1970; None is the first of the log.
@@ -71,7 +70,7 @@ def watch(
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
-    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
+    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(CLICKS)), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
@@ -157,9 +156,9 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
 
 def _check_together(run: RunDirectory) -> None:
     """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing."""
-    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
-        why = _made_otherwise(run, name)
-        if why is not None and not _is_left_behind(run, name):
+    arms = {arm.name for arm in run.config.train.arms}
+    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained() if arm in arms)):
+        if (why := _made_otherwise(run, name)) is not None:
             raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake_command(name)}")
 
 
@@ -171,11 +170,6 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
         if path.is_file() and run.hash_input(path) != digest:
             return f"made from another {label} than is there now"
     return None
-
-
-def _is_left_behind(run: RunDirectory, name: str) -> bool:
-    """Check that a stage is of an arm that the run has no more."""
-    return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
 
 def _known(value: Any) -> Any:

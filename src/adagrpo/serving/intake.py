@@ -86,7 +86,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
-        state["started"], state["disconnected"] = started, _never_disconnects
+        state["started"], state["disconnected"] = started, lambda: False  # before there is a body
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 
@@ -156,34 +156,22 @@ class Intake:
         return max(whole - self.lag, whole / 2)
 
     async def _body(self, receive: Receive) -> bytes:
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        if message.get("more_body"):
-            pieces = [body]
-            size = len(body)
-            while message.get("more_body"):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _Gone
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > self._limits.body_bytes:
-                    raise self._too_large()
-            body = b"".join(pieces)
-        if len(body) > self._limits.body_bytes:
-            raise self._too_large()
-        return body
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._limits.body_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(pieces)
 
     def _too_large(self) -> _Refused:
         self._metrics.turned_away("size")
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
-
-
-def _never_disconnects() -> bool:
-    """Stand in for the check of a connection before there is one."""
-    return False
 
 
 def _names() -> Iterator[str]:

@@ -26,7 +26,7 @@ from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import json_lines, read_json, read_rows, write_json
+from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
@@ -314,8 +314,8 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
         counts.update({event: int(count) for event, count in found.items() if count is not None})
     events: dict[str, Any] = {"events": dict(counts)} if counts else {}
-    lost = run.find("train", name, "lost.json")
-    return events if lost is None else events | {"lost": read_json(lost)}
+    lost = run.find_content("train", name, "lost.json")
+    return events if lost is None else events | {"lost": lost}
 
 
 def _commit() -> str | None:

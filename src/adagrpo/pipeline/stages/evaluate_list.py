@@ -19,6 +19,7 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list, reward_number
 from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
+from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -41,7 +42,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
     weights = run.weights_of(arm)
-    base = None if called.policy is None else run.path("evaluate", *((arm,) if arm == START else (arm, "best")))
+    base = None if called.policy is None else run.path(*evaluation_of(arm, "best"))
     ranked = run.path("fuse", arm, VALIDATION) if reward_number(called.order) is None else None
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
     inputs += [] if ranked is None else [ranked]

@@ -112,11 +112,16 @@ def collect_exposures(run: RunDirectory) -> None:
     run.write_output("metrics.json", json_lines(content))
 
 
+def loss_of(data: RunData) -> str:
+    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
+    if data.config.reward != SequentialOptions():
+        return data.config.reward.kind
+    return str(data.run.content("ranker", "metrics.json")["loss"])
+
+
 def _fitted_to(bench: RunData) -> str:
-    if bench.config.reward != SequentialOptions():
-        return bench.config.reward.kind
-    loss = bench.run.content("ranker", "metrics.json")["loss"]
-    return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
+    loss = loss_of(bench)
+    return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else loss
 
 
 def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
@@ -33,12 +32,6 @@ def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
     return lambda done, total: run.console.progress(
         label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
     )
-
-
-def begin_fit(data: RunData, stage: str) -> None:
-    """Say how large a fit is, before anything of it is allocated."""
-    if data.run.processes.is_main_process:
-        say_fit(data, stage)
 
 
 def fit_model(

@@ -43,11 +43,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 
 def read_measured(data: RunData, folder: Path) -> Measured:
-    """Read an evaluation's folder, user by user.
-
-    Raises:
-        UserError: a file of it is missing, or not as it was written.
-    """
+    """Read an evaluation's folder, user by user."""
     cases = data.measured_cases("test")
     for name in FILES:
         data.run.hash_input(folder / name)

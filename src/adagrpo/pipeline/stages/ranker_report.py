@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reward_quality import (
@@ -37,7 +36,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES
+from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
@@ -67,7 +66,7 @@ def report_ranker(run: RunDirectory) -> Declaration:
         inputs += [*data.truth_files, data.prepared_file("test.parquet")]
 
     def build(work: Path) -> None:
-        content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
+        content = _quality(data, models.reward(), models.policy(start).eval(), loss_of(data))
         write_json(work / "report.json", content)
 
     return Declaration(
@@ -77,14 +76,6 @@ def report_ranker(run: RunDirectory) -> Declaration:
         settings=("policy", *models.reward_reads, "seed", "max_history"),
         also=data.truth_read or None,
     )
-
-
-def _loss(data: RunData) -> str:
-    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
-    options = data.config.reward
-    if options != SequentialOptions():
-        return options.kind
-    return str(data.run.content("ranker", "metrics.json")["loss"])
 
 
 def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> NDArray[np.float32]:
