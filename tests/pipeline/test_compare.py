@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import Config
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure
 from adagrpo.exposures.exposure_store import LocalExposureLog
@@ -28,7 +28,7 @@ PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
 WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
 
 
-class Events:
+class Events(Silent):
     """Notes what happens to each stage, and stops the program at one."""
 
     def __init__(self, stop_at: str | None = None) -> None:
@@ -38,10 +38,6 @@ class Events:
         self.seen.append((name, event))
         if name == self.stop_at:
             raise KeyboardInterrupt
-
-    def note(self, text: str) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 def comparison(world: Any, data: Path, out: Path, *, console: Any = None, plan: Any = PLAN, **asked: Any) -> Comparison:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import Config
+from adagrpo.console import Silent
 from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
 from adagrpo.report.reward_trial import contenders_table, trial_sentences
 
@@ -23,7 +23,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-class Events:
+class Events(Silent):
     """Notes what happens to each stage."""
 
     def __init__(self) -> None:
@@ -31,10 +31,6 @@ class Events:
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         self.seen.append((name, event))
-
-    def note(self, text: str) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 @pytest.mark.slow

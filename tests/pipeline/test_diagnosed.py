@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.diagnosed import check_diagnosis, diagnosed_models
@@ -18,17 +18,11 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.storage.artifacts import seal
 
 
-class Notes:
+class Notes(Silent):
     """A console that keeps what it is told."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """Not kept."""
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Not kept."""
 
     def note(self, text: str) -> None:
         self.said.append(text)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, forecast, resources
 from adagrpo.pipeline.dry_run import plan
@@ -153,13 +154,9 @@ def test_memory_and_disk_of_this_machine(tmp_path: Path) -> None:
     assert (resources.free_memory(torch.device("cpu")) or 1) > 0
 
 
-class Notes:
+class Notes(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Any) -> None: ...
 
     def note(self, text: str) -> None:
         self.said.append(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adagrpo.console import Silent
 from adagrpo.groups import draw
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
@@ -31,7 +31,7 @@ ARMS: list[dict[str, Any]] = [
 ]
 
 
-class Heard:
+class Heard(Silent):
     """A console that keeps what stages say."""
 
     def __init__(self) -> None:
@@ -39,12 +39,6 @@ class Heard:
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         self.said.append((name, event))
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def emptied(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
