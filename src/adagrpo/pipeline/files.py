@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.data.groups import ItemGroups
-from adagrpo.data.prepared import (
-    load_cases,
-    load_impressions,
-    load_item_ids,
-    load_items,
-    load_training,
-    load_user_ids,
-)
+from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_items, load_training, load_user_ids
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError

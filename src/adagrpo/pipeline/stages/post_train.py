@@ -18,12 +18,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
-from adagrpo.pipeline.stages.fitting import (
-    DECODING,
-    NOT_FITTED,
-    fit_model,
-    measured_once,
-)
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
