@@ -22,7 +22,6 @@ from adagrpo.pipeline.stage_table import (
     MEASURES_REWARD,
     commands_of_stages,
     declared,
-    fits_trees,
     names_key,
     readers,
     reads_key,
@@ -100,7 +99,7 @@ def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
 
 def _reads(run: RunDirectory, verb: str, key: str) -> bool:
     if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
-        return fits_trees(run.config.reward)  # what else it is, does not concern the ranker
+        return run.config.reward.holds("lambdarank")  # what else it is, does not concern the ranker
     return reads_key(verb, key)
 
 

@@ -11,8 +11,8 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.storage.artifacts import manifest
 
-WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
+Checkpoint = Literal["best", "final"]
 MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
 
 
@@ -31,11 +31,11 @@ class Chosen(NamedTuple):
 
     def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
         """Return the versions that answers name; `run` is the run of the checkpoint."""
-        model = run.hash_input(self.weights / WEIGHTS)[:SHOWN]
+        model = run.hash_input(self.weights / "model.safetensors")[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
-def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
+def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint) -> Chosen:
     """The checkpoint of an arm.
 
     Args:

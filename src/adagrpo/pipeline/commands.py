@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.stage_table import fits_trees, reads_key, row_of
+from adagrpo.pipeline.stage_table import reads_key, row_of
 
 ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
 
@@ -67,6 +67,7 @@ def remake_command(run: RunDirectory, place: Path | str) -> str:
     if name.startswith("fold-") and not any(text.startswith("ranker.folds=") for text in given):
         least = int(name.removeprefix("fold-")) + 1
         given += [f"ranker.folds={max(2, least)}"] if run.config.ranker.folds < least else []
-    if name == "lambdarank" and run.described is not None and not given and not fits_trees(run.described.reward):
+    described = run.described
+    if name == "lambdarank" and described is not None and not given and not described.reward.holds("lambdarank"):
         given.append("reward.kind=lambdarank")
     return command(run, "run" if stage == "simulate" else made_by, given)

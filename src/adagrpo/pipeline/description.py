@@ -13,7 +13,6 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
-from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_json
@@ -37,7 +36,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
         "versions": {"adagrpo": __version__, "python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
     }
-    return content | ({"code_directory": str(code)} if _runs_code(config.reward) else {})
+    return content | ({"code_directory": str(code)} if config.reward.holds("callable") else {})
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -123,7 +122,3 @@ def data_settings(config: Config) -> dict[str, Any]:
         elif name not in ("logs", "marketplace"):
             found[f"data.{name}"] = value
     return {key: value for key, value in found.items() if key not in PLACES}
-
-
-def _runs_code(options: RewardOptions) -> bool:
-    return options.kind == "callable" or any(map(_runs_code, options.parts))

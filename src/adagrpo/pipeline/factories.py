@@ -180,30 +180,25 @@ class Models:
         Raises:
             UserError: a module is not there, or a checkpoint is of a run with other items.
         """
-        run, paths = self.run, []
+        run = self.run
         match options:
             case SequentialOptions():
                 folder = self._checkpoint(options)
                 if options.checkpoint is not None:
                     _refuse_other_items(self.data, folder)
-                paths = [folder / "model.safetensors"]
-            case CallableOptions():
-                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
-            case HttpOptions() | NoiseOptions():
-                pass
+                own = [folder / "model.safetensors"]
+            case CallableOptions() | FactoryOptions():
+                own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
             case LightGBMOptions() | LambdaRankOptions():
-                paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
-            case FeatureOptions():
-                paths = self.data.training_files[:2]
-            case FactoryOptions():
-                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
-                paths += [path for part in options.parts for path in self.files_of(part)]
-                paths += self.data.training_files[:2]
-            case WeightedOptions():
-                paths = [path for part in options.parts for path in self.files_of(part)]
+                own = [self._trees(options)]
+            case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
+                own = []
             case _:
                 assert_never(options)
-        return list(dict.fromkeys(paths))
+        own += [path for part in options.parts for path in self.files_of(part)]
+        if isinstance(options, LightGBMOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
+            own += self.data.training_files[:2]  # features count in these
+        return list(dict.fromkeys(own))
 
     def reward_of(self, options: RewardOptions) -> Reward:
         """Make a reward ready to score."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from adagrpo.lists.fusion import SUCCESSORS, FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
 from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.choose_checkpoint import of_these_weights
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
@@ -48,7 +48,7 @@ class ListMaker:
     exclude_history: bool | None = None
     precision: Precision | None = None
     reward_weight: float | None = None  # None is the one that validation chose
-    checkpoint: Literal["best", "final"] = "best"
+    checkpoint: Checkpoint = "best"
     loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
 
     def stages(self, name: ListName) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import SHOWN, Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -24,7 +24,6 @@ from adagrpo.pipeline.versions import LATEST, CatalogVersion
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # in it: `chosen`
-Checkpoint = Literal["best", "final"]
 
 
 @dataclass(frozen=True)

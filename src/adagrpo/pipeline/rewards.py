@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, WeightedOptions, reward_name
+from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -81,7 +81,7 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     if not (np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any():
         said = "gives every item of a case the same score; there is nothing to learn from it"
         message = f"reward {reward_name(options)}: {said}"
-        raise ServiceError(message) if _asks_a_service(options) else UserError(message)
+        raise ServiceError(message) if options.holds("http") else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 
 
@@ -90,7 +90,3 @@ def describe_reward(models: Models) -> dict[str, Any]:
     options, run = models.config.reward, models.run
     files = {run.label(path): run.hash_input(path) for path in models.files_of(options)}
     return {**options.identity(), "files": files}
-
-
-def _asks_a_service(options: RewardOptions) -> bool:
-    return isinstance(options, HttpOptions) or any(map(_asks_a_service, options.parts))

@@ -27,6 +27,7 @@ from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.recommender import ItemId
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
+from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.decide import contenders, decision, not_measured
 from adagrpo.pipeline.diagnosed import is_diagnosed
@@ -34,7 +35,7 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, Checkpoint, ListOptions, check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.serve import recommender

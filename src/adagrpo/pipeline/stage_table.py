@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from adagrpo.config import Config
-from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.config.training import LISTS
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
 from adagrpo.pipeline.directory import Declare
@@ -104,11 +104,6 @@ class Stage:
         return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
 
 
-def fits_trees(options: RewardOptions) -> bool:
-    """Return whether a reward, or one that it is made of, is what `ranker/lambdarank` holds."""
-    return options.kind == "lambdarank" or any(map(fits_trees, options.parts))
-
-
 def _ordered(config: Config) -> bool:
     return not config.without_order
 
@@ -195,7 +190,7 @@ STAGES: tuple[Stage, ...] = (
         "ranker",
         ("ranker", *REWARDED),
         _by_order(lambdarank, fit_trees),
-        lambda config: fits_trees(config.reward),
+        lambda config: config.reward.holds("lambdarank"),
         unused="the reward has no such trees",
         selects=True,
     ),
