@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.diagnosed import check_diagnosis, diagnosed_models
@@ -17,20 +16,12 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.artifacts import seal
 
-
-class Notes(Silent):
-    """A console that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+from ..consoles import Heard
 
 
 def opened(directory: Path, *settings: str) -> tuple[Run, list[str]]:
-    console = Notes()
-    return Run.open(directory, settings, console), console.said
+    console = Heard()
+    return Run.open(directory, settings, console), console.notes
 
 
 def diagnosed(directory: Path, decision: str) -> None:
