@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -20,32 +20,18 @@ from adagrpo import __version__, cli, console, pipeline
 from adagrpo.data.simulation.marketplace import Marketplace
 from adagrpo.report import serve_command
 
+from .command_line import Answer, command
+
 VERBS = list(cli.options.COMMANDS)
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
-
-
-class Answer(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 Command = Callable[..., Answer]
 
 
 @pytest.fixture
-def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command line in this process."""
-    monkeypatch.delenv("ADAGRPO_TRACEBACK", raising=False)
-
-    def run(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Answer(int(stop.value.code or 0), *capsys.readouterr())
-
-    return run
+def adagrpo() -> Command:
+    return command
 
 
 @pytest.fixture
@@ -422,8 +408,8 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
 
 
 def test_dry_run_of_prepare_and_demo(adagrpo: Command, tmp_path: Path, data: Path) -> None:
-    for command in (["prepare", data / "log.csv"], ["demo", "--small"]):
-        reply = adagrpo(*command, "--out", tmp_path / "out", "--dry-run")
+    for words in (["prepare", data / "log.csv"], ["demo", "--small"]):
+        reply = adagrpo(*words, "--out", tmp_path / "out", "--dry-run")
         assert reply.status == 0 and "prepare" in reply.out and not (tmp_path / "out").exists()
 
 

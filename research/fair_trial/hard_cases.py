@@ -40,7 +40,7 @@ from adagrpo.evaluation.comparison import Measured, compare_pairs, corrected_pai
 from adagrpo.metrics import target_rank_in
 from adagrpo.objective.diagnostics import discriminability
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.compare import evaluation_folder
+from adagrpo.pipeline.compare_arms import evaluation_folder
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.evaluate import read_lists

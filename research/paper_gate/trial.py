@@ -25,7 +25,8 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.lists.names import RERANK
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.compare import Comparison, evaluation_folder
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare_arms import evaluation_folder
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.report import read_rows

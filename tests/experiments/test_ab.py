@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo import cli
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import users_of
@@ -24,49 +21,38 @@ from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
 
+from ..command_line import command
 from .two_arms import AFTER, CONTENT, NEVER, PLAN, changed, rows, tables, version
 
 
-@pytest.fixture
-def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_the_verb(tmp_path: Path) -> None:
     plan, log = tmp_path / "plan.yaml", LocalExposureLog(tmp_path / "exposures")
     shown, said = rows(200, lift=0.6, plan=changed(looks="daily", answers=400))
     log.write(shown)
     log.feedback(said)
     log.close()
     plan.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
-    status, out, err = adagrpo("ab", plan, "--power", "--exposures", tmp_path / "exposures")
+    status, out, err = command("ab", plan, "--power", "--exposures", tmp_path / "exposures")
     assert (status, err) == (0, "") and "+2.00%" in out and not (tmp_path / "plan.yaml.frozen.json").exists()
     assert out.endswith("read: 5.0 days of the log, 2026-11-03T00:01:00+00:00 to 2026-11-08T00:00:00+00:00\n")
-    (row,) = json.loads(adagrpo("ab", plan, "--power", "--exposures", tmp_path / "exposures", "--json")[1])
+    (row,) = json.loads(command("ab", plan, "--power", "--exposures", tmp_path / "exposures", "--json")[1])
     assert row["read"]["to"] == "2026-11-08T00:00:00+00:00" and row["read"]["days"] == pytest.approx(5 - 60 / DAY)
-    status, _, err = adagrpo("ab", plan, "--freeze", "--json")
+    status, _, err = command("ab", plan, "--freeze", "--json")
     assert status == 2 and "its window ended on 2026-11-15" in err
-    frozen = json.loads(adagrpo("ab", plan, "--exposures", tmp_path / "exposures", "--json")[1])["plan"]
+    frozen = json.loads(command("ab", plan, "--exposures", tmp_path / "exposures", "--json")[1])["plan"]
     plan.write_text(yaml.safe_dump(CONTENT | {"looks": "daily", "answers": 400}), encoding="utf-8")
-    status, _, err = adagrpo("ab", plan, "--exposures", tmp_path / "exposures")
+    status, _, err = command("ab", plan, "--exposures", tmp_path / "exposures")
     assert status == 2 and "was changed after it was frozen" in err and err.count("\n") == 1
     plan.write_text(yaml.safe_dump(CONTENT | {"start": "2020-01-01"}), encoding="utf-8")
     (tmp_path / "plan.yaml.frozen.json").unlink()
-    status, out, _ = adagrpo("ab", plan, "--exposures", tmp_path / "exposures")
+    status, out, _ = command("ab", plan, "--exposures", tmp_path / "exposures")
     assert status == 0 and out.startswith("new: invalid; no user was shown anything")
     assert "(after the start)" in out
     daily = tmp_path / "daily.yaml"
     daily.write_text(yaml.safe_dump(CONTENT | {"looks": "daily", "answers": 400}), encoding="utf-8")
-    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures")
+    status, out, _ = command("ab", daily, "--exposures", tmp_path / "exposures")
     assert status == 0 and out.startswith("new: ship; better: ") and "latency" in out
-    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--json")
+    status, out, _ = command("ab", daily, "--exposures", tmp_path / "exposures", "--json")
     result = json.loads(out)
     assert result["verdicts"] == {"new": "ship"} and result["plan"] != frozen
     by_day = {day: [row for row in result["daily"] if row["through"] == day] for day in ("2026-11-09", "2026-11-14")}
@@ -75,15 +61,13 @@ def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) 
     ]
     users = [row for row in result["daily"] if row["through"] == "2026-11-09"]
     assert users[0]["interval"][1] - users[0]["interval"][0] > 1.2 * np.ptp(result["effects"][0]["interval"])
-    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--daily")
+    status, out, _ = command("ab", daily, "--exposures", tmp_path / "exposures", "--daily")
     assert status == 0 and out.count("2026-11-12") == 3
-    status, _, err = adagrpo("ab", daily)
+    status, _, err = command("ab", daily)
     assert status == 2 and "--exposures" in err
 
 
-def test_the_verb_where_a_purchase_has_not_happened(
-    adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_the_verb_where_a_purchase_has_not_happened(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "exposures")
     plan = NEVER.model_dump(mode="json") | {"looks": "daily", "answers": 400}
     shown, said = rows(200, lift=0.6, plan=Plan.model_validate(plan))
@@ -92,14 +76,14 @@ def test_the_verb_where_a_purchase_has_not_happened(
     log.close()
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     given = ("ab", tmp_path / "plan.yaml", "--exposures", tmp_path / "exposures", "--out", tmp_path / "page", "--daily")
-    status, out, err = adagrpo(*given)
+    status, out, err = command(*given)
     assert (status, err) == (0, "") and out.startswith("new: inconclusive; better: clicks; not shown")
     assert "\nnote: the log has no feedback of kind 'complaint' or 'purchase' or 'return' yet" in out
     assert out.count("nothing yet") == 9 and "nan" not in out and "inf" not in out
-    assert adagrpo(*given)[0] == 0  # into a folder of its own
+    assert command(*given)[0] == 0  # into a folder of its own
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "experiment.json").write_text("mine", encoding="utf-8")
-    status, _, err = adagrpo(*given[:5], tmp_path / "else")
+    status, _, err = command(*given[:5], tmp_path / "else")
     assert status == 2 and "is not empty and no experiment of this program" in err
     assert (tmp_path / "else" / "experiment.json").read_text(encoding="utf-8") == "mine"
     page = (tmp_path / "page" / "experiment.html").read_text(encoding="utf-8")
@@ -211,10 +195,10 @@ def test_feedback_before_its_answer_or_long_after_it_counts_nowhere(tmp_path: Pa
     assert result["verdicts"] == {"new": "ship"} and result["counts"]["feedback_late"] == 0
 
 
-def test_rows_that_are_none_are_a_note(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_rows_that_are_none_are_a_note(tmp_path: Path) -> None:
     plan, log = log_of(tmp_path, rows(300, lift=0.6))
     with closing(sqlite3.connect(log / "open.sqlite")) as connection:
         connection.execute("UPDATE exposures SET row = 'garbage' WHERE number = 5")
         connection.commit()
-    status, out, err = adagrpo("ab", plan, "--exposures", log)
+    status, out, err = command("ab", plan, "--exposures", log)
     assert status == 0 and err == "" and f"such as {log / 'open.sqlite'}, table exposures, row 5: " in out

@@ -290,7 +290,7 @@ def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_comman
     table = write_items(tmp_path / "new.csv", {1043: title(4)})
     steps = {
         "codes.parquet": (Catalog, "write"),
-        "neighbours.parquet": (Path, "write_text"),
+        "neighbours.parquet": (updating, "write_json"),
         "manifest.json": (stage, "publish"),
         "published": (Run, "_event"),
     }

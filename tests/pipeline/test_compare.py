@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,13 @@ import polars as pl
 import pytest
 
 from adagrpo.config import Config
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare_arms import arms_called
+from adagrpo.pipeline.compare_plan import FixedPlan
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
@@ -26,7 +28,7 @@ PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
 WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
 
 
-class Events:
+class Events(Silent):
     """Notes what happens to each stage, and stops the program at one."""
 
     def __init__(self, stop_at: str | None = None) -> None:
@@ -36,10 +38,6 @@ class Events:
         self.seen.append((name, event))
         if name == self.stop_at:
             raise KeyboardInterrupt
-
-    def note(self, text: str) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 def comparison(world: Any, data: Path, out: Path, *, console: Any = None, plan: Any = PLAN, **asked: Any) -> Comparison:
@@ -228,7 +226,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
     claim(tmp_path, "comparison")
     first = comparison(world, data, tmp_path)
-    _write_plan(tmp_path / "plan.json", first.plan)
+    FixedPlan(first.plan).write(tmp_path / "plan.json")
     assert first.plan.family == ("adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank")
     with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
@@ -345,7 +343,7 @@ def test_a_plan_of_before_without_hashes_goes_on_as_it_is(world: Any, tmp_path: 
     world.write(tmp_path / "logs")
     claim(tmp_path / "out", "comparison")
     first = comparison(world, tmp_path / "logs", tmp_path / "out")
-    _write_plan(tmp_path / "out/plan.json", first.plan)
+    FixedPlan(first.plan).write(tmp_path / "out/plan.json")
     before = (tmp_path / "out/plan.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         comparison(world, tmp_path / "logs", tmp_path / "out", console=Events("seed-0/prepare")).carry_out()
@@ -407,9 +405,9 @@ def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leave
 
 def test_arms_that_are_one_mixture_are_trained_once_and_reported_each() -> None:
     names = {"mixture-matched": "mixture-lambda0.5", NORM: "mixture-lambda0.5"}
-    assert _called("mixture-lambda0.5", names, ["nll"]) == ["mixture-matched", NORM]
-    assert _called("mixture-lambda0.5", names, ["mixture-lambda0.5"]) == ["mixture-lambda0.5", *names]
-    assert _called("popularity", names, ["nll"]) == ["popularity"]
+    assert arms_called("mixture-lambda0.5", names, ["nll"]) == ["mixture-matched", NORM]
+    assert arms_called("mixture-lambda0.5", names, ["mixture-lambda0.5"]) == ["mixture-lambda0.5", *names]
+    assert arms_called("popularity", names, ["nll"]) == ["popularity"]
 
 
 @pytest.mark.slow

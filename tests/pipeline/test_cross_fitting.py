@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     Run,
@@ -82,12 +83,7 @@ def test_post_training_is_scored_by_the_users_fold(folded: Any) -> None:
 
 
 def test_a_fold_is_resumed_and_only_what_reads_it_is_made_again(folded: Any, world: Any, data: Path) -> None:
-    class Killer:
-        def stage(self, name: str, event: str, seconds: float) -> None:
-            pass
-
-        def note(self, text: str) -> None: ...
-
+    class Killer(Silent):
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             if label == "ranker/fold-1":
                 steps.append(done)

@@ -16,7 +16,6 @@ import yaml
 
 from adagrpo.config import Config
 from adagrpo.config.reward import FeatureOptions
-from adagrpo.console import Silent
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
@@ -41,6 +40,8 @@ from adagrpo.pipeline.versions import evaluate_with
 from adagrpo.rewards import FeatureReward
 from adagrpo.serving.model_manager import Asked
 from adagrpo.types import Histories
+
+from ..consoles import Heard
 
 FEATURE = {"kind": "feature", "name": "next_last"}
 SUM = """
@@ -218,13 +219,6 @@ def test_what_was_deleted_is_made_again_by_the_same_command(
 def test_what_a_changed_recipe_makes_stale_is_made_again_and_said(
     decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
 ) -> None:
-    class Notes(Silent):
-        def __init__(self) -> None:
-            self.notes: list[str] = []
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
     changed: Run = world.run(
         run_copy(decided[0], tmp_path),
         data,
@@ -232,7 +226,7 @@ def test_what_a_changed_recipe_makes_stale_is_made_again_and_said(
         evaluation={"exclude_history": True},
         ranker={"width": 8, "fit": {"epochs": 1}},
     )
-    changed.console = Notes()
+    changed.console = Heard()
     changed.decide()
     assert any(
         note.startswith("note: ranker is made again, with what is made from it: ") for note in changed.console.notes

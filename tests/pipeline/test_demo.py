@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from adagrpo.config import Config
 from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
 from adagrpo.report.reward_trial import contenders_table, trial_sentences
 
+from ..consoles import Heard
+
 pytest.importorskip("lightgbm")
 
 CHANGES: dict[str, Any] = {
@@ -23,26 +24,12 @@ CHANGES: dict[str, Any] = {
 }
 
 
-class Events:
-    """Notes what happens to each stage."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str]] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        self.seen.append((name, event))
-
-    def note(self, text: str) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
-
-
 @pytest.mark.slow
 def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: Path) -> None:
     recipe = world.recipe(**CHANGES)
     del recipe["data"]["logs"]
     config = Config.model_validate(recipe)
-    first, second = Events(), Events()
+    first, second = Heard(), Heard()
     result = run_demo(tmp_path / "demo", config, first)
 
     arms = [row["arm"] for row in result.rewards["rows"]]
@@ -65,7 +52,7 @@ def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: 
     assert {name: one["chosen"] for name, one in again["decisions"].items()} == {
         name: one["chosen"] for name, one in result.rewards["decisions"].items()
     }
-    assert {event for _, event in second.seen} == {"skip"}
+    assert {event for _, event in second.stages} == {"skip"}
 
 
 def _hits(run: Path, arm: str) -> float:

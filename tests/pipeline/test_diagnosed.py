@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,12 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.artifacts import seal
 
-
-class Notes:
-    """A console that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """Not kept."""
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Not kept."""
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+from ..consoles import Heard
 
 
 def opened(directory: Path, *settings: str) -> tuple[Run, list[str]]:
-    console = Notes()
-    return Run.open(directory, settings, console), console.said
+    console = Heard()
+    return Run.open(directory, settings, console), console.notes
 
 
 def diagnosed(directory: Path, decision: str) -> None:

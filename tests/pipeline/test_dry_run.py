@@ -17,6 +17,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast, ModelSize
 
+from ..consoles import Heard
+
 LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LM |= {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
 KINDS: dict[str, Any] = {
@@ -125,10 +127,10 @@ def test_what_there_is_no_room_for_is_fitted_after_a_warning(
 ) -> None:
     monkeypatch.setattr(forecast, "free_memory", lambda device: 1000)
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10)
-    notes = Notes()
-    run: Run = world.run(tmp_path / "run", data, console=notes)
+    heard = Heard()
+    run: Run = world.run(tmp_path / "run", data, console=heard)
     run.prepare(), run.tokenize(), run.sft()
-    warned = [text for text in notes.said if "warning" in text]
+    warned = [text for text in heard.notes if "warning" in text]
     assert warned[0].startswith("sft: warning: only 1 kB of memory is free") and "has 10 B left" in warned[1]
     assert len(warned) == 2 and run.path("sft", "best").is_dir()
 
@@ -153,23 +155,11 @@ def test_memory_and_disk_of_this_machine(tmp_path: Path) -> None:
     assert (resources.free_memory(torch.device("cpu")) or 1) > 0
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None: ...
-
-    def progress(self, label: str, done: int, total: int, values: Any) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
 def test_a_fit_says_its_size(world: Any, data: Path, tmp_path: Path) -> None:
-    notes = Notes()
-    run: Run = world.run(tmp_path / "run", data, console=notes)
+    heard = Heard()
+    run: Run = world.run(tmp_path / "run", data, console=heard)
     run.prepare(), run.tokenize(), run.sft()
     parameters = ModelSize.of(Models(RunData(run)).policy()).total
-    assert len(notes.said) == 1 and notes.said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
+    assert len(heard.notes) == 1 and heard.notes[0].startswith(f"sft: policy of {parameters:,} parameters; ")
     run.sft()
-    assert len(notes.said) == 1
+    assert len(heard.notes) == 1

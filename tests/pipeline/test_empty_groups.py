@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import remove_artifact
 
+from ..consoles import Heard
+
 ENDS = {"rl_positions": "end", "rollout": "beam", "num_generations": 8, "exclude_history": True}
 DISTILL = ENDS | {"distill": {"reward_weight": 1.0, "validity_weight": 5.0, "mass_weight": 1.0}}
 ARMS: list[dict[str, Any]] = [
@@ -29,22 +30,6 @@ ARMS: list[dict[str, Any]] = [
     {"objective": "distill", "name": "ends", "options": DISTILL},
     {"objective": "mixture", "name": "ends-grpo", "options": ENDS | {"grpo": {"beta": 0.1}}},
 ]
-
-
-class Heard:
-    """A console that keeps what stages say."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[str, str]] = []
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        self.said.append((name, event))
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def emptied(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
@@ -81,7 +66,7 @@ def test_every_objective_and_report_gets_by_without_a_single_item(
         assert all(row["admission"] == 0 and row["rejected_degenerate"] == 1 for row in rows if "admission" in row)
         weights = load_file(run.path("train", arm.name, "final", "model.safetensors"))
         assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-        said = [event for name, event in heard.said if name == f"train/{arm.name}" and "named no item" in event]
+        said = [event for name, event in heard.stages if name == f"train/{arm.name}" and "named no item" in event]
         assert len(said) == 1 and "of step 1 named no item and taught nothing" in said[0]
 
 
@@ -100,7 +85,7 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     assert lost["step"] == 4 and lost["why"].endswith("to 0.0 %")
     assert len(read_rows(run.path("train", "mixture", "steps.jsonl"))) == 4
     assert len(read_rows(run.path("train", "nll", "steps.jsonl"))) > 4
-    (said,) = [event for name, event in heard.said if name == "train/mixture" and "lost its policy" in event]
+    (said,) = [event for name, event in heard.stages if name == "train/mixture" and "lost its policy" in event]
     assert said == f"lost its policy at step 4: {lost['why']}; stopped; its best checkpoint is kept"
     assert any(row["event"] == said for row in run.events())
 

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from adagrpo.console import Silent
 from adagrpo.pipeline.stages.evaluate import _command
 
 CHECKPOINTS = ["sft", "nll/best", "nll/final", "adagrpo/best", "adagrpo/final"]
@@ -136,11 +137,7 @@ def test_equal_weights_are_evaluated_once(copied: Path, data: Path, world: Any) 
     shutil.copytree(copied / "sft", copied / "train/adagrpo")  # an arm whose best step is the starting policy
     counted: list[str] = []
 
-    class Counter:
-        def stage(self, name: str, event: str, seconds: float) -> None: ...
-
-        def note(self, text: str) -> None: ...
-
+    class Counter(Silent):
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             counted.append(label)
 

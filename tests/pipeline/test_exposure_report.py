@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
@@ -24,6 +23,8 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Histories
+
+from ..command_line import command
 
 USERS, ITEMS = 60, 40
 
@@ -78,14 +79,6 @@ def test_a_plan_has_the_stages_of_logs_without_order(folder: Path, tmp_path: Pat
     assert {row["state"] for row in plan(run, ("prepare", "ranker"))["stages"]} == {"unchanged"}
 
 
-def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["adagrpo", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(stop.value.code or 0), out, err
-
-
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Any:
     run = Run(folder / "run", load_config(folder / "recipe.yaml"), folder)
@@ -138,26 +131,24 @@ def test_its_parts_are_skipped_when_nothing_has_changed(finished: Any) -> None:
     ]
 
 
-def test_lambdarank_has_a_report_and_no_calibration(finished: Any, capsys: Any, monkeypatch: Any) -> None:
+def test_lambdarank_has_a_report_and_no_calibration(finished: Any) -> None:
     pytest.importorskip("lightgbm")
     settings = ("reward={kind: lambdarank}", "ranker.lambdarank={minimum_leaf: 5, trees: 20, negatives: 0}")
     tokens = [word for setting in settings for word in ("--set", setting)]
-    status, out, err = answer(capsys, monkeypatch, "ranker", "--run", finished.directory, *tokens, "--json", "--quiet")
+    status, out, err = command("ranker", "--run", finished.directory, *tokens, "--json", "--quiet")
     assert status == 0, err
     report = json.loads(out)["exposures"]
     assert report["loss"] == "lambdarank"
     assert [entry["exposure"] for entry in report["exposures"]] == ["biased", "random"]
     assert all("calibration" not in entry and "ece" not in entry["strata"][0] for entry in report["exposures"])
-    status, out, _ = answer(
-        capsys, monkeypatch, "ranker", "--run", finished.directory, "--set", "reward={kind: sequential}", "--quiet"
-    )
+    status, out, _ = command("ranker", "--run", finished.directory, "--set", "reward={kind: sequential}", "--quiet")
     assert status == 0 and "random" in out and "report:" in out
 
 
-def test_a_policy_is_refused_in_one_line(finished: Any, capsys: Any, monkeypatch: Any) -> None:
+def test_a_policy_is_refused_in_one_line(finished: Any) -> None:
     verbs = [[verb] for verb in ("tokenize", "sft", "train", "evaluate", "diagnose", "serve")]
     for verb in [*verbs, ["export", "--to", finished.directory.parent / "exported"]]:
-        status, out, err = answer(capsys, monkeypatch, *verb, "--run", finished.directory, "--quiet")
+        status, out, err = command(*verb, "--run", finished.directory, "--quiet")
         assert (status, out) == (2, "") and err.count("\n") == 1 and "impressions has no order" in err, (verb, err)
     with pytest.raises(UserError, match="no next item for a policy"):
         finished.sft()
@@ -179,14 +170,10 @@ def test_a_policy_is_refused_in_one_line(finished: Any, capsys: Any, monkeypatch
         ({"ranker": {"propensity": "ips"}}, "needs data.columns.propensity"),
     ],
 )
-def test_bad_input_is_one_line(
-    changes: dict[str, Any], words: str, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+def test_bad_input_is_one_line(changes: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:
     recipe = merged(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), changes)
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    status, out, err = answer(
-        capsys, monkeypatch, "run", tmp_path / "bad.yaml", "--data", folder, "--out", tmp_path / "run", "--quiet"
-    )
+    status, out, err = command("run", tmp_path / "bad.yaml", "--data", folder, "--out", tmp_path / "run", "--quiet")
     assert (status, out) == (2, "") and words in err and err.count("\n") == 1, err
 
 

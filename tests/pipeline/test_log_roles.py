@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import polars as pl
 import pytest
 import yaml
 
-from adagrpo import cli
 from adagrpo.config import resolve_config
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
@@ -21,6 +17,8 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import read_key
 from adagrpo.pipeline import Run
+
+from ..command_line import Answer, command
 
 SMALL = [
     *("max_history=6", "threads=1", "tokenizer.levels=2", "tokenizer.codes=16", "tokenizer.width=8"),
@@ -32,23 +30,6 @@ SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
 COLUMNS = ["user=customer_id", "item=sku", "timestamp=created_at"]
 OF_ORDERS = [part for column in COLUMNS for part in ("--set", f"data.columns.{column}")]
 SAME = ("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet")
-
-
-class Said(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def command(*arguments: object) -> Said:
-    with (
-        redirect_stdout(io.StringIO()) as out,
-        redirect_stderr(io.StringIO()) as err,
-        patch("sys.argv", ["adagrpo", *map(str, arguments)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        cli.main()
-    return Said(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 class Shop(NamedTuple):
@@ -75,7 +56,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 @pytest.fixture(scope="module")
-def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     out = tmp_path_factory.mktemp("prepared") / "run"
     said = command("prepare", *shop, "--out", out, *OF_ORDERS, *SETTINGS)
     assert said.status == 0, said.err
@@ -83,7 +64,7 @@ def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def test_orders_alone_and_with_impressions_are_the_same_interactions(
-    prepared: tuple[Path, Said], shop: Shop, tmp_path: Path
+    prepared: tuple[Path, Answer], shop: Shop, tmp_path: Path
 ) -> None:
     folder, said = prepared
     assert "orders.csv has no column of clicks: it is taken for --orders" in said.err
@@ -96,7 +77,7 @@ def test_orders_alone_and_with_impressions_are_the_same_interactions(
     assert 0 < shown["clicked"].sum() < len(shown) / 2 and {"slot", "propensity"} <= {*shown.columns}
 
 
-def test_impressions_of_unknown_items_and_users_are_counted_aloud(prepared: tuple[Path, Said], shop: Shop) -> None:
+def test_impressions_of_unknown_items_and_users_are_counted_aloud(prepared: tuple[Path, Answer], shop: Shop) -> None:
     folder, said = prepared
     shown, orders = pl.read_parquet(shop.impressions), pl.read_csv(shop.orders)
     unknown = {
@@ -112,7 +93,7 @@ def test_impressions_of_unknown_items_and_users_are_counted_aloud(prepared: tupl
 
 
 def test_no_impression_at_or_after_a_held_out_order_reaches_a_ranker(
-    prepared: tuple[Path, Said], shop: Shop, tmp_path: Path
+    prepared: tuple[Path, Answer], shop: Shop, tmp_path: Path
 ) -> None:
     """Whatever is shown from the validation order on, the ranker's table is the same, byte for byte."""
     orders = pl.read_csv(shop.orders).with_columns(

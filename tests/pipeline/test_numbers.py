@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.report import write_report
@@ -55,7 +56,7 @@ def test_a_ranker_that_says_nothing_is_named_before_training(
             folder = copied / "ranker" / f"fold-{fold}"
             shutil.copytree(copied / "ranker" / "best", folder / "best")
             seal(folder, kind=f"ranker/fold-{fold}", fingerprint="")
-    monkeypatch.setattr("adagrpo.pipeline.run.check", lambda run, command: None)  # of folds that nobody fitted
+    monkeypatch.setattr("adagrpo.pipeline.stage_maker.check", lambda run, command: None)  # of folds that nobody fitted
     spoil(monkeypatch, change)
     with pytest.raises(UserError, match=message):
         run.train()
@@ -78,12 +79,7 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
 
     seen: list[int] = []
 
-    class Steps:
-        def stage(self, name: str, event: str, seconds: float) -> None:
-            pass
-
-        def note(self, text: str) -> None: ...
-
+    class Steps(Silent):
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             seen.append(done)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from adagrpo import cli
 from adagrpo.config import Config, load_config
+from adagrpo.console import Silent
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.evaluation.reranking import reward_spread
 from adagrpo.pipeline import ListOptions, Run
@@ -26,6 +25,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.types import Histories
+
+from ..command_line import command
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -248,12 +249,7 @@ def test_what_was_trained_before_a_failure_is_kept(
         run.train()
         return run
 
-    class Steps:
-        def stage(self, name: str, event: str, seconds: float) -> None:
-            pass
-
-        def note(self, text: str) -> None: ...
-
+    class Steps(Silent):
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             if label == "adagrpo":
                 steps.append(done)
@@ -314,23 +310,14 @@ SAID = {
 }
 
 
-def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(
-    copied: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def adagrpo(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["adagrpo", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), capsys.readouterr().err
-
+def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(copied: Path, service: Any) -> None:
     options = f"{{kind: http, url: '{service.url}', retries: 1, backoff_seconds: 0, timeout_seconds: 0.1}}"
-    command = ["train", "--run", str(copied), "--quiet", "--set", f"reward={options}"]
-    command += ["--set", "train.arms=[{objective: adagrpo}]"]
+    words = ["train", "--run", copied, "--quiet", "--set", f"reward={options}"]
+    words += ["--set", "train.arms=[{objective: adagrpo}]"]
     weights = copied / "train/adagrpo/final/model.safetensors"
     before = weights.read_bytes()
     service.behaviour = ring
-    assert adagrpo(*command)[0] == 0
+    assert command(*words).status == 0
     whole, asked = weights.read_bytes(), len(service.requests)
     assert whole != before
     for folder in ("reward", "train/adagrpo"):
@@ -339,7 +326,7 @@ def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(
     for (how, message), after in zip(SAID.items(), (4, 1, 1, 0), strict=True):  # 4: the look, validation, a group
         service.requests.clear()
         service.behaviour = failing(how, after)
-        status, err = adagrpo(*command)
+        status, _, err = command(*words)
         assert status == 1 and err.count("\n") == 1 and message in err, err
         assert err.startswith(f"adagrpo: reward {service.url}: ") and "the same command continues" in err
         steps = (copied / ".work/train.adagrpo/steps.jsonl").read_text(encoding="utf-8").count("\n")
@@ -348,7 +335,7 @@ def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(
     assert furthest == 2
     service.requests.clear()
     service.behaviour = ring
-    assert adagrpo(*command)[0] == 0
+    assert command(*words).status == 0
     assert weights.read_bytes() == whole and len(service.requests) < asked
 
 

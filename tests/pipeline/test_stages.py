@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from adagrpo.console import Silent
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
@@ -26,17 +27,11 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-class Killer:
+class Killer(Silent):
     """A console that ends the run when a label has gone some steps."""
 
     def __init__(self, label: str, step: int) -> None:
         self.label, self.step = label, step
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         if (label, done) == (self.label, self.step):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
-from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.commands import remake_command
@@ -23,28 +21,14 @@ from adagrpo.pipeline.status import status, status_tables
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import claim
 
-
-class Answer(NamedTuple):
-    status: int
-    out: str
-    err: str
-
+from ..command_line import Answer, command
 
 Command = Callable[..., Answer]
 
 
 @pytest.fixture
-def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command line in this process."""
-
-    def run(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments), "--quiet"])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Answer(int(stop.value.code or 0), *capsys.readouterr())
-
-    return run
+def adagrpo() -> Command:
+    return lambda *arguments: command(*arguments, "--quiet")
 
 
 def refused(answer: Answer, *texts: str) -> None:
@@ -327,22 +311,15 @@ def test_a_run_whose_data_have_settings_is_prepared_again_by_its_recipe(world: A
     assert "--set data.columns.timestamp=... --set data.split.kind=..." in first
 
 
-def test_prepare_names_the_settings_of_the_data_that_it_resets(
-    world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prepare_names_the_settings_of_the_data_that_it_resets(world: Any, data: Path, tmp_path: Path) -> None:
     out, split = tmp_path / "run", {"users": 40}
     world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
     kept = ["--set", "data.columns.timestamp=timestamp"]
     for given, named in ([], "data.columns.timestamp, data.split.users of run.yaml are"), (kept, None):
         world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
         more = [] if named else ["--set", "data.split.users=40"]
-        monkeypatch.setattr(
-            sys, "argv", ["adagrpo", "prepare", str(data / "log.csv"), "--out", str(out), *given, *more]
-        )
-        capsys.readouterr()
-        with pytest.raises(SystemExit):
-            cli.main()
-        lines = [line for line in capsys.readouterr().err.splitlines() if " of run.yaml " in line]
+        said = command("prepare", data / "log.csv", "--out", out, *given, *more).err
+        lines = [line for line in said.splitlines() if " of run.yaml " in line]
         assert len(lines) == (1 if named else 0) and (not named or lines[0].startswith(f"note: {named} as by default"))
 
 
@@ -369,7 +346,7 @@ def test_what_reads_a_damaged_stage_says_at_once_what_to_delete(
         assert adagrpo("sft", "--run", run).status == 0
 
 
-class Notes:
+class Notes(Silent):
     """Keeps what is noted, and stops before the first stage."""
 
     def __init__(self) -> None:
@@ -380,8 +357,6 @@ class Notes:
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         raise KeyboardInterrupt
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "impressions"])

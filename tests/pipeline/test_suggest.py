@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import Any
 
 import polars as pl
 import pytest
 import yaml
 
-from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
@@ -24,6 +20,8 @@ from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.suggest import sizes_for, sizes_note
+
+from ..command_line import command
 
 
 @pytest.mark.parametrize(
@@ -82,40 +80,20 @@ def shop(path: Path) -> Path:
     return path
 
 
-class Said(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(*arguments: object) -> Said:
-    """The command line in this process, which has imported everything already."""
-    with (
-        redirect_stdout(io.StringIO()) as out,
-        redirect_stderr(io.StringIO()) as err,
-        patch("sys.argv", ["adagrpo", *map(str, arguments)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        cli.main()
-    return Said(int(end.value.code or 0), out.getvalue(), err.getvalue())
-
-
 @pytest.mark.parametrize("name", ["shop.csv", pytest.param("shop.jsonl", marks=pytest.mark.slow)])
 def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     log, recipe = shop(tmp_path / name), tmp_path / "mine.yaml"
     looked = command("inspect", log, "--json")
-    assert looked.returncode == 0, looked.stderr
-    actual: dict[str, Any] = json.loads(looked.stdout)
+    assert looked.status == 0, looked.err
+    actual: dict[str, Any] = json.loads(looked.out)
     assert actual["missing"] == [] and actual["next"][0] == f"adagrpo init {log} --out recipe.yaml"
     made = command("init", log, "--out", recipe, "--json")
-    assert made.returncode == 0 and json.loads(made.stdout)["recipe"] == str(recipe)
+    assert made.status == 0 and json.loads(made.out)["recipe"] == str(recipe)
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert content["data"]["columns"] == actual["mapping"]
     assert content["data"].get("max_bad_rows", 0) == (name == "shop.csv")
     again = command("init", log, "--out", recipe)
-    assert (
-        again.returncode == 2 and again.stderr == f"adagrpo: {recipe}: is there already; give another name with --out\n"
-    )
+    assert again.status == 2 and again.err == f"adagrpo: {recipe}: is there already; give another name with --out\n"
     short = ["sft.epochs=1", "ranker.fit.epochs=1", "train.fit.epochs=1", "train.arms=[nll]", "threads=1"]
     run = Run(tmp_path / "run", load_config(recipe, short), Path(), Silent())
     with run.locked():
@@ -138,7 +116,7 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
     rows = [f"i{number:05};Lamp {number};{'oak' if number % 2 else 'steel'};{number}" for number in range(100)]
     items.write_text("sku;title;finish;price\n" + "\n".join(rows) + "\n")
     made = command("init", log, "--items", items, "--out", tmp_path / "r.yaml")
-    assert made.returncode == 0, made.stderr
+    assert made.status == 0, made.err
     text = (tmp_path / "r.yaml").read_text(encoding="utf-8")
     table = {"path": str(items), "id_column": "sku", "text": ["title"], "attributes": ["finish"]}
     assert yaml.safe_load(text)["data"]["items"] == table
@@ -146,12 +124,11 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
     load_config(tmp_path / "r.yaml")
     items.write_text("sku;title\ni00001;Lamp\ni00001;Lamp in oak\n")
     refused = command("init", log, "--items", items, "--out", tmp_path / "s.yaml")
-    assert refused.returncode == 2 and "rows 1 and 2: both are item 'i00001'" in refused.stderr
+    assert refused.status == 2 and "rows 1 and 2: both are item 'i00001'" in refused.err
     items.write_text("name;price\nLamp;3\n")
     refused = command("init", log, "--items", items, "--out", tmp_path / "s.yaml")
-    assert (
-        refused.returncode == 2
-        and "no column looks like the ids of the items; rename it as in the logs, sku, of" in (refused.stderr)
+    assert refused.status == 2 and "no column looks like the ids of the items; rename it as in the logs, sku, of" in (
+        refused.err
     )
 
 
@@ -175,7 +152,7 @@ def test_prices_with_decimal_commas_are_numbers_and_said(tmp_path: Path) -> None
     assert found["commas"] == {"price": "1,11", "list_price": "1.000,50", "weight": "1,5"}
     made = command("init", log, "--items", items, "--out", tmp_path / "r.yaml")
     said = f"note: column 'price' of {items} looks like numbers with decimal commas, such as 1,11; it is left out"
-    assert made.returncode == 0 and said in made.stderr
+    assert made.status == 0 and said in made.err
     assert load_config(tmp_path / "r.yaml").data.items is not None
     read = ["user_id,item_id,timestamp,rating", *(f'u{n % 9},i{n},{n},"{n % 5},5"' for n in range(90))]
     log.write_text("\n".join(read) + "\n")
@@ -197,13 +174,13 @@ def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("uid,thing,when\na,x,1\na,y,2\na,x,3\n")
     refused = command("init", log, "--out", tmp_path / "r.yaml")
-    assert refused.returncode == 2 and "no column looks like the item; say which it is, --set" in refused.stderr
+    assert refused.status == 2 and "no column looks like the item; say which it is, --set" in refused.err
     columns = ["--set", "data.columns.item=thing", "--set", "data.columns.timestamp=when"]
-    assert command("init", log, "--out", tmp_path / "r.yaml", *columns).returncode == 0
+    assert command("init", log, "--out", tmp_path / "r.yaml", *columns).status == 0
     shown = command("inspect", log, *columns)
-    assert shown.returncode == 0 and "these are interactions" in shown.stdout
+    assert shown.status == 0 and "these are interactions" in shown.out
     wrong = command("inspect", log, "--set", "data.columns.thing=item")
-    assert wrong.returncode == 2 and "the roles are user, item, timestamp" in wrong.stderr
+    assert wrong.status == 2 and "the roles are user, item, timestamp" in wrong.err
 
 
 @pytest.mark.parametrize("user", ["0", "User #", "user: id", "*user", "on", "null", "'u'", "😀\x85"])
@@ -212,13 +189,13 @@ def test_what_inspect_prints_can_be_typed(tmp_path: Path, user: str) -> None:
     log.write_text(f"{user},sku,time\na,x,1\nb,y,2\na,y,3\nb,x,4\na,x,5\n", encoding="utf-8")
     given = f"data.columns.user={json_text(user)}"
     looked = command("inspect", log, "--json", "--set", given)
-    assert looked.returncode == 0, looked.stderr
-    init, prepare = (shlex.split(line)[1:] for line in json.loads(looked.stdout)["next"])
+    assert looked.status == 0, looked.err
+    init, prepare = (shlex.split(line)[1:] for line in json.loads(looked.out)["next"])
     made = command(*(str(recipe) if word == "recipe.yaml" else word for word in init))
-    assert made.returncode == 0, made.stderr
+    assert made.status == 0, made.err
     assert load_config(recipe).data.columns.user == user and load_config(recipe).data.logs == (str(log),)
     prepared = command(*(str(tmp_path / "run") if word == "runs/mine" else word for word in prepare))
-    assert prepared.returncode == 0, prepared.stderr
+    assert prepared.status == 0, prepared.err
     assert Run.open(tmp_path / "run").config.data.columns.user == user
 
 
@@ -226,7 +203,7 @@ def test_what_inspect_prints_can_be_typed(tmp_path: Path, user: str) -> None:
 def test_a_recipe_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     log = shop(tmp_path / "shop.csv")
     refused = command("init", log, "--out", "/proc/x.yaml")
-    assert refused.returncode == 2 and "give another name with --out" in refused.stderr
+    assert refused.status == 2 and "give another name with --out" in refused.err
 
 
 def test_a_column_that_is_named_like_a_role_and_does_not_fit_is_said(tmp_path: Path) -> None:
@@ -236,9 +213,9 @@ def test_a_column_that_is_named_like_a_role_and_does_not_fit_is_said(tmp_path: P
     assert preview_logs([log])["passed_over"] == [
         {"column": "click", "role": "clicked", "needs": "1 and 0, or true and false"}
     ]
-    assert "not read: clicked needs 1 and 0, or true and false" in command("inspect", log).stdout
+    assert "not read: clicked needs 1 and 0, or true and false" in command("inspect", log).out
     made = command("init", log, "--out", tmp_path / "r.yaml")
-    assert made.returncode == 0 and "'click' is named like clicked and is not read" in made.stderr
+    assert made.status == 0 and "'click' is named like clicked and is not read" in made.err
     log.write_text(log.read_text().replace("yes", "1").replace("no", "0"))
     assert preview_logs([log])["passed_over"] == []
 
@@ -247,10 +224,10 @@ def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> Non
     log = tmp_path / "a.csv"
     rows = [f"u{n % 9},i{n % 30},{n // 18},{'view' if n % 3 else 'click'}" for n in range(90)]
     log.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
-    said = command("inspect", log).stdout
+    said = command("inspect", log).out
     assert "kinds of events: view, click; all are read; --set 'data.keep_events=[KIND]' reads some" in said
     assert "same user and time as another: 90" in said
-    assert command("init", log, "--out", tmp_path / "r.yaml").returncode == 0
+    assert command("init", log, "--out", tmp_path / "r.yaml").status == 0
     text = (tmp_path / "r.yaml").read_text()
     assert (
         '  # all kinds of events count; to read some: --set \'data.keep_events=[KIND]\', of ["view", "click"]' in text
@@ -259,7 +236,7 @@ def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> Non
     (tmp_path / "r.yaml").write_text(text.replace("  # shuffle_ties:", "  shuffle_ties:"))
     assert load_config(tmp_path / "r.yaml", []).data.shuffle_ties is not None
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
-    said = command("inspect", log).stdout
+    said = command("inspect", log).out
     assert "kinds of events" not in said and "same user and time as another: 0" in said
 
 
@@ -268,33 +245,33 @@ def test_sizes_are_of_the_events_that_count(tmp_path: Path) -> None:
     rows = [f"u{n % 9},i{n % (30 if n % 5 else 6)},{n},{'view' if n % 5 else 'click'}" for n in range(450)]
     log.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
     keep = ("--set", "data.keep_events=[click]")
-    said = command("inspect", log, *keep).stdout
+    said = command("inspect", log, *keep).out
     assert "kinds of events: view, click; read: click" in said and "\ninteractions: 90\n" in said
     assert said.count("""--set 'data.keep_events=["click"]'""") == 2  # of init and of prepare
-    assert command("init", log, "--out", tmp_path / "r.yaml", *keep).returncode == 0
+    assert command("init", log, "--out", tmp_path / "r.yaml", *keep).status == 0
     text = (tmp_path / "r.yaml").read_text()
     assert "max_history: 10  # 95 % of the users have at most 10 interactions" in text
     assert '  keep_events: ["click"]  # of ["view", "click"]' in text
     assert load_config(tmp_path / "r.yaml").data.keep_events == ("click",)
     assert preview_logs([log])["counts"]["interactions"] == 450
     refused = command("inspect", log, "--set", "data.keep_events=click")
-    assert refused.returncode == 2 and "write data.keep_events=[KIND, KIND]" in refused.stderr
+    assert refused.status == 2 and "write data.keep_events=[KIND, KIND]" in refused.err
     refused = command("inspect", log, "--set", "data.keep_events=[buy]")
-    assert refused.returncode == 2 and "\n" not in refused.stderr.strip()
+    assert refused.status == 2 and "\n" not in refused.err.strip()
 
 
 def test_a_file_without_a_line_of_names_is_said(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("".join(f"{n % 9},{100 + n % 30},pv,{1511544070 + n}\n" for n in range(90)))
     hint = "the first line holds numbers; if they are values, write a line of names above them"
-    assert hint in command("inspect", log).stdout
+    assert hint in command("inspect", log).out
     refused = command("init", log, "--out", tmp_path / "r.yaml")
-    assert refused.returncode == 2 and refused.stderr.strip().endswith(hint)
+    assert refused.status == 2 and refused.err.strip().endswith(hint)
     log.write_text("7,7,pv,1511544070\n" + log.read_text())
     refused = command("inspect", log)
-    assert refused.returncode == 2 and refused.stderr.strip().endswith(f"the header names '7' 2 times; {hint}")
+    assert refused.status == 2 and refused.err.strip().endswith(f"the header names '7' 2 times; {hint}")
     log.write_text("who,sku,what,at\n" + log.read_text())
-    assert hint not in command("inspect", log).stdout
+    assert hint not in command("inspect", log).out
 
 
 def test_kinds_of_events_may_be_numbers(tmp_path: Path) -> None:
@@ -302,13 +279,13 @@ def test_kinds_of_events_may_be_numbers(tmp_path: Path) -> None:
     rows = [f"u{n % 9},i{n % 30},{n},{1 if n % 5 else 4}" for n in range(450)]
     log.write_text("user_id,item_id,timestamp,behavior_type\n" + "\n".join(rows) + "\n")
     given = ("--set", "data.columns.event=behavior_type", "--set", "data.keep_events=[4]")
-    assert command("init", log, "--out", tmp_path / "r.yaml", *given).returncode == 0
+    assert command("init", log, "--out", tmp_path / "r.yaml", *given).status == 0
     assert load_config(tmp_path / "r.yaml").data.keep_events == ("4",)
     config = load_config(tmp_path / "r.yaml", ["data.keep_events=[4, 1]"])
     assert config.data.keep_events == ("4", "1")
     with pytest.raises(UserError, match=r"data\.keep_events\.0: .*string"):
         load_config(tmp_path / "r.yaml", ["data.keep_events=[on]"])
-    assert command("inspect", log, *given[:3], "data.keep_events=[on]").returncode == 2
+    assert command("inspect", log, *given[:3], "data.keep_events=[on]").status == 2
 
 
 def test_items_that_are_lists_are_said(tmp_path: Path) -> None:
@@ -317,29 +294,29 @@ def test_items_that_are_lists_are_said(tmp_path: Path) -> None:
     said = (
         "shown holds lists, each of which would be one item; a row is one item: write a row for each item of the list"
     )
-    seen = command("inspect", log, "--set", "data.columns.item=shown").stdout
+    seen = command("inspect", log, "--set", "data.columns.item=shown").out
     assert said in seen and "adagrpo" not in seen  # nothing to type next, which would be refused
     refused = command("init", log, "--out", tmp_path / "r.yaml", "--set", "data.columns.item=shown")
-    assert refused.returncode == 2 and f"{log}: {said}" in refused.stderr and not (tmp_path / "r.yaml").exists()
+    assert refused.status == 2 and f"{log}: {said}" in refused.err and not (tmp_path / "r.yaml").exists()
     log.write_text("user_id,shown,timestamp\n" + "".join(f"u{n % 9},[a{n},{n}\n" for n in range(90)))
-    assert "holds lists" not in command("inspect", log, "--set", "data.columns.item=shown").stdout
+    assert "holds lists" not in command("inspect", log, "--set", "data.columns.item=shown").out
 
 
 def test_a_first_recipe_of_a_small_catalogue_can_be_compared(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
-    assert command("init", log, "--out", tmp_path / "r.yaml").returncode == 0
+    assert command("init", log, "--out", tmp_path / "r.yaml").status == 0
     config = load_config(tmp_path / "r.yaml")
     assert config.evaluation.beam_width == 30 and dict(config.compare.margins) == {"hallucination@10": 0.005}
     planned = command("compare", tmp_path / "r.yaml", "--seeds", "1", "--out", tmp_path / "c", "--dry-run")
-    assert planned.returncode == 0, planned.stderr
+    assert planned.status == 0, planned.err
 
 
 def test_a_log_of_single_events_gets_no_recipe(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n},i{n % 30},{n}\n" for n in range(90)))
     made = command("init", log, "--out", tmp_path / "r.yaml")
-    assert made.returncode == 2 and "no user has three interactions" in made.stderr
+    assert made.status == 2 and "no user has three interactions" in made.err
     assert not (tmp_path / "r.yaml").exists()
 
 
@@ -347,7 +324,7 @@ def test_what_inspect_says_of_logs_without_order_can_be_typed(tmp_path: Path) ->
     log = tmp_path / "shown.csv"
     rows = "".join(f"u{n % 9},i{n % 7},{n % 5},{n % 2}\n" for n in range(63))
     log.write_text("user_id,item_id,position,clicked\n" + rows, encoding="utf-8")
-    (said,) = json.loads(command("inspect", log, "--json").stdout)["next"]
+    (said,) = json.loads(command("inspect", log, "--json").out)["next"]
     assert said.endswith("--set data.columns.slot=position --set data.split.kind=impressions")
     prepared = command(*(str(tmp_path / "run") if word == "runs/mine" else word for word in shlex.split(said)[1:]))
-    assert prepared.returncode == 0, prepared.stderr
+    assert prepared.status == 0, prepared.err

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from torch import nn
 
-from adagrpo.console import Silent
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
@@ -19,6 +18,8 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import item_vectors, start_from_vectors
 from adagrpo.types import Ragged
+
+from ..consoles import Heard
 
 IDS = [10 * index + 3 for index in range(30)]
 
@@ -88,17 +89,17 @@ def test_vectors_of_what_no_item_has_are_refused(
     folder = tmp_path / "data"
     world.write(folder)
     (folder / "items.csv").write_text("item_id,title,brand\nI3,Lamp,a\nI13,Chair,b\n")
-    notes = Notes()
+    heard = Heard()
     run: Run = world.run(
         tmp_path / "run",
         folder,
-        notes,
+        heard,
         data={"items": {"path": "items.csv", "text": ["title"], "attributes": ["brand"]}},
         tokenizer={"vectors": {vectors: 1.0, "cooccurrence": 1.0}, "language_model": str(model)},
     )
     run.prepare()
     assert json.loads(run.path("prepare", "summary.json").read_text())["items_described"] == 0
-    assert notes.said == [
+    assert heard.notes == [
         "note: items.csv describes none of the 30 items of the logs; an item without a row there has neither text"
         " nor attributes. Ids are compared as they are written"
     ]
@@ -107,26 +108,16 @@ def test_vectors_of_what_no_item_has_are_refused(
 
 
 def test_an_item_table_that_is_not_utf_8_is_said(world: Any, tmp_path: Path) -> None:
-    folder, notes = tmp_path / "data", Notes()
+    folder, heard = tmp_path / "data", Heard()
     world.write(folder)
     table = "item_id,title\n" + "".join(f"{10 * item + 3},Café {item}\n" for item in range(30))
     for encoding, said in (("latin-1", 1), ("utf-8", 0)):
-        notes.said.clear()
+        heard.notes.clear()
         (folder / "items.csv").write_text(table, encoding=encoding)
         items = {"path": "items.csv", "text": ["title"]}
-        world.run(tmp_path / encoding, folder, notes, data={"items": items}).prepare()
-        assert len(notes.said) == said
-        assert all("items.csv is not UTF-8: what cannot be decoded is lost" in one for one in notes.said)
-
-
-class Notes(Silent):
-    """Keeps what is worth a line."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+        world.run(tmp_path / encoding, folder, heard, data={"items": items}).prepare()
+        assert len(heard.notes) == said
+        assert all("items.csv is not UTF-8: what cannot be decoded is lost" in one for one in heard.notes)
 
 
 @pytest.fixture(scope="module")

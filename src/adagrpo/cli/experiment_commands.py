@@ -97,7 +97,6 @@ def estimate(
 
 
 def _print_estimates(found: dict[str, Any]) -> None:
-
     counts = found["counts"]
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
@@ -123,7 +122,6 @@ def _print_estimates(found: dict[str, Any]) -> None:
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
-
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -145,7 +143,6 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
-
     if as_json:
         typer.echo(json.dumps(result))
         return

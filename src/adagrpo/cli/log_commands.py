@@ -16,21 +16,6 @@ from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, O
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = [
-    "EXPOSURE_BIAS",
-    "ITEMS",
-    "USERS",
-    "SaidColumns",
-    "collect_exposures",
-    "inspect",
-    "is_of_columns",
-    "prepare",
-    "recipe_of_logs",
-    "said_columns",
-    "simulate_logs",
-    "write_recipe",
-]
-
 # what `Marketplace` has, whose import takes seconds
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
 REFUSED_SHOWN = 20  # rows of `collect` that are named
@@ -83,11 +68,7 @@ def inspect(
 
 
 def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
-    """Refuse files that `init` would tell apart: looked at as one, an impression would be counted as a purchase.
-
-    Raises:
-        UserError: there are such files, or one cannot be read.
-    """
+    """Refuse files that `init` would tell apart: looked at as one, an impression would be counted as a purchase."""
     for path in logs:
         library.columns_of(path)
     try:
@@ -132,13 +113,7 @@ def write_recipe(
 
 
 def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The text of a recipe for logs, and what there is to say of roles that were seen and columns that it leaves out.
-
-    Args:
-        roles: the files.
-        name: of the recipe.
-        settings: what a column is, as `--set` takes it.
-    """
+    """The text of a recipe for logs, and notes on roles that were seen and columns that it leaves out."""
     said, notes, items = said_columns(settings), list(roles.notes), roles.items
     preview = library.preview_logs(roles.logs, None, said.logs, said.kept)
     if items is not None and not preview["missing"]:
@@ -161,11 +136,7 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
 
 
 def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
-    """The columns of the impressions that stand beside logs, by role; none where there are no such files.
-
-    Raises:
-        UserError: no column says who was shown what, when, or what was clicked.
-    """
+    """The columns of the impressions that stand beside logs, by role; none where there are no such files."""
     if not roles.impressions:
         return {}
     first = roles.impressions[0]

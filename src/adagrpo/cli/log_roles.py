@@ -16,8 +16,6 @@ import typer
 from adagrpo.cli.lazy import library
 from adagrpo.errors import UserError
 
-__all__ = ["Exposures", "Impressions", "ItemFile", "LogRoles", "Orders", "RoledFiles", "UserKeyFile", "by_role"]
-
 RoledFiles = Annotated[
     list[Path] | None,
     typer.Argument(help="Log files, also of impressions and items; their columns say which is which."),
@@ -51,13 +49,7 @@ class LogRoles(NamedTuple):
     notes: list[str]  # on roles that were seen
 
     def beside(self, columns: Mapping[str, str], *, publish: bool = True) -> dict[str, Any]:
-        """The keys of `data` for what stands beside the logs.
-
-        Args:
-            columns: of the impressions, by role.
-            publish: see `adagrpo.pipeline.served_log.latest_exposures`.
-        """
-
+        """The keys of `data` for what stands beside the logs."""
         found: dict[str, Any] = {}
         if self.impressions:
             logs = [str(path.resolve()) for path in self.impressions]
@@ -84,11 +76,6 @@ def by_role(
 
     Args:
         files: whose role is not said. Files that are all of one kind are the logs, whatever that kind is.
-        orders: files whose role is said, as are the next ones.
-        impressions: of what was shown.
-        exposures: the folder of an exposure log.
-        items: a table of items.
-        user_key: the key of the exposure log's users.
         given: columns by role that are known, of files that have them.
         kept: there are logs already that the others stand beside.
 

@@ -109,16 +109,13 @@ class Common:
 
     def console(self, directory: Path) -> library.Console:
         """Return the display of progress, which also tracks if that was asked for."""
-
         shown = library.Silent() if self.quiet else library.StderrConsole()
         if self.track is None:
             return shown
-
         return library.TrackingConsole(shown, *library.parse_tracker(self.track, directory))
 
     def open(self, directory: Path, out: Path | None = None) -> library.Run:
         """An existing run, with the settings that were given; see `Run.open`."""
-
         return library.Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 

@@ -168,7 +168,6 @@ def recommend(
     ] = None,
 ) -> None:
     """Write lists for the users of a file as Parquet; without histories there, the logged ones are used."""
-
     _check_weight(reward_weight)
     opened = common.open(run)
     try:

@@ -78,7 +78,6 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
 
 
 def _print_outcome(run: library.Run, command: str, common: Common) -> None:
-
     if run.config.without_order:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
         return

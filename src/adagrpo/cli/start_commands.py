@@ -16,8 +16,6 @@ from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
 from adagrpo.stopping import terminable
 
-__all__ = ["demo", "run_recipe"]
-
 
 @Command("demo", "start", sets="recipe", tracks=True)
 def demo(

@@ -1,6 +1,6 @@
 """The configuration of a run, one module a section; `recipe` has the whole."""
 
-from adagrpo.config.data import ItemTable, RefuseConfig
+from adagrpo.config.data import ItemTable
 from adagrpo.config.evaluation import CompareConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.objective import ObjectiveConfig
@@ -17,7 +17,6 @@ __all__ = [
     "FitConfig",
     "ItemTable",
     "ObjectiveConfig",
-    "RefuseConfig",
     "Settings",
     "as_overrides",
     "changed_settings",

@@ -10,19 +10,6 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
-__all__ = [
-    "Columns",
-    "DataConfig",
-    "ExposuresConfig",
-    "ImpressionsConfig",
-    "ItemTable",
-    "MarketplaceConfig",
-    "RefuseConfig",
-    "SplitConfig",
-    "TieConfig",
-    "seconds_of",
-]
-
 
 def _date_as_text(value: Any) -> Any:
     """A date as ISO 8601; YAML reads one that is not in quotes as a date. Anything else as it is."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from adagrpo.config.eligible import EligibleConfig
+from adagrpo.config.messages import nearest
 from adagrpo.config.section import Positive, PositiveFloat, Section
 from adagrpo.metrics import comparable
 
@@ -33,9 +33,7 @@ def _comparable(name: str) -> str:
     """A metric that a comparison can be planned on."""
     names = comparable()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-        raise ValueError(f"no metric '{name}' of each user; {hint}")
+        raise ValueError(f"no metric '{name}' of each user; {nearest(name, names)}")
     return name
 
 

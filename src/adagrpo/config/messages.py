@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -31,6 +32,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         + message
         + (f" (found {_short(repr(first['input']))})" if first["type"] not in ("missing", "value_error") else "")
     )
+
+
+def nearest(name: str, names: Iterable[str], more: str = "") -> str:
+    """A hint to the name that was meant, or to all that there are."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}{more}"
 
 
 def _short(text: str) -> str:

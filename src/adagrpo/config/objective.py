@@ -41,11 +41,7 @@ class _TermSection(Section):
 
 
 def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
-    """Say where the option of a reward term is written, if it is written where nothing reads it.
-
-    Raises:
-        ValueError: naming the option, the term that reads it, and its place.
-    """
+    """Say where the option of a reward term is written, if it is written where nothing reads it."""
     for key in content if isinstance(content, dict) else ():
         readers = [term.name for term in TERMS.values() if key in term.options]
         if key not in own and readers:

@@ -26,8 +26,6 @@ from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 
-__all__ = ["Config", "dump_config", "load_config", "resolve_config"]
-
 COLUMNS = (
     ["data", "columns"],
     ["data", "impressions", "columns"],
@@ -140,7 +138,6 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
 
     Args:
         content: of the recipe; the overrides are set in it.
-        overrides: see `load_config`.
         source: what the recipe is called in errors.
 
     Raises:
@@ -161,12 +158,7 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The content of a recipe over that of its base.
-
-    Args:
-        path: of the recipe.
-        above: the recipes that led here, the first one being what was asked for.
-    """
+    """The content of a recipe over that of its base; `above` led here, the recipe that was asked for first."""
     chain = (*above, path)
     if path.resolve() in [recipe.resolve() for recipe in above]:
         raise UserError(f"{above[-1]}: base comes back to itself: {' -> '.join(map(str, chain))}")

@@ -13,22 +13,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
-__all__ = [
-    "CallableOptions",
-    "CountName",
-    "FactoryOptions",
-    "FeatureOptions",
-    "HttpOptions",
-    "LambdaRankOptions",
-    "LightGBMOptions",
-    "NoiseOptions",
-    "RewardOptions",
-    "SequentialOptions",
-    "WeightedOptions",
-    "reward_name",
-]
-
-
 CountName = Literal[
     "popularity",
     "popularity_gap",
@@ -54,6 +38,7 @@ def _module_function(value: str) -> str:
 class _Options(Section):
     """A kind of reward."""
 
+    kind: str
     tags: ClassVar[frozenset[str]] = frozenset({"kind"})
     beside: ClassVar[frozenset[str]] = frozenset()  # keys of other sections that decide the scores, and no file of it
     elsewhere: ClassVar[bool] = False  # nothing says that it was fitted on training interactions of the run alone
@@ -67,6 +52,10 @@ class _Options(Section):
     def parts(self) -> tuple[RewardOptions, ...]:
         """The rewards that this one is made of."""
         return ()
+
+    def holds(self, kind: str) -> bool:
+        """Return whether it is of a kind, or a reward that it is made of is."""
+        return self.kind == kind or any(part.holds(kind) for part in self.parts)
 
     @property
     def is_made_elsewhere(self) -> bool:

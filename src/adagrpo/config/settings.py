@@ -27,7 +27,6 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
     """The settings below some keys of a configuration, JSON-able.
 
     Args:
-        config: the configuration.
         reads: dotted keys, of values or of whole sections, by the names of the fields.
         but: dotted keys below those that are not read.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from adagrpo.config.messages import explain
+from adagrpo.config.messages import explain, nearest
 from adagrpo.config.models import FitConfig
 from adagrpo.config.objective import VALIDATION, GateName, ObjectiveConfig
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
@@ -45,11 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def _known(objective: str) -> str:
     if objective not in OBJECTIVES:
-        near = difflib.get_close_matches(objective, OBJECTIVES, n=1)
-        raise ValueError(
-            f"there is no objective '{objective}'; "
-            + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(OBJECTIVES)}")
-        )
+        raise ValueError(f"there is no objective '{objective}'; {nearest(objective, OBJECTIVES)}")
     return objective
 
 
@@ -226,22 +221,13 @@ class ArmConfig(Section):
 
 
 def _arm_of(name: str) -> dict[str, Any]:
-    """The fields of the arm that has a name.
-
-    Raises:
-        ValueError: there is none; the nearest name is said.
-    """
+    """The fields of the arm that has a name; where there is none the error says the nearest."""
     if name in PRESETS:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)
     if match is None:
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = (
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"known: {', '.join(names)}; -lambda<number> or -pressure<number> may follow"
-        )
+        hint = nearest(name, names, "; -lambda<number> or -pressure<number> may follow")
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")
     objective, gate, kind, number = match.groups()
     return {"objective": objective, "gate": gate} | ({} if kind is None else {kind: number})

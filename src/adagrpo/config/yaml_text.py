@@ -47,7 +47,6 @@ def read_yaml(path: Path, *, ours: bool = False) -> Any:
     """The content of a YAML file.
 
     Args:
-        path: of the file.
         ours: whether `dump_yaml` wrote it, which is read in a tenth of the time.
 
     Raises:
@@ -64,10 +63,6 @@ def read_yaml(path: Path, *, ours: bool = False) -> Any:
 
 def parse_yaml(text: str, *, ours: bool = False) -> Any:
     """The content of a YAML text.
-
-    Args:
-        text: of a whole file.
-        ours: see `read_yaml`.
 
     Raises:
         yaml.YAMLError: see `read_yaml`.

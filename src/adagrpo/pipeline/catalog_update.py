@@ -11,7 +11,6 @@ The same request again, say after a kill, makes nothing new.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
@@ -74,19 +74,14 @@ def update_catalog(
     """Make the next version.
 
     Args:
-        run: with Semantic IDs.
         items: a table of items that come, with the columns of the recipe's `data.items`. One that was delisted is
             listed again, with its codes.
         delist: ids of items that leave, or files that hold them: a table with the id column, or a line for each.
-        interactions: files like the run's logs, to see new items beside others in.
         start: the version that is changed, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:
         The version, and whether it was made now; not where the request is the one that the latest was made by, or
         changes nothing.
-
-    Raises:
-        UserError: an id or a file is not what it should be, or nothing says what a new item is like.
     """
     if items is None and not delist and not interactions:
         raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")
@@ -119,7 +114,7 @@ def update_catalog(
             catalog.write(work / "codes.parquet")
             changed.items.write_parquet(work / "items.parquet")
             changed.neighbours.write_parquet(work / "neighbours.parquet")
-            (work / "version.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            write_json(work / "version.json", about)
 
         inputs = [RunData(run).prepared_file("items.parquet"), *CatalogVersion(run, 0).files]
         files = ("codes.parquet", "codes.json", "items.parquet", "neighbours.parquet", "version.json")

@@ -22,7 +22,6 @@ from adagrpo.pipeline.stage_table import (
     MEASURES_REWARD,
     commands_of_stages,
     declared,
-    fits_trees,
     names_key,
     readers,
     reads_key,
@@ -39,15 +38,14 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
     """Refuse to carry out a verb on what is out of date.
 
     Args:
-        run: as it is opened, with what was set for this command.
-        verb: the command that is to be carried out.
         stages: that it reads in this case, beside those that it always reads.
 
     Raises:
         UserError: a stage is stale or damaged, or a setting is not for this verb; with the command that mends it.
     """
     parts = parts_of(run, measuring=verb in MEASURES)
-    wanted = [*_read_by(run, verb), *stages, *_reward_read_by(run, verb)]
+    reward = reward_stages(run) if verb in MEASURES_REWARD else []
+    wanted = [*_read_by(run, verb), *stages, *(name for name in reward if not _makes(verb, name))]
     needed = [parts[name] for name in upstream(parts, wanted)]
     keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
     for part in needed:
@@ -72,11 +70,6 @@ def reward_stages(run: RunDirectory) -> list[str]:
         return sources_of(run, [*models.reward_files, *models.group_reward_files])
     except (UserError, OSError):  # the command says so itself
         return []
-
-
-def _reward_read_by(run: RunDirectory, verb: str) -> list[str]:
-    """The stages of the reward that a command reads and does not make itself."""
-    return [name for name in reward_stages(run) if not _makes(verb, name)] if verb in MEASURES_REWARD else []
 
 
 def _read_by(run: RunDirectory, verb: str) -> list[str]:
@@ -106,7 +99,7 @@ def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
 
 def _reads(run: RunDirectory, verb: str, key: str) -> bool:
     if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
-        return fits_trees(run.config.reward)  # what else it is, does not concern the ranker
+        return run.config.reward.holds("lambdarank")  # what else it is, does not concern the ranker
     return reads_key(verb, key)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from math import inf
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.storage.artifacts import manifest
 
-WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
+Checkpoint = Literal["best", "final"]
 MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
 
 
@@ -31,11 +31,11 @@ class Chosen(NamedTuple):
 
     def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
         """Return the versions that answers name; `run` is the run of the checkpoint."""
-        model = run.hash_input(self.weights / WEIGHTS)[:SHOWN]
+        model = run.hash_input(self.weights / "model.safetensors")[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
-def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
+def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint) -> Chosen:
     """The checkpoint of an arm.
 
     Args:
@@ -56,7 +56,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Literal["b
     weights = run.weights_of(arm, checkpoint)
     for name in ("model.safetensors", "checkpoint.json"):
         run.hash_input(weights / name)  # or say that it is missing, or not what it was
-    return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"], why)
+    return Chosen(arm, weights, read_json(weights / "checkpoint.json")["step"], why)
 
 
 def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> tuple[str, str]:
@@ -71,14 +71,13 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     narrowed: list[str] = []
     sampled: dict[str, int] = {}
     for arm in arms:
-        folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
-        metrics = run.find(*folder, "metrics.json")
+        metrics = run.find(*evaluation_of(arm, checkpoint), "metrics.json")
         if metrics is None:
             continue
         if not of_these_weights(run, metrics.parent, arm, checkpoint):
             outdated.append(arm)
             continue
-        content = json.loads(metrics.read_text(encoding="utf-8"))
+        content = read_json(metrics)
         values[arm] = content["validation"][MONITOR]
         if "eligible" in content:
             narrowed.append(arm)
@@ -113,6 +112,11 @@ def _ends_at_its_best(run: RunDirectory) -> bool:
     """Check that the last weights of sft are its best, which alone are evaluated."""
     first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
+
+
+def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
+    """Return the folder of the evaluation of a policy, in a run."""
+    return ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
 
 
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:

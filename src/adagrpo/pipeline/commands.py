@@ -12,21 +12,14 @@ from pathlib import Path
 
 from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.stage_table import fits_trees, reads_key, row_of
-
-__all__ = [
-    "ALWAYS",
-    "command",
-    "owner",
-    "remake_command",
-]
+from adagrpo.pipeline.stage_table import reads_key, row_of
 
 ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
 
 
 def owner(run: RunDirectory, path: Path) -> str | None:
     """The stage of a run that a file or folder is of; None for a file that is not in the run."""
-    root = next((root for root in (run.directory, run.source) if root and path.is_relative_to(root)), None)
+    root = run.root_of(path)
     if root is None:
         return None
     names = [path.relative_to(root), *path.relative_to(root).parents][:-1]
@@ -34,14 +27,7 @@ def owner(run: RunDirectory, path: Path) -> str | None:
 
 
 def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
-    """A verb on a run as the user would type it, in backticks.
-
-    Args:
-        run: on which.
-        verb: to be carried out.
-        overrides: for its `--set`.
-        out: another run, for what it writes.
-    """
+    """A verb on a run as the user would type it, in backticks."""
     place = shlex.quote(str(run.called))
     if verb in ("prepare", "run"):
         recipe = f"`adagrpo run RECIPE --out {place}`"
@@ -81,6 +67,7 @@ def remake_command(run: RunDirectory, place: Path | str) -> str:
     if name.startswith("fold-") and not any(text.startswith("ranker.folds=") for text in given):
         least = int(name.removeprefix("fold-")) + 1
         given += [f"ranker.folds={max(2, least)}"] if run.config.ranker.folds < least else []
-    if name == "lambdarank" and run.described is not None and not given and not fits_trees(run.described.reward):
+    described = run.described
+    if name == "lambdarank" and described is not None and not given and not described.reward.holds("lambdarank"):
         given.append("reward.kind=lambdarank")
     return command(run, "run" if stage == "simulate" else made_by, given)

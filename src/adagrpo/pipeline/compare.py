@@ -12,7 +12,6 @@ whose lambda is known when the gated arm of the same seed has been trained, see 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,27 @@ from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
-from adagrpo.config.settings import changed_settings, read_settings
+from adagrpo.config.settings import read_settings
 from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
-from adagrpo.exposures.exposure_parts import parts_of
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, ListName, parse_list
+from adagrpo.lists.names import START, parse_list
 from adagrpo.metrics import cutoff
-from adagrpo.pipeline.directory import Declare, RunDirectory, refuse_without_order
+from adagrpo.pipeline.compare_arms import (
+    base_of,
+    checkpoints_of,
+    evaluation_folder,
+    facts_of_arm,
+    is_named_here,
+    names_in_run,
+    result_rows,
+)
+from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
+from adagrpo.pipeline.directory import Declare, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
@@ -41,17 +50,12 @@ from adagrpo.pipeline.stages.evaluate_list import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
+from adagrpo.storage.hashes import hash_json, with_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
-START = "sft"
 PLAN = "plan.json"
-DATA = "data"  # in it: the hashes of the data files and of those that the reward names, by label
-REWARD = "reward"  # in it: the settings that say what the reward is
-REWARD_READS = ("reward", "ranker")
-THROUGH = "through"  # in it: the number of the last part of an exposure log that is read
 
 
 class Comparison:
@@ -88,54 +92,33 @@ class Comparison:
         trained = list(config.train.arms)
         if objectives is not None:
             own = {arm.own_name: arm for arm in config.train.arms}
-            trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if not _named_here(name)]
+            trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if not is_named_here(name)]
         # an arm's own name, by which its folder is called: `mixture-lambda5` also where lambda was written 5.0
         names = iter(arm.name for arm in trained)
-        self.arms = [*names] if objectives is None else [n if _named_here(n) else next(names) for n in objectives]
+        self.arms = [*names] if objectives is None else [n if is_named_here(n) else next(names) for n in objectives]
         _check_list("--seeds", self.seeds)
         _check_list("--objectives", self.arms)
         check_matched(self.arms)
         for name in self.arms:
-            base = _base(name)
+            base = base_of(name)
             if name != str(parse_list(name)):
                 raise UserError(f"--objectives: {name} is called {parse_list(name)}")
-            if base not in (None, START) and (base not in self.arms or _base(base) is not None):
+            if base not in (None, START) and (base not in self.arms or base_of(base) is not None):
                 raise UserError(f"--objectives: {name} is a list of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
-        # None before the first start, and where a plan has none
-        self.fixed_data: dict[str, str] | None = None
-        self.fixed_reward: dict[str, Any] | None = None
-        self.through: int | None = None
-        self.plan = self._plan(config.compare)
+        self.plan = self._hold_to_plan()
 
-    def _plan(self, options: CompareConfig) -> CompareConfig:
+    def _hold_to_plan(self) -> CompareConfig:
         """The comparison that is fixed: this one, or that of an earlier start in the same folder."""
-        known = [START, *self.arms]
+        options, known, path = self.config.compare, [START, *self.arms], self.directory / PLAN
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        before, self.fixed_data, self.through, self.fixed_reward = _read_plan(self.directory / PLAN)
-        family = options.family
-        if family is None:
-            family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
-        plan = options.model_copy(update={"family": family})
-        if before is not None and before != plan:
-            field = next(name for name in type(plan).model_fields if getattr(before, name) != getattr(plan, name))
-            raise UserError(
-                f"{self.directory / PLAN}: fixed with compare.{field} {getattr(before, field)}, asked for"
-                f" {getattr(plan, field)}; a plan is not changed after its runs, take another --out"
-            )
-        for name in family or ():
-            if name not in known or name == options.baseline:
-                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
-        for first, second in plan.pairs:
-            for name in (first, second):
-                if name not in known:
-                    raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(known)}")
-            if first == second:
-                raise UserError(f"compare.pairs: '{first}' is compared with itself")
-        self._check_reward()
-        self._check_data()
-        self._hold_to_part()
+        fixed = FixedPlan.read(path)
+        plan = fixed.options_for(options, known, path)
+        fixed.check_reward(self.config, path)
+        if fixed.data is not None:
+            fixed.check_data(*self._data_files(), path)
+        self.config = fixed.held_to_part(self.config, self.data, path)
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
@@ -150,53 +133,8 @@ class Comparison:
         paths = dict.fromkeys([*log_source(run).files, *files_named_by(run.config.reward, run)])
         return run, [path for path in paths if not path.is_relative_to(run.directory)]
 
-    def _check_reward(self) -> None:
-        """Refuse another reward than that of the runs before: their arms would be trained again in their place."""
-        if self.fixed_reward is None:
-            return
-        changes = changed_settings(self.config, self.fixed_reward, read_settings(self.config, REWARD_READS))
-        if changes:
-            key, before, now = changes[0]
-            raise UserError(
-                f"{self.directory / PLAN}: fixed with {key} {before}, asked for {now}; the arms of another reward go"
-                " into a new folder, another --out"
-            )
-
-    def _check_data(self) -> None:
-        """Refuse other data than those of the runs before; a file that is gone is not held against them."""
-        before = self.fixed_data
-        if before is None:
-            return
-        run, paths = self._data_files()
-        files = run.labels(paths)
-        changed = [
-            f"{path}: {'changed after' if label in before else 'was not among the files when'}"
-            for label, path in files.items()
-            if path.is_file() and cached_hash(path) != before.get(label)
-        ]
-        changed += [f"{label}: was among the files when" for label in before if label not in files]
-        if changed:
-            raise UserError(
-                f"{changed[0]} {self.directory / PLAN} was fixed;"
-                " take a new folder for the changed files, another --out"
-            )
-
-    def _hold_to_part(self) -> None:
-        """Have every run read an exposure log up to the part at which the plan was fixed, whatever was logged since."""
-        options = self.config.data.exposures
-        if options is None or self.through is None:
-            return
-        numbers = [int(part.name) for part in parts_of(self.data / options.path, options.through)]
-        if options.through is not None and numbers and numbers[-1] != self.through:
-            raise UserError(
-                f"data.exposures.through: asks for part {numbers[-1]}, {self.directory / PLAN} was fixed at part"
-                f" {self.through}; take a new folder for another part of the log, another --out"
-            )
-        data = {"exposures": options.model_copy(update={"through": self.through})}
-        self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=data)})
-
     def _fix_plan(self) -> None:
-        """Write the plan, with what its data are, at the first start; of several processes, one writes it for all."""
+        """Write the plan, with what its data are, at the first start."""
         if not (self.directory / PLAN).exists():
             (run, files), through = self._data_files(), None
             data = run.hash_inputs(files)
@@ -204,8 +142,8 @@ class Comparison:
                 publish_first(run)
                 through = int(exposure_parts(run, exposures)[-1].name)
             reward = read_settings(self.config, REWARD_READS)
-            _write_plan(self.directory / PLAN, self.plan, data, through, reward)
-        self.plan = self._plan(self.config.compare)
+            FixedPlan(self.plan, data, through, reward).write(self.directory / PLAN)
+        self.plan = self._hold_to_plan()
 
     @property
     def page(self) -> Path:
@@ -225,7 +163,7 @@ class Comparison:
         run = self.run_of(seed)
         matched = self._matched_before(run)
         run.config = _with_arms(run.config, [*run.config.train.arms, *matched.values()])
-        return plan(run, more=self._lists(_names(matched)))
+        return plan(run, more=self._lists(names_in_run(matched)))
 
     def run_of(self, seed: int) -> Run:
         """The run of one seed, of which nothing is made yet."""
@@ -234,11 +172,7 @@ class Comparison:
         return Run(directory, config, self.data, _Prefixed(self.console, directory.name), self.code)
 
     def carry_out(self) -> dict[str, Any]:
-        """Make or continue the runs, and write the comparison.
-
-        Returns:
-            The content of comparison.json.
-        """
+        """Make or continue the runs, and write the comparison; returns the content of comparison.json."""
         with lock_folder(self.directory, "comparison"):
             return self._carry_out()
 
@@ -246,15 +180,6 @@ class Comparison:
         """Make or continue the runs of some seeds, and compare nothing; others may make the other seeds meanwhile.
 
         A run keeps other processes out of its own folder, and so may be made on another machine and moved here.
-
-        Args:
-            seeds: some of the comparison's.
-
-        Returns:
-            Their folders.
-
-        Raises:
-            UserError: a seed is not one of the comparison's, or is there twice.
         """
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
@@ -272,7 +197,7 @@ class Comparison:
         for run, names in runs:
             data = RunData(run)
             for arm in (START, *self.arms):
-                for checkpoint in _checkpoints(arm):
+                for checkpoint in checkpoints_of(arm):
                     measured_point = read_measured(data, evaluation_folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
@@ -281,16 +206,15 @@ class Comparison:
             "seeds": self.seeds,
             "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
             "plan": self.plan.model_dump(mode="json"),
-            "arms": {arm: _facts([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
+            "arms": {arm: facts_of_arm([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
             "rows": compare(measured, self.seeds, self.plan),
         }
         if self.plan.pairs:
             content["pairs"] = compare_pairs(measured, self.plan)
         content["finding"] = finding(content)
-        write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
+        write_file(self.directory / "results.jsonl", "".join(result_rows(run, names, self.arms) for run, names in runs))
         write_comparison(self.directory, content)
-        text = json.dumps(with_hash(content), indent=1, allow_nan=False)
-        write_file(self.directory / "comparison.json", text + "\n")
+        write_json(self.directory / "comparison.json", with_hash(content), allow_nan=False)
         return content
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
@@ -305,7 +229,7 @@ class Comparison:
                 matched = self._matched(run, run.results)
                 if matched == known:
                     break
-            names = _names(matched)
+            names = names_in_run(matched)
             for name, declare in self._lists(names).items():
                 run.make(name, declare(run))
         return run, names
@@ -322,34 +246,10 @@ class Comparison:
     def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
         """The matched arms of an earlier start, so that none is left out and taken up again; none if it is damaged."""
         try:
-            path = run.find("metrics.json")
-            return {} if path is None else self._matched(run, json.loads(path.read_text(encoding="utf-8")))
+            metrics = run.find_content("metrics.json")
+            return {} if metrics is None else self._matched(run, metrics)
         except (UserError, KeyError):
             return {}
-
-
-def _names(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Map the names of matched arms, and of their lists, to those in a run."""
-    names = {name: arm.name for name, arm in matched.items()}
-    orders = (RERANK, FUSE, FUSE_WITHOUT_REWARD)
-    return names | {
-        str(ListName(name, order)): str(ListName(arm, order)) for name, arm in names.items() for order in orders
-    }
-
-
-def _named_here(name: str) -> bool:
-    return name in MATCHED or _base(name) is not None
-
-
-def _base(name: str) -> str | None:
-    """Return the arm whose beam a list of this name has; None of an arm itself."""
-    called = parse_list(name)
-    return None if called.order == "policy" else called.policy
-
-
-def _is_measured_once(arm: str) -> bool:
-    """Check whether one evaluation stands for best and final: of the starting policy, and of every fused list."""
-    return arm == START or _base(arm) == START or parse_list(arm).order in (FUSE, FUSE_WITHOUT_REWARD)
 
 
 class _Prefixed:
@@ -368,30 +268,6 @@ class _Prefixed:
         self.console.note(f"{self.prefix}/{text}")
 
 
-def _write_plan(
-    path: Path,
-    plan: CompareConfig,
-    data: Mapping[str, str] | None = None,
-    through: int | None = None,
-    reward: Mapping[str, Any] | None = None,
-) -> None:
-    fixed = {DATA: data, THROUGH: through, REWARD: reward}
-    content = plan.model_dump(mode="json") | {name: value for name, value in fixed.items() if value is not None}
-    write_file(path, json.dumps(with_hash(content), indent=1) + "\n", keep=True)
-
-
-def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None, dict[str, Any] | None]:
-    """The plan of an earlier start, if there was one, and what it has of data, the last part of a log, and reward."""
-    if not path.is_file():
-        return None, None, None, None
-    try:
-        content = without_hash(json.loads(path.read_text(encoding="utf-8")))
-        data, through, reward = (content.pop(name, None) for name in (DATA, THROUGH, REWARD))
-        return CompareConfig.model_validate(content), data, through, reward
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
-
-
 def _check_list(option: str, values: Sequence[object]) -> None:
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice or not values:
@@ -406,51 +282,3 @@ def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
         return Config.model_validate(dump_config(named))
     except ValidationError as error:
         raise UserError(f"--objectives: {explain(error, Config)}") from error
-
-
-def _checkpoints(arm: str) -> tuple[str, ...]:
-    return ("best",) if _is_measured_once(arm) else ("best", "final")
-
-
-def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
-    """Return the folder of the evaluation of an arm's checkpoint."""
-    return run.path("evaluate", name, *(() if _is_measured_once(name) else (checkpoint,)))
-
-
-def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
-    """Lambda, pressure, admission, the weight of validation, and where the policy was lost, of an arm a seed."""
-    facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
-    for run, name in runs:
-        re_ordered = _base(name) is not None
-        path = evaluation_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
-        run.hash_input(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values = values if re_ordered else values["stages"][name]
-        for fact, listed in facts.items():
-            listed.append(values.get(fact))
-    if not any(facts["lost"]):
-        del facts["lost"]
-    return facts
-
-
-def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
-    """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
-    rows = [json.loads(line) for line in run.checked("results.jsonl").read_text(encoding="utf-8").splitlines()]
-    trained = [row | {"arm": arm} for row in rows for arm in _called(row["arm"], names, arms)]
-    lines = list(trained)
-    for arm in arms:
-        if (base := _base(arm)) is not None:
-            for row in trained:
-                if row["arm"] == base and row["checkpoint"] in _checkpoints(arm):
-                    path = evaluation_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
-                    values = json.loads(path.read_text(encoding="utf-8"))
-                    entry = {"objective": parse_list(arm).order, "arm": arm, "seconds": None}
-                    entry |= {"weight": values["weight"]} if "weight" in values else {}
-                    lines.append(row | entry | {"metrics": values[row["split"]]})
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def _called(folder: str, names: Mapping[str, str], arms: Sequence[str]) -> list[str]:
-    """The arms that a run's arm is here: two matched ones may be one mixture, or one that was asked for as well."""
-    own_names = [arm for arm, name in names.items() if name == folder]
-    return [folder, *own_names] if folder in arms or not own_names else own_names

@@ -10,10 +10,9 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
-from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 
-__all__ = ["CurrentFiles"]
+SHOWN = ("train/", "ranker/report")  # stages that the page would show
 
 
 class CurrentFiles:
@@ -41,7 +40,9 @@ class CurrentFiles:
     @property
     def notes(self) -> list[str]:
         """Notes on what is left out, a sentence each."""
-        left_out = [part for part in self.parts.values() if part.there and not part.usable and _can_be_shown(part)]
+        left_out = [
+            part for part in self.parts.values() if part.there and not part.usable and part.name.startswith(SHOWN)
+        ]
         kept = [part for part in self.parts.values() if part.usable and part.why]
         return [
             *(f"{part.name} is left out, it is {part.state}: {part.why}." for part in left_out),
@@ -63,7 +64,3 @@ class CurrentFiles:
     def events(self) -> Sequence[Mapping[str, Any]]:
         """See `RunDirectory.events`."""
         return self.run.events()
-
-
-def _can_be_shown(part: Part) -> bool:
-    return part.name.startswith("train/") or part.name == "ranker/report"

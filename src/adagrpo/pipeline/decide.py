@@ -20,7 +20,6 @@ the one that users get today; a plan that is frozen, or changed by hand, is left
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -86,12 +85,7 @@ class Choice(NamedTuple):
 
 
 def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
-    """The lists that compete, from the one that needs least at serving time to the one that needs most.
-
-    Args:
-        reward: of the run.
-        arms: trained arms, which compete alone and fused.
-    """
+    """The lists that compete, from the one that needs least at serving time to the one that needs most."""
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
     return [*SOURCES, *rewards_alone(reward), START, *arms, *start, *fused]
@@ -101,9 +95,7 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
     """Say why a reward alone is too slow to be measured over the whole catalogue, or fails there; None if it is not.
 
     Args:
-        run: with a starting policy.
         name: of a stage; of any that measures no reward alone this is None, as where it is done.
-        stage: what it is made from.
     """
     kind, _, called = name.rpartition("/")
     if kind != "evaluate" or reward_number(parse_list(called).order) is None or run.has_made(name, stage):
@@ -133,7 +125,6 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
 
     Args:
         values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
-        milliseconds: of one list, by contender.
         budget: milliseconds that a list may take; None: any.
 
     Example:
@@ -165,19 +156,11 @@ def decision(
     control: str = START,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Decide what to serve: the competing lists, the choice, and how sure it is.
-
-    Args:
-        run: with every contender measured that is not left out.
-        arms: trained arms that compete.
-        budget: milliseconds that a list may take; None: any.
-        control: the list that users get today, a contender.
-        left_out: why a list was not measured, by name.
-    """
+    """Decide what to serve: the competing lists, the choice, and how sure it is."""
     data = RunData(run)
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config.reward, arms) if name not in left_out]
-    ranks = {name: _validation_ranks(run, name) for name in names}
+    ranks = {name: _column(run, name, name).astype(np.int64) for name in names}
     as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
     weights = _column(run, START, WEIGHT)
     values = {name: weights * found for name, found in as_logged.items()}
@@ -266,10 +249,6 @@ def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> boo
     return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
-def _validation_ranks(run: RunDirectory, name: str) -> NDArray[np.int64]:
-    return _column(run, name, name).astype(np.int64)
-
-
 def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
     """(N,) a column of the validation cases, from the stage that measured a list there."""
     called = parse_list(name)
@@ -281,9 +260,7 @@ def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     called = parse_list(name)
     trained = called.policy not in (None, START) and called.order == "policy"
-    content = json.loads(
-        run.checked("evaluate", name, *(["best"] if trained else []), "metrics.json").read_text("utf-8")
-    )
+    content = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")
     shown = (f"hr@{TOP}", f"ndcg@{TOP}", f"coverage@{TOP}", f"tail_share@{TOP}", f"hallucination@{TOP}")
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 

@@ -10,19 +10,18 @@ is simulated, so that what users would have liked is known; diagnosis, training 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
 from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.rewards.boosted import require_lightgbm
-
-__all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "demo_runs", "run_demo"]
 
 GOOD, WRONG = "trees", "shown items alone"
 WRONG_REWARD = ("reward.kind=sequential",)  # which the recipe fits on what was shown alone
@@ -54,7 +53,6 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     Args:
         directory: of the run under the good reward; the other one lies beside it.
         config: of recipes/demo.yaml, or of the like: a simulated marketplace, the arm `nll` among its arms.
-        console: where progress is shown.
 
     Raises:
         UserError: LightGBM is not installed, or one of the folders holds something else.
@@ -74,7 +72,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
             run.complete()
             decisions[name] = run.decide(train=True)
         content = {"rewards": verdicts, "decisions": decisions, "rows": _rows(runs)}
-        runs[GOOD].write_output(OUTPUT, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        runs[GOOD].write_output(OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
 
@@ -86,7 +84,6 @@ def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
         data = RunData(run)
         arms = [arm.name for arm in run.config.train.arms]
         for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
-            folder = (arm,) if arm == "sft" else (arm, "final")
             name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
-            measured[name, "final"] = [read_measured(data, run.path("evaluate", *folder))]
+            measured[name, "final"] = [read_measured(data, run.path(*evaluation_of(arm, "final")))]
     return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))

@@ -13,7 +13,6 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
-from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_json
@@ -26,13 +25,7 @@ OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashe
 
 
 def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code: Path) -> dict[str, Any]:
-    """Describe a run, as run.yaml has it.
-
-    Args:
-        data_files: the hashes of the log files, by name.
-        data: the folder that relative paths are in.
-        code: the folder in which modules are looked for.
-    """
+    """Describe a run, as run.yaml has it."""
     content = {
         "config": dump_config(config),
         "arms": config.settings_of_arms(),
@@ -43,7 +36,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
         "versions": {"adagrpo": __version__, "python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
     }
-    return content | ({"code_directory": str(code)} if _runs_code(config.reward) else {})
+    return content | ({"code_directory": str(code)} if config.reward.holds("callable") else {})
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -85,12 +78,7 @@ def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
 
 
 def reset_settings(directory: Path, config: Config) -> list[str]:
-    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default.
-
-    Args:
-        directory: of the run; there may be none yet.
-        config: by which its logs are to be read.
-    """
+    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default."""
     if not is_described(directory):
         return []
     before = Config.model_validate(read_description(directory)["config"])
@@ -105,11 +93,7 @@ def write_description(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def hash_of_output(root: Path, name: str) -> str:
-    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none.
-
-    Raises:
-        UserError: it is not the one that was written.
-    """
+    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none."""
     digest = cached_hash(root / name)
     if digest != outputs(root).get(name, None if name in OUTPUTS else digest):
         raise UserError(
@@ -119,11 +103,7 @@ def hash_of_output(root: Path, name: str) -> str:
 
 
 def outputs(root: Path) -> dict[str, str]:
-    """The hashes of the files that belong to no stage, such as metrics.json, by name.
-
-    Raises:
-        UserError: run.yaml is damaged.
-    """
+    """The hashes of the files that belong to no stage, such as metrics.json, by name."""
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
 
 
@@ -142,7 +122,3 @@ def data_settings(config: Config) -> dict[str, Any]:
         elif name not in ("logs", "marketplace"):
             found[f"data.{name}"] = value
     return {key: value for key, value in found.items() if key not in PLACES}
-
-
-def _runs_code(options: RewardOptions) -> bool:
-    return options.kind == "callable" or any(map(_runs_code, options.parts))

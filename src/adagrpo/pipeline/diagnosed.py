@@ -6,7 +6,6 @@ nothing here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,23 +40,18 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     Nothing is asked where no arm reads a reward.
 
     Args:
-        run: about to train the arms of its configuration.
         anyway: a note in place of the refusal.
-
-    Raises:
-        UserError: the diagnosis of this policy and this reward says anything but `use`, and not `anyway`.
     """
     trained = run.trained()
     if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():
         return
     diagnose = f"adagrpo diagnose --run {run.called}"
-    path = run.find("diagnose", "diagnose.json")
-    if path is None and all(arm.name in trained for arm in run.config.train.arms):
+    content = run.find_content("diagnose", "diagnose.json")
+    if content is None and all(arm.name in trained for arm in run.config.train.arms):
         return
-    if path is None:
+    if content is None:
         run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
     if not is_diagnosed(run, content):
         run.console.note(f"note: the diagnosis is of another policy or reward; `{diagnose}` makes it again")
         return

@@ -1,4 +1,4 @@
-"""A run directory: where its files lie, how they are read and checked, and how a stage is made.
+"""A run directory: how it is opened and described, and how a stage is made; `run_folder` has how its files are read.
 
 A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
 folder (`adagrpo.pipeline.stage`). Its manifest carries a fingerprint: the hash of the settings that decide its result,
@@ -9,9 +9,6 @@ fingerprint.
 run.yaml has the settings of the work that was done. What a command changes by `--set` holds for that command, and is
 written when all of its work is done (`RunDirectory.keep_settings`).
 
-A file of a run is read through `RunDirectory.checked`, which compares it with its manifest or, for the files that
-belong to no stage, with the hash in run.yaml.
-
 A run may go on from another one that it never writes to: what it lacks is read there (`adagrpo evaluate --out`).
 
 Where several processes were launched, the first one alone holds the lock and writes; the others take part in the stages
@@ -21,10 +18,8 @@ that fit a model and wait for the end of every other one, see `RunDirectory.make
 from __future__ import annotations
 
 import copy
-import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -34,39 +29,22 @@ import torch
 from adagrpo.config import Config, Settings, as_overrides, dump_config, resolve_config
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
-from adagrpo.pipeline.description import (
-    DESCRIPTION,
-    describe,
-    hash_of_output,
-    outputs,
-    read_description,
-    write_description,
-)
-from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
+from adagrpo.pipeline.description import DESCRIPTION, describe, outputs, read_description, write_description
+from adagrpo.pipeline.events import append_event, cut_half_line, read_events
+from adagrpo.pipeline.run_folder import RunFolder
 from adagrpo.pipeline.stage import Declaration, StageFolder
-from adagrpo.storage.artifacts import manifest, verify, verify_file
+from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
-
-__all__ = ["EVENTS", "Declare", "RunDirectory", "refuse_without_order"]
 
 BUILD, DONE = "build", "done"  # what the first process sends to the others during a stage
 
 
 def refuse_without_order(config: Config, command: str) -> None:
-    """Refuse what predicts a next item where nothing says what came next.
-
-    Args:
-        config: of the run.
-        command: what there is to do instead.
-
-    Raises:
-        UserError: its logs are impressions without order.
-    """
+    """Refuse what predicts a next item where nothing says what came next; `command` is what there is to do instead."""
     if config.without_order:
         raise UserError(
             "data.split.kind: impressions has no order, so no next item for a policy to learn;"
@@ -74,7 +52,7 @@ def refuse_without_order(config: Config, command: str) -> None:
         )
 
 
-class RunDirectory(ABC):
+class RunDirectory(RunFolder):
     """The directory of a run, and its files; `adagrpo.pipeline.run.Run` adds what is done with them."""
 
     def __init__(
@@ -209,52 +187,6 @@ class RunDirectory(ABC):
         """Hash of the whole resolved configuration."""
         return hash_json(dump_config(self.config))
 
-    def path(self, *parts: str) -> Path:
-        """Return the path of something of the run: in its own directory, or where it alone is, in its source."""
-        own = self.directory.joinpath(*parts)
-        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
-            return self.source.joinpath(*parts)
-        return own
-
-    def weights_of(self, arm: str, checkpoint: str = "best") -> Path:
-        """Return the folder of the weights of an arm, or of the starting policy, `sft`."""
-        return self.path(*(("sft",) if arm == "sft" else ("train", arm)), checkpoint)
-
-    def folder(self, stage: str) -> Path:
-        """Return the folder of a finished stage; it may also hold an inner stage alone, such as `ranker/report`."""
-        return self.path(*stage.split("/"), MANIFEST).parent
-
-    def checked(self, *parts: str) -> Path:
-        """A file of the run that is as it was written.
-
-        Raises:
-            UserError: it is missing or was changed after it was made; it is named.
-        """
-        path = self.path(*parts)
-        self.hash_input(path)
-        return path
-
-    def find(self, *parts: str) -> Path | None:
-        """`checked`, or None where there is no such file."""
-        path = self.path(*parts)
-        if path.name == DESCRIPTION and path.is_file():
-            read_description(path.parent)
-        return self.checked(*parts) if path.is_file() else None
-
-    def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
-        """The folder of a finished stage whose files, but for some, are all as they were written.
-
-        Raises:
-            UserError: the stage is missing, or a file of it was changed after it was made; it is named.
-        """
-        folder = self.folder(name)
-        content = manifest(folder)
-        if content is None:
-            raise UserError(f"{folder}: missing; run {self.remake_command(folder)} first")
-        for file in content["files"].keys() - set(but):
-            verify_file(folder, file, content)
-        return folder
-
     def write_description(self, data_files: Mapping[str, str]) -> None:
         """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
         if not self.processes.is_main_process:
@@ -311,6 +243,12 @@ class RunDirectory(ABC):
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
+
+        def build(work: Path) -> None:
+            if declared.together:  # it begins in the other processes too
+                self.processes.broadcast(BUILD)
+            declared.build(work)
+
         folder = StageFolder(self.directory, name, declared.files)
         if not self.processes.is_main_process:
             while self.processes.broadcast() == BUILD:
@@ -328,7 +266,7 @@ class RunDirectory(ABC):
                 folder.check()
                 self._event(name, "start", 0.0)
                 started = time.monotonic()
-                folder.make(made_from, self._for_all(declared.build) if declared.together else declared.build)
+                folder.make(made_from, build)
                 self.made.append(name)
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
@@ -341,10 +279,6 @@ class RunDirectory(ABC):
         wanted = declared.made_from(self.config, self.hash_inputs(declared.inputs))
         return done is not None and done["fingerprint"] == wanted.fingerprint(name)
 
-    @abstractmethod
-    def remake_command(self, place: Path | str) -> str:
-        """The command that makes a stage, or the stage of a file, as a user types it."""
-
     def refuse_without_order(self) -> None:
         """Refuse what predicts a next item where nothing says what came next.
 
@@ -353,18 +287,13 @@ class RunDirectory(ABC):
         """
         refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
 
-    def trained(self) -> list[str]:
-        """The folders of finished arms, by name."""
-        roots = [root for root in (self.source, self.directory) if root is not None]
-        return sorted({path.parent.name for root in roots for path in root.glob(f"train/*/{MANIFEST}")})
-
     def events(self) -> list[dict[str, Any]]:
         """Read the events of the stages: rows of time, stage, event and seconds, those of the source first.
 
         Raises:
             UserError: a row is not as it was written.
         """
-        return [row for root in (self.source, self.directory) if root is not None for row in read_events(root)]
+        return [row for root in self.roots for row in read_events(root)]
 
     def remark(self, stage: str, sentence: str) -> None:
         """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
@@ -374,70 +303,6 @@ class RunDirectory(ABC):
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
         self.followed = False
-
-    def _for_all(self, build: Callable[[Path], None]) -> Callable[[Path], None]:
-        """A build that begins in the other processes too."""
-
-        def begin(work: Path) -> None:
-            self.processes.broadcast(BUILD)
-            build(work)
-
-        return begin
-
-    def hash_inputs(self, paths: Sequence[Path]) -> dict[str, str]:
-        """The sha256 of each file by its label; a file that has the label of another one gets a number."""
-        return {label: self.hash_input(path) for label, path in self.labels(paths).items()}
-
-    def labels(self, paths: Sequence[Path]) -> dict[str, Path]:
-        """Files by their labels; one that has the label of another one gets a number."""
-        labelled: dict[str, Path] = {}
-        for path in dict.fromkeys(paths):
-            label, count = self.label(path), 1
-            while label in labelled:
-                count += 1
-                label = f"{self.label(path)} ({count})"
-            labelled[label] = path
-        return labelled
-
-    def hash_input(self, path: Path) -> str:
-        """The sha256 of a file that something reads.
-
-        Raises:
-            UserError: no such file, or it is part of a run and was changed after it was made.
-        """
-        root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
-        if not path.is_file():
-            if root is not None:
-                self._refuse_damaged(path.relative_to(root))
-                raise UserError(f"{path}: missing; run {self.remake_command(path)} first")
-            raise UserError(f"{path}: no such file; check the recipe and --data")
-        root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
-        if root is None:
-            return cached_hash(path)
-        if path.parent == root:
-            return hash_of_output(root, path.name)
-        for folder in path.parents:
-            content = None if folder == root else manifest(folder)
-            if content is not None:
-                return verify_file(folder, path.relative_to(folder).as_posix(), content)
-            if folder == root:
-                break
-        return cached_hash(path)
-
-    def _refuse_damaged(self, file: Path) -> None:
-        """Refuse with what to delete where a finished stage lacks a file of its own: its verb would not make it."""
-        for root in filter(None, (self.directory, self.source)):
-            for inner in file.parents[:-1]:
-                content, name = manifest(root / inner), file.relative_to(inner).as_posix()
-                if content is not None and name in content["files"]:
-                    verify_file(root / inner, name, content)
-
-    def label(self, path: Path) -> str:
-        """A name for an input that does not depend on where the run or the data lie."""
-        for root in (self.directory, self.source, self.data, self.data.resolve()):  # run.yaml has the last one
-            if root is not None and path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-        return path.name
 
     def _event(self, stage: str, event: str, seconds: float) -> None:
         append_event(self.directory, stage, event, seconds)

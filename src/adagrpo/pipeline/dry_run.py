@@ -8,7 +8,6 @@ any; where there is none, nothing is said of it.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import Forecast
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
@@ -33,7 +31,6 @@ def plan(
     """Say what some commands would do with a run.
 
     Args:
-        run: with the settings that they would be carried out by.
         commands: that make stages; those of `adagrpo run` if not given.
         more: stages that are made after those, by name, and what declares each.
 
@@ -41,9 +38,6 @@ def plan(
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
         models; `memory` in bytes that the largest fit holds, without activations; `disk`; `seconds` in all, None where
         a stage that would be made was never timed here.
-
-    Raises:
-        UserError: the logs or the settings are wrong in a way that is known by now.
     """
     arms = None if "train" in commands else finished_arms(run)
     parts = parts_of(run, logs=True, more=more)
@@ -83,14 +77,13 @@ def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> di
         steps = fits[name].steps if name in fits else None
         seconds = times.of(name, steps) if again else 0.0
         rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
-    summary = json.loads((data.prepared / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(data.prepared / "summary.json")
     summary.pop("understood", None)
     sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
     content: dict[str, Any] = {"stages": rows, "data": summary}
     content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = max((fit.held for fit in made.values()), default=0)
-    content["memory"] = {"held": held, "free": free_memory(device)}
+    content["memory"] = {"held": held, "free": free_memory(data.device)}
     kept = sum(fit.kept for fit in made.values())
     passing = max((fit.passing for fit in made.values()), default=0)
     content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}
@@ -116,5 +109,5 @@ class _Times:
 
     def _seconds_a_step(self, name: str) -> float | None:
         path = self.run.path(*name.split("/"), "final", "checkpoint.json")
-        steps = json.loads(path.read_text(encoding="utf-8"))["step"] if path.is_file() else 0
+        steps = read_json(path)["step"] if path.is_file() else 0
         return self.seconds[name] / steps if steps else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, Row, summarise
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -48,7 +48,7 @@ def estimate_policy(
     exposures: Path,
     requests: Path,
     arm: str,
-    checkpoint: Literal["best", "final"] = "best",
+    checkpoint: Checkpoint = "best",
     *,
     temperature: float | None = None,
     reward: str = "click",
@@ -58,13 +58,11 @@ def estimate_policy(
     """Estimates of the clicks that a policy would have had.
 
     Args:
-        run: with the policy.
         requests: a file of request_id and history.
         arm: the policy; its lists are drawn.
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
-        catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
 
     Returns:
         JSON: `policy`, `estimates` and `counts`.
@@ -192,7 +190,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
         arm, _, checkpoint = made_by.rpartition("/")
         if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
             continue
-        kind: Literal["best", "final"] = "best" if checkpoint == "best" else "final"
+        kind: Checkpoint = "best" if checkpoint == "best" else "final"
         chosen = choose_checkpoint(run, arm, kind)
         if chosen.versions(run, kind, models.data.version.name)["model"] != model:
             continue

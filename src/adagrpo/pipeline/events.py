@@ -27,11 +27,7 @@ def append_event(directory: Path, stage: str, event: str, seconds: float) -> Non
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run directory's log; none where there is no log.
-
-    Raises:
-        UserError: a row is not as it was written.
-    """
+    """The rows of a run directory's log; none where there is no log."""
     log = directory / EVENTS
     return read_checked_lines(log) if log.is_file() else []
 

@@ -24,28 +24,21 @@ _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
-    """Write the hash of a plan beside it, or check the one that is there.
-
-    Raises:
-        UserError: it is no plan, was changed since, or its window is over.
-    """
+    """Write the hash of a plan beside it, or check the one that is there."""
     plan = read_plan(path)
     if not frozen_path(path).exists() and plan.ends <= datetime.now(UTC).timestamp():
         raise UserError(f"{path}: its window ended on {moment_of(plan.ends)}, so nobody would be in it; change start")
-    return dict(_frozen(path, plan))
+    return dict(freeze(path, plan, now=datetime.now(UTC)))
 
 
 def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict[str, Any]:
     """Analyse an experiment; the plan is frozen first.
 
-    Args:
-        now: of the look; this moment if not given.
-
     Raises:
         UserError: it is no plan or was changed, no log, or the log has not what the plan sums.
     """
     plan = read_plan(path)
-    frozen = _frozen(path, plan)
+    frozen = freeze(path, plan, now=datetime.now(UTC))
     parts, catalogue = _parts(exposures), read_catalogue(path, plan)
     rows = read_parts(parts)
     moment = now or datetime.now(UTC)
@@ -72,17 +65,9 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second.
-
-    Args:
-        path: of the plan, which is frozen first.
-        stop: an arm.
-
-    Raises:
-        UserError: it is no plan or was changed, or there is no such switch to make.
-    """
+    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second."""
     plan = read_plan(path)
-    _frozen(path, plan)
+    freeze(path, plan, now=datetime.now(UTC))
     return add_switch(path, plan, now=datetime.now(UTC).timestamp(), share=share, stop=stop)
 
 
@@ -94,9 +79,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
 
     Returns:
         The rows of `duration`; `read` of each says which days of the log were read, None where there is no log.
-
-    Raises:
-        UserError: it is no plan, or it does not say enough.
     """
     plan = read_plan(path)
     if exposures is None:
@@ -112,10 +94,6 @@ def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
     for arm, time in read_switches(path, plan).stops.items():
         found[arm] = min(time, found.get(arm, time))
     return found
-
-
-def _frozen(path: Path, plan: Plan) -> Mapping[str, Any]:
-    return freeze(path, plan, now=datetime.now(UTC))
 
 
 def _until_each_day(

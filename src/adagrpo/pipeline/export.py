@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -31,16 +30,10 @@ def export(
     run: RunDirectory,
     to: Path,
     arm: str | None = None,
-    checkpoint: Literal["best", "final"] = "best",
+    checkpoint: Checkpoint = "best",
     catalog: str = LATEST,
 ) -> dict[str, object]:
     """Write a checkpoint of a run as a Hugging Face folder; adapters are merged, weights are float32.
-
-    Args:
-        run: its policy is a causal language model.
-        to: a new folder, or an empty one.
-        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:
         What was exported: folder, arm, checkpoint, step, why that one, items, catalogue, and the precision of the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,9 +55,6 @@ from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
-
-__all__ = ["Models"]
-
 
 REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
 
@@ -157,7 +153,7 @@ class Models:
         options = self.config.reward
         if not options.in_spreads:
             return self.reward_of(options)
-        content = json.loads(self.run.checked(*REWARD_WEIGHTS).read_text(encoding="utf-8"))
+        content = self.run.content(*REWARD_WEIGHTS)
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:
@@ -184,30 +180,25 @@ class Models:
         Raises:
             UserError: a module is not there, or a checkpoint is of a run with other items.
         """
-        run, paths = self.run, []
+        run = self.run
         match options:
             case SequentialOptions():
                 folder = self._checkpoint(options)
                 if options.checkpoint is not None:
                     _refuse_other_items(self.data, folder)
-                paths = [folder / "model.safetensors"]
-            case CallableOptions():
-                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
-            case HttpOptions() | NoiseOptions():
-                pass
+                own = [folder / "model.safetensors"]
+            case CallableOptions() | FactoryOptions():
+                own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
             case LightGBMOptions() | LambdaRankOptions():
-                paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
-            case FeatureOptions():
-                paths = self.data.training_files[:2]
-            case FactoryOptions():
-                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
-                paths += [path for part in options.parts for path in self.files_of(part)]
-                paths += self.data.training_files[:2]
-            case WeightedOptions():
-                paths = [path for part in options.parts for path in self.files_of(part)]
+                own = [self._trees(options)]
+            case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
+                own = []
             case _:
                 assert_never(options)
-        return list(dict.fromkeys(paths))
+        own += [path for part in options.parts for path in self.files_of(part)]
+        if isinstance(options, LightGBMOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
+            own += self.data.training_files[:2]  # features count in these
+        return list(dict.fromkeys(own))
 
     def reward_of(self, options: RewardOptions) -> Reward:
         """Make a reward ready to score."""
@@ -328,11 +319,7 @@ def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
     """Refuse a ranker of another run whose items are not these: it knows them by number alone.
 
     Args:
-        data: of this run.
         checkpoint: `<run>/ranker/best` or `final`; of a folder elsewhere nothing is known.
-
-    Raises:
-        UserError: the run of the checkpoint has other items.
     """
     other = checkpoint.parent.parent / "prepare"
     if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.data.groups import ItemGroups
-from adagrpo.data.prepared import (
-    load_cases,
-    load_impressions,
-    load_item_ids,
-    load_items,
-    load_training,
-    load_user_ids,
-)
+from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_items, load_training, load_user_ids
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
@@ -152,11 +145,7 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """The items that `evaluation.eligible` leaves.
-
-        Raises:
-            UserError: the items have no such group, or nothing is left.
-        """
+        """The items that `evaluation.eligible` leaves."""
         options = self.config.evaluation.eligible
         assert options is not None
         numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}

@@ -120,11 +120,13 @@ class Forecast:
 
 
 def say_fit(data: RunData, stage: str) -> None:
-    """Say what a fit takes, and warn where memory or disk are short of it."""
+    """Say what a fit takes before anything of it is allocated, and warn where memory or disk are short of it."""
+    if not data.run.processes.is_main_process:
+        return
     fit, run = Forecast(data).fit(stage), data.run
     assert fit is not None, f"{stage} fits no model"
     run.console.note(f"{stage}: {fit.sentence()}")
-    there = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    there = free_memory(data.device)
     if there is not None and fit.held > there:
         run.console.note(f"{stage}: warning: only {in_words(there)} of memory is free; a smaller model takes less")
     disk, left = fit.kept + fit.passing, free_disk(run.directory)

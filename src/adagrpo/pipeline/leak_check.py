@@ -29,11 +29,7 @@ class LeakCheck:
     """The questions to a run's users, and what rankers of training alone answer to them."""
 
     def __init__(self, models: Models) -> None:
-        """Draw the questions.
-
-        Args:
-            models: of a run whose sequential ranker is fitted.
-        """
+        """Draw the questions."""
         self.models, data, seed = models, models.data, models.config.seed
         cases = sample_cases(data.cases("validation"), MOST_CASES, seed)
         self.questions = with_last_fitted(data.training, cases)
@@ -74,9 +70,6 @@ class LeakCheck:
 
 def suspects(models: Models) -> dict[str, dict[str, Any]]:
     """Look for signs that rewards of a run have seen the held-out items of validation, each member of a sum apart.
-
-    Args:
-        models: of a run whose sequential ranker is fitted.
 
     Returns:
         See `LeakCheck.signs`, by name as in `rewards_alone`, of each that the run does not make of training alone; none

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +24,10 @@ from adagrpo.lists.fusion import SUCCESSORS, FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
 from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.choose_checkpoint import of_these_weights
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.storage.writing import naming
@@ -41,19 +41,14 @@ WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 class ListMaker:
     """Makes the recommenders of a run's lists; what is changed against the recipe holds for each of them.
 
-    Attributes:
-        models: of the run, over the version of the catalogue that is served.
-        exclude_history: leave the items of the history out; None: as the run's evaluation does.
-        precision: of the policy; None is the recipe's.
-        reward_weight: of a re-ranked list, in spreads; None is the one that validation chose.
-        checkpoint: of the policy.
+    What is changed is as in `adagrpo.pipeline.named_lists.ListOptions`.
     """
 
-    models: Models
+    models: Models  # over the version of the catalogue that is served
     exclude_history: bool | None = None
     precision: Precision | None = None
-    reward_weight: float | None = None
-    checkpoint: Literal["best", "final"] = "best"
+    reward_weight: float | None = None  # None is the one that validation chose
+    checkpoint: Checkpoint = "best"
     loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
 
     def stages(self, name: ListName) -> list[str]:
@@ -104,9 +99,6 @@ class ListMaker:
 
         Args:
             changed: arguments of `Recommender` beside those that follow from the name.
-
-        Raises:
-            UserError: a file is missing or not as it was made.
         """
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()
@@ -136,7 +128,7 @@ class ListMaker:
         if name.order == RERANK:
             known = read_reward_weights(self.models.run.checked(STAGE, FILE))
             own = self._own_weight(name)
-            chosen = known.rerank if own is None else float(json.loads(own.read_text(encoding="utf-8"))["weight"])
+            chosen = known.rerank if own is None else float(read_json(own)["weight"])
             weight = chosen if self.reward_weight is None else self.reward_weight
             return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
         if name.order in (FUSE, FUSE_WITHOUT_REWARD):
@@ -282,7 +274,7 @@ def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
 def read_weights(weights: Path, corrections: Path, device: torch.device) -> dict[str, Weights]:
     """The weights of fused lists by order and, on its device, the network that is added to each."""
     parts, found = load_torch_file(corrections), {}
-    for order, content in json.loads(weights.read_text(encoding="utf-8")).items():
+    for order, content in read_json(weights).items():
         own = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}
         correction = None
         if own:

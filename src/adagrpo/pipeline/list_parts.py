@@ -91,11 +91,8 @@ class Wanted:
     def facts(self, number: int) -> Facts | None:
         """Of a part that is there and answers what it is to answer."""
         found = facts_of(part_path(self.out, number))
-        there = found is not None and (found.fingerprint, found.first_row) == (self.fingerprint, self._first(number))
-        return found if there else None
-
-    def _first(self, number: int) -> int:
-        return number * self.part_users
+        wanted = (self.fingerprint, number * self.part_users)
+        return found if found is not None and (found.fingerprint, found.first_row) == wanted else None
 
     def worker(
         self, loaded: tuple[RunDirectory, Recommender] | None = None

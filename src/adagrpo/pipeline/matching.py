@@ -10,7 +10,6 @@ nothing was admitted the norm is 0.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from adagrpo.config import ArmConfig
 from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_rows
 from adagrpo.trainer.pressure import FILE
 
 MATCHED_BY_ADMISSION, NORM = NAMES
@@ -30,16 +30,12 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:
         return None if arm.term is None else arm.weight_of(common)
-    path = run.find("train", arm.name, FILE)
-    return None if path is None else float(json.loads(path.read_text(encoding="utf-8"))["lambda_"])
+    pressed = run.find_content("train", arm.name, FILE)
+    return None if pressed is None else float(pressed["lambda_"])
 
 
 def check_matched(arms: Sequence[str]) -> None:
-    """Refuse a matched arm without those that it is made from.
-
-    Raises:
-        UserError: naming what is to be added.
-    """
+    """Refuse a matched arm without those that it is made from."""
     for name, sources in MATCHED.items():
         missing = [source for source in sources if source not in arms]
         if name in arms and missing:
@@ -49,15 +45,7 @@ def check_matched(arms: Sequence[str]) -> None:
 
 
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
-    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
-
-    Args:
-        name: a key of `MATCHED`.
-        run: in which the arms that it is made from are trained.
-
-    Raises:
-        UserError: no norm was measured, or the mixture's is 0.
-    """
+    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda."""
     stages = metrics["stages"]
     if name == MATCHED_BY_ADMISSION:
         weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])
@@ -72,6 +60,6 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
 
 def _mean_norm(run: RunDirectory, arm: str) -> float:
     """Of the reward term, over the steps at which norms were measured."""
-    lines = run.checked("train", arm, "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    norms = [row.get(REWARD, 0.0) for row in map(json.loads, lines) if MEASURED in row]
+    rows = read_rows(run.checked("train", arm, "steps.jsonl"))
+    norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]
     return sum(norms) / len(norms) if norms else 0.0

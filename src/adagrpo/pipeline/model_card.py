@@ -7,7 +7,6 @@ run, which refuses one that was changed after it was made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,10 @@ from adagrpo import __version__
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GATES
-from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
+from adagrpo.pipeline.choose_checkpoint import Chosen, evaluation_of, of_these_weights
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.summary import measured_over
@@ -30,14 +30,7 @@ LICENCE = "# license: name yours here before you publish this folder; adagrpo do
 
 
 def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
-    """The text of README.md.
-
-    Args:
-        chosen: which arm and step.
-        checkpoint: `best` or `final`.
-        parameters: of the exported model.
-        usage: how the folder is used, in Markdown.
-    """
+    """The text of README.md."""
     measured = _measured(run, chosen, checkpoint)
     results = _results(run, chosen, checkpoint, measured.get("test") or {})
     parts = [
@@ -78,7 +71,7 @@ def _metadata(
 
 
 def _data(run: RunDirectory) -> str:
-    summary = _json(run, "prepare", "summary.json") or {}
+    summary = run.find_content("prepare", "summary.json") or {}
     names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
     rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
     return to_markdown(Table.of(("data", "number"), rows))
@@ -86,7 +79,7 @@ def _data(run: RunDirectory) -> str:
 
 def _model(run: RunDirectory, parameters: int) -> str:
     policy, tokenizer = run.config.policy, run.config.tokenizer
-    audit = _json(run, "tokenize", "audit.json") or {}
+    audit = run.find_content("tokenize", "audit.json") or {}
     body = "a model that was given" if policy.lm and policy.lm.checkpoint else "a model from a configuration"
     lora = f", adapters of rank {policy.lm.lora_rank} merged into it" if policy.lm and policy.lm.lora_rank else ""
     fitted = f"Semantic IDs by {tokenizer.quantizer}, of {' and '.join(tokenizer.vectors)} vectors"
@@ -132,10 +125,10 @@ def _results(
 
     Empty where it was not these weights that were evaluated: of sft the best are, of an arm perhaps an earlier fit.
     """
-    paired = _json(run, "report", "paired", "paired.json") if means else None
+    paired = run.find_content("report", "paired", "paired.json") if means else None
     if paired is not None:
         made_from = (manifest(run.folder("report/paired")) or {}).get("made_from")
-        lists = run.find(*_evaluation(chosen, checkpoint), "predictions.parquet")
+        lists = run.find(*evaluation_of(chosen.arm, checkpoint), "predictions.parquet")
         if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
             paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
@@ -145,16 +138,11 @@ def _results(
 
 def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
     """Read the evaluation of these very weights; nothing where there is none."""
-    path = run.find(*_evaluation(chosen, checkpoint), "metrics.json")
+    path = run.find(*evaluation_of(chosen.arm, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}
     read = of_these_weights(run, path.parent, chosen.arm, checkpoint)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if read else {}
-
-
-def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
-    """Return the folder of a checkpoint's evaluation."""
-    return ("evaluate", START) if chosen.arm == START else ("evaluate", chosen.arm, checkpoint)
+    return read_json(path) if read else {}
 
 
 def _results_text(
@@ -167,7 +155,7 @@ def _results_text(
         ends = [format_metric(name, value[end]) for end in ("low", "high") if end in value]
         rows.append((metric_label(name), format_metric(name, value["mean"]), " to ".join(ends) or "not known"))
     table = to_markdown(Table.of(("metric, test cases", "mean", "95 % interval"), rows))
-    made = (_json(run, "metrics.json") or {}).get("config_hash", run.config_hash)
+    made = (run.find_content("metrics.json") or {}).get("config_hash", run.config_hash)
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.exclude_history else "kept in"
     return (
@@ -178,7 +166,7 @@ def _results_text(
 
 
 def _verdict(run: RunDirectory) -> str:
-    content = _json(run, "diagnose", "diagnose.json")
+    content = run.find_content("diagnose", "diagnose.json")
     if content is None:
         return "Not asked: `adagrpo diagnose` had not been carried out when this folder was written."
     try:
@@ -208,8 +196,3 @@ def _made(run: RunDirectory) -> str:
         f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{run.config_hash}`.\n"
         "The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here."
     )
-
-
-def _json(run: RunDirectory, *path: str) -> dict[str, Any] | None:
-    found = run.find(*path)
-    return None if found is None else dict(json.loads(found.read_text(encoding="utf-8")))

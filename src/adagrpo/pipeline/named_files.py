@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,10 +23,6 @@ ASK_REWARD = {"train", "diagnose", "evaluate"}
 def check_named(data: RunData, parts: Collection[str]) -> None:
     """Look for what encodes texts, the files of the reward, and the groups that are measured.
 
-    Args:
-        data: prepared, of a run or of one that is planned.
-        parts: of the work that is to be done, as in `adagrpo.pipeline.dry_run.plan`.
-
     Raises:
         UserError: a file, a module or a group is not there; it is named.
     """
@@ -45,11 +40,7 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
 
 
 def check_functions(run: RunDirectory, options: RewardOptions) -> None:
-    """Import what a reward and its members name, before anything is trained for it.
-
-    Raises:
-        UserError: there is no such function.
-    """
+    """Import what a reward and its members name, before anything is trained for it."""
     if isinstance(options, CallableOptions | FactoryOptions):
         load_function(options.function, run.code)
     for part in options.parts:
@@ -72,7 +63,7 @@ def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
 
 def check_test_cases(run: RunDirectory) -> None:
     """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
-    prepared = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    prepared = run.content("prepare", "summary.json")
     split = run.config.data.split
     if split.kind == "temporal" and not prepared["test_cases"]:
         last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")

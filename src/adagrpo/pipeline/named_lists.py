@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import SHOWN, Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -25,7 +24,6 @@ from adagrpo.pipeline.versions import LATEST, CatalogVersion
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # in it: `chosen`
-Checkpoint = Literal["best", "final"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,6 @@ def served_list(
     Without a name it is the list that `decide` chose or, where nothing was decided or another checkpoint than the best
     is asked for, that of the arm which is best on validation.
 
-    Args:
-        run: with a trained policy.
-        arm: see `adagrpo.lists.names`; None: see above.
-        checkpoint: of the policy.
-        reward_weight: in spreads; above 0 the beam of a policy is re-ranked with it.
-
     Raises:
         UserError: there is no such list or checkpoint, the decision is stale, or the weight is none or has no place in
             the list.
@@ -92,29 +84,20 @@ def served_list(
 
 
 def _decided(run: RunDirectory) -> str | None:
-    """Return the list that `decide` chose; None where nothing was decided.
-
-    Raises:
-        UserError: what it was chosen among was made again since.
-    """
-    path = run.find(DECISION)
-    if path is None:
+    """Return the list that `decide` chose; None where nothing was decided."""
+    decided = run.find_content(DECISION)
+    if decided is None:
         return None
     if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
         again = command(run, "decide", ())
         raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
-    return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+    return str(decided["chosen"])
 
 
 def check_served(
     run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
 ) -> None:
-    """Refuse to answer with what is stale.
-
-    Raises:
-        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
-            it again.
-    """
+    """Refuse to answer with what is stale."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     reward = reward_stages(run) if maker.asks_reward(name) else []
     check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])
@@ -133,13 +116,7 @@ def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Chec
 def list_versions(
     run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
 ) -> dict[str, str]:
-    """Return the versions that answers name; `model` is another one whenever anything of the list is.
-
-    Args:
-        chosen: the checkpoint of its policy.
-        weight: see `list_read`.
-        catalog: the version of the catalogue.
-    """
+    """Return the versions that answers name; `model` is another one whenever anything of the list is."""
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
     read = list_read(run, name, weight, checkpoint)
     return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})

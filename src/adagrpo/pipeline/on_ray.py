@@ -28,7 +28,6 @@ def each_on_ray(
     Args:
         tasks: gives the tasks, of what JSON holds; called by a Ray task.
         worker: called once in each actor, such as to load a model; gives the function of a task.
-        actors: how many there are.
 
     Raises:
         UserError: a task raised it, or Ray is not installed.

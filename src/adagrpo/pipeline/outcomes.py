@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_rows
 
 
 def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
     """Of `tokenize`: items, levels, codes of each level, collisions before they were resolved, density."""
-    audit = _read(run.checked("tokenize", "audit.json"))
+    audit = run.content("tokenize", "audit.json")
     names = ("items", "distinct_sequences", "collision_rate", "largest_collision", "density")
     levels = [{"size": level["size"], "codes_used": level["codes_used"]} for level in audit["per_level"]]
     return {name: audit[name] for name in names} | {"levels": levels}
@@ -20,16 +19,13 @@ def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
 def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
     """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
 
-    Args:
-        stage: `sft`, `ranker`, one of its folds, or `train/<arm>`.
-
     Returns:
         `steps`; `loss`, the first and the last value of each loss term; `best_step`; `validation`, its metrics there.
     """
     parts = stage.split("/")
-    steps = _rows(run.checked(*parts, "steps.jsonl"))
-    validations = _rows(run.checked(*parts, "validation.jsonl"))
-    best = _read(run.checked(*parts, "best", "checkpoint.json"))["step"]
+    steps = read_rows(run.checked(*parts, "steps.jsonl"))
+    validations = read_rows(run.checked(*parts, "validation.jsonl"))
+    best = run.content(*parts, "best", "checkpoint.json")["step"]
     validation = next((row for row in validations if row["step"] == best), {})
     name = "nll" if any("nll" in row for row in steps) else "loss"
     values = [row[name] for row in steps if name in row]
@@ -46,11 +42,3 @@ def trained_outcomes(run: RunDirectory) -> dict[str, dict[str, Any]]:
     trained = set(run.trained())
     names = [arm.name for arm in run.config.train.arms if arm.name in trained]
     return {"sft": fit_outcome(run, "sft")} | {name: fit_outcome(run, f"train/{name}") for name in names}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -13,25 +13,13 @@ COLLECTED, DECIDED = "collected", "decided"  # keys of run.yaml, of metrics.json
 
 
 def record_sources(run: RunDirectory, key: str, stages: Iterable[str]) -> None:
-    """Note from which stages a file that was just written was gathered.
-
-    Args:
-        run: that has it.
-        key: `COLLECTED` or `DECIDED`.
-        stages: by name.
-    """
+    """Note from which stages a file that was just written was gathered."""
     found = {name: manifest(run.folder(name)) for name in stages}
     run.record(key, {name: content["fingerprint"] for name, content in found.items() if content is not None})
 
 
 def is_stale(run: RunDirectory, key: str, parts: Mapping[str, Part]) -> str:
-    """Say why a file is not of the stages that are there and up to date; empty where it is.
-
-    Args:
-        run: that has it.
-        key: `COLLECTED` or `DECIDED`.
-        parts: of the run, see `adagrpo.pipeline.staleness.parts_of`.
-    """
+    """Say why a file is not of the stages that are there and up to date; empty where it is."""
     noted = read_description(run.path(DESCRIPTION).parent).get(key, {})
     for name, fingerprint in noted.items():
         content = manifest(run.folder(name))

@@ -51,9 +51,6 @@ def plan_experiment(
     """Write decision.plan.yaml, and say how it is served; None where the control is chosen, or the plan is of others.
 
     Args:
-        run: whose lists they are.
-        chosen: the list to serve.
-        control: the list that users get today.
         hit_rates: HR@10 on test cases, by list.
         today: in UTC; the experiment starts on the day after.
     """

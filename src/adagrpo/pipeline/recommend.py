@@ -27,6 +27,7 @@ from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.named_lists import ListOptions, list_read
 from adagrpo.pipeline.on_ray import each_on_ray
@@ -62,11 +63,8 @@ def recommend_users(
             all that the logs have of them, also what is held out and what came after that.
         out: a new folder, or one that the same command began.
         asked: which lists; `exclude_history` is of the whole history.
-        k: length of a list.
         columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
             file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
-        include: what lists may hold, see `adagrpo.lists.eligibility`.
-        exclude: what they may not.
         popular: give users without a known history the most popular items; a column `source` then says so.
         ray_actors: so many actors of Ray Data make the parts, instead of this process; the lists are the same.
 
@@ -107,7 +105,7 @@ def recommend_users(
         begun, finished = _begun(out)
         if (out / SUMMARY).is_file() and begun == fingerprint:
             verify(out)
-            return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
+            return read_json(out / SUMMARY) | {"folder": str(out)}
         if begun not in (None, fingerprint):
             raise UserError(
                 f"{out}: holds lists of another checkpoint, catalogue, file, column, filter or length;"
@@ -141,7 +139,7 @@ def recommend_users(
         parts = _make(run, wanted, worker, ray_actors, finished)
         remove_temporary(out, {TOKEN}, is_marked)  # of actors that were killed
         summary = made_from | _publish(wanted, parts, finished)
-        write_file(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_json(out / SUMMARY, summary)
     return summary | {"folder": str(out)}
 
 
@@ -160,7 +158,7 @@ def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
     if not path.is_file():
         return None, {}
     try:
-        content = without_hash(json.loads(path.read_text(encoding="utf-8")))
+        content = without_hash(read_json(path))
         return str(content["fingerprint"]), dict(content["parts"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is not as it was written; --out takes a new folder") from error

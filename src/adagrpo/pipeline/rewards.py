@@ -7,15 +7,13 @@ of its members', the standard deviation within a case; a sum without weights has
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from adagrpo.config.reward import HttpOptions, RewardOptions, SequentialOptions, WeightedOptions, reward_name
+from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -23,9 +21,9 @@ from adagrpo.groups.score import distinct_candidates
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards import Reward, ask_reward
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 LOOK_CASES, LOOK_ITEMS = 64, 50
@@ -57,7 +55,7 @@ def first_look(run: RunDirectory) -> Declaration:
         if isinstance(options, WeightedOptions):
             parts = zip(models.members(), options.parts, strict=True)
             content["members"] = [_spread(data, cases, member, part) for member, part in parts]
-        write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "reward.json", content)
 
     inputs = [*data.training_files, *models.files_of(options)]
     return Declaration(build, inputs, ("reward.json",), (*models.reward_reads, "seed", "max_history"))
@@ -80,15 +78,11 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
         raise UserError(f"reward {reward_name(options)}: {error}") from error
-    if not _differ(scores):
+    if not (np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any():
         said = "gives every item of a case the same score; there is nothing to learn from it"
         message = f"reward {reward_name(options)}: {said}"
-        raise ServiceError(message) if _asks_a_service(options) else UserError(message)
+        raise ServiceError(message) if options.holds("http") else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
-
-
-def _differ(scores: NDArray[np.float64]) -> bool:
-    return bool((np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any())
 
 
 def describe_reward(models: Models) -> dict[str, Any]:
@@ -96,7 +90,3 @@ def describe_reward(models: Models) -> dict[str, Any]:
     options, run = models.config.reward, models.run
     files = {run.label(path): run.hash_input(path) for path in models.files_of(options)}
     return {**options.identity(), "files": files}
-
-
-def _asks_a_service(options: RewardOptions) -> bool:
-    return isinstance(options, HttpOptions) or any(map(_asks_a_service, options.parts))

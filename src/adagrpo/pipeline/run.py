@@ -13,65 +13,43 @@ the command line works in: either can go on where the other stopped. Results are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import polars as pl
 
-from adagrpo.config import Config, Settings, as_overrides, dump_config, load_config, resolve_config
-from adagrpo.config.reward import SequentialOptions
-from adagrpo.console import Console, Silent, StderrConsole
+from adagrpo.config import Settings, as_overrides, dump_config, load_config, resolve_config
+from adagrpo.console import Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.recommender import ItemId, Recommender
+from adagrpo.lists.recommender import ItemId
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.decide import contenders, decision, not_measured
-from adagrpo.pipeline.description import DESCRIPTION, is_described
-from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.export import export
-from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, Checkpoint, ListOptions, check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
-from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.stage_table import RUN, declared, row_of
+from adagrpo.pipeline.stage_maker import StageMaker
+from adagrpo.pipeline.stage_table import declared, row_of
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import collect
-from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of, stages_of
+from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
-from adagrpo.report import write_diagnosis, write_report
-
-__all__ = ["Run"]
+from adagrpo.report import write_diagnosis
 
 
-class Run(RunDirectory):
+class Run(StageMaker):
     """A run directory and what is done with it; make one with `Run.open` or `Run.create`."""
-
-    def __init__(
-        self,
-        directory: Path,
-        config: Config,
-        data: Path,
-        console: Console | None = None,
-        code: Path | None = None,
-        source: Path | None = None,
-    ) -> None:
-        super().__init__(directory, config, data, console, code, source)
-        self._ready: set[str] = set()  # shared stages that this command has made or found up to date
-        self._served: dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]] = {}  # with what it was made from
 
     @classmethod
     def create(
@@ -144,13 +122,13 @@ class Run(RunDirectory):
         """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
         with self._doing("prepare"):
             self._make("prepare")
-        return self._json("prepare", "summary.json")
+        return self.content("prepare", "summary.json")
 
     def tokenize(self) -> dict[str, Any]:
         """Make the Semantic IDs of the items. Returns their audit."""
         with self._doing("tokenize"):
             self._make("tokenize")
-        return self._json("tokenize", "audit.json")
+        return self.content("tokenize", "audit.json")
 
     def sft(self) -> Self:
         """Train the starting policy."""
@@ -197,7 +175,7 @@ class Run(RunDirectory):
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
-            content = self._json("diagnose", "diagnose.json")
+            content = self.content("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name, self.called)
             self._renew_report()  # which shows the verdict
         return Diagnosis.of(content)
@@ -254,7 +232,7 @@ class Run(RunDirectory):
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out)
-            self.write_output(DECISION, json.dumps(content, indent=1) + "\n")
+            self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it
         return content
@@ -405,7 +383,7 @@ class Run(RunDirectory):
         Raises:
             UserError: nothing was evaluated, or the file was changed since.
         """
-        return self._json("metrics.json")
+        return self.content("metrics.json")
 
     @property
     def metrics(self) -> pl.DataFrame:
@@ -428,117 +406,8 @@ class Run(RunDirectory):
         Raises:
             UserError: nothing was diagnosed, or another policy or reward.
         """
-        content = self._json("diagnose", "diagnose.json")
+        content = self.content("diagnose", "diagnose.json")
         if not is_diagnosed(self, content):
             again = self.remake_command("diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
         return Diagnosis.of(content)
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Alone in the directory; what is served is loaded again afterwards."""
-        self._served.clear()
-        self._ready.clear()
-        try:
-            with self.locked():
-                yield
-        finally:
-            if isinstance(self.console, StderrConsole):
-                self.console.close()
-
-    @contextmanager
-    def _doing(self, command: str) -> Iterator[None]:
-        """Carry out a command that may be refused; run.yaml takes on its settings when all is done."""
-        if command not in ("prepare", "ranker"):
-            self.refuse_without_order()
-        with self._working():
-            if self.processes.is_main_process and command != "prepare":
-                check(self, command)
-            yield
-            if is_described(self.path(DESCRIPTION).parent):
-                self.keep_settings()
-
-    def _note_made_again(self, commands: Sequence[str] | None) -> None:
-        """Say which finished stages, of some commands or all, are to be made again, and why."""
-        for part in made_again(self):
-            row = row_of(part.name)
-            if commands is None or (row is not None and row.command in commands):
-                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
-
-    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
-        """Make the stages of a command but one, in the order of the table."""
-        for name, declare in stages_of(self, [command], arms).items():
-            if name == but or name in self._ready:
-                continue
-            wanted = declare(self)
-            self.make(name, wanted)
-            if (row := row_of(name)) is not None and row.shared:
-                self._ready.add(name)
-            if name == "prepare" and (name in self.made or not is_described(self.directory)):
-                self._describe(wanted.inputs)
-
-    def _describe(self, logs: Sequence[Path]) -> None:
-        """Write run.yaml, which says what the prepared data were made of."""
-        by_name = {path.name: path for path in logs}
-        several = len(by_name) < len(logs)  # of one name, in different folders
-        hashes = {name: self.hash_input(path) for name, path in by_name.items()}
-        self.write_description(self.hash_inputs(logs) if several else hashes)
-
-    def _train(self, *, anyway: bool) -> None:
-        if self.config.without_order:
-            return
-        check_diagnosis(self, anyway=anyway)
-        self._look_at_reward()
-        self._make("train")
-
-    def _look_at_reward(self) -> None:
-        """Look at the reward before it is used, and have run.yaml say what it is.
-
-        Raises:
-            UserError: it says the same of every item, is not finite, or is otherwise wrong in a way a user can mend.
-            ServiceError: an endpoint failed, or what it answers is wrong.
-        """
-        data = RunData(self)
-        models = Models(data)
-        for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
-            self.hash_input(path)  # of the stages that are missing, the first is named
-        self.note("reward", describe_reward(models))
-        if self.config.reward == SequentialOptions():
-            check_reward(models)
-        elif "reward" not in self._ready:
-            self.make("reward", first_look(self))
-            self._ready.add("reward")
-
-    def _evaluate(self, arms: list[str]) -> None:
-        if not self.config.without_order:
-            self._look_at_reward()
-        self._make("evaluate", arms)
-        self._collect(arms)
-
-    def _collect(self, arms: list[str]) -> None:
-        """Gather the results of some arms into metrics.json, with the trained arms that are left out, and why."""
-        if self.config.without_order:
-            collect_exposures(self)
-        else:
-            left_out = left_out_arms(self)
-            for arm, why in left_out.items():
-                self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
-            collect(self, arms, left_out)
-        stages = {name: row_of(name) for name in declared(self.config, RUN, arms)}
-        shown = [name for name, row in stages.items() if row is not None and not row.page_only]
-        record_sources(self, COLLECTED, shown)
-
-    def _renew_report(self) -> None:
-        """Write report.html again where it is."""
-        if (self.directory / "report.html").is_file():
-            try:
-                self._write_report()
-            except UserError as error:  # what else it shows is of other settings
-                self.console.note(f"report.html is left as it is: {error}")
-
-    def _write_report(self) -> Path:
-        shown = CurrentFiles(self)
-        return write_report(shown, shown.notes)
-
-    def _json(self, *parts: str) -> dict[str, Any]:
-        return dict(json.loads(self.checked(*parts).read_text(encoding="utf-8")))

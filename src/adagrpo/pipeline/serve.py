@@ -89,15 +89,23 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
     models = Models(data)
     maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None, asked.checkpoint)
     served = maker.recommender(name, chosen.weights)
-    about: dict[str, Any] = {"name": run.config.name, "arm": str(name), "checkpoint": asked.checkpoint}
-    about |= {"step": chosen.step}
-    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": weight_said(name, served)}
-    about |= {"reward_spread": served.reward_spread} if name.order == RERANK else {}
-    about |= {"arms": ["sft", *run.trained()]}
-    about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
-    about |= {"exclude_history": served.exclude_history, "precision": served.precision}
-    versions = list_versions(run, name, chosen, asked.checkpoint, asked.reward_weight, version.name)
-    return served, about | {"versions": versions}, maker
+    about = {
+        "name": run.config.name,
+        "arm": str(name),
+        "checkpoint": asked.checkpoint,
+        "step": chosen.step,
+        "why": chosen.why,
+        "items": data.num_items,
+        "reward_weight": weight_said(name, served),
+        **({"reward_spread": served.reward_spread} if name.order == RERANK else {}),
+        "arms": ["sft", *run.trained()],
+        "catalog_version": version.name,
+        "listed": len(data.catalog.trie.items),
+        "exclude_history": served.exclude_history,
+        "precision": served.precision,
+        "versions": list_versions(run, name, chosen, asked.checkpoint, asked.reward_weight, version.name),
+    }
+    return served, about, maker
 
 
 def serve(
@@ -183,11 +191,7 @@ class _Wanted:
 
 
 def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> Plan:
-    """Refuse what would make an experiment worthless, before anything is loaded; else return its plan.
-
-    Raises:
-        UserError: there is such a thing, or no such plan.
-    """
+    """Refuse what would make an experiment worthless, before anything is loaded; else return its plan."""
     if asked.arm is not None or asked.checkpoint != "best":
         option = "--arm" if asked.arm is not None else f"--checkpoint {asked.checkpoint}"
         raise UserError(f"{option}: the plan of --experiment says what is served")

@@ -27,15 +27,7 @@ from adagrpo.serving.model_manager import Serving
 
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
-    """The run of each arm; arms of one folder have the same.
-
-    Args:
-        trial: whose plan may name other runs.
-        served: of the arms that name none.
-
-    Raises:
-        UserError: an arm names a folder that is no run; the line names plan and arm.
-    """
+    """The run of each arm; arms of one folder have the same."""
     opened: dict[Path, RunDirectory] = {}
     runs = {}
     for name, arm in trial.plan.arms.items():
@@ -62,8 +54,6 @@ def load_treatments(
 
     Args:
         control: what the control serves; the others share its catalogue, items and groups.
-        catalog: the version of the catalogue of the run that is served.
-        guarded: puts the reward of an arm behind a circuit breaker.
 
     Raises:
         UserError: an arm is not trained or stale, or has another catalogue; the line names plan and arm.
@@ -85,14 +75,14 @@ def load_treatments(
             if id(run) not in held:
                 held[id(run)] = replace(maker, models=Models(RunData(run, version)), loaded=[])
                 _check_catalogue(maker.models, held[id(run)].models)
-            key = (id(run), chosen.weights)
+            own_maker, key = held[id(run)], (id(run), chosen.weights)
             if key not in policies:
-                policies[key] = held[id(run)].models.policy(chosen.weights)
+                policies[key] = own_maker.models.policy(chosen.weights)
             asked = id(run), reward_number(called.order) or 0
-            if held[id(run)].asks_reward(called) and asked not in rewards:
-                look_at_reward(held[id(run)].models)
-                rewards[asked] = guarded(held[id(run)].reward_of(called))
-            order = replace(held[id(run)], checkpoint=arm.checkpoint).order(called, rewards.get(asked))
+            if own_maker.asks_reward(called) and asked not in rewards:
+                look_at_reward(own_maker.models)
+                rewards[asked] = guarded(own_maker.reward_of(called))
+            order = replace(own_maker, checkpoint=arm.checkpoint).order(called, rewards.get(asked))
         except UserError as error:
             raise UserError(f"{trial.path}: arms.{name}: {error}") from error
         served = control.recommender.with_policy(policies[key], run.config.max_history, order)
@@ -119,18 +109,10 @@ def look_at_reward(models: Models) -> None:
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:
-    """Check that two runs name the same items by the same codes, so that their arms can answer from one catalogue.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Refuse two runs that do not name the same items by the same codes: their arms answer from one catalogue."""
     a, b = ours.data.catalog, theirs.data.catalog
-    same = a.codes.shape == b.codes.shape and a.level_sizes == b.level_sizes and torch.equal(a.codes, b.codes)
-    if (
-        not same
-        or not torch.equal(a.listed, b.listed)
-        or ours.data.item_ids.to_list() != theirs.data.item_ids.to_list()
-    ):
+    same = a.level_sizes == b.level_sizes and torch.equal(a.codes, b.codes) and torch.equal(a.listed, b.listed)
+    if not same or ours.data.item_ids.to_list() != theirs.data.item_ids.to_list():
         raise UserError(
             f"{theirs.data.run.called} has another catalogue than {ours.data.run.called}; arms that are served "
             "together have the same items, codes and delisted items"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,11 +62,7 @@ class Declaration:
     together: bool = False
 
     def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
-        """Return what the stage is made from under a configuration.
-
-        Args:
-            inputs: the hash of each input by its label.
-        """
+        """Return what the stage is made from under a configuration."""
         settings = read_settings(config, self.settings, self.but)
         return MadeFrom(self.schema, settings, self.also, inputs, tuple(self.settings), tuple(self.but))
 
@@ -143,9 +140,7 @@ class StageFolder:
             UserError: a link, which is never followed to be written behind, or a file that this program did not make.
         """
         for place in (self.place, self.work):
-            for folder in (place, *place.parents):
-                if folder == self.directory:
-                    break
+            for folder in takewhile(lambda folder: folder != self.directory, (place, *place.parents)):
                 if folder.is_symlink():
                     raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
         check_replaceable(self.place, self.name)

@@ -14,16 +14,15 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from adagrpo.config import Config
-from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.config.training import LISTS
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
-from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.directory import Declare
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
-from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
+from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_baselines, evaluate_start
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
@@ -43,10 +42,6 @@ RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the comma
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
 # the stages of a row that a recipe asks for, by name, for some of its arms
 Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
-
-
-def _always(config: Config) -> bool:
-    return True
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Stage:
     command: str
     settings: tuple[str, ...] = ()
     declare: Declare | None = None
-    when: Callable[[Config], bool] = _always
+    when: Callable[[Config], bool] = lambda config: True
     members: Members | None = None
     unused: str = ""
     selects: bool = False
@@ -109,11 +104,6 @@ class Stage:
         return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
 
 
-def fits_trees(options: RewardOptions) -> bool:
-    """Return whether a reward, or one that it is made of, is what `ranker/lambdarank` holds."""
-    return options.kind == "lambdarank" or any(map(fits_trees, options.parts))
-
-
 def _ordered(config: Config) -> bool:
     return not config.without_order
 
@@ -135,11 +125,7 @@ def _arms(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final") if _ordered(config)]
-    return {f"evaluate/{arm}/{kind}": partial(_evaluate, of=("train", arm, kind)) for arm, kind in checkpoints}
-
-
-def _evaluate(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
-    return evaluate_checkpoint(run, run.path(*of))
+    return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -160,30 +146,6 @@ def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {"report/paired": partial(pair_outcomes, arms=arms)} if _ordered(config) else {}
 
 
-def _simulates(config: Config) -> bool:
-    return config.data.marketplace is not None
-
-
-def _reads_exposures(config: Config) -> bool:
-    return config.data.exposures is not None
-
-
-def _encodes(config: Config) -> bool:
-    return _ordered(config) and reads_texts(config)
-
-
-def _fits_trees(config: Config) -> bool:
-    return fits_trees(config.reward)
-
-
-def _is_without_order(config: Config) -> bool:
-    return config.without_order
-
-
-def _has_a_reward_of_its_own(config: Config) -> bool:
-    return _ordered(config) and config.reward != SequentialOptions()
-
-
 DATA = ("data", "seed")
 FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
 REWARDED = ("reward", "seed", "max_history")
@@ -193,8 +155,22 @@ NO_ARM = "'{0}' is not among train.arms"
 LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 
 STAGES: tuple[Stage, ...] = (
-    Stage("simulate", "prepare", DATA, simulated, _simulates, evaluation_only=("truth/",)),
-    Stage("exposures", "prepare", DATA, exposures, _reads_exposures, unused="the logs are no exposure log"),
+    Stage(
+        "simulate",
+        "prepare",
+        DATA,
+        simulated,
+        lambda config: config.data.marketplace is not None,
+        evaluation_only=("truth/",),
+    ),
+    Stage(
+        "exposures",
+        "prepare",
+        DATA,
+        exposures,
+        lambda config: config.data.exposures is not None,
+        unused="the logs are no exposure log",
+    ),
     Stage(
         "prepare",
         "prepare",
@@ -202,7 +178,7 @@ STAGES: tuple[Stage, ...] = (
         _by_order(prepare, prepare_impressions),
         evaluation_only=("test.parquet", "later.parquet"),
     ),
-    Stage("encode", "tokenize", (), encode, _encodes),
+    Stage("encode", "tokenize", (), encode, lambda config: _ordered(config) and reads_texts(config)),
     Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
     Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, _ordered, selects=True),
     Stage("ranker", "ranker", FITTED, _by_order(ranker, fit_ranker), selects=True),
@@ -214,17 +190,17 @@ STAGES: tuple[Stage, ...] = (
         "ranker",
         ("ranker", *REWARDED),
         _by_order(lambdarank, fit_trees),
-        _fits_trees,
+        lambda config: config.reward.holds("lambdarank"),
         unused="the reward has no such trees",
         selects=True,
     ),
-    Stage("ranker/exposures", "ranker", REWARDED, report_exposures, _is_without_order, selects=True),
+    Stage("ranker/exposures", "ranker", REWARDED, report_exposures, lambda config: config.without_order, selects=True),
     Stage(
         "reward",
         "diagnose",
         REWARDED,
         first_look,
-        _has_a_reward_of_its_own,
+        lambda config: _ordered(config) and config.reward != SequentialOptions(),
         unused="the reward is the run's own",
         shared=True,
     ),

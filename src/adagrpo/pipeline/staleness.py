@@ -26,7 +26,6 @@ from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
-from adagrpo.storage.removal import MANIFEST
 
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -43,7 +42,6 @@ def parts_of(
     """Every stage that a run has or is to have, in the order of the work, by name.
 
     Args:
-        run: with the settings that they are compared with.
         logs: also say whether the log files have changed since they were read, which hashes them, and whether test
             cases or truth are gone.
         measuring: for commands that only measure. In a run that goes on from another one, other settings of
@@ -54,7 +52,8 @@ def parts_of(
     for name, declare in declared(run.config, [command for command in RUN if command != "evaluate"]).items():
         states.compare(name, declare)
     evaluated = declared(run.config, ["evaluate"])
-    usable = [arm.name for arm in run.config.train.arms if _is_usable(states.parts.get(f"train/{arm.name}"))]
+    arms = {arm.name: states.parts.get(f"train/{arm.name}") for arm in run.config.train.arms}
+    usable = [name for name, part in arms.items() if part is not None and part.usable]
     evaluated |= declared(run.config, ["evaluate"], usable)  # of the others, `report/paired` holds nothing
     for name, declare in {**evaluated, **more}.items():
         states.compare(name, declare)
@@ -99,13 +98,7 @@ def made_again(run: RunDirectory) -> list[Part]:
 
 
 def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] | None = None) -> dict[str, Declare]:
-    """The stages that some commands make; of those that several commands share, the ones that are read.
-
-    Args:
-        run: whose recipe asks for them.
-        commands: that are carried out.
-        arms: that are evaluated; None: all of the recipe.
-    """
+    """The stages that some commands make; of those that several commands share, the ones that are read."""
     wanted = declared(run.config, commands, arms)
     shared = {
         name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands
@@ -151,11 +144,7 @@ class _States:
         self._compare(name, now, paths)
 
     def compare_recorded(self, name: str, *, missing: bool = False) -> None:
-        """Compare a stage with what its manifest keeps of its declaration, under the settings of now.
-
-        Args:
-            missing: also list it where it is not there.
-        """
+        """Compare a stage with what its manifest keeps of its declaration, under the settings of now."""
         was, damage = self._manifest(name)
         if was is None:
             if damage or missing:
@@ -183,7 +172,8 @@ class _States:
             row, folder = row_of(name), self.run.folder(name)
             if row is None or not row.evaluation_only or not part.there:
                 continue
-            gone = next((folder / file for file in _files(folder) if not (folder / file).exists()), None)
+            files = (manifest(folder) or {"files": ()})["files"]
+            gone = next((folder / file for file in files if not (folder / file).exists()), None)
             if gone is not None:
                 why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
                 self.parts[name] = replace(part, state="damaged", why=why)
@@ -307,10 +297,6 @@ class _States:
         return [], f"made from {without}" if without else ANOTHER_VERSION
 
 
-def _is_usable(part: Part | None) -> bool:
-    return part is not None and part.usable
-
-
 def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -318,17 +304,6 @@ def _text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _files(folder: Path) -> Sequence[str]:
-    return list((manifest(folder) or {"files": ()})["files"])
-
-
 def _finished(run: RunDirectory) -> list[str]:
     """The names of all stages that lie in a run."""
-    roots = [root for root in (run.source, run.directory) if root is not None]
-    names = {
-        path.parent.relative_to(root).as_posix()
-        for root in roots
-        for depth in ("*", "*/*", "*/*/*")
-        for path in root.glob(f"{depth}/{MANIFEST}")
-    }
-    return sorted(name for name in names if not name.startswith(WORK))
+    return [name for name in run.finished("*", "*/*", "*/*/*") if not name.startswith(WORK)]

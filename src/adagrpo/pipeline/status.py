@@ -6,7 +6,6 @@ from another one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import REFUSED
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
@@ -24,14 +24,9 @@ from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark
 
-__all__ = ["status", "status_tables"]
-
 
 def status(directory: Path) -> dict[str, Any]:
     """Report the stages of a run or a comparison, JSON-able.
-
-    Args:
-        directory: of the run, or the folder of a comparison.
 
     Raises:
         UserError: it is neither, or its run.yaml or log is damaged.
@@ -62,11 +57,7 @@ def status(directory: Path) -> dict[str, Any]:
 
 
 def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
-    """A table of the stages, if there are any, and sentences below it.
-
-    Args:
-        content: of `status`.
-    """
+    """A table of the stages, if there are any, and sentences below it."""
     if content["kind"] == "comparison":
         runs = ", ".join(content["runs"]) or "none yet"
         done = "is written" if content["finished"] else "is not written yet"
@@ -116,12 +107,12 @@ def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any
     begun = StageFolder(run.directory, part.name).begun_for() is not None and part.state in ("done", "stale")
     why = [part.why] if part.why else []
     why += ["an attempt with other settings was interrupted"] if begun else []
-    known = ended is not None and part.there
+    made = ended if ended is not None and part.there else {}
     return {
         "stage": part.name,
         "state": part.state,
-        "made": ended["time"] if known and ended else None,
-        "seconds": ended["seconds"] if known and ended else None,
+        "made": made.get("time"),
+        "seconds": made.get("seconds"),
         "why": "; ".join(why),
     }
 
@@ -134,7 +125,7 @@ def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
         for kind in ("best", "final"):
             path = run.path(*folder, kind, "checkpoint.json")
             if path.is_file():
-                found.setdefault(name, {})[kind] = json.loads(path.read_text(encoding="utf-8"))["step"]
+                found.setdefault(name, {})[kind] = read_json(path)["step"]
     return found
 
 
@@ -181,10 +172,8 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
 
 def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
     """Check that the diagnosis, if it is up to date, does not recommend training on the reward."""
-    path = run.find("diagnose", "diagnose.json")
-    if path is None or not parts["diagnose"].usable:
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8"))["verdict"]["decision"] in REFUSED)
+    content = run.find_content("diagnose", "diagnose.json")
+    return content is not None and parts["diagnose"].usable and content["verdict"]["decision"] in REFUSED
 
 
 def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
@@ -192,7 +181,7 @@ def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
     decided = run.path(DECISION)
     if not decided.is_file() or is_stale(run, DECIDED, parts):
         return command(run, "decide")
-    return f"`{json.loads(decided.read_text(encoding='utf-8'))['serve']}`"
+    return f"`{read_json(decided)['serve']}`"
 
 
 def _bare(text: str | None) -> str | None:

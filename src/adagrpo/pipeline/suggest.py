@@ -45,8 +45,6 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     """Sizes by the rules of this module.
 
     Args:
-        users: in the log.
-        items: in the log.
         longest: interactions that 95 % of the users have at most.
         repeats: share of the interactions whose user had the item before.
 
@@ -90,8 +88,6 @@ def recipe_text(
     """A commented recipe for what `adagrpo.data.logs.preview.preview_logs` found in all rows of a log.
 
     Args:
-        preview: of the logs.
-        name: of the recipe.
         shown: the same of impressions that stand beside them.
         beside: keys of `data` for those, and for the exposure log of a service.
 

@@ -28,7 +28,6 @@ from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.semantic_ids import Catalog
-from adagrpo.storage.removal import MANIFEST
 
 CATALOGS, LATEST = "catalogs", "latest"
 DIGITS = 12  # of the hash, in a name
@@ -95,8 +94,7 @@ class CatalogVersion:
     def about(self) -> dict[str, Any]:
         """The content of version.json."""
         if self.number:
-            path = self.run.checked(*self.stage.split("/"), "version.json")
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return self.run.content(*self.stage.split("/"), "version.json")
         name = f"0000-{content_hash(self.item_ids, self.codes)[:DIGITS]}"
         items = len(self.items)
         return {"number": 0, "version": name, "parent": None, "items": items, "listed": items}
@@ -117,8 +115,7 @@ def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
 
 def catalog_versions(run: RunDirectory) -> list[CatalogVersion]:
     """All versions of a run, the first one first."""
-    roots = [root for root in (run.source, run.directory) if root is not None]
-    names = {path.parent.name for root in roots for path in root.glob(f"{CATALOGS}/*/{MANIFEST}")}
+    names = [name.removeprefix(f"{CATALOGS}/") for name in run.finished(f"{CATALOGS}/*")]
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
@@ -126,7 +123,6 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
     """The version that is meant.
 
     Args:
-        run: whose Semantic IDs are made.
         which: `latest`, a number, or a name as `CatalogVersion.name` has it.
 
     Raises:
@@ -148,15 +144,7 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 
 
 def evaluate_with(run: RunDirectory, which: str) -> None:
-    """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
-
-    Args:
-        run: opened with a directory of its own for what is written (`adagrpo evaluate --out`).
-        which: see `open_version`.
-
-    Raises:
-        UserError: there is no such version, the run is not another one's, or is about another version already.
-    """
+    """Have a run that goes on from another one, and of no other version yet, evaluate a version of its catalogue."""
     version = open_version(run, which)
     if run.source is None and version.number != run.catalog:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from adagrpo.types import Histories, Ragged
 DAY = 86_400
 ASKED = 200  # histories that the share of invalid codes is taken over
 TOP = 10
+CLICKS = ("click", "purchase")  # kinds of feedback that count
 BATCH = 1024  # lists that are scored at a time
 
 Floats = NDArray[np.float64]
@@ -41,7 +43,6 @@ def watch(
     run: RunDirectory | None = None,
     *,
     rule: SignRule | None = None,
-    clicks: tuple[str, ...] = ("click", "purchase"),
     arm: str | None = None,
     against: str | None = None,
     since: int | None = None,
@@ -51,8 +52,6 @@ def watch(
     Args:
         directory: an exposure log; a service may be writing to it.
         run: whose ranker says what a list was expected to bring; None leaves its signs out.
-        rule: when a sign is on.
-        clicks: kinds of feedback that count.
         arm: the lists of one arm alone, as the log names it.
         against: another arm, whose lists of the same days say what is usual; None: the first days do.
         since: the first day, in days since 1970; None is the first of the log.
@@ -71,7 +70,7 @@ def watch(
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
-    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
+    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(CLICKS)), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
@@ -90,7 +89,8 @@ def watch(
             " `predicted` and the signs that need it are left out"
         )
     rule = rule or SignRule()
-    visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
+    numbers = {name: place for place, name in enumerate(sorted(shown["slate"].explode().drop_nulls().unique()))}
+    visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"], numbers))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
         found = (
@@ -118,10 +118,8 @@ def predicted_clicks(
     """(N,) the mean probability of a click, by the ranker, of the items of each list in their places.
 
     Args:
-        ranker: fitted on impressions.
         histories: `N` of them, oldest item first; of an empty one nothing is said.
         items: (N, k) the lists, -1 where one is shorter.
-        max_history: items of a history that the ranker sees.
     """
     known = [row for row, history in enumerate(histories) if len(history)]
     result = np.full(len(histories), np.nan)
@@ -157,14 +155,10 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
 
 
 def _check_together(run: RunDirectory) -> None:
-    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing.
-
-    Raises:
-        UserError: the stage and the command that makes it again.
-    """
-    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
-        why = _made_otherwise(run, name)
-        if why is not None and not _is_left_behind(run, name):
+    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing."""
+    arms = {arm.name for arm in run.config.train.arms}
+    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained() if arm in arms)):
+        if (why := _made_otherwise(run, name)) is not None:
             raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake_command(name)}")
 
 
@@ -176,11 +170,6 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
         if path.is_file() and run.hash_input(path) != digest:
             return f"made from another {label} than is there now"
     return None
-
-
-def _is_left_behind(run: RunDirectory, name: str) -> bool:
-    """Check that a stage is of an arm that the run has no more."""
-    return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
 
 def _known(value: Any) -> Any:
@@ -220,10 +209,7 @@ def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, 
     for user, when in shown.select("user_hash", "time").iter_rows():
         past = [item for moment, item in by_user.get(user or "", []) if moment < when]
         histories.append(np.array(past[-run.config.max_history :], np.int64))
-    slates = shown["slate"].to_list()
-    widest = max(map(len, slates), default=1)
-    items = np.array([[numbers.get(i, -1) for i in slate] + [-1] * (widest - len(slate)) for slate in slates])
-    return predicted_clicks(ranker, histories, items, run.config.max_history)
+    return predicted_clicks(ranker, histories, _numbers(shown["slate"], numbers), run.config.max_history)
 
 
 def _invalid(run: RunDirectory) -> dict[str, float]:
@@ -239,8 +225,7 @@ def _invalid(run: RunDirectory) -> dict[str, float]:
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 
 
-def _numbers(slates: pl.Series) -> NDArray[np.int64]:
-    """(N, k) lists of ids as numbers, -1 where one is shorter."""
+def _numbers(slates: pl.Series, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    """(N, k) lists of ids as numbers, -1 for one that has none and where a list is shorter."""
     widest = max(int(slates.list.len().max() or 0), 1)  # type: ignore[arg-type]
-    numbers = {name: place for place, name in enumerate(sorted(slates.explode().drop_nulls().unique()))}
-    return np.array([[numbers[i] for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])
+    return np.array([[numbers.get(i, -1) for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])

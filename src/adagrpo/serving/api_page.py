@@ -17,11 +17,7 @@ h2 code { font-size: 1.1rem; }
 
 
 def api_page(description: Mapping[str, Any]) -> str:
-    """The page.
-
-    Args:
-        description: as /openapi.json has it.
-    """
+    """The page."""
     parts = [
         _operation(path, method, operation)
         for path, methods in description["paths"].items()

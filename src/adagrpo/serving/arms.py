@@ -84,11 +84,9 @@ class ArmManager(ModelManager):
         """Load the arms.
 
         Args:
-            trial: deals users.
             load: makes what each arm serves, in the order of `Trial.arms`; it may be told of a version of the
                 catalogue, and raises `UserError` or `ServiceError`.
             load_other: loads an arm of the run that is not served, to be looked at.
-            exchanged: see `ModelManager`.
         """
         self.trial, self._load_arms = trial, load
         first = load()
@@ -131,14 +129,7 @@ class Switching:
     """`GET` and `POST /v1/admin/experiment`: how the experiment stands, and its switches."""
 
     def __init__(self, trial: Trial, metrics: ServiceMetrics, log: RequestLog, may_switch: bool) -> None:
-        """Stand before an experiment.
-
-        Args:
-            trial: that goes on.
-            metrics: say what is on.
-            log: says what was switched.
-            may_switch: a token is set, which switching needs.
-        """
+        """Stand before an experiment."""
         self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
         self.measure()
 

@@ -68,7 +68,6 @@ class BatchQueue(Generic[InT, OutT]):
                 threads it is called by several at a time.
             most: requests of a batch.
             waiting: requests that may wait.
-            threads: that work side by side.
             linger: share of the time of the last batch for which the next one waits for as many requests.
             begin: called by each thread first.
         """
@@ -79,7 +78,6 @@ class BatchQueue(Generic[InT, OutT]):
         self._last, self._pause = 1, 0.0  # size of the last batch, and seconds that it is worth to wait for as many
         self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: requests of its batch, and when it was begun
         self.times = BatchTimes()
-        self.abandoned = 0  # requests whose client had left
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
         self._counting = Lock()
         self._threads = [
@@ -218,7 +216,6 @@ class BatchQueue(Generic[InT, OutT]):
         _settle(batch[0].future, _deliver, batch, results)
 
     def _leave(self, ticket: _Ticket[InT, OutT]) -> None:
-        self.abandoned += 1
         if not ticket.future.done():
             if ticket.is_abandoned():
                 ticket.future.cancel()

@@ -7,7 +7,7 @@ the event loop waits for a disk; so is feedback.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -31,24 +31,10 @@ class Asker(NamedTuple):
     history: str
 
 
-def exposure(
-    request_id: str,
-    asker: Asker,
-    k: int,
-    asked: Asked,
-    answer: Answered,
-    versions: Mapping[str, str],
-    ms: float,
-) -> Exposure:
-    """The row of one answer.
-
-    Args:
-        k: items that are shown.
-        versions: what the list was made by.
-        ms: since the request was read.
-    """
-    shown, query = answer.list.first(k), asked.query
-    trial, made_by = asked.trial, versions["arm"]
+def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: float) -> Exposure:
+    """The row of one answer, as it is shown; `ms` since the request was read."""
+    shown, query, trial, versions = answer.list, asked.query, asked.trial, asked.versions
+    made_by, size = versions["arm"], len(shown.items)
     drawn = shown.log_propensities is not None and shown.log_inclusions is not None
     return Exposure(
         request_id=request_id,
@@ -70,8 +56,8 @@ def exposure(
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,
-        log_propensities=tuple((shown.log_propensities or ())[:k]) if drawn else None,
-        log_inclusions=tuple((shown.log_inclusions or ())[:k]) if drawn else None,
+        log_propensities=tuple((shown.log_propensities or ())[:size]) if drawn else None,
+        log_inclusions=tuple((shown.log_inclusions or ())[:size]) if drawn else None,
         latency_ms=round(ms, 3),
     )
 
@@ -79,7 +65,7 @@ def exposure(
 def failure(request_id: str, asker: Asker, asked: Asked, ms: float) -> Exposure:
     """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
     nothing = Answered(Recommendations([], [], []), False)
-    row = exposure(f"{request_id}!{FAILED}", asker, 0, asked, nothing, asked.versions, ms)
+    row = exposure(f"{request_id}!{FAILED}", asker, asked, nothing, ms)
     return replace(row, source=FAILED)
 
 
@@ -87,29 +73,17 @@ class ExposureRows:
     """A sink, as the event loop sees it."""
 
     def __init__(self, sink: ExposureSink, failed: Callable[[SinkFailed], None] = lambda error: None) -> None:
-        """Start the thread that writes.
-
-        Args:
-            failed: called with each failure; an operator must learn why the service answers 503.
-        """
+        """Start the threads that write; `failed` hears of each failure: an operator must learn why 503 is answered."""
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
         self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
-        """Put rows on record; see `ExposureSink.write`.
-
-        Raises:
-            SinkFailed: nothing of them may be sent.
-        """
+        """Put rows on record; see `ExposureSink.write`."""
         return await self._answers.submit(rows)
 
     async def feedback(self, events: Sequence[FeedbackEvent]) -> Sequence[Outcome]:
-        """Put feedback on record; see `ExposureSink.feedback`.
-
-        Raises:
-            SinkFailed: nothing of it is.
-        """
+        """Put feedback on record; see `ExposureSink.feedback`."""
         return await self._events.submit([_feedback(event) for event in events])
 
     def close(self) -> None:

@@ -67,9 +67,6 @@ class Intake:
         """Stand before an application.
 
         Args:
-            inner: answers what passes.
-            metrics: counts every request.
-            log: may write every request.
             late: by how much a list that is asked for now would come later than in so many seconds; None: in time.
             direct: what answers a POST to some paths in the place of `inner`, whose routing takes as long as the rest.
             ending: whether the service ends; each answer then closes its connection.
@@ -89,7 +86,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
-        state["started"], state["disconnected"] = started, _never_disconnects
+        state["started"], state["disconnected"] = started, lambda: False  # before there is a body
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 
@@ -124,11 +121,7 @@ class Intake:
             self._log.request(status, {**fields, "ms": round(1000 * seconds, 2)})
 
     async def _enter(self, path: str, scope: Scope, state: dict[str, Any], receive: Receive) -> None:
-        """Let a request in, with its body read.
-
-        Raises:
-            _Refused: it is not let in.
-        """
+        """Let a request in, with its body read, or raise `_Refused`."""
         headers = dict(scope["headers"])
         if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
             self._metrics.turned_away("token")
@@ -163,34 +156,22 @@ class Intake:
         return max(whole - self.lag, whole / 2)
 
     async def _body(self, receive: Receive) -> bytes:
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        if message.get("more_body"):
-            pieces = [body]
-            size = len(body)
-            while message.get("more_body"):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _Gone
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > self._limits.body_bytes:
-                    raise self._too_large()
-            body = b"".join(pieces)
-        if len(body) > self._limits.body_bytes:
-            raise self._too_large()
-        return body
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._limits.body_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(pieces)
 
     def _too_large(self) -> _Refused:
         self._metrics.turned_away("size")
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
-
-
-def _never_disconnects() -> bool:
-    """Stand in for the check of a connection before there is one."""
-    return False
 
 
 def _names() -> Iterator[str]:

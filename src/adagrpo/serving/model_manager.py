@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommender
-from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.batch_queue import STEP
 
 AFTER_REWARD = 0.02  # seconds of a request's time that are left for what comes after the reward
@@ -103,14 +102,18 @@ class Serving:
     @property
     def degraded(self) -> str | None:
         """Why lists come without the reward that orders them; None where they do not."""
-        reward = self.recommender.reward
-        why = reward.failing if isinstance(reward, CircuitBreaker) else None
+        why = None if self._guard is None else self._guard.failing
         return None if why is None else f"reward: {why}"
+
+    @property
+    def _guard(self) -> CircuitBreaker | None:
+        reward = self.recommender.reward
+        return reward if isinstance(reward, CircuitBreaker) else None
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
         with self.exclusive_reward(min(one.deadline for one in asked) - AFTER_REWARD):
-            return self._answer(asked, self.recommender.reward)
+            return self._answer(asked)
 
     @contextmanager
     def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
@@ -119,12 +122,11 @@ class Serving:
         Args:
             until: when lists have to come without it, of time.monotonic.
         """
-        reward = self.recommender.reward
-        if reward is None:
+        if self.recommender.reward is None:
             yield
             return
         with self.reward_lock:
-            guard = reward if isinstance(reward, CircuitBreaker) else None
+            guard = self._guard
             if guard is not None:
                 guard.failed, guard.until = False, until
             try:
@@ -133,15 +135,14 @@ class Serving:
                 if guard is not None:
                     guard.until = math.inf
 
-    def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
-        guard = reward if isinstance(reward, CircuitBreaker) else None
-        queries = [one.query for one in asked]
+    def _answer(self, asked: Sequence[Asked]) -> list[Answered]:
+        guard, queries = self._guard, [one.query for one in asked]
         lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
         failed = guard is not None and guard.failed
         why = f"reward: {guard.why}" if guard is not None and failed else None
         answers = []
         for result in lists[: len(asked)]:
-            asks = result.source == "policy" and reward is not None
+            asks = result.source == "policy" and self.recommender.reward is not None
             answers.append(Answered(result, asks and not failed, why if asks else None))
         return answers
 
@@ -226,11 +227,7 @@ class ModelManager:
         self._served = tuple(made)
 
     def load_other(self, **wanted: str) -> Serving:
-        """Load another one that is not served, to be looked at.
-
-        Raises:
-            UserError: there is nothing to load it from, or it cannot be loaded.
-        """
+        """Load another one that is not served, to be looked at."""
         if self._load is None:
             raise UserError("there is nothing to load another one from")
         return self._load(**wanted)

@@ -10,7 +10,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 MOST_A_SECOND = 20  # lines on defects; a flood of them must not fill a disk
@@ -19,16 +19,9 @@ MOST_A_SECOND = 20  # lines on defects; a flood of them must not fill a disk
 class RequestLog:
     """Writes lines to a stream."""
 
-    def __init__(
-        self, share: float = 0.0, stream: TextIO | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
-        """Choose what is written.
-
-        Args:
-            share: of the requests; those that were answered 5xx are written whatever it is.
-            stream: standard error if not given.
-        """
-        self.share, self._stream, self._clock = share, stream, clock
+    def __init__(self, share: float = 0.0, stream: TextIO | None = None) -> None:
+        """Choose the share of the requests that is written; those that were answered 5xx are, whatever it is."""
+        self.share, self._stream = share, stream
         self._second, self._lines = 0, 0
 
     def request(self, status: int, fields: Mapping[str, Any]) -> None:
@@ -36,11 +29,11 @@ class RequestLog:
         if status >= 500 and status != 503:
             self.event("request", status=status, **fields)
         elif self.share and (self.share >= 1 or random.random() < self.share):
-            self._write({"event": "request", "time": round(self._clock(), 3), "status": status, **fields})
+            self._write({"event": "request", "time": round(time.time(), 3), "status": status, **fields})
 
     def event(self, event: str, **fields: Any) -> None:
         """Log what is no request; of a flood only the first lines of each second are written."""
-        now = self._clock()
+        now = time.time()
         if int(now) != self._second:
             self._second, self._lines = int(now), 0
         self._lines += 1

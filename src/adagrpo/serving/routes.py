@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import Request, Response
@@ -28,7 +28,7 @@ from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
-from adagrpo.serving.model_manager import Answered, Asked, Assignment, ModelManager, Serving, SwapFailed
+from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
@@ -78,6 +78,18 @@ def answered(handler: Handler) -> Handler:
 
     wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
     return wrapped
+
+
+class _One(NamedTuple):
+    """One list that a body asks for."""
+
+    name: str  # its request id
+    k: int
+    asker: Asker
+    asked: Asked
+    unknown: list[ItemId]  # ids of its history that are not in the catalogue
+    narrowing: Narrowing | None = None
+    interleaved: Interleaved | None = None
 
 
 @dataclass
@@ -133,9 +145,10 @@ class Routes:
         asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
-        answers = await self._answers(request, [asked])
-        reply = _reply(asked, body.k, name, answers[0], unknown)
-        await self._record(request, [(name, self._asker(None, body.history), body.k)], [asked], answers, [reply])
+        one = _One(name, body.k, self._asker(None, body.history), asked, unknown)
+        answers = await self._lists(request, [one])
+        reply = _reply(one, answers[0])
+        await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
         return json_response(content, headers={"x-request-id": name})
 
@@ -152,28 +165,21 @@ class Routes:
         serving = places[0].serving  # the others were put there with it, and have its items
         histories = [known(serving, body.history, body.k) for body in bodies]
         narrowings = [await _narrowed(serving, body) for body in bodies]
-        queries = [
-            Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
-            for body, (history, _), narrowing in zip(bodies, histories, narrowings, strict=True)
-        ]
-        asked = [
-            Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            for place, query, name in zip(places, queries, ids, strict=True)
-        ]
-        askers = [self._asker(user, body.history) for user, body in zip(users, bodies, strict=True)]
+        ones = []
+        for name, body, user, place, (history, unknown), narrowing in zip(
+            ids, bodies, users, places, histories, narrowings, strict=True
+        ):
+            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
+            asker = self._asker(user, body.history)
+            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
         try:
-            answers = await self._lists(request, places, asked, bodies)
+            answers = await self._lists(request, ones)
         except Exception:  # whatever it was, these users got no list of their arm
-            await self._record_failed(request, list(zip(ids, askers, strict=True)), asked)
+            await self._record_failed(request, ones)
             raise
-        replies = [
-            _reply(one, body.k, name, answer, unknown, narrowing)
-            for one, body, name, answer, (_, unknown), narrowing in zip(
-                asked, bodies, ids, answers, histories, narrowings, strict=True
-            )
-        ]
-        shown = [(name, asker, body.k) for name, asker, body in zip(ids, askers, bodies, strict=True)]
-        await self._record(request, shown, asked, answers, replies)
+        replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
+        await self._record(request, ones, answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
     async def item(self, request: Request) -> Response:
@@ -221,34 +227,19 @@ class Routes:
         """The query as it is asked: with a temperature and a seed where its list is drawn."""
         return query if self.explore is None else self.explore.of(query, request_id)
 
-    async def _lists(
-        self, request: Request, places: Sequence[Assignment], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
-    ) -> list[Answered]:
-        """The lists as they are shown; where two arms make one, both are asked.
-
-        Raises:
-            Overloaded: they would come too late.
-        """
-        second = [
-            Asked(place.interleaved.serving, one.query)
-            for place, one in zip(places, asked, strict=True)
-            if place.interleaved
-        ]
-        found = await self._answers(request, [*asked, *second])
-        own, others = found[: len(asked)], iter(found[len(asked) :])
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
-        joined = [
-            answer if place.interleaved is None else place.interleaved.join(answer, next(others), name, body.k)
-            for place, answer, name, body in zip(places, own, ids, bodies, strict=True)
-        ]
-        return [answer._replace(list=answer.list.first(body.k)) for answer, body in zip(joined, bodies, strict=True)]
+    async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
+        """The lists as they are shown; where two arms make one, both are asked."""
+        second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
+        found = await self._answers(request, [*(one.asked for one in ones), *second])
+        others, shown = iter(found[len(ones) :]), []
+        for one, answer in zip(ones, found[: len(ones)], strict=True):
+            if one.interleaved is not None:
+                answer = one.interleaved.join(answer, next(others), one.name, one.k)
+            shown.append(answer._replace(list=answer.list.first(one.k)))
+        return shown
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
-        """Collect the answers of the policy, in time.
-
-        Raises:
-            Overloaded: it would not.
-        """
+        """Collect the answers of the policy; `Overloaded` where they would come too late."""
         deadline = request.state.deadline
         self.queue.check(deadline - time.monotonic(), len(asked))
         asked = [one._replace(deadline=deadline) for one in asked]
@@ -271,12 +262,7 @@ class Routes:
         return name if not place else f"{name}.{place % LONGEST_BATCH}"
 
     async def _record(
-        self,
-        request: Request,
-        shown: Sequence[tuple[str, Asker, int]],  # request id, who asked, items shown
-        asked: Sequence[Asked],
-        answers: Sequence[Answered],
-        replies: Sequence[dict[str, Any]],
+        self, request: Request, ones: Sequence[_One], answers: Sequence[Answered], replies: Sequence[dict[str, Any]]
     ) -> None:
         """Put lists on record before they are sent; one that is on record under its id is answered as it is there.
 
@@ -284,33 +270,27 @@ class Routes:
             BadRequest: what is on record under an id is of another user, or of another history.
         """
         fields = request.state.log
-        fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": replies[0]["versions"]}
-        if shown[0][1].user is not None:
-            fields["user"] = shown[0][1].user
+        fields |= {"request_id": ones[0].name, "lists": len(ones), "versions": replies[0]["versions"]}
+        if ones[0].asker.user is not None:
+            fields["user"] = ones[0].asker.user
         if self.exposures is None:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
-        rows = [
-            exposure(name, asker, k, one, answer, one.versions, ms)
-            for (name, asker, k), one, answer in zip(shown, asked, answers, strict=True)
-        ]
-        for one in asked:
-            if one.trial is not None:
-                self.metrics.arm_seconds.labels(one.trial.arm).observe(ms / 1000)
-        for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
+        rows = [exposure(one.name, one.asker, one.asked, answer, ms) for one, answer in zip(ones, answers, strict=True)]
+        for one in ones:
+            if one.asked.trial is not None:
+                self.metrics.arm_seconds.labels(one.asked.trial.arm).observe(ms / 1000)
+        for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, ones, strict=True):
             if (recorded.user_hash, recorded.history_hash) != (row.user_hash, row.history_hash):
                 raise BadRequest("request_id: was used for another user or another history; send a new one", 409)
             if recorded != row:
                 reply.pop("experiment", None)  # of the list that this request would get
-                reply |= _repeated(recorded, one.serving)
+                reply |= _repeated(recorded, one.asked.serving)
 
-    async def _record_failed(
-        self, request: Request, named: Sequence[tuple[str, Asker]], asked: Sequence[Asked]
-    ) -> None:
+    async def _record_failed(self, request: Request, ones: Sequence[_One]) -> None:
         """Put on record which requests of an experiment got no list."""
         ms = 1000 * (time.perf_counter() - request.state.started)
-        pairs = zip(named, asked, strict=True)
-        rows = [failure(name, asker, one, ms) for (name, asker), one in pairs if one.trial is not None]
+        rows = [failure(one.name, one.asker, one.asked, ms) for one in ones if one.asked.trial is not None]
         if self.exposures is not None and rows:
             with suppress(SinkFailed):  # what the client is told is the first failure
                 await self.exposures.write(rows)
@@ -386,27 +366,20 @@ def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) 
     return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
 
 
-def _reply(
-    asked: Asked,
-    k: int,
-    request_id: str,
-    answer: Answered,
-    unknown: list[ItemId],
-    held: Narrowing | None = None,
-) -> dict[str, Any]:
-    shown, trial = answer.list, asked.trial
+def _reply(one: _One, answer: Answered) -> dict[str, Any]:
+    shown, trial, held = answer.list, one.asked.trial, one.narrowing
     content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
     return {
-        "request_id": request_id,
-        "items": shown.items[:k],
-        "scores": shown.scores[:k],
-        "codes": shown.codes[:k],
+        "request_id": one.name,
+        "items": shown.items,
+        "scores": shown.scores,
+        "codes": shown.codes,
         "source": shown.source,
         "reranked": answer.reranked,
         "degraded": answer.degraded,
         "repeated": False,
-        "short": None if held is None else why_short(held, k, len(shown.items)),
-        "unknown": unknown,
-        "versions": asked.versions,
+        "short": None if held is None else why_short(held, one.k, len(shown.items)),
+        "unknown": one.unknown,
+        "versions": one.asked.versions,
         **content,
     }

@@ -247,9 +247,9 @@ def validated(kind: type[ModelT], content: Any) -> ModelT:
 
 
 def _plain(part: int | str) -> str:
-    return (
-        part if isinstance(part, str) and PLAIN.fullmatch(part) else str(part) if isinstance(part, int) else "(a field)"
-    )
+    if isinstance(part, int):
+        return str(part)
+    return part if PLAIN.fullmatch(part) else "(a field)"
 
 
 def _said(kind: str, message: str) -> str:

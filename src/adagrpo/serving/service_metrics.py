@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,50 +17,33 @@ class ServiceMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "adagrpo_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter("adagrpo_requests", "Requests by route and status.", ["route", "status"])
+        self.seconds = histogram(
+            "adagrpo_request_seconds", "From headers read to answer handed over.", ["route"], buckets=SECONDS
         )
-        self.seconds = Histogram(
-            "adagrpo_request_seconds", "From headers read to answer handed over.", ["route"], buckets=SECONDS,
-            registry=registry,
-        )  # fmt: skip
-        self.waiting = Gauge("adagrpo_waiting", "Requests that wait for the policy.", registry=registry)
-        self.connections = Gauge("adagrpo_connections", "Open connections.", registry=registry)
-        self.batch = Histogram("adagrpo_batch_size", "Requests worked on together.", buckets=SIZES, registry=registry)
-        self.batch_seconds = Histogram(
-            "adagrpo_batch_seconds", "Time of the policy for a batch.", buckets=SECONDS, registry=registry
+        self.waiting = gauge("adagrpo_waiting", "Requests that wait for the policy.")
+        self.connections = gauge("adagrpo_connections", "Open connections.")
+        self.batch = histogram("adagrpo_batch_size", "Requests worked on together.", buckets=SIZES)
+        self.batch_seconds = histogram("adagrpo_batch_seconds", "Time of the policy for a batch.", buckets=SECONDS)
+        self.length = histogram("adagrpo_list_length", "Items of a list.", buckets=SIZES)
+        self.refused = counter("adagrpo_refused", "Requests and connections turned away, by why.", ["why"])
+        self.fallbacks = counter("adagrpo_rerank_fallbacks", "Lists in the policy's order as the reward failed.")
+        self.swaps = counter("adagrpo_swaps", "Exchanges of what is served, by outcome.", ["outcome"])
+        self.feedback = counter("adagrpo_feedback", "Events of feedback, by kind.", ["kind"])
+        self.not_logged = counter(
+            "adagrpo_exposure_failures", "Writes that the exposure log failed; their lists were not sent."
         )
-        self.length = Histogram("adagrpo_list_length", "Items of a list.", buckets=SIZES, registry=registry)
-        self.refused = Counter(
-            "adagrpo_refused", "Requests and connections turned away, by why.", ["why"], registry=registry
+        self.errors = counter("adagrpo_errors", "Defects: requests that were answered 500.")
+        self.version = gauge("adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"])
+        arm_lists = "Lists of an experiment, by arm, why the user got it, and source."
+        self.arm_lists = counter("adagrpo_arm_lists", arm_lists, ["arm", "deal", "source"])
+        self.arm_seconds = histogram(
+            "adagrpo_arm_seconds", "From headers read to the row put on record, by arm.", ["arm"], buckets=SECONDS
         )
-        self.fallbacks = Counter(
-            "adagrpo_rerank_fallbacks", "Lists in the policy's order as the reward failed.", registry=registry
-        )
-        self.swaps = Counter(
-            "adagrpo_swaps", "Exchanges of what is served, by outcome.", ["outcome"], registry=registry
-        )
-        self.feedback = Counter("adagrpo_feedback", "Events of feedback, by kind.", ["kind"], registry=registry)
-        self.not_logged = Counter(
-            "adagrpo_exposure_failures", "Writes that the exposure log failed; their lists were not sent.",
-            registry=registry,
-        )  # fmt: skip
-        self.errors = Counter("adagrpo_errors", "Defects: requests that were answered 500.", registry=registry)
-        self.version = Gauge("adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry)
-        self.arm_lists = Counter(
-            "adagrpo_arm_lists", "Lists of an experiment, by arm, why the user got it, and source.",
-            ["arm", "deal", "source"], registry=registry,
-        )  # fmt: skip
-        self.arm_seconds = Histogram(
-            "adagrpo_arm_seconds", "From headers read to the row put on record, by arm.", ["arm"], buckets=SECONDS,
-            registry=registry,
-        )  # fmt: skip
-        self.arm_on = Gauge(
-            "adagrpo_arm_on", "1 for an arm of the experiment, 0 once it was stopped.", ["arm"], registry=registry
-        )
-        self.trial_share = Gauge(
-            "adagrpo_experiment_share", "Share of the users that the experiment reaches.", registry=registry
-        )
+        self.arm_on = gauge("adagrpo_arm_on", "1 for an arm of the experiment, 0 once it was stopped.", ["arm"])
+        self.trial_share = gauge("adagrpo_experiment_share", "Share of the users that the experiment reaches.")
         self._children: dict[tuple[str, int], Any] = {}
         self._versions: list[tuple[str, ...]] = []
 

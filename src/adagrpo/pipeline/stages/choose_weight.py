@@ -15,7 +15,6 @@ is worth is seen before anything is trained. weight.json holds
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +26,9 @@ from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, lea
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
-from adagrpo.storage.writing import write_file
 
 STAGE, FILE = REWARD_WEIGHTS
 
@@ -71,7 +70,7 @@ def reranking(run: RunDirectory) -> Declaration:
             run.console.note(f"{STAGE}: {warning}")
         tried = {str(weight): float(values.mean()) for weight, values in by_weight.items()}
         content = found._asdict() | members | {"warning": warning, "ndcg@10": tried, "cases": len(cases)}
-        write_file(work / FILE, json.dumps(content, indent=1) + "\n")
+        write_json(work / FILE, content)
 
     return Declaration(
         build,
@@ -86,5 +85,5 @@ def reranking(run: RunDirectory) -> Declaration:
 
 def read_reward_weights(file: Path) -> RewardWeights:
     """The weights that a file of the stage holds."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))

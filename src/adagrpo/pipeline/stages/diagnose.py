@@ -6,7 +6,6 @@ on them, which flatters both alike. The truth of a simulated marketplace is that
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,17 @@ from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.leak_check import leak_files, suspect
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
 
 def diagnosis(run: RunDirectory) -> Declaration:
-    """The diagnosis of the reward of a run.
-
-    Args:
-        run: with the stages prepare, tokenize, sft and ranker.
-    """
+    """The diagnosis of the reward of a run."""
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")
@@ -52,7 +47,7 @@ def diagnosis(run: RunDirectory) -> Declaration:
         power = run.config.decide.exposure_power
         result = diagnose(observed, run.config.objective, leak, exposure_power=power, seed=run.config.seed)
         result["of"] = diagnosed_models(models)
-        write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_json(work / "diagnose.json", result, allow_nan=False)
 
     return Declaration(
         build,

@@ -26,6 +26,7 @@ from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
@@ -34,7 +35,6 @@ from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
-from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
@@ -64,7 +64,7 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
             for name, source in sources.items():
                 values[name][split] = retrieval(list_cases(source, cases, batch_size=few, **given), cases)
             values["ranker"][split] = rank_by_ranker(ranker, cases, batch_size=options.batch_size, **given)
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+        write_json(work / "metrics.json", values)
 
     inputs = [*data.training_files, data.prepared_file("test.parquet"), model]
     inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
@@ -80,10 +80,15 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
 
 def evaluate_start(run: RunDirectory) -> Declaration:
     """The starting policy on validation and test, and its beam re-ranked with the weight that validation chose."""
-    return evaluate_checkpoint(run, run.path("sft", "best"), run.path(STAGE, FILE))
+    return _evaluate(run, run.weights_of("sft"), run.path(STAGE, FILE))
 
 
-def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
+def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
+    """A trained arm on validation and test."""
+    return _evaluate(run, run.weights_of(arm, checkpoint))
+
+
+def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
     """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
 
     Args:
@@ -110,7 +115,7 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None
                 values[f"rerank_{split}"] = _re_ranked(predictions, cases, reranking)
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+        write_json(work / "metrics.json", values)
 
     declared = Declaration(
         build,
@@ -133,7 +138,7 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
     """Copy the evaluation of equal weights, if the run has one that was made from the same settings and files."""
     now = declared.made_from(run.config, run.hash_inputs(declared.inputs))
-    for root in filter(None, (run.directory, run.source)):
+    for root in reversed(run.roots):
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
             content = manifest(folder) or {}
             before = MadeFrom.of(content)
@@ -187,11 +192,8 @@ def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
     """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
-    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
-    lists = lists.filter(pl.col("rank") <= length)
-    users = load_user_ids(data.prepared).gather(cases.users)
-    for name, ids in (("case", users.alias(USER_ID)), ("row", data.item_ids.alias(ITEM_ID))):
-        lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
+    lists = _by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
+    lists = lists.join(pl.DataFrame([data.item_ids.alias(ITEM_ID)]).with_row_index("row"), on=ITEM_ID, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
@@ -199,29 +201,27 @@ def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
 
 def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
     """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
-    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
-    users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
-    free = free.filter(pl.col("rank") <= length).join(
-        pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner"
-    )
+    free = _by_case(data, cases, folder / "free.parquet", "valid", length)
     valid = np.zeros((len(cases), length), dtype=np.bool_)
     valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
     return valid
 
 
-def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
-    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
+def _by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+    """A column of the first places of lists, with rank and the number of the case."""
+    lists = pl.read_parquet(file, columns=[USER_ID, "rank", column]).filter(pl.col("rank") <= length)
+    users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
+    return lists.join(pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner")
 
-    Args:
-        run: with every stage of the arms.
-        left_out: trained arms that are not among them, and why.
-    """
-    sft = _read(run.checked("evaluate", "sft", "metrics.json"))
-    weights = _read(run.checked("reranking", "weight.json"))
+
+def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
+    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
+    sft = run.content("evaluate", "sft", "metrics.json")
+    weights = run.content("reranking", "weight.json")
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
-        steps = _rows(run.checked("train", name, "steps.jsonl"))
+        steps = read_rows(run.checked("train", name, "steps.jsonl"))
         entry: dict[str, Any] = {
             "objective": arm.objective,
             "gate": arm.admits,
@@ -235,28 +235,28 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
-            results = _read(run.checked("evaluate", name, kind, "metrics.json"))
-            step = _read(run.checked("train", name, kind, "checkpoint.json"))["step"]
+            results = run.content("evaluate", name, kind, "metrics.json")
+            step = run.content("train", name, kind, "checkpoint.json")["step"]
             entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
         stages[name] = entry
-    summary = _read(run.checked("prepare", "summary.json"))
+    summary = run.content("prepare", "summary.json")
     summary.pop("understood", None)  # of the files, of which a result does not depend
-    ranker = _read(run.checked("ranker", "metrics.json"))
+    ranker = run.content("ranker", "metrics.json")
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
     ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
         "dataset": summary,
-        "catalog": _read(run.checked("tokenize", "audit.json")),
+        "catalog": run.content("tokenize", "audit.json"),
         "ranker": ranker,
         "reward": describe_reward(Models(RunData(run))),
-        "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
+        "baselines": run.content("evaluate", "baselines", "metrics.json"),
         "stages": stages,
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}
     content |= {"left_out": dict(left_out)} if left_out else {}
-    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
+    run.write_output("metrics.json", json_lines(content))
     _write_results(run, content)
 
 
@@ -273,7 +273,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    seconds = _seconds(run)
+    seconds = {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}  # the latest making
     for name, entry in content["stages"].items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
@@ -301,10 +301,6 @@ def _command() -> str:
     return shlex.join([*([name] if name == "adagrpo" else ["python", "-m", name]), *sys.argv[1:]])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
     """The mean share of groups admitted over all steps; None where no group was drawn."""
     values = [share for share in (GroupSummary.of_row(row).admission for row in steps) if share is not None]
@@ -318,13 +314,8 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
         counts.update({event: int(count) for event, count in found.items() if count is not None})
     events: dict[str, Any] = {"events": dict(counts)} if counts else {}
-    lost = run.find("train", name, "lost.json")
-    return events if lost is None else events | {"lost": _read(lost)}
-
-
-def _seconds(run: RunDirectory) -> dict[str, float]:
-    """Seconds that the latest making of each stage took."""
-    return {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}
+    lost = run.find_content("train", name, "lost.json")
+    return events if lost is None else events | {"lost": lost}
 
 
 def _commit() -> str | None:
@@ -334,7 +325,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))

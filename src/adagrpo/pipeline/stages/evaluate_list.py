@@ -7,7 +7,6 @@ which is not measured where that takes long (`adagrpo.pipeline.decide`), are in 
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -20,16 +19,17 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list, reward_number
 from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
+from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import NEIGHBOURS, ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
 FREE = "free.parquet"
@@ -37,17 +37,12 @@ FREE_METRICS = ("hallucination", "invalid")
 
 
 def evaluate_list(run: RunDirectory, name: str) -> Declaration:
-    """A list on test cases, and on validation cases as `fuse` ranked them.
-
-    Args:
-        run: with what the list is made of.
-        name: see `adagrpo.lists.names`.
-    """
+    """A list on test cases, and on validation cases as `fuse` ranked them."""
     data, called = RunData(run), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
     weights = run.weights_of(arm)
-    base = None if called.policy is None else run.path("evaluate", *((arm,) if arm == START else (arm, "best")))
+    base = None if called.policy is None else run.path(*evaluation_of(arm, "best"))
     ranked = run.path("fuse", arm, VALIDATION) if reward_number(called.order) is None else None
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
     inputs += [] if ranked is None else [ranked]
@@ -58,7 +53,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     def build(work: Path) -> None:
         served, cases = maker.recommender(called, weights), data.measured_cases("test")
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
-        free = {} if base is None else json.loads((base / "metrics.json").read_text(encoding="utf-8"))
+        free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
             _rank(served, data, name, work)
         values = {"validation": _on_validation(ranked or work / VALIDATION, name), "test": _on_test(data, cases, lists)}
@@ -67,7 +62,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         write_lists(data, cases, lists.items, lists.scores, work)
         if base is not None:
             shutil.copyfile(base / FREE, work / FREE)
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+        write_json(work / "metrics.json", values)
 
     return Declaration(
         build,
@@ -79,11 +74,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
 
 def list_stages(name: str) -> dict[str, Declare]:
-    """The stages that measure a list which more than a policy makes, by name and in order; none of any other.
-
-    Args:
-        name: see `adagrpo.lists.names`; a policy in it is trained and evaluated before.
-    """
+    """The stages that measure a list which more than a policy makes, by name and in order; none of any other."""
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)

@@ -8,7 +8,6 @@ click probability, without the term of the slot; a reward that was not fitted to
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from scipy.special import expit
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.columns import CLICKED, EXPOSURE, ITEM, USER
 from adagrpo.data.exposures import KINDS, load_held_out
-from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.evaluation.reward_quality import (
@@ -35,10 +33,10 @@ from adagrpo.evaluation.reward_quality import (
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import json_lines, write_json
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.protocol import Reward
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -95,7 +93,7 @@ def report_exposures(run: RunDirectory) -> Declaration:
         reward = models.reward()
         kinds = [kind for kind in KINDS if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
         content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
-        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "report.json", content)
 
     inputs += [path for path in models.reward_files if path not in inputs]
     return Declaration(build, inputs, ("report.json",), (*models.reward_reads, "seed", "max_history"))
@@ -103,26 +101,27 @@ def report_exposures(run: RunDirectory) -> Declaration:
 
 def collect_exposures(run: RunDirectory) -> None:
     """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
-
-    def read(*parts: str) -> dict[str, Any]:
-        return dict(json.loads(run.checked(*parts).read_text(encoding="utf-8")))
-
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
-        "dataset": {key: value for key, value in read("prepare", "summary.json").items() if key != "understood"},
-        "ranker": read("ranker", "metrics.json"),
+        "dataset": {key: value for key, value in run.content("prepare", "summary.json").items() if key != "understood"},
+        "ranker": run.content("ranker", "metrics.json"),
         "reward": describe_reward(Models(RunData(run))),
-        "exposures": read("ranker", "exposures", "report.json"),
+        "exposures": run.content("ranker", "exposures", "report.json"),
     }
-    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
+    run.write_output("metrics.json", json_lines(content))
+
+
+def loss_of(data: RunData) -> str:
+    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
+    if data.config.reward != SequentialOptions():
+        return data.config.reward.kind
+    return str(data.run.content("ranker", "metrics.json")["loss"])
 
 
 def _fitted_to(bench: RunData) -> str:
-    if bench.config.reward != SequentialOptions():
-        return bench.config.reward.kind
-    loss = json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
-    return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
+    loss = loss_of(bench)
+    return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else loss
 
 
 def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
@@ -150,14 +149,11 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
 
 def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]:
     """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
-    shown = load_impressions(bench.prepared)
-    assert shown is not None, "made by `prepare`"
-    clicks = bench.training.counts(bench.num_items)
-    exposures = np.bincount(shown[ITEM].to_numpy(), minlength=bench.num_items)
+    assert bench.times_shown is not None, "made by `prepare`"
     return {
         "all": np.full(len(impressions.items), "all"),
-        "item popularity": popularity_bands(clicks)[impressions.items],
-        "item exposure": band(exposures, EXPOSURES)[impressions.items],
+        "item popularity": popularity_bands(bench.training.counts(bench.num_items))[impressions.items],
+        "item exposure": band(bench.times_shown, EXPOSURES)[impressions.items],
         "clicks of the user": band(bench.training.lengths, ACTIVITIES)[impressions.users],
     }
 

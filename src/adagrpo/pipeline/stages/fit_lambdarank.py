@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,10 @@ from adagrpo.evaluation.predictions import sample_cases, select_cases
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
-from adagrpo.storage.writing import write_file
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
     RankingGroups,
@@ -51,7 +50,6 @@ def lambdarank(
     """LambdaRank, the second family of rankers; on impressions where there are some.
 
     Args:
-        run: with the stage prepare.
         validation: makes the groups that select the number of trees.
         reads: the prepared files that they are made of, beside those of training.
     """
@@ -92,7 +90,7 @@ def lambdarank(
             "ndcg@10_among_sampled": fitted.ndcg,
             "gain": dict(sorted(gains.items(), key=lambda entry: -entry[1])),
         }
-        write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
+        write_json(work / "metrics.json", summary)
 
     of_ranker = ("ranker.lambdarank", "ranker.user_share", "ranker.fit.validation_users")
     return Declaration(build, inputs, ("model.txt", "metrics.json"), (*of_ranker, "seed", "max_history"))

@@ -6,7 +6,6 @@ How a ranker is selected depends on the logs: by its retrieval of the next item 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +24,10 @@ from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import say_fit
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import begin_fit, fit_model
+from adagrpo.pipeline.stages.fitting import fit_model
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
@@ -72,7 +73,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         inputs += vector_files(run)
 
     def build(work: Path) -> None:
-        begin_fit(data, name)
+        say_fit(data, name)
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
         if starts_from_vectors:
@@ -96,7 +97,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
             return
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
         summary |= examine(models.ranker(work / "best"))
-        (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_json(work / "metrics.json", summary)
 
     also: dict[str, object] = {} if fold is None else {"fold": fold}
     if kind == "impressions" and run.config.data.split.kind == "temporal":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +17,9 @@ from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_fit
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
-from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
@@ -34,12 +32,6 @@ def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
     return lambda done, total: run.console.progress(
         label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
     )
-
-
-def begin_fit(data: RunData, stage: str) -> None:
-    """Say how large a fit is, before anything of it is allocated."""
-    if data.run.processes.is_main_process:
-        say_fit(data, stage)
 
 
 def fit_model(
@@ -57,10 +49,6 @@ def fit_model(
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
 
     Args:
-        stage: that it is fitted in.
-        model: changed in place.
-        task: what to minimise and how to validate.
-        work: folder of the stage.
         files: text files that belong beside the weights, name to content.
         watch: notice a lost policy and end the fit there.
         go_on: train it on all the same.
@@ -83,7 +71,7 @@ def fit_model(
         user_ids = load_user_ids(data.prepared)
         ids = [user_ids[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
-        write_file(record, json.dumps(content, indent=1) + "\n")
+        write_json(record, content)
         raise Diverged(
             f"{error.what} ({record} has all users; the same command repeats the step)", error.step, error.seed, ids
         ) from error
@@ -92,11 +80,7 @@ def fit_model(
 def measured_once(
     data: RunData, policy: Policy[Any, Any], models: Models, fit: FitConfig
 ) -> Callable[[], dict[str, float]]:
-    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same.
-
-    Args:
-        data: of the run, which remembers what was measured as long as it is open.
-    """
+    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same."""
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
     reads = read_settings(run.config, [*DECODING, *models.reward_reads, "ranker.folds", "seed"], NOT_FITTED)

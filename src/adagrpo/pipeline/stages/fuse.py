@@ -17,7 +17,6 @@ of eleven, chosen on these cases.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import (
     CORRECTIONS,
     NEIGHBOURS,
@@ -55,7 +55,7 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.rewards import WeightedReward
-from adagrpo.storage.writing import naming, write_file
+from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
 VALIDATION, WEIGHT = "validation.parquet", "weight"
@@ -75,12 +75,7 @@ def find_neighbours(run: RunDirectory) -> Declaration:
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
-    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases.
-
-    Args:
-        run: with that policy trained.
-        arm: whose best checkpoint it is.
-    """
+    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases."""
     data = RunData(run)
     models, name = Models(data), ListName(arm, FUSE)
     weights = run.weights_of(arm)
@@ -178,7 +173,7 @@ def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]]
         }
         for order, fit in fits.items()
     }
-    write_file(work / WEIGHTS, json.dumps(content, indent=1) + "\n")
+    write_json(work / WEIGHTS, content)
     save_corrections({order: fit.weights for order, fit in fits.items()}, work / CORRECTIONS)
     write_ranks(work, ranks, cases)
 

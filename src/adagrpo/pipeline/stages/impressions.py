@@ -7,7 +7,6 @@ A history is the set of a user's clicks, and a ranker is scored by the order of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from adagrpo.data.exposures import write_exposures
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
@@ -37,7 +37,7 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
         shown = source.read_logs(refuse, ordered=False)
         random = random_logs(run, refuse)
         write_exposures(shown, random, table, work, held_out=options.split.held_out, seed=run.config.seed)
-        summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(work / "summary.json")
         note_described(run, source, summary, summary["items"])
 
     return prepared(run, [*source.files, *random_files(run)], build, drawn=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,27 +13,23 @@ from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.metrics import RankedLists, measured, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.versions import CatalogVersion
-from adagrpo.storage.writing import write_file
 
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
 def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
-    """Every checkpoint of the arms against sft and nll, user by user.
-
-    Args:
-        run: with these arms evaluated.
-    """
+    """Every checkpoint of the arms against sft and nll, user by user."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
     folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
 
     def build(work: Path) -> None:
         users = {point: read_measured(data, folder).users for point, folder in folders.items()}
-        write_file(work / "paired.json", json.dumps(paired_outcomes(users), indent=1, allow_nan=False) + "\n")
+        write_json(work / "paired.json", paired_outcomes(users), allow_nan=False)
 
     inputs = [*data.training_files, data.prepared_file("test.parquet")]
     inputs += [folder / name for folder in folders.values() for name in FILES]
@@ -48,11 +43,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 
 def read_measured(data: RunData, folder: Path) -> Measured:
-    """Read an evaluation's folder, user by user.
-
-    Raises:
-        UserError: a file of it is missing, or not as it was written.
-    """
+    """Read an evaluation's folder, user by user."""
     cases = data.measured_cases("test")
     for name in FILES:
         data.run.hash_input(folder / name)
@@ -67,5 +58,5 @@ def read_measured(data: RunData, folder: Path) -> Measured:
         utility=data.utility_at(cases),
     )
     users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
-    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "metrics.json")
     return Measured(users, values["test"], values["validation"])

@@ -15,15 +15,10 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
-from adagrpo.pipeline.stages.fitting import (
-    DECODING,
-    NOT_FITTED,
-    begin_fit,
-    fit_model,
-    measured_once,
-)
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
@@ -57,7 +52,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         if weights is not None and arm.left_to_validation(run.config.objective) is not None:
             without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
         _check_group(data, arm, objective)
-        begin_fit(data, f"train/{arm.name}")
+        say_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
@@ -123,11 +118,7 @@ def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Pa
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over.
-
-    Raises:
-        UserError: the group is larger than the catalogue, or of a free beam than the code space.
-    """
+    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over."""
     catalog, group = data.catalog, objective.num_generations
     if arm.term != "grpo" or objective.rollout != "beam":
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,25 +33,9 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
-
-__all__ = [
-    "PREPARED",
-    "LogSource",
-    "ShownSource",
-    "exposure_parts",
-    "exposures",
-    "log_source",
-    "note_described",
-    "note_lost",
-    "note_unknown",
-    "prepare",
-    "prepared",
-    "random_files",
-    "random_logs",
-    "simulated",
-]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -74,11 +57,7 @@ def simulated(run: RunDirectory) -> Declaration:
 
 
 def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
-    """The parts of an exposure log that a run reads, the oldest first.
-
-    Raises:
-        UserError: it has none.
-    """
+    """The parts of an exposure log that a run reads, the oldest first."""
     directory = run.data / options.path
     parts = parts_of(directory, options.through)
     if not parts:
@@ -109,8 +88,7 @@ def exposures(run: RunDirectory) -> Declaration:
             only_sampled=options.only_sampled,
         )
         table.write_parquet(work / "logs.parquet")
-        text = json.dumps(asdict(counts) | {"rows_refused": len(refused_rows(parts))}, indent=1) + "\n"
-        (work / "summary.json").write_text(text, encoding="utf-8")
+        write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
     last = manifest(parts[-1], MEND)
@@ -281,12 +259,6 @@ def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, A
     """Say so if the item table describes few of the items of the logs, or in characters that were lost.
 
     Ids of the first may be written differently.
-
-    Args:
-        run: with the console.
-        source: of the item table.
-        summary: of the prepared data.
-        items: that the logs have.
     """
     if source.items is not None:
         note_lost(run, source.items)
@@ -366,9 +338,6 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     """The stage `prepare` of logs of either kind.
 
     Args:
-        run: of the stage.
-        files: that it reads.
-        build: see `Declaration`.
         drawn: something in it is drawn by chance.
     """
     # once, there was no later.parquet, and impressions ended with a user's last interaction

@@ -9,7 +9,6 @@ A reward other than the sequential ranker scores one pair at a time, so the cata
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import SequentialOptions
-from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reward_quality import (
@@ -37,15 +34,15 @@ from adagrpo.objective import target_nll
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
-EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
@@ -69,8 +66,8 @@ def report_ranker(run: RunDirectory) -> Declaration:
         inputs += [*data.truth_files, data.prepared_file("test.parquet")]
 
     def build(work: Path) -> None:
-        content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
-        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+        content = _quality(data, models.reward(), models.policy(start).eval(), loss_of(data))
+        write_json(work / "report.json", content)
 
     return Declaration(
         build,
@@ -79,14 +76,6 @@ def report_ranker(run: RunDirectory) -> Declaration:
         settings=("policy", *models.reward_reads, "seed", "max_history"),
         also=data.truth_read or None,
     )
-
-
-def _loss(data: RunData) -> str:
-    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
-    options = data.config.reward
-    if options != SequentialOptions():
-        return options.kind
-    return str(json.loads(data.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
 
 
 def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> NDArray[np.float32]:
@@ -146,9 +135,8 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
 def _item_strata(data: RunData) -> Strata:
     """(V,) names for each way to divide the items."""
     strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
-    shown = load_impressions(data.prepared)
-    if shown is not None:
-        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=data.num_items), EXPOSURES)
+    if data.times_shown is not None:
+        strata["item exposure"] = band(data.times_shown, EXPOSURES)
     return strata
 
 

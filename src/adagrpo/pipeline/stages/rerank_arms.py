@@ -6,7 +6,6 @@ trained arm, with the weight of the highest NDCG@10 on its own validation lists,
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from adagrpo.metrics import measured, ndcg, target_rank_in
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.storage.writing import write_file
 
 
 def re_rankings(name: str) -> dict[str, Declare]:
@@ -79,7 +78,7 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
         }
         write_predictions(data, cases["test"], lists, work)
-        write_file(work / "metrics.json", json.dumps(content, indent=1) + "\n")
+        write_json(work / "metrics.json", content)
 
     declared = Declaration(
         build,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
@@ -18,6 +17,7 @@ from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.semantic_ids import (
     Catalog,
@@ -64,7 +64,7 @@ def tokenize(run: RunDirectory) -> Declaration:
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")
         report = audit(codes, catalog, reconstruction_error=error)
-        (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(work / "audit.json", report)
 
     return Declaration(build, inputs, ("codes.parquet", "codes.json", "audit.json"), ("tokenizer", "seed"))
 

@@ -1,0 +1,109 @@
+"""plan.json of a comparison: what is fixed before its first run, and what later starts are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adagrpo.config import CompareConfig, Config
+from adagrpo.config.settings import changed_settings, read_settings
+from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_parts import parts_of
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.json_files import json_lines, read_json
+from adagrpo.storage.hashes import cached_hash, with_hash, without_hash
+from adagrpo.storage.writing import write_file
+
+REWARD_READS = ("reward", "ranker")
+
+
+class FixedPlan(NamedTuple):
+    """The content of a plan.json; None for what it does not have, all of it before the first start."""
+
+    options: CompareConfig | None = None
+    data: Mapping[str, str] | None = None  # hashes of the data files and of those that the reward names, by label
+    through: int | None = None  # the number of the last part of an exposure log that is read
+    reward: Mapping[str, Any] | None = None  # the settings that say what the reward is
+
+    @classmethod
+    def read(cls, path: Path) -> FixedPlan:
+        """The plan of an earlier start, if there was one."""
+        if not path.is_file():
+            return cls()
+        try:
+            content = without_hash(read_json(path))
+            data, through, reward = (content.pop(name, None) for name in ("data", "through", "reward"))
+            return cls(CompareConfig.model_validate(content), data, through, reward)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
+
+    def write(self, path: Path) -> None:
+        """Write it; of several processes, one writes it for all."""
+        assert self.options is not None
+        others = {"data": self.data, "through": self.through, "reward": self.reward}
+        content = self.options.model_dump(mode="json") | {k: value for k, value in others.items() if value is not None}
+        write_file(path, json_lines(with_hash(content)), keep=True)
+
+    def options_for(self, asked: CompareConfig, arms: Sequence[str], path: Path) -> CompareConfig:
+        """The comparison that is fixed: what is asked for now, with the family of an earlier start."""
+        before, family = self.options, asked.family
+        if family is None:
+            family = before.family if before else tuple(arm for arm in arms[1:] if arm != asked.baseline)
+        options = asked.model_copy(update={"family": family})
+        if before is not None and before != options:
+            fields = type(options).model_fields
+            field = next(name for name in fields if getattr(before, name) != getattr(options, name))
+            raise UserError(
+                f"{path}: fixed with compare.{field} {getattr(before, field)}, asked for {getattr(options, field)};"
+                " a plan is not changed after its runs, take another --out"
+            )
+        for name in family or ():
+            if name not in arms or name == asked.baseline:
+                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(arms)} less the baseline")
+        for first, second in options.pairs:
+            for name in (first, second):
+                if name not in arms:
+                    raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(arms)}")
+            if first == second:
+                raise UserError(f"compare.pairs: '{first}' is compared with itself")
+        return options
+
+    def check_reward(self, config: Config, path: Path) -> None:
+        """Refuse another reward than that of the runs before: their arms would be trained again in their place."""
+        if self.reward is None:
+            return
+        changes = changed_settings(config, self.reward, read_settings(config, REWARD_READS))
+        if changes:
+            key, before, now = changes[0]
+            raise UserError(
+                f"{path}: fixed with {key} {before}, asked for {now}; the arms of another reward go into a new folder,"
+                " another --out"
+            )
+
+    def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
+        """Refuse other data than those of the runs before; a file that is gone is not held against them."""
+        before = self.data or {}
+        labelled = run.labels([*files])
+        changed = [
+            f"{file}: {'changed after' if label in before else 'was not among the files when'}"
+            for label, file in labelled.items()
+            if file.is_file() and cached_hash(file) != before.get(label)
+        ]
+        changed += [f"{label}: was among the files when" for label in before if label not in labelled]
+        if changed:
+            raise UserError(f"{changed[0]} {path} was fixed; take a new folder for the changed files, another --out")
+
+    def held_to_part(self, config: Config, data: Path, path: Path) -> Config:
+        """The configuration that reads an exposure log up to the part of the plan, whatever was logged since."""
+        options = config.data.exposures
+        if options is None or self.through is None:
+            return config
+        numbers = [int(part.name) for part in parts_of(data / options.path, options.through)]
+        if options.through is not None and numbers and numbers[-1] != self.through:
+            raise UserError(
+                f"data.exposures.through: asks for part {numbers[-1]}, {path} was fixed at part {self.through};"
+                " take a new folder for another part of the log, another --out"
+            )
+        held = {"exposures": options.model_copy(update={"through": self.through})}
+        return config.model_copy(update={"data": config.data.model_copy(update=held)})
