@@ -49,12 +49,7 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a data set, cut by a split, into a folder. The same input gives the same bytes.
-
-    Args:
-        dataset: of `build_dataset`.
-        split: of its `U` users.
-        directory: made if it is not there.
+    """Write a data set, cut by a split of its `U` users, into a folder. The same input gives the same bytes.
 
     Raises:
         ValueError: a target lies in what its model would see.
@@ -160,16 +155,11 @@ def _with(directory: Path, *names: str) -> Ragged:
     return Ragged(values, _offsets(training.lengths + np.bincount(users, minlength=len(training))))
 
 
-def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, history: int | None = None) -> Cases:
-    """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet.
+def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
+    """Evaluation cases of a split, in the order of users; the history of a test case holds the validation period too.
 
-    Args:
-        directory: of `write_prepared`.
-        split: `validation` or `test`; the history of a test case holds the validation period too.
-        history: longest history, the last items; None for all of it.
+    Only `test` reads test.parquet.
     """
-    if history is not None and history < 1:
-        raise ValueError(f"history must be at least 1, got {history}")
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
@@ -184,9 +174,8 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
         seen = pl.concat([seen, later.filter(evaluated).drop(TARGET)]).sort(USER, POSITION)
     target_positions = np.full(_count(directory / "users.parquet"), -1)
     target_positions[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
-    starts = np.zeros_like(target_positions) if history is None else target_positions - history
     users, positions = seen[USER].to_numpy(), seen[POSITION].to_numpy()
-    read = (positions < target_positions[users]) & (positions >= starts[users])
+    read = positions < target_positions[users]
     counts = np.bincount(users[read], minlength=len(target_positions))[targets[USER].to_numpy()]
     histories = Ragged(seen[ITEM].to_numpy()[read].astype(np.int32), _offsets(counts))
     return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))

@@ -153,13 +153,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns are there.
-
-    Args:
-        path: of the file.
-        columns: their names.
-        available: all that the file has.
-        option: that says which column it is.
+    """Check that columns are there, of which an `option` may say which they are.
 
     Raises:
         UserError: one is not; the nearest name is part of it.

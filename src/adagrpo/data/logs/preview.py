@@ -101,7 +101,7 @@ def preview_logs(
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
-def roles_of(path: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
+def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
     """The columns of a file that have a role, by role; `given` are known ones.
 
     Raises:

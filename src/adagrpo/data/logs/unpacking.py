@@ -91,12 +91,9 @@ class _Recoded:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after line ends.
+    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after the line end behind `size` bytes.
 
-    Args:
-        path: of the file.
-        size: bytes of a block, up to its last line.
-        max_expansion: no stretch of `ALWAYS` bytes of text may come from less than its part of so many.
+    No stretch of `ALWAYS` bytes of text may come from less than its part of `max_expansion`.
 
     Yields:
         A block, and whether it is the last; at least one.
