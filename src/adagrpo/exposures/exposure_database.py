@@ -186,10 +186,9 @@ def unpublished(connection: sqlite3.Connection) -> Span | None:
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
-    """Give all rows that are in no part to a new one; None where there are none.
+    """Give all rows that are in no part to a new one `after` the newest of the folder; None where there are none.
 
-    Args:
-        after: the newest part of the folder. A database that was made anew, or put back from a copy, knows fewer.
+    A database that was made anew, or put back from a copy, knows fewer parts than the folder has.
     """
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
