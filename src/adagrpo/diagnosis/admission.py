@@ -25,8 +25,6 @@ from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, first_occurrence
 
-__all__ = ["evidence_of", "pull"]
-
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
     """Difficulty, discriminability and degeneracy of every group, by the spread of all its own or shuffled rewards."""

@@ -45,8 +45,6 @@ from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, GateDecision, GroupSummary, rollout_miss_gate, target_nll
 
-__all__ = ["Observations", "diagnose"]
-
 RESAMPLES = 2000
 LEVEL = 0.05
 SHARES, Q_MINS = (0.0, 0.5, 0.75, 1.0), (0.8, 0.9, 0.95, 1.0)

@@ -23,8 +23,6 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
 
-__all__ = ["case_groups", "joined_groups"]
-
 
 @torch.no_grad()
 def case_groups(

@@ -23,8 +23,6 @@ from adagrpo.diagnosis.strata import METRICS, gains
 from adagrpo.evaluation.reranking import WEIGHTS
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 
-__all__ = ["order_by_exposure", "weight_curve"]
-
 Masks = NDArray[np.bool_]
 QUANTILES = (0.25, 0.5, 0.75)
 DRAWS = 5  # of a shuffled reward

@@ -20,8 +20,6 @@ from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.evaluation.statistics import Interval
 
-__all__ = ["ALL_CASES", "Judgement", "judge", "serving_tests"]
-
 ALL_CASES = "all cases"
 
 

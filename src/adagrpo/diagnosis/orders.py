@@ -23,19 +23,6 @@ from adagrpo import metrics
 from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, reward_spread
 from adagrpo.evaluation.reward_quality import rank_correlation
 
-__all__ = [
-    "HALVINGS",
-    "Lists",
-    "Mix",
-    "RepeatedMix",
-    "cross_fitted_mix",
-    "mixed_keys",
-    "permuted",
-    "repeated_mix",
-    "serving_quantities",
-    "target_ranks",
-]
-
 HALVINGS = 1000
 
 Floats = NDArray[np.float64]

@@ -7,8 +7,6 @@ from typing import Any
 
 from adagrpo.objective import GroupSummary
 
-__all__ = ["gate_sentences", "leak_reason", "sentences"]
-
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """Say what to do, and why, from the result of `adagrpo.diagnosis.diagnose`."""

@@ -22,17 +22,6 @@ from adagrpo import metrics
 from adagrpo.diagnosis.orders import Floats, Ints
 from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
 
-__all__ = [
-    "MIN_MOVED",
-    "Cell",
-    "Gains",
-    "bounded_interval",
-    "gains",
-    "measure",
-    "popularity_cells",
-    "thirds",
-]
-
 METRICS = ("hr@10", "ndcg@10")
 MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and an interval of so few is too sure of itself
 

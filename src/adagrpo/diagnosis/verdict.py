@@ -31,8 +31,6 @@ from typing import Literal, NamedTuple
 
 from adagrpo.evaluation.statistics import Interval, holm
 
-__all__ = ["STRONG", "CellTest", "Decision", "Strength", "ThresholdTest", "Verdict", "decide", "strength_of"]
-
 STRONG = 0.001
 
 Decision = Literal["use", "rerank_only", "do_not_use"]

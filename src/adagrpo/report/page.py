@@ -39,8 +39,6 @@ from adagrpo.report.tables import START, Split, Table, checkpoints, results_tabl
 from adagrpo.report.theme import chart_rules
 from adagrpo.storage.writing import write_file
 
-__all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
-
 Section = TypeVar("Section")
 SECTIONS = (
     ("decision", "Decision"),

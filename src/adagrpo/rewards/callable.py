@@ -23,8 +23,6 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
-__all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function", "takes_training_logs"]
-
 ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
 
 

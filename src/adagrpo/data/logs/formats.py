@@ -20,22 +20,6 @@ import polars as pl
 from adagrpo.data.logs.unpacking import encoding_of, read_blocks
 from adagrpo.errors import UserError
 
-__all__ = [
-    "SEPARATORS",
-    "UNNAMED",
-    "columns_of",
-    "csv_header",
-    "file_format",
-    "kind_of",
-    "listed",
-    "names_file",
-    "nested_names",
-    "one_line",
-    "path_of",
-    "reading",
-    "require",
-]
-
 TEXTS = {".csv": "CSV", ".tsv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL"}
 SUFFIXES = TEXTS | {f"{suffix}.gz": kind for suffix, kind in TEXTS.items()} | {".parquet": "Parquet"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

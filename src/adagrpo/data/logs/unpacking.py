@@ -21,19 +21,6 @@ import polars as pl
 
 from adagrpo.errors import UserError
 
-__all__ = [
-    "LONGEST_LINE",
-    "MAX_EXPANSION",
-    "NOT_UTF_8",
-    "SAVE_AS_UTF_8",
-    "check_parquet",
-    "encoding_of",
-    "expansion_limit",
-    "explodes",
-    "read_blocks",
-    "text_bytes",
-]
-
 MAX_EXPANSION = 100  # `data.max_expansion` if not given
 ALWAYS = 2**25  # bytes that may come out of any file
 LONGEST_LINE = 2**21  # bytes
