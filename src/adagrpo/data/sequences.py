@@ -61,8 +61,7 @@ def emptied(
     array([0, 0, 1])
     """
     kept = ~np.repeat(rows, ragged.lengths)
-    lengths = np.where(rows, 0, ragged.lengths)
-    return Ragged(ragged.values[kept], np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Ragged.of(ragged.values[kept], np.where(rows, 0, ragged.lengths))
 
 
 def length_bucketed_batches(

@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from adagrpo.data.sequences import pad
 from adagrpo.diagnosis.orders import Floats, Ints
@@ -74,16 +73,11 @@ class Answers(NamedTuple):
 def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
     """Take the cases of users with at least two training items, and beside each the user's last training item."""
     kept = np.flatnonzero(training.lengths[cases.users] >= 2)
-    users, own = cases.users[kept], cases.histories
+    users = cases.users[kept]
     lengths, ends = training.lengths[users] - 1, training.offsets[users + 1] - 1
-    held_out = _ragged(own.parts(own.offsets[kept], own.lengths[kept]), own.lengths[kept])
-    fitted = _ragged(training.parts(training.offsets[users], lengths), lengths)
+    fitted = Ragged.of(training.parts(training.offsets[users], lengths), lengths)
     last = training.parts(ends, np.ones_like(ends))
-    return Questions(Cases(users, held_out, cases.targets[kept]), Cases(users, fitted, last))
-
-
-def _ragged(values: NDArray[np.int32], lengths: NDArray[np.int64]) -> Ragged:
-    return Ragged(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Questions(Cases(users, cases.histories.rows(kept), cases.targets[kept]), Cases(users, fitted, last))
 
 
 def answers(

@@ -57,11 +57,8 @@ def select_cases(
     cases: Cases,
     rows: NDArray[np.int64],  # (K,)
 ) -> Cases:
-    """The cases in some rows, in the order of the rows; at least one."""
-    lengths = cases.histories.lengths[rows]
-    values = np.concatenate([cases.histories.row(row) for row in rows])
-    histories = type(cases.histories)(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
-    return Cases(cases.users[rows], histories, cases.targets[rows])
+    """The cases in some rows, in the order of the rows."""
+    return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows])
 
 
 @torch.no_grad()
