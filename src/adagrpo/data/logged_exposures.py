@@ -47,7 +47,7 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Leave out feedback of a `time` that can be no answer to a list that was `shown`; None waits for ever."""
+    """Leave out feedback before its list was `shown`, or so much later that it is none; None waits for ever."""
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
     kept = not_early if within_seconds is None else not_early.filter(after <= within_seconds)

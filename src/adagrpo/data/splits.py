@@ -31,7 +31,7 @@ class Split:
 def leave_one_out(lengths: Ints) -> Split:
     """The last interaction is test, the second last validation, the rest training.
 
-    Users whose length (U,) is below three are trained on whole and not evaluated.
+    Users of fewer than three interactions are trained on whole and not evaluated.
 
     >>> leave_one_out(np.array([5, 2])).train_lengths
     array([3, 2])

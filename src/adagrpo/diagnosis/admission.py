@@ -27,7 +27,7 @@ from adagrpo.objective import Evidence, first_occurrence
 
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
-    """Difficulty, discriminability and degeneracy of every group, by the spread of all its own or shuffled rewards."""
+    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards or shuffled ones."""
     rewards = groups.shuffled_rewards if shuffled else groups.rewards
     valid = rewards.rollouts[groups.rollouts.valid]
     spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one

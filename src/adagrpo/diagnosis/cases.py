@@ -38,7 +38,7 @@ def case_groups(
     source: NegativeSource = "targets",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredGroups:
-    """Draw and score a group a case, in the order of the cases, on the CPU; with the NLL of the logged items.
+    """Draw and score a group a case, in the order of the cases, on the CPU; with the scores of logged items.
 
     Args:
         batch_size: cases at a time; negatives come from the same batch.

@@ -32,7 +32,7 @@ def reward_spread(
     items: NDArray[np.int64],  # (N, W)
     rewards: NDArray[np.floating[Any]],  # (N, W)
 ) -> float:
-    """σ, see the module's text; rewards are not read where the item is -1, and there is none.
+    """σ, see the module's text; rewards are not read where a list holds no item, -1.
 
     1 where no list holds items of different rewards: a weight then changes nothing.
 

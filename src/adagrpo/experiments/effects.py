@@ -101,7 +101,7 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains; one number a user each.
+    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains; (N,) of users each.
 
     None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large that
     their squares are none.

@@ -40,7 +40,7 @@ Row = Mapping[str, Any]
 
 
 def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | None = None) -> Path:
-    """Write `diagnose.html` into a run directory; `serves` is the run as the command line names it, else that."""
+    """Write `diagnose.html` into a run directory; `serves` is how the command line names that."""
     path = run_directory / "diagnose.html"
     page = template("diagnosis.html.j2").render(
         name=name,
