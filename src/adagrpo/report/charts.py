@@ -143,7 +143,7 @@ def stacked_area_chart(
         True
     """
     binned = [bin_means(x, values) for _, values in layers]
-    places, _, width = bin_means(x, overlay[1])
+    places, line, width = bin_means(x, overlay[1])
     shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, places)
     known = np.isfinite(shares).any(axis=0) if layers else np.zeros(0, dtype=bool)
     if not known.any():
@@ -155,7 +155,6 @@ def stacked_area_chart(
         for place, name in enumerate(names):
             look: dict[str, Any] = {"facecolor": LAYERS[place % len(LAYERS)], "edgecolor": SURFACE, "lw": 0.8}
             axes.fill_between(places, tops[place], tops[place + 1], where=known.tolist(), label=name, **look)
-        line = bin_means(x, overlay[1])[1]
         if np.isfinite(line).any():
             axes.plot(places, line, color=INK, ls="--", lw=2, label=overlay[0])
         axes.set_ylim(0, 1)
