@@ -26,6 +26,14 @@ class Ragged:
     values: NDArray[np.int32]  # (total,)
     offsets: NDArray[np.int64]  # (N + 1,), first 0, last total
 
+    @staticmethod
+    def of(
+        values: NDArray[np.int32],  # (Σ lengths,)
+        lengths: NDArray[np.int64],  # (N,)
+    ) -> Ragged:
+        """Rows of some lengths."""
+        return Ragged(values, np.append(0, lengths.cumsum()).astype(np.int64))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -37,6 +45,11 @@ class Ragged:
     def row(self, index: int) -> NDArray[np.int32]:
         """The values of one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def rows(self, indices: NDArray[np.integer]) -> Ragged:
+        """Some of the rows, in the order of the indices."""
+        lengths = self.lengths[indices]
+        return Ragged.of(self.parts(self.offsets[indices], lengths), lengths)
 
     def parts(
         self,

@@ -98,14 +98,9 @@ def test_the_training_logs_end_where_training_ends_in_the_ids_of_the_logs(tmp_pa
     assert table.rows() == expected
 
 
-def test_histories_can_be_cut(tmp_path: Path) -> None:
-    directory = prepare(tmp_path, SEQUENCES)
-    cases = load_cases(directory, "test", history=2)
-    assert named(cases.histories) == ["cd", "da", "ca"]
-    with pytest.raises(ValueError, match="history"):
-        load_cases(directory, "test", history=0)
+def test_other_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split"):
-        load_cases(directory, "train")
+        load_cases(prepare(tmp_path, SEQUENCES), "train")
 
 
 def test_temporal_round_trip_against_a_loop(tmp_path: Path) -> None:

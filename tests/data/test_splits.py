@@ -32,7 +32,7 @@ def test_temporal_by_hand() -> None:
     assert split.train_lengths.tolist() == [2, 1, 1, 0, 0, 0, 2]
     assert split.validation_positions.tolist() == [2, 1, -1, -1, -1, -1, -1]
     assert split.test_positions.tolist() == [4, -1, 1, 2, -1, -1, -1]
-    check_leakage(split, timestamps=times, offsets=offsets, cut=10)
+    check_leakage(split)
 
 
 def test_temporal_against_a_loop() -> None:
@@ -61,14 +61,6 @@ def test_leaks_are_found(train: int, validation: int, test: int) -> None:
     split = Split(np.array([1, train]), np.array([1, validation]), np.array([2, test]))
     with pytest.raises(ValueError, match="user 1"):
         check_leakage(split)
-
-
-def test_training_after_the_cut_is_found() -> None:
-    split = Split(np.array([1, 0, 2]), np.full(3, -1), np.full(3, -1))
-    offsets = np.array([0, 2, 2, 4])
-    check_leakage(split, timestamps=np.array([1, 9, 1, 4]), offsets=offsets, cut=5)
-    with pytest.raises(ValueError, match="user 2: a training interaction is at or after 4"):
-        check_leakage(split, timestamps=np.array([1, 9, 1, 4]), offsets=offsets, cut=4)
 
 
 def test_some_users_are_evaluated_and_the_others_trained_on_whole() -> None:

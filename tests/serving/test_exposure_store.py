@@ -258,15 +258,6 @@ def test_rows_are_rotated_by_number_and_by_time(tmp_path: Path) -> None:
     assert len(parts_of(tmp_path / "log")) == 1 and len(parts_of(tmp_path / "timed")) == 1
 
 
-def test_old_parts_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
-    log = LocalExposureLog(tmp_path / "log", most_bytes=1)
-    for name in "abc":
-        log.write([row(name)])
-        log.rotate()
-    log.close()
-    assert [part.name for part in parts_of(tmp_path / "log")] == ["000003"]
-
-
 def test_rows_of_published_parts_leave_the_database(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log", remembered=2)
     log.write([row(str(number)) for number in range(10)])

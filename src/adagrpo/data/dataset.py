@@ -68,10 +68,8 @@ def build_dataset(
     Interactions at the same time keep the order of the file; repeats of an item are kept.
 
     Args:
-        logs: of `read_logs`.
         items: of `read_items`; items without a row there have no text and no attributes.
-        min_user_interactions: users with fewer are dropped, with their interactions.
-        min_item_interactions: items with fewer are dropped, with their interactions.
+        min_user_interactions: users with fewer are dropped, with their interactions; so are items.
         keep_unseen_items: keep the items of the table that no interaction is left of, too.
 
     Raises:
@@ -80,8 +78,11 @@ def build_dataset(
     item_ids, described = _align(logs.interactions[ITEM_ID], items)
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
-    _check_enough(len(user_ids), len(catalogue), min_user_interactions, min_item_interactions)
-    met = _count_described(catalogue, described)
+    if len(user_ids) < 2 or len(catalogue) < 2:
+        left = f"{len(user_ids)} users and {len(catalogue)} items are left"
+        limits = f"min_user_interactions {min_user_interactions}, min_item_interactions {min_item_interactions}"
+        raise UserError(f"data: {left} ({limits}); two of each are needed")
+    met = int(catalogue.is_in(described[ITEM_ID].implode()).sum())
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = in_hash_order(catalogue)
@@ -103,28 +104,15 @@ def build_dataset(
         known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
         counts["impressions_dropped"] = len(shown) - len(known)
         impressions = _with_history(known, numbered, logs.time_key)
-    items = _listed_items(catalogue, described)
-    return _numbered_dataset(user_ids, items, numbered, impressions, logs.rejects, counts, logs.understood)
-
-
-def _numbered_dataset(
-    user_ids: pl.Series,  # (U,)
-    items: pl.DataFrame,  # of `_listed_items`
-    numbered: pl.DataFrame,  # user, item [, timestamp, rating], by user and time
-    impressions: pl.DataFrame | None,  # of `_with_history`
-    rejects: pl.DataFrame,
-    counts: dict[str, int],
-    understood: dict[str, Any],
-) -> Dataset:
-    """The data set of interactions that are numbered and in order."""
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths
     rows = np.arange(len(numbered), dtype=np.int32)
     position = pl.Series(POSITION, rows - np.repeat(starts.astype(np.int32), lengths))
     optional = [name for name in (TIMESTAMP, RATING) if name in numbered.columns]
     interactions = numbered.with_columns(position).select(USER, ITEM, POSITION, *optional)
-    users = pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID)
-    return Dataset(users, items, interactions, impressions, rejects, counts, understood)
+    users = pl.DataFrame({USER_ID: user_ids}).select(index(USER, len(user_ids)), USER_ID)
+    listed = _listed_items(catalogue, described)
+    return Dataset(users, listed, interactions, impressions, logs.rejects, counts, logs.understood)
 
 
 def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
@@ -133,23 +121,12 @@ def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame
         pl.DataFrame({ITEM_ID: catalogue})
         .join(described, on=ITEM_ID, how="left", maintain_order="left")
         .select(
-            _index(ITEM, len(catalogue)),
+            index(ITEM, len(catalogue)),
             ITEM_ID,
             pl.col(TEXT).fill_null(""),
             pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
         )
     )
-
-
-def _check_enough(users: int, items: int, min_user: int, min_item: int) -> None:
-    """Refuse a data set of next to nothing.
-
-    Raises:
-        UserError: fewer than two users or items are left.
-    """
-    if users < 2 or items < 2:
-        limits = f"min_user_interactions {min_user}, min_item_interactions {min_item}"
-        raise UserError(f"data: {users} users and {items} items are left ({limits}); two of each are needed")
 
 
 def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
@@ -159,11 +136,6 @@ def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Da
     if items[ITEM_ID].dtype == ids.dtype:
         return ids, items
     return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
-
-
-def _count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
-    """Count the items of the logs that the item table has."""
-    return int(catalogue.is_in(described[ITEM_ID].implode()).sum())
 
 
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
@@ -203,11 +175,12 @@ def _count_duplicates(
 
 def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
     """Row of each id in `known`, null where it is not."""
-    lookup = pl.DataFrame({"id": known}).with_columns(_index("code", len(known)))
+    lookup = pl.DataFrame({"id": known}).with_columns(index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
 
 
-def _index(name: str, length: int) -> pl.Expr:
+def index(name: str, length: int) -> pl.Expr:
+    """A column that counts the rows from 0."""
     return pl.int_range(length, dtype=pl.Int32).alias(name)
 
 

@@ -39,6 +39,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
+from adagrpo.data.dataset import index
 from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.prepared import TRAINING_LOGS
@@ -55,22 +56,19 @@ def write_exposures(
     """Write impressions without order, cut at random. The same input gives the same bytes.
 
     Args:
-        biased: what the platform showed, of `read_logs`.
-        random: what was shown at random.
+        biased: what the platform showed; `random` what was shown at random.
         items: of `read_items`; items without a row there have no text and no attributes.
-        directory: made if it is not there.
         held_out: the share of the impressions for validation, and again as much for the report.
         seed: of the cut and of the order of clicks.
 
     Raises:
         UserError: the logs hold no impressions, or fewer than two users have a click to learn from.
     """
-    tables = [logs.impressions for logs in (biased, random) if logs is not None]
-    if any(table is None for table in tables):
+    logs = [entry for entry in (biased, random) if entry is not None]
+    tables = [entry.impressions for entry in logs if entry.impressions is not None]
+    if len(tables) < len(logs):
         raise UserError("data.split.kind: impressions needs data.columns.clicked or data.click_rating")
-    parts = [once(table) for table in tables if table is not None]
-    every = pl.concat([part.select(pl.col(PAIR).cast(pl.String)) for part in parts])
-    keyed = [part.with_columns(pl.col(PAIR).cast(pl.String)) for part in parts]
+    keyed = [once(table).with_columns(pl.col(PAIR).cast(pl.String)) for table in tables]
     draw = np.random.default_rng([seed, 2])
     chance = pl.Series(draw.random(len(keyed[0])))
     cut = keyed[0].with_columns(
@@ -84,9 +82,9 @@ def write_exposures(
     learners = training.filter(pl.col(CLICKED))[USER_ID].unique().sort()
     if len(learners) < 2:
         raise UserError(f"data: {len(learners)} users have a click to learn from; two are needed")
-    users = pl.DataFrame({USER_ID: learners}).select(_index(USER, len(learners)), USER_ID)
-    catalogue = in_hash_order(every[ITEM_ID])
-    numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(_index(ITEM, len(catalogue)), ITEM_ID)
+    users = pl.DataFrame({USER_ID: learners}).select(index(USER, len(learners)), USER_ID)
+    catalogue = in_hash_order(pl.concat([table[ITEM_ID] for table in keyed]))
+    numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(index(ITEM, len(catalogue)), ITEM_ID)
     held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
     dropped = 0
     if random is not None:
@@ -108,14 +106,13 @@ def write_exposures(
     nothing.write_parquet(directory / "test.parquet")
     shown.write_parquet(directory / "impressions.parquet")
     examined.write_parquet(directory / "held_out.parquet")
-    rejects = pl.concat([logs.rejects for logs in (biased, random) if logs is not None])
+    rejects = pl.concat([entry.rejects for entry in logs])
     rejects.write_parquet(directory / "rejects.parquet")
-    logs = [logs for logs in (biased, random) if logs is not None]
     summary: dict[str, Any] = {
         "rows_read": sum(entry.rows_read for entry in logs),
         "rows_rejected": len(rejects),
         "rows_filtered": sum(entry.rows_filtered for entry in logs),
-        "repeats_dropped": sum(len(t) for t in tables if t is not None) - sum(map(len, parts)),
+        "repeats_dropped": sum(map(len, tables)) - sum(map(len, keyed)),
         "pairs_of_training_dropped": dropped,
         "users": len(users),
         "items": len(numbered_items),
@@ -127,9 +124,8 @@ def write_exposures(
             for name in ("validation", "biased", "random")
         },
     }
-    shown_to = [(entry.interactions, table) for entry, table in zip(logs, tables, strict=True) if table is not None]
-    unshown = sum(len(chosen) - int(table[CLICKED].cast(pl.Boolean).sum()) for chosen, table in shown_to)
-    if unshown:
+    clicks_shown = sum(int(table[CLICKED].cast(pl.Boolean).sum()) for table in tables)
+    if unshown := sum(len(entry.interactions) for entry in logs) - clicks_shown:
         summary["without_impression_dropped"] = unshown
     if items is not None:
         summary["items_described"] = int(described[MET].sum())
@@ -180,7 +176,3 @@ def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFra
     table = numbered.join(described, on=ITEM_ID, how="left", maintain_order="left")
     known = (pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]), pl.col(MET).fill_null(False))
     return table.select(ITEM, ITEM_ID, *known)
-
-
-def _index(name: str, length: int) -> pl.Expr:
-    return pl.int_range(length, dtype=pl.Int32).alias(name)

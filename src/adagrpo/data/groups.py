@@ -50,12 +50,7 @@ class ItemGroups:
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
-        """Index the items.
-
-        Args:
-            items: `V` rows with the columns item and, each a list of `column=value`, attributes and groups; one of the
-                two may be missing.
-        """
+        """Index rows of item and of attributes, groups or both, each a list of `column=value`."""
         self.count = len(items)
         self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]

@@ -19,7 +19,7 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.data.logs.cells import id_value
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, require
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
+from adagrpo.data.logs.unpacking import read_blocks
 from adagrpo.errors import UserError
 
 HISTORY = "history"
@@ -41,15 +41,8 @@ def read_histories(
     *,
     user: str = USER_ID,
     history: str = HISTORY,
-    max_expansion: float = MAX_EXPANSION,
 ) -> Iterator[UserHistories]:
-    """Read a file of users, `size` at a time.
-
-    Args:
-        path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
-        size: users of a part.
-        history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
-        max_expansion: to how many times its size a compressed file may unpack.
+    """Read a file of users, `size` at a time; it need not have the column of histories.
 
     Raises:
         UserError: the file or the column of users is missing, or a row holds no id, or no list of ids; it is named.
@@ -59,7 +52,7 @@ def read_histories(
     known = history in columns
     users: list[ItemId] = []
     histories: list[list[ItemId]] = []
-    for number, one, items in _rows(path, user, history, known, max_expansion):
+    for number, one, items in _rows(path, user, history, known):
         name = id_value(one)
         if name is None or not str(name).strip():
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
@@ -84,15 +77,14 @@ def about_how_many(path: Path) -> int:
         return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
 
 
-def _rows(path: Path, user: str, history: str, known: bool, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
+def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
     """Number of the row from 1, user and, if it is known to have one, history."""
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):
-            yield from _json_rows(path, user, history, known, max_expansion)
+            yield from _json_rows(path, user, history, known)
         return
-    names = [user, history] if known else [user]
-    for chunk in read_chunks(path, names, max_expansion=max_expansion):
+    for chunk in read_chunks(path, [user, history] if known else [user]):
         problems = None if chunk.problem is None else chunk.problem.to_list()
         for place, row in enumerate(chunk.table.iter_rows()):
             if problems is not None and problems[place] is not None:
@@ -101,11 +93,9 @@ def _rows(path: Path, user: str, history: str, known: bool, max_expansion: float
             yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and known else items
 
 
-def _json_rows(
-    path: Path, user: str, history: str, known: bool, max_expansion: float
-) -> Iterator[tuple[int, Any, Any]]:
+def _json_rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
     number, fields = 0, f"{user} and {history}" if known else user
-    for block, _ in read_blocks(path, BLOCK_BYTES, max_expansion):
+    for block, _ in read_blocks(path, BLOCK_BYTES):
         for line in block.decode("utf-8", errors="replace").split("\n"):
             if not line.strip():
                 continue

@@ -49,12 +49,7 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a data set, cut by a split, into a folder. The same input gives the same bytes.
-
-    Args:
-        dataset: of `build_dataset`.
-        split: of its `U` users.
-        directory: made if it is not there.
+    """Write a data set, cut by a split of its `U` users, into a folder. The same input gives the same bytes.
 
     Raises:
         ValueError: a target lies in what its model would see.
@@ -135,9 +130,9 @@ def load_training(directory: Path) -> Ragged:
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
     mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
     if mapped is not None:
-        return MappedRagged(mapped[0], _offsets(counts), *mapped[1:])
+        return MappedRagged(mapped[0], Ragged.of(mapped[0], counts).offsets, *mapped[1:])
     values = pl.read_parquet(path, columns=[ITEM])[ITEM].to_numpy(writable=True)
-    return Ragged(values.astype(np.int32, copy=False), _offsets(counts))
+    return Ragged.of(values.astype(np.int32, copy=False), counts)
 
 
 def load_until_test(directory: Path) -> Ragged:
@@ -157,19 +152,14 @@ def _with(directory: Path, *names: str) -> Ragged:
     later = pl.concat(tables).sort(USER, POSITION)  # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()
     values = np.insert(training.values, training.offsets[users + 1], later[ITEM].to_numpy())
-    return Ragged(values, _offsets(training.lengths + np.bincount(users, minlength=len(training))))
+    return Ragged.of(values, training.lengths + np.bincount(users, minlength=len(training)))
 
 
-def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, history: int | None = None) -> Cases:
-    """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet.
+def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
+    """Evaluation cases of a split, in the order of users; the history of a test case holds the validation period too.
 
-    Args:
-        directory: of `write_prepared`.
-        split: `validation` or `test`; the history of a test case holds the validation period too.
-        history: longest history, the last items; None for all of it.
+    Only `test` reads test.parquet.
     """
-    if history is not None and history < 1:
-        raise ValueError(f"history must be at least 1, got {history}")
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
@@ -184,11 +174,10 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
         seen = pl.concat([seen, later.filter(evaluated).drop(TARGET)]).sort(USER, POSITION)
     target_positions = np.full(_count(directory / "users.parquet"), -1)
     target_positions[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
-    starts = np.zeros_like(target_positions) if history is None else target_positions - history
     users, positions = seen[USER].to_numpy(), seen[POSITION].to_numpy()
-    read = (positions < target_positions[users]) & (positions >= starts[users])
+    read = positions < target_positions[users]
     counts = np.bincount(users[read], minlength=len(target_positions))[targets[USER].to_numpy()]
-    histories = Ragged(seen[ITEM].to_numpy()[read].astype(np.int32), _offsets(counts))
+    histories = Ragged.of(seen[ITEM].to_numpy()[read].astype(np.int32), counts)
     return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))
 
 
@@ -214,10 +203,6 @@ def load_impressions(directory: Path) -> pl.DataFrame | None:
     """
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _count(path: Path) -> int:

@@ -15,14 +15,7 @@ from adagrpo.types import Histories, Ragged
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
-    """The last `max_length` items of some rows, padded on the right with 0.
-
-    Args:
-        rows: (B,) which of them; each holds at least one item.
-        max_length: longest history kept, at least 1.
-
-    Returns:
-        Histories of `B` rows, as wide as the longest of them.
+    """The last `max_length` items of some rows (B,), each of at least one item, padded on the right with 0.
 
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
@@ -40,14 +33,7 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
-    """Return what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
-
-    Args:
-        rows: (B,) which of them.
-        max_length: of `pad`.
-
-    Returns:
-        (B, O) int64; O is 0 where no row is longer than `max_length`.
+    """(B, O) what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],
@@ -75,8 +61,7 @@ def emptied(
     array([0, 0, 1])
     """
     kept = ~np.repeat(rows, ragged.lengths)
-    lengths = np.where(rows, 0, ragged.lengths)
-    return Ragged(ragged.values[kept], np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Ragged.of(ragged.values[kept], np.where(rows, 0, ragged.lengths))
 
 
 def length_bucketed_batches(
@@ -86,25 +71,14 @@ def length_bucketed_batches(
     seed: int,
     epoch: int,
     bucket_factor: int = 50,
-    minimum: int = 2,
 ) -> list[NDArray[np.int64]]:
-    """Cut all rows into batches of similar length, in random order.
+    """Cut the rows of two items or more into batches of similar length, in an order of the epoch's own.
 
-    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
-
-    Args:
-        lengths: (N,) length of every row.
-        batch_size: rows a batch; the last batch of the last bucket may be smaller.
-        seed: of the order.
-        epoch: each epoch has its own order; nothing else is remembered from one to the next.
-        bucket_factor: batches a bucket: more is less padding and less randomness.
-        minimum: shorter rows are left out.
-
-    Returns:
-        Batches of row indices; every row that is long enough is in exactly one.
+    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled: more
+    is less padding and less randomness. The last batch of the last bucket may be smaller.
     """
     generator = np.random.default_rng([seed, epoch])
-    rows = generator.permutation(np.flatnonzero(lengths >= minimum))
+    rows = generator.permutation(np.flatnonzero(lengths >= 2))
     size = bucket_factor * batch_size
     buckets = (rows[first : first + size] for first in range(0, len(rows), size))
     order = [bucket[np.argsort(lengths[bucket], kind="stable")] for bucket in buckets]

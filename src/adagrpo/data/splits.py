@@ -31,10 +31,7 @@ class Split:
 def leave_one_out(lengths: Ints) -> Split:
     """The last interaction is test, the second last validation, the rest training.
 
-    Users with fewer than three interactions are trained on whole and not evaluated.
-
-    Args:
-        lengths: (U,) interactions of each user.
+    Users of fewer than three interactions are trained on whole and not evaluated.
 
     >>> leave_one_out(np.array([5, 2])).train_lengths
     array([3, 2])
@@ -57,12 +54,6 @@ def temporal(
 
     Training is strictly before `validation_from`. A user's validation target is their first interaction in
     `[validation_from, test_from)`, the test target their first at or after `test_from`; a target needs a history.
-
-    Args:
-        timestamps: (total,) of all interactions, users end to end, ascending within each user.
-        offsets: (U + 1,) where each user starts.
-        validation_from: in the unit of the timestamps.
-        test_from: later than that.
 
     Raises:
         ValueError: the points are not in order, or a user's timestamps are not ascending.
@@ -90,7 +81,6 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     """The split with targets for some of the users alone, a function of (seed, user).
 
     Args:
-        split: of `U` users.
         count: how many of those with a target keep it; all, if there are no more.
         lengths: (U,) interactions of each user, where the others may then be trained on whole.
 
@@ -109,12 +99,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
     """Numbers in [0, 1) that are a function of the seed and of their own keys: SplitMix64 (Steele et al. 2014).
 
-    Args:
-        seed: at least 0; unrelated numbers for another seed.
-        keys: (N,) each, at least 0, such as user and position; their order matters.
-
-    Returns:
-        (N,) float64.
+    Keys are (N,) each, at least 0, such as user and position; their order matters.
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])
@@ -145,24 +130,8 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
     return (keyed_uniforms(seed, every, np.full_like(every, _OF_FOLDS)) * folds).astype(np.int64)
 
 
-def check_leakage(
-    split: Split,
-    *,
-    timestamps: NDArray[np.number] | None = None,  # (total,)
-    offsets: Ints | None = None,  # (U + 1,)
-    cut: float | None = None,
-) -> None:
-    """Raise if training reaches a target of its user or the cut, or validation is not before test.
-
-    Args:
-        split: of `U` users.
-        timestamps: (total,) of all interactions, users end to end; with `offsets` and `cut`, for a split in time.
-        offsets: (U + 1,) where each user starts.
-        cut: no training interaction is at or after this point.
-
-    Raises:
-        ValueError: naming the first user.
-    """
+def check_leakage(split: Split) -> None:
+    """Raise a ValueError that names the first user whose training reaches a target, or validation not before test."""
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
         leaks |= (targets >= 0) & (targets < split.train_lengths)
@@ -170,10 +139,3 @@ def check_leakage(
     leaks |= both & (split.validation_positions >= split.test_positions)
     if leaks.any():
         raise ValueError(f"user {int(np.flatnonzero(leaks)[0])}: a target lies in what was seen before it")
-    if timestamps is not None and offsets is not None and cut is not None:
-        position = np.arange(len(timestamps)) - np.repeat(offsets[:-1], np.diff(offsets))
-        trained = position < np.repeat(split.train_lengths, np.diff(offsets))
-        late = np.flatnonzero(trained & (timestamps >= cut))
-        if len(late):
-            user = int(np.searchsorted(offsets, late[0], side="right")) - 1
-            raise ValueError(f"user {user}: a training interaction is at or after {cut}")

@@ -36,8 +36,6 @@ def shuffle_ties(
     """The data set with tied interactions in random order.
 
     Args:
-        dataset: of `build_dataset`.
-        seed: equal seeds give equal orders.
         table: item table that holds `column`.
         column: in whose ascending order ties were written; None: equal timestamps are ties.
         max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.logs.unpacking`.

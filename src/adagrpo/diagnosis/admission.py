@@ -25,17 +25,9 @@ from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, first_occurrence
 
-__all__ = ["evidence_of", "pull"]
-
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
-    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards.
-
-    Args:
-        groups: `N` groups.
-        options: the floor below which a group counts as flat.
-        shuffled: read the shuffled rewards in place of the reward's own.
-    """
+    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards or shuffled ones."""
     rewards = groups.shuffled_rewards if shuffled else groups.rewards
     valid = rewards.rollouts[groups.rollouts.valid]
     spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
@@ -43,14 +35,9 @@ def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: boo
 
 
 def pull(groups: ScoredGroups) -> NDArray[np.float64]:
-    """Does the reward favour the rollouts whose leading codes are those of the logged item?
+    """(N,) see the module's text; in shares of codes for a reward one standard deviation higher.
 
-    Args:
-        groups: `N` groups.
-
-    Returns:
-        (N,) see the module's text; in shares of codes for a reward one standard deviation higher. 0 where fewer than
-        three distinct valid rollouts other than the logged item exist, or they score alike.
+    0 where fewer than three distinct valid rollouts other than the logged item exist, or they score alike.
     """
     others = _others(groups).numpy()
     rewards = _centred(groups.rewards.rollouts.double().numpy(), others)

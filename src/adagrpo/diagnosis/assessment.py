@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis.admission import evidence_of, pull
-from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
+from adagrpo.diagnosis.curves import DRAWS, order_by_exposure, weight_curve
 from adagrpo.diagnosis.judgement import ALL_CASES, judge
 from adagrpo.diagnosis.orders import (
     Floats,
@@ -45,11 +45,8 @@ from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence, GateDecision, GroupSummary, rollout_miss_gate, target_nll
 
-__all__ = ["Observations", "diagnose"]
-
 RESAMPLES = 2000
 LEVEL = 0.05
-COUNTED = ("times shown", "training interactions")  # what the weights of `leads` are made from
 SHARES, Q_MINS = (0.0, 0.5, 0.75, 1.0), (0.8, 0.9, 0.95, 1.0)
 
 Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) true utility
@@ -66,6 +63,16 @@ class Observations:
     beam: ScoredGroups
     exposures: Ints | None = None  # (V,) how often each item was shown, where that is known
     utility: Utility | None = None  # where the world is simulated
+
+    @property
+    def counts(self) -> Ints:
+        """(V,) `exposures`, or what stands for them."""
+        return self.training_counts if self.exposures is None else self.exposures
+
+    @property
+    def counted(self) -> str:
+        """What `counts` are."""
+        return "training interactions" if self.exposures is None else "times shown"
 
 
 def diagnose(
@@ -93,8 +100,7 @@ def diagnose(
     """
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     grid, thresholds = _grid(observed, objective)
-    counts = observed.training_counts if observed.exposures is None else observed.exposures
-    shown, preferred = counts[lists.targets], _limits(objective)
+    shown, preferred = observed.counts[lists.targets], _limits(objective)
     weights = None if observed.exposures is None else case_weights(shown, exposure_power)
     judged = judge(
         lists, observed.history_lengths, shown, thresholds, preferred, case_weights=weights, seed=seed, level=LEVEL
@@ -103,7 +109,7 @@ def diagnose(
     serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
     mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
     result: dict[str, Any] = {
-        "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
+        "verdict": judged.as_json() | {"counted": observed.counted},
         "leak": leak,
         "settings": _settings(lists, objective, mix, resamples),
         "reranking": judged.advice,
@@ -112,7 +118,8 @@ def diagnose(
         **_strata(observed, judged.orders | {"shuffled ranker": _chance(lists, seed)}, in_beam, **options),
         "gate": _gate(observed, objective),
         "grid": grid,
-        **_drawn(observed, mix, **options),
+        "weights": weight_curve(lists, mix, **options),
+        "by_exposure": order_by_exposure(lists, observed.counts, observed.counted, utility=observed.utility, **options),
     }
     if leak is not None and leak["signs"]:
         result["verdict"] |= {
@@ -126,10 +133,10 @@ def diagnose(
     return result
 
 
-def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
+def _chance(lists: Lists, seed: int) -> dict[str, Floats]:
     """Score the order of a shuffled ranker in each case, a mean over draws."""
     generator = np.random.default_rng(seed)
-    drawn = [gains(target_ranks(lists, permuted(lists.rewards, lists.usable, generator))) for _ in range(draws)]
+    drawn = [gains(target_ranks(lists, permuted(lists.rewards, lists.usable, generator))) for _ in range(DRAWS)]
     return {metric: np.mean([values[metric] for values in drawn], axis=0) for metric in drawn[0]}
 
 
@@ -170,19 +177,6 @@ def _strata(
         name: measure(cells, orders, in_beam, resamples=resamples, seed=seed) for name, cells in tables.items()
     }
     return measured | {"all": measured["all"][0]}
-
-
-def _drawn(observed: Observations, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Compute what the page draws and the verdict does not read."""
-    lists, options = observed.lists, {"resamples": resamples, "seed": seed}
-    shown = observed.exposures is not None
-    counts = observed.training_counts if observed.exposures is None else observed.exposures
-    return {
-        "weights": weight_curve(lists, mix, **options),
-        "by_exposure": order_by_exposure(
-            lists, counts, "times shown" if shown else "training interactions", utility=observed.utility, **options
-        ),
-    }
 
 
 def _nll(observed: Observations) -> Floats:

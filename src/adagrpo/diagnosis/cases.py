@@ -23,8 +23,6 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
 
-__all__ = ["case_groups", "joined_groups"]
-
 
 @torch.no_grad()
 def case_groups(
@@ -40,22 +38,12 @@ def case_groups(
     source: NegativeSource = "targets",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredGroups:
-    """Draw and score a group a case.
+    """Draw and score a group a case, in the order of the cases, on the CPU; with the scores of logged items.
 
     Args:
-        policy: put into evaluation mode.
-        catalog: says which item a rollout names.
-        reward: scores target, rollouts and negatives.
-        cases: `N` cases.
-        objective: which rollouts, and how many negatives.
         batch_size: cases at a time; negatives come from the same batch.
-        max_history: items of a history that the policy sees, the last ones.
-        seed: of the batches and of everything drawn.
         source: of the negatives; `targets` are those of the gate `rollout_miss`.
         report: called with (cases done, cases in all).
-
-    Returns:
-        One group a case, in the order of the cases, on the CPU; with the log-probabilities of the logged items.
     """
     policy.eval()
     generator, device = torch.Generator().manual_seed(seed), catalog.codes.device

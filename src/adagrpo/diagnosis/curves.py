@@ -23,8 +23,6 @@ from adagrpo.diagnosis.strata import METRICS, gains
 from adagrpo.evaluation.reranking import WEIGHTS
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 
-__all__ = ["order_by_exposure", "weight_curve"]
-
 Masks = NDArray[np.bool_]
 QUANTILES = (0.25, 0.5, 0.75)
 DRAWS = 5  # of a shuffled reward
@@ -32,12 +30,6 @@ DRAWS = 5  # of a shuffled reward
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
     """The change of each metric at each weight, for the ranker and for a shuffled one.
-
-    Args:
-        lists: `N` lists.
-        mix: the cross-fitted one: its spread and the weights that were chosen.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and of the shuffled ranker.
 
     Returns:
         `weights` (None: the reward alone), `chosen`, and for `ranker`, `shuffled` a list of intervals by metric; for
@@ -78,15 +70,7 @@ def order_by_exposure(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure how well ranker and policy order items that were shown about equally often.
-
-    Args:
-        lists: `N` lists.
-        counts: (V,) how often each item was shown, or whatever stands for it.
-        counted: what the counts are, such as "times shown".
-        utility: (N, W) items to their true utility, where the world is simulated.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    """Measure how well ranker and policy order items of about equal counts, such as times shown.
 
     Returns:
         `counted`, and `bins`: name, items of the catalogue, cases, and the intervals of `ranker` and `policy`, None

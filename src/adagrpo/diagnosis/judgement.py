@@ -20,8 +20,6 @@ from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.evaluation.statistics import Interval
 
-__all__ = ["ALL_CASES", "Judgement", "judge", "serving_tests"]
-
 ALL_CASES = "all cases"
 
 
@@ -74,13 +72,10 @@ def judge(
 
     Args:
         lists: the starting policy's beams on `N` cases, with the reward's scores.
-        history_lengths: (N,)
         shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
         thresholds: of a gate, see `decide`; they name one, and decide nothing.
-        preferred: see `decide`.
         case_weights: (N,) what a case weighs in the advised weight of the reward; None: all alike.
         seed: of the halvings.
-        level: see `decide`.
     """
     keys = {"policy": lists.log_probs, "ranker": lists.rewards}
     ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
@@ -105,13 +100,7 @@ def serving_tests(
 ) -> tuple[list[Cell], list[CellTest]]:
     """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
 
-    Args:
-        lists: `N` lists.
-        history_lengths: (N,)
-        difference: (N,) NDCG@10 of the mix less that of the policy.
-
-    Returns:
-        The cells, all cases first, and the test of each.
+    The cells, all cases first, and the test of each; `difference` is the NDCG@10 of the mix less that of the policy.
     """
     cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
     for name, values in serving_quantities(lists, history_lengths).items():

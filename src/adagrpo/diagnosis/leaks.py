@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from adagrpo.data.sequences import pad
 from adagrpo.diagnosis.orders import Floats, Ints
@@ -72,44 +71,25 @@ class Answers(NamedTuple):
 
 
 def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
-    """Take the cases of users with at least two training items, and beside each the user's last training item.
-
-    Args:
-        training: sequences of all users.
-        cases: of validation.
-    """
+    """Take the cases of users with at least two training items, and beside each the user's last training item."""
     kept = np.flatnonzero(training.lengths[cases.users] >= 2)
-    users, own = cases.users[kept], cases.histories
+    users = cases.users[kept]
     lengths, ends = training.lengths[users] - 1, training.offsets[users + 1] - 1
-    held_out = _ragged(own.parts(own.offsets[kept], own.lengths[kept]), own.lengths[kept])
-    fitted = _ragged(training.parts(training.offsets[users], lengths), lengths)
+    fitted = Ragged.of(training.parts(training.offsets[users], lengths), lengths)
     last = training.parts(ends, np.ones_like(ends))
-    return Questions(Cases(users, held_out, cases.targets[kept]), Cases(users, fitted, last))
-
-
-def _ragged(values: NDArray[np.int32], lengths: NDArray[np.int64]) -> Ragged:
-    return Ragged(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Questions(Cases(users, cases.histories.rows(kept), cases.targets[kept]), Cases(users, fitted, last))
 
 
 def answers(
     reward: Reward,
     questions: Questions,
-    drawn: Ints,  # (N, K)
+    drawn: Ints,  # (N, K) items of neither question, the same for both; -1 where there is none
     *,
     max_history: int,
     batch_size: int,
     device: torch.device,
 ) -> Answers:
-    """Ask a reward where the logged items are among drawn ones.
-
-    Args:
-        reward: the one to ask.
-        questions: of `N` users.
-        drawn: (N, K) items of neither question, the same for both; -1 where there is none.
-        max_history: items of a history that are seen, the last ones.
-        batch_size: questions at a time.
-        device: where scores are made.
-    """
+    """Ask a reward where the logged items are among drawn ones, a batch of questions at a time."""
     options: dict[str, Any] = {"max_history": max_history, "batch_size": batch_size, "device": device}
     held_out, margins = _firsts(reward, questions.held_out, drawn, **options)
     return Answers(held_out, _firsts(reward, questions.fitted, drawn, **options)[0], margins)
@@ -140,10 +120,6 @@ def _firsts(
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
     """Say whether a reward has probably seen the held-out items, by the rule of the module's text.
-
-    Args:
-        reward: what it answered to `N` users.
-        references: what rankers of training alone answered, by name; at least one.
 
     Returns:
         JSON-able: `signs`, the names of those that hold, none for an honest reward; `cases`; `hr@1` of the reward on

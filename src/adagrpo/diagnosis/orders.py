@@ -18,23 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from adagrpo import metrics
 from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, reward_spread
-
-__all__ = [
-    "HALVINGS",
-    "Lists",
-    "Mix",
-    "RepeatedMix",
-    "cross_fitted_mix",
-    "mixed_keys",
-    "permuted",
-    "repeated_mix",
-    "serving_quantities",
-    "target_ranks",
-]
+from adagrpo.evaluation.reward_quality import rank_correlation
 
 HALVINGS = 1000
 
@@ -68,14 +55,9 @@ def target_ranks(
     lists: Lists,
     keys: Floats,  # (N, W)
 ) -> Ints:
-    """The rank of the logged item when each list is sorted by `keys`, the largest first.
+    """(N,) rank from 1 of the logged item when each list is sorted by `keys`, the largest first; 0 where it is not.
 
-    Args:
-        lists: `N` lists.
-        keys: (N, W) what to sort by; ties keep the policy's order. Places without an item come last.
-
-    Returns:
-        (N,) from 1; 0 where the list does not hold the logged item.
+    Ties keep the policy's order. Places without an item come last.
 
     Example:
         >>> lists = Lists(np.array([[7, 4, -1]]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([4]))
@@ -96,15 +78,7 @@ def cross_fitted_mix(
     lists: Lists,
     half: NDArray[np.bool_],  # (N,)
 ) -> Mix:
-    """Choose the weight of each half by the mean NDCG@10 of the other one; the smallest of equally good weights wins.
-
-    Args:
-        lists: `N` lists.
-        half: (N,) False for the cases of the first half, True for those of the second.
-
-    Raises:
-        ValueError: `half` is not a mask of the cases.
-    """
+    """Choose the weight of each half by the mean NDCG@10 of the other one; of equally good ones the smallest."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
     spread = reward_spread(lists.items, lists.rewards)
@@ -131,13 +105,7 @@ class RepeatedMix(NamedTuple):
 
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
-    """`cross_fitted_mix` under many random halvings; the beams are sorted once a weight.
-
-    Args:
-        lists: `N` lists.
-        seed: of the halvings.
-        halvings: `S`.
-    """
+    """`cross_fitted_mix` under many random halvings; the beams are sorted once a weight."""
     spread, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
     ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, spread)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
@@ -197,22 +165,7 @@ def serving_quantities(
     return {
         "policy entropy": entropy + unknown,
         "reward spread": spread + unknown,
-        "agreement of policy and ranker": _rank_correlation(log_probs, rewards, usable),
+        "agreement of policy and ranker": rank_correlation(log_probs, rewards, usable),
         "policy's rank of the ranker's first": (log_probs > own).sum(axis=1) + 1.0 + unknown,
         "history length": history_lengths.astype(np.float64),
     }
-
-
-def _rank_correlation(a: Floats, b: Floats, usable: NDArray[np.bool_]) -> Floats:
-    """(N,) Spearman's correlation over the usable places; NaN where one side is constant."""
-
-    def centred(values: Floats) -> Floats:
-        # the unusable places share the lowest ranks, which shifts the others alike and is centred away
-        ranks = stats.rankdata(np.where(usable, values, -np.inf), axis=1)
-        mean = np.where(usable, ranks, 0.0).sum(axis=1) / np.maximum(usable.sum(axis=1), 1)
-        return np.where(usable, ranks - mean[:, None], 0.0)
-
-    x, y = centred(a), centred(b)
-    size = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    flat = size <= 0
-    return np.where(flat, np.nan, (x * y).sum(axis=1) / np.where(flat, 1.0, size))

@@ -7,15 +7,9 @@ from typing import Any
 
 from adagrpo.objective import GroupSummary
 
-__all__ = ["gate_sentences", "leak_reason", "sentences"]
-
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """Say what to do, and why.
-
-    Args:
-        result: of `adagrpo.diagnosis.diagnose`, all but the sentences.
-    """
+    """Say what to do, and why, from the result of `adagrpo.diagnosis.diagnose`."""
     leak = leak_reason(result["leak"])
     opening = [_OPENINGS[result["verdict"]["decision"]], _strength(result), *_weight(result)]
     if leak is not None:
@@ -24,11 +18,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 def gate_sentences(result: Mapping[str, Any]) -> list[str]:
-    """Say what the gate admits, and what speaks against it; the verdict reads none of it.
-
-    Args:
-        result: of `adagrpo.diagnosis.diagnose`.
-    """
+    """Say what the gate admits, and what speaks against it; the verdict reads none of it."""
     return [*_thresholds(result), _gate(result["gate"])]
 
 
@@ -41,11 +31,7 @@ _OPENINGS = {
 
 
 def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
-    """Say by what a reward shows that it has probably seen the held-out items; None without a sign.
-
-    Args:
-        leak: of `adagrpo.diagnosis.leaks.leak_signs`, or None.
-    """
+    """Say by which of `leak_signs` a reward has probably seen the held-out items; None without a sign."""
     if leak is None or not leak["signs"]:
         return None
     first, best = leak["hr@1"], max(leak["references"], key=lambda name: leak["references"][name])

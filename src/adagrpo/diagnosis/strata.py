@@ -22,17 +22,6 @@ from adagrpo import metrics
 from adagrpo.diagnosis.orders import Floats, Ints
 from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
 
-__all__ = [
-    "MIN_MOVED",
-    "Cell",
-    "Gains",
-    "bounded_interval",
-    "gains",
-    "measure",
-    "popularity_cells",
-    "thirds",
-]
-
 METRICS = ("hr@10", "ndcg@10")
 MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and an interval of so few is too sure of itself
 
@@ -83,11 +72,11 @@ def popularity_cells(
     return [cell for cell in cells if cell.rows.any()]
 
 
-def bounded_interval(differences: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Interval:
+def bounded_interval(differences: Floats, weights: Floats | None = None) -> Interval:
     """Normal interval of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
         return Interval(0.0, 0.0, 0.0, 1.0)
-    interval = mean_interval(differences, weights, level=level)
+    interval = mean_interval(differences, weights)
     return interval if np.count_nonzero(differences) >= MIN_MOVED else interval._replace(p_value=1.0)
 
 
@@ -101,12 +90,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row a cell: cases, share with the logged item in the beam, each order's metrics, differences to `policy`.
 
-    Args:
-        cells: what to measure.
-        orders: one of them `policy`; the differences of all others to it come with intervals.
-        in_beam: where the list holds the logged item; elsewhere every order scores 0.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    The differences come with intervals of the bootstrap.
     """
     table = []
     for cell in cells:

@@ -31,8 +31,6 @@ from typing import Literal, NamedTuple
 
 from adagrpo.evaluation.statistics import Interval, holm
 
-__all__ = ["STRONG", "CellTest", "Decision", "Strength", "ThresholdTest", "Verdict", "decide", "strength_of"]
-
 STRONG = 0.001
 
 Decision = Literal["use", "rerank_only", "do_not_use"]
@@ -73,12 +71,7 @@ class Verdict(NamedTuple):
 
 
 def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength:
-    """A word for the evidence that a quantity is above 0.
-
-    Args:
-        mean: the estimate.
-        p_value: two-sided, adjusted where it is one of several.
-        level: above it nothing is shown.
+    """A word for the evidence that a quantity is above 0, by a two-sided p-value, adjusted where it is one of several.
 
     Example:
         >>> [strength_of(1.0, 0.0005), strength_of(1.0, 0.02), strength_of(1.0, 0.2), strength_of(-1.0, 0.02)]

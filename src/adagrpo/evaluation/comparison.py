@@ -53,14 +53,7 @@ class Measured(NamedTuple):
 
 
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
-    """The metrics of each user's lists.
-
-    Args:
-        users: (N,) ids.
-        lists: of these users, one each.
-
-    Returns:
-        user_id in ascending order, and every metric of the table that is one of each user.
+    """user_id in ascending order, and every metric of the table that is one of each user, of the list of each.
 
     Example:
         >>> lists = RankedLists(np.array([4, 2]), width=5)
@@ -78,8 +71,6 @@ def compare(
 
     Args:
         measured: by arm and checkpoint, one entry a seed, in the order of `seeds`.
-        seeds: `S` of them.
-        options: baseline, family, metric, level, margins.
 
     Returns:
         One JSON-able row for each arm and checkpoint, in the order given: `arm`, `checkpoint`, `verdict`, `p_holm`,
@@ -107,11 +98,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """The arms of every pair of the plan against each other, at the same kind of checkpoint.
-
-    Args:
-        measured: as for `compare`.
-        options: with `pairs`; the rest as for `compare`.
+    """The arms of every pair of the plan against each other, at the same kind of checkpoint; as `compare`.
 
     Returns:
         One JSON-able row for each pair and kind of checkpoint that either has: `arm`, `other`, `checkpoint`, `against`
@@ -139,15 +126,13 @@ def corrected_pairs(rows: Sequence[dict[str, Any]], options: CompareConfig) -> l
 
 def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
     """Write Holm's p-values into the rows of the family, and a verdict into each; see `compare` for the rows."""
-    tested = [row for row in rows if _in_family(row["arm"], options)]
+    left_out = ("sft", options.baseline)
+    family = {row["arm"] for row in rows}.difference(left_out) if options.family is None else options.family
+    tested = [row for row in rows if row["arm"] in family]
     for row, p in zip(tested, holm([row["against"][options.metric]["p"] for row in tested]), strict=True):
         row["p_holm"] = p
     for row in rows:
         row["verdict"] = _verdict(row, options)
-
-
-def _in_family(arm: str, options: CompareConfig) -> bool:
-    return arm not in ("sft", options.baseline) if options.family is None else arm in options.family
 
 
 def _against(
@@ -177,15 +162,10 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """The interval over users and seeds together, its p-value, and the variances that it was made of.
+    """The interval over users and seeds together, its p-value, and the variances that it was made of, as in `compare`.
 
-    Args:
-        by_seed: the mean difference of each of two seeds or more.
-        users: the variance of their mean over users, see `adagrpo.evaluation.crossed`.
-        rest: the part of it that is of each user under each seed.
-
-    Returns:
-        Entries of a difference in a row of `compare`.
+    Of the mean differences by seed `users` is the variance over users, and `rest` the part of it that is of each user
+    under each seed, see `adagrpo.evaluation.crossed`.
     """
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
@@ -241,9 +221,8 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> ComparisonVerdic
         if not _holds_zero(reported(primary)):
             return "not significant after correction"
         return "not distinguishable" if _holds_zero(primary["users"]) else "significant over users only"
-    if _holds_zero(
-        primary.get("both") or primary["seeds"] or primary["users"]
-    ):  # a comparison of a time before `both`: its p-value is of users alone
+    # a comparison of a time before `both` has a p-value of users alone
+    if _holds_zero(primary.get("both") or primary["seeds"] or primary["users"]):
         return "significant over users only"
     if (primary["difference"] < 0) != (lookup(options.metric).better == "lower"):
         return "significantly worse"

@@ -85,16 +85,7 @@ def crossed_parts(
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
     """The interval for other users and other seeds, and the p-value at which its end would be zero.
 
-    Args:
-        parts: of `crossed_parts`.
-        level: of the interval, in (0, 1).
-
-    Returns:
-        Mean, interval and p; where no user differs from another the interval is the mean, and p is 1 for a mean of 0
-        and else 0.
-
-    Raises:
-        ValueError: `level` out of range.
+    Where no user differs from another the interval is the mean, and p is 1 for a mean of 0 and else 0.
 
     Example:
         >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))

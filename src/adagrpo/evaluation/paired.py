@@ -22,7 +22,7 @@ START, CONTINUED = "sft", "nll"
 Point = tuple[str, str]  # arm and checkpoint
 
 
-def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
     """Intervals of every checkpoint's metrics, and of its differences from the references.
 
     Args:
@@ -50,7 +50,7 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
     ]
     own = [values[point] for point in users]
     differences = [values[point] - values[reference] for point, reference in pairs]
-    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples, seed=seed)
+    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples)
     parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
 
     def named(*, tested: bool) -> dict[str, dict[str, float]]:

@@ -57,11 +57,8 @@ def select_cases(
     cases: Cases,
     rows: NDArray[np.int64],  # (K,)
 ) -> Cases:
-    """The cases in some rows, in the order of the rows; at least one."""
-    lengths = cases.histories.lengths[rows]
-    values = np.concatenate([cases.histories.row(row) for row in rows])
-    histories = type(cases.histories)(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
-    return Cases(cases.users[rows], histories, cases.targets[rows])
+    """The cases in some rows, in the order of the rows."""
+    return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows])
 
 
 @torch.no_grad()
@@ -82,13 +79,6 @@ def predict(
     """Beam search for every case, constrained and free.
 
     Args:
-        policy: put into evaluation mode.
-        catalog: what the constrained beam is held to.
-        cases: `N` cases.
-        width: `W`.
-        batch_size: cases at a time.
-        max_history: items of a history that the policy sees, the last ones.
-        reward: scores the constrained beam.
         exclude_history: leave items of the history out of the constrained list, also of what the policy does not see.
         eligible: of the trie's `eligible`: what may be in the constrained list; None: the catalogue.
         precision: of the policy, see `adagrpo.networks.layers.precision_used`.
@@ -143,17 +133,10 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Mean metrics over all cases.
+    """Mean metrics over all cases: those of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches.
 
-    Args:
-        cases: `N` cases.
-        tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
-        utility: true utility of (N, K) items for these cases, where the world is simulated.
-
-    Returns:
-        The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
-        true utility where these are known. Where the history was masked, also what the accuracy in a run's main table
-        is without masking. Rates are fractions.
+    Those of rewards and of true utility where these are known; where the history was masked, also what the accuracy in
+    a run's main table is without masking. Rates are fractions. `tail` (V,) is of `adagrpo.metrics.tail_items`.
     """
     lists = metrics.RankedLists(
         *_ranked(predictions.items, cases),
@@ -176,12 +159,7 @@ def reordered(predictions: Predictions, weight: float, spread: float) -> Predict
     """The constrained beam in the order of `log-probability + weight · reward / spread`, which becomes the score.
 
     Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
-    without masking, which the reward has not scored, is dropped.
-
-    Args:
-        predictions: with rewards.
-        weight: in spreads, see `adagrpo.evaluation.reranking`; infinity orders by the reward alone.
-        spread: σ.
+    without masking, which the reward has not scored, is dropped. A weight of infinity orders by the reward alone.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards
@@ -259,22 +237,13 @@ def without_history(
     width: int,
     *,
     precision: Precision = "auto",
-    closed: Tensor | None = None,  # (B, X)
-    eligible: Sequence[Eligible | None] | None = None,
+    closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
+    eligible: Sequence[Eligible | None] | None = None,  # what the search was held to, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
 
     A beam that has `T` hypotheses to spare gives full lists as long as it holds no more than `T` items of the history.
     The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
-
-    Args:
-        context: `B` encoded samples.
-        catalog: what the search was held to.
-        beams: what it found.
-        histories: of the samples, with what is `older`.
-        width: `W`.
-        closed: (B, X) int64, other items that the search left out, -1 for none.
-        eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is

@@ -32,14 +32,9 @@ def reward_spread(
     items: NDArray[np.int64],  # (N, W)
     rewards: NDArray[np.floating[Any]],  # (N, W)
 ) -> float:
-    """σ, see the module's text.
+    """σ, see the module's text; rewards are not read where a list holds no item, -1.
 
-    Args:
-        items: (N, W) lists, -1 where a place holds no item.
-        rewards: (N, W) of those items, not read where there is none.
-
-    Returns:
-        1 where no list holds items of different rewards: a weight then changes nothing.
+    1 where no list holds items of different rewards: a weight then changes nothing.
 
     Example:
         >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
@@ -53,22 +48,12 @@ def reward_spread(
 
 
 def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: float) -> Scores:
-    """`log π + weight · reward / spread`, elementwise; single precision stays so, as the service computes it.
-
-    Args:
-        log_probs: any shape.
-        weight: in spreads.
-        spread: σ.
-    """
+    """`log π + weight · reward / spread`, elementwise; single precision stays so, as the service computes it."""
     return log_probs + (weight / spread) * rewards
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """The weight of the highest mean, the least of equals.
-
-    Args:
-        by_weight: (N,) a value of each case, by weight; the higher the better.
-    """
+    """The weight whose values (N,) of the cases have the highest mean, the least of equals."""
     return max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
 
 
@@ -78,9 +63,6 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 
     the rule of one standard error (Breiman et al. 1984) with the error of the paired difference, at two.
-
-    Args:
-        by_weight: (N,) a value of each case, by weight; the higher the better.
 
     Example:
         >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)

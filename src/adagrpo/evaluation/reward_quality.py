@@ -44,11 +44,7 @@ def case_quality(
     *,
     k: int = 10,
 ) -> CaseQuality:
-    """Rank the whole catalogue in every case.
-
-    Args:
-        scores: (N, V) of every item, at least two.
-        targets: (N,) logged items.
+    """Rank the whole catalogue, of at least two items, in every case.
 
     Example:
         >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
@@ -85,14 +81,9 @@ def shown_quality(
     *,
     k: int = 10,
 ) -> ShownQuality:
-    """Rank what was shown to each user; users to whom nothing, or everything, was to their liking say nothing.
+    """Rank what was shown to each user, ascending; users whom nothing, or everything, was to their liking say nothing.
 
-    Args:
-        scores: (N,) of the impressions.
-        clicked: (N,) whether they were chosen.
-        users: (N,) to whom they were shown, ascending.
-        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks'
-            mean gain.
+    The NDCG is Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks' mean gain.
 
     Example:
         >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
@@ -114,9 +105,9 @@ def shown_quality(
     return ShownQuality(auc, ndcg)
 
 
-def calibration_bins(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 10) -> list[dict[str, float]]:
-    """Bins of equal width over [0, 1], those that hold a case: how many, their mean confidence and hit rate."""
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Ten bins of equal width over [0, 1], those that hold a case: how many, their mean confidence and hit rate."""
+    place = np.minimum((confidence * 10).astype(np.int64), 9)
     return [
         {
             "cases": int((place == index).sum()),
@@ -127,34 +118,38 @@ def calibration_bins(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 
     ]
 
 
-def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 10) -> float:
-    """The mean distance of hit rate and confidence over the cases' bins.
-
-    Args:
-        confidence: (N,) in [0, 1], N at least 1.
-        hit: (N,) whether what was claimed with that confidence is so.
+def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
+    """The mean distance of hit rate and confidence, in [0, 1], over the bins of one case or more.
 
     Example:
         >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
         >>> round(expected_calibration_error(confidence, hit), 3)  # half of |.5 - .15|, half of |1 - .95|
         0.2
     """
-    rows = calibration_bins(confidence, hit, bins=bins)
+    rows = calibration_bins(confidence, hit)
     return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in rows) / len(confidence)
 
 
 def rank_correlation(
     scores: NDArray[np.floating[Any]],  # (N, K)
     utilities: NDArray[np.floating[Any]],  # (N, K)
+    known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Spearman's correlation of each row, NaN where either side is constant.
+    """Spearman's correlation of each row over the places that are known, NaN where either side is constant.
 
     Example:
         >>> rank_correlation(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[0.0, 9.0, 8.0], [1.0, 2.0, 3.0]]))
         array([0.5, nan])
     """
-    one, other = (stats.rankdata(values, axis=1) for values in (scores, utilities))
-    one, other = (ranks - ranks.mean(1, keepdims=True) for ranks in (one, other))
+    there = np.ones(scores.shape, np.bool_) if known is None else known
+
+    def centred(values: NDArray[np.floating[Any]]) -> Floats:
+        # the other places share the lowest ranks, which shifts these alike and is centred away
+        ranks = stats.rankdata(np.where(there, values, -np.inf), axis=1)
+        mean = np.where(there, ranks, 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+        return np.where(there, ranks - mean[:, None], 0.0)
+
+    one, other = centred(scores), centred(utilities)
     norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
     return np.where(norms > 0, (one * other).sum(1) / np.where(norms > 0, norms, 1), np.nan)
 
@@ -194,12 +189,7 @@ def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no values.
-
-    Args:
-        values: (N,), NaN where there is none.
-        users: (N,) whose values they are.
-    """
+    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no value but NaN."""
     known = ~np.isnan(values)
     if not known.any():
         return None

@@ -65,17 +65,7 @@ def bootstrap_means(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once.
-
-    Args:
-        values: (A, N) `A` numbers a user.
-
-    Returns:
-        `A` intervals, those of `bootstrap_mean` on each row.
-
-    Raises:
-        ValueError: no values, one that is not finite, or `level` out of range.
-    """
+    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}: expected (A, N) finite numbers, N at least 1")
@@ -153,7 +143,6 @@ def paired_difference(
     baseline: NDArray[np.floating],  # (N,)
     *,
     resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Bootstrap of `mean(arm - baseline)` over the same N users, in the same order.
@@ -164,7 +153,7 @@ def paired_difference(
     if np.shape(arm) != np.shape(baseline):
         raise ValueError(f"arm has shape {np.shape(arm)}, baseline {np.shape(baseline)}: expected the same users")
     difference = np.asarray(arm, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return bootstrap_mean(difference, resamples=resamples, level=level, seed=seed)
+    return bootstrap_mean(difference, resamples=resamples, seed=seed)
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:

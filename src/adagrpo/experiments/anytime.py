@@ -16,12 +16,7 @@ import math
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """Return the half-width of the interval in standard errors.
-
-    Args:
-        seen: t, answers until now, above 0.
-        tightest: t*, answers at which the interval is to be tightest; chosen before the first one.
-        alpha: share of experiments in which any of the intervals misses.
+    """The half-width of the interval in standard errors at t answers; t* was chosen before the first one.
 
     Example:
         At the time it was made for it is wider than the 1.96 of a single look.

@@ -27,20 +27,12 @@ class Dealt(NamedTuple):
     deal: Deal
 
 
-def enrolled(plan: Plan, user: str, share: float) -> bool:
-    """Check that a share of the experiment reaches a user."""
-    return share > 0 and uniform(user, f"{plan.salt}/ramp") < share
-
-
 def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
-    """The arm that a user is served.
+    """The arm that a user, a keyed hash as in the exposure log, is served at a moment, in seconds since 1970.
 
-    Args:
-        user: keyed hash, as the exposure log has it.
-        moment: seconds since 1970.
-        switches: that were made until then; later ones change nothing.
+    Switches that are made later change nothing.
     """
-    if not enrolled(plan, user, switches.share(plan, moment)) or user in plan.exclude:
+    if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Dealt(plan.control, "outside")
     weights = {name: arm.weight for name, arm in plan.arms.items()}
     arm = assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)

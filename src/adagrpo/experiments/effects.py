@@ -87,11 +87,7 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm that tea-tasting needs.
-
-    Args:
-        columns: (N,) by name, one number a user.
-    """
+    """Collect the aggregates of one arm that tea-tasting needs."""
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
     spread = np.atleast_2d(np.cov(values))
@@ -105,14 +101,10 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains.
+    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains; (N,) of users each.
 
-    Args:
-        control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
-
-    Returns:
-        None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large
-        that their squares are none.
+    None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large that
+    their squares are none.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None

@@ -52,16 +52,9 @@ def coins(salt: str, request_id: str) -> Iterator[bool]:
 def team_draft(
     first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
 ) -> list[tuple[int, int]]:
-    """A list of two arms.
+    """Arm, 0 or 1, and place in its list for each place of a list of both; fewer than `count` where both lists end.
 
-    Args:
-        first: items of one arm, best first.
-        second: items of the other.
-        count: places of the list.
-        flips: one coin a round; True where `first` picks first.
-
-    Returns:
-        Arm, 0 or 1, and place in its list for each place of the drafted one; fewer than `count` where both lists end.
+    A coin a round is True where `first` picks first.
 
     Example:
         >>> [(first, second)[arm][place] for first, second in [("abc", "bda")] for arm, place in
@@ -94,14 +87,7 @@ class Preference(NamedTuple):
 
 
 def estimate_preference(credits: pl.DataFrame) -> Preference | None:
-    """The preference of users.
-
-    Args:
-        credits: one row a user: `control` and `treatment`, clicks on items of each.
-
-    Returns:
-        None where fewer than two users clicked.
-    """
+    """The preference by the clicks of each user on items of either arm; None where fewer than two clicked."""
     clicked = credits.filter(pl.col("control") + pl.col("treatment") > 0)
     shares = (clicked["treatment"] / (clicked["control"] + clicked["treatment"])).to_numpy()
     if len(shares) < 2:

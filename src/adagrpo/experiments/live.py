@@ -12,7 +12,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.interleaving import coins, team_draft
-from adagrpo.experiments.plan import freeze, read_plan
+from adagrpo.experiments.plan import freeze, moment_of, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
@@ -66,7 +66,7 @@ class LiveExperiment:
     def state(self) -> dict[str, Any]:
         """Return the state as JSON: name, plan, share and stopped arms."""
         switches, moment = self._now(), self._clock()
-        off = {arm: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for arm, at in switches.stops.items()}
+        off = {arm: moment_of(at) for arm, at in switches.stops.items()}
         return {"name": self.name, "plan": self.hash, "share": switches.share(self.plan, moment), "stopped": off}
 
     def _now(self) -> Switches:

@@ -192,21 +192,15 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
     return columns
 
 
-def effects_of(
-    plan: Plan, units: Units, stopped: Mapping[str, Stopped] = MappingProxyType({}), shown: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """One row a treatment and metric; `says` is better, worse, unclear, or nothing yet.
+def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a treatment that is shown and metric; `says` is better, worse, unclear, or nothing yet.
 
     All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
-
-    Args:
-        stopped: see `analyse`.
-        shown: treatments; all if not given.
     """
     alpha = plan.alpha / tests_of(plan)
     every = units
     rows: list[dict[str, Any]] = []
-    for treatment in plan.treatments if shown is None else shown:
+    for treatment in shown:
         units = stopped[treatment].units if treatment in stopped else every
         daily = plan.answers and plan.looks == "daily" and units.answers
         factor = anytime_factor(units.answers, plan.answers, alpha) if daily and plan.answers else None
@@ -253,9 +247,8 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
     if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):
         return row | {"says": NOTHING}
     found = effect(*columns)
-    daily = plan.looks == "daily" and plan.answers is not None
     each = plan.alpha / len(plan.guardrails)
-    if daily and plan.answers is not None:
+    if plan.looks == "daily" and plan.answers is not None:
         one, strict = (anytime_factor(units.answers, plan.answers, level) for level in (plan.alpha, each))
     else:
         one, strict = (float(stats.norm.isf(level)) for level in (plan.alpha, each))

@@ -42,27 +42,17 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """The skewness of the difference of two means, of users taken to be alike.
-
-    Args:
-        control: (N,) one number a user, of which not all are the same.
-        treatment: (M,).
-    """
+    """The skewness of the difference of two means, of users taken to be alike, but not all the same."""
     users = np.concatenate([control, treatment])
     n_c, n_t = len(control), len(treatment)
     sizes: float = (n_t**-2 - n_c**-2) / (1 / n_t + 1 / n_c) ** 1.5
     return float(stats.skew(users)) * sizes
 
 
-def permutation(control: Floats, treatment: Floats, seed: int = 0) -> Permutation:
-    """Deal the users of two arms anew.
-
-    Args:
-        control: (N,) one number a user, of which not all are the same; two users or more.
-        treatment: (M,), two or more.
-    """
+def permutation(control: Floats, treatment: Floats) -> Permutation:
+    """Deal the users of two arms, two or more of each and not all the same, anew."""
     users = np.concatenate([control, treatment])
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     users = generator.permutation((users - users.mean()) / users.std())
     starts = np.linspace(0, len(users), min(len(users), PARTS), endpoint=False).astype(int)
     parts = np.add.reduceat(np.stack([np.ones(len(users)), users, users**2], axis=1), starts)

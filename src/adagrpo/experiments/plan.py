@@ -207,13 +207,7 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write the hash of a plan beside it, or hold the plan to the one that is there.
-
-    Args:
-        now: the time that is written, where none is.
-
-    Returns:
-        `plan`, the hash of its content, and `time`.
+    """Write the hash of a plan beside it, or hold the plan to the one that is there: `plan`, the hash, and `time`.
 
     Raises:
         UserError: the plan or its catalogue was changed since it was frozen, or the file beside it is damaged.

@@ -39,11 +39,7 @@ def check_ratio(counts: Sequence[int], weights: Sequence[float]) -> float:
 
 
 def check_ratios(users: pl.DataFrame, weights: Mapping[str, float]) -> list[RatioCheck]:
-    """All users, then those of each first day and of each catalogue.
-
-    Args:
-        users: arm, day, catalogue of each user.
-    """
+    """All users, then those of each first day and of each catalogue."""
     smallest = min(weights.values()) / sum(weights.values())
     parts = [("all", users)]
     for column in ("day", "catalogue"):

@@ -86,11 +86,6 @@ def add_switch(
 ) -> dict[str, Any]:
     """Make a switch; durable when this returns.
 
-    Args:
-        now: seconds since 1970.
-        share: of the users that are in the experiment from now on.
-        stop: an arm whose users get the control from now on.
-
     Returns:
         The line that was written; of an arm that is off already, the one that was.
 
@@ -119,15 +114,15 @@ def add_switch(
 
 
 def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str | None) -> tuple[dict[str, Any], bool]:
-    """The line of a switch, and whether it stands there already.
-
-    Raises:
-        UserError: see `add_switch`.
-    """
+    """The line of a switch, and whether it stands there already; refused as `add_switch` says."""
     made = read_switches(path, plan)
     if stop is None:
         assert share is not None
-        _check_share(made.share(plan, now), share)
+        if not 0 < share <= 1:
+            raise UserError(f"share: {share:g}; it is above 0 and at most 1")
+        there = made.share(plan, now)
+        if share <= there:
+            raise UserError(f"share: {share:g}, and it is {there:g} now; it only grows, or users would leave their arm")
         return {"time": now, "share": share}, False
     _check_arm(plan, stop)
     return {"time": made.stops.get(stop, now), "stop": stop}, stop in made.stops
@@ -165,10 +160,3 @@ def _append(target: FileIO, line: bytes) -> None:
 def _check_arm(plan: Plan, arm: str) -> None:
     if arm not in plan.treatments:
         raise UserError(f"stop: {arm!r} is no arm that can be switched off; there are {', '.join(plan.treatments)}")
-
-
-def _check_share(now: float, wanted: float) -> None:
-    if not 0 < wanted <= 1:
-        raise UserError(f"share: {wanted:g}; it is above 0 and at most 1")
-    if wanted <= now:
-        raise UserError(f"share: {wanted:g}, and it is {now:g} now; it only grows, or users would leave their arm")

@@ -104,8 +104,7 @@ def users_of(
     """Users that were shown something in the window of a plan.
 
     Args:
-        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
-        feedback: one row a request, item and kind.
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`; `feedback` one a request, item and kind.
         catalogue: items that exist, for `unlisted`.
         until: seconds since 1970 at which the window ends, where that is before its end.
         since: seconds since 1970 at which it begins; the start of the plan if not given.

@@ -19,12 +19,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, decode_exposure, why_refused
+from adagrpo.exposures.exposure_log import (
+    FEEDBACK_FIELDS,
+    Exposure,
+    Feedback,
+    Outcome,
+    RowT,
+    decode_exposure,
+    why_refused,
+)
 from adagrpo.storage.hashes import hash_json
 
 OPEN = "open.sqlite"
@@ -44,7 +52,6 @@ KNOWN = "SELECT number, row FROM exposures WHERE request_id IN (SELECT value FRO
 # the last rows that a part holds: of the newest part, or none
 LAST = "SELECT coalesce(max(number), 0), coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts"
 LOGGER = logging.getLogger(__name__)
-RowT = TypeVar("RowT", Exposure, Feedback)
 
 
 class Refused(NamedTuple):
@@ -186,10 +193,9 @@ def unpublished(connection: sqlite3.Connection) -> Span | None:
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
-    """Give all rows that are in no part to a new one; None where there are none.
+    """Give all rows that are in no part to a new one `after` the newest of the folder; None where there are none.
 
-    Args:
-        after: the newest part of the folder. A database that was made anew, or put back from a copy, knows fewer.
+    A database that was made anew, or put back from a copy, knows fewer parts than the folder has.
     """
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
@@ -231,33 +237,28 @@ def exposures_of(
     query = "SELECT number, row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.exposures)
     while rows := found.fetchmany(at_once):
-        yield _read("exposures", ((number, _decoding(text)) for number, text in rows))
+        yield _read("exposures", rows, decode_exposure)
 
 
 def feedback_of(connection: sqlite3.Connection, span: Span) -> tuple[list[Feedback], list[Refused]]:
     """The feedback of a part, in the order in which it was written, and the rows that are none."""
-    columns = "number, request_id, item, kind, time, value"
-    query = f"SELECT {columns} FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
+    columns = ", ".join(FEEDBACK_FIELDS)
+    query = f"SELECT number, {columns} FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.feedback)
-    return _read("feedback", ((number, _building(values)) for number, *values in found))
+    return _read("feedback", ((number, values) for number, *values in found), _feedback)
 
 
-def _decoding(text: str | bytes) -> Callable[[], Exposure]:
-    return lambda: decode_exposure(text)
+def _feedback(values: Sequence[Any]) -> Feedback:
+    return Feedback(**dict(zip(FEEDBACK_FIELDS, values, strict=True)))
 
 
-def _building(values: Sequence[object]) -> Callable[[], Feedback]:
-    names = ("request_id", "item", "kind", "time", "value")
-    return lambda: Feedback(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
-
-
-def _read(table: str, rows: Iterable[tuple[int, Callable[[], RowT]]]) -> tuple[list[RowT], list[Refused]]:
+def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], RowT]) -> tuple[list[RowT], list[Refused]]:
     """Rows that are rows, and why the others are none."""
     read: list[RowT] = []
     refused: list[Refused] = []
-    for number, made in rows:
+    for number, content in rows:
         try:
-            read.append(made())
+            read.append(made(content))
         except ValidationError as error:
             refused.append(Refused(table, number, why_refused(error)))
         except (ValueError, TypeError) as error:
@@ -268,7 +269,7 @@ def _read(table: str, rows: Iterable[tuple[int, Callable[[], RowT]]]) -> tuple[l
 def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Exposure]:
     """The rows on record of some requests."""
     found = connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
-    rows, refused = _read("exposures", ((number, _decoding(text)) for number, text in found))
+    rows, refused = _read("exposures", found, decode_exposure)
     for table, number, why in refused:
         LOGGER.warning("exposure log: %s, table %s, row %d is no row (%s)", OPEN, table, number, why)
     return {row.request_id: row for row in rows}

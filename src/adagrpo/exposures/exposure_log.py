@@ -154,15 +154,6 @@ def decode_exposure(text: str | bytes) -> Exposure:
     return _decoded(_EXPOSURE, text)
 
 
-def decode_feedback(text: str | bytes) -> Feedback:
-    """Decode feedback.
-
-    Raises:
-        ValueError: the text is no row; the message names the field.
-    """
-    return _decoded(_FEEDBACK, text)
-
-
 def decode(text: str | bytes) -> Exposure | Feedback:
     """Decode a row of either kind: feedback has a `kind`.
 
@@ -173,7 +164,9 @@ def decode(text: str | bytes) -> Exposure | Feedback:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("not a line of JSON") from error
-    return decode_feedback(text) if isinstance(content, dict) and "kind" in content else decode_exposure(text)
+    if isinstance(content, dict) and "kind" in content:
+        return _decoded(_FEEDBACK, text)
+    return decode_exposure(text)
 
 
 def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:

@@ -41,7 +41,7 @@ from adagrpo.exposures.exposure_database import (
     unpublished,
 )
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
+from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal, verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import Kind
@@ -90,7 +90,6 @@ def rotate(
     directory: Path,
     *,
     remembered: int = 200_000,
-    most_bytes: int | None = None,
     rest_seconds: float = 0.0,
     patience: float | None = None,
 ) -> list[int]:
@@ -99,7 +98,6 @@ def rotate(
     Args:
         directory: of an exposure log; services may be writing to it meanwhile.
         remembered: rows that stay known to the database after they are in a part.
-        most_bytes: of all parts; beyond it the oldest are removed. None keeps all.
         rest_seconds: pause after some rows each, for a process that answers meanwhile: each small step of the others
             would have to wait for the interpreter.
         patience: seconds that are waited for another process which is at it, for a caller who is to read all rows; None
@@ -116,7 +114,7 @@ def rotate(
     while True:
         try:
             with lock_folder(directory, KIND), closing(connect(directory)) as connection:
-                return _make_parts(directory, connection, remembered, most_bytes, rest_seconds)
+                return _make_parts(directory, connection, remembered, rest_seconds)
         except FolderBusy:
             if patience is None:
                 return []
@@ -125,9 +123,7 @@ def rotate(
             time.sleep(LOOK_SECONDS)
 
 
-def _make_parts(
-    directory: Path, connection: sqlite3.Connection, remembered: int, most_bytes: int | None, rest_seconds: float
-) -> list[int]:
+def _make_parts(directory: Path, connection: sqlite3.Connection, remembered: int, rest_seconds: float) -> list[int]:
     """Make parts, once no other process does."""
     made: list[int] = []
     check_parts(connection, directory)
@@ -139,8 +135,6 @@ def _make_parts(
             finish_part(connection, span.part)
             made.append(span.part)
     forget(connection, remembered)
-    if most_bytes is not None:
-        _remove_oldest(directory, most_bytes)
     return made
 
 
@@ -240,14 +234,3 @@ def _feedback_table(rows: Sequence[Feedback]) -> pl.DataFrame:
     return pl.DataFrame(
         {name: [getattr(row, name) for row in rows] for name in FEEDBACK_SCHEMA}, schema=FEEDBACK_SCHEMA
     )
-
-
-def _remove_oldest(directory: Path, most_bytes: int) -> None:
-    """Remove the oldest parts until the others are small enough; the newest one stays whatever its size."""
-    parts = parts_of(directory)
-    sizes = [sum(file.stat().st_size for file in part.iterdir()) for part in parts]
-    for place, part in enumerate(parts[:-1]):
-        if sum(sizes[place:]) <= most_bytes:
-            return
-        LOGGER.warning("exposure log: %s is removed, all parts together are above %d bytes", part, most_bytes)
-        remove_artifact(part)

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_database import (
@@ -46,7 +46,6 @@ class LocalExposureLog:
         rotate_rows: int = 50_000,
         rotate_seconds: float = 3600.0,
         remembered: int = 200_000,
-        most_bytes: int | None = None,
     ) -> None:
         """Open the log, or begin one; a part that a killed process left half made is finished with the next one.
 
@@ -56,14 +55,12 @@ class LocalExposureLog:
             rotate_seconds: or once so much time has passed, if there are rows.
             remembered: exposures that stay known after they are in a part, and as much feedback. A retry that comes
                 later is written again, and is dropped by `adagrpo.data.logged_exposures`.
-            most_bytes: of all parts; beyond it the oldest are removed, and that is logged. None keeps all.
 
         Raises:
             UserError: the folder holds something else, its database is damaged, or it cannot be written.
         """
         self.directory = directory
-        self._rotate_rows, self._rotate_seconds = rotate_rows, rotate_seconds
-        self._remembered, self._most_bytes = remembered, most_bytes
+        self._rotate_rows, self._rotate_seconds, self._remembered = rotate_rows, rotate_seconds, remembered
         try:
             claim(directory, KIND, "--exposures")
             self._connection = connect(directory)
@@ -87,8 +84,7 @@ class LocalExposureLog:
     def rotate(self) -> list[int]:
         """Put all rows into parts now; see `adagrpo.exposures.exposure_parts.rotate`."""
         self._written = 0
-        bounds: dict[str, Any] = {"remembered": self._remembered, "most_bytes": self._most_bytes}
-        return rotate(self.directory, rest_seconds=REST_SECONDS, **bounds)
+        return rotate(self.directory, remembered=self._remembered, rest_seconds=REST_SECONDS)
 
     def close(self) -> None:
         """See `ExposureSink.close`. Rows that are in no part stay in SQLite."""

@@ -28,17 +28,7 @@ def target_rank_in(
     ranked: Ints,  # (N, W)
     targets: Ints,  # (N,)
 ) -> NDArray[np.int64]:
-    """Rank of the logged item in each list.
-
-    Args:
-        ranked: (N, W) items, best first, -1 where a place holds no item.
-        targets: (N,) logged items.
-
-    Returns:
-        (N,) the first place that holds the target, counted from 1; 0 where no place does.
-
-    Raises:
-        ValueError: if a shape does not fit.
+    """(N,) the first place that holds the logged item, counted from 1; 0 where no place does, -1 being no item.
 
     Example:
         >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
@@ -55,17 +45,7 @@ def hit_rate(
     ranks: Ints,  # (N,)
     k: int,
 ) -> NDArray[np.float64]:
-    """`1[1 <= rank <= k]`.
-
-    Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent.
-        k: depth, at least 1 and at most the length of the lists.
-
-    Returns:
-        (N,) 1.0 for a hit, else 0.0.
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is below 1.
+    """`1[1 <= rank <= k]`; the rank is 0 where the logged item is absent.
 
     Example:
         >>> hit_rate(np.array([1, 10, 11, 0]), 10)
@@ -80,16 +60,6 @@ def ndcg(
 ) -> NDArray[np.float64]:
     """`1[1 <= rank <= k] / log2(1 + rank)`: normalised discounted gain with one relevant item.
 
-    Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent.
-        k: depth, at least 1 and at most the length of the lists.
-
-    Returns:
-        (N,) in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is below 1.
-
     Example:
         >>> ndcg(np.array([1, 3, 7, 0]), 5)
         array([1. , 0.5, 0. , 0. ])
@@ -99,20 +69,10 @@ def ndcg(
 
 
 def hallucination(
-    valid: NDArray[np.bool_],  # (N, W)
+    valid: NDArray[np.bool_],  # (N, W) True where the sequence names an item
     k: int,
 ) -> NDArray[np.float64]:
     """Share of the first `k` sequences that name no item.
-
-    Args:
-        valid: (N, W) True where the sequence names an item, best first.
-        k: depth, from 1 to `W`.
-
-    Returns:
-        (N,) in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is out of range.
 
     Example:
         >>> hallucination(np.array([[True, False, True, False]]), 2)
@@ -130,18 +90,7 @@ def coverage(
     k: int,
     num_items: int,
 ) -> float:
-    """Share of the catalogue that is in anyone's first `k`.
-
-    Args:
-        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 where a place holds no item.
-        k: depth, from 1 to `W`.
-        num_items: `V`, the size of the catalogue.
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+    """Share of the catalogue that is in anyone's first `k`; -1 is no item.
 
     Example:
         >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
@@ -157,18 +106,9 @@ def tail_share(
     k: int,
     tail: NDArray[np.bool_],  # (V,)
 ) -> NDArray[np.float64]:
-    """Share of the items named in the first `k` places that are in the tail.
+    """Share of the items named in the first `k` places that are in the tail, see `tail_items`.
 
-    Args:
-        ranked: (N, W) items in `0 .. V - 1`, best first, -1 where a place holds no item.
-        k: depth, from 1 to `W`.
-        tail: (V,) True for the items of the tail, see `tail_items`.
-
-    Returns:
-        (N,) in [0, 1]; places without an item count on neither side, and a list that names no item has share 0.
-
-    Raises:
-        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+    Places without an item, -1, count on neither side, and a list that names no item has share 0.
 
     Example:
         >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
@@ -193,16 +133,6 @@ def tail_items(
 
     Items are taken from the least popular up, ties by index (the smaller index first), while their interactions add
     up to at most `share` of all. Items without interactions are always in the tail.
-
-    Args:
-        popularity: (V,) training interactions of each item, at least 0.
-        share: from 0 to 1.
-
-    Returns:
-        (V,) True for the items of the tail.
-
-    Raises:
-        ValueError: if `popularity` is no vector or has a negative or NaN entry, or `share` is out of range.
 
     Example:
         >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)

@@ -76,13 +76,8 @@ class DailySigns(NamedTuple):
     on: tuple[str, ...]
 
 
-def daily_signs(visits: Visits, rule: SignRule = SignRule(), *, seed: int = 0) -> list[DailySigns]:
+def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
     """Compute the signs of each day, from the day after the baseline on.
-
-    Args:
-        visits: `N` lists.
-        rule: see the module.
-        seed: of the draws from the baseline.
 
     Raises:
         ValueError: there is no day after the baseline, or the baseline has fewer than two lists.
@@ -100,18 +95,12 @@ def daily_signs(visits: Visits, rule: SignRule = SignRule(), *, seed: int = 0) -
     for day in range(begin, int(visits.day.max()) + 1):
         now = (visits.day <= day) & (visits.day > day - rule.window) & ~usual
         if now.sum() > 1:
-            found.append(_daily_signs(day, before, visits.only(now), rule, seed))
+            found.append(_daily_signs(day, before, visits.only(now), rule))
     return found
 
 
-def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule(), *, seed: int = 0) -> list[DailySigns]:
-    """Compare the lists of an arm with those of others on the same days, from the arm's first day on.
-
-    Args:
-        arm: lists of those who get the new policy.
-        others: lists of those who do not.
-        rule: its baseline is not used.
-        seed: of the draws from the others.
+def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule()) -> list[DailySigns]:
+    """Compare the lists of an arm with those of others on the same days, from its first day on; no baseline is used.
 
     Raises:
         ValueError: there is no day on which both have lists.
@@ -123,7 +112,7 @@ def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule(), *, s
     for day in range(int(days[0]), int(days[-1]) + 1):
         now, usual = ((one.day <= day) & (one.day > day - rule.window) & (one.day >= days[0]) for one in (arm, others))
         if now.sum() > 1 and usual.sum() > 1:
-            found.append(_daily_signs(day, others.only(usual), arm.only(now), rule, seed))
+            found.append(_daily_signs(day, others.only(usual), arm.only(now), rule))
     return found
 
 
@@ -148,20 +137,14 @@ def gini(
     return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
-def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule, seed: int) -> DailySigns:
+def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule) -> DailySigns:
     feedback = _above(now.clicked, before.clicked)
     reward = _above(now.predicted, before.predicted)
     calibration = _above(_gap(now), _gap(before))
-    concentrated, concentration = _more_concentrated(now.items, before.items, np.random.default_rng([seed, day]))
-    on = []
-    if reward > rule.errors and feedback < -rule.errors:
-        on.append(SIGNS[0])
-    for sign, is_on in zip(
-        SIGNS[1:],
-        (feedback < -rule.errors, abs(calibration) > rule.errors, concentration > rule.errors),
-        strict=True,
-    ):
-        on += [sign] if is_on else []
+    concentrated, concentration = _more_concentrated(now.items, before.items, np.random.default_rng([0, day]))
+    down = feedback < -rule.errors
+    stand_out = (reward > rule.errors and down, down, abs(calibration) > rule.errors, concentration > rule.errors)
+    on = [sign for sign, is_on in zip(SIGNS, stand_out, strict=True) if is_on]
     predicted = now.predicted[~np.isnan(now.predicted)]
     means = (float(now.clicked.mean()), float(predicted.mean()) if len(predicted) else float("nan"), concentrated)
     return DailySigns(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))

@@ -32,12 +32,11 @@ def cascade(
     """The mean sum of the rewards of a list.
 
     Args:
-        rewards: (N, K) of each place, 0 at places that a list does not have.
-        target: (N, K) log-probability of each item at its place under the target, given those above; -inf where the
-            target never shows it; 0 at places that a list does not have.
-        logged: (N, K) the same under the policy that was served; always finite.
+        rewards: of each place, 0 at places that a list does not have.
+        target: log-probability of each item at its place under the target, given those above; -inf where the target
+            never shows it; 0 at places that a list does not have.
+        logged: the same under the policy that was served; always finite.
         normalised: divide each place by the mean of its weights.
-        users: (N,) see `adagrpo.off_policy.ips`.
 
     Returns:
         The estimate; its effective size is that of the weights of the place with the least, mostly the last one.

@@ -39,15 +39,9 @@ def ips(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Inverse propensity scoring.
+    """Inverse propensity scoring of answers of at least two `users`; None: all of different ones.
 
-    Args:
-        rewards: (N,) of each answer.
-        weights: (N,) probability under the target over that under the logging policy.
-        users: (N,) whose answers they are; None: all of different users.
-
-    Raises:
-        ValueError: shapes differ, or there are fewer than two users.
+    Weights are the probability of each answer under the target over that under the logging policy.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
@@ -89,11 +83,8 @@ def doubly_robust(
     """A model's prediction, corrected by the weighted errors that it makes on the log; see `ips`.
 
     Args:
-        rewards: (N,) of each answer.
-        weights: (N,) see `ips`.
-        predicted: (N,) q(x_i, a_i): what the model says of what was shown; it must not have seen the answer.
-        expected: (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a): what it says of the target.
-        users: (N,) see `ips`.
+        predicted: q(x_i, a_i): what the model says of what was shown; it must not have seen the answer.
+        expected: q(x_i, π) = Σ_a π(a | x_i) q(x_i, a): what it says of the target.
     """
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)

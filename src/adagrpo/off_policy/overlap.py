@@ -50,11 +50,7 @@ class Overlap(NamedTuple):
         return None
 
     def check(self) -> None:
-        """Refuse to go on where there is a problem.
-
-        Raises:
-            ThinOverlap: there is one.
-        """
+        """Raise ThinOverlap where there is a problem."""
         if self.problem is not None:
             raise ThinOverlap(self.problem)
 
@@ -78,12 +74,7 @@ def overlap(
 ) -> Overlap:
     """Look at the weights of a log.
 
-    Args:
-        weights: (N,) probability of each answer under the target over that under the logging policy.
-        uncovered: the mean over the answers of the target's probability on what has none under the logging policy.
-
-    Raises:
-        ValueError: `weights` is empty, or holds what is no weight.
+    `uncovered` is the mean over the answers of the target's probability on what has none under the logging policy.
     """
     if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")

@@ -106,15 +106,12 @@ class HybridPolicy(nn.Module):
         """Join a head to a compact policy.
 
         Args:
-            compact: encoder and decoder.
-            trie: of the same catalogue.
             item_dropout: share of the items of a history that enter as their codes alone while training.
             item_weight: `w`, the share of the item head in the pool, in [0, 1].
             smoothing: `η`.
             loss_weight: of the head's cross-entropy beside the NLL of the decoder.
             negatives: uniformly sampled for that cross-entropy, shared by a batch; 0 takes the whole catalogue.
             prefix: `p`; 0 is a softmax over all items, otherwise one over prefixes of `p` codes and one below each.
-            seed: of the initial weights.
 
         Raises:
             ValueError: `prefix` is not below the number of levels.
@@ -187,11 +184,7 @@ class HybridPolicy(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`.
-
-        Args:
-            weights: `w`, rows of sum 1; the biases too are the means under them.
-        """
+        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 

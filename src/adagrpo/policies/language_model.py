@@ -92,9 +92,7 @@ def from_configuration(
 ) -> tuple[PreTrainedModel, Vocabulary]:
     """A model with random weights, whose vocabulary is padding, end, and the codes.
 
-    Args:
-        options: `model_type` and any keys of that type's configuration but those of the vocabulary.
-        code_sizes: `(K_1 .. K_L)`.
+    `options` are `model_type` and any keys of that type's configuration but those of the vocabulary.
 
     Raises:
         UserError: an unknown model type or key, or a configuration that makes no model.
@@ -210,11 +208,7 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
 
 def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
-    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before.
-
-    Raises:
-        UserError: the folder has no tokenizer, or brings code.
-    """
+    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before."""
     tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
     return tuple(int(token) for token in tokens)
 
@@ -245,7 +239,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "get_base_layer"):
             module.merge()
             plain.set_submodule(name, module.get_base_layer())
-    _cast(plain, torch.float32)
+    plain.float()
     plain.config.dtype = torch.float32
     return plain.requires_grad_(True)
 
@@ -302,10 +296,6 @@ def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    module.to(dtype)
 
 
 def _embeddings(model: PreTrainedModel) -> Tensor:

@@ -42,11 +42,7 @@ class NamedTokens:
         code_sizes: Sequence[int],  # (K_1 .. K_L)
         item_codes: Tensor,  # (V, L) int64
     ) -> None:
-        """Look the names up in the folder's tokenizer.
-
-        Args:
-            templates: one a level, each with `{code}`.
-            item_codes: of the catalogue; a code that no item has need not have a token.
+        """Look the names, a template with `{code}` a level, up in the folder's tokenizer.
 
         Raises:
             UserError: there is no tokenizer, or a code that an item has has no token in it.
@@ -68,10 +64,7 @@ class NamedTokens:
                     )
 
     def vocabulary(self, end: int, rows: int) -> Vocabulary:
-        """The token ids of the codes in a model.
-
-        Args:
-            end: the token that stands for all others.
+        """The token ids of the codes in a model of so many embeddings; the token `end` stands for all others.
 
         Raises:
             UserError: the tokenizer has tokens that the model has no embedding of.
@@ -141,11 +134,7 @@ def named_checkpoint(
     seed: int,
     weights: bool,
 ) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-    """Read a checkpoint that has tokens for the codes.
-
-    Returns:
-        The model, where the codes are among its tokens, and the tokens of the text around a history.
-    """
+    """A checkpoint that has tokens for the codes, which tokens these are, and those of the text around a history."""
     model = load_folder(folder, seed=seed, weights=weights)
     named = NamedTokens(folder, options.tokens, sizes, codes)
     vocabulary = named.vocabulary(end_token(model), embedded_tokens(model))

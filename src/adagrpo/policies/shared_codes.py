@@ -52,12 +52,7 @@ class SharedCodesPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.policy.Policy`."""
 
     def __init__(self, causal: _WritesCodes, trie: Trie) -> None:
-        """Put one more level behind the codes of a policy.
-
-        Args:
-            causal: of the first `L` codes of each item.
-            trie: of the catalogue of `L + 1` codes.
-        """
+        """Put one more level behind the `L` codes of a policy; the trie is of the catalogue of `L + 1`."""
         super().__init__()
         levels = len(causal.level_sizes)
         if len(trie.level_sizes) != levels + 1:

@@ -81,9 +81,6 @@ def draw(
         width: in pixels.
         height: in pixels, without the title and the legend.
         notes: what stands above the legend.
-
-    Returns:
-        An `<svg>` element.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -140,7 +137,7 @@ def in_percent(axis: Axis) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
-def name_axes(axes: Axes, x_label: str, y_label: str, *, percent: bool = False) -> None:
+def name_axes(axes: Axes, x_label: str, y_label: str, *, percent: bool) -> None:
     """Name both axes, the upward one above it, where it needs no turning; shares stay between 0 and 100 %."""
     axes.set_xlabel(shorten(x_label, 2 * LEGEND_LENGTH))
     axes.set_title(shorten(y_label, LEGEND_LENGTH))

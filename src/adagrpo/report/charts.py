@@ -54,9 +54,6 @@ class Point:
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, percent: bool = False) -> str:
     """Draw lines; a series of more than 80 values is drawn as bin means.
 
-    Args:
-        series: the lines; values that are None or not finite are gaps.
-
     Example:
         >>> svg = line_chart([Series("nll", [0, 1], [0.1, 0.2])], title="HR@10", x_label="step", y_label="rate")
         >>> svg.startswith("<svg"), "nll" in svg
@@ -95,10 +92,7 @@ def scatter_chart(
     x_percent: bool = False,
     y_percent: bool = False,
 ) -> str:
-    """Draw points, each name in a shape and the colour of its method.
-
-    Args:
-        points: what to draw; a point that is not finite is left out.
+    """Draw points, each name in a shape and the colour of its method; one that is not finite is left out.
 
     Example:
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
@@ -149,7 +143,7 @@ def stacked_area_chart(
         True
     """
     binned = [bin_means(x, values) for _, values in layers]
-    places, _, width = bin_means(x, overlay[1])
+    places, line, width = bin_means(x, overlay[1])
     shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, places)
     known = np.isfinite(shares).any(axis=0) if layers else np.zeros(0, dtype=bool)
     if not known.any():
@@ -161,29 +155,22 @@ def stacked_area_chart(
         for place, name in enumerate(names):
             look: dict[str, Any] = {"facecolor": LAYERS[place % len(LAYERS)], "edgecolor": SURFACE, "lw": 0.8}
             axes.fill_between(places, tops[place], tops[place + 1], where=known.tolist(), label=name, **look)
-        line = bin_means(x, overlay[1])[1]
         if np.isfinite(line).any():
             axes.plot(places, line, color=INK, ls="--", lw=2, label=overlay[0])
         axes.set_ylim(0, 1)
         _steps(axes, places)
         name_axes(axes, x_label + _bin_note(width, x_label), y_label, percent=True)
 
-    described = f"{y_label} by {x_label}, stacked: {', '.join(names)}"
-    return draw(title, described, paint)
+    return draw(title, f"{y_label} by {x_label}, stacked: {', '.join(names)}", paint)
 
 
 def bin_means(
     x: Sequence[float], y: Sequence[float | None], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Average over bins of equal width, if there are more values than bins.
+    """Average over bins of equal width, if there are more values than bins; positions that are not finite are dropped.
 
-    Args:
-        x: positions; those that are not finite are dropped.
-        y: values; None and what is not finite is a gap.
-
-    Returns:
-        The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width
-        of a bin, 0 if nothing was averaged.
+    The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width of a
+    bin, 0 if nothing was averaged.
 
     Example:
         >>> x, y, width = bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)

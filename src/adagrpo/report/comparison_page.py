@@ -85,12 +85,7 @@ def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
 
 
 def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the charts of a comparison as SVG files of their own, for documents.
-
-    Args:
-        content: of `comparison.json`.
-        folder: of the charts; what is there of other names is left alone.
-    """
+    """Write the charts of a comparison as SVG files of their own, for documents; other files of the folder stay."""
     charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
     for path, svg in charts.items():
         write_file(path, standalone(svg))
@@ -98,11 +93,7 @@ def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[P
 
 
 def finding(content: Mapping[str, Any]) -> list[str]:
-    """Sum up the comparison in a few sentences.
-
-    Args:
-        content: of `comparison.json`.
-    """
+    """Sum up the comparison in a few sentences."""
     plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}

@@ -24,11 +24,7 @@ KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 
 
 def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """All tables that have rows, with their titles.
-
-    Args:
-        content: of `comparison.json`.
-    """
+    """All tables that have rows, with their titles."""
     named = [
         ("Against the baseline", comparison_table(content)),
         ("Against the baseline in true utility@10", _true_utility(content)),
@@ -43,12 +39,10 @@ def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def comparison_table(content: Mapping[str, Any]) -> Table:
     """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
-    plan = content["plan"]
-    metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
+    metric, baseline, kinds = content["plan"]["metric"], content["plan"]["baseline"], interval_kinds(content)
     unit = " (points)" if is_rate(metric) else ""
-    header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
-    kinds = interval_kinds(content)
-    first, *others = [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {baseline}{unit}"]
+    first, *others = _over(content)
     header += [first, "p, Holm", *others]
     rows = []
     for row in content["rows"]:
@@ -75,6 +69,11 @@ def interval_kinds(content: Mapping[str, Any]) -> list[str]:
     return ["both", "users", "seeds"] if both else ["users", "seeds"]
 
 
+def _over(content: Mapping[str, Any]) -> list[str]:
+    """The headings of these intervals."""
+    return [f"{100 * content['plan']['level']:g} % over {KINDS[kind]}" for kind in interval_kinds(content)]
+
+
 def _true_utility(content: Mapping[str, Any]) -> Table:
     """Describe true utility, which a simulated world alone has."""
     name, kinds = "true_utility@10", interval_kinds(content)
@@ -89,18 +88,12 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
                 *intervals,
             )
             rows.append((row["arm"], row["checkpoint"], *cells))
-    per_cent = f"{100 * content['plan']['level']:g} %"
-    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
-    header += [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}", *_over(content)]
     return Table.of(header, rows, 2)
 
 
 def pairs_table(content: Mapping[str, Any]) -> Table:
-    """The first arm of each pair of the plan less the second, with the intervals of that difference.
-
-    Args:
-        content: of `comparison.json`.
-    """
+    """The first arm of each pair of the plan less the second, with the intervals of that difference."""
     metric, kinds = content["plan"]["metric"], interval_kinds(content)
     rows = []
     for row in content.get("pairs", ()):
@@ -110,10 +103,9 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
         rows.append(
             (f"{row['arm']} minus {row['other']}", row["checkpoint"], difference, *intervals, format_p(row["p_holm"]))
         )
-    per_cent, unit = f"{100 * content['plan']['level']:g} %", " (points)" if is_rate(metric) else ""
-    header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}"]
-    first, *others = [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
-    header += [first, "p, Holm", *others]
+    unit = " (points)" if is_rate(metric) else ""
+    first, *others = _over(content)
+    header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}", first, "p, Holm", *others]
     return Table.of(header, rows, 2)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Table
-
-START = "sft"
+from adagrpo.report.tables import MISSING, START, Table
 
 
 def decision_table(content: Mapping[str, Any]) -> Table:

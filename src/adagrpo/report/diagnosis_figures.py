@@ -11,20 +11,17 @@ from typing import Any
 
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
-from adagrpo.report.tables import MISSING, Table
+from adagrpo.report.tables import MISSING, Table, format_interval
 
 HR, NDCG = "hr@10", "ndcg@10"
+BOTH = ("ranker", "policy")
 FRACTIONS = {"0.125": "⅛", "0.25": "¼", "0.5": "½"}  # on an axis, where the others have less room
 
 Row = Mapping[str, Any]
 
 
 def weight_figures(content: Row) -> list[Figure]:
-    """The change of NDCG@10 and HR@10 over the weights of re-ranking.
-
-    Args:
-        content: `weights` of a diagnosis.
-    """
+    """The change of NDCG@10 and HR@10 over the weights of re-ranking, from `weights` of a diagnosis."""
     names = [_weight(weight) for weight in content["weights"]]
     chosen = [_weight(weight) for weight in dict.fromkeys(content["chosen"])]
     figures = []
@@ -52,74 +49,54 @@ def weight_figures(content: Row) -> list[Figure]:
 
 
 def exposure_figures(content: Row) -> list[Figure]:
-    """Draw how well ranker and policy order items that were shown about equally often.
-
-    Args:
-        content: `by_exposure` of a diagnosis.
-    """
-    bins, counted = content["bins"], content["counted"]
-    names = [row["bin"] for row in bins]
-    logged = Figure(
-        _order_chart(
-            names,
-            [[row[who] for row in bins] for who in ("ranker", "policy")],
-            title="The logged item above others shown as often",
-            label=f"items by {counted}",
-        ),
+    """How well ranker and policy order items that were shown about equally often, from `by_exposure` of a diagnosis."""
+    bins = content["bins"]
+    logged = _order_figure(
+        content,
+        bins,
+        "The logged item above others shown as often",
         "One half is chance. Each list's logged item against the other items of the same bin in it.",
-        _order_table(counted, bins, bins),
     )
     if not all("truth" in row for row in bins):
         return [logged]
-    truths = [row["truth"] for row in bins]
-    truth = Figure(
-        _order_chart(
-            names,
-            [[row[who] for row in truths] for who in ("ranker", "policy")],
-            title="Pairs in the order of the true utility",
-            label=f"items by {counted}",
-        ),
+    truth = _order_figure(
+        content,
+        [row["truth"] for row in bins],
+        "Pairs in the order of the true utility",
         "Pairs of items of the same bin in a list, without the logged one. Only a simulated world knows this.",
-        _order_table(counted, bins, truths),
     )
     return [logged, truth]
 
 
-def _order_chart(names: Sequence[str], values: Sequence[Sequence[Row | None]], *, title: str, label: str) -> str:
-    ranker, policy = ([None if one is None else _estimate(one) for one in line] for line in values)
-    return interval_chart(
-        names,
-        [Band("ranker", ranker), Band("policy", policy)],
+def _order_figure(content: Row, values: Sequence[Row], title: str, caption: str) -> Figure:
+    """A chart and a table of the values of each bin."""
+    bins, counted = content["bins"], content["counted"]
+    svg = interval_chart(
+        [row["bin"] for row in bins],
+        [Band(who, [None if row[who] is None else IntervalMark.of(row[who]) for row in values]) for who in BOTH],
         title=title,
-        x_label=label,
+        x_label=f"items by {counted}",
         y_label="share in order",
         reference=0.5,
         percent=True,
     )
-
-
-def _order_table(counted: str, bins: Sequence[Row], values: Sequence[Row]) -> Table:
     lines = [
-        (row["bin"], f"{row['items']:,}", f"{value['cases']:,}", *(_share(value[who]) for who in ("ranker", "policy")))
+        (row["bin"], f"{row['items']:,}", f"{value['cases']:,}", *(_share(value[who]) for who in BOTH))
         for row, value in zip(bins, values, strict=True)
     ]
-    return Table.of((counted, "items", "cases", "ranker", "policy"), lines)
+    return Figure(svg, caption, Table.of((counted, "items", "cases", *BOTH), lines))
 
 
 def _weight(weight: float | None) -> str:
     return "∞" if weight is None else f"{weight:.3g}"
 
 
-def _estimate(interval: Row, factor: float = 1) -> IntervalMark:
-    return IntervalMark(*(factor * interval[name] for name in ("mean", "low", "high")))
+def _estimate(interval: Row, factor: float) -> IntervalMark:
+    return IntervalMark.of(interval).times(factor)
 
 
-def _change(interval: Row | None, factor: float) -> str:
-    if interval is None:
-        return MISSING
-    digits = 1 if factor == 100 else 4
-    mean, low, high = (factor * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+def _change(interval: Row, factor: float) -> str:
+    return format_interval(interval, "+.1f" if factor == 100 else "+.4f", factor)
 
 
 def _share(interval: Row | None) -> str:

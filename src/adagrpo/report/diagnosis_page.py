@@ -40,15 +40,7 @@ Row = Mapping[str, Any]
 
 
 def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | None = None) -> Path:
-    """Write `diagnose.html` into a run directory.
-
-    Args:
-        result: content of `diagnose/diagnose.json`.
-        serves: the run as the command line names it; None: the directory.
-
-    Returns:
-        The path of the page.
-    """
+    """Write `diagnose.html` into a run directory; `serves` is how the command line names that."""
     path = run_directory / "diagnose.html"
     page = template("diagnosis.html.j2").render(
         name=name,
@@ -68,11 +60,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, serves: Path | 
 
 
 def gain_sentence(result: Row) -> str | None:
-    """What re-ranking means for a thousand users; None where the reward should not be used.
-
-    Args:
-        result: content of `diagnose/diagnose.json`.
-    """
+    """What re-ranking means for a thousand users; None where the reward should not be used."""
     if result["verdict"]["decision"] == "do_not_use":
         return None
     own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
@@ -83,12 +71,7 @@ def gain_sentence(result: Row) -> str | None:
 
 
 def serve_command(result: Row, run: Path) -> str | None:
-    """The command that serves the re-ranked list; None where the reward should not be used.
-
-    Args:
-        result: content of `diagnose/diagnose.json`.
-        run: as the command line names it.
-    """
+    """The command that serves the re-ranked list; None where the reward should not be used."""
     weight = result["reranking"]["weight"]
     if result["verdict"]["decision"] == "do_not_use" or not weight:
         return None

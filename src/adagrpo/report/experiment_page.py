@@ -34,11 +34,7 @@ COUNTS = {
 
 
 def write_experiment(path: Path, result: Row) -> Path:
-    """Write the page of an experiment.
-
-    Args:
-        result: see `adagrpo.pipeline.experiment.experiment`.
-    """
+    """Write the page of an experiment; `result` is that of `adagrpo.pipeline.experiment.experiment`."""
     write_file(path, experiment_page(result))
     return path
 
@@ -48,15 +44,24 @@ def experiment_page(result: Row) -> str:
     if result["kind"] == "interleaving":
         return _interleaving_page(result)
     return template("experiment.html.j2").render(
-        name=result["experiment"],
-        verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
-        facts=_facts(result),
-        notes=[keep_together(note) for note in result["notes"]],
+        **_head(result),
         effects=effects_table(result["effects"]),
-        effect_figures=_effect_figures(result["effects"]),
+        effect_figures=_forest(
+            result["effects"],
+            "metric",
+            title="Effects on the metrics",
+            x_label="effect, % of the control's number",
+            caption="Right of the line the arm has more than the control. Each interval is of one metric alone.",
+        ),
         daily=_daily_figures(result["daily"]),
         guardrails=guardrails_table(result["guardrails"]),
-        guardrail_figures=_guardrail_figures(result["guardrails"]),
+        guardrail_figures=_forest(
+            result["guardrails"],
+            "guardrail",
+            title="Guardrails",
+            x_label="change, % of the control's number",
+            caption="The table says by how much each may get worse.",
+        ),
         ratios=_ratios(result["sample_ratio"]),
         counts=_counts(result["counts"]),
     )
@@ -83,14 +88,15 @@ def _interleaving_page(result: Row) -> str:
         ("clicks before their list, left out", f"{result['feedback_early']:,}"),
         ("clicks too long after it, left out", f"{result['feedback_late']:,}"),
     ]
-    return template("interleaving.html.j2").render(
-        name=result["experiment"],
-        verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
-        facts=_facts(result),
-        notes=[keep_together(note) for note in result["notes"]],
-        figures=figures,
-        counts=Table.of(("", "number"), lines),
-    )
+    counted = Table.of(("", "number"), lines)
+    return template("interleaving.html.j2").render(**_head(result), figures=figures, counts=counted)
+
+
+def _head(result: Row) -> dict[str, Any]:
+    """What both kinds of pages begin with."""
+    verdicts = [(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()]
+    notes = [keep_together(note) for note in result["notes"]]
+    return {"name": result["experiment"], "verdicts": verdicts, "facts": _facts(result), "notes": notes}
 
 
 def preference_table(rows: Sequence[Row]) -> Table:
@@ -134,20 +140,14 @@ def _facts(result: Row) -> list[tuple[str, str]]:
     return found
 
 
-def _effect_figures(rows: Sequence[Row]) -> list[Figure]:
+def _forest(rows: Sequence[Row], of: str, *, title: str, x_label: str, caption: str) -> list[Figure]:
+    """A chart of the rows that have an effect, named by their arm and by `of`; none where none has."""
     drawn = [
-        ForestRow(
-            f"{row['treatment']}, {row['metric']}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))}
-        )
+        ForestRow(f"{row['treatment']}, {row[of]}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))})
         for row in rows
         if "relative" in row
     ]
-    if not drawn:
-        return []
-    svg = forest_chart(
-        drawn, title="Effects on the metrics", x_label="effect, % of the control's number", percent_points=True
-    )
-    return [Figure(svg, "Right of the line the arm has more than the control. Each interval is of one metric alone.")]
+    return [Figure(forest_chart(drawn, title=title, x_label=x_label, percent_points=True), caption)] if drawn else []
 
 
 def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
@@ -178,21 +178,6 @@ def _labels(days: Sequence[str]) -> list[str]:
     return [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
 
 
-def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:
-    drawn = [
-        ForestRow(
-            f"{row['treatment']}, {row['guardrail']}",
-            {row["treatment"]: IntervalMark(row["relative"], *row["interval"])},
-        )
-        for row in rows
-        if "relative" in row
-    ]
-    if not drawn:
-        return []
-    svg = forest_chart(drawn, title="Guardrails", x_label="change, % of the control's number", percent_points=True)
-    return [Figure(svg, "The table says by how much each may get worse.")]
-
-
 def _ratios(rows: Sequence[Row]) -> Table:
     lines = [
         (
@@ -212,7 +197,7 @@ def _counts(counts: Row) -> Table:
 
 
 def _ends(row: Row) -> tuple[float, float]:
-    ends: tuple[float, float] = row["anytime"] or row["interval"]
+    ends: tuple[float, float] = row.get("anytime") or row["interval"]  # guardrails have the latter alone
     return ends
 
 

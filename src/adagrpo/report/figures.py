@@ -91,11 +91,7 @@ def training_signals(logs: Sequence[Log]) -> list[Figure]:
 
 
 def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[Figure]:
-    """Admission and rejections by cause over the steps, for each arm that has a gate.
-
-    Args:
-        metrics: content of `metrics.json`, which says which arm has which gate.
-    """
+    """Admission and rejections by cause over the steps, for each arm to which `metrics.json` gives a gate."""
     gates = {point.arm: point.gate for point in checkpoints(metrics)}
     figures = []
     for log in logs:

@@ -30,6 +30,11 @@ class IntervalMark(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def of(cls, interval: Mapping[str, float]) -> IntervalMark:
+        """What a result says of an estimate: `mean`, `low` and `high`."""
+        return cls(interval["mean"], interval["low"], interval["high"])
+
     def times(self, factor: float) -> IntervalMark:
         """In another unit."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))
@@ -64,12 +69,7 @@ def interval_chart(
     reference: float,
     percent: bool = False,
 ) -> str:
-    """Draw estimates with intervals over an axis of categories.
-
-    Args:
-        categories: their names, in order.
-        bands: the series, one value a category.
-        reference: a value to draw a line at, such as no difference, or chance.
+    """Draw estimates with intervals over an axis of categories, and a line at no difference, or chance.
 
     Example:
         >>> band = Band("ranker", [IntervalMark(0.1, 0.0, 0.2), None])
@@ -96,8 +96,7 @@ def interval_chart(
         axes.set_xlim(-0.5, len(categories) - 0.5)
         name_axes(axes, x_label, y_label, percent=percent)
 
-    described = f"{y_label} by {x_label}, with intervals: {', '.join(names)}"
-    return draw(title, described, paint)
+    return draw(title, f"{y_label} by {x_label}, with intervals: {', '.join(names)}", paint)
 
 
 def forest_chart(
@@ -107,9 +106,7 @@ def forest_chart(
     x_label: str,
     reference: float = 0.0,
     percent_points: bool = False,
-    limits: tuple[float, float] | None = None,
     names: Mapping[str, str] | None = None,
-    notes: str = "",
 ) -> str:
     """Draw estimates below each other with their intervals, against a line at a reference.
 
@@ -117,9 +114,7 @@ def forest_chart(
         rows: the uppermost first; rows of one heading follow each other.
         reference: no difference, or chance.
         percent_points: the values are differences of fractions, to be shown in points.
-        limits: of the axis; an interval that leaves it ends in an arrow.
         names: of the methods in the legend, which is left out without them.
-        notes: what stands above the legend, in as many lines as it needs.
 
     Example:
         >>> row = ForestRow("nll, best", {"nll": IntervalMark(0.1, -0.1, 0.3)})
@@ -139,36 +134,24 @@ def forest_chart(
         axes.axvline(factor * reference, **REFERENCE)
         for y, (_, row) in enumerate(lines):
             for method, value in row.marks.items() if row else ():
-                place = methods.index(method)
                 lane = lanes.index(method) - (len(lanes) - 1) / 2 if method in lanes else 0.0
-                look = colors[method], MARKERS[place % len(MARKERS)]
-                _mark(axes, value.times(factor), y + lane * LANE / step, look, limits)
+                mean, low, high = value.times(factor)
+                at, color = y + lane * LANE / step, colors[method]
+                if low is not None and high is not None:
+                    axes.plot([low, high], [at, at], color=color, lw=2)
+                axes.plot([mean], [at], MARKERS[methods.index(method) % len(MARKERS)], color=color, ms=7)
         for method, label in names.items():
             axes.plot([], [], color=colors[method], lw=2, marker=MARKERS[methods.index(method)], label=label)
         axes.set_yticks(range(len(lines)), [shorten(text, NAME_LENGTH) for text, _ in lines], color=INK)
         for tick, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
             tick.set_fontweight("normal" if row else "bold")
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlim(limits)
         axes.locator_params(axis="x", nbins=6)
         axes.grid(axis="x")
         axes.set_xlabel(shorten(x_label, 2 * NAME_LENGTH), loc="right")
 
     described = f"{x_label}: {', '.join(row.name for row in rows)}"
-    return draw(title, described, paint, height=step * len(lines) + 3 * LINE, notes=notes)
-
-
-def _mark(axes: Axes, value: IntervalMark, y: float, look: tuple[str, str], limits: tuple[float, float] | None) -> None:
-    """Draw an estimate in a colour and marker, and its interval, with an arrow where that leaves the limits."""
-    color, marker = look
-    if value.low is not None and value.high is not None:
-        first, last = limits or (value.low, value.high)
-        axes.plot([max(value.low, first), min(value.high, last)], [y, y], color=color, lw=2)
-        if value.low < first:
-            axes.plot([first], [y], "<", color=color, ms=5)
-        if value.high > last:
-            axes.plot([last], [y], ">", color=color, ms=5)
-    axes.plot([value.mean], [y], marker, color=color, ms=7)
+    return draw(title, described, paint, height=step * len(lines) + 3 * LINE)
 
 
 def _with_headings(rows: Sequence[ForestRow]) -> list[tuple[str, ForestRow | None]]:

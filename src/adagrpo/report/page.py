@@ -39,8 +39,6 @@ from adagrpo.report.tables import START, Split, Table, checkpoints, results_tabl
 from adagrpo.report.theme import chart_rules
 from adagrpo.storage.writing import write_file
 
-__all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
-
 Section = TypeVar("Section")
 SECTIONS = (
     ("decision", "Decision"),
@@ -59,18 +57,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
-    """Write `report.html` into a run directory; a crash leaves the old page or the new one.
-
-    Args:
-        run: or a folder of the files of one.
-        notes: sentences on what is left out of it, and why.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        UserError: as `build_report`.
-    """
+    """Write `report.html` into a run directory; a crash leaves the old page or the new one. See `build_report`."""
     files = _files(run)
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
@@ -78,18 +65,7 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
-    """Write the charts of a run's report as SVG files of their own, for documents.
-
-    Args:
-        run: or a folder of the files of one.
-        directory: of the charts.
-
-    Returns:
-        Their paths: `<what it shows>-<number>.svg`.
-
-    Raises:
-        UserError: as `build_report`.
-    """
+    """Write the charts of a run's report as SVG files of their own, `<what it shows>-<number>.svg`, for documents."""
     files = _files(run)
     drawn = _figures(files, _metrics(files))
     written = []
@@ -106,10 +82,7 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
 
     Args:
         run: or a folder that holds `metrics.json` and, optionally, the other files.
-        notes: see `write_report`.
-
-    Returns:
-        HTML.
+        notes: sentences on what is left out of it, and why.
 
     Raises:
         UserError: `metrics.json` is not there, or a file is there but cannot be read.

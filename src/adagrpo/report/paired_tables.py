@@ -12,7 +12,7 @@ from typing import Any
 from adagrpo.metrics import is_rate
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
-from adagrpo.report.tables import Table, metric_label
+from adagrpo.report.tables import Table, format_interval, metric_label
 
 REFERENCES = {"sft": "the starting policy", "nll": "continued NLL"}
 DRAWN = ("hr@10", "true_utility@10")
@@ -21,12 +21,7 @@ DRAWN = ("hr@10", "true_utility@10")
 def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
     """One row a checkpoint, one column a metric: the mean difference and its 95 % interval.
 
-    Args:
-        content: of `paired.json`.
-        reference: `sft` or `nll`.
-
-    Returns:
-        None where nothing was compared with it.
+    `reference` is `sft` or `nll`; None where nothing was compared with it.
     """
     rows = _rows(content, reference)
     if not rows:
@@ -40,21 +35,13 @@ def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
 
 
 def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
-    """The differences in HR@10 and, where it is known, in true utility.
-
-    Args:
-        content: of `paired.json`.
-        reference: `sft` or `nll`.
-    """
+    """The differences in HR@10 and, where it is known, in true utility; `reference` is `sft` or `nll`."""
     rows = _rows(content, reference)
     names = [name for name in DRAWN if rows and name in rows[0]["metrics"]]
     figures = []
     for name in names:
         drawn = [
-            ForestRow(
-                f"{row['arm']}, {row['checkpoint']}",
-                {row["arm"]: IntervalMark(*(row["metrics"][name][field] for field in ("mean", "low", "high")))},
-            )
+            ForestRow(f"{row['arm']}, {row['checkpoint']}", {row["arm"]: IntervalMark.of(row["metrics"][name])})
             for row in rows
         ]
         label = metric_label(name)
@@ -81,6 +68,4 @@ def _rows(content: Mapping[str, Any], reference: str) -> list[Mapping[str, Any]]
 
 
 def _difference(name: str, interval: Mapping[str, float]) -> str:
-    digits, factor = (2, 100.0) if is_rate(name) else (4, 1.0)
-    mean, low, high = (f"{factor * interval[field]:+.{digits}f}" for field in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return format_interval(interval, "+.2f", 100) if is_rate(name) else format_interval(interval, "+.4f")

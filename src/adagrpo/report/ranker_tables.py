@@ -13,20 +13,14 @@ from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.summary import rerank_rows
-from adagrpo.report.tables import MISSING, START, Split, Table, checkpoints, metric_label, metric_table
+from adagrpo.report.tables import START, Split, Table, checkpoints, format_interval, metric_label, metric_table
 
 
 def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
     """The ranker's own retrieval, the re-ranked beam and the baselines beside the starting policy, on one split.
 
-    The best of a column is marked within the split: a rate on validation is no rival of one on test.
-
-    Args:
-        metrics: content of `metrics.json`.
-        split: which cases.
-
-    Returns:
-        None where none of it was measured there.
+    The best of a column is marked within the split: a rate on validation is no rival of one on test. None where none of
+    it was measured there.
     """
     ranker = metrics.get("ranker")
     if not isinstance(ranker, Mapping):
@@ -69,7 +63,7 @@ def strata_table(report: Mapping[str, Any]) -> Table:
             row["by"],
             row["stratum"],
             f"{row['cases']:,}",
-            *(_interval(row.get(key), "{:.3f}") for key in shown),
+            *(format_interval(row.get(key), ".3f") for key in shown),
             *([f"{row['ece']:.3f}"] if calibrated else []),
         )
         for row in report["strata"]
@@ -84,7 +78,7 @@ def exposure_table(report: Mapping[str, Any]) -> Table:
     rows = [
         (
             *(entry["exposure"], _stratum(row), f"{row['impressions']:,}", f"{100 * row['click_rate']:.1f} %"),
-            *(_interval(row.get(key), "{:.3f}") for key in ("auc", "ndcg@10")),
+            *(format_interval(row.get(key), ".3f") for key in ("auc", "ndcg@10")),
             *([f"{row['ece']:.3f}"] if calibrated else []),
         )
         for entry in report["exposures"]
@@ -99,9 +93,7 @@ def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for entry in report["exposures"]:
         rows = [
-            ForestRow(
-                _stratum(row), {"ranker": IntervalMark(*(row["auc"][field] for field in ("mean", "low", "high")))}
-            )
+            ForestRow(_stratum(row), {"ranker": IntervalMark.of(row["auc"])})
             for row in entry["strata"]
             if row.get("auc")
         ]
@@ -122,10 +114,3 @@ def calibration_text(report: Mapping[str, Any]) -> str:
         return f"No calibration error: {calibration}."
     bins = (f"{row['confidence']:.2f} against {row['hit_rate']:.2f} ({row['cases']:,} cases)" for row in calibration)
     return f"Mean confidence in the item ranked first against the rate at which it is right, by bin: {'; '.join(bins)}."
-
-
-def _interval(value: Mapping[str, float] | None, form: str) -> str:
-    if value is None:
-        return MISSING
-    mean, low, high = (form.format(value[key]).replace("%", " %") for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"

@@ -19,11 +19,7 @@ FREE = ("popularity", "item_knn", "ranker", "sft", "nll", "fuse-without-reward")
 
 
 def contenders_table(content: Mapping[str, Any]) -> Table:
-    """One row a list and reward, the simplest first; a list without a reward has one row.
-
-    Args:
-        content: of demo.json.
-    """
+    """One row a list and reward of demo.json, the simplest first; a list without a reward has one row."""
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     chosen: dict[tuple[str, str], list[str]] = {}
     for reward, decision in content["decisions"].items():

@@ -28,11 +28,7 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
     """Sum up the run in a few sentences.
 
     Args:
-        metrics: content of `metrics.json`.
         baselines: whether to say that the starting policy is below a list that needs none; a decision says it too.
-
-    Raises:
-        UserError: the metrics are not laid out as described.
     """
     points = checkpoints(metrics)
     split = _split(points)

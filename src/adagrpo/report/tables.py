@@ -98,19 +98,11 @@ def results_table(
     split: Split = "test",
     columns: Sequence[str] | None = None,
 ) -> Table:
-    """One row per arm and checkpoint.
+    """One row per arm and checkpoint of `metrics.json`; after `hr@10` comes the relative change against sft.
 
     Args:
-        metrics: content of `metrics.json`; rates are fractions.
-        split: which cases, "test" or "validation".
         columns: names of metrics, or "admission". Left out: those that the table of metrics shows here
             (`adagrpo.metrics.ReportPart.RESULTS`), less those that no row has.
-
-    Returns:
-        The table; after `hr@10` comes the relative change against sft.
-
-    Raises:
-        UserError: the metrics are not laid out as described.
 
     Example:
         >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
@@ -149,14 +141,7 @@ def metric_table(
     values: Sequence[Sequence[float | None]],
     columns: Sequence[str],
 ) -> Table:
-    """A table of named rows and metric columns, with the best of each column marked.
-
-    Args:
-        headings: what the leading text columns are called.
-        names: the leading text cells of each row.
-        values: a value or None for each row and metric.
-        columns: the metrics, such as "hr@10".
-    """
+    """A table of named rows and metric columns, with the best of each column marked; `names` stand under `headings`."""
     known = [[_finite(value) for value in row] for row in values]
     cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in known]
     best = {
@@ -264,6 +249,18 @@ def format_number(value: float) -> str:
     if value == 0 or 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:#.4g}".rstrip(".")
+
+
+def format_interval(interval: Mapping[str, float] | None, form: str, factor: float = 1.0) -> str:
+    """The mean and both ends of an interval.
+
+    >>> format_interval({"mean": 0.02, "low": -0.01, "high": 0.05}, "+.1f", 100)
+    '+2.0 (-1.0 to +5.0)'
+    """
+    if interval is None:
+        return MISSING
+    mean, low, high = (f"{factor * interval[name]:{form}}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def format_relative(value: float | None, reference: float | None) -> str:

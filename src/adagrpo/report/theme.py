@@ -37,7 +37,6 @@ METHODS = {  # the first that the name of an arm holds says which method it is
     "policy": INK,
 }
 OTHERS = ("#a83279", "#4b5f78", "#7a6400")  # of names that are no method's, in the order in which they come
-GAIN, LOSS = BLUE, VERMILLION
 LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the first being what was admitted
 # Lighter, with a contrast of 4.5 or more against the dark surface; layers are wide and need less.
 DARK = {

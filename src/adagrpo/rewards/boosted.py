@@ -36,14 +36,12 @@ class BoostedReward:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items for `B` histories, see `Reward.score`; a history's user is left out of all counts."""
-        users = None if histories.users is None else histories.users.cpu().numpy()
-        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
-        if not wanted.size:
+        if not items.numel():
             return torch.zeros(items.shape, device=items.device)
-        table = self.features.table(padded, lengths, wanted, users)[:, :, self.columns]
-        threads = torch.get_num_threads() if wanted.size > _FEW else 1
+        table = self.features.of(histories, items)[:, :, self.columns]
+        threads = torch.get_num_threads() if items.numel() > _FEW else 1
         scores = self.model.predict(table.reshape(-1, table.shape[2]), raw_score=True, num_threads=threads)
-        return torch.from_numpy(np.asarray(scores, np.float32).reshape(wanted.shape)).to(items.device)
+        return torch.from_numpy(np.asarray(scores, np.float32).reshape(items.shape)).to(items.device)
 
 
 def require_lightgbm(key: str) -> None:

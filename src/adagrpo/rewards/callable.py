@@ -23,8 +23,6 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
-__all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function", "takes_training_logs"]
-
 ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
 
 
@@ -32,13 +30,7 @@ class CallableReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, name: str, function: ScoreFunction, ids: Sequence[ItemId]) -> None:
-        """Wrap a function.
-
-        Args:
-            name: what it is called in messages.
-            function: see the module's text.
-            ids: (V,) id of each item.
-        """
+        """Wrap a function, by what it is called in messages; `ids` are those of the `V` items."""
         self.name, self.function, self.ids = name, function, ids
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
@@ -66,10 +58,6 @@ class CallableReward:
 def find_module(function: str, folder: Path) -> Path:
     """The file of the module that a `module:function` names, without running it if it lies in the folder.
 
-    Args:
-        function: `module:function`.
-        folder: where modules are looked for first.
-
     Raises:
         UserError: there is no such module, or it has no file.
     """
@@ -88,11 +76,7 @@ def find_module(function: str, folder: Path) -> Path:
 
 
 def load_function(function: str, folder: Path) -> Callable[..., Any]:
-    """Import what a `module:function` names; this runs the module.
-
-    Args:
-        function: `module:function`.
-        folder: where modules are looked for first.
+    """Import what a `module:function` names, looked for in the folder first; this runs the module.
 
     Raises:
         UserError: the module cannot be imported, is another of the same name, or has no such function.

@@ -34,12 +34,7 @@ class ScoreRequest(NamedTuple):
 
 
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
-    """Put a question into the ids of the input data.
-
-    Args:
-        histories: `B` histories, as much of them as the policy sees.
-        items: (B, N) int64 items, -1 where there is nothing to score.
-        ids: (V,) id of each item.
+    """Put a question about items (B, N), -1 where there is none, into the `V` ids of the input data.
 
     Example:
         >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
@@ -56,10 +51,7 @@ def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) ->
 
 
 def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
-    """The scores of each row, if the answer is whole.
-
-    Args:
-        response: what came back: a sequence of sequences of numbers, such as lists or an array.
+    """The scores of each row, if the answer is whole: a sequence of sequences of numbers, such as lists or an array.
 
     Raises:
         InvalidResponse: naming the first place that is wrong.

@@ -5,7 +5,6 @@ r(x, i) = one column of `adagrpo.rewards.features`        `knn_history` is item-
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,6 @@ class FeatureReward:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items for `B` histories, see `Reward.score`."""
-        users = None if histories.users is None else histories.users.cpu().numpy()
-        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
-        if not wanted.size:
+        if not items.numel():
             return torch.zeros(items.shape, device=items.device)
-        scores = self.features.table(padded, lengths, wanted, users)[:, :, self.column]
-        return torch.from_numpy(np.ascontiguousarray(scores)).to(items.device)
+        return torch.from_numpy(self.features.of(histories, items)[:, :, self.column].copy()).to(items.device)

@@ -35,12 +35,13 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from adagrpo.config.reward import CountName
 from adagrpo.data.pairs import PairCounts, common_users, successions
 from adagrpo.data.sequences import pad
 from adagrpo.semantic_ids.embeddings import text_vectors
-from adagrpo.types import Ragged
+from adagrpo.types import Histories, Ragged
 
 FEATURES = ("history_length", "history_popularity", *get_args(CountName))  # the first two are of the history alone
 DECAY = 0.7
@@ -84,21 +85,24 @@ class Features:
         self.attributes, self.attribute_counts = _indicators(attributes)
         self.texts = text_vectors(texts, width=TEXT_WIDTH, first=first) if any(texts) else None
 
+    def of(
+        self,
+        histories: Histories,
+        items: Tensor,  # (B, N)
+    ) -> Floats:  # (B, N, F)
+        """`table` of what a reward is asked, see `adagrpo.rewards.protocol.Reward`."""
+        users = None if histories.users is None else histories.users.cpu().numpy()
+        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
+        return self.table(padded, lengths, wanted, users)
+
     def table(
         self,
-        histories: Ints,  # (B, T)
-        lengths: Ints,  # (B,)
+        histories: Ints,  # (B, T) padded on the right
+        lengths: Ints,  # (B,) at least 1
         items: Ints,  # (B, N)
-        users: Ints | None = None,  # (B,)
+        users: Ints | None = None,  # (B,) rows of the training sequences
     ) -> Floats:  # (B, N, F)
-        """The features of every candidate, in the order of `FEATURES`.
-
-        Args:
-            histories: (B, T) items, padded on the right.
-            lengths: (B,) at least 1.
-            items: (B, N); what stands at -1 is unspecified.
-            users: (B,) rows of the training sequences, whose histories they are; None where that is not known.
-        """
+        """The features of every candidate, in the order of `FEATURES`; what stands at item -1 is unspecified."""
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
         per_row = max(items.shape[1], histories.shape[1]) * max(histories.shape[1], own_width, 1)
         values = np.empty((*items.shape, len(FEATURES)), np.float32)

@@ -19,11 +19,7 @@ class NoiseReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, seed: int = 0) -> None:
-        """Say which noise.
-
-        Args:
-            seed: another one is other noise.
-        """
+        """Another seed is other noise."""
         self.seed = seed
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:

@@ -24,16 +24,9 @@ class BadReward(ValueError):
 def ask_reward(
     reward: Reward,
     histories: Histories,
-    items: Tensor,  # (B, N)
-) -> Tensor:  # (B, N)
+    items: Tensor,  # (B, N) int64, -1 where there is nothing to score
+) -> Tensor:  # (B, N) float32, NaN at -1
     """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
-
-    Args:
-        histories: `B` histories.
-        items: (B, N) int64, -1 where there is nothing to score.
-
-    Returns:
-        (B, N) float32, NaN at -1.
 
     Raises:
         BadReward: the shape is not (B, N).
@@ -59,11 +52,7 @@ def ask_catalogue(
     histories: Histories,
     items: Tensor,  # (B, V)
 ) -> Tensor:  # (B, V)
-    """`ask_reward` about very many items, a few histories at a time.
-
-    Raises:
-        BadReward, NotFinite: see `ask_reward`.
-    """
+    """`ask_reward` about very many items, a few histories at a time."""
     rows, size = torch.arange(len(items), device=items.device), max(1, AT_ONCE // items.shape[1])
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
     return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in parts])
@@ -74,18 +63,7 @@ def ask_members(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
-    """Ask each member of a sum of rewards apart, unweighted; a reward that is no sum is its own and only member.
-
-    Args:
-        histories: `B` histories.
-        items: (B, N) int64, -1 where there is nothing to score.
-
-    Returns:
-        (B, N, M) float32, NaN at -1.
-
-    Raises:
-        BadReward, NotFinite: see `ask_reward`.
-    """
+    """`ask_reward` of each member of a sum apart, unweighted; a reward that is no sum is its own and only member."""
     members = reward.members if isinstance(reward, WeightedReward) else (reward,)
     return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
 

@@ -35,13 +35,7 @@ class MalformedTrees(ValueError):
 
 
 def checked_model(text: str) -> tuple[str, list[str]]:
-    """Check a model and write it down anew, with what a raw score needs and nothing else.
-
-    Args:
-        text: of `Booster.save_model`.
-
-    Returns:
-        The text to read in its place, and its feature names.
+    """The text to read in place of `Booster.save_model`'s, with what a raw score needs and no more; the feature names.
 
     Raises:
         MalformedTrees: it has another structure than LightGBM writes, several outputs, or leaves that are linear or not

@@ -68,15 +68,13 @@ class Catalog:
         """Check the codes and build their tree.
 
         Args:
-            codes: (V, L) integers, row `i` names item `i`.
+            codes: row `i` names item `i`.
             level_sizes: `(K_1 .. K_L)`; left out, each is the largest code of its level plus one.
-            listed: (V,) bool, False for items that the tree is not to hold; None holds them all.
+            listed: False for items that the tree is not to hold; None holds them all.
 
         Raises:
             UserError: two items share their codes, or a code is negative, not below its level's size, or of more than
                 31 bits.
-            ValueError: `codes` is not a matrix of integers with L >= 1, `level_sizes` is not of length L, or `listed`
-                not of length V.
         """
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
@@ -189,9 +187,7 @@ def import_semantic_ids(
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
-        item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are read as those of a log, and
-            compared as text.
-        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
+        item_ids: of the catalogue; the file's ids are read as those of a log, and compared as text.
 
     Returns:
         (V, L) int64; `(0, 0)` for an empty catalogue.
@@ -233,10 +229,6 @@ def audit(
 ) -> dict[str, Any]:
     """Measure how well the codes spread the items.
 
-    Args:
-        codes_before: (V, L') integers, before collisions were resolved; the catalogue's own codes if there were none.
-        reconstruction_error: of the vectors behind `codes_before`, which is passed on; None where there are none.
-
     Returns:
         JSON-able: `items`, `levels`, `distinct_sequences` and `largest_collision` (items that share one sequence, 1 if
         none do), `collision_rate` (share of items that share theirs) and `reconstruction_error` of `codes_before`;
@@ -244,9 +236,6 @@ def audit(
         the catalogue's levels:
         `size` K_l, `codes_used`, `entropy` in nats, `entropy_share` of log K_l (None where K_l is 1),
         `largest_cluster` (most items on one code) and `prefixes` (distinct prefixes up to this level).
-
-    Raises:
-        ValueError: `codes_before` does not have one row per item.
     """
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:
@@ -301,12 +290,9 @@ def _check_distinct(
 ) -> None:
     """Raise UserError at the first item whose codes an earlier item has."""
     group, counts = sequence_groups(codes)
-    if len(counts) == len(codes):
-        return
-    earlier = np.unique(group, return_index=True)[1][group]
-    repeats = np.flatnonzero(earlier != np.arange(len(codes)))
-    if len(repeats):
-        item = int(repeats[0])
+    if len(counts) < len(codes):
+        earlier = np.unique(group, return_index=True)[1][group]
+        item = int(np.flatnonzero(earlier != np.arange(len(codes)))[0])
         raise UserError(
             f"codes: items {earlier[item]} and {item} share the codes {codes[item].tolist()}; "
             "codes must be unique, add a level with resolve_collisions"

@@ -23,13 +23,7 @@ _NUMBERS = 2**20  # of differences between items and codes, held at a time
 def sequence_groups(
     codes: NDArray[np.integer[Any]],  # (V, L)
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The items of equal code sequences, by numbers where a sequence fits one.
-
-    Args:
-        codes: (V, L) integers; L may be 0.
-
-    Returns:
-        (V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
+    """(V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
 
     Example:
         >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
@@ -47,16 +41,7 @@ def sequence_groups(
 def resolve_collisions(
     codes: NDArray[np.integer[Any]],  # (V, L)
 ) -> NDArray[np.int64]:
-    """Append a level that numbers the items of each code sequence `0 .. c-1` in item order.
-
-    Args:
-        codes: (V, L) integers.
-
-    Returns:
-        (V, L + 1) int64, distinct rows. The last level is 0 for every item whose codes were already its own.
-
-    Raises:
-        ValueError: `codes` is not a matrix.
+    """(V, L + 1) distinct codes: a level more that numbers the items of each sequence `0 .. c-1` in item order.
 
     Example:
         >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
@@ -92,14 +77,7 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
     of the item from the code's vector. Ties go to the lower item, then to the lower code.
 
     A level has fewer codes than it may have where few vectors are left to tell apart. Where a prefix needs more of
-    them, codes are added that stand for nothing left over.
-
-    Args:
-        quantization: codes (V, L), with the points and codebooks that they were made of.
-        most: codes that the last level may have; one that has more keeps them.
-
-    Returns:
-        (V, L) int64, distinct rows, the same but for last codes of items that collided.
+    them, codes are added that stand for nothing left over, up to `most`; a level that has more keeps them.
 
     Raises:
         UserError: more items share a prefix than the last level has codes.

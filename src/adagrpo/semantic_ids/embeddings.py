@@ -39,14 +39,7 @@ _ROWS = 2**16  # that are scaled at a time
 
 
 def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
-    """Vectors of items that share attributes, such as category and brand.
-
-    Args:
-        attributes: V lists of attribute strings, compared exactly.
-        width: `W`; columns beyond the rank are zero.
-
-    Returns:
-        (V, W) float32.
+    """(V, W) vectors of items that share attributes, such as category and brand; columns beyond the rank are zero.
 
     Example:
         >>> vectors = attribute_vectors([["shoe", "red"], ["shoe", "red"], ["tent"]], width=4)
@@ -57,15 +50,11 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
 
 
 def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) -> NDArray[np.float32]:
-    """Vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
+    """(V, W) vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
 
     Args:
-        width: `W`; columns beyond the rank are zero.
         first: how many texts decide what words weigh and which directions there are; those behind them are placed among
             them and move none. None: all.
-
-    Returns:
-        (V, W) float32.
     """
     counted = tf_idf(map(words, texts), min_items=2, first=first)
     return _reduce(counted[:first], width, power=1.0, later=None if first is None else counted[first:])
@@ -83,20 +72,9 @@ def words(text: str) -> list[str]:
 def cooccurrence_vectors(
     training: Ragged, num_items: int, *, window: int, width: int, power: float = 0.5
 ) -> NDArray[np.float32]:
-    """Vectors of items that occur near each other in the training sequences.
+    """(V, W) vectors of items that occur within a window of each other in training, zero for those without a neighbour.
 
-    Args:
-        training: item sequences of the training split only, values in `0 .. num_items - 1`.
-        num_items: `V`.
-        window: two items are a pair if they are at most this many positions apart in one sequence.
-        width: `W`; columns beyond the rank are zero.
-        power: exponent of the singular values.
-
-    Returns:
-        (V, W) float32, zero for items without a neighbour.
-
-    Raises:
-        ValueError: `window` or `width` is below 1, or an item is out of range.
+    Columns beyond the rank are zero; `power` is the exponent of the singular values.
     """
     if window < 1:
         raise ValueError(f"window {window}: expected at least 1")
@@ -116,12 +94,6 @@ def starting_rows(
 
     They are turned at random, so that each number of a row, and each head that reads some of them, gets a like share
     of what the vectors say. Measured in `research/sequential_ranker`.
-
-    Args:
-        vectors: of `mix`.
-        width: `D`.
-        length: mean length of a row.
-        seed: of the turn.
 
     Example:
         >>> rows = starting_rows(np.eye(3, 5, dtype=np.float32), 4, 0.5, seed=0)
@@ -147,16 +119,6 @@ def mix(
     Each part is row-normalised and multiplied by the root of its weight; the whole is row-normalised again. An item
     that no part of positive weight knows gets a random direction of length 0.01: it can then be quantised, near no item
     in particular.
-
-    Args:
-        parts: by name, (V, W_p) each.
-        weights: by name, at least 0; the same names as `parts`.
-
-    Returns:
-        (V, Σ W_p) float32, in the order of `parts`.
-
-    Raises:
-        ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")

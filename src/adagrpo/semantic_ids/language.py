@@ -44,16 +44,11 @@ def language_vectors(
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Vectors of texts that mean alike.
+    """(V, W) vectors of texts that mean alike, of length one, zero where a text is blank; W is the model's.
 
     Args:
-        texts: V texts, cut where the model's limit is.
         model: folder of a sentence-transformers model, with `modules.json` and safetensors.
-        batch_size: texts at a time; texts of like length go together.
         report: called after each batch with how many texts are done, and how many there are.
-
-    Returns:
-        (V, W) float32, rows of length one, zero where a text is blank; W is the model's.
 
     Raises:
         UserError: the extra `text` is not installed, or the folder holds no such model, code of its own or pickled

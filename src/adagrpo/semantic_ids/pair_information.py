@@ -42,8 +42,6 @@ def pair_information(
     """(V, V) information of pairs, symmetric where nothing was cut; columns ascend in each row.
 
     Args:
-        training: item sequences, values in `0 .. V - 1`.
-        num_items: `V`.
         window: at least 1; two items are a pair if they are at most this many places apart.
         most: entries above which the neighbours of an item are cut.
         block: pairs that are counted at a time.

@@ -37,12 +37,7 @@ _ENTRIES = 2**22  # similarities that are held at a time
 
 
 def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str]], count: int) -> sparse.csr_array:
-    """(N, V) TF-IDF cosine of `N` documents with the `count` nearest of `V` others; of equals the first.
-
-    Args:
-        known: the words of `V` documents.
-        new: those of `N`.
-        count: how many are kept of each row.
+    """(N, V) TF-IDF cosine of `N` new documents with the `count` nearest of `V` known ones; of equals the first.
 
     Example:
         >>> nearest_documents([["red", "shoe"], ["red", "tent"], ["stove"]], [["shoe", "red"]], 1).toarray().round(3)
@@ -56,14 +51,7 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """(N, V) the `count` largest similarities of each row, of which a block of rows is held at a time.
-
-    Args:
-        rows: `N`.
-        columns: `V`.
-        similarity: of some rows, (n, V).
-        count: how many are kept of each row, see `keep_largest`.
-    """
+    """(N, V) what `keep_largest` leaves of the similarities of all rows, of which a block is held at a time."""
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
     return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
@@ -82,13 +70,7 @@ def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
 
 
 def seen_together(sequences: Ragged, known: int, total: int, window: int) -> sparse.csr_array:
-    """(total - known, known) how often each new item is within a window of each known one.
-
-    Args:
-        sequences: of items in `0 .. total - 1`.
-        known: items below this are known.
-        total: `known` and the new ones.
-        window: two items are together if they are at most this many positions apart.
+    """(total - known, known) how often each new item is within a window of each known one, which come first.
 
     Example:
         >>> seen_together(Ragged(np.array([0, 2, 1, 0], np.int32), np.array([0, 4])), 2, 3, 1).toarray()
@@ -114,13 +96,7 @@ def weights_of(
     together: sparse.csr_array,  # (N, V)
     prior: float,
 ) -> sparse.csr_array:
-    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text.
-
-    Args:
-        similarity: `s`, at least 0.
-        together: `n`, at least 0.
-        prior: `κ`, above 0.
-    """
+    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text."""
     sums, seen = similarity.sum(axis=1), together.sum(axis=1)
     texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity
     total = np.where(sums > 0, prior, 0) + seen
@@ -137,7 +113,6 @@ def place(
     """(N, L) codes that no item has, see the module's text.
 
     Args:
-        weights: of `weights_of`.
         quantization: points and codebooks, of the first levels or of all.
         level_sizes: `(K_1 .. K_L)` of the catalogue. Codebooks may be shorter: their codes alone are chosen.
         taken: the codes of all items that there are, also of those that were delisted.

@@ -84,22 +84,14 @@ def residual_kmeans(
     iterations: int = 20,
     cluster_bound: float | None = None,
 ) -> Quantization:
-    """Quantise item vectors level by level.
+    """Quantise item vectors level by level: codes (V, L) and `L` codebooks of at most (K, D).
 
     Args:
-        vectors: (V, D) finite item vectors, V at least 1.
-        levels: `L`.
         codes: `K`, the most codes a level may have.
         seed: equal seeds give equal codes on the same machine and number of threads.
         iterations: the most Lloyd iterations a level; it stops earlier once no item moves.
         cluster_bound: the most items a code may name, as a multiple of the mean V / K, rounded up; at least 1. None:
             each item takes its nearest centroid.
-
-    Returns:
-        Codes (V, L) and `L` codebooks of at most (K, D).
-
-    Raises:
-        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
 
     Example:
         >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
@@ -140,15 +132,7 @@ def level_means(
 ) -> Quantization:
     """Codebooks for codes that came without any: the mean of what is left over, code by code and level by level.
 
-    Args:
-        codes: (V, L) integers of at least 0, V and L at least 1.
-        vectors: (V, D) item vectors.
-
-    Returns:
-        The codes with `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
-
-    Raises:
-        ValueError: the shapes disagree or are empty.
+    There are `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
     """
     if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
         raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
@@ -168,11 +152,7 @@ def reconstruction_error(
     vectors: NDArray[np.float32],  # (V, D)
     reconstruction: NDArray[np.float32],  # (V, D)
 ) -> float:
-    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none.
-
-    Raises:
-        ValueError: the shapes disagree.
-    """
+    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none."""
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
     step = max(1, _NUMBERS // max(1, vectors.shape[1]))
@@ -243,10 +223,9 @@ def _lloyd(
     points: Tensor,  # (V, D) float32
     centroids: Tensor,  # (K, D) float32
     iterations: int,
-    assign: _Assignment | None = None,
+    assign: _Assignment = nearest_centroid,
 ) -> tuple[Tensor, Tensor]:
     """(K, D) centroids after at most `iterations` updates, and the (V,) int64 centroid of every point."""
-    assign = assign or nearest_centroid
     nearest, distance = assign(points, centroids)
     for _ in range(iterations):
         counts = torch.bincount(nearest, minlength=len(centroids))

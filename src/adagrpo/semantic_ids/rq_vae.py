@@ -43,12 +43,8 @@ def rq_vae(
     """Fit an RQ-VAE to item vectors and quantise them with it.
 
     Args:
-        vectors: (V, D) finite item vectors, V at least 1.
-        levels: `L`.
         codes: `K`, the most codes a level may have.
         seed: of weights, batches and restarts; equal seeds give equal codes on the same machine and number of threads.
-        epochs: passes over the items, at least 1.
-        batch_size: items a step.
         learning_rate: peak of Adam's.
         hidden: width of the one hidden layer of encoder and of decoder.
         width: width of what is quantised.
@@ -57,9 +53,6 @@ def rq_vae(
 
     Returns:
         Codes (V, L), `L` codebooks of at most (K, width), the encoded items as points, and the decoder.
-
-    Raises:
-        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")

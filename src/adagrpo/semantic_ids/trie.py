@@ -95,11 +95,9 @@ class Trie:
         *,
         dense_limit: int = 2**26,
     ) -> Trie:
-        """Build the tree of a catalogue.
+        """Build the tree of a catalogue, which may be empty.
 
         Args:
-            codes: (V, L) int64, one distinct code sequence per item, each code in `0 .. K_l - 1`; V may be 0.
-            level_sizes: `(K_1 .. K_L)`.
             dense_limit: largest number of entries `n_l * K_l` of a dense table.
 
         Raises:
@@ -156,15 +154,7 @@ class Trie:
         level: int,
         nodes: Tensor,  # (...) int64
     ) -> Tensor:
-        """Which codes may follow.
-
-        Args:
-            level: length of the prefixes, `0 .. L - 1`.
-            nodes: (...) int64 nodes of that level; -1 is an unknown prefix.
-
-        Returns:
-            (..., K_level) bool, all False at node -1.
-        """
+        """(..., K_level) bool, which codes may follow nodes of a level; all False at node -1, an unknown prefix."""
         table = self.tables[level]
         if table.dim() == 2:
             return (table[nodes.clamp(min=0)] >= 0) & (nodes >= 0).unsqueeze(-1)
@@ -177,16 +167,7 @@ class Trie:
         nodes: Tensor,  # (...) int64
         codes: Tensor,  # (...) int64
     ) -> Tensor:
-        """The node that a code leads to.
-
-        Args:
-            level: length of the prefixes, `0 .. L - 1`.
-            nodes: (...) int64 nodes of that level; -1 is an unknown prefix.
-            codes: (...) int64, broadcast against `nodes`; a code out of range leads nowhere.
-
-        Returns:
-            (...) int64 node of level `level + 1`, -1 where there is none.
-        """
+        """(...) int64 node of the next level that a code leads to, -1 where there is none, as for one out of range."""
         size = self.level_sizes[level]
         table = self.tables[level]
         known = (nodes >= 0) & (codes >= 0) & (codes < size)
@@ -205,12 +186,7 @@ class Trie:
         level: int,
         nodes: Tensor,  # (...) int64
     ) -> Branches:
-        """List the children of each node, one node after the other: the sparse form of `allowed` and `child`.
-
-        Args:
-            level: length of the prefixes, `0 .. L - 1`.
-            nodes: (...) int64 nodes of that level; -1 is an unknown prefix and has no children.
-        """
+        """List the children of each node, one node after the other: the sparse form of `allowed` and `child`."""
         flat = nodes.flatten()
         known = flat.clamp(min=0)
         begin = self.first[level].index_select(0, known)  # on a CPU three times as fast as indexing
@@ -310,17 +286,9 @@ class Trie:
         samples: Tensor,  # (...) int64
         excluded: Excluded,
     ) -> Tensor:
-        """Check that every item below a node is one that its sample may not reach.
+        """(...) bool, True where every item below a node is one that its sample may not reach; there is none below -1.
 
-        Args:
-            level: of the nodes, `0 .. L`.
-            nodes: (...) int64; -1 is an unknown prefix, below which there is no item.
-            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given;
-                ascending, row by row.
-            excluded: of `excluding`.
-
-        Returns:
-            (...) bool.
+        Samples are rows of what `excluding` was given, broadcast against `nodes`; ascending, row by row.
         """
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)
@@ -361,11 +329,7 @@ class Trie:
         self,
         codes: Tensor,  # (..., L) int64
     ) -> Tensor:
-        """(...) int64 items that full code sequences name, -1 where they name none.
-
-        Raises:
-            ValueError: if the last dimension of `codes` is not L.
-        """
+        """(...) int64 items that full code sequences name, -1 where they name none."""
         if codes.dim() == 0 or codes.shape[-1] != self.num_levels:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (..., {self.num_levels})")
         nodes = torch.zeros_like(codes[..., 0])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.storage.hashes import cached_hash, hash_file, hash_json
+from adagrpo.storage.hashes import cached_hash, hash_file, with_hash, without_hash
 from adagrpo.storage.marks import is_marked, read_mark
 from adagrpo.storage.removal import MANIFEST, remove, unknown_files
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
@@ -55,7 +55,7 @@ def seal(
             listed[name] = {"size": path.stat().st_size, "sha256": hash_file(path), **(files or {}).get(name, {})}
     content = {"schema_version": SCHEMA_VERSION, "kind": kind, "fingerprint": fingerprint, "files": listed}
     content |= {} if made_from is None else {"made_from": json.loads(json.dumps(made_from))}
-    write_file(directory / MANIFEST, _written(content | {"sha256": hash_json(content)}))
+    write_file(directory / MANIFEST, _written(with_hash(content)))
     for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
         sync_folder(folder)
 
@@ -138,12 +138,9 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
 def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is no sealed artifact.
 
-    Args:
-        mend: what a message says to do where it is damaged; None: that it can be made again.
-
     Raises:
-        UserError: the manifest cannot be read, is not as it was written, or is of a version that this program does not
-            read.
+        UserError: it cannot be read, is not as it was written, or is of a version that this program does not read.
+            `mend` is what the message says to do about it; None: that it can be made again.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -165,16 +162,10 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
 
 
 def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
-    """Check every file of an artifact against its manifest.
-
-    Args:
-        mend: see `manifest`.
-
-    Returns:
-        The sha256 of each file, by path relative to the folder.
+    """Check every file of an artifact against its manifest: the sha256 of each, by path relative to the folder.
 
     Raises:
-        UserError: no manifest, or a file is missing or differs; the file is named.
+        UserError: no manifest, or a file is missing or differs; the file is named. `mend` as in `manifest`.
     """
     content = manifest(directory, mend)
     if content is None:
@@ -183,10 +174,7 @@ def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
 
 
 def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
-    """Check one file of an artifact against the manifest that was read.
-
-    Returns:
-        Its sha256.
+    """Check one file of an artifact against the manifest that was read; its sha256.
 
     Raises:
         UserError: it is not of the artifact, leaves it, is missing or differs; the file is named.
@@ -212,9 +200,9 @@ def _check(text: str, content: dict[str, Any]) -> None:
     """Raise one of what `manifest` catches where a manifest is not, byte for byte, what `seal` wrote."""
     for entry in content["files"].values():
         entry["size"], entry["sha256"]
-    recorded = content.get("sha256")
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    if text != _written(content) or (content["schema_version"] > 1 and recorded != hash_json(rest)):
+    if content["schema_version"] > 1:
+        without_hash(content)
+    if text != _written(content):
         raise ValueError("not as it was written")
 
 

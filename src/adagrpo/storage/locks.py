@@ -30,11 +30,7 @@ class FolderBusy(UserError):
 
 @contextmanager
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
-    """Claim a folder and keep other processes out of it while the block lasts.
-
-    Args:
-        directory: to be claimed, see `adagrpo.storage.marks.claim`.
-        facts: for its mark.
+    """Claim a folder, see `adagrpo.storage.marks.claim`, and keep other processes out of it while the block lasts.
 
     Raises:
         FolderBusy: another process is at work here; its id is named.

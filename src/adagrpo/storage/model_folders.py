@@ -16,10 +16,7 @@ NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that nam
 
 
 def refuse_code(folder: Path, setting: str) -> None:
-    """Check that a model folder can be read without running anything in it.
-
-    Args:
-        setting: the key of the recipe that named it, for the message.
+    """Check that a model folder, which the key `setting` of a recipe names, can be read without running anything in it.
 
     Raises:
         UserError: a configuration names code of its own, or there are weights that would have to be unpickled and no

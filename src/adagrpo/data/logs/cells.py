@@ -12,23 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-__all__ = [
-    "LAST_TIME",
-    "LONGEST_ID",
-    "UNREADABLE",
-    "blank_to_null",
-    "booleans",
-    "id_of",
-    "id_texts",
-    "id_value",
-    "identifiers",
-    "in_seconds",
-    "integers_if_all",
-    "numbers",
-    "slots",
-    "where",
-]
-
 BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 LONGEST_ID = 1000  # characters; a longer one is what an unclosed quote or a wrong delimiter has swallowed
 UNREADABLE = (pl.Binary, pl.Object, pl.Duration)  # types of a Parquet column that are no value of a log

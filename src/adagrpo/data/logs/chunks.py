@@ -31,8 +31,6 @@ from adagrpo.data.logs.formats import (
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 from adagrpo.errors import UserError
 
-__all__ = ["CHUNK_ROWS", "Chunk", "json_fields", "json_lines", "lines_of", "named_fields", "read_chunks"]
-
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote

@@ -20,22 +20,6 @@ import polars as pl
 from adagrpo.data.logs.unpacking import encoding_of, read_blocks
 from adagrpo.errors import UserError
 
-__all__ = [
-    "SEPARATORS",
-    "UNNAMED",
-    "columns_of",
-    "csv_header",
-    "file_format",
-    "kind_of",
-    "listed",
-    "names_file",
-    "nested_names",
-    "one_line",
-    "path_of",
-    "reading",
-    "require",
-]
-
 TEXTS = {".csv": "CSV", ".tsv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL"}
 SUFFIXES = TEXTS | {f"{suffix}.gz": kind for suffix, kind in TEXTS.items()} | {".parquet": "Parquet"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -153,13 +137,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns are there.
-
-    Args:
-        path: of the file.
-        columns: their names.
-        available: all that the file has.
-        option: that says which column it is.
+    """Check that columns are there, of which an `option` may say which they are.
 
     Raises:
         UserError: one is not; the nearest name is part of it.

@@ -16,8 +16,6 @@ from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
-__all__ = ["read_items"]
-
 
 def read_items(
     path: Path,

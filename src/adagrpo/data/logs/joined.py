@@ -15,8 +15,6 @@ from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.times import UNITS
 from adagrpo.errors import UserError
 
-__all__ = ["with_impressions"]
-
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
     """Put impressions of other files beside the interactions of a log. Their clicks are no interactions.

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import polars as pl
 
-__all__ = ["ONE_EACH", "first_list"]
-
 ONE_EACH = "a row is one item: write a row for each item of the list"
 JUDGED = 1000  # values, the first of a file
 MOST = 0.9  # of the values

@@ -49,7 +49,6 @@ def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: boo
 
     Args:
         paths: of the logs, the first of which says whether a column of time is there.
-        columns: as they are called.
         ordered: whether a column orders the rows.
         rated: whether ratings say what was clicked.
 

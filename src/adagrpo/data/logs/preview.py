@@ -24,8 +24,6 @@ from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = ["ROWS", "format_lines", "preview_items", "preview_logs", "roles_of"]
-
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
 ROWS = 200_000  # of each file, unless all are asked for
@@ -101,7 +99,7 @@ def preview_logs(
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
-def roles_of(path: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
+def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
     """The columns of a file that have a role, by role; `given` are known ones.
 
     Raises:

@@ -16,8 +16,6 @@ import polars as pl
 
 from adagrpo.data.logs.cells import LAST_TIME, in_seconds, numbers, where
 
-__all__ = ["UNITS", "Times", "iso_seconds", "moment", "two_units", "unit_of"]
-
 ISO = (
     r"(?i)^(?<date>\d{4}-\d\d-\d\d)(?:[t ](?<clock>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,](?<fraction>\d{1,9}))?)?"
     r"\s?(?<zone>z|utc|(?<sign>[+-])(?<hours>\d\d)(?::?(?<minutes>\d\d))?)?)?$"

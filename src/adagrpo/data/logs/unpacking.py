@@ -21,19 +21,6 @@ import polars as pl
 
 from adagrpo.errors import UserError
 
-__all__ = [
-    "LONGEST_LINE",
-    "MAX_EXPANSION",
-    "NOT_UTF_8",
-    "SAVE_AS_UTF_8",
-    "check_parquet",
-    "encoding_of",
-    "expansion_limit",
-    "explodes",
-    "read_blocks",
-    "text_bytes",
-]
-
 MAX_EXPANSION = 100  # `data.max_expansion` if not given
 ALWAYS = 2**25  # bytes that may come out of any file
 LONGEST_LINE = 2**21  # bytes
@@ -91,12 +78,9 @@ class _Recoded:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after line ends.
+    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after the line end behind `size` bytes.
 
-    Args:
-        path: of the file.
-        size: bytes of a block, up to its last line.
-        max_expansion: no stretch of `ALWAYS` bytes of text may come from less than its part of so many.
+    No stretch of `ALWAYS` bytes of text may come from less than its part of `max_expansion`.
 
     Yields:
         A block, and whether it is the last; at least one.

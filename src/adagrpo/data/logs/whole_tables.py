@@ -17,8 +17,6 @@ from adagrpo.data.logs.formats import SCHEMA_BYTES, csv_header, kind_of, nested_
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, UTF_16, encoding_of, read_blocks
 from adagrpo.errors import UserError
 
-__all__ = ["read_table"]
-
 
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()

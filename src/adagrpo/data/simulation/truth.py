@@ -53,12 +53,7 @@ class Truth:
         user_index: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """The probability that the user would choose the item if it was examined; 0 for what the user already owns.
-
-        Args:
-            user_index: rows of `user_ids`.
-            item_index: rows of `item_ids`, `K` for each user.
-        """
+        """The probability that the user would choose the item if it was examined; 0 for what the user already owns."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
         keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index

@@ -33,7 +33,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
 
@@ -249,8 +249,7 @@ def _add_random(run: RunDirectory, source: LogSource, work: Path) -> None:
     if shown is None:
         return
     counts, path = write_random(shown, work), work / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) | counts
-    path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path, read_json(path) | counts)
     if (unknown := counts["random_exposures_unknown"]) > 0:
         run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
 
