@@ -157,6 +157,22 @@ def test_init_writes_the_roles_into_the_recipe(shop: Shop, tmp_path: Path) -> No
     assert data["impressions"]["columns"]["clicked"] == "clicked"
 
 
+def test_items_shown_at_random_have_a_role_of_their_own(shop: Shop, tmp_path: Path) -> None:
+    pl.read_parquet(shop.impressions).select("user_id", "item_id", "clicked").write_parquet(tmp_path / "random.parquet")
+    made = command("init", *shop, "--random", tmp_path / "random.parquet", "--out", tmp_path / "r.yaml")
+    assert made.status == 0, made.err
+    data = yaml.safe_load((tmp_path / "r.yaml").read_text(encoding="utf-8"))["data"]
+    columns = {"user": "user_id", "item": "item_id", "clicked": "clicked"}
+    assert data["random"] == {"logs": [str(tmp_path / "random.parquet")], "columns": columns}
+    said = command("prepare", *shop, "--out", tmp_path / "run", *OF_ORDERS, *SETTINGS)
+    assert said.status == 0, said.err
+    train = (tmp_path / "run/prepare/train.parquet").read_bytes()
+    joined = command("prepare", "--random", tmp_path / "random.parquet", "--out", tmp_path / "run")
+    assert joined.status == 0, joined.err
+    assert (tmp_path / "run/prepare/train.parquet").read_bytes() == train
+    assert len(pl.read_parquet(tmp_path / "run/prepare/random.parquet")) > 1000
+
+
 @pytest.mark.parametrize("verb", ["init", "prepare", "decide"])
 def test_files_whose_columns_differ_are_refused_without_roles(shop: Shop, tmp_path: Path, verb: str) -> None:
     other = tmp_path / "other.csv"

@@ -21,6 +21,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.evaluation.reranking import reward_spread
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.description import describe
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
@@ -474,3 +475,10 @@ def test_a_ranker_of_a_run_with_other_items_is_refused(world: Any, data: Path, c
     items.with_columns(pl.col("item_id").reverse()).write_parquet(other / "prepare" / "items.parquet")
     with pytest.raises(UserError, match=r"reward.checkpoint: .*best is of a run with other items; name one"):
         Models(RunData(world.run(copied, data, reward=reward))).reward_files  # noqa: B018
+
+
+def test_a_run_says_where_the_module_of_a_factory_lies(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    for reward in ({"kind": "callable", "function": "m:f"}, {"kind": "factory", "function": "m:f"}):
+        config = world.run(copied, data, reward=reward).config
+        assert describe(config, {}, data=data, code=tmp_path)["code_directory"] == str(tmp_path)
+    assert "code_directory" not in describe(world.run(copied, data).config, {}, data=data, code=tmp_path)

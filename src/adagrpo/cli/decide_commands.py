@@ -11,7 +11,17 @@ import typer
 
 from adagrpo.cli.lazy import library
 from adagrpo.cli.log_commands import is_of_columns, recipe_of_logs, said_columns
-from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
+from adagrpo.cli.log_roles import (
+    Exposures,
+    Impressions,
+    ItemFile,
+    LogRoles,
+    Orders,
+    RandomExposures,
+    RoledFiles,
+    UserKeyFile,
+    by_role,
+)
 from adagrpo.cli.options import Command, Common, session
 from adagrpo.errors import UserError
 
@@ -25,6 +35,7 @@ def decide(
     orders: Orders = None,
     impressions: Impressions = None,
     exposures: Exposures = None,
+    random: RandomExposures = None,
     user_key_file: UserKeyFile = None,
     items: ItemFile = None,
     reward: Annotated[
@@ -39,14 +50,14 @@ def decide(
     if reward:
         common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
     if run is not None:
-        if logs or out is not None or any((orders, impressions, exposures, user_key_file, items)):
+        if logs or out is not None or any((orders, impressions, exposures, random, user_key_file, items)):
             raise UserError("decide: --run has logs and a folder of its own; give it alone, or files and --out DIR")
         opened = common.open(run)
     else:
         if out is None or not (logs or orders or impressions):
             raise UserError("decide: give log files and --out DIR, or --run DIR")
         given = said_columns(common.settings, only=False).logs
-        roles = by_role(logs, orders, impressions, exposures, items, user_key_file, given=given)
+        roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
         opened = _made(common, roles, out)
     with session(opened):
         content = opened.decide(budget_ms, train=train, control=control)

@@ -11,7 +11,17 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from adagrpo.cli.lazy import library
-from adagrpo.cli.log_roles import Exposures, Impressions, ItemFile, LogRoles, Orders, RoledFiles, UserKeyFile, by_role
+from adagrpo.cli.log_roles import (
+    Exposures,
+    Impressions,
+    ItemFile,
+    LogRoles,
+    Orders,
+    RandomExposures,
+    RoledFiles,
+    UserKeyFile,
+    by_role,
+)
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, session
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
@@ -91,6 +101,7 @@ def write_recipe(
     orders: Orders = None,
     impressions: Impressions = None,
     exposures: Exposures = None,
+    random: RandomExposures = None,
     user_key_file: UserKeyFile = None,
     items: ItemFile = None,
 ) -> None:
@@ -98,7 +109,7 @@ def write_recipe(
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
     given = said_columns(common.settings).logs
-    roles = by_role(logs, orders, impressions, exposures, items, user_key_file, given=given)
+    roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
     text, notes = recipe_of_logs(roles, out.stem, common.settings)
     for note in notes:
         common.console(out).note(note)
@@ -158,18 +169,19 @@ def prepare(
     orders: Orders = None,
     impressions: Impressions = None,
     exposures: Exposures = None,
+    random: RandomExposures = None,
     user_key_file: UserKeyFile = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    if not (logs or orders or impressions or exposures):
+    if not (logs or orders or impressions or exposures or random):
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
     said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
     own = before.pop("data", {})
     joins = bool(own.get("logs")) and not logs and not orders
     kept = joins or not impressions
-    roles = by_role(logs, orders, impressions, exposures, None, user_key_file, given=said.logs, kept=kept)
+    roles = by_role(logs, orders, impressions, exposures, None, user_key_file, random, given=said.logs, kept=kept)
     if roles.items is not None:
         raise UserError(f"{roles.items}: has no column of users; `adagrpo init` takes a table of items, prepare none")
     source = roles.beside(_columns_of_shown(roles, said.shown), publish=not dry_run)

@@ -31,6 +31,10 @@ Impressions = Annotated[
 Exposures = Annotated[
     Path | None, typer.Option("--exposures", help="The exposure log of a service: what it showed to the logs' users.")
 ]
+RandomExposures = Annotated[
+    list[Path] | None,
+    typer.Option("--random", help="Log files of what was shown at random, which judge the lists."),
+]
 UserKeyFile = Annotated[
     Path | None, typer.Option("--user-key-file", help="The key that the service hashed its users with.")
 ]
@@ -47,6 +51,7 @@ class LogRoles(NamedTuple):
     items: Path | None
     user_key: Path | None
     notes: list[str]  # on roles that were seen
+    random: Sequence[Path] = ()
 
     def beside(self, columns: Mapping[str, str], *, publish: bool = True) -> dict[str, Any]:
         """The keys of `data` for what stands beside the logs."""
@@ -54,6 +59,10 @@ class LogRoles(NamedTuple):
         if self.impressions:
             logs = [str(path.resolve()) for path in self.impressions]
             found["impressions"] = {"logs": logs, "columns": dict(columns)}
+        if self.random:
+            logs, read = [str(path.resolve()) for path in self.random], ("user", "item", "clicked")
+            columns = library.roles_of(self.random[0], {})
+            found["random"] = {"logs": logs, "columns": {role: columns[role] for role in read if role in columns}}
         if self.exposures is not None:
             found["exposures"] = library.latest_exposures(self.exposures, publish=publish)
             if self.user_key is not None:
@@ -68,6 +77,7 @@ def by_role(
     exposures: Path | None = None,
     items: Path | None = None,
     user_key: Path | None = None,
+    random: Sequence[Path] | None = None,
     *,
     given: Mapping[str, str] | None = None,
     kept: bool = False,
@@ -123,7 +133,7 @@ def by_role(
             if other is None
             else f"{other}: stands beside orders, which say who and what there is; give --orders FILE too"
         )
-    return LogRoles(said["orders"], said["impressions"], exposures, items, user_key, notes)
+    return LogRoles(said["orders"], said["impressions"], exposures, items, user_key, notes, random or ())
 
 
 def _refuse_unlike(seen: Mapping[Path, Mapping[str, str]], kinds: Mapping[Path, str]) -> None:

@@ -3,7 +3,7 @@
 orders     the beam ordered by policy, ranker and mix                              `adagrpo.diagnosis.orders`
 strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
 gate       what sampled and beam groups admit; a grid of thresholds                `adagrpo.diagnosis.admission`
-drawn      a map of the uplift, a curve of weights, the order by exposure          `adagrpo.diagnosis.maps`, `.curves`
+drawn      a curve of weights, the order by exposure                               `adagrpo.diagnosis.curves`
 leak       signs that the reward has seen the held-out items                       `adagrpo.diagnosis.leaks`
 verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.judgement`
 """

@@ -20,7 +20,8 @@ from adagrpo.storage.writing import write_file
 
 DESCRIPTION = "run.yaml"
 PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
-PLACES = ("data.exposures.path", "data.exposures.through", "data.impressions.logs")  # where logs are, and up to where
+# where logs are, and up to where
+PLACES = ("data.exposures.path", "data.exposures.through", "data.impressions.logs", "data.random.logs")
 OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
 
 
@@ -36,7 +37,8 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
         "versions": {"adagrpo": __version__, "python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
     }
-    return content | ({"code_directory": str(code)} if config.reward.holds("callable") else {})
+    imports = config.reward.holds("callable") or config.reward.holds("factory")
+    return content | ({"code_directory": str(code)} if imports else {})
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def data_settings(config: Config) -> dict[str, Any]:
     said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     found: dict[str, Any] = {}
     for name, value in said.items():
-        if name in ("columns", "split", "refuse", "exposures", "impressions"):
+        if name in ("columns", "split", "refuse", "exposures", "impressions", "random"):
             found |= {f"data.{name}.{inner}": content for inner, content in value.items()}
         elif name not in ("logs", "marketplace"):
             found[f"data.{name}"] = value

@@ -174,7 +174,8 @@ def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: M
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
     for key, content in beside.items():
         rows = "" if shown is None or key != "impressions" else f"{shown['counts']['rows']:,} rows of "
-        lines.append(f"  {key}: {json_text(content)}  # {rows}what was shown; rankers learn from it")
+        use = " at random, judges the lists" if key == "random" else "; rankers learn from it"
+        lines.append(f"  {key}: {json_text(content)}  # {rows}what was shown{use}")
     if "items" in preview:
         table = preview["items"] | {"path": str(Path(preview["items"]["path"]).resolve())}
         lines.append(f"  items: {json_text(table)}")
