@@ -19,7 +19,11 @@ from adagrpo.report import Table, to_text
 def print_plan_of(
     directory: Path, command: str, overrides: Sequence[str], out: Path | None = None, *, as_json: bool
 ) -> None:
-    """Print what a command would do with an existing run."""
+    """Print what a command would do with an existing run.
+
+    Raises:
+        UserError: what the command itself would be refused with.
+    """
     run = Run.open(directory, overrides, out=out)
     check(run, command)
     print_plan(run, command, as_json)

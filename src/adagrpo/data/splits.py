@@ -131,7 +131,11 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 
 
 def check_leakage(split: Split) -> None:
-    """Raise a ValueError that names the first user whose training reaches a target, or validation not before test."""
+    """Raise a ValueError that names the first user whose training reaches a target, or validation not before test.
+
+    Raises:
+        ValueError: naming the first user.
+    """
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
         leaks |= (targets >= 0) & (targets < split.train_lengths)

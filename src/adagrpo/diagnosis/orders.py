@@ -78,7 +78,11 @@ def cross_fitted_mix(
     lists: Lists,
     half: NDArray[np.bool_],  # (N,)
 ) -> Mix:
-    """Choose the weight of each half by the mean NDCG@10 of the other one; of equally good ones the smallest."""
+    """Choose the weight of each half by the mean NDCG@10 of the other one; of equally good ones the smallest.
+
+    Raises:
+        ValueError: `half` is not a mask of the cases.
+    """
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
     spread = reward_spread(lists.items, lists.rewards)

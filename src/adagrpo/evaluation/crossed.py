@@ -87,6 +87,9 @@ def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
 
     Where no user differs from another the interval is the mean, and p is 1 for a mean of 0 and else 0.
 
+    Raises:
+        ValueError: `level` out of range.
+
     Example:
         >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))
         >>> round(interval.low, 4), round(interval.high, 4), round(interval.p_value, 3)

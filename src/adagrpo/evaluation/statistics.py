@@ -65,7 +65,11 @@ def bootstrap_means(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once."""
+    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once.
+
+    Raises:
+        ValueError: no values, one that is not finite, or `level` out of range.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}: expected (A, N) finite numbers, N at least 1")

@@ -30,6 +30,9 @@ def target_rank_in(
 ) -> NDArray[np.int64]:
     """(N,) the first place that holds the logged item, counted from 1; 0 where no place does, -1 being no item.
 
+    Raises:
+        ValueError: if a shape does not fit.
+
     Example:
         >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
         array([3, 0])
@@ -47,6 +50,9 @@ def hit_rate(
 ) -> NDArray[np.float64]:
     """`1[1 <= rank <= k]`; the rank is 0 where the logged item is absent.
 
+    Raises:
+        ValueError: if a shape does not fit or `k` is below 1.
+
     Example:
         >>> hit_rate(np.array([1, 10, 11, 0]), 10)
         array([1., 1., 0., 0.])
@@ -59,6 +65,9 @@ def ndcg(
     k: int,
 ) -> NDArray[np.float64]:
     """`1[1 <= rank <= k] / log2(1 + rank)`: normalised discounted gain with one relevant item.
+
+    Raises:
+        ValueError: if a shape does not fit or `k` is below 1.
 
     Example:
         >>> ndcg(np.array([1, 3, 7, 0]), 5)
@@ -73,6 +82,9 @@ def hallucination(
     k: int,
 ) -> NDArray[np.float64]:
     """Share of the first `k` sequences that name no item.
+
+    Raises:
+        ValueError: if a shape does not fit or `k` is out of range.
 
     Example:
         >>> hallucination(np.array([[True, False, True, False]]), 2)
@@ -92,6 +104,9 @@ def coverage(
 ) -> float:
     """Share of the catalogue that is in anyone's first `k`; -1 is no item.
 
+    Raises:
+        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+
     Example:
         >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
         0.5
@@ -109,6 +124,9 @@ def tail_share(
     """Share of the items named in the first `k` places that are in the tail, see `tail_items`.
 
     Places without an item, -1, count on neither side, and a list that names no item has share 0.
+
+    Raises:
+        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
 
     Example:
         >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
@@ -133,6 +151,9 @@ def tail_items(
 
     Items are taken from the least popular up, ties by index (the smaller index first), while their interactions add
     up to at most `share` of all. Items without interactions are always in the tail.
+
+    Raises:
+        ValueError: if `popularity` is no vector or has a negative or NaN entry, or `share` is out of range.
 
     Example:
         >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)

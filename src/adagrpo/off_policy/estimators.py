@@ -45,6 +45,9 @@ def ips(
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
+
+    Raises:
+        ValueError: shapes differ, or there are fewer than two users.
     """
     _check(rewards=rewards, weights=weights)
     return mean_of(weights * rewards, weights, users, level)

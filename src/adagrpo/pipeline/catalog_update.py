@@ -82,6 +82,9 @@ def update_catalog(
     Returns:
         The version, and whether it was made now; not where the request is the one that the latest was made by, or
         changes nothing.
+
+    Raises:
+        UserError: an id or a file is not what it should be, or nothing says what a new item is like.
     """
     if items is None and not delist and not interactions:
         raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")

@@ -180,6 +180,9 @@ class Comparison:
         """Make or continue the runs of some seeds, and compare nothing; others may make the other seeds meanwhile.
 
         A run keeps other processes out of its own folder, and so may be made on another machine and moved here.
+
+        Raises:
+            UserError: a seed is not one of the comparison's, or is there twice.
         """
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]

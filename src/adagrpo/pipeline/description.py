@@ -95,7 +95,11 @@ def write_description(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def hash_of_output(root: Path, name: str) -> str:
-    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none."""
+    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none.
+
+    Raises:
+        UserError: it is not the one that was written.
+    """
     digest = cached_hash(root / name)
     if digest != outputs(root).get(name, None if name in OUTPUTS else digest):
         raise UserError(
@@ -105,7 +109,11 @@ def hash_of_output(root: Path, name: str) -> str:
 
 
 def outputs(root: Path) -> dict[str, str]:
-    """The hashes of the files that belong to no stage, such as metrics.json, by name."""
+    """The hashes of the files that belong to no stage, such as metrics.json, by name.
+
+    Raises:
+        UserError: run.yaml is damaged.
+    """
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
 
 

@@ -41,6 +41,9 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
 
     Args:
         anyway: a note in place of the refusal.
+
+    Raises:
+        UserError: the diagnosis of this policy and this reward says anything but `use`, and not `anyway`.
     """
     trained = run.trained()
     if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():

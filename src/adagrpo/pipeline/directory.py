@@ -44,7 +44,11 @@ BUILD, DONE = "build", "done"  # what the first process sends to the others duri
 
 
 def refuse_without_order(config: Config, command: str) -> None:
-    """Refuse what predicts a next item where nothing says what came next; `command` is what there is to do instead."""
+    """Refuse what predicts a next item where nothing says what came next; `command` is what there is to do instead.
+
+    Raises:
+        UserError: its logs are impressions without order.
+    """
     if config.without_order:
         raise UserError(
             "data.split.kind: impressions has no order, so no next item for a policy to learn;"

@@ -38,6 +38,9 @@ def plan(
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
         models; `memory` in bytes that the largest fit holds, without activations; `disk`; `seconds` in all, None where
         a stage that would be made was never timed here.
+
+    Raises:
+        UserError: the logs or the settings are wrong in a way that is known by now.
     """
     arms = None if "train" in commands else finished_arms(run)
     parts = parts_of(run, logs=True, more=more)

@@ -27,7 +27,11 @@ def append_event(directory: Path, stage: str, event: str, seconds: float) -> Non
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run directory's log; none where there is no log."""
+    """The rows of a run directory's log; none where there is no log.
+
+    Raises:
+        UserError: a row is not as it was written.
+    """
     log = directory / EVENTS
     return read_checked_lines(log) if log.is_file() else []
 

@@ -24,7 +24,11 @@ _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
-    """Write the hash of a plan beside it, or check the one that is there."""
+    """Write the hash of a plan beside it, or check the one that is there.
+
+    Raises:
+        UserError: it is no plan, was changed since, or its window is over.
+    """
     plan = read_plan(path)
     if not frozen_path(path).exists() and plan.ends <= datetime.now(UTC).timestamp():
         raise UserError(f"{path}: its window ended on {moment_of(plan.ends)}, so nobody would be in it; change start")
@@ -65,7 +69,11 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second."""
+    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second.
+
+    Raises:
+        UserError: it is no plan or was changed, or there is no such switch to make.
+    """
     plan = read_plan(path)
     freeze(path, plan, now=datetime.now(UTC))
     return add_switch(path, plan, now=datetime.now(UTC).timestamp(), share=share, stop=stop)
@@ -79,6 +87,9 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
 
     Returns:
         The rows of `duration`; `read` of each says which days of the log were read, None where there is no log.
+
+    Raises:
+        UserError: it is no plan, or it does not say enough.
     """
     plan = read_plan(path)
     if exposures is None:

@@ -145,7 +145,11 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """The items that `evaluation.eligible` leaves."""
+        """The items that `evaluation.eligible` leaves.
+
+        Raises:
+            UserError: the items have no such group, or nothing is left.
+        """
         options = self.config.evaluation.eligible
         assert options is not None
         numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}

@@ -99,6 +99,9 @@ class ListMaker:
 
         Args:
             changed: arguments of `Recommender` beside those that follow from the name.
+
+        Raises:
+            UserError: a file is missing or not as it was made.
         """
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()

@@ -35,7 +35,11 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
 
 
 def check_matched(arms: Sequence[str]) -> None:
-    """Refuse a matched arm without those that it is made from."""
+    """Refuse a matched arm without those that it is made from.
+
+    Raises:
+        UserError: naming what is to be added.
+    """
     for name, sources in MATCHED.items():
         missing = [source for source in sources if source not in arms]
         if name in arms and missing:
@@ -45,7 +49,11 @@ def check_matched(arms: Sequence[str]) -> None:
 
 
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
-    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda."""
+    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
+
+    Raises:
+        UserError: no norm was measured, or the mixture's is 0.
+    """
     stages = metrics["stages"]
     if name == MATCHED_BY_ADMISSION:
         weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])

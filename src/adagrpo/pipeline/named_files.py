@@ -40,7 +40,11 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
 
 
 def check_functions(run: RunDirectory, options: RewardOptions) -> None:
-    """Import what a reward and its members name, before anything is trained for it."""
+    """Import what a reward and its members name, before anything is trained for it.
+
+    Raises:
+        UserError: there is no such function.
+    """
     if isinstance(options, CallableOptions | FactoryOptions):
         load_function(options.function, run.code)
     for part in options.parts:

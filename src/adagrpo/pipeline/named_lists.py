@@ -97,7 +97,12 @@ def _decided(run: RunDirectory) -> str | None:
 def check_served(
     run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
 ) -> None:
-    """Refuse to answer with what is stale."""
+    """Refuse to answer with what is stale.
+
+    Raises:
+        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
+            it again.
+    """
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     reward = reward_stages(run) if maker.asks_reward(name) else []
     check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])

@@ -27,7 +27,11 @@ from adagrpo.serving.model_manager import Serving
 
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
-    """The run of each arm; arms of one folder have the same."""
+    """The run of each arm; arms of one folder have the same.
+
+    Raises:
+        UserError: an arm names a folder that is no run; the line names plan and arm.
+    """
     opened: dict[Path, RunDirectory] = {}
     runs = {}
     for name, arm in trial.plan.arms.items():

@@ -37,7 +37,11 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
 
 
 def publish_first(run: RunDirectory) -> None:
-    """Before the first run of a recipe on a log: put what is in no part yet into one, or it would be left out."""
+    """Before the first run of a recipe on a log: put what is in no part yet into one, or it would be left out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     options = run.config.data.exposures
     if options is None or options.through is not None or run.path("exposures").exists():
         return

@@ -144,7 +144,11 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 
 
 def evaluate_with(run: RunDirectory, which: str) -> None:
-    """Have a run that goes on from another one, and of no other version yet, evaluate a version of its catalogue."""
+    """Have a run that goes on from another one, and of no other version yet, evaluate a version of its catalogue.
+
+    Raises:
+        UserError: there is no such version, the run is not another one's, or is about another version already.
+    """
     version = open_version(run, which)
     if run.source is None and version.number != run.catalog:
         raise UserError(

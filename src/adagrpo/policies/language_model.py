@@ -208,7 +208,11 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
 
 def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
-    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before."""
+    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before.
+
+    Raises:
+        UserError: the folder has no tokenizer, or brings code.
+    """
     tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
     return tuple(int(token) for token in tokens)
 

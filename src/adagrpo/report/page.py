@@ -57,7 +57,11 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
-    """Write `report.html` into a run directory; a crash leaves the old page or the new one. See `build_report`."""
+    """Write `report.html` into a run directory; a crash leaves the old page or the new one. See `build_report`.
+
+    Raises:
+        UserError: as `build_report`.
+    """
     files = _files(run)
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
@@ -65,7 +69,11 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
-    """Write the charts of a run's report as SVG files of their own, `<what it shows>-<number>.svg`, for documents."""
+    """Write the charts of a run's report as SVG files of their own, `<what it shows>-<number>.svg`, for documents.
+
+    Raises:
+        UserError: as `build_report`.
+    """
     files = _files(run)
     drawn = _figures(files, _metrics(files))
     written = []

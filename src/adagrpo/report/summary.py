@@ -29,6 +29,9 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
 
     Args:
         baselines: whether to say that the starting policy is below a list that needs none; a decision says it too.
+
+    Raises:
+        UserError: the metrics are not laid out as described.
     """
     points = checkpoints(metrics)
     split = _split(points)

@@ -104,6 +104,9 @@ def results_table(
         columns: names of metrics, or "admission". Left out: those that the table of metrics shows here
             (`adagrpo.metrics.ReportPart.RESULTS`), less those that no row has.
 
+    Raises:
+        UserError: the metrics are not laid out as described.
+
     Example:
         >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
         >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}

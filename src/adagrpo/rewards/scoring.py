@@ -52,7 +52,11 @@ def ask_catalogue(
     histories: Histories,
     items: Tensor,  # (B, V)
 ) -> Tensor:  # (B, V)
-    """`ask_reward` about very many items, a few histories at a time."""
+    """`ask_reward` about very many items, a few histories at a time.
+
+    Raises:
+        BadReward, NotFinite: see `ask_reward`.
+    """
     rows, size = torch.arange(len(items), device=items.device), max(1, AT_ONCE // items.shape[1])
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
     return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in parts])
@@ -63,7 +67,11 @@ def ask_members(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
-    """`ask_reward` of each member of a sum apart, unweighted; a reward that is no sum is its own and only member."""
+    """`ask_reward` of each member of a sum apart, unweighted; a reward that is no sum is its own and only member.
+
+    Raises:
+        BadReward, NotFinite: see `ask_reward`.
+    """
     members = reward.members if isinstance(reward, WeightedReward) else (reward,)
     return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
 

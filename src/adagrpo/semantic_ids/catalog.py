@@ -236,6 +236,9 @@ def audit(
         the catalogue's levels:
         `size` K_l, `codes_used`, `entropy` in nats, `entropy_share` of log K_l (None where K_l is 1),
         `largest_cluster` (most items on one code) and `prefixes` (distinct prefixes up to this level).
+
+    Raises:
+        ValueError: `codes_before` does not have one row per item.
     """
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:

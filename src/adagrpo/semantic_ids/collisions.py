@@ -43,6 +43,9 @@ def resolve_collisions(
 ) -> NDArray[np.int64]:
     """(V, L + 1) distinct codes: a level more that numbers the items of each sequence `0 .. c-1` in item order.
 
+    Raises:
+        ValueError: `codes` is not a matrix.
+
     Example:
         >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
         [[5, 1, 0], [0, 2, 0], [5, 1, 1]]

@@ -75,6 +75,9 @@ def cooccurrence_vectors(
     """(V, W) vectors of items that occur within a window of each other in training, zero for those without a neighbour.
 
     Columns beyond the rank are zero; `power` is the exponent of the singular values.
+
+    Raises:
+        ValueError: `window` or `width` is below 1, or an item is out of range.
     """
     if window < 1:
         raise ValueError(f"window {window}: expected at least 1")
@@ -119,6 +122,9 @@ def mix(
     Each part is row-normalised and multiplied by the root of its weight; the whole is row-normalised again. An item
     that no part of positive weight knows gets a random direction of length 0.01: it can then be quantised, near no item
     in particular.
+
+    Raises:
+        ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")

@@ -93,6 +93,9 @@ def residual_kmeans(
         cluster_bound: the most items a code may name, as a multiple of the mean V / K, rounded up; at least 1. None:
             each item takes its nearest centroid.
 
+    Raises:
+        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
+
     Example:
         >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
         >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
@@ -133,6 +136,9 @@ def level_means(
     """Codebooks for codes that came without any: the mean of what is left over, code by code and level by level.
 
     There are `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
+
+    Raises:
+        ValueError: the shapes disagree or are empty.
     """
     if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
         raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
@@ -152,7 +158,11 @@ def reconstruction_error(
     vectors: NDArray[np.float32],  # (V, D)
     reconstruction: NDArray[np.float32],  # (V, D)
 ) -> float:
-    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none."""
+    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
     step = max(1, _NUMBERS // max(1, vectors.shape[1]))

@@ -53,6 +53,9 @@ def rq_vae(
 
     Returns:
         Codes (V, L), `L` codebooks of at most (K, width), the encoded items as points, and the decoder.
+
+    Raises:
+        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")

@@ -329,7 +329,11 @@ class Trie:
         self,
         codes: Tensor,  # (..., L) int64
     ) -> Tensor:
-        """(...) int64 items that full code sequences name, -1 where they name none."""
+        """(...) int64 items that full code sequences name, -1 where they name none.
+
+        Raises:
+            ValueError: if the last dimension of `codes` is not L.
+        """
         if codes.dim() == 0 or codes.shape[-1] != self.num_levels:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (..., {self.num_levels})")
         nodes = torch.zeros_like(codes[..., 0])

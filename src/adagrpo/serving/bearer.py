@@ -67,7 +67,11 @@ def read_tokens(file: Path | None) -> Bearers:
 
 
 def check_exposed(host: str, bearers: Bearers, without_token: bool) -> None:
-    """Refuse an address that others can reach while everybody may ask."""
+    """Refuse an address that others can reach while everybody may ask.
+
+    Raises:
+        UserError: it is, and the flag that allows it is not set.
+    """
     if host not in LOCAL and not bearers and not without_token:
         raise UserError(
             f"--host {host}: others can reach it, and no token is set; give --token-file or {VARIABLE},"

@@ -28,7 +28,11 @@ MOST_OPEN_FILES = 65_536
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket for the application; port 0 takes a free one."""
+    """Open a socket for the application; port 0 takes a free one.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)

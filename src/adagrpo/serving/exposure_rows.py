@@ -79,11 +79,19 @@ class ExposureRows:
         self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
-        """Put rows on record; see `ExposureSink.write`."""
+        """Put rows on record; see `ExposureSink.write`.
+
+        Raises:
+            SinkFailed: nothing of them may be sent.
+        """
         return await self._answers.submit(rows)
 
     async def feedback(self, events: Sequence[FeedbackEvent]) -> Sequence[Outcome]:
-        """Put feedback on record; see `ExposureSink.feedback`."""
+        """Put feedback on record; see `ExposureSink.feedback`.
+
+        Raises:
+            SinkFailed: nothing of it is.
+        """
         return await self._events.submit([_feedback(event) for event in events])
 
     def close(self) -> None:

@@ -227,7 +227,11 @@ class ModelManager:
         self._served = tuple(made)
 
     def load_other(self, **wanted: str) -> Serving:
-        """Load another one that is not served, to be looked at."""
+        """Load another one that is not served, to be looked at.
+
+        Raises:
+            UserError: there is nothing to load it from, or it cannot be loaded.
+        """
         if self._load is None:
             raise UserError("there is nothing to load another one from")
         return self._load(**wanted)

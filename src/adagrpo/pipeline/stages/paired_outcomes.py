@@ -43,7 +43,11 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 
 def read_measured(data: RunData, folder: Path) -> Measured:
-    """Read an evaluation's folder, user by user."""
+    """Read an evaluation's folder, user by user.
+
+    Raises:
+        UserError: a file of it is missing, or not as it was written.
+    """
     cases = data.measured_cases("test")
     for name in FILES:
         data.run.hash_input(folder / name)

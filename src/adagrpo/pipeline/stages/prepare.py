@@ -57,7 +57,11 @@ def simulated(run: RunDirectory) -> Declaration:
 
 
 def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
-    """The parts of an exposure log that a run reads, the oldest first."""
+    """The parts of an exposure log that a run reads, the oldest first.
+
+    Raises:
+        UserError: it has none.
+    """
     directory = run.data / options.path
     parts = parts_of(directory, options.through)
     if not parts:
