@@ -82,7 +82,8 @@ def measure(folder: Path, way: str) -> dict[str, Any]:
     import torch
 
     from adagrpo.config import ObjectiveConfig
-    from adagrpo.data import load_training, prepared
+    from adagrpo.data import prepared
+    from adagrpo.data.prepared import load_training
     from adagrpo.policies import CompactPolicy
     from adagrpo.rewards import NoiseReward
     from adagrpo.semantic_ids import Catalog

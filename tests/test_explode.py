@@ -17,8 +17,9 @@ import yaml
 from adagrpo.config.messages import SHOWN
 from adagrpo.config.recipe import load_config
 from adagrpo.config.yaml_text import parse_yaml
-from adagrpo.data import Columns, read_items, read_logs
 from adagrpo.data.logs import unpacking
+from adagrpo.data.logs.interactions import Columns, read_logs
+from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.unpacking import LONGEST_LINE, check_parquet, read_blocks, text_bytes
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import import_semantic_ids

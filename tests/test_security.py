@@ -151,7 +151,7 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
                 case "run.yaml":
                     Run.open(copied)
                 case "log.parquet":
-                    from adagrpo.data import Columns, read_logs
+                    from adagrpo.data.logs.interactions import Columns, read_logs
 
                     read_logs([places[target]], Columns(timestamp="timestamp"))
                 case "lightgbm":

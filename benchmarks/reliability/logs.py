@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from adagrpo.data import Columns, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from benchmarks.reliability.bad_rows import AFTER, ITEMS, KINDS, write_log
 from benchmarks.reliability.findings import Finding
 
@@ -53,7 +53,7 @@ def peak(work: Path, megabytes: int) -> float:
         for n in range(megabytes * 1000):
             file.write(f"{n % 5000},{n % 777},{n},{'x' * 980}\n")
     code = (
-        "import sys;from pathlib import Path;from adagrpo.data import Columns, read_logs;"
+        "import sys;from pathlib import Path;from adagrpo.data.logs.interactions import Columns, read_logs;"
         "read_logs([Path(sys.argv[1])], Columns());"
         # not getrusage, whose peak would be that of the process that started this one
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adagrpo import cli
-from adagrpo.data import Columns, Refusals, read_logs
 from adagrpo.data.logs import chunks
 from adagrpo.data.logs.chunks import read_chunks
+from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))

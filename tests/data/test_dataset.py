@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import Columns, Dataset, Logs, build_dataset, read_logs
+from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.item_order import in_hash_order
+from adagrpo.data.logs.interactions import Columns, Logs, read_logs
 from adagrpo.errors import UserError
 
 NO_REJECTS = pl.DataFrame(schema={"file": pl.String, "row": pl.Int64, "reason": pl.String})

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import Columns, read_items, read_logs
+from adagrpo.data.logs.interactions import Columns, read_logs
+from adagrpo.data.logs.items import read_items
 from adagrpo.errors import UserError
 
 

@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from adagrpo.data import Logs, build_dataset, item_order
+from adagrpo.data import item_order
+from adagrpo.data.dataset import build_dataset
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.item_order import KEY, in_hash_order
+from adagrpo.data.logs.interactions import Logs
 from adagrpo.lists.sources import Popularity, list_cases
 from adagrpo.types import Cases, Ragged
 

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import load_training, prepared
+from adagrpo.data import prepared
 from adagrpo.data.mapped import MappedRagged
+from adagrpo.data.prepared import load_training
 from adagrpo.data.sequences import emptied
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 from adagrpo.types import Ragged

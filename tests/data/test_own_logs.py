@@ -12,7 +12,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.data import Columns, build_dataset, read_items, read_logs
+from adagrpo.data.dataset import build_dataset
+from adagrpo.data.logs.interactions import Columns, read_logs
+from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import format_lines, preview_logs
 from adagrpo.errors import UserError
 

@@ -9,24 +9,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import (
-    Columns,
-    Dataset,
-    Logs,
-    Split,
-    build_dataset,
-    leave_one_out,
+from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.logs.interactions import Columns, Logs, read_logs
+from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
     load_item_ids,
     load_items,
     load_training,
     load_user_ids,
-    read_logs,
-    temporal,
     write_prepared,
 )
-from adagrpo.data.splits import for_some_users
+from adagrpo.data.splits import Split, for_some_users, leave_one_out, temporal
 from adagrpo.types import Ragged
 
 REJECTS = pl.DataFrame({"file": ["a.csv"], "row": [3], "reason": ["item_id is empty"]})

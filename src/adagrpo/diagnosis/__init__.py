@@ -4,14 +4,13 @@ from adagrpo.diagnosis.admission import evidence_of
 from adagrpo.diagnosis.assessment import Observations, diagnose
 from adagrpo.diagnosis.cases import case_groups
 from adagrpo.diagnosis.orders import Lists, cross_fitted_mix
-from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide
+from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, decide
 
 __all__ = [
     "CellTest",
     "Lists",
     "Observations",
     "ThresholdTest",
-    "Verdict",
     "case_groups",
     "cross_fitted_mix",
     "decide",

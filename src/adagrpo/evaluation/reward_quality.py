@@ -41,8 +41,6 @@ class CaseQuality(NamedTuple):
 def case_quality(
     scores: NDArray[np.float32],  # (N, V)
     targets: Ints,  # (N,)
-    *,
-    k: int = 10,
 ) -> CaseQuality:
     """Rank the whole catalogue, of at least two items, in every case.
 
@@ -61,7 +59,7 @@ def case_quality(
     ]
     return CaseQuality(
         auc=1 - (above + level / 2) / (scores.shape[1] - 1),
-        ndcg=metrics.ndcg(1 + above + level, k),
+        ndcg=metrics.ndcg(1 + above + level, 10),
         confidence=1 / np.concatenate(parts),
         hit=scores.argmax(1) == targets,
     )

@@ -5,6 +5,6 @@
 
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import Policy
 
-__all__ = ["CompactPolicy", "Context", "DecoderState", "HybridPolicy", "Policy"]
+__all__ = ["CompactPolicy", "HybridPolicy", "Policy"]

@@ -1,6 +1,5 @@
 """The report of a run or a comparison: one offline HTML page, and its tables as Markdown or plain text."""
 
-from adagrpo.report.charts import Series, line_chart
 from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
@@ -27,7 +26,6 @@ from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 
 __all__ = [
-    "Series",
     "Table",
     "build_report",
     "catalog_table",
@@ -44,7 +42,6 @@ __all__ = [
     "fits_table",
     "gain_sentence",
     "guardrails_table",
-    "line_chart",
     "pairs_table",
     "preference_table",
     "read_comparison",

@@ -35,7 +35,7 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
     """
     points = checkpoints(metrics)
     split = _split(points)
-    start = _start(points)
+    start = _best(points, START)
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
     below = _below_baselines(metrics, start) if baselines else []
     if not arms:
@@ -210,12 +210,9 @@ def _split(points: list[Checkpoint]) -> str:
     return "test" if any(point.value("test", HR) is not None for point in points) else "validation"
 
 
-def _start(points: list[Checkpoint]) -> Checkpoint | None:
-    return next((point for point in points if point.arm == START), None)
-
-
 def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
-    return next((point for point in points if point.arm == arm and point.kind == "best"), None)
+    """The best checkpoint of an arm, or the only one of the starting policy."""
+    return next((point for point in points if point.arm == arm and point.kind != "final"), None)
 
 
 def _on_validation(point: Checkpoint) -> float:

@@ -4,7 +4,6 @@ from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, find_module, load_function, takes_training_logs
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import WeightedReward
-from adagrpo.rewards.external import ItemId
 from adagrpo.rewards.feature import FeatureReward
 from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.noise import NoiseReward
@@ -18,7 +17,6 @@ __all__ = [
     "CrossFitted",
     "FeatureReward",
     "HttpReward",
-    "ItemId",
     "NoiseReward",
     "Reward",
     "WeightedReward",

@@ -7,12 +7,10 @@ from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
 from adagrpo.semantic_ids.rq_vae import rq_vae
 from adagrpo.semantic_ids.token_index import read_index
-from adagrpo.semantic_ids.trie import Trie
 
 __all__ = [
     "Catalog",
     "Quantization",
-    "Trie",
     "attribute_vectors",
     "audit",
     "cooccurrence_vectors",
