@@ -18,6 +18,7 @@ from adagrpo.report import (
     comparison_page,
     comparison_table,
     finding,
+    pairs_table,
     read_comparison,
 )
 
@@ -69,6 +70,11 @@ def test_a_pair_is_shown_with_its_own_interval() -> None:
     page = comparison_markdown(result | {"pairs": compare_pairs(entries, options)})
     assert "## Arms against each other" in page
     assert "| adagrpo minus adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
+    table = pairs_table(result | {"pairs": [row | {"p_holm": 0.25} for row in compare_pairs(entries, options)]})
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert cells.pop("p, Holm") == "0.250"
+    intervals = {name.rpartition("over ")[2]: cell for name, cell in cells.items() if "over " in name}
+    assert len(intervals) == 3 and all(" … " in cell for cell in intervals.values())
 
 
 def test_nothing_gained_is_the_first_thing_said() -> None:

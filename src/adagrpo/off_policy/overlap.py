@@ -3,8 +3,8 @@
     effective size      n_eff = (Σ w)² / Σ w²                                      (Kish 1965)
     what w must sum to  E[w] = 1 where the log's probabilities are right           (w = π / π_0)
 
-A log is refused where few answers carry all the weight, where the target shows what the log never did, and where the
-weights are not 1 on average, which means that the logged probabilities are not those that were drawn from.
+A log is refused where few answers carry all the weight, and where the weights are not 1 on average: the logged
+probabilities are then not those that were drawn from, or the target shows what the log never did.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 LEAST = 100.0  # effective answers; below, a normal interval is not to be trusted
 LARGEST = 0.1  # of all weight on one answer
-UNCOVERED = 0.01  # of the target's probability on what the log cannot hold
-ERRORS = 4.0  # standard errors that the mean of the weights may be away from 1
+ERRORS, SLACK = 4.0, 0.01  # standard errors, and what besides, that the mean of the weights may be away from 1
 
 
 class ThinOverlap(ValueError):
@@ -31,21 +30,19 @@ class Overlap(NamedTuple):
     largest: float  # share of all weight on one answer
     mean: float  # of the weights; 1 where the probabilities are right
     mean_error: float  # its standard error
-    uncovered: float  # share of the target's probability on what the log cannot hold
 
     @property
     def problem(self) -> str | None:
         """The reason not to estimate from this log; None where there is none."""
-        if self.uncovered > UNCOVERED:
-            return f"{self.uncovered:.1%} of what the policy would show is never shown in the log"
         if self.effective_size < LEAST:
             return f"all answers together weigh as much as {self.effective_size:.0f}; at least {LEAST:.0f} are needed"
         if self.largest > LARGEST:
             return f"one answer carries {self.largest:.0%} of all weight"
-        if abs(self.mean - 1) > ERRORS * self.mean_error + UNCOVERED:
+        if abs(self.mean - 1) > ERRORS * self.mean_error + SLACK:
             return (
                 f"weights are {self.mean:.3f} on average where right ones are 1 (standard error {self.mean_error:.3f}):"
-                " the logged probabilities are not those of the policy that was served"
+                " the logged probabilities are not those of the policy that was served, or the other one shows what that"
+                " never does"
             )
         return None
 
@@ -69,16 +66,15 @@ def effective_size(
 
 def overlap(
     weights: NDArray[np.floating],  # (N,)
-    *,
-    uncovered: float = 0.0,
 ) -> Overlap:
     """Look at the weights of a log.
 
-    `uncovered` is the mean over the answers of the target's probability on what has none under the logging policy.
+    Raises:
+        ValueError: `weights` is empty, or holds what is no weight.
     """
     if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")
     total = float(weights.sum())
     largest = float(weights.max()) / total if total > 0 else 1.0
     error = float(weights.std(ddof=1)) / np.sqrt(len(weights)) if len(weights) > 1 else np.inf
-    return Overlap(effective_size(weights), largest, total / len(weights), float(error), uncovered)
+    return Overlap(effective_size(weights), largest, total / len(weights), float(error))

@@ -98,11 +98,10 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
     rows = []
     for row in content.get("pairs", ()):
         against = row["against"][metric]
-        intervals = [format_ends(metric, against.get(kind)) for kind in kinds]
+        first, *others = [format_ends(metric, against.get(kind)) for kind in kinds]
         difference = format_difference(metric, against["difference"])
-        rows.append(
-            (f"{row['arm']} minus {row['other']}", row["checkpoint"], difference, *intervals, format_p(row["p_holm"]))
-        )
+        names = (f"{row['arm']} minus {row['other']}", row["checkpoint"])
+        rows.append((*names, difference, first, format_p(row["p_holm"]), *others))
     unit = " (points)" if is_rate(metric) else ""
     first, *others = _over(content)
     header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}", first, "p, Holm", *others]
