@@ -41,8 +41,8 @@ class Overlap(NamedTuple):
         if abs(self.mean - 1) > ERRORS * self.mean_error + SLACK:
             return (
                 f"weights are {self.mean:.3f} on average where right ones are 1 (standard error {self.mean_error:.3f}):"
-                " the logged probabilities are not those of the policy that was served, or that one never shows what the"
-                " other does"
+                " the logged probabilities are not those of the policy that was served, or it never shows what the"
+                " other policy does"
             )
         return None
 
