@@ -14,7 +14,6 @@ import torch
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.lists import Query
-from adagrpo.lists.names import ListName, parse_list
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -35,8 +34,7 @@ def decided(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_what_orders_given_items_is_what_orders_the_list(decided: tuple[Run, dict[str, Any]], name: str) -> None:
     run, _ = decided
     data = RunData(run)
-    maker = ListMaker(Models(data))
-    served = maker.recommender(ListName("sft", "policy"), run.weights_of("sft")).ordered(maker.order(parse_list(name)))
+    ((_, served),) = ListMaker(Models(data)).recommenders([name])
     histories = [data.training.row(user).tolist() for user in range(5)]
     ids = {item: number for number, item in enumerate(load_item_ids(data.prepared).to_list())}
     lists = served.recommend([Query(history) for history in histories])
@@ -58,8 +56,7 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     folder = tmp_path / "run"
     shutil.copytree(first.directory, folder)
     found, draw = RunData(first), np.random.default_rng(0)
-    maker = ListMaker(Models(found))
-    policy = maker.recommender(ListName("sft", "policy"), first.weights_of("sft"))
+    ((_, policy),) = ListMaker(Models(found)).recommenders(["sft"])
     users, items = load_user_ids(found.prepared).to_list(), load_item_ids(found.prepared).to_list()
     rows: list[tuple[str, Any, bool]] = [("nobody", items[0], True), (users[0], "nothing", True)]
     expected = {}

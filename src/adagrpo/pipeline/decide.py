@@ -266,17 +266,13 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
 
 
 def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, float]:
-    """The median time of one list, asked for alone, by name; a policy is loaded once for all of its lists."""
+    """The median time of one list, asked for alone, by name."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
-    called = {name: parse_list(name) for name in names}
     found = {}
-    for arm in dict.fromkeys(one.policy or START for one in called.values()):
-        loaded = maker.recommender(ListName(arm, "policy"), maker.models.run.weights_of(arm))
-        for name in (name for name, one in called.items() if (one.policy or START) == arm):
-            served = loaded.ordered(maker.order(called[name]))
-            taken = [_time(served, history) for history in histories]
-            found[name] = 1000 * float(np.median(taken[WARM_UP:] or taken))
+    for name, served in maker.recommenders(names):
+        taken = [_time(served, history) for history in histories]
+        found[name] = 1000 * float(np.median(taken[WARM_UP:] or taken))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import SUCCESSORS, FittedWeights, Fusion, Weights
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, reward_number
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
 from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
@@ -120,6 +120,15 @@ class ListMaker:
             texts=lambda: data.items[TEXT].to_list(),
             **options | changed,
         )
+
+    def recommenders(self, names: Sequence[str]) -> Iterator[tuple[str, Recommender]]:
+        """Make the recommenders of lists, one after the other; a policy is loaded once for all of its lists."""
+        called = {name: parse_list(name) for name in names}
+        for arm in dict.fromkeys(one.policy or START for one in called.values()):
+            loaded = self.recommender(ListName(arm, "policy"), self.models.run.weights_of(arm))
+            for name, one in called.items():
+                if (one.policy or START) == arm:
+                    yield name, loaded.ordered(self.order(one))
 
     def order(self, name: ListName, reward: Reward | None = None) -> ListOrder:
         """What a list is ordered by.

@@ -18,7 +18,7 @@ from adagrpo.data.columns import CLICKED, ITEM, USER
 from adagrpo.data.random_exposures import RANDOM
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
-from adagrpo.lists.names import START, ListName, parse_list
+from adagrpo.lists.names import START
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 
@@ -30,11 +30,10 @@ class RandomOrder(NamedTuple):
     """How lists order what was shown at random to `U` users."""
 
     auc: Mapping[str, NDArray[np.float64]]  # (U,) by list
-    exposures: int
 
-    def against(self, name: str, other: str = START) -> Interval:
-        """The mean difference in AUC over users, with its 95 % interval."""
-        return mean_interval(self.auc[name] - self.auc[other])
+    def against(self, name: str) -> Interval:
+        """The mean difference in AUC from the starting policy over users, with its 95 % interval."""
+        return mean_interval(self.auc[name] - self.auc[START])
 
 
 def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
@@ -60,20 +59,16 @@ def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> Rando
     rows, items = shown[USER].to_numpy(), shown[ITEM].to_numpy().astype(np.int64)
     parts = np.split(items, np.flatnonzero(np.diff(rows)) + 1)
     histories = [data.training.row(user).tolist() for user in users]
-    called = {name: parse_list(name) for name in names}
     found = {}
-    for arm in dict.fromkeys(one.policy or START for one in called.values()):
-        loaded = maker.recommender(ListName(arm, "policy"), maker.models.run.weights_of(arm))
-        for name in (name for name, one in called.items() if (one.policy or START) == arm):
-            served = loaded.ordered(maker.order(called[name]))
-            scores = []
-            for first in range(0, len(users), BATCH):
-                some = [torch.from_numpy(part) for part in parts[first : first + BATCH]]
-                padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-1)
-                said = served.order_scores(histories[first : first + BATCH], padded).cpu()
-                scores.append(said[padded >= 0].numpy())
-            quality = shown_quality(np.concatenate(scores), shown[CLICKED].to_numpy(), rows)
-            clicked = ~np.isnan(quality.auc)
-            own = np.searchsorted(users, rows[clicked])
-            found[name] = np.bincount(own, quality.auc[clicked]) / np.bincount(own)
-    return RandomOrder(found, len(shown))
+    for name, served in maker.recommenders(names):
+        scores = []
+        for first in range(0, len(users), BATCH):
+            some = [torch.from_numpy(part) for part in parts[first : first + BATCH]]
+            padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-1)
+            said = served.order_scores(histories[first : first + BATCH], padded).cpu()
+            scores.append(said[padded >= 0].numpy())
+        quality = shown_quality(np.concatenate(scores), shown[CLICKED].to_numpy(), rows)
+        clicked = ~np.isnan(quality.auc)
+        own = np.searchsorted(users, rows[clicked])
+        found[name] = np.bincount(own, quality.auc[clicked]) / np.bincount(own)
+    return RandomOrder(found)
