@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 from benchmarks.rows import Row, median_spread
 from benchmarks.scale import HISTORY, random_catalog, random_policy
 

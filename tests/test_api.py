@@ -20,7 +20,7 @@ from adagrpo import Run, pipeline
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.semantic_ids.catalog import Catalog

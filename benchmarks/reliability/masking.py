@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import predict
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.language_model import VOCABULARY_FILE, from_configuration

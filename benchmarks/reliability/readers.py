@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from adagrpo.errors import UserError
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report

@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict, sample_cases
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models

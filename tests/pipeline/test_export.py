@@ -27,7 +27,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Run,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import finished_arms

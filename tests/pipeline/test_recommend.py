@@ -18,7 +18,7 @@ import pytest
 from adagrpo.config import resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
-from adagrpo.lists.recommender import Query, Recommendations
+from adagrpo.lists.query import Query, Recommendations
 from adagrpo.pipeline import ListOptions, Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData

@@ -16,7 +16,8 @@ from scipy.stats import chisquare
 from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.serving.app import Application, Options

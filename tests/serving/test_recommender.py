@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import reordered
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models

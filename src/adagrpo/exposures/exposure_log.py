@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from adagrpo.lists.recommender import ItemId
+from adagrpo.lists.query import ItemId
 
 FAILED = "failed"  # the source of a request of an experiment that got no list; its row has a name of its own
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)

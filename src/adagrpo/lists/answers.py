@@ -9,7 +9,8 @@ import numpy as np
 
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Narrowing
-from adagrpo.lists.recommender import ItemId, Query, Recommender, Source
+from adagrpo.lists.query import ItemId, Query, Source
+from adagrpo.lists.recommender import Recommender
 
 
 class Answer(NamedTuple):

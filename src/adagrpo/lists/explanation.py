@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from adagrpo.lists.recommender import Query, Recommender
+from adagrpo.lists.query import Query
+from adagrpo.lists.recommender import Recommender
 
 LONGEST_TITLE = 90  # characters
 

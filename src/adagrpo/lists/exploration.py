@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 
 
 class Exploration(NamedTuple):

@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,65 +39,16 @@ from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
+from adagrpo.lists.query import ItemId, ListOrder, ListPropensities, Query, Recommendations
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_catalogue, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Histories, Ragged
 
-ItemId = int | str
-Source = Literal["policy", "popular", "sampled"]
 MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
-
-
-class Query(NamedTuple):
-    """The request for one list."""
-
-    history: Sequence[int]  # items, oldest first; none for a cold user
-    exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
-    without: Sequence[int] = ()  # other items that are left out
-    eligible: Eligible | None = None  # what may be in the list; None: the catalogue
-    temperature: float = 0.0  # above 0 the list is drawn, not searched
-    seed: int | None = None  # of the drawing
-
-
-class Recommendations(NamedTuple):
-    """The list of one history, best first."""
-
-    items: list[ItemId]
-    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over spread
-    codes: list[list[int]]  # the Semantic ID of each item
-    log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
-    source: Source = "policy"  # "popular" for a history that says nothing, "sampled" for a list that was drawn
-    log_inclusions: list[float] | None = None  # of drawn lists: how likely each item was in the list, nats
-    draw_keys: list[float] | None = None  # what the draw was ordered by, with that of the item that would come next
-
-    def first(self, count: int) -> Recommendations:
-        """The first places, as they are shown; of a drawn list with the probability of being in those."""
-        kept = min(count, len(self.items))
-        shown = self._replace(items=self.items[:kept], scores=self.scores[:kept], codes=self.codes[:kept])
-        if self.draw_keys is None or self.log_propensities is None:
-            return shown
-        threshold = self.draw_keys[kept]
-        return shown._replace(
-            log_propensities=self.log_propensities[:kept],
-            log_inclusions=[inclusion_log_prob(score, threshold) for score in shown.scores],
-            draw_keys=self.draw_keys[: kept + 1],
-        )
-
-
-class ListOrder(NamedTuple):
-    """What orders the lists of a recommender beside the policy; see the arguments of `Recommender`."""
-
-    reward: Reward | None = None
-    reward_weight: float = 0.0
-    reward_spread: float = 1.0
-    fusion: Fusion | None = None
-    alone: CandidateSource | None = None
-    reward_alone: bool = False
 
 
 class _Beam(NamedTuple):
@@ -106,14 +57,6 @@ class _Beam(NamedTuple):
     items: Tensor  # (B, W) int64, best first, -1 behind the last one
     scores: Tensor  # (B, W) log-probabilities
     others: Tensor | None  # (B, P) log-probabilities
-
-
-class ListPropensities(NamedTuple):
-    """Of `B` lists of at most `K` items, under a policy that did not make them."""
-
-    places: NDArray[np.float64]  # (B, K) log-probability of each item at its place; -inf where it is never drawn
-    items: NDArray[np.int64]  # (B, reach) that the policy draws, -1 where no more may be
-    weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
 
 
 class Recommender:

@@ -26,7 +26,8 @@ from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import START, parse_list
-from adagrpo.lists.recommender import ItemId, Recommender
+from adagrpo.lists.query import ItemId
+from adagrpo.lists.recommender import Recommender
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData

@@ -11,7 +11,7 @@ from typing import Any, Self
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
-from adagrpo.lists.recommender import ItemId, Source
+from adagrpo.lists.query import ItemId, Source
 from adagrpo.report.diagnosis_figures import weight_figures
 
 

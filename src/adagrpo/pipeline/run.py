@@ -24,7 +24,7 @@ from adagrpo.console import Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.recommender import ItemId
+from adagrpo.lists.query import ItemId
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.choose_checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fastapi import Request, Response
 
 from adagrpo.errors import UserError
-from adagrpo.lists.recommender import ItemId
+from adagrpo.lists.query import ItemId
 from adagrpo.serving.model_manager import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import json_response

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
-from adagrpo.lists.recommender import Recommendations
+from adagrpo.lists.query import Recommendations
 from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
 from adagrpo.serving.schemas import FeedbackEvent

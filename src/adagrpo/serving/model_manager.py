@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.fallback import CircuitBreaker
-from adagrpo.lists.recommender import ItemId, Query, Recommendations, Recommender
+from adagrpo.lists.query import ItemId, Query, Recommendations
+from adagrpo.lists.recommender import Recommender
 from adagrpo.serving.batch_queue import STEP
 
 AFTER_REWARD = 0.02  # seconds of a request's time that are left for what comes after the reward

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.explanation import ItemTitles, explain
-from adagrpo.lists.recommender import Query
+from adagrpo.lists.query import Query
 from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow

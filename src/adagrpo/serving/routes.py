@@ -23,7 +23,7 @@ from adagrpo.exposures.exposure_log import Exposure, SinkFailed
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists.eligibility import Filter, Narrowing, why_short
 from adagrpo.lists.exploration import Exploration
-from adagrpo.lists.recommender import ItemId, Query
+from adagrpo.lists.query import ItemId, Query
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure

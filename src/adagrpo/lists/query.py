@@ -1,0 +1,73 @@
+"""What a recommender is asked and what it answers: the request for one list, the list, and what orders lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.decoding import inclusion_log_prob
+from adagrpo.lists.fusion import Fusion
+from adagrpo.lists.sources import CandidateSource
+from adagrpo.rewards.protocol import Reward
+from adagrpo.semantic_ids.trie import Eligible
+
+ItemId = int | str
+Source = Literal["policy", "popular", "sampled"]
+
+
+class Query(NamedTuple):
+    """The request for one list."""
+
+    history: Sequence[int]  # items, oldest first; none for a cold user
+    exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
+    without: Sequence[int] = ()  # other items that are left out
+    eligible: Eligible | None = None  # what may be in the list; None: the catalogue
+    temperature: float = 0.0  # above 0 the list is drawn, not searched
+    seed: int | None = None  # of the drawing
+
+
+class Recommendations(NamedTuple):
+    """The list of one history, best first."""
+
+    items: list[ItemId]
+    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over spread
+    codes: list[list[int]]  # the Semantic ID of each item
+    log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
+    source: Source = "policy"  # "popular" for a history that says nothing, "sampled" for a list that was drawn
+    log_inclusions: list[float] | None = None  # of drawn lists: how likely each item was in the list, nats
+    draw_keys: list[float] | None = None  # what the draw was ordered by, with that of the item that would come next
+
+    def first(self, count: int) -> Recommendations:
+        """The first places, as they are shown; of a drawn list with the probability of being in those."""
+        kept = min(count, len(self.items))
+        shown = self._replace(items=self.items[:kept], scores=self.scores[:kept], codes=self.codes[:kept])
+        if self.draw_keys is None or self.log_propensities is None:
+            return shown
+        threshold = self.draw_keys[kept]
+        return shown._replace(
+            log_propensities=self.log_propensities[:kept],
+            log_inclusions=[inclusion_log_prob(score, threshold) for score in shown.scores],
+            draw_keys=self.draw_keys[: kept + 1],
+        )
+
+
+class ListOrder(NamedTuple):
+    """What orders the lists of a recommender beside the policy; see the arguments of `Recommender`."""
+
+    reward: Reward | None = None
+    reward_weight: float = 0.0
+    reward_spread: float = 1.0
+    fusion: Fusion | None = None
+    alone: CandidateSource | None = None
+    reward_alone: bool = False
+
+
+class ListPropensities(NamedTuple):
+    """Of `B` lists of at most `K` items, under a policy that did not make them."""
+
+    places: NDArray[np.float64]  # (B, K) log-probability of each item at its place; -inf where it is never drawn
+    items: NDArray[np.int64]  # (B, reach) that the policy draws, -1 where no more may be
+    weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
