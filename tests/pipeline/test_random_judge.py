@@ -11,13 +11,16 @@ import polars as pl
 import pytest
 import torch
 
-from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.output_sources import DECIDED, is_stale
+from adagrpo.pipeline.random_judge import RandomOrder
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report.decision import decision_table, decision_text
 
 REWARD = {"kind": "feature", "name": "next_last"}
@@ -56,6 +59,7 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     folder = tmp_path / "run"
     shutil.copytree(first.directory, folder)
     found, draw = RunData(first), np.random.default_rng(0)
+    whole = load_whole(found.prepared)
     ((_, policy),) = ListMaker(Models(found)).recommenders(["sft"])
     users, items = load_user_ids(found.prepared).to_list(), load_item_ids(found.prepared).to_list()
     rows: list[tuple[str, Any, bool]] = [("nobody", items[0], True), (users[0], "nothing", True)]
@@ -65,8 +69,10 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
         history = found.training.row(number)
         if not len(history):
             continue
-        rows.append((user, items[history[0]], True))  # training holds it
-        shown = draw.permutation(np.setdiff1d(np.arange(len(items)), history))[:8]
+        rows += [
+            (user, items[item], True) for item in {*whole.row(number).tolist()}
+        ]  # the log holds them, held out too
+        shown = draw.permutation(np.setdiff1d(np.arange(len(items)), whole.row(number)))[:8]
         scores = policy.order_scores([history.tolist()], torch.from_numpy(shown)[None])[0]
         clicked = (scores > scores.median()).numpy()
         rows += [(user, items[item], bool(yes)) for item, yes in zip(shown, clicked, strict=True)]
@@ -77,6 +83,8 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     table.write_parquet(tmp_path / "random.parquet")
     random = {"logs": [str(tmp_path / "random.parquet")], "columns": {"clicked": "clicked"}}
     run = world.run(folder, data, reward=REWARD, data={"random": random})
+    run.prepare()
+    assert is_stale(run, DECIDED, parts_of(run)) == "prepare was made again since"
     content = run.decide()
     assert "sft" not in run.made and "fuse/sft" not in run.made  # nothing is fitted on it
     judged = {row["list"]: row["random"] for row in content["contenders"]}
@@ -88,9 +96,29 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     said = next(doubt for doubt in content["doubts"] if "shown at random" in doubt)
     assert all(f"{name} by " in said for name in worse)
     assert "AUC on random" in decision_table(content).header and said in decision_text(content)
+    assert content["chosen"] == content["best"] or content["why"].startswith("within")
     summary = run.prepare()
     assert (summary["random_exposures"], summary["random_exposures_unknown"]) == (8 * len(expected), 2)
-    assert summary["random_exposures_of_training"] == len(expected)
+    logged = sum(len({*whole.row(number).tolist()}) for number in expected)
+    assert summary["random_exposures_logged"] == summary["random_clicks_logged"] == logged
+
+
+def test_a_few_users_refuse_no_list() -> None:
+    for users, refused in ((1, []), (19, []), (20, ["fuse"])):
+        judged = RandomOrder({"sft": np.ones(users), "fuse": np.full(users, 0.5), "rerank": np.ones(users)})
+        assert judged.harmful(["fuse", "rerank"]) == refused
+
+
+def test_bad_rows_of_the_random_log_are_listed(world: Any, data: Path, tmp_path: Path) -> None:
+    rows = [("u00", item, "maybe" if item == 13 else "1") for item in (3, 13, 23)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "clicked"], orient="row")
+    table.write_csv(tmp_path / "random.csv")
+    random = {"logs": [str(tmp_path / "random.csv")], "columns": {"clicked": "clicked"}}
+    plain = world.run(tmp_path / "plain", data).prepare()
+    run = world.run(tmp_path / "run", data, data={"random": random, "max_bad_rows": 1})
+    summary = run.prepare()
+    assert summary["rows_read"] == plain["rows_read"] + 3 and summary["rows_rejected"] == 1
+    assert len(pl.read_parquet(run.path("prepare", "rejects.parquet"))) == 1
 
 
 def test_random_exposures_without_clicks_are_refused(world: Any, data: Path, tmp_path: Path) -> None:

@@ -61,8 +61,10 @@ def decide(
         opened = _made(common, roles, out)
     with session(opened):
         content = opened.decide(budget_ms, train=train, control=control)
-    text = library.to_text(library.decision_table(content)) + "\n\n" + library.decision_text(content)
-    typer.echo(json.dumps(content) if common.as_json else text)
+    if common.as_json:
+        typer.echo(json.dumps(content))
+        return
+    typer.echo(library.to_text(library.decision_table(content)) + "\n\n" + library.decision_text(content))
 
 
 def _reward(names: list[str]) -> dict[str, Any]:

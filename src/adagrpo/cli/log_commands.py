@@ -175,11 +175,12 @@ def prepare(
     dry_run: DryRun = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    if not (logs or orders or impressions or exposures or random):
-        raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
     said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
     own = before.pop("data", {})
-    joins = bool(own.get("logs")) and not logs and not orders
+    judged = bool(own) and bool(random)  # a run that is there gets a judge
+    if not (logs or orders or impressions or exposures or judged):
+        raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
+    joins = (bool(own.get("logs")) or judged) and not logs and not orders
     kept = joins or not impressions
     roles = by_role(logs, orders, impressions, exposures, None, user_key_file, random, given=said.logs, kept=kept)
     if roles.items is not None:

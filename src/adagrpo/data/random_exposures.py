@@ -1,7 +1,8 @@
 """What was shown at random beside a log with an order: a user, an item, and whether it was clicked.
 
 Nothing is fitted on it: it judges lists (`adagrpo.pipeline.random_judge`), since what it shows no list and no platform
-chose.
+chose. What a user's log holds is left out, clicked or not: training would know the answer, and held-out items would
+have a part in the choice.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
 RANDOM = "random.parquet"
+LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet")
 
 
 def write_random(shown: Logs, directory: Path) -> dict[str, int]:
     """Write random.parquet: user, item, clicked, in the numbers of a prepared log; each pair once.
-
-    What is of no known user or item is left out, and what training holds.
 
     Args:
         shown: of `read_logs`, with clicks.
@@ -39,11 +39,14 @@ def write_random(shown: Logs, directory: Path) -> dict[str, int]:
     users = pl.read_parquet(directory / "users.parquet", columns=[USER, USER_ID]).cast({USER_ID: pl.String})
     items = pl.read_parquet(directory / "items.parquet", columns=[ITEM, ITEM_ID]).cast({ITEM_ID: pl.String})
     known = table.join(users, on=USER_ID).join(items, on=ITEM_ID).select(USER, ITEM, CLICKED)
-    trained = pl.read_parquet(directory / "train.parquet", columns=[USER, ITEM])
-    kept = known.join(trained, on=[USER, ITEM], how="anti").sort(USER, ITEM)
+    logged = pl.concat(pl.scan_parquet(directory / name).select(USER, ITEM) for name in LOGGED)
+    logged_pairs = logged.join(known.lazy(), on=[USER, ITEM], how="semi").collect()
+    kept = known.join(logged_pairs, on=[USER, ITEM], how="anti").sort(USER, ITEM)
     kept.write_parquet(directory / RANDOM)
     return {
         "random_exposures": len(kept),
+        "random_clicks": int(kept[CLICKED].sum()),
         "random_exposures_unknown": len(table) - len(known),
-        "random_exposures_of_training": len(known) - len(kept),
+        "random_exposures_logged": len(known) - len(kept),
+        "random_clicks_logged": int(known[CLICKED].sum()) - int(kept[CLICKED].sum()),
     }

@@ -9,7 +9,7 @@ The rule, over the contenders whose list takes no longer than the budget:
    needs fewer parts at serving time comes first.
 
 3. Where the logs say what was shown at random (`data.random`), a list that orders the clicks there worse than the
-   starting policy is not taken: the 95 % interval of the difference in AUC is below zero.
+   starting policy is not taken: the interval of the difference in AUC is below zero (`RandomOrder.harmful`).
 
 A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
 where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
@@ -174,8 +174,11 @@ def decision(
         if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
     }
     judged = random_order(maker, data, names)
-    harmful = [] if judged is None else [name for name in trusted if judged.against(name).high < 0]
-    choice = choose({name: found for name, found in trusted.items() if name not in harmful}, taken, budget)
+    harmful = [] if judged is None else judged.harmful([name for name in trusted if name != START])
+    allowed = {name: found for name, found in trusted.items() if name not in harmful}
+    choice = choose(allowed, taken, budget)
+    if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
+        choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []
     for name in names:
         against = mean_interval(values[name] - values[START])
@@ -203,7 +206,7 @@ def decision(
         "warning": _below(values),
         "training": _worth_of_training(trusted, arms),
         "doubts": [
-            *_doubts(data, trusted, as_logged, choice, leaks),
+            *_doubts(data, allowed, as_logged, choice, leaks),
             *_of_random(judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
         ],
@@ -324,6 +327,7 @@ def _doubts(
     count = len(values[START])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")
+    weighted = bool(data.shown_files) and data.config.decide.exposure_power > 0
     if not data.shown_files:
         doubts.append(
             "the logs do not say what was shown, so what was shown often looks better than it is in every row"
@@ -332,8 +336,8 @@ def _doubts(
     more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
     if more > 0 and ahead != choice.best:
         doubts.append(
-            f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best};"
-            " --set decide.exposure_power=0 fits and chooses lists by what the platform showed"
+            f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}"
+            + ("; --set decide.exposure_power=0 fits and chooses lists by what the platform showed" if weighted else "")
         )
     gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
     if gap is not None:

@@ -22,7 +22,7 @@ from adagrpo.lists.names import START
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 
-MOST_USERS = 5_000
+MOST_USERS, LEAST = 5_000, 20  # that are judged by; that have to tell two lists apart
 BATCH = 64
 
 
@@ -31,9 +31,18 @@ class RandomOrder(NamedTuple):
 
     auc: Mapping[str, NDArray[np.float64]]  # (U,) by list
 
-    def against(self, name: str) -> Interval:
-        """The mean difference in AUC from the starting policy over users, with its 95 % interval."""
-        return mean_interval(self.auc[name] - self.auc[START])
+    def against(self, name: str, *, level: float = 0.95) -> Interval:
+        """The mean difference in AUC from the starting policy over users, with its interval."""
+        return mean_interval(self.auc[name] - self.auc[START], level=level)
+
+    def harmful(self, names: Sequence[str]) -> list[str]:
+        """The lists that order clicks worse than the starting policy, corrected for their number (Bonferroni).
+
+        Fewer than `LEAST` users whose order another list changes say nothing.
+        """
+        level = 1 - 0.05 / max(1, len(names))
+        moved = {name: np.count_nonzero(self.auc[name] != self.auc[START]) for name in names}
+        return [name for name in names if moved[name] >= LEAST and self.against(name, level=level).high < 0]
 
 
 def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
@@ -48,6 +57,8 @@ def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> Rando
     if not path.is_file():
         return None
     shown = pl.read_parquet(path)
+    if data.eligible is not None:
+        shown = shown.filter(pl.Series(data.eligible.items.cpu().numpy())[shown[ITEM]])
     telling = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = np.sort(telling.to_numpy())
     users = users[data.training.lengths[users] > 0]

@@ -212,14 +212,14 @@ class Run(StageMaker):
         with self._doing("decide"):
             check_functions(self, self.config.reward)
             first = ("prepare", "tokenize", "sft", "ranker")
-            self._note_made_again(first)
+            self._note_made_again((*first, "train") if train else first)
             for command in first:
                 self._make(command)
             if train:
                 self._train(anyway=True)
             arms = finished_arms(self) if train else []
             self._look_at_reward()
-            read, left_out = [], {}
+            read, left_out = ["prepare"], {}
             for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
                 row = row_of(name)
                 if name == "evaluate/sft" or name.endswith("/best") or (row is not None and row.made_by("decide")):

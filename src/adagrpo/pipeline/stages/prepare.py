@@ -222,8 +222,14 @@ def prepare(run: RunDirectory) -> Declaration:
                 column=options.shuffle_ties.sorted_by,
                 max_expansion=options.max_expansion,
             )
+        shown = random_logs(run, Refusals())  # refusals are of the log's times and repeats
+        if shown is not None:
+            dataset = _with_rows_of(dataset, shown)
         write_prepared(dataset, _split(run, dataset), work)
-        _add_random(run, source, work)
+        if shown is not None:
+            counts = write_random(shown, work)
+            write_json(work / "summary.json", read_json(work / "summary.json") | counts)
+            _note_random(run, counts)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
         note_unknown(run, dataset.summary)
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
@@ -247,15 +253,24 @@ def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
     return ShownSource("data.random", random_files(run), options).read(run.config.data, refuse, ordered=False)
 
 
-def _add_random(run: RunDirectory, source: LogSource, work: Path) -> None:
-    """Write what was shown at random beside what is prepared, and count it there."""
-    shown = random_logs(run, source.refusals(source.read_items()))
-    if shown is None:
-        return
-    counts, path = write_random(shown, work), work / "summary.json"
-    write_json(path, read_json(path) | counts)
+def _with_rows_of(dataset: Dataset, shown: Logs) -> Dataset:
+    """Put the bad rows of the random logs beside those of the others, and count them."""
+    counts = {"rows_read": shown.rows_read, "rows_rejected": len(shown.rejects), "rows_filtered": shown.rows_filtered}
+    summary = dataset.summary | {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
+    rejects = pl.concat([dataset.rejects, shown.rejects])
+    return dataclasses.replace(dataset, rejects=rejects, summary=summary)
+
+
+def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
+    """Say what of the random logs judges no list."""
     if (unknown := counts["random_exposures_unknown"]) > 0:
         run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
+    kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
+    if logged > kept:
+        run.console.note(
+            f"note: {logged:,} of {kept + logged:,} clicks on items shown at random are interactions of the log itself"
+            " and are left out; what is left may stand for few of them"
+        )
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
