@@ -34,6 +34,7 @@ from adagrpo.policies import Policy
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.storage.artifacts import manifest, seal
 from adagrpo.types import Histories
 from research.command import run
 from research.decisions.sets import arguments
@@ -143,6 +144,9 @@ def _fuse_again(run: Path, taught: Path, again: Path) -> None:
     for part in KEPT:
         (shutil.copytree if (run / part).is_dir() else shutil.copyfile)(run / part, again / part)
     shutil.copyfile(taught / "train" / "distill-tuned" / "best" / MODEL, again / START / "best" / MODEL)
+    made = manifest(again / START)
+    assert made is not None, "it was just copied"
+    seal(again / START, **{name: made[name] for name in ("kind", "fingerprint", "made_from")})
     Run.open(again, progress=True).decide()
 
 
