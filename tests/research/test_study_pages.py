@@ -16,6 +16,7 @@ from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
 from research.interleaving import measure as interleaving
 from research.off_policy_logs import measure as off_policy_logs
+from research.paper_gate import random_exposures
 from research.random_exposure import propensity
 from research.small_data import table as small_data
 from research.tokenizers import measure as tokenizers
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     ],
     "interleaving": lambda: [interleaving.table(rows("interleaving"))],
     "off_policy_logs": lambda: off_policy_logs.tables(rows("off_policy_logs")).values(),
+    "paper_gate": lambda: [random_exposures.table(rows("paper_gate", "random-kuairand-clicks"))],
     "random_exposure": lambda: (
         f"| {' | '.join(cells[3:])} |\n" for cells in propensity.table(rows("random_exposure", "propensity")).rows
     ),
