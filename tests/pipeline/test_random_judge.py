@@ -15,6 +15,7 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -106,7 +107,15 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
 def test_a_few_users_refuse_no_list() -> None:
     for users, refused in ((1, []), (19, []), (20, ["fuse"])):
         judged = RandomOrder({"sft": np.ones(users), "fuse": np.full(users, 0.5), "rerank": np.ones(users)})
-        assert judged.harmful(["fuse", "rerank"]) == refused
+        assert judged.worse(["fuse", "rerank"]) == refused
+
+
+def test_the_simpler_of_equals_is_not_taken_where_random_exposures_tell_them_apart() -> None:
+    values = {"sft": np.array([0.4, 0.5] * 50), "fuse": np.array([0.5, 0.4] * 50) + 1e-3}
+    judged = RandomOrder({"sft": np.full(40, 0.5), "fuse": np.full(40, 0.75)})
+    times = {"sft": 4.0, "fuse": 9.0}
+    assert choose(values, times, None).chosen == "sft" and choose(values, times, None, judged).chosen == "fuse"
+    assert choose(values, times, 5.0, judged).chosen == "sft"  # fuse is too slow
 
 
 def test_bad_rows_of_the_random_log_are_listed(world: Any, data: Path, tmp_path: Path) -> None:

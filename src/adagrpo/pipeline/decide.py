@@ -8,8 +8,9 @@ The rule, over the contenders whose list takes no longer than the budget:
    the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
    needs fewer parts at serving time comes first.
 
-3. Where the logs say what was shown at random (`data.random`), a list that orders the clicks there worse than the
-   starting policy is not taken: the interval of the difference in AUC is below zero (`RandomOrder.harmful`).
+3. Where the logs say what was shown at random (`data.random`), a list is not taken that orders the clicks there worse
+   than the starting policy, nor a simpler one that does so worse than the best: the interval of the difference in AUC
+   is below zero (`RandomOrder.worse`).
 
 A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
 where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
@@ -120,12 +121,18 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
     )
 
 
-def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budget: float | None) -> Choice:
+def choose(
+    values: Mapping[str, Values],
+    milliseconds: Mapping[str, float],
+    budget: float | None,
+    judged: RandomOrder | None = None,
+) -> Choice:
     """Apply the rule of the module's text.
 
     Args:
         values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
         budget: milliseconds that a list may take; None: any.
+        judged: by what was shown at random; None: nothing was.
 
     Example:
         >>> values = {"sft": np.array([0.0, 0.4] * 50), "fuse": np.array([0.5, 0.6] * 50)}
@@ -135,7 +142,8 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
     allowed = [name for name in values if budget is None or milliseconds[name] <= budget]
     quick = allowed or [min(values, key=lambda name: milliseconds[name])]
     best = max(quick, key=lambda name: float(values[name].mean()))
-    for name in quick:
+    worse = [] if judged is None else judged.worse(quick, best)
+    for name in (name for name in quick if name not in worse):
         lost = values[best] - values[name]
         error = float(lost.std(ddof=1)) / np.sqrt(len(lost)) if len(lost) > 1 else 0.0
         if lost.mean() <= error:
@@ -143,7 +151,9 @@ def choose(values: Mapping[str, Values], milliseconds: Mapping[str, float], budg
     if not allowed:
         return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
     if name == best:
-        return Choice(name, best, "the highest NDCG@10 on validation, and nothing simpler is within one standard error")
+        equal = " and no worse on what was shown at random" if worse else ""
+        why = f"the highest NDCG@10 on validation, and nothing simpler is within one standard error{equal}"
+        return Choice(name, best, why)
     return Choice(
         name, best, f"within one standard error of the highest NDCG@10 on validation, that of {best}, and simpler"
     )
@@ -174,9 +184,9 @@ def decision(
         if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
     }
     judged = random_order(maker, data, names)
-    harmful = [] if judged is None else judged.harmful([name for name in trusted if name != START])
+    harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
-    choice = choose(allowed, taken, budget)
+    choice = choose(allowed, taken, budget, judged)
     if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []

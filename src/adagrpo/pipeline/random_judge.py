@@ -31,18 +31,18 @@ class RandomOrder(NamedTuple):
 
     auc: Mapping[str, NDArray[np.float64]]  # (U,) by list
 
-    def against(self, name: str, *, level: float = 0.95) -> Interval:
-        """The mean difference in AUC from the starting policy over users, with its interval."""
-        return mean_interval(self.auc[name] - self.auc[START], level=level)
+    def against(self, name: str, other: str = START, *, level: float = 0.95) -> Interval:
+        """The mean difference in AUC from another list over users, with its interval."""
+        return mean_interval(self.auc[name] - self.auc[other], level=level)
 
-    def harmful(self, names: Sequence[str]) -> list[str]:
-        """The lists that order clicks worse than the starting policy, corrected for their number (Bonferroni).
+    def worse(self, names: Sequence[str], other: str = START) -> list[str]:
+        """The lists that order clicks worse than another one, corrected for their number (Bonferroni).
 
         Fewer than `LEAST` users whose order another list changes say nothing.
         """
         level = 1 - 0.05 / max(1, len(names))
-        moved = {name: np.count_nonzero(self.auc[name] != self.auc[START]) for name in names}
-        return [name for name in names if moved[name] >= LEAST and self.against(name, level=level).high < 0]
+        moved = {name: np.count_nonzero(self.auc[name] != self.auc[other]) for name in names}
+        return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
 
 
 def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
