@@ -20,7 +20,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.prepared import load_item_ids, load_training, load_user_ids, load_whole
+from adagrpo.data.logs.interactions import Columns, read_logs
+from adagrpo.data.prepared import load_item_ids, load_training
+from adagrpo.data.random_exposures import random_exposures, telling
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
@@ -77,18 +79,9 @@ def _measure(file: Path, out: Path) -> None:
 
 def _shown(file: Path, prepared: Path) -> pl.DataFrame:
     """The random exposures of the users who tell something, in the numbers of the run."""
-    users = load_user_ids(prepared).to_frame().with_row_index("user").cast({"user": pl.Int32})
-    items = load_item_ids(prepared).to_frame().with_row_index("item").cast({"item": pl.Int32})
-    shown = pl.read_parquet(file).join(users, on="user_id").join(items, on="item_id").unique(["user", "item"])
-    whole = load_whole(prepared)
-    rows = np.repeat(np.arange(len(whole), dtype=np.int32), whole.lengths)
-    logged = pl.DataFrame({"user": rows, "item": whole.values}).cast({"item": pl.Int32})
-    shown = shown.join(logged, on=["user", "item"], how="anti")
-    trained = np.flatnonzero(load_training(prepared).lengths > 0)
-    shown = shown.filter(pl.col("user").is_in(trained.tolist()))
-    telling = shown.group_by("user").agg(pl.col("clicked").any() & ~pl.col("clicked").all()).filter("clicked")["user"]
-    drawn = np.random.default_rng(SEED).permutation(telling.sort().to_numpy())[:USERS]
-    return shown.filter(pl.col("user").is_in(drawn.tolist())).sort("user", "item")
+    logs = read_logs([file], Columns(clicked="clicked"), ordered=False)
+    lengths = load_training(prepared).lengths
+    return telling(random_exposures(logs, prepared)[0], lengths, USERS, np.random.default_rng(SEED))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -54,7 +54,11 @@ class LogRoles(NamedTuple):
     random: Sequence[Path] = ()
 
     def beside(self, columns: Mapping[str, str], *, publish: bool = True) -> dict[str, Any]:
-        """The keys of `data` for what stands beside the logs."""
+        """The keys of `data` for what stands beside the logs.
+
+        Args:
+            publish: see `adagrpo.pipeline.served_log.latest_exposures`.
+        """
         found: dict[str, Any] = {}
         if self.impressions:
             logs = [str(path.resolve()) for path in self.impressions]

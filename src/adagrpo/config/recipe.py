@@ -138,6 +138,7 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
 
     Args:
         content: of the recipe; the overrides are set in it.
+        overrides: see `load_config`.
         source: what the recipe is called in errors.
 
     Raises:

@@ -64,6 +64,9 @@ def read_yaml(path: Path, *, ours: bool = False) -> Any:
 def parse_yaml(text: str, *, ours: bool = False) -> Any:
     """The content of a YAML text.
 
+    Args:
+        ours: see `read_yaml`.
+
     Raises:
         yaml.YAMLError: see `read_yaml`.
 

@@ -44,6 +44,9 @@ def read_histories(
 ) -> Iterator[UserHistories]:
     """Read a file of users, `size` at a time; it need not have the column of histories.
 
+    Args:
+        path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
+
     Raises:
         UserError: the file or the column of users is missing, or a row holds no id, or no list of ids; it is named.
     """

@@ -47,7 +47,11 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Leave out feedback before its list was `shown`, or so much later that it is none; None waits for ever."""
+    """Leave out feedback before its list was `shown`, or so much later that it is none; None waits for ever.
+
+    Args:
+        within_seconds: that may lie between; None waits for ever.
+    """
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
     kept = not_early if within_seconds is None else not_early.filter(after <= within_seconds)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.exposures import PAIR, once
@@ -20,15 +22,12 @@ RANDOM = "random.parquet"
 LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet")
 
 
-def write_random(shown: Logs, directory: Path) -> dict[str, int]:
-    """Write random.parquet: user, item, clicked, in the numbers of a prepared log; each pair once.
+def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The table user, item, clicked, in the numbers of a prepared log, each pair once; and counts for its summary.
 
     Args:
         shown: of `read_logs`, with clicks.
         directory: of `write_prepared`.
-
-    Returns:
-        Counts for its summary.
 
     Raises:
         UserError: the logs do not say what was clicked.
@@ -42,11 +41,25 @@ def write_random(shown: Logs, directory: Path) -> dict[str, int]:
     logged = pl.concat(pl.scan_parquet(directory / name).select(USER, ITEM) for name in LOGGED)
     logged_pairs = logged.join(known.lazy(), on=[USER, ITEM], how="semi").collect()
     kept = known.join(logged_pairs, on=[USER, ITEM], how="anti").sort(USER, ITEM)
-    kept.write_parquet(directory / RANDOM)
-    return {
+    return kept, {
         "random_exposures": len(kept),
         "random_clicks": int(kept[CLICKED].sum()),
         "random_exposures_unknown": len(table) - len(known),
         "random_exposures_logged": len(known) - len(kept),
         "random_clicks_logged": int(known[CLICKED].sum()) - int(kept[CLICKED].sum()),
     }
+
+
+def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
+    """The exposures, by user and item, of users with a history who clicked some of theirs and left some.
+
+    Args:
+        shown: of `random_exposures`.
+        lengths: (U,) of the histories.
+        most: users that are drawn, if there are more.
+        generator: of the draw.
+    """
+    of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
+    users = of_both.sort().to_numpy()
+    drawn = generator.permutation(users[lengths[users] > 0])[:most]
+    return shown.filter(pl.col(USER).is_in(drawn.tolist())).sort(USER, ITEM)

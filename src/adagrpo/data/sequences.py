@@ -17,6 +17,9 @@ from adagrpo.types import Histories, Ragged
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
     """The last `max_length` items of some rows (B,), each of at least one item, padded on the right with 0.
 
+    Args:
+        rows: (B,) which of them; each holds at least one item.
+
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
             [6, 7]])
@@ -34,6 +37,9 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
     """(B, O) what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
+
+    Args:
+        rows: (B,) which of them.
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],
@@ -76,6 +82,9 @@ def length_bucketed_batches(
 
     Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled: more
     is less padding and less randomness. The last batch of the last bucket may be smaller.
+
+    Args:
+        lengths: (N,) length of every row.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

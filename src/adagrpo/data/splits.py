@@ -33,6 +33,9 @@ def leave_one_out(lengths: Ints) -> Split:
 
     Users of fewer than three interactions are trained on whole and not evaluated.
 
+    Args:
+        lengths: (U,) interactions of each user.
+
     >>> leave_one_out(np.array([5, 2])).train_lengths
     array([3, 2])
     """
@@ -54,6 +57,9 @@ def temporal(
 
     Training is strictly before `validation_from`. A user's validation target is their first interaction in
     `[validation_from, test_from)`, the test target their first at or after `test_from`; a target needs a history.
+
+    Args:
+        timestamps: (total,) of all interactions, users end to end, ascending within each user.
 
     Raises:
         ValueError: the points are not in order, or a user's timestamps are not ascending.
@@ -100,6 +106,9 @@ def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
     """Numbers in [0, 1) that are a function of the seed and of their own keys: SplitMix64 (Steele et al. 2014).
 
     Keys are (N,) each, at least 0, such as user and position; their order matters.
+
+    Args:
+        seed: at least 0; unrelated numbers for another seed.
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])

@@ -72,6 +72,10 @@ def order_by_exposure(
 ) -> dict[str, Any]:
     """Measure how well ranker and policy order items of about equal counts, such as times shown.
 
+    Args:
+        counts: (V,) how often each item was shown, or whatever stands for it.
+        utility: (N, W) items to their true utility, where the world is simulated.
+
     Returns:
         `counted`, and `bins`: name, items of the catalogue, cases, and the intervals of `ranker` and `policy`, None
         where no case has anything to compare; with a truth also `truth`, of the same form.

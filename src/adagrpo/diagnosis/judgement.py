@@ -74,8 +74,10 @@ def judge(
         lists: the starting policy's beams on `N` cases, with the reward's scores.
         shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
         thresholds: of a gate, see `decide`; they name one, and decide nothing.
+        preferred: see `decide`.
         case_weights: (N,) what a case weighs in the advised weight of the reward; None: all alike.
         seed: of the halvings.
+        level: see `decide`.
     """
     keys = {"policy": lists.log_probs, "ranker": lists.rewards}
     ranks = {name: target_ranks(lists, values) for name, values in keys.items()}

@@ -89,7 +89,11 @@ def answers(
     batch_size: int,
     device: torch.device,
 ) -> Answers:
-    """Ask a reward where the logged items are among drawn ones, a batch of questions at a time."""
+    """Ask a reward where the logged items are among drawn ones, a batch of questions at a time.
+
+    Args:
+        drawn: (N, K) items of neither question, the same for both; -1 where there is none.
+    """
     options: dict[str, Any] = {"max_history": max_history, "batch_size": batch_size, "device": device}
     held_out, margins = _firsts(reward, questions.held_out, drawn, **options)
     return Answers(held_out, _firsts(reward, questions.fitted, drawn, **options)[0], margins)
@@ -120,6 +124,9 @@ def _firsts(
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
     """Say whether a reward has probably seen the held-out items, by the rule of the module's text.
+
+    Args:
+        references: what rankers of training alone answered, by name; at least one.
 
     Returns:
         JSON-able: `signs`, the names of those that hold, none for an honest reward; `cases`; `hr@1` of the reward on

@@ -55,6 +55,9 @@ class Measured(NamedTuple):
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
     """user_id in ascending order, and every metric of the table that is one of each user, of the list of each.
 
+    Args:
+        users: (N,) ids.
+
     Example:
         >>> lists = RankedLists(np.array([4, 2]), width=5)
         >>> per_user(pl.Series([8, 7]), lists).row(0, named=True)

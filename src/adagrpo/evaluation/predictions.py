@@ -137,6 +137,9 @@ def summarise(
 
     Those of rewards and of true utility where these are known; where the history was masked, also what the accuracy in
     a run's main table is without masking. Rates are fractions. `tail` (V,) is of `adagrpo.metrics.tail_items`.
+
+    Args:
+        utility: true utility of (N, K) items for these cases, where the world is simulated.
     """
     lists = metrics.RankedLists(
         *_ranked(predictions.items, cases),
@@ -160,6 +163,9 @@ def reordered(predictions: Predictions, weight: float, spread: float) -> Predict
 
     Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
     without masking, which the reward has not scored, is dropped. A weight of infinity orders by the reward alone.
+
+    Args:
+        weight: in spreads, see `adagrpo.evaluation.reranking`; infinity orders by the reward alone.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards
@@ -244,6 +250,10 @@ def without_history(
 
     A beam that has `T` hypotheses to spare gives full lists as long as it holds no more than `T` items of the history.
     The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
+
+    Args:
+        closed: (B, X) int64, other items that the search left out, -1 for none.
+        eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is

@@ -36,6 +36,10 @@ def reward_spread(
 
     1 where no list holds items of different rewards: a weight then changes nothing.
 
+    Args:
+        items: (N, W) lists, -1 where a place holds no item.
+        rewards: (N, W) of those items, not read where there is none.
+
     Example:
         >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
         0.7071067811865476
@@ -48,12 +52,20 @@ def reward_spread(
 
 
 def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: float) -> Scores:
-    """`log π + weight · reward / spread`, elementwise; single precision stays so, as the service computes it."""
+    """`log π + weight · reward / spread`, elementwise; single precision stays so, as the service computes it.
+
+    Args:
+        weight: in spreads.
+    """
     return log_probs + (weight / spread) * rewards
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """The weight whose values (N,) of the cases have the highest mean, the least of equals."""
+    """The weight whose values (N,) of the cases have the highest mean, the least of equals.
+
+    Args:
+        by_weight: (N,) a value of each case, by weight; the higher the better.
+    """
     return max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
 
 
@@ -63,6 +75,9 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 
     the rule of one standard error (Breiman et al. 1984) with the error of the paired difference, at two.
+
+    Args:
+        by_weight: (N,) a value of each case, by weight; the higher the better.
 
     Example:
         >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)

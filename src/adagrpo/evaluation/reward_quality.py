@@ -44,6 +44,10 @@ def case_quality(
 ) -> CaseQuality:
     """Rank the whole catalogue, of at least two items, in every case.
 
+    Args:
+        scores: (N, V) of every item, at least two.
+        targets: (N,) logged items.
+
     Example:
         >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
         >>> quality.auc, quality.ndcg  # above one, level with one, below one; third at worst
@@ -83,6 +87,13 @@ def shown_quality(
 
     The NDCG is Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks' mean gain.
 
+    Args:
+        scores: (N,) of the impressions.
+        clicked: (N,) whether they were chosen.
+        users: (N,) to whom they were shown, ascending.
+        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks'
+            mean gain.
+
     Example:
         >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
         >>> quality.auc, quality.ndcg.round(3)  # above one of two; second
@@ -118,6 +129,10 @@ def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[st
 
 def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
     """The mean distance of hit rate and confidence, in [0, 1], over the bins of one case or more.
+
+    Args:
+        confidence: (N,) in [0, 1], N at least 1.
+        hit: (N,) whether what was claimed with that confidence is so.
 
     Example:
         >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
@@ -187,7 +202,12 @@ def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no value but NaN."""
+    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no value but NaN.
+
+    Args:
+        values: (N,), NaN where there is none.
+        users: (N,) whose values they are.
+    """
     known = ~np.isnan(values)
     if not known.any():
         return None

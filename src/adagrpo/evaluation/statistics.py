@@ -67,6 +67,9 @@ def bootstrap_means(
 ) -> list[Interval]:
     """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once.
 
+    Args:
+        values: (A, N) `A` numbers a user.
+
     Raises:
         ValueError: no values, one that is not finite, or `level` out of range.
     """

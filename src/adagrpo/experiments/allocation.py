@@ -29,6 +29,10 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
     """The arm of a user, whose id or keyed hash the service and the analysis must both use; None where held out.
 
     Arms are taken by name, so the order of the weights, all positive, is nothing. `holdout` is a share of the users.
+
+    Args:
+        user: id or keyed hash; the service and the analysis must use the same one.
+        weights: of the arms, positive; arms are taken by name, so the order of the keys is nothing.
     """
     if uniform(user, f"{salt}/holdout") < holdout:
         return None

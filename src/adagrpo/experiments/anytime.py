@@ -18,6 +18,9 @@ import math
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
     """The half-width of the interval in standard errors at t answers; t* was chosen before the first one.
 
+    Args:
+        alpha: share of experiments in which any of the intervals misses.
+
     Example:
         At the time it was made for it is wider than the 1.96 of a single look.
 

@@ -31,6 +31,9 @@ def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
     """The arm that a user, a keyed hash as in the exposure log, is served at a moment, in seconds since 1970.
 
     Switches that are made later change nothing.
+
+    Args:
+        moment: seconds since 1970.
     """
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Dealt(plan.control, "outside")

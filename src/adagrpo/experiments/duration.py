@@ -31,6 +31,9 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
 
     Shares are those of control and treatment, and `z` is that of the test and of the power together.
 
+    Args:
+        shares: of the users, in control and in treatment.
+
     Example:
         >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
         13189

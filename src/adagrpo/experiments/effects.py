@@ -87,7 +87,11 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm that tea-tasting needs."""
+    """Collect the aggregates of one arm that tea-tasting needs.
+
+    Args:
+        columns: (N,) by name, one number a user.
+    """
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
     spread = np.atleast_2d(np.cov(values))
@@ -105,6 +109,9 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 
     None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large that
     their squares are none.
+
+    Args:
+        control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None

@@ -196,6 +196,9 @@ def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: 
     """One row a treatment that is shown and metric; `says` is better, worse, unclear, or nothing yet.
 
     All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
+
+    Args:
+        stopped: see `analyse`.
     """
     alpha = plan.alpha / tests_of(plan)
     every = units

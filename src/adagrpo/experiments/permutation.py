@@ -42,7 +42,12 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """The skewness of the difference of two means, of users taken to be alike, but not all the same."""
+    """The skewness of the difference of two means, of users taken to be alike, but not all the same.
+
+    Args:
+        control: (N,) one number a user, of which not all are the same.
+        treatment: (M,).
+    """
     users = np.concatenate([control, treatment])
     n_c, n_t = len(control), len(treatment)
     sizes: float = (n_t**-2 - n_c**-2) / (1 / n_t + 1 / n_c) ** 1.5
@@ -50,7 +55,12 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def permutation(control: Floats, treatment: Floats) -> Permutation:
-    """Deal the users of two arms, two or more of each and not all the same, anew."""
+    """Deal the users of two arms, two or more of each and not all the same, anew.
+
+    Args:
+        control: (N,) one number a user, of which not all are the same; two users or more.
+        treatment: (M,), two or more.
+    """
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
     users = generator.permutation((users - users.mean()) / users.std())

@@ -30,7 +30,11 @@ class MismatchedRows(NamedTuple):
 
 
 def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[MismatchedRows]:
-    """The answers in the window that the plan of a hash has not made; none where all is as it should be."""
+    """The answers in the window that the plan of a hash has not made; none where all is as it should be.
+
+    Args:
+        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
+    """
     window = exposures.with_row_index(NUMBER).filter(
         (pl.col("time") >= plan.begins) & (pl.col("time") < plan.ends) & pl.col("user_hash").is_not_null()
     )

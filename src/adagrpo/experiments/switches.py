@@ -86,6 +86,10 @@ def add_switch(
 ) -> dict[str, Any]:
     """Make a switch; durable when this returns.
 
+    Args:
+        now: seconds since 1970.
+        share: of the users that are in the experiment from now on.
+
     Returns:
         The line that was written; of an arm that is off already, the one that was.
 

@@ -30,6 +30,10 @@ def target_rank_in(
 ) -> NDArray[np.int64]:
     """(N,) the first place that holds the logged item, counted from 1; 0 where no place does, -1 being no item.
 
+    Args:
+        ranked: (N, W) items, best first, -1 where a place holds no item.
+        targets: (N,) logged items.
+
     Raises:
         ValueError: if a shape does not fit.
 
@@ -50,6 +54,9 @@ def hit_rate(
 ) -> NDArray[np.float64]:
     """`1[1 <= rank <= k]`; the rank is 0 where the logged item is absent.
 
+    Args:
+        ranks: (N,) rank of the logged item from 1, 0 where absent.
+
     Raises:
         ValueError: if a shape does not fit or `k` is below 1.
 
@@ -65,6 +72,9 @@ def ndcg(
     k: int,
 ) -> NDArray[np.float64]:
     """`1[1 <= rank <= k] / log2(1 + rank)`: normalised discounted gain with one relevant item.
+
+    Args:
+        ranks: (N,) rank of the logged item from 1, 0 where absent.
 
     Raises:
         ValueError: if a shape does not fit or `k` is below 1.
@@ -82,6 +92,9 @@ def hallucination(
     k: int,
 ) -> NDArray[np.float64]:
     """Share of the first `k` sequences that name no item.
+
+    Args:
+        valid: (N, W) True where the sequence names an item, best first.
 
     Raises:
         ValueError: if a shape does not fit or `k` is out of range.
@@ -104,6 +117,9 @@ def coverage(
 ) -> float:
     """Share of the catalogue that is in anyone's first `k`; -1 is no item.
 
+    Args:
+        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 where a place holds no item.
+
     Raises:
         ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
 
@@ -124,6 +140,10 @@ def tail_share(
     """Share of the items named in the first `k` places that are in the tail, see `tail_items`.
 
     Places without an item, -1, count on neither side, and a list that names no item has share 0.
+
+    Args:
+        ranked: (N, W) items in `0 .. V - 1`, best first, -1 where a place holds no item.
+        tail: (V,) True for the items of the tail, see `tail_items`.
 
     Raises:
         ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.

@@ -46,7 +46,12 @@ class Row(NamedTuple):
 
 
 def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
-    """(V,) click rate of each item that was shown, drawn towards that of all: q(a) of the module."""
+    """(V,) click rate of each item that was shown, drawn towards that of all: q(a) of the module.
+
+    Args:
+        items: (N,) that were shown.
+        clicks: (N,) whether they were clicked.
+    """
     rate = float(clicks.mean()) if len(clicks) else 0.0
     return np.asarray(
         (np.bincount(items, weights=clicks, minlength=size) + SMOOTHING * rate)
@@ -55,7 +60,11 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
 
 
 def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
-    """Every estimator, and what was served, of a log of at least two users."""
+    """Every estimator, and what was served, of a log of at least two users.
+
+    Args:
+        log: at least two users.
+    """
     weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     one, whole = (overlap(each) for each in weights)
     first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users

@@ -37,6 +37,7 @@ def cascade(
             never shows it; 0 at places that a list does not have.
         logged: the same under the policy that was served; always finite.
         normalised: divide each place by the mean of its weights.
+        users: (N,) see `adagrpo.off_policy.ips`.
 
     Returns:
         The estimate; its effective size is that of the weights of the place with the least, mostly the last one.

@@ -43,6 +43,10 @@ def ips(
 
     Weights are the probability of each answer under the target over that under the logging policy.
 
+    Args:
+        rewards: (N,) of each answer.
+        weights: (N,) probability under the target over that under the logging policy.
+
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
 
@@ -86,6 +90,7 @@ def doubly_robust(
     """A model's prediction, corrected by the weighted errors that it makes on the log; see `ips`.
 
     Args:
+        rewards: (N,) of each answer.
         predicted: q(x_i, a_i): what the model says of what was shown; it must not have seen the answer.
         expected: q(x_i, π) = Σ_a π(a | x_i) q(x_i, a): what it says of the target.
     """

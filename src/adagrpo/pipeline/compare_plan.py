@@ -82,7 +82,7 @@ class FixedPlan(NamedTuple):
             )
 
     def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
-        """Refuse other data than those of the runs before; a file that is gone is not held against them."""
+        """Refuse other data than those of the runs before; a file that is gone is not compared."""
         before = self.data or {}
         labelled = run.labels([*files])
         changed = [

@@ -131,6 +131,7 @@ def choose(
 
     Args:
         values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
+        milliseconds: of one list, by contender.
         budget: milliseconds that a list may take; None: any.
         judged: by what was shown at random; None: nothing was.
 
@@ -166,7 +167,11 @@ def decision(
     control: str = START,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Decide what to serve: the competing lists, the choice, and how sure it is."""
+    """Decide what to serve: the competing lists, the choice, and how sure it is.
+
+    Args:
+        budget: milliseconds that a list may take; None: any.
+    """
     data = RunData(run)
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config.reward, arms) if name not in left_out]

@@ -63,6 +63,7 @@ def estimate_policy(
         temperature: that it draws at; None: as each list was drawn.
         reward: kind of feedback, counted once an item.
         exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
+        catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
 
     Returns:
         JSON: `policy`, `estimates` and `counts`.

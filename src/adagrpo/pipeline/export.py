@@ -35,6 +35,10 @@ def export(
 ) -> dict[str, object]:
     """Write a checkpoint of a run as a Hugging Face folder; adapters are merged, weights are float32.
 
+    Args:
+        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
+
     Returns:
         What was exported: folder, arm, checkpoint, step, why that one, items, catalogue, and the precision of the
         weights.

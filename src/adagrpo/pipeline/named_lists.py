@@ -57,6 +57,10 @@ def served_list(
     Without a name it is the list that `decide` chose or, where nothing was decided or another checkpoint than the best
     is asked for, that of the arm which is best on validation.
 
+    Args:
+        arm: see `adagrpo.lists.names`; None: see above.
+        reward_weight: in spreads; above 0 the beam of a policy is re-ranked with it.
+
     Raises:
         UserError: there is no such list or checkpoint, the decision is stale, or the weight is none or has no place in
             the list.
@@ -121,7 +125,11 @@ def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Chec
 def list_versions(
     run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
 ) -> dict[str, str]:
-    """Return the versions that answers name; `model` is another one whenever anything of the list is."""
+    """Return the versions that answers name; `model` is another one whenever anything of the list is.
+
+    Args:
+        weight: see `list_read`.
+    """
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
     read = list_read(run, name, weight, checkpoint)
     return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})

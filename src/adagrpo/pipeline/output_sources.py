@@ -19,7 +19,11 @@ def record_sources(run: RunDirectory, key: str, stages: Iterable[str]) -> None:
 
 
 def is_stale(run: RunDirectory, key: str, parts: Mapping[str, Part]) -> str:
-    """Say why a file is not of the stages that are there and up to date; empty where it is."""
+    """Say why a file is not of the stages that are there and up to date; empty where it is.
+
+    Args:
+        parts: of the run, see `adagrpo.pipeline.staleness.parts_of`.
+    """
     noted = read_description(run.path(DESCRIPTION).parent).get(key, {})
     for name, fingerprint in noted.items():
         content = manifest(run.folder(name))

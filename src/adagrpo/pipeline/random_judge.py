@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, ITEM, USER
-from adagrpo.data.random_exposures import RANDOM
+from adagrpo.data.random_exposures import RANDOM, telling
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists.names import START
@@ -59,16 +59,12 @@ def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> Rando
     shown = pl.read_parquet(path)
     if data.eligible is not None:
         shown = shown.filter(pl.Series(data.eligible.items.cpu().numpy())[shown[ITEM]])
-    telling = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
-    users = np.sort(telling.to_numpy())
-    users = users[data.training.lengths[users] > 0]
-    drawn = np.random.default_rng([data.config.seed, 5]).permutation(len(users))[:MOST_USERS]
-    users = users[np.sort(drawn)]
-    if not len(users):
+    shown = telling(shown, data.training.lengths, MOST_USERS, np.random.default_rng([data.config.seed, 5]))
+    if shown.is_empty():
         return None
-    shown = shown.filter(pl.col(USER).is_in(users.tolist())).sort(USER, ITEM)
     rows, items = shown[USER].to_numpy(), shown[ITEM].to_numpy().astype(np.int64)
     parts = np.split(items, np.flatnonzero(np.diff(rows)) + 1)
+    users = np.unique(rows)
     histories = [data.training.row(user).tolist() for user in users]
     found = {}
     for name, served in maker.recommenders(names):

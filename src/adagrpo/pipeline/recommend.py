@@ -65,6 +65,7 @@ def recommend_users(
         asked: which lists; `exclude_history` is of the whole history.
         columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
             file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
+        include: what lists may hold, see `adagrpo.lists.eligibility`.
         popular: give users without a known history the most popular items; a column `source` then says so.
         ray_actors: so many actors of Ray Data make the parts, instead of this process; the lists are the same.
 

@@ -98,7 +98,11 @@ def made_again(run: RunDirectory) -> list[Part]:
 
 
 def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] | None = None) -> dict[str, Declare]:
-    """The stages that some commands make; of those that several commands share, the ones that are read."""
+    """The stages that some commands make; of those that several commands share, the ones that are read.
+
+    Args:
+        arms: that are evaluated; None: all of the recipe.
+    """
     wanted = declared(run.config, commands, arms)
     shared = {
         name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands

@@ -146,6 +146,9 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 def evaluate_with(run: RunDirectory, which: str) -> None:
     """Have a run that goes on from another one, and of no other version yet, evaluate a version of its catalogue.
 
+    Args:
+        which: see `open_version`.
+
     Raises:
         UserError: there is no such version, the run is not another one's, or is about another version already.
     """

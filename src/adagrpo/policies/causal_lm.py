@@ -92,6 +92,7 @@ class CausalLMPolicy(nn.Module):
         """Make a policy of a model that has tokens for the codes.
 
         Args:
+            model: see `adagrpo.policies.language_model`.
             preamble: tokens before every history.
             between: tokens between the codes of an item and those of the next.
             suffix: tokens between every history and what is written behind it.

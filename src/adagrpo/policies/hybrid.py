@@ -184,7 +184,11 @@ class HybridPolicy(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`."""
+        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`.
+
+        Args:
+            weights: `w`, rows of sum 1; the biases too are the means under them.
+        """
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 

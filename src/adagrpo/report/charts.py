@@ -94,6 +94,9 @@ def scatter_chart(
 ) -> str:
     """Draw points, each name in a shape and the colour of its method; one that is not finite is left out.
 
+    Args:
+        points: what to draw; a point that is not finite is left out.
+
     Example:
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
         True

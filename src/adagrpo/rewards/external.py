@@ -36,6 +36,10 @@ class ScoreRequest(NamedTuple):
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
     """Put a question about items (B, N), -1 where there is none, into the `V` ids of the input data.
 
+    Args:
+        items: (B, N) int64 items, -1 where there is nothing to score.
+        ids: (V,) id of each item.
+
     Example:
         >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
         >>> score_request(histories, torch.tensor([[0, -1], [-1, -1]]), ["a", "b", "c"])

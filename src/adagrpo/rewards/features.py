@@ -102,7 +102,14 @@ class Features:
         items: Ints,  # (B, N)
         users: Ints | None = None,  # (B,) rows of the training sequences
     ) -> Floats:  # (B, N, F)
-        """The features of every candidate, in the order of `FEATURES`; what stands at item -1 is unspecified."""
+        """The features of every candidate, in the order of `FEATURES`; what stands at item -1 is unspecified.
+
+        Args:
+            histories: (B, T) items, padded on the right.
+            lengths: (B,) at least 1.
+            items: (B, N); what stands at -1 is unspecified.
+            users: (B,) rows of the training sequences, whose histories they are; None where that is not known.
+        """
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
         per_row = max(items.shape[1], histories.shape[1]) * max(histories.shape[1], own_width, 1)
         values = np.empty((*items.shape, len(FEATURES)), np.float32)

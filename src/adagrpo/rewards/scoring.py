@@ -28,6 +28,9 @@ def ask_reward(
 ) -> Tensor:  # (B, N) float32, NaN at -1
     """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
 
+    Args:
+        items: (B, N) int64, -1 where there is nothing to score.
+
     Raises:
         BadReward: the shape is not (B, N).
         NotFinite: the score of a real item is NaN or infinite; the reward, or the members of it that did so, are named.
@@ -68,6 +71,9 @@ def ask_members(
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
     """`ask_reward` of each member of a sum apart, unweighted; a reward that is no sum is its own and only member.
+
+    Args:
+        items: (B, N) int64, -1 where there is nothing to score.
 
     Raises:
         BadReward, NotFinite: see `ask_reward`.

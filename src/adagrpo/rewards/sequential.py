@@ -56,7 +56,11 @@ class SequentialRanker(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items the vectors and biases of items that they are like, `e_i = Σ_j w_j e_j`."""
+        """Give the last `N` items the vectors and biases of items that they are like, `e_i = Σ_j w_j e_j`.
+
+        Args:
+            weights: `w`, rows of sum 1.
+        """
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 

@@ -23,6 +23,11 @@ def assign_within(
 
     Equal distances are decided for the point, then the place, of lower index.
 
+    Args:
+        distances: (N, K) finite distances of the points from the places. Equal ones are decided for the point, then the
+            place, of lower index.
+        capacities: (K,) integers of at least 0.
+
     Raises:
         ValueError: the shapes disagree, a distance is not finite, or the places hold fewer than N points.
 

@@ -188,6 +188,7 @@ def import_semantic_ids(
     Args:
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: of the catalogue; the file's ids are read as those of a log, and compared as text.
+        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
 
     Returns:
         (V, L) int64; `(0, 0)` for an empty catalogue.

@@ -25,6 +25,9 @@ def sequence_groups(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
 
+    Args:
+        codes: (V, L) integers; L may be 0.
+
     Example:
         >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
         >>> groups.tolist(), counts.tolist()
@@ -81,6 +84,9 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
 
     A level has fewer codes than it may have where few vectors are left to tell apart. Where a prefix needs more of
     them, codes are added that stand for nothing left over, up to `most`; a level that has more keeps them.
+
+    Args:
+        quantization: codes (V, L), with the points and codebooks that they were made of.
 
     Raises:
         UserError: more items share a prefix than the last level has codes.

@@ -35,6 +35,9 @@ def truncated_svd(
     """(rows, W') left singular vectors and (W',) singular values, largest first; without those that are rounding.
 
     Equal for equal matrices, which have an entry at least. The vectors are float32 where the matrix was sketched.
+
+    Args:
+        matrix: with at least one entry.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all

@@ -123,6 +123,10 @@ def mix(
     that no part of positive weight knows gets a random direction of length 0.01: it can then be quantised, near no item
     in particular.
 
+    Args:
+        parts: by name, (V, W_p) each.
+        weights: by name, at least 0; the same names as `parts`.
+
     Raises:
         ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
     """

@@ -51,7 +51,11 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """(N, V) what `keep_largest` leaves of the similarities of all rows, of which a block is held at a time."""
+    """(N, V) what `keep_largest` leaves of the similarities of all rows, of which a block is held at a time.
+
+    Args:
+        count: how many are kept of each row, see `keep_largest`.
+    """
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
     return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
@@ -96,7 +100,12 @@ def weights_of(
     together: sparse.csr_array,  # (N, V)
     prior: float,
 ) -> sparse.csr_array:
-    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text."""
+    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text.
+
+    Args:
+        similarity: `s`, at least 0.
+        together: `n`, at least 0.
+    """
     sums, seen = similarity.sum(axis=1), together.sum(axis=1)
     texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity
     total = np.where(sums > 0, prior, 0) + seen
@@ -113,6 +122,7 @@ def place(
     """(N, L) codes that no item has, see the module's text.
 
     Args:
+        weights: of `weights_of`.
         quantization: points and codebooks, of the first levels or of all.
         level_sizes: `(K_1 .. K_L)` of the catalogue. Codebooks may be shorter: their codes alone are chosen.
         taken: the codes of all items that there are, also of those that were delisted.

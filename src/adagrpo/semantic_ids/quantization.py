@@ -137,6 +137,10 @@ def level_means(
 
     There are `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
 
+    Args:
+        codes: (V, L) integers of at least 0, V and L at least 1.
+        vectors: (V, D) item vectors.
+
     Raises:
         ValueError: the shapes disagree or are empty.
     """

@@ -45,6 +45,7 @@ def rq_vae(
     Args:
         codes: `K`, the most codes a level may have.
         seed: of weights, batches and restarts; equal seeds give equal codes on the same machine and number of threads.
+        epochs: passes over the items, at least 1.
         learning_rate: peak of Adam's.
         hidden: width of the one hidden layer of encoder and of decoder.
         width: width of what is quantised.

@@ -30,6 +30,9 @@ TOKEN = re.compile(r"<[^<>]*>")
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
     """(V, L) codes of an index, in the order of our item ids, collisions included; `(0, 0)` for an empty catalogue.
 
+    Args:
+        item_ids: (V,) the catalogue's original item ids, in item order; compared as text.
+
     Raises:
         UserError: no such file, not of such a form, an item is missing or there twice, or its tokens are not of the
             names and the number that the others have, or their number is above 2**31 - 1.

@@ -98,6 +98,7 @@ class Trie:
         """Build the tree of a catalogue, which may be empty.
 
         Args:
+            codes: (V, L) int64, one distinct code sequence per item, each code in `0 .. K_l - 1`; V may be 0.
             dense_limit: largest number of entries `n_l * K_l` of a dense table.
 
         Raises:
@@ -289,6 +290,10 @@ class Trie:
         """(...) bool, True where every item below a node is one that its sample may not reach; there is none below -1.
 
         Samples are rows of what `excluding` was given, broadcast against `nodes`; ascending, row by row.
+
+        Args:
+            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given;
+                ascending, row by row.
         """
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)

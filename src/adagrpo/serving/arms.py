@@ -87,6 +87,7 @@ class ArmManager(ModelManager):
             load: makes what each arm serves, in the order of `Trial.arms`; it may be told of a version of the
                 catalogue, and raises `UserError` or `ServiceError`.
             load_other: loads an arm of the run that is not served, to be looked at.
+            exchanged: see `ModelManager`.
         """
         self.trial, self._load_arms = trial, load
         first = load()

@@ -32,6 +32,9 @@ class FolderBusy(UserError):
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
     """Claim a folder, see `adagrpo.storage.marks.claim`, and keep other processes out of it while the block lasts.
 
+    Args:
+        directory: to be claimed, see `adagrpo.storage.marks.claim`.
+
     Raises:
         FolderBusy: another process is at work here; its id is named.
         UserError: it is not this program's, or cannot be written.

@@ -37,7 +37,11 @@ FREE_METRICS = ("hallucination", "invalid")
 
 
 def evaluate_list(run: RunDirectory, name: str) -> Declaration:
-    """A list on test cases, and on validation cases as `fuse` ranked them."""
+    """A list on test cases, and on validation cases as `fuse` ranked them.
+
+    Args:
+        name: see `adagrpo.lists.names`.
+    """
     data, called = RunData(run), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
@@ -74,7 +78,11 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
 
 def list_stages(name: str) -> dict[str, Declare]:
-    """The stages that measure a list which more than a policy makes, by name and in order; none of any other."""
+    """The stages that measure a list which more than a policy makes, by name and in order; none of any other.
+
+    Args:
+        name: see `adagrpo.lists.names`; a policy in it is trained and evaluated before.
+    """
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)

@@ -26,7 +26,7 @@ from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import write_prepared
-from adagrpo.data.random_exposures import RANDOM, write_random
+from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
@@ -227,7 +227,8 @@ def prepare(run: RunDirectory) -> Declaration:
             dataset = _with_rows_of(dataset, shown)
         write_prepared(dataset, _split(run, dataset), work)
         if shown is not None:
-            counts = write_random(shown, work)
+            table, counts = random_exposures(shown, work)
+            table.write_parquet(work / RANDOM)
             write_json(work / "summary.json", read_json(work / "summary.json") | counts)
             _note_random(run, counts)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
@@ -356,6 +357,7 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     """The stage `prepare` of logs of either kind.
 
     Args:
+        build: see `Declaration`.
         drawn: something in it is drawn by chance.
     """
     # once, there was no later.parquet, and impressions ended with a user's last interaction
