@@ -42,10 +42,12 @@ def read_histories(
     user: str = USER_ID,
     history: str = HISTORY,
 ) -> Iterator[UserHistories]:
-    """Read a file of users, `size` at a time; it need not have the column of histories.
+    """Read a file of users, `size` at a time.
 
     Args:
         path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
+        size: users of a part.
+        history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
 
     Raises:
         UserError: the file or the column of users is missing, or a row holds no id, or no list of ids; it is named.

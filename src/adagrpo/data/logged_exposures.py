@@ -47,9 +47,10 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Leave out feedback before its list was `shown`, or so much later that it is none; None waits for ever.
+    """Leave out feedback that can be no answer to a list.
 
     Args:
+        feedback: with `time`, and `shown`, the time of its answer.
         within_seconds: that may lie between; None waits for ever.
     """
     after = pl.col("time") - pl.col("shown")

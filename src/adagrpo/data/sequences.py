@@ -15,10 +15,14 @@ from adagrpo.types import Histories, Ragged
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
-    """The last `max_length` items of some rows (B,), each of at least one item, padded on the right with 0.
+    """The last `max_length` items of some rows, padded on the right with 0.
 
     Args:
         rows: (B,) which of them; each holds at least one item.
+        max_length: longest history kept, at least 1.
+
+    Returns:
+        Histories of `B` rows, as wide as the longest of them.
 
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
@@ -36,10 +40,14 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
-    """(B, O) what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
+    """Return what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
 
     Args:
         rows: (B,) which of them.
+        max_length: of `pad`.
+
+    Returns:
+        (B, O) int64; O is 0 where no row is longer than `max_length`.
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],
@@ -78,13 +86,19 @@ def length_bucketed_batches(
     epoch: int,
     bucket_factor: int = 50,
 ) -> list[NDArray[np.int64]]:
-    """Cut the rows of two items or more into batches of similar length, in an order of the epoch's own.
+    """Cut the rows of two items or more into batches of similar length, in random order.
 
-    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled: more
-    is less padding and less randomness. The last batch of the last bucket may be smaller.
+    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
 
     Args:
         lengths: (N,) length of every row.
+        batch_size: rows a batch; the last batch of the last bucket may be smaller.
+        seed: of the order.
+        epoch: each epoch has its own order; nothing else is remembered from one to the next.
+        bucket_factor: batches a bucket: more is less padding and less randomness.
+
+    Returns:
+        Batches of row indices; every row of two items or more is in exactly one.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

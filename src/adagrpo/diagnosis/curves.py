@@ -70,11 +70,15 @@ def order_by_exposure(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure how well ranker and policy order items of about equal counts, such as times shown.
+    """Measure how well ranker and policy order items that were shown about equally often.
 
     Args:
+        lists: `N` lists.
         counts: (V,) how often each item was shown, or whatever stands for it.
+        counted: what the counts are, such as "times shown".
         utility: (N, W) items to their true utility, where the world is simulated.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         `counted`, and `bins`: name, items of the catalogue, cases, and the intervals of `ranker` and `policy`, None

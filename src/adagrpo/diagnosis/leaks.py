@@ -89,10 +89,15 @@ def answers(
     batch_size: int,
     device: torch.device,
 ) -> Answers:
-    """Ask a reward where the logged items are among drawn ones, a batch of questions at a time.
+    """Ask a reward where the logged items are among drawn ones.
 
     Args:
+        reward: the one to ask.
+        questions: of `N` users.
         drawn: (N, K) items of neither question, the same for both; -1 where there is none.
+        max_history: items of a history that are seen, the last ones.
+        batch_size: questions at a time.
+        device: where scores are made.
     """
     options: dict[str, Any] = {"max_history": max_history, "batch_size": batch_size, "device": device}
     held_out, margins = _firsts(reward, questions.held_out, drawn, **options)

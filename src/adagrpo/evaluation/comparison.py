@@ -53,10 +53,14 @@ class Measured(NamedTuple):
 
 
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
-    """user_id in ascending order, and every metric of the table that is one of each user, of the list of each.
+    """The metrics of each user's lists.
 
     Args:
         users: (N,) ids.
+        lists: of these users, one each.
+
+    Returns:
+        user_id in ascending order, and every metric of the table that is one of each user.
 
     Example:
         >>> lists = RankedLists(np.array([4, 2]), width=5)

@@ -133,13 +133,17 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Mean metrics over all cases: those of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches.
-
-    Those of rewards and of true utility where these are known; where the history was masked, also what the accuracy in
-    a run's main table is without masking. Rates are fractions. `tail` (V,) is of `adagrpo.metrics.tail_items`.
+    """Mean metrics over all cases.
 
     Args:
+        cases: `N` cases.
+        tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
         utility: true utility of (N, K) items for these cases, where the world is simulated.
+
+    Returns:
+        The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
+        true utility where these are known. Where the history was masked, also what the accuracy in a run's main table
+        is without masking. Rates are fractions.
     """
     lists = metrics.RankedLists(
         *_ranked(predictions.items, cases),
@@ -162,10 +166,12 @@ def reordered(predictions: Predictions, weight: float, spread: float) -> Predict
     """The constrained beam in the order of `log-probability + weight · reward / spread`, which becomes the score.
 
     Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
-    without masking, which the reward has not scored, is dropped. A weight of infinity orders by the reward alone.
+    without masking, which the reward has not scored, is dropped.
 
     Args:
+        predictions: with rewards.
         weight: in spreads, see `adagrpo.evaluation.reranking`; infinity orders by the reward alone.
+        spread: σ.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards

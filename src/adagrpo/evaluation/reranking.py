@@ -32,13 +32,14 @@ def reward_spread(
     items: NDArray[np.int64],  # (N, W)
     rewards: NDArray[np.floating[Any]],  # (N, W)
 ) -> float:
-    """σ, see the module's text; rewards are not read where a list holds no item, -1.
-
-    1 where no list holds items of different rewards: a weight then changes nothing.
+    """σ, see the module's text.
 
     Args:
         items: (N, W) lists, -1 where a place holds no item.
         rewards: (N, W) of those items, not read where there is none.
+
+    Returns:
+        1 where no list holds items of different rewards: a weight then changes nothing.
 
     Example:
         >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
@@ -61,7 +62,7 @@ def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: floa
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """The weight whose values (N,) of the cases have the highest mean, the least of equals.
+    """The weight of the highest mean, the least of equals.
 
     Args:
         by_weight: (N,) a value of each case, by weight; the higher the better.

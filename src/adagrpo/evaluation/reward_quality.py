@@ -42,7 +42,7 @@ def case_quality(
     scores: NDArray[np.float32],  # (N, V)
     targets: Ints,  # (N,)
 ) -> CaseQuality:
-    """Rank the whole catalogue, of at least two items, in every case.
+    """Rank the whole catalogue in every case.
 
     Args:
         scores: (N, V) of every item, at least two.
@@ -83,9 +83,7 @@ def shown_quality(
     *,
     k: int = 10,
 ) -> ShownQuality:
-    """Rank what was shown to each user, ascending; users whom nothing, or everything, was to their liking say nothing.
-
-    The NDCG is Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks' mean gain.
+    """Rank what was shown to each user; users to whom nothing, or everything, was to their liking say nothing.
 
     Args:
         scores: (N,) of the impressions.
@@ -128,7 +126,7 @@ def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[st
 
 
 def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
-    """The mean distance of hit rate and confidence, in [0, 1], over the bins of one case or more.
+    """The mean distance of hit rate and confidence over the cases' bins.
 
     Args:
         confidence: (N,) in [0, 1], N at least 1.
@@ -202,7 +200,7 @@ def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no value but NaN.
+    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no values.
 
     Args:
         values: (N,), NaN where there is none.

@@ -70,6 +70,9 @@ def bootstrap_means(
     Args:
         values: (A, N) `A` numbers a user.
 
+    Returns:
+        `A` intervals, those of `bootstrap_mean` on each row.
+
     Raises:
         ValueError: no values, one that is not finite, or `level` out of range.
     """

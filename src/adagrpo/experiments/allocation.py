@@ -26,13 +26,15 @@ def uniform(user: str, salt: str) -> float:
 
 
 def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float = 0.0) -> str | None:
-    """The arm of a user, whose id or keyed hash the service and the analysis must both use; None where held out.
-
-    Arms are taken by name, so the order of the weights, all positive, is nothing. `holdout` is a share of the users.
+    """The arm of a user.
 
     Args:
         user: id or keyed hash; the service and the analysis must use the same one.
         weights: of the arms, positive; arms are taken by name, so the order of the keys is nothing.
+        holdout: share of users that are in no arm.
+
+    Returns:
+        A key of `weights`, or None for a user who is held out.
     """
     if uniform(user, f"{salt}/holdout") < holdout:
         return None

@@ -16,9 +16,11 @@ import math
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """The half-width of the interval in standard errors at t answers; t* was chosen before the first one.
+    """Return the half-width of the interval in standard errors.
 
     Args:
+        seen: t, answers until now, above 0.
+        tightest: t*, answers at which the interval is to be tightest; chosen before the first one.
         alpha: share of experiments in which any of the intervals misses.
 
     Example:

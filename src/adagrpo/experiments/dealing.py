@@ -28,12 +28,12 @@ class Dealt(NamedTuple):
 
 
 def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
-    """The arm that a user, a keyed hash as in the exposure log, is served at a moment, in seconds since 1970.
-
-    Switches that are made later change nothing.
+    """The arm that a user is served.
 
     Args:
+        user: keyed hash, as the exposure log has it.
         moment: seconds since 1970.
+        switches: that were made until then; later ones change nothing.
     """
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Dealt(plan.control, "outside")

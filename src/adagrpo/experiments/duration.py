@@ -27,12 +27,13 @@ def tests_of(plan: Plan) -> int:
 
 
 def users_needed(variation: float, effect: float, shares: tuple[float, float], z: float) -> int:
-    """Users of the whole experiment, by deviation over mean of one user's number, taken to be the same in both arms.
-
-    Shares are those of control and treatment, and `z` is that of the test and of the power together.
+    """Users of the whole experiment.
 
     Args:
+        variation: deviation over mean of one user's number, taken to be the same in both arms.
+        effect: relative, of the treatment; below 0 it is a fall.
         shares: of the users, in control and in treatment.
+        z: of the test and of the power together.
 
     Example:
         >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)

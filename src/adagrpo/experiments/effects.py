@@ -105,13 +105,14 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains; (N,) of users each.
-
-    None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large that
-    their squares are none.
+    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains.
 
     Args:
         control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
+
+    Returns:
+        None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large
+        that their squares are none.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None

@@ -193,12 +193,13 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
 
 
 def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a treatment that is shown and metric; `says` is better, worse, unclear, or nothing yet.
+    """One row a treatment and metric; `says` is better, worse, unclear, or nothing yet.
 
     All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
 
     Args:
         stopped: see `analyse`.
+        shown: treatments.
     """
     alpha = plan.alpha / tests_of(plan)
     every = units

@@ -42,7 +42,7 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """The skewness of the difference of two means, of users taken to be alike, but not all the same.
+    """The skewness of the difference of two means, of users taken to be alike.
 
     Args:
         control: (N,) one number a user, of which not all are the same.
@@ -55,7 +55,7 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def permutation(control: Floats, treatment: Floats) -> Permutation:
-    """Deal the users of two arms, two or more of each and not all the same, anew.
+    """Deal the users of two arms anew.
 
     Args:
         control: (N,) one number a user, of which not all are the same; two users or more.

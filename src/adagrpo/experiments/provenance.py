@@ -30,9 +30,10 @@ class MismatchedRows(NamedTuple):
 
 
 def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[MismatchedRows]:
-    """The answers in the window that the plan of a hash has not made; none where all is as it should be.
+    """The answers in the window that the plan has not made; none where all is as it should be.
 
     Args:
+        digest: hash of the plan.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
     """
     window = exposures.with_row_index(NUMBER).filter(

@@ -28,11 +28,14 @@ def target_rank_in(
     ranked: Ints,  # (N, W)
     targets: Ints,  # (N,)
 ) -> NDArray[np.int64]:
-    """(N,) the first place that holds the logged item, counted from 1; 0 where no place does, -1 being no item.
+    """Rank of the logged item in each list.
 
     Args:
         ranked: (N, W) items, best first, -1 where a place holds no item.
         targets: (N,) logged items.
+
+    Returns:
+        (N,) the first place that holds the target, counted from 1; 0 where no place does.
 
     Raises:
         ValueError: if a shape does not fit.
@@ -52,10 +55,14 @@ def hit_rate(
     ranks: Ints,  # (N,)
     k: int,
 ) -> NDArray[np.float64]:
-    """`1[1 <= rank <= k]`; the rank is 0 where the logged item is absent.
+    """`1[1 <= rank <= k]`.
 
     Args:
         ranks: (N,) rank of the logged item from 1, 0 where absent.
+        k: depth, at least 1 and at most the length of the lists.
+
+    Returns:
+        (N,) 1.0 for a hit, else 0.0.
 
     Raises:
         ValueError: if a shape does not fit or `k` is below 1.
@@ -75,6 +82,10 @@ def ndcg(
 
     Args:
         ranks: (N,) rank of the logged item from 1, 0 where absent.
+        k: depth, at least 1 and at most the length of the lists.
+
+    Returns:
+        (N,) in [0, 1].
 
     Raises:
         ValueError: if a shape does not fit or `k` is below 1.
@@ -95,6 +106,10 @@ def hallucination(
 
     Args:
         valid: (N, W) True where the sequence names an item, best first.
+        k: depth, from 1 to `W`.
+
+    Returns:
+        (N,) in [0, 1].
 
     Raises:
         ValueError: if a shape does not fit or `k` is out of range.
@@ -115,10 +130,15 @@ def coverage(
     k: int,
     num_items: int,
 ) -> float:
-    """Share of the catalogue that is in anyone's first `k`; -1 is no item.
+    """Share of the catalogue that is in anyone's first `k`.
 
     Args:
         ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 where a place holds no item.
+        k: depth, from 1 to `W`.
+        num_items: `V`, the size of the catalogue.
+
+    Returns:
+        A number in [0, 1].
 
     Raises:
         ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
@@ -137,13 +157,15 @@ def tail_share(
     k: int,
     tail: NDArray[np.bool_],  # (V,)
 ) -> NDArray[np.float64]:
-    """Share of the items named in the first `k` places that are in the tail, see `tail_items`.
-
-    Places without an item, -1, count on neither side, and a list that names no item has share 0.
+    """Share of the items named in the first `k` places that are in the tail.
 
     Args:
         ranked: (N, W) items in `0 .. V - 1`, best first, -1 where a place holds no item.
+        k: depth, from 1 to `W`.
         tail: (V,) True for the items of the tail, see `tail_items`.
+
+    Returns:
+        (N,) in [0, 1]; places without an item count on neither side, and a list that names no item has share 0.
 
     Raises:
         ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.

@@ -46,11 +46,12 @@ class Row(NamedTuple):
 
 
 def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
-    """(V,) click rate of each item that was shown, drawn towards that of all: q(a) of the module.
+    """(V,) click rate of each item, drawn towards that of all: q(a) of the module.
 
     Args:
         items: (N,) that were shown.
         clicks: (N,) whether they were clicked.
+        size: V.
     """
     rate = float(clicks.mean()) if len(clicks) else 0.0
     return np.asarray(
@@ -60,7 +61,7 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
 
 
 def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
-    """Every estimator, and what was served, of a log of at least two users.
+    """Every estimator, and what was served.
 
     Args:
         log: at least two users.

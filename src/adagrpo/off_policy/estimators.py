@@ -39,19 +39,18 @@ def ips(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Inverse propensity scoring of answers of at least two `users`; None: all of different ones.
-
-    Weights are the probability of each answer under the target over that under the logging policy.
+    """Inverse propensity scoring.
 
     Args:
         rewards: (N,) of each answer.
         weights: (N,) probability under the target over that under the logging policy.
-
-    >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
-    0.625
+        users: (N,) whose answers they are; None: all of different users.
 
     Raises:
         ValueError: shapes differ, or there are fewer than two users.
+
+    >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
+    0.625
     """
     _check(rewards=rewards, weights=weights)
     return mean_of(weights * rewards, weights, users, level)

@@ -144,9 +144,10 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 
 
 def evaluate_with(run: RunDirectory, which: str) -> None:
-    """Have a run that goes on from another one, and of no other version yet, evaluate a version of its catalogue.
+    """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
 
     Args:
+        run: opened with a directory of its own for what is written (`adagrpo evaluate --out`).
         which: see `open_version`.
 
     Raises:

@@ -92,7 +92,7 @@ def scatter_chart(
     x_percent: bool = False,
     y_percent: bool = False,
 ) -> str:
-    """Draw points, each name in a shape and the colour of its method; one that is not finite is left out.
+    """Draw points, each name in a shape and the colour of its method.
 
     Args:
         points: what to draw; a point that is not finite is left out.

@@ -34,9 +34,10 @@ class ScoreRequest(NamedTuple):
 
 
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
-    """Put a question about items (B, N), -1 where there is none, into the `V` ids of the input data.
+    """Put a question into the ids of the input data.
 
     Args:
+        histories: `B` histories, as much of them as the policy sees.
         items: (B, N) int64 items, -1 where there is nothing to score.
         ids: (V,) id of each item.
 

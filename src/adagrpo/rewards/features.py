@@ -102,7 +102,7 @@ class Features:
         items: Ints,  # (B, N)
         users: Ints | None = None,  # (B,) rows of the training sequences
     ) -> Floats:  # (B, N, F)
-        """The features of every candidate, in the order of `FEATURES`; what stands at item -1 is unspecified.
+        """The features of every candidate, in the order of `FEATURES`.
 
         Args:
             histories: (B, T) items, padded on the right.

@@ -29,7 +29,11 @@ def ask_reward(
     """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
 
     Args:
+        histories: `B` histories.
         items: (B, N) int64, -1 where there is nothing to score.
+
+    Returns:
+        (B, N) float32, NaN at -1.
 
     Raises:
         BadReward: the shape is not (B, N).
@@ -70,10 +74,14 @@ def ask_members(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
-    """`ask_reward` of each member of a sum apart, unweighted; a reward that is no sum is its own and only member.
+    """Ask each member of a sum of rewards apart, unweighted; a reward that is no sum is its own and only member.
 
     Args:
+        histories: `B` histories.
         items: (B, N) int64, -1 where there is nothing to score.
+
+    Returns:
+        (B, N, M) float32, NaN at -1.
 
     Raises:
         BadReward, NotFinite: see `ask_reward`.

@@ -19,14 +19,15 @@ def assign_within(
     distances: NDArray[np.floating],  # (N, K)
     capacities: NDArray[np.integer],  # (K,)
 ) -> NDArray[np.int64]:
-    """(N,) a place for every point, no place with more points than its capacity.
-
-    Equal distances are decided for the point, then the place, of lower index.
+    """Give every point a place, no place more points than its capacity.
 
     Args:
         distances: (N, K) finite distances of the points from the places. Equal ones are decided for the point, then the
             place, of lower index.
         capacities: (K,) integers of at least 0.
+
+    Returns:
+        (N,) int64, the place of each point.
 
     Raises:
         ValueError: the shapes disagree, a distance is not finite, or the places hold fewer than N points.

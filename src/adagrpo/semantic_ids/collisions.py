@@ -23,10 +23,13 @@ _NUMBERS = 2**20  # of differences between items and codes, held at a time
 def sequence_groups(
     codes: NDArray[np.integer[Any]],  # (V, L)
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
+    """The items of equal code sequences, by numbers where a sequence fits one.
 
     Args:
         codes: (V, L) integers; L may be 0.
+
+    Returns:
+        (V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
 
     Example:
         >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
@@ -83,10 +86,14 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
     of the item from the code's vector. Ties go to the lower item, then to the lower code.
 
     A level has fewer codes than it may have where few vectors are left to tell apart. Where a prefix needs more of
-    them, codes are added that stand for nothing left over, up to `most`; a level that has more keeps them.
+    them, codes are added that stand for nothing left over.
 
     Args:
         quantization: codes (V, L), with the points and codebooks that they were made of.
+        most: codes that the last level may have; one that has more keeps them.
+
+    Returns:
+        (V, L) int64, distinct rows, the same but for last codes of items that collided.
 
     Raises:
         UserError: more items share a prefix than the last level has codes.

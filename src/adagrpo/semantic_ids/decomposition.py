@@ -34,10 +34,12 @@ def truncated_svd(
 ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """(rows, W') left singular vectors and (W',) singular values, largest first; without those that are rounding.
 
-    Equal for equal matrices, which have an entry at least. The vectors are float32 where the matrix was sketched.
-
     Args:
         matrix: with at least one entry.
+        width: `W`, the most values; there are no more than the rank.
+
+    Returns:
+        Equal for equal matrices. The vectors are float32 where the matrix was sketched.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all

@@ -127,6 +127,9 @@ def mix(
         parts: by name, (V, W_p) each.
         weights: by name, at least 0; the same names as `parts`.
 
+    Returns:
+        (V, Σ W_p) float32, in the order of `parts`.
+
     Raises:
         ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
     """

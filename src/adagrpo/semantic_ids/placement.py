@@ -51,9 +51,12 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """(N, V) what `keep_largest` leaves of the similarities of all rows, of which a block is held at a time.
+    """(N, V) the `count` largest similarities of each row, of which a block of rows is held at a time.
 
     Args:
+        rows: `N`.
+        columns: `V`.
+        similarity: of some rows, (n, V).
         count: how many are kept of each row, see `keep_largest`.
     """
     step = max(1, _ENTRIES // max(1, columns))

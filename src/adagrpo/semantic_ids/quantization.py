@@ -135,11 +135,12 @@ def level_means(
 ) -> Quantization:
     """Codebooks for codes that came without any: the mean of what is left over, code by code and level by level.
 
-    There are `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
-
     Args:
         codes: (V, L) integers of at least 0, V and L at least 1.
         vectors: (V, D) item vectors.
+
+    Returns:
+        The codes with `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
 
     Raises:
         ValueError: the shapes disagree or are empty.

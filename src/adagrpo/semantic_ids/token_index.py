@@ -28,10 +28,14 @@ TOKEN = re.compile(r"<[^<>]*>")
 
 
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
-    """(V, L) codes of an index, in the order of our item ids, collisions included; `(0, 0)` for an empty catalogue.
+    """Codes of an index, in the order of our catalogue.
 
     Args:
+        path: ends in `.json` or `.txt`, see the module's text.
         item_ids: (V,) the catalogue's original item ids, in item order; compared as text.
+
+    Returns:
+        (V, L) int64, collisions included; `(0, 0)` for an empty catalogue.
 
     Raises:
         UserError: no such file, not of such a form, an item is missing or there twice, or its tokens are not of the

@@ -95,10 +95,11 @@ class Trie:
         *,
         dense_limit: int = 2**26,
     ) -> Trie:
-        """Build the tree of a catalogue, which may be empty.
+        """Build the tree of a catalogue.
 
         Args:
             codes: (V, L) int64, one distinct code sequence per item, each code in `0 .. K_l - 1`; V may be 0.
+            level_sizes: `(K_1 .. K_L)`.
             dense_limit: largest number of entries `n_l * K_l` of a dense table.
 
         Raises:
@@ -287,13 +288,17 @@ class Trie:
         samples: Tensor,  # (...) int64
         excluded: Excluded,
     ) -> Tensor:
-        """(...) bool, True where every item below a node is one that its sample may not reach; there is none below -1.
-
-        Samples are rows of what `excluding` was given, broadcast against `nodes`; ascending, row by row.
+        """Check that every item below a node is one that its sample may not reach.
 
         Args:
+            level: of the nodes, `0 .. L`.
+            nodes: (...) int64; -1 is an unknown prefix, below which there is no item.
             samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given;
                 ascending, row by row.
+            excluded: of `excluding`.
+
+        Returns:
+            (...) bool.
         """
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)

@@ -20,10 +20,11 @@ class RequestLog:
     """Writes lines to a stream."""
 
     def __init__(self, share: float = 0.0, stream: TextIO | None = None) -> None:
-        """Choose the share of the requests that is written; those that were answered 5xx are, whatever it is.
+        """Choose what is written.
 
         Args:
             share: of the requests; those that were answered 5xx are written whatever it is.
+            stream: standard error if not given.
         """
         self.share, self._stream = share, stream
         self._second, self._lines = 0, 0
