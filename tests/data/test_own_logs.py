@@ -231,6 +231,16 @@ def test_roles_need_names_and_values(tmp_path: Path) -> None:
         preview_logs([path], given={"item": "nothing"})
 
 
+@pytest.mark.parametrize("kind", [pl.Datetime("us", "UTC"), pl.Datetime("ms"), pl.Date])
+def test_a_column_of_parquet_dates_is_the_time_whatever_its_name(tmp_path: Path, kind: pl.DataType) -> None:
+    days = pl.Series([20454, 20455, 20456]).cast(pl.Date).cast(kind)
+    pl.DataFrame({"customer": ["u1", "u1", "u2"], "sku": ["a", "b", "a"], "shown_at": days}).write_parquet(
+        tmp_path / "log.parquet"
+    )
+    preview = preview_logs([tmp_path / "log.parquet"])
+    assert preview["roles"]["timestamp"]["column"] == "shown_at" and preview["missing"] == []
+
+
 def test_the_only_column_of_dates_is_the_time_whatever_its_name(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("customer,sku,when\nu1,a,2026-01-01T10:00\nu1,b,2026-01-02\nu2,a,2026-01-03\n", encoding="utf-8")

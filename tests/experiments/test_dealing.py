@@ -12,7 +12,7 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.experiments.plan import DAY, Plan, frozen_path
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 CONTENT: dict[str, Any] = {
@@ -119,6 +119,10 @@ def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     switches_path(path).write_text("nonsense\n", encoding="utf-8")
     clock[0] += 0.6
     assert there.deal(user) == Dealt("now", "stopped")  # a file that cannot be read switches nothing on
+    switches_path(path).unlink()
+    assert not LiveExperiment(path).frozen and not frozen_path(path).exists()  # a service that does not start
+    here.freeze()
+    assert LiveExperiment(path).frozen
     path.write_text(yaml.safe_dump(CONTENT | {"days": 8}), encoding="utf-8")
     with pytest.raises(UserError, match="was changed after it was frozen"):
         LiveExperiment(path)

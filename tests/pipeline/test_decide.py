@@ -117,8 +117,12 @@ def test_the_page_and_the_status_know_the_decision_until_it_is_stale(
     again.evaluate()
     page = again.report()
     assert status(copied)["next"].startswith("adagrpo serve ") and content["serve"] in page.read_text(encoding="utf-8")
+    assert f"--run {copied} " in status(copied)["next"] and status(copied)["decision.json"]["state"] == "done"
     changed = Run.open(copied, ["sft.epochs=1"])
     assert is_stale(changed, "decided", parts_of(changed, measuring=True))
+    shutil.rmtree(copied / "evaluate" / "popularity")
+    said = status(copied)
+    assert said["decision.json"]["state"] == "stale" and said["next"] == f"adagrpo decide --run {copied}"
 
 
 def test_the_plan_of_an_experiment_holds_the_chosen_list_against_the_control(
@@ -162,6 +166,8 @@ def test_a_plan_that_nobody_touched_follows_the_decision_and_a_frozen_one_stays(
     assert plan_experiment(run, "fuse", "sft", rates) is None
     assert read_plan(path).arms["treatment"].serves == "item_knn"
     assert plan_experiment(run, "sft", "sft", rates) is None and path.exists()
+    path.write_text(path.read_text(encoding="utf-8").replace("days: 14", "days: 7"), encoding="utf-8")
+    assert plan_experiment(run, "item_knn", "sft", rates) is None  # `serve` would refuse it
 
 
 def test_a_plan_whose_window_is_over_is_not_frozen(tmp_path: Path) -> None:
@@ -287,12 +293,13 @@ def test_the_simplest_of_those_within_a_standard_error_is_chosen() -> None:
 
 def test_nothing_slower_than_the_budget_is_chosen_and_the_quickest_where_all_are() -> None:
     found = values(sft=0.1, fuse=0.5)
-    assert choose(found, {"sft": 4.0, "fuse": 9.0}, 5.0).chosen == "sft"
+    quick = choose(found, {"sft": 4.0, "fuse": 9.0}, 5.0)
+    assert quick.chosen == "sft" and "of the lists that take at most 5 ms" in quick.why
     slow = choose(found, {"sft": 4.0, "fuse": 9.0}, 1.0)
     assert slow.chosen == "sft" and "no list takes at most 1 ms" in slow.why
 
 
-@pytest.mark.parametrize("budget", [0.0, -1.0])
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_budget_that_is_none_is_refused(finished: Path, budget: float) -> None:
     with pytest.raises(UserError, match="--budget-ms"):
         Run.open(finished).decide(budget)
@@ -489,6 +496,18 @@ def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_
         assert gone not in run.recommend([[3, 13]], arm=name).items[0]
     first, *_, last = run.recommend([[3, 13]], arm="fuse").items[0]
     assert run.recommend([[3, 13]], arm="fuse", include={"item_id": [last, first]}).items[0] == [first, last]
+
+
+def test_a_version_of_the_catalogue_that_the_decision_leaves_behind_is_named(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = run_copy(decided[0], tmp_path)
+    run = Run.open(folder)
+    run.update_catalog(delist=[run.recommend([[3, 13]], arm="fuse").items[0][0]])
+    assert not any("of the catalogue" in doubt for doubt in run.decide()["doubts"])
+    Run.open(folder, ["tokenizer.codes=24"]).tokenize()
+    again = Run.open(folder).decide()
+    assert any(doubt.startswith("version 1 of the catalogue was made of") for doubt in again["doubts"])
 
 
 def test_what_was_decided_is_what_is_served_without_a_name(decided: tuple[Run, dict[str, Any]]) -> None:

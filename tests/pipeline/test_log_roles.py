@@ -170,7 +170,24 @@ def test_items_shown_at_random_have_a_role_of_their_own(shop: Shop, tmp_path: Pa
     joined = command("prepare", "--random", tmp_path / "random.parquet", "--out", tmp_path / "run")
     assert joined.status == 0, joined.err
     assert (tmp_path / "run/prepare/train.parquet").read_bytes() == train
-    assert len(pl.read_parquet(tmp_path / "run/prepare/random.parquet")) > 1000
+    judges, learnt = (pl.read_parquet(tmp_path / f"run/prepare/{name}.parquet") for name in ("random", "impressions"))
+    assert len(judges) > 1000 and judges.join(learnt, on=["user", "item"], how="semi").is_empty()
+    both = command("init", *shop, "--random", shop.impressions, "--out", tmp_path / "both.yaml")
+    assert both.status == 2 and "nothing may learn from what judges lists" in both.err
+
+
+def test_random_exposures_that_the_log_holds_judge_nothing_and_are_refused(shop: Shop, tmp_path: Path) -> None:
+    orders = pl.read_csv(shop.orders, schema_overrides={"sku": pl.String})
+    orders.select("customer_id", "sku", clicked=pl.lit(1)).write_csv(tmp_path / "random.csv")
+    said = command("prepare", shop.orders, "--random", tmp_path / "random.csv", "--out", tmp_path / "run", *OF_ORDERS)
+    assert said.status == 2 and "data.random: judges nothing" in said.err and said.err.count("\n") == 1
+
+
+def test_rows_that_cannot_be_read_end_decide_as_they_end_prepare(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text(shop.orders.read_text(encoding="utf-8") + "u1,i00001,soon\n", encoding="utf-8")
+    said = command("decide", tmp_path / "orders.csv", "--out", tmp_path / "run", *SETTINGS)
+    assert said.status == 2 and "created_at is 'soon'" in said.err and "data.max_bad_rows is 0" in said.err
+    assert not (tmp_path / "run" / "prepare").exists()
 
 
 @pytest.mark.parametrize("verb", ["init", "prepare", "decide"])

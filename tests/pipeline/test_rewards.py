@@ -40,6 +40,10 @@ def flat(histories, candidates):
     return [[7.0] * len(row) for row in candidates]
 
 
+def ends(histories, candidates):
+    raise SystemExit(3)
+
+
 def dies(histories, candidates):
     raise RuntimeError("no model\\nhere")
 """
@@ -196,6 +200,7 @@ def test_without_order_a_sum_needs_weights() -> None:
     [
         ("ring_c1:flat", "reward ring_c1:flat: gives every item of a case the same score"),
         ("ring_c2:dies", "reward ring_c2:dies: raised RuntimeError: no model here"),
+        ("ring_c5:ends", "reward ring_c5:ends: raised SystemExit: 3"),
         ("ring_c3:missing", "ring_c3.py has no function 'missing'"),
         ("nowhere:f", "reward.function: no module 'nowhere'"),
     ],

@@ -44,6 +44,18 @@ def bearer(token: str = TOKEN) -> dict[str, str]:
 # ---------------------------------------------------------------- requests and answers
 
 
+def test_either_answer_says_why_a_list_is_not_the_usual_one(
+    stub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = stub()
+    usual = Serving.answer
+    late = lambda serving, asked: [one._replace(degraded="reward: late") for one in usual(serving, asked)]  # noqa: E731
+    monkeypatch.setattr(Serving, "answer", late)
+    for path in ("/recommend", "/v1/recommend"):
+        status, reply, _ = service.ask(path, {"history": [1], "k": 2})
+        assert status == 200 and reply["degraded"] == "reward: late"
+
+
 def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: Callable[..., Any]) -> None:
     service = stub()
     status, one, _ = service.ask("/v1/recommend", {"history": [1, "2", "x"], "k": 2, "request_id": "r-1"})
@@ -60,6 +72,7 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
         "unknown": ["x"],
         "versions": {"model": "m1", "catalog": "c1", "arm": "sft/best"},
     }
+    assert "degraded" not in service.ask("/recommend", {"history": [1], "k": 2})[1]
     status, batch, _ = service.ask(
         "/v1/recommend", {"requests": [{"history": [2], "k": 2}, {"history": ["x"], "k": 1}]}
     )

@@ -76,9 +76,9 @@ def _reward(names: list[str]) -> dict[str, Any]:
 def _made(common: Common, roles: LogRoles, out: Path) -> library.Run:
     """A new run of logs, by the recipe that `init` would write."""
     text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_of_columns, common.settings)))
-    made = library.Run(
-        out, library.resolve_config(library.parse_yaml(text), common.overrides(), "decide"), Path(), common.console(out)
-    )
+    content = library.parse_yaml(text)
+    content["data"].pop("max_bad_rows", None)  # nobody has read the recipe, so bad rows end the command
+    made = library.Run(out, library.resolve_config(content, common.overrides(), "decide"), Path(), common.console(out))
     for note in notes:
         made.console.note(note)
     return made

@@ -137,6 +137,9 @@ def by_role(
             if other is None
             else f"{other}: stands beside orders, which say who and what there is; give --orders FILE too"
         )
+    learnt = {path.resolve() for paths in said.values() for path in paths}
+    if both := [path for path in random or () if path.resolve() in learnt]:
+        raise UserError(f"{both[0]}: has the role --random and another one; nothing may learn from what judges lists")
     return LogRoles(said["orders"], said["impressions"], exposures, items, user_key, notes, random or ())
 
 

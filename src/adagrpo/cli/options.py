@@ -33,7 +33,10 @@ MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
-ARM = "sft or a trained arm; if not given, the one of the best NDCG@10 on validation among those evaluated."
+ARM = (
+    "A list of `adagrpo decide`, sft or a trained arm; if not given, what `decide` chose, or without a decision the"
+    " policy of the best NDCG@10 on validation among those evaluated."
+)
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"] | None,

@@ -1,8 +1,8 @@
 """What was shown at random beside a log with an order: a user, an item, and whether it was clicked.
 
 Nothing is fitted on it: it judges lists (`adagrpo.pipeline.random_judge`), since what it shows no list and no platform
-chose. What a user's log holds is left out, clicked or not: training would know the answer, and held-out items would
-have a part in the choice.
+chose. What a user's log or impressions hold is left out, clicked or not: training would know the answer, and held-out
+items would have a part in the choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
 RANDOM = "random.parquet"
-LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet")
+LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet", "impressions.parquet")
 
 
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -30,7 +30,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
         directory: of `write_prepared`.
 
     Raises:
-        UserError: the logs do not say what was clicked.
+        UserError: the logs do not say what was clicked, or hold nothing that can judge.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")
@@ -38,9 +38,15 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
     users = pl.read_parquet(directory / "users.parquet", columns=[USER, USER_ID]).cast({USER_ID: pl.String})
     items = pl.read_parquet(directory / "items.parquet", columns=[ITEM, ITEM_ID]).cast({ITEM_ID: pl.String})
     known = table.join(users, on=USER_ID).join(items, on=ITEM_ID).select(USER, ITEM, CLICKED)
-    logged = pl.concat(pl.scan_parquet(directory / name).select(USER, ITEM) for name in LOGGED)
+    there = [path for name in LOGGED if (path := directory / name).is_file()]
+    logged = pl.concat(pl.scan_parquet(path).select(USER, ITEM) for path in there)
     logged_pairs = logged.join(known.lazy(), on=[USER, ITEM], how="semi").collect()
     kept = known.join(logged_pairs, on=[USER, ITEM], how="anti").sort(USER, ITEM)
+    if kept.is_empty():
+        raise UserError(
+            f"data.random: judges nothing: of {len(table):,} items shown at random {len(table) - len(known):,} are of"
+            " unknown users or items, and the others stand in the logs or impressions"
+        )
     return kept, {
         "random_exposures": len(kept),
         "random_clicks": int(kept[CLICKED].sum()),

@@ -12,7 +12,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.interleaving import coins, team_draft
-from adagrpo.experiments.plan import freeze, moment_of, read_plan
+from adagrpo.experiments.plan import freeze, hash_of, moment_of, read_frozen, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
@@ -23,15 +23,20 @@ class LiveExperiment:
     """Deals users by a plan; implements `adagrpo.serving.arms.Trial`."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Freeze a plan, or hold it to what was frozen.
+        """Hold a plan to what was frozen, if it is.
 
         Raises:
             UserError: it is no plan, or was changed, or its switches cannot be read.
         """
         self.path, self.plan, self._clock = path, read_plan(path), clock
-        self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:PLAN_DIGITS]
+        self.frozen = read_frozen(path, self.plan) is not None
+        self.hash = hash_of(path, self.plan)[:PLAN_DIGITS]
         self._seen, self._looked = self._stamp(), clock()  # before reading: a switch in between is seen later
         self.switches = self._joined(read_switches(path, self.plan), Switches())
+
+    def freeze(self) -> None:
+        """Freeze the plan, before anybody is dealt."""
+        freeze(self.path, self.plan, now=datetime.now(UTC))
 
     @property
     def name(self) -> str:

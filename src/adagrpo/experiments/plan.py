@@ -212,13 +212,34 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
     Raises:
         UserError: the plan or its catalogue was changed since it was frozen, or the file beside it is damaged.
     """
-    target = frozen_path(path)
+    if (frozen := read_frozen(path, plan)) is not None:
+        return frozen
+    content = {"plan": hash_of(path, plan), "time": now.isoformat(timespec="seconds")}
+    write_file(frozen_path(path), json.dumps(with_hash(content)) + "\n")
+    return content
+
+
+def hash_of(path: Path, plan: Plan) -> str:
+    """The hash of a plan and of its catalogue.
+
+    Raises:
+        UserError: there is no such catalogue.
+    """
     content: dict[str, Any] = plan.model_dump(mode="json")
     if plan.catalogue is not None:
         content["catalogue"] = sorted(read_catalogue(path, plan))
-    found = hash_json(content)
+    return hash_json(content)
+
+
+def read_frozen(path: Path, plan: Plan) -> Mapping[str, Any] | None:
+    """What `freeze` wrote beside a plan; None where it is not frozen.
+
+    Raises:
+        UserError: as `freeze` says.
+    """
+    target, found = frozen_path(path), hash_of(path, plan)
     if not target.exists():
-        write_file(target, json.dumps(with_hash({"plan": found, "time": now.isoformat(timespec="seconds")})) + "\n")
+        return None
     try:
         frozen = without_hash(json.loads(target.read_text(encoding="utf-8")))
         before = str(frozen["plan"])

@@ -49,6 +49,7 @@ from adagrpo.lists.names import (
     reward_number,
 )
 from adagrpo.metrics import hit_rate, ndcg
+from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -58,6 +59,8 @@ from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
+from adagrpo.pipeline.staleness import parts_of
+from adagrpo.pipeline.versions import catalog_versions
 
 TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
 TOP = 10
@@ -153,8 +156,10 @@ def choose(
         return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
     if name == best:
         equal = " and no worse on what was shown at random" if worse else ""
-        why = f"the highest NDCG@10 on validation, and nothing simpler is within one standard error{equal}"
-        return Choice(name, best, why)
+        highest = "the highest NDCG@10 on validation" + (
+            "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
+        )
+        return Choice(name, best, f"{highest}, and nothing simpler is within one standard error{equal}")
     return Choice(
         name, best, f"within one standard error of the highest NDCG@10 on validation, that of {best}, and simpler"
     )
@@ -192,6 +197,7 @@ def decision(
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
     choice = choose(allowed, taken, budget, judged)
+    quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
     if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []
@@ -221,9 +227,10 @@ def decision(
         "warning": _below(values),
         "training": _worth_of_training(trusted, arms),
         "doubts": [
-            *_doubts(data, allowed, as_logged, choice, leaks),
-            *_of_random(judged, harmful),
+            *_doubts(data, quick or allowed, as_logged, choice, leaks),
+            *_of_random(data, judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
+            *_of_catalogue(run),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
@@ -241,8 +248,10 @@ def _on_random(judged: RandomOrder, name: str) -> dict[str, Any]:
     return {"auc": float(judged.auc[name].mean()), f"against {START}": [against.mean, against.low, against.high]}
 
 
-def _of_random(judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
-    """Say which lists were not taken since they order random exposures worse."""
+def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
+    """Say which lists were not taken since they order random exposures worse, or that these say nothing."""
+    if judged is None and data.config.data.random is not None:
+        return ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
     if judged is None or not harmful:
         return []
     lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
@@ -250,6 +259,17 @@ def _of_random(judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
     return [
         f"on what was shown at random to {users:,} users, these order clicks worse than {START}, in points of AUC, and"
         f" were not taken: {lost}"
+    ]
+
+
+def _of_catalogue(run: RunDirectory) -> list[str]:
+    """Say that the latest version of the catalogue cannot be served with what was decided."""
+    latest = catalog_versions(run)[-1]
+    if not latest.number or parts_of(run, measuring=True)[latest.stage].usable:
+        return []
+    return [
+        f"version {latest.number} of the catalogue was made of what has been made again since and cannot be served:"
+        f" repeat {remake_command(run, latest.stage)}"
     ]
 
 
@@ -339,7 +359,7 @@ def _doubts(
         " where training ends (prepare/training_logs.parquet)"
         for name, reason in leaks.items()
     ]
-    count = len(values[START])
+    count = len(values[choice.best])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")
     weighted = bool(data.shown_files) and data.config.decide.exposure_power > 0

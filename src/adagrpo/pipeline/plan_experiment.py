@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.errors import UserError
-from adagrpo.experiments.plan import Plan, frozen_path, read_plan
+from adagrpo.experiments.plan import Plan, frozen_path, read_frozen, read_plan
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
@@ -79,6 +79,8 @@ def plan_experiment(
     plan = Plan.model_validate(parse_yaml(text))
     try:
         kept = read_plan(path) if path.is_file() else None
+        if kept is not None:
+            read_frozen(path, kept)
     except UserError as error:
         run.console.note(f"note: {error}; mend it, or move it away and decide again")
         return None

@@ -204,8 +204,8 @@ class Run(StageMaker):
                 f"decide: {self.called} is about version {self.catalog} of the catalogue, and lists are fitted and"
                 " compared over that of training; decide in the run that this one was made from"
             )
-        if budget_ms is not None and not budget_ms > 0:
-            raise UserError(f"--budget-ms: must be above 0, got {budget_ms:g}")
+        if budget_ms is not None and not 0 < budget_ms < float("inf"):
+            raise UserError(f"--budget-ms: must be above 0 and finite, got {budget_ms:g}")
         trained = [arm.name for arm in self.config.train.arms] if train else []
         if control not in (competing := contenders(self.config.reward, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")

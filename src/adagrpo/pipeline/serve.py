@@ -241,6 +241,9 @@ def _answer(
         signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
     _settle()
     sys.setswitchinterval(SWITCH_SECONDS)
+    if trial is not None and not trial.frozen:
+        trial.freeze()
+        _say(f"{trial.path} is frozen from here on; another plan needs another name and salt")
     named = f"[{host}]" if ":" in host else host
     stands = {} if trial is None else {"experiment": trial.state()}
     ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})

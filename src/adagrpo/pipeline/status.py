@@ -6,6 +6,7 @@ from another one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def status(directory: Path) -> dict[str, Any]:
         "checkpoints": _checkpoints(run),
         "metrics.json": metrics,
         "report.html": report,
+        **_decided(run, parts),
         "at_work": at_work(directory),
         "next": _bare(following),
     }
@@ -72,8 +74,10 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     header = ("stage", "state", "made", "seconds", "why")
     table = Table(header, tuple(rows), ("left", "left", "left", "right", "left"))
     lines = [f"goes on from {content['goes_on_from']}"] if content["goes_on_from"] else []
-    for name in ("metrics.json", "report.html"):
-        entry = content[name]
+    for name in ("metrics.json", "report.html", DECISION):
+        entry = content.get(name)
+        if entry is None:  # nothing was decided
+            continue
         lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
     return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing, report.html has the results'}"]
 
@@ -147,16 +151,28 @@ def _report(run: Run, shown: str) -> dict[str, str]:
     return {"state": "stale" if why else "done", "why": why}
 
 
+def _decided(run: Run, parts: Mapping[str, Part]) -> dict[str, dict[str, str]]:
+    """The state of the decision, if there is one."""
+    if not run.path(DECISION).is_file():
+        return {}
+    why = is_stale(run, DECIDED, parts)
+    return {DECISION: {"state": "stale" if why else "done", "why": why}}
+
+
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
     """The command that makes the first of what is not done.
 
     Before arms come, the reward is diagnosed; where that advises against training, the best list without them is next.
     """
+    decided = run.path(DECISION).is_file()
     for part in parts.values():
         if part.state == "damaged":
             return f"{part.why}, then run {remake_command(run, part.name)}"
-        if part.outdated:
-            return command(run, "run")
+        if part.outdated:  # what `decide` made of logs has no recipe that `run` could read
+            return command(run, "decide" if decided and not run.trained() else "run")
+    if decided and is_stale(run, DECIDED, parts):
+        return command(run, "decide")
+    for part in parts.values():
         row = row_of(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
@@ -181,7 +197,7 @@ def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
     decided = run.path(DECISION)
     if not decided.is_file() or is_stale(run, DECIDED, parts):
         return command(run, "decide")
-    return f"`{read_json(decided)['serve']}`"
+    return f"`adagrpo serve --run {shlex.quote(str(run.called))} --arm {read_json(decided)['chosen']}`"
 
 
 def _bare(text: str | None) -> str | None:

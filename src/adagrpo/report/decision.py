@@ -80,6 +80,7 @@ def decision_text(content: Mapping[str, Any]) -> str:
     lines = [*warning, *(said for said in decision_sentences(content) if said not in warning), "", content["serve"]]
     trial = content["experiment"]
     if trial is not None:
-        lines += ["", f"Or try it on users, half of whom keep {content['control']}; the plan is {trial['plan']}:"]
+        plan = f"the plan, {trial['plan']}, is frozen when the service starts"
+        lines += ["", f"Or try it on users, half of whom keep {content['control']}; {plan}:"]
         lines += ["", trial["serve"]]
     return "\n".join(lines)

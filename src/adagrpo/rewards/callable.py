@@ -49,7 +49,7 @@ class CallableReward:
             raise UserError(f"reward {self.name}: {error}") from error
         except (UserError, ServiceError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = " ".join(str(error).split())
             raise UserError(f"reward {self.name}: raised {type(error).__name__}: {message}") from error
         return scatter_scores(rows, items)

@@ -150,6 +150,7 @@ class Routes:
         reply = _reply(one, answers[0])
         await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
+        content |= {} if reply["degraded"] is None else {"degraded": reply["degraded"]}
         return json_response(content, headers={"x-request-id": name})
 
     async def recommend_v1(self, request: Request) -> Response:

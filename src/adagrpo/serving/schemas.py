@@ -121,6 +121,7 @@ class ListAnswer(BaseModel):
     items: list[int | str]
     scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward over spread.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
+    degraded: str | None = Field(None, description="Why this is not the usual list; absent where it is.")
 
 
 class FeedbackEvent(_Body):

@@ -29,7 +29,7 @@ class ServiceMetrics:
         self.batch_seconds = histogram("adagrpo_batch_seconds", "Time of the policy for a batch.", buckets=SECONDS)
         self.length = histogram("adagrpo_list_length", "Items of a list.", buckets=SIZES)
         self.refused = counter("adagrpo_refused", "Requests and connections turned away, by why.", ["why"])
-        self.fallbacks = counter("adagrpo_rerank_fallbacks", "Lists in the policy's order as the reward failed.")
+        self.fallbacks = counter("adagrpo_rerank_fallbacks", "Lists without the reward, which failed.")
         self.swaps = counter("adagrpo_swaps", "Exchanges of what is served, by outcome.", ["outcome"])
         self.feedback = counter("adagrpo_feedback", "Events of feedback, by kind.", ["kind"])
         self.not_logged = counter(

@@ -167,6 +167,8 @@ def _type(values: pl.Series) -> str:
     """What most values of a sample are, in words."""
     if len(values) == 0:
         return "empty"
+    if values.dtype in (pl.Date, pl.Datetime):
+        return DATES
     if values.dtype != pl.String and not values.dtype.is_numeric():
         return str(values.dtype)
     read = numbers(values)
