@@ -1,6 +1,7 @@
 """Rows of a study: kept as they are measured, with the code that measured them.
 
     python -m research.rows --check [STUDY ...]     says which rows are of older code, and what has changed since
+    python -m research.rows --merge ROWS OTHER      adds the rows of the same file in another checkout
 
 A row's `code` is a hash over the modules that were loaded when it was written; `code.json` beside the rows has the
 hash of each module. A module's hash leaves out comments and docstrings. Pages and the command line are no part of it,
@@ -26,7 +27,7 @@ from typing import Any
 from adagrpo.report import read_rows
 from adagrpo.storage.writing import write_file
 
-__all__ = ["add_row", "keep_rows", "loaded_code", "portable", "staleness"]
+__all__ = ["add_row", "keep_rows", "loaded_code", "merge_rows", "portable", "staleness"]
 
 HERE = Path(__file__).parent
 AGAIN = "__mp_main__"  # the main module by the name that multiprocessing gives it beside its own
@@ -51,6 +52,17 @@ def keep_rows(source: Path, kept: Path) -> None:
     code = _hash_of(modules)
     rows = [_stamped(row, code if row.get("commit") == commit else None) for row in read_rows(source)]
     _write(kept, rows, modules)
+
+
+def merge_rows(results: Path, other: Path) -> int:
+    """Add the rows that the same file of another checkout has, with the code that measured them; say how many."""
+    rows = list(read_rows(results))
+    new = [row for row in read_rows(other) if row not in rows]
+    _write_rows(results, [*rows, *new])
+    used = {row.get("code") for path in results.parent.glob("*.jsonl") for row in read_rows(path)}
+    known = _manifests(other) | _manifests(results)
+    _write_manifests(results, {code: modules for code, modules in known.items() if code in used})
+    return len(new)
 
 
 def loaded_code() -> dict[str, str]:
@@ -103,10 +115,16 @@ def _stamped(row: Mapping[str, Any], code: str | None) -> dict[str, Any]:
 
 
 def _write(results: Path, rows: Iterable[Mapping[str, Any]], modules: Mapping[str, str]) -> None:
-    rows = list(rows)
-    known = _manifests(results) | {_hash_of(modules): dict(modules)}
-    write_file(results.with_name("code.json"), json.dumps(known, indent=0, sort_keys=True) + "\n")
+    _write_manifests(results, _manifests(results) | {_hash_of(modules): dict(modules)})
+    _write_rows(results, rows)
+
+
+def _write_rows(results: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_file(results, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_manifests(results: Path, known: Mapping[str, Mapping[str, str]]) -> None:
+    write_file(results.with_name("code.json"), json.dumps(known, indent=0, sort_keys=True) + "\n")
 
 
 def _manifests(results: Path) -> dict[str, dict[str, str]]:
@@ -156,10 +174,16 @@ def _commit() -> str | None:
 
 
 def main() -> None:
-    """Print what is stale; the rows stay."""
+    """Print what is stale, whose rows stay, or add the rows of another checkout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", nargs="*", metavar="STUDY", required=True, help="folders of research; none: all")
-    studies = parser.parse_args().check or ["."]
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", nargs="*", metavar="STUDY", help="folders of research; none: all")
+    what.add_argument("--merge", nargs=2, metavar=("ROWS", "OTHER"), type=Path)
+    given = parser.parse_args()
+    if given.merge:
+        print(merge_rows(*given.merge))
+        return
+    studies = given.check or ["."]
     for results in sorted({path for study in studies for path in (HERE / study).rglob("*.jsonl")}):
         for line in staleness(results):
             print(f"{results.relative_to(HERE)}: {line}")

@@ -47,7 +47,7 @@ ROWS = {
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
-    20: "a study: [verdict](../research/verdict/README.md)",
+    20: "a study: [simulated shops](../research/decisions/README.md#simulated-shops)",
     25: "tests: `experiments/test_ab.py`, `serving/test_exposure_*.py`",
 }
 

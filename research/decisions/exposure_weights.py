@@ -3,7 +3,7 @@
     python -m research.decisions.exposure_weights --out runs/decisions --seeds 10 11 12
     python -m research.decisions.exposure_weights --table
 
-The shops and the reward `trees` of `plan.yaml`, under seeds that it does not use. A row of `exposure_weights.jsonl` is
+The shops and the reward `trees` of `shops.yaml`, each seed a world of its own. A row of `exposure_weights.jsonl` is
 a shop whose fused lists, re-ranking and choice count each validation case as (1 / times shown) ** power, see
 `adagrpo.evaluation.exposure_weights`; 0.5 is what ships. What has its row is not measured again.
 """
@@ -21,7 +21,7 @@ from adagrpo.config.evaluation import DecideConfig
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.measure import HERE, UTILITY, carry_out, shop
+from research.decisions.shops import HERE, UTILITY, carry_out, shop
 from research.rows import add_row
 
 RESULTS = HERE / "exposure_weights.jsonl"
@@ -41,7 +41,7 @@ def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None
         key = {"exposure_bias": bias, "seed": seed, "power": power}
         if any(all(row[name] == value for name, value in key.items()) for row in rows):
             continue
-        content = decided(shop(plan, bias, "trees", seed, folder), power)
+        content = decided(shop(plan, bias, "trees", folder, f"seed={seed}"), power)
         contenders = {row["list"]: row["test"] for row in content["contenders"]}
         add_row(RESULTS, key | {"chosen": content["chosen"], "contenders": contenders})
     shutil.rmtree(folder, ignore_errors=True)

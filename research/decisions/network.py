@@ -3,7 +3,7 @@
     python -m research.decisions.network --out runs/decisions --seeds 20 21 22
     python -m research.decisions.network --table
 
-The shops and the reward `trees` of `plan.yaml`, under seeds that it does not use. A row of `network.jsonl` is a shop:
+The shops and the reward `trees` of `shops.yaml`, each seed a world of its own. A row of `network.jsonl` is a shop:
 HR@10 of the logs and true utility@10 on test of fused lists by weights and network, and by the weights alone.
 """
 
@@ -24,7 +24,7 @@ from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
 from research.decisions.exposure_weights import forget
-from research.decisions.measure import HERE, UTILITY, carry_out, shop
+from research.decisions.shops import HERE, UTILITY, carry_out, shop
 from research.rows import add_row
 
 RESULTS = HERE / "network.jsonl"
@@ -41,7 +41,7 @@ def _measure(plan: Mapping[str, Any], bias: float, seed: int, out: Path) -> None
     if any(all(row[name] == value for name, value in key.items()) for row in read_rows(RESULTS)):
         return
     folder = out / f"network-{bias:g}-{seed}"
-    made = shop(plan, bias, "trees", seed, folder)
+    made = shop(plan, bias, "trees", folder, f"seed={seed}")
     forget(made)  # what was stopped may hold weights alone
     lists = {"weights and network": _lists(made)}
     fitted = json.loads(made.path(FUSE, START, "weights.json").read_text(encoding="utf-8"))

@@ -21,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
+from research.gate_best_case.world import BASELINE, Outcome, World
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
 from research.rows import add_row
-from research.verdict.measure import BASELINE, World
 
 __all__ = ["paired"]
 
@@ -38,7 +37,6 @@ HERE = Path(__file__).parent
 RESULTS = {"rollout_miss": HERE / "gates.jsonl", "paper": HERE / "paper.jsonl"}
 APART = 309  # seed of a world that has no row
 VALUES = ("true_utility@10", "hr@10")
-Outcome = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def main() -> None:
@@ -90,7 +88,7 @@ def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dic
         if {f"{objective}-{first}", f"{objective}-{second}"} <= outcomes.keys()
     }
     return {
-        "users": len(world.cases["test"]),
+        "users": len(world.cases),
         "teacher_weight": teacher,
         "baseline": {key: float(part.mean()) for key, part in zip(VALUES, world.baseline, strict=True)},
         "arms": {arm: facts[arm] | paired(result, world.baseline) for arm, result in outcomes.items() if arm in facts},

@@ -37,8 +37,8 @@ from adagrpo.pipeline.leak_check import LeakCheck
 from adagrpo.report import read_rows
 from adagrpo.rewards import CallableReward, NoiseReward, Reward, WeightedReward
 from adagrpo.types import Histories
+from research.leaks.taste import taste_of
 from research.rows import add_row
-from research.verdict import taste
 
 HERE = Path(__file__).parent
 WORLDS = [*(f"market{seed}" for seed in range(8)), *(f"ring{seed}" for seed in range(4))]
@@ -192,8 +192,7 @@ class World:
         ids = data.item_ids.to_list()
         if self.name.startswith("ring"):
             return Ahead(torch.tensor([int(str(name)[1:]) for name in ids]))
-        taste.register(self.name, Truth.load(run.path("simulate", "truth")), {str(ids[0]): 1})
-        return CallableReward(self.name, getattr(taste, f"{self.name}_taste"), ids)
+        return CallableReward(self.name, taste_of(Truth.load(run.path("simulate", "truth"))), ids)
 
     def following(self, data: RunData, share: float, kind: str) -> dict[tuple[int, ...], int]:
         """The item after each history of a share of the users, by the last items of the history."""

@@ -31,7 +31,6 @@
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
 | `moved` | one `NAME.jsonl` of `research.paper_gate.moved` | |
 | `sets` | the trial, `fair_trial`: the table of the README | |
-| `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
@@ -73,7 +72,6 @@ from research.pages.results import ablation_table, arms_table, find, starting_ta
 from research.pages.study_pictures import study_pictures
 from research.pages.summary import headline_table, summary_table, validation_table
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
-from research.pages.verdicts import joined, verdict_summary, verdict_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 
@@ -105,21 +103,19 @@ KEYS = {
     "field": (),
     "headline": ("arms", "split"),
     "sets": (),
-    "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
 }
 TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 # kinds that take several files
-SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")
+SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched")
 FORMS = {
     "arms": "text",
     "comparison": "short",
     "contenders": "text",
     "frontier": "short",
     "orders": "exposure",
-    "verdicts": "short",
 }
 
 
@@ -306,8 +302,6 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "matched":
         return _matched(marker.names, results)
     path = find(results, f"{name}.jsonl")
-    if marker.kind == "verdicts":
-        return _verdicts(marker, results)
     if marker.kind == "arms":
         seed = int(options["seed"]) if "seed" in options else None
         columns = options["columns"].split(",") if "columns" in options else None
@@ -374,17 +368,6 @@ def _teachers(name: str, results: Path) -> Table:
     }
     tried = {teacher: path for teacher, path in files.items() if path.is_file()} or files
     return teachers_table({teacher: read_comparison(path) for teacher, path in tried.items()})
-
-
-def _verdicts(marker: Marker, results: Path) -> Table:
-    """Outcomes and verdicts of `research.verdict`, in this order."""
-    if len(marker.names) != 2:
-        raise UserError(f"a table of verdicts is of outcomes and verdicts, {len(marker.names)} files are named")
-    try:
-        rows = joined(*(read_rows(find(results, f"{name}.jsonl")) for name in marker.names))
-    except ValueError as error:
-        raise UserError(f"{', '.join(marker.names)}: {error}") from error
-    return verdict_summary(rows) if "form" in marker.options else verdict_table(rows)
 
 
 def _pooled_named(named: str, results: Path) -> dict[str, Any]:

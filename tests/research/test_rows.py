@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo.report import read_rows
 from research import rows
-from research.rows import add_row, keep_rows, loaded_code, portable, staleness
+from research.rows import add_row, keep_rows, loaded_code, merge_rows, portable, staleness
 
 STUDIES = Path(__file__).parents[2] / "research"
 
@@ -42,6 +42,19 @@ def test_rows_of_changed_modules_and_of_no_code_are_named(tmp_path: Path) -> Non
     assert unknown == "1 rows say no code; what changed since is not known"
     assert older.startswith("1 rows are of older code; changed since: adagrpo.storage.writing (")
     assert older.endswith(", adagrpo.no_more (gone)") and older.count(",") < 5
+
+
+def test_rows_of_another_checkout_are_added_once_with_their_code(tmp_path: Path) -> None:
+    here, there = tmp_path / "here" / "a.jsonl", tmp_path / "there" / "a.jsonl"
+    here.parent.mkdir()
+    there.parent.mkdir()
+    add_row(here, {"x": 1})
+    there.write_text(here.read_text() + '{"x": 2, "code": "other"}\n')
+    there.with_name("code.json").write_text(json.dumps({"other": {"m": "1"}, "of no row": {"m": "2"}}))
+    assert [merge_rows(here, there), merge_rows(here, there)] == [1, 0]
+    assert [row["x"] for row in read_rows(here)] == [1, 2]
+    known = json.loads(here.with_name("code.json").read_text())
+    assert known.keys() == {row["code"] for row in read_rows(here)} and known["other"] == {"m": "1"}
 
 
 def test_the_second_name_of_a_main_module_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

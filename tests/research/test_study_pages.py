@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.report import read_rows, to_markdown
 from research.closed_loop import tables as closed_loop
-from research.decisions import exposure_weights, measure, network, richer, served, sets, teacher
+from research.decisions import tables as decisions
 from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
@@ -49,17 +49,7 @@ def of_tokenizers() -> Iterable[str]:
 
 
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
-    "decisions": lambda: [
-        sets.table(rows("decisions", "sets")),
-        sets.gains(rows("decisions", "sets")),
-        sets.table(rows("decisions", "sets-weights-alone")),
-        richer.table(rows("decisions", "richer")),
-        teacher.table(rows("decisions", "teacher")),
-        measure.table(rows("decisions", "decisions")),
-        exposure_weights.table(rows("decisions", "exposure_weights")),
-        network.table(rows("decisions", "network")),
-        served.table(rows("decisions", "served")),
-    ],
+    "decisions": lambda: [decisions.written()],
     "exposed_feed": lambda: [fused.table(rows("exposed_feed", "fused"))],
     "exposure_bias": lambda: map(to_markdown, exposure_bias.tables(rows("exposure_bias", "exposure-bias")).values()),
     "gate_best_case": lambda: [

@@ -123,9 +123,11 @@ class SplitConfig(Section):
 class MarketplaceConfig(Section):
     """The simulated marketplace, see `adagrpo.data.simulation.marketplace`; null is the default there.
 
-    All its parameters are keys, for those who check a claim in a world of other properties.
+    All its parameters are keys, for those who check a claim in a world of other properties. `seed` keeps the world the
+    same while that of the recipe changes what is trained; null: the recipe's makes the world too.
     """
 
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     users: Positive | None = None
     items: Positive | None = None
     categories: Positive | None = None

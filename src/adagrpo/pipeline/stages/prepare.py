@@ -51,9 +51,10 @@ def simulated(run: RunDirectory) -> Declaration:
     """The logs of a simulated marketplace."""
     options = run.config.data.marketplace
     assert options is not None, "the recipe names one"
-    world = Marketplace(**options.model_dump(exclude_none=True), seed=run.config.seed)
+    world = Marketplace(**{"seed": run.config.seed} | options.model_dump(exclude_none=True))
     files = ("logs.parquet", "items.parquet", "users.parquet", "truth.safetensors")
-    return Declaration(lambda work: write_simulation(simulate(world), work), [], files, ("data.marketplace", "seed"))
+    settings = ("data.marketplace",) if options.seed is not None else ("data.marketplace", "seed")
+    return Declaration(lambda work: write_simulation(simulate(world), work), [], files, settings)
 
 
 def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
@@ -269,8 +270,8 @@ def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
     kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
     if logged > kept:
         run.console.note(
-            f"note: {logged:,} of {kept + logged:,} clicks on items shown at random are interactions of the log itself"
-            " and are left out; what is left may stand for few of them"
+            f"note: {logged:,} of {kept + logged:,} clicks on items shown at random stand in the logs or impressions"
+            " too and are left out; what is left may stand for few of them"
         )
 
 

@@ -1,14 +1,12 @@
-"""Rewards that know more than any ranker can: what users want just then, and how often an item was shown.
+"""A reward that knows more than any ranker can: what users want just then.
 
-A `callable` reward gets a history and candidates, in ids. In a simulated world no item is bought twice, so a history
-names its user and the moment, and with them the taste that `adagrpo.data.simulation.truth` holds. The attribute says
-which: `<world>_taste` is the logit of the true utility, `<world>_shown` the logarithm of the times shown. Worlds are
-registered by `research.verdict.measure`.
+In a simulated world no item is bought twice, so a history names its user and the moment, and with them the taste that
+`adagrpo.data.simulation.truth` holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.errors import UserError
 
-__all__ = ["register"]
+__all__ = ["taste_of"]
 
 Ids = Sequence[Sequence[str]]
 Score = Callable[[Ids, Ids], list[list[float]]]
@@ -24,20 +22,14 @@ Score = Callable[[Ids, Ids], list[list[float]]]
 LAST = 6  # items of a history by which its user and the moment are told
 LOGITS = 4.0  # by how much the logits of utility are divided, so that they spread as scores of rankers do
 
-_worlds: dict[str, Score] = {}
 
-
-def register(world: str, truth: Truth, shown: Mapping[str, int]) -> None:
-    """Make the rewards of a world known.
+def taste_of(truth: Truth) -> Score:
+    """The logit of the true utility, for `CallableReward`: of histories and candidates, in ids.
 
     Args:
-        world: its name.
-        truth: of all its users and items.
-        shown: how often each item was shown.
+        truth: of all users and items of the world.
     """
     place = {item: row for row, item in enumerate(truth.item_ids)}
-    count = np.log1p([shown.get(item, 0) for item in truth.item_ids])
-    count = (count - count.mean()) / count.std()
     moments = _moments(truth)
 
     def taste(histories: Ids, candidates: Ids) -> list[list[float]]:
@@ -45,15 +37,12 @@ def register(world: str, truth: Truth, shown: Mapping[str, int]) -> None:
         for history, items in zip(histories, candidates, strict=True):
             moment = moments.get(tuple(place[item] for item in history[-LAST:]))
             if moment is None:
-                raise UserError(f"no user of {world} has a history that ends with {', '.join(history[-LAST:])}")
+                raise UserError(f"no user has a history that ends with {', '.join(history[-LAST:])}")
             rows = [place[item] for item in items]
             scores.append(((truth.items[rows] @ truth.tastes[moment] + truth.bias[rows]) / LOGITS).tolist())
         return scores
 
-    def times_shown(histories: Ids, candidates: Ids) -> list[list[float]]:
-        return [[float(count[place[item]]) for item in items] for items in candidates]
-
-    _worlds[f"{world}_taste"], _worlds[f"{world}_shown"] = taste, times_shown
+    return taste
 
 
 def _moments(truth: Truth) -> dict[tuple[int, ...], int]:
@@ -69,9 +58,3 @@ def _moments(truth: Truth) -> dict[tuple[int, ...], int]:
                     rows[min(step, len(rows) - 1)]
                 )  # short histories that two users share: the last one's taste
     return found
-
-
-def __getattr__(name: str) -> Score:
-    if name not in _worlds:
-        raise AttributeError(name)
-    return _worlds[name]
