@@ -73,8 +73,8 @@ def _strength(result: Mapping[str, Any]) -> str:
     if decision == "use":
         return (
             f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"
-            " order is better than the policy's. That does not say that training helps: in ten simulated worlds with"
-            " this verdict it lowered true utility in seven, so compare before you serve it."
+            " order is better than the policy's. That does not say that training helps: in simulated worlds with this"
+            " verdict it lowered true utility as often as it raised it, so compare before you serve it."
         )
     leads = evidence["leads"]["strength"]
     whether = {
