@@ -130,6 +130,24 @@ def test_bad_rows_of_the_random_log_are_listed(world: Any, data: Path, tmp_path:
     assert len(pl.read_parquet(run.path("prepare", "rejects.parquet"))) == 1
 
 
+def test_a_random_log_that_judges_no_list_is_a_doubt(
+    decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(decided[0].directory, folder)
+    prepared = RunData(decided[0]).prepared
+    user, items = load_user_ids(prepared)[0], load_item_ids(prepared).to_list()
+    unseen = next(item for row, item in enumerate(items) if row not in load_whole(prepared).row(0))
+    table = pl.DataFrame({"user_id": [user], "item_id": [str(unseen)], "clicked": [True]})  # and left none
+    table.write_parquet(tmp_path / "random.parquet")
+    random = {"logs": [str(tmp_path / "random.parquet")], "columns": {"clicked": "clicked"}}
+    run = world.run(folder, data, reward=REWARD, data={"random": random})
+    run.prepare()
+    content = run.decide()
+    assert content["random_users"] == 0
+    assert any(doubt.startswith("what was shown at random judged no list") for doubt in content["doubts"])
+
+
 def test_random_exposures_without_clicks_are_refused(world: Any, data: Path, tmp_path: Path) -> None:
     pl.DataFrame({"user_id": ["u00"], "item_id": [3]}).write_csv(tmp_path / "random.csv")
     run = world.run(tmp_path / "run", data, data={"random": {"logs": [str(tmp_path / "random.csv")]}})

@@ -77,7 +77,7 @@ def _made(common: Common, roles: LogRoles, out: Path) -> library.Run:
     """A new run of logs, by the recipe that `init` would write."""
     text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_of_columns, common.settings)))
     content = library.parse_yaml(text)
-    content["data"].pop("max_bad_rows", None)  # nobody has read the recipe, so bad rows end the command
+    content["data"].pop("max_bad_rows", None)  # bad rows end the command, as they end `prepare`
     made = library.Run(out, library.resolve_config(content, common.overrides(), "decide"), Path(), common.console(out))
     for note in notes:
         made.console.note(note)

@@ -12,7 +12,7 @@ r"""From intervals to a recommendation, `use`, `rerank_only` or `do_not_use`, an
 Training moves the policy toward the reward's own order, and does not stop at the weight that a mix would give it: that
 order must be the better one. And it must be so for what users want, of which clicks are only what was shown: a reward
 that knows what is shown orders the logged items well, and training on it harms. `research.decisions.shops` holds the
-verdict against what re-ranking and training then did to true utility; it predicts the former.
+verdict against what re-ranking and training then did to true utility in simulated shops; it predicts the former.
 
 All cases are the question that is asked first; one test among many cells would make it depend on how many there are.
 A test counts only in the direction of a gain. `use` implies `adds`, so that a reward that knows nothing gets anything

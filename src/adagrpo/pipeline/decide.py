@@ -154,15 +154,12 @@ def choose(
             break
     if not allowed:
         return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
+    of = "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
+    highest = f"the highest NDCG@10 on validation{of}"
     if name == best:
         equal = " and no worse on what was shown at random" if worse else ""
-        highest = "the highest NDCG@10 on validation" + (
-            "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
-        )
         return Choice(name, best, f"{highest}, and nothing simpler is within one standard error{equal}")
-    return Choice(
-        name, best, f"within one standard error of the highest NDCG@10 on validation, that of {best}, and simpler"
-    )
+    return Choice(name, best, f"within one standard error of {highest}, that of {best}, and simpler")
 
 
 def decision(
