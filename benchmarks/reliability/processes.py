@@ -40,6 +40,8 @@ MOMENTS = {
     "stage": "a stage is sealed, but not in its place",
 }
 SAVES = ("write", "seal", "publish", "published", "weights", "stage")  # those inside a save
+# once, before the forks; the last three are what a run would import when it first steps, and draws
+IMPORTED = ("adagrpo.pipeline", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.backends.backend_svg")
 PATIENCE = 120.0  # seconds for the others to end once one of them has died
 FULL = "full"  # not a death: from there on no file may grow beyond a thousand bytes, as on a disk that is full
 
@@ -227,7 +229,8 @@ def _arm(moment: str, count: int) -> None:
 
 
 def _serve(work: Path) -> None:
-    importlib.import_module("adagrpo.pipeline")  # once, before the forks
+    for name in IMPORTED:
+        importlib.import_module(name)
     from adagrpo import cli
 
     work.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,14 @@ def test_a_line_chart_has_title_description_ticks_and_names() -> None:
     assert {"0 %", "50 %"} <= set(shares) and not any(text.startswith("−") for text in shares)
 
 
+def test_a_chart_is_drawn_again_only_where_a_value_is_another() -> None:
+    x, y = np.arange(3000.0), np.zeros(3000)
+    first = line_chart([Series("nll", x, y)], **LABELS)
+    assert line_chart([Series("nll", x.copy(), y.copy())], **LABELS) is first
+    y[1500] = 1e-3
+    assert line_chart([Series("nll", x, y)], **LABELS) != first
+
+
 @pytest.mark.parametrize("y", [[], [None, None], [math.nan, math.inf]])
 def test_no_values_are_said_to_be_none(y: list[float | None]) -> None:
     steps = list(range(len(y)))

@@ -62,7 +62,7 @@ from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
-TIMED, WARM_UP = 200, 20  # lists that are timed one by one, and before those
+TIMED, WARM_UP = 60, 10  # lists that are timed one by one, and before those
 TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
 FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals

@@ -9,12 +9,16 @@ drawn.
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 from xml.etree import ElementTree
+
+import numpy as np
 
 from adagrpo.report.theme import DARK, GRID, INK, QUIET, SURFACE, chart_rules
 
@@ -26,6 +30,7 @@ WIDTH, HEIGHT = 460, 300  # narrow enough for a phone, where a wider drawing wou
 FONT, LINE = 13, 18
 TITLE_LENGTH, LEGEND_LENGTH, NAME_LENGTH = 50, 58, 30  # characters of a line, and of a name
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "<", "X", ">", "p", "h")
+KEPT = 256  # charts
 TIP = "tip:"
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}"
@@ -61,6 +66,26 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.8,
     "lines.markersize": 6,
 }
+
+
+Content = ParamSpec("Content")
+
+
+def drawn_once(chart: Callable[Content, str]) -> Callable[Content, str]:
+    """Keep what a function has drawn: a page is written after each step of a process, and most of it is unchanged."""
+    drawn: dict[str, str] = {}
+
+    @wraps(chart)
+    def kept(*content: Content.args, **named: Content.kwargs) -> str:
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+            key = repr((content, named))
+        if key not in drawn:
+            if len(drawn) == KEPT:
+                del drawn[next(iter(drawn))]
+            drawn[key] = chart(*content, **named)
+        return drawn[key]
+
+    return kept
 
 
 def draw(

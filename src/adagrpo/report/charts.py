@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.report.canvas import MARKERS, draw, empty, in_percent, name_axes, tip
+from adagrpo.report.canvas import MARKERS, draw, drawn_once, empty, in_percent, name_axes, tip
 from adagrpo.report.tables import is_finite
 from adagrpo.report.theme import INK, LAYERS, SURFACE, method_colors
 
@@ -51,6 +51,7 @@ class Point:
     tip: str = ""  # shown on hovering
 
 
+@drawn_once
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, percent: bool = False) -> str:
     """Draw lines; a series of more than 80 values is drawn as bin means.
 
@@ -83,6 +84,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     return draw(title, f"{y_label} by {x_label}: {', '.join(names)}", paint)
 
 
+@drawn_once
 def scatter_chart(
     points: Sequence[Point],
     *,
@@ -123,6 +125,7 @@ def scatter_chart(
     return draw(title, f"{y_label} against {x_label}: {', '.join(names)}", paint)
 
 
+@drawn_once
 def stacked_area_chart(
     x: Sequence[float],
     layers: Sequence[tuple[str, Sequence[float | None]]],

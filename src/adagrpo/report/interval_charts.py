@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adagrpo.report.canvas import LINE, MARKERS, NAME_LENGTH, draw, empty, name_axes, shorten
+from adagrpo.report.canvas import LINE, MARKERS, NAME_LENGTH, draw, drawn_once, empty, name_axes, shorten
 from adagrpo.report.theme import INK, method_colors
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class ForestRow:
     heading: str = ""
 
 
+@drawn_once
 def interval_chart(
     categories: Sequence[str],
     bands: Sequence[Band],
@@ -99,6 +100,7 @@ def interval_chart(
     return draw(title, f"{y_label} by {x_label}, with intervals: {', '.join(names)}", paint)
 
 
+@drawn_once
 def forest_chart(
     rows: Sequence[ForestRow],
     *,
