@@ -19,7 +19,7 @@ import yaml
 from hypothesis import settings
 
 from adagrpo.config import Config
-from adagrpo.pipeline import Console, Run
+from adagrpo.pipeline import Console, Run, decide
 
 # the same examples each time: what is found on one machine is found on all
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -136,6 +136,15 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(files)}
 
     return read
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_lists_are_timed() -> Iterator[None]:
+    """`decide` times each contender by a few lists: no test looks at its milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decide, "TIMED", 5)
+        patch.setattr(decide, "WARM_UP", 1)
+        yield
 
 
 # ---------------------------------------------------------------- an endpoint
