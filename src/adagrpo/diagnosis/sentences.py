@@ -74,7 +74,7 @@ def _strength(result: Mapping[str, Any]) -> str:
         return (
             f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"
             " order is better than the policy's. That does not say that training helps: in simulated worlds with this"
-            " verdict it lowered true utility as often as it raised it, so compare before you serve it."
+            " verdict it lowered true utility more often than not, so compare before you serve it."
         )
     leads = evidence["leads"]["strength"]
     whether = {
