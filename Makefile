@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all lint docs clean
+.PHONY: demo test lint docs clean
 
 $(SETUP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "adagrpo needs Python 3.11 or newer; this is " + sys.version)'
@@ -18,14 +18,9 @@ demo: $(SETUP)
 # A file's tests go to one process, so that what they share is made once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# SLOW=1, as in CI: also runs that are killed, repetitions by the hundred, whole studies.
 test: $(SETUP)
-	$(PYTEST) -m "not slow"
-
-# The rest: runs that are killed, repetitions by the hundred, whole studies. CI carries out `test` and then this.
-test-slow: $(SETUP)
-	$(PYTEST) -m slow
-
-test-all: test test-slow
+	$(PYTEST) $(if $(SLOW),,-m "not slow")
 
 lint: $(SETUP)
 	$(BIN)/ruff check src tests benchmarks research examples docs

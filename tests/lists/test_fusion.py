@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, sparse, special
 
+from adagrpo.lists import fit_fusion
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, FittedWeights, Fusion, Weights, unite
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, ListName, parse_list
@@ -81,12 +82,14 @@ def choices(count: int, weights: list[float], seed: int = 0) -> Choices:
     return Choices(items, features.astype(np.float32), utility.argmax(axis=1), np.arange(count), np.ones(count))
 
 
-def test_the_weights_of_a_logit_are_found() -> None:
+def test_the_weights_of_a_logit_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_fusion, "EPOCHS", 0)  # no network
     fit = fit_weights(choices(4000, [1.0, 0.5, 0.0]), (POLICY, "a", "b"), (POLICY, "a", "b"), seed=0)
     assert [fit.weights.weights[name] for name in (POLICY, "a", "b")] == pytest.approx([1.0, 0.5, 0.0], abs=0.06)
 
 
-def test_a_case_counts_as_much_as_it_weighs() -> None:
+def test_a_case_counts_as_much_as_it_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_fusion, "EPOCHS", 0)  # no network
     one, other = choices(3000, [1.0, 0.5]), choices(3000, [0.2, 1.5], seed=1)
     both = Choices(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))._replace(users=np.arange(6000))
     weighted = both._replace(case_weights=np.repeat([2.0, 0.0], 3000))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 # resamples are drawn in blocks of about this many values
-_BLOCK = 2**24
+_BLOCK = 2**16
 
 
 class Interval(NamedTuple):
@@ -90,9 +90,10 @@ def bootstrap_means(
         kept = np.ascontiguousarray(values[moving].T)  # (N, A')
         draws = np.empty((resamples, kept.shape[1]))
         for first in range(0, resamples, block):
-            drawn = generator.integers(0, count, (min(block, resamples - first), count))
-            for row, users in enumerate(drawn):
-                draws[first + row] = np.bincount(users, minlength=count) @ kept / count
+            rows = min(block, resamples - first)
+            drawn = generator.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+            draws[first : first + rows] = times @ kept / count
         # a sum whose parts cancel is 0 but for rounding
         draws[np.abs(draws) < 1e-14 * np.abs(kept).max(axis=0)] = 0.0
         means[moving] = draws.T

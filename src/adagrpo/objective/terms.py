@@ -19,6 +19,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -134,7 +135,7 @@ class RewardTerm:
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
     in_spreads: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def options(self) -> dict[str, tuple[Any, Any]]:
         """Type and default of each option, by name: the keyword arguments of the loss.
 

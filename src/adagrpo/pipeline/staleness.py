@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -135,6 +136,7 @@ class _States:
     def __init__(self, run: RunDirectory, *, logs: bool, lenient: bool) -> None:
         self.run, self.parts = run, dict[str, Part]()
         self._logs, self._lenient = logs, lenient
+        self._found = cache(manifest)  # a folder is asked for once for each file that others read
 
     def compare(self, name: str, declare: Declare) -> None:
         """Compare a stage with its declaration; where that cannot be had, with what its manifest keeps of it."""
@@ -176,7 +178,7 @@ class _States:
             row, folder = row_of(name), self.run.folder(name)
             if row is None or not row.evaluation_only or not part.there:
                 continue
-            files = (manifest(folder) or {"files": ()})["files"]
+            files = (self._found(folder) or {"files": ()})["files"]
             gone = next((folder / file for file in files if not (folder / file).exists()), None)
             if gone is not None:
                 why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
@@ -188,7 +190,7 @@ class _States:
             return GONE
         for folder in path.parents:
             try:
-                content = manifest(folder)
+                content = self._found(folder)
             except UserError:  # its own part says that it is damaged
                 return GONE
             if content is not None:
@@ -207,7 +209,7 @@ class _States:
         """The manifest of a stage, and what is wrong with it."""
         folder, row = self.run.folder(name), row_of(name)
         try:
-            found = manifest(folder)
+            found = self._found(folder)
         except UserError as error:
             return None, str(error)
         evaluation_only = () if row is None else row.evaluation_only
