@@ -13,6 +13,7 @@ and successors, with trained arms on two sets.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def main() -> None:
                 _measure(name, seed, given.train, given.data, given.out)
     print(table(read_rows(RESULTS)))
     print(gains(read_rows(RESULTS)))
+    print(trained(read_rows(RESULTS)))
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -136,11 +138,27 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| set | seed | " + " | ".join(f"over {name}" for name in names) + " |", "|---|--:|" + "--:|" * len(names)]
     for row in own:
         gained = [row["gained"].get(name) for name in names]  # the reward alone is left out where it is slow
-        cells = [
-            "–" if one is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * end for end in one)) for one in gained
-        ]
+        cells = ["–" if one is None else _interval(*(f"{100 * end:+.2f}" for end in one)) for one in gained]
         lines.append(f"| {row['set']} | {row['seed']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def trained(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the best trained and fused list has more than the fused one: on validation, as `decide` says, and on test.
+
+    The first interval is corrected for the number of trained lists; HR@10 is in points.
+    """
+    lines = ["| set | seed | chosen | best trained | NDCG@10, validation | HR@10, test |", "|---|--:|---|---|--:|--:|"]
+    for row in (row for row in rows if row["trained"]):
+        best, *ends = re.findall(r"(\S+) has (\S+) \[(\S+), (\S+)\]", row["training"])[0]
+        found = -100 * np.array(row["gained"][best])[[0, 2, 1]]
+        cells = row["set"], row["seed"], row["chosen"], best, _interval(*ends), _interval(*map("{:+.2f}".format, found))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _interval(mean: str, low: str, high: str) -> str:
+    return f"{mean} ({low} to {high})"
 
 
 if __name__ == "__main__":

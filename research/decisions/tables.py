@@ -23,6 +23,7 @@ TITLE = "# Which list to serve: tables"
 SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Mapping[str, Any]]], str]], ...] = (
     ("Public logs", "sets", "sets", sets.table),
     ("What the fused list has more of HR@10, points", "", "sets", sets.gains),
+    ("What the best trained and fused list has more than the fused one", "", "sets", sets.trained),
     ("The same runs by weights alone, and with trained arms", "", "sets-weights-alone", sets.table),
     ("What a part of the fused list gives, and another would, validation", "richer", "richer", richer.table),
     ("Served lists that differ from the evaluated ones", "served", "served", served.table),

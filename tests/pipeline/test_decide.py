@@ -25,7 +25,7 @@ from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.decide import _worth_of_training, choose
 from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -106,6 +106,17 @@ def test_training_is_worth_what_its_fused_list_gains_over_the_fused_list(decided
     best = max(("nll", "adagrpo"), key=lambda arm: float(values[arm].mean()))
     gained = float((values[best] - values["sft"]).mean())
     assert f"{best}+fuse has {gained:+.4f} [" in content["training"]
+
+
+def test_a_trained_list_that_one_standard_error_has_chosen_is_not_called_settled() -> None:
+    noise = np.random.default_rng(0).normal(size=400)
+    ahead = (noise - noise.mean()) / noise.std() + 1.5 / 20  # by 1.5 standard errors
+    said = {
+        chosen: _worth_of_training({"fuse": np.zeros(400), "nll+fuse": ahead}, ["nll"], chosen)
+        for chosen in ("fuse", "nll+fuse")
+    }
+    assert all(text is not None and "adds nothing that these cases can show" in text for text in said.values())
+    assert [str(text).endswith("which this interval does not settle") for text in said.values()] == [False, True]
 
 
 def test_the_page_and_the_status_know_the_decision_until_it_is_stale(

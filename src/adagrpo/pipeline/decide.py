@@ -222,7 +222,7 @@ def decision(
         "why": choice.why,
         "best": choice.best,
         "warning": _below(values),
-        "training": _worth_of_training(trusted, arms),
+        "training": _worth_of_training(trusted, arms, choice.chosen),
         "doubts": [
             *_doubts(data, quick or allowed, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
@@ -328,7 +328,7 @@ def _below(values: Mapping[str, Values]) -> str | None:
     return None
 
 
-def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str | None:
+def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str], chosen: str) -> str | None:
     """Say whether the best trained and fused list is above the fused list of the starting policy."""
     fused = [name for arm in arms if (name := str(ListName(arm, FUSE))) in values]
     if not fused or FUSE not in values:
@@ -336,9 +336,11 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str]) -> str
     best = max(fused, key=lambda name: float(values[name].mean()))
     gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(fused))  # the best of them is looked at
     verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
+    also = chosen in fused and gained.low <= 0
     return (
         f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"
         f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
+        + (f"; {chosen} is chosen by one standard error, which this interval does not settle" if also else "")
     )
 
 
