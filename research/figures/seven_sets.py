@@ -137,7 +137,7 @@ def seven_sets_picture(found: Sequence[Outcome]) -> str:
         width=WIDTH,
         height=HEIGHT,
         notes=", ".join(f"{data[0]} {data}" for data in SETS.values())
-        + ". Fused: one to three seeds, compared with the starting policy of its run",
+        + ". Fused: one seed or three, compared with the starting policy of its run",
     )
 
 

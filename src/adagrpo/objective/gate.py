@@ -6,13 +6,14 @@ The gates themselves, and their table, are in `adagrpo.objective.gates`.
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from adagrpo.objective.function_options import options_of
 
 NegativeSource = Literal["rollouts", "targets"]  # of other samples: items that were generated, or that were logged
 
@@ -78,8 +79,7 @@ class Gate:
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:
         """Type and default of each option, by name."""
-        hints = typing.get_type_hints(self.rule, include_extras=True)
-        return {one.name: (hints[one.name], one.default) for one in self._parameters if one.kind is one.KEYWORD_ONLY}
+        return options_of(self.rule)
 
     @property
     def summary(self) -> str:

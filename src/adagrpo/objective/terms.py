@@ -14,18 +14,16 @@ added by `register`.
 
 from __future__ import annotations
 
-import inspect
 import sys
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
+from adagrpo.objective.function_options import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
@@ -135,17 +133,10 @@ class RewardTerm:
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
     in_spreads: frozenset[str] = frozenset()
 
-    @cached_property
+    @property
     def options(self) -> dict[str, tuple[Any, Any]]:
-        """Type and default of each option, by name: the keyword arguments of the loss.
-
-        Example:
-            >>> list(TERMS["grpo"].options), TERMS["grpo"].options["beta"][1]
-            (['epsilon', 'epsilon_high', 'beta', 'invalid_penalty', 'scale_rewards'], 0.0)
-        """
-        hints = typing.get_type_hints(self.loss, include_extras=True)
-        parameters = inspect.signature(self.loss).parameters.values()
-        return {one.name: (hints[one.name], one.default) for one in parameters if one.kind is one.KEYWORD_ONLY}
+        """Type and default of each option, by name: the keyword arguments of the loss."""
+        return options_of(self.loss)
 
 
 @dataclass(frozen=True)

@@ -336,11 +336,10 @@ def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str], chosen
     best = max(fused, key=lambda name: float(values[name].mean()))
     gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(fused))  # the best of them is looked at
     verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
-    also = chosen in fused and gained.low <= 0
     return (
         f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"
         f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
-        + (f"; {chosen} is chosen by one standard error, which this interval does not settle" if also else "")
+        + (f"; {chosen} is chosen all the same" if chosen in fused and gained.low <= 0 else "")
     )
 
 

@@ -136,7 +136,7 @@ class _States:
     def __init__(self, run: RunDirectory, *, logs: bool, lenient: bool) -> None:
         self.run, self.parts = run, dict[str, Part]()
         self._logs, self._lenient = logs, lenient
-        self._found = cache(manifest)  # a folder is asked for once for each file that others read
+        self._read_manifest = cache(manifest)  # a folder is asked for once for each file that others read
 
     def compare(self, name: str, declare: Declare) -> None:
         """Compare a stage with its declaration; where that cannot be had, with what its manifest keeps of it."""
@@ -178,7 +178,7 @@ class _States:
             row, folder = row_of(name), self.run.folder(name)
             if row is None or not row.evaluation_only or not part.there:
                 continue
-            files = (self._found(folder) or {"files": ()})["files"]
+            files = (self._read_manifest(folder) or {"files": ()})["files"]
             gone = next((folder / file for file in files if not (folder / file).exists()), None)
             if gone is not None:
                 why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
@@ -190,7 +190,7 @@ class _States:
             return GONE
         for folder in path.parents:
             try:
-                content = self._found(folder)
+                content = self._read_manifest(folder)
             except UserError:  # its own part says that it is damaged
                 return GONE
             if content is not None:
@@ -209,7 +209,7 @@ class _States:
         """The manifest of a stage, and what is wrong with it."""
         folder, row = self.run.folder(name), row_of(name)
         try:
-            found = self._found(folder)
+            found = self._read_manifest(folder)
         except UserError as error:
             return None, str(error)
         evaluation_only = () if row is None else row.evaluation_only
