@@ -139,10 +139,10 @@ class World:
         return found | _facts(run, arm)
 
 
-def outcome(run: Run, weights: Path) -> tuple[dict[str, float], Users]:
-    """Metrics of a policy on test cases, and those of each user; `reward@10` is the mean reward of a user's list."""
+def outcome(run: Run, weights: Path, split: str = "test") -> tuple[dict[str, float], Users]:
+    """Metrics of a policy on cases of a split, and of each user; `reward@10` is the mean reward of a user's list."""
     data = RunData(run)
-    models, cases = Models(data), data.measured_cases("test")
+    models, cases = Models(data), data.measured_cases(split)
     found = models.predict(models.policy(weights).eval(), cases, models.reward(), eligible=data.eligible)
     assert found.rewards is not None, "predicted with a reward"
     utility = data.utility_at(cases)

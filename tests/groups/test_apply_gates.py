@@ -13,9 +13,10 @@ HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])
 KNOWN = torch.tensor([1.0, 0.2, 1.0, 0.2, 1.0])
 FLAT = torch.tensor([False, False, False, False, True])
 NAN = torch.full((5,), torch.nan)
+STD = torch.tensor([0.1, 0.2, 0.5, 0.4, 0.9])
 EVIDENCE = {
-    "adagrpo": Evidence(HARD, 1 - KNOWN, torch.ones(5, 2), NAN, NAN, FLAT),
-    "rollout_miss": Evidence(NAN, NAN, NAN.unsqueeze(1), HARD, KNOWN, FLAT),
+    "adagrpo": Evidence(HARD, 1 - KNOWN, torch.ones(5, 2), NAN, NAN, FLAT, STD),
+    "rollout_miss": Evidence(NAN, NAN, NAN.unsqueeze(1), HARD, KNOWN, FLAT, STD),
 }
 DRAWS = torch.tensor([0.9, 0.1, 0.8, 0.7, 0.0])
 ADMITTED = {
@@ -28,6 +29,7 @@ ADMITTED = {
     "random": [1],  # one, as the gate; the least draw among the groups with an order
     "bernoulli": [1, 2, 3],  # whose draws are below the rate
     "inverted": [1],
+    "variance": [2],  # one, as the gate; the widest group with an order
 }
 
 

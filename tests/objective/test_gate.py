@@ -1,6 +1,5 @@
 """Gates: every sample has exactly one outcome, and the controls match the counts of what they control for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 from torch import Tensor
 
 from adagrpo.objective import (
-    GATES,
-    Gate,
     GateDecision,
     adagrpo_gate,
     all_gate,
@@ -19,6 +16,7 @@ from adagrpo.objective import (
     none_gate,
     random_gate,
     rollout_miss_gate,
+    variance_gate,
 )
 
 NAN = float("nan")
@@ -215,20 +213,11 @@ def test_wrong_arguments_are_named() -> None:
         inverted_gate(shadow_of(quiet), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
 
 
-def test_the_table_says_of_each_gate_what_the_others_ask() -> None:
-    def those(holds: Callable[[Gate], bool]) -> set[str]:
-        return {name for name, gate in GATES.items() if holds(gate)}
-
-    assert those(lambda gate: gate.tests_logged_item) == {"adagrpo", "rollout_miss"}
-    shadowed = {"difficulty", "discriminability", "random", "shuffled", "inverted"}
-    assert those(lambda gate: gate.is_shadowed) == shadowed
-    assert those(lambda gate: gate.draws) == {"random", "bernoulli", "inverted"}
-    assert those(lambda gate: gate.reads_truth) == {"oracle"}
-    assert those(lambda gate: not gate.reads_logged_item) == {"all", "none", "bernoulli"}
-    assert those(lambda gate: gate.control) == {"none", "random", "bernoulli", "shuffled", "inverted"}
-    assert {name: list(gate.options) for name, gate in GATES.items() if gate.options} == {
-        "adagrpo": ["tau", "tau_reward", "rho", "rho_from"],
-        "rollout_miss": ["miss_min", "q_min"],
-        "bernoulli": ["admission_rate"],
-        "oracle": ["oracle_agreement"],
-    }
+def test_the_variance_gate_admits_the_widest_groups_that_are_not_degenerate() -> None:
+    quiet = torch.tensor([False, False, True, False])
+    decision = variance_gate(
+        shadow_of(torch.tensor([True, True, False, False])), quiet, torch.tensor([0.2, 0.9, 2.0, 0.9])
+    )
+    assert outcomes(decision) == ["closed", "admitted", "degenerate", "admitted"]
+    with pytest.raises(ValueError, match=r"^reward_std: "):
+        variance_gate(shadow_of(quiet), quiet, torch.zeros(3))

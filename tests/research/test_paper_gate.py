@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from adagrpo.errors import UserError
 from adagrpo.objective import Evidence
 from research.pages.frontier import alone_table, frontier_pairs, frontier_picture, frontier_table
 from research.paper_gate.admission import OFF, admission_rows, chosen_thresholds
 from research.paper_gate.alone import arms_of
 from research.paper_gate.moved import distance, leaves_at
+from research.paper_gate.ratio import primary_test
 from research.paper_gate.strata import fifths_of, places, strata_of
 
 NAN = float("nan")
@@ -39,6 +41,7 @@ def evidence() -> Evidence:
         miss=torch.ones(4),
         q=torch.ones(4),
         degenerate=torch.zeros(4, dtype=torch.bool),
+        reward_std=torch.ones(4),
     )
 
 
@@ -130,3 +133,42 @@ def test_a_test_by_itself_is_read_against_its_random_gate() -> None:
     rows[1]["less_random"] = {"hr@10": [0.0, 0.0], "hallucination@10": [0.002, 1e-6]}
     (line,) = alone_table(rows).rows
     assert line == ("known", "25.0 %", "1.20 %", "1.00 %", "0.00 (0.00 … 0.00)", "+0.20 (0.00 … +0.40)")
+
+
+def ratio_rows(name: str, counts: dict[int, dict[str, tuple[int, int]]]) -> list[dict[str, Any]]:
+    """Rows of a set; an arm's counts are of samples and of beams."""
+    return [
+        {"dataset": name, "seed": seed, "rollouts": rollouts, "arm": arm, "invalid": count}
+        for seed, arms in counts.items()
+        for arm, values in ({"none-1": (0, 0)} | arms).items()
+        for rollouts, count in zip(("samples", "beam"), values, strict=True)
+    ]
+
+
+def test_the_primary_test_pools_rollouts_and_corrects_over_sets() -> None:
+    plan = {
+        "seeds": {"primary": [1, 2, 3]},
+        "rollouts": {"samples": {}, "beam": {}},
+        "arms": {"primary": ["none-1", "random-a", "paper-a"]},
+        "wanted": 2,
+    }
+    # (x + .5) / (y + .5) is 1/9, 1/3 and 1: mean log -log 3, standard deviation log 3, t = -sqrt(3), p = .2254
+    lower = ratio_rows(
+        "lower",
+        {
+            1: {"random-a": (3, 1), "paper-a": (0, 0)},
+            2: {"random-a": (1, 0), "paper-a": (0, 0)},
+            3: {"random-a": (0, 4), "paper-a": (2, 2)},
+        },
+    )
+    equal = ratio_rows(
+        "equal", {seed: {"random-a": (1, seed), "paper-a": (1, 4 - seed)} for seed in plan["seeds"]["primary"]}
+    )
+    first, second = primary_test(plan, [*lower, *equal])
+    assert first["ratio"] == pytest.approx(1 / 3) and first["p"] == pytest.approx(0.225403, abs=1e-6)
+    assert second["ratio"] == pytest.approx(1.0) and second["p"] == pytest.approx(1.0)
+    assert (first["p_holm"], second["p_holm"]) == (pytest.approx(2 * 0.225403, abs=1e-6), pytest.approx(1.0))
+    with pytest.raises(UserError, match=r"^lower, seed 3: beam-paper-a is not measured yet$"):
+        primary_test(plan, [*lower[:-1], *equal])
+    with pytest.raises(UserError, match=r"^1 of 2 sets have rows"):
+        primary_test(plan, lower)

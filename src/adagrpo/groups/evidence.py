@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import Evidence, degenerate_groups, discriminability, rollout_miss, share_above
+from adagrpo.objective import Evidence, degenerate_groups, discriminability, reward_std, rollout_miss, share_above
 
 
 def gather_evidence(
@@ -28,9 +28,10 @@ def gather_evidence(
     """
     items, targets = groups.rollouts.items, groups.targets
     degenerate = degenerate_groups(rewards.rollouts, items, spread=spread, relative_floor=options.reward_floor)
+    std = reward_std(rewards.rollouts, items >= 0)
     nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
     if groups.target_codes is None:
-        return Evidence(nothing, nothing, nothing.unsqueeze(1)[:, :0], nothing, nothing, degenerate)
+        return Evidence(nothing, nothing, nothing.unsqueeze(1)[:, :0], nothing, nothing, degenerate, std)
     above_policy, sampled = nothing, groups.sampled
     if groups.target_log_probs is not None:
         own, drawn = groups.target_log_probs.double().sum(1), sampled.log_probs.double().sum(2)
@@ -43,7 +44,7 @@ def gather_evidence(
     )
     q = discriminability(rewards.target, rewards.rollouts, items, rewards.negatives, groups.negatives, targets).q
     miss = rollout_miss(sampled.items, targets)
-    return Evidence(above_policy, above[:, 0], above[:, 1:], miss, q, degenerate)
+    return Evidence(above_policy, above[:, 0], above[:, 1:], miss, q, degenerate, std)
 
 
 def running_spread(before: float, rewards: Tensor) -> float:

@@ -3,7 +3,7 @@
 Each checks the shapes of its arguments, and that masks are bool; a ValueError names the one that does not fit.
 """
 
-from adagrpo.objective.advantages import degenerate_groups, group_advantages
+from adagrpo.objective.advantages import degenerate_groups, group_advantages, reward_std
 from adagrpo.objective.diagnostics import (
     Agreement,
     Discriminability,
@@ -36,6 +36,7 @@ from adagrpo.objective.gates import (
     random_gate,
     rollout_miss_gate,
     shuffled_gate,
+    variance_gate,
 )
 from adagrpo.objective.group_summary import GroupSummary
 from adagrpo.objective.losses import (
@@ -80,6 +81,7 @@ __all__ = [
     "oracle_gate",
     "pairwise_agreement",
     "random_gate",
+    "reward_std",
     "rollout_entropy",
     "rollout_miss",
     "rollout_miss_gate",
@@ -87,5 +89,6 @@ __all__ = [
     "shuffled_gate",
     "target_nll",
     "validity_margin",
+    "variance_gate",
     "zero_rejected",
 ]

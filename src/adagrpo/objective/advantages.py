@@ -96,6 +96,27 @@ def group_advantages(
     return advantages.masked_fill(~valid, -invalid_penalty)
 
 
+def reward_std(
+    rewards: Tensor,  # (B, G)
+    valid: Tensor,  # (B, G)
+) -> Tensor:
+    """Standard deviation of the rewards of each group's valid rollouts, the population one; 0 where there is none.
+
+    Args:
+        rewards: (B, G) float; the values where `valid` is False are never read and may be NaN.
+        valid: (B, G) bool, True where the rollout names an item.
+
+    Returns:
+        (B,) in the dtype of `rewards`.
+
+    Example:
+        >>> reward_std(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
+        tensor([1.])
+    """
+    centred = group_advantages(rewards, valid, invalid_penalty=0.0, scale_rewards=False)
+    return (centred.square().sum(dim=1) / valid.sum(dim=1).clamp(min=1)).sqrt()
+
+
 def degenerate_groups(
     rewards: Tensor,  # (B, G)
     items: Tensor,  # (B, G)

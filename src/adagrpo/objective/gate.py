@@ -19,7 +19,7 @@ NegativeSource = Literal["rollouts", "targets"]  # of other samples: items that 
 
 
 class Evidence(NamedTuple):
-    """Diagnostics of `B` groups; all but `degenerate` are NaN at the ends of histories."""
+    """Diagnostics of `B` groups; all but the last two are NaN at the ends of histories."""
 
     above_policy: Tensor  # (B,) share of the rollouts that the policy puts above the logged item; NaN if not scored
     above_reward: Tensor  # (B,) the same by the reward
@@ -27,6 +27,7 @@ class Evidence(NamedTuple):
     miss: Tensor  # (B,) share of the rollouts that are not the logged item
     q: Tensor  # (B,) share of rollouts and negatives that the reward puts below the logged item
     degenerate: Tensor  # (B,) bool, the group's rewards give no order
+    reward_std: Tensor  # (B,) standard deviation of the valid rollouts' rewards, 0 where there is none
 
 
 class GateDecision(NamedTuple):
@@ -89,7 +90,7 @@ class Gate:
     @property
     def tests_logged_item(self) -> bool:
         """It makes tests of its own, by which other gates can be its controls."""
-        return not {"degenerate", "uniforms", "agreement", *SHADOWS}.issuperset(self.reads)
+        return not {"degenerate", "reward_std", "uniforms", "agreement", *SHADOWS}.issuperset(self.reads)
 
     @property
     def is_shadowed(self) -> bool:

@@ -10,7 +10,8 @@ both are options. `rollout_miss` is the gate of this project before that summary
 group's own rollouts and logged items of other samples.
 We add counts of rejections by cause, each sample under one cause only, and the controls that a gate must beat: its
 difficulty test alone, all, none, a random choice of as many samples, one of a fixed rate, a choice among the samples
-that the gate rejects and, where the truth is known, the choice of the samples on which the reward is right.
+that the gate rejects, the groups whose rewards vary most and, where the truth is known, the choice of the samples on
+which the reward is right.
 
 A new gate is a function here and its entry in `GATES`, see `adagrpo.objective.gate.Gate`, and its test.
 """
@@ -202,7 +203,7 @@ def random_gate(
         >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
         tensor([False,  True, False])
     """
-    _check_control(shadow, degenerate, uniforms)
+    _check_control(shadow, degenerate, uniforms=uniforms)
     return _control(_draw(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
 
 
@@ -257,8 +258,35 @@ def inverted_gate(
         >>> inverted_gate(shadow, quiet, torch.tensor([0.1, 0.4, 0.3])).admitted
         tensor([False, False,  True])
     """
-    _check_control(shadow, degenerate, uniforms)
+    _check_control(shadow, degenerate, uniforms=uniforms)
     return _control(_draw(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
+
+
+def variance_gate(
+    shadow: GateDecision,
+    degenerate: Tensor,  # (B,)
+    reward_std: Tensor,  # (B,)
+) -> GateDecision:
+    """Admit as many samples of the batch as the gate would, those whose groups' rewards vary most.
+
+    Source: RAGEN-2 (arXiv 2604.06268), which keeps the groups of largest reward variance. It reads no logged item.
+
+    Args:
+        shadow: the decision of the gate to be matched, on the same `B` samples.
+        degenerate: (B,) bool, of this control's own groups.
+        reward_std: (B,) standard deviation of each group's rewards; the largest are admitted, ties in order of place.
+
+    Returns:
+        The decision; samples that are neither admitted nor degenerate are `closed`.
+
+    Example:
+        >>> quiet = torch.tensor([False, False, True])
+        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
+        >>> variance_gate(shadow, quiet, torch.tensor([0.2, 0.5, 0.7])).admitted
+        tensor([False,  True, False])
+    """
+    _check_control(shadow, degenerate, reward_std=reward_std)
+    return _control(_draw(~degenerate, shadow.admitted.sum(), -reward_std), degenerate)
 
 
 def oracle_gate(
@@ -298,16 +326,17 @@ def _control(
 def _draw(
     candidates: Tensor,  # (B,) bool
     count: Tensor,  # () int64
-    uniforms: Tensor,  # (B,)
+    keys: Tensor,  # (B,)
 ) -> Tensor:
-    """(B,) bool: the `count` candidates with the smallest uniforms, or all of them if they are fewer."""
-    order = uniforms.masked_fill(~candidates, torch.inf).argsort(stable=True)
+    """(B,) bool: the `count` candidates with the smallest keys, or all of them if they are fewer."""
+    order = keys.masked_fill(~candidates, torch.inf).argsort(stable=True)
     return candidates & (order.argsort() < count)
 
 
-def _check_control(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -> None:
-    """Check what random and inverted controls are given."""
-    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
+def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> None:
+    """Check what controls that admit a number of samples are given."""
+    named = {name: (values, "B") for name, values in keys.items()}
+    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), **named)
     check_masks(shadow=shadow.admitted, degenerate=degenerate)
 
 
@@ -324,6 +353,7 @@ GATES: Mapping[str, Gate] = {
         Gate("bernoulli", bernoulli_gate, control=True),
         Gate("shuffled", shuffled_gate, shuffled=True, control=True),
         Gate("inverted", inverted_gate, control=True),
+        Gate("variance", variance_gate, control=True),
         Gate("oracle", oracle_gate),
     )
 }
