@@ -44,13 +44,15 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class DecideConfig(Section):
-    """What a validation case weighs in fits of, and choices between, lists, where the logs say what was shown.
+    """How `adagrpo decide` weighs validation cases and what a simpler list may lose.
 
-    It weighs (1 / times its item was shown) ** `exposure_power`, see `adagrpo.evaluation.exposure_weights`; 0 counts
-    all cases alike.
+    Where the logs say what was shown, a case weighs (1 / times its item was shown) ** `exposure_power` in fits of lists
+    and choices between them, see `adagrpo.evaluation.exposure_weights`; 0 counts all cases alike. A simpler list is
+    taken if it loses less than `margin`, a share of the best one's NDCG@10.
     """
 
     exposure_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 
 class CompareConfig(Section):

@@ -3,6 +3,8 @@
     bootstrap   mean of N values resampled with replacement; the interval is that of the percentiles     (Efron 1979)
     paired      the same on the differences a_u - b_u of the same users
     normal      mean ± z_{1-α/2} s / √N, which nothing is drawn for: where a decision must not hang on a draw
+    all pairs   mean difference ± c s, c the quantile of max |t| over all pairs, Gaussian with their covariance
+                (Tukey's comparisons where covariances differ: Hothorn, Bretz and Westfall 2008)
     seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
     Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i)   (1979)
 
@@ -11,7 +13,8 @@ Everything is a function of its arguments: the bootstrap draws from a generator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -147,6 +150,64 @@ def mean_interval(
         return Interval(mean, mean, mean, 1.0)
     half = float(stats.norm.ppf((1 + level) / 2)) * error
     return Interval(mean, float(mean - half), float(mean + half), 2 * float(stats.norm.sf(abs(mean) / error)))
+
+
+def all_pairs(
+    values: Mapping[str, NDArray[np.floating]],  # (N,) each
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+) -> dict[tuple[str, str], Interval]:
+    """Every mean paired difference with an interval such that all of them hold together.
+
+    The largest |t| over all pairs is drawn from means that are Gaussian with the covariance over users, divided by the
+    root of a chi-square of N - 1 degrees; the same numbers give the same intervals.
+
+    Args:
+        values: (N,) one number a user by name, the same users in the same order, N at least 2.
+        level: with which all intervals hold, in (0, 1).
+        draws: of the largest |t|; p-values are multiples of one over them.
+
+    Returns:
+        By (one, other), the first minus the second; p-values are corrected for the number of pairs. Where all
+        differences of a pair are equal the interval is the mean, and p is 1.
+
+    Raises:
+        ValueError: fewer than two users, unequal lengths, or a value that is not finite.
+
+    Example:
+        >>> same = np.random.default_rng(0).normal(size=200)
+        >>> pairs = all_pairs({"a": same, "b": same + 1, "c": np.zeros(200)})
+        >>> round(pairs["a", "b"].high, 3), pairs["a", "c"].low < 0 < pairs["a", "c"].high
+        (-1.0, True)
+    """
+    names = list(values)
+    table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (A, N)
+    count = table.shape[1]
+    if count < 2 or not np.isfinite(table).all():
+        raise ValueError(f"values has shape {table.shape}: expected (A, N) finite numbers, N at least 2")
+    means = table.mean(axis=1)
+    centred = table - means[:, None]
+    covariance = centred @ centred.T / (count - 1) / count
+    variance = np.diag(covariance)
+    error = np.sqrt(np.maximum(variance[:, None] + variance - 2 * covariance, 0.0))  # (A, A)
+    error[error < 1e-9 * np.sqrt(variance.max(initial=0.0))] = 0.0  # equal but for rounding
+    generator = np.random.default_rng(0)
+    size, axes = np.linalg.eigh(covariance)
+    drawn = generator.standard_normal((draws, len(names))) @ (axes * np.sqrt(np.maximum(size, 0.0))).T  # (D, A)
+    drawn /= np.sqrt(generator.chisquare(count - 1, draws) / (count - 1))[:, None]
+    largest = np.zeros(draws)
+    for one in range(len(names)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            statistic = np.where(error[one] > 0, np.abs(drawn[:, [one]] - drawn) / error[one], 0.0)
+        largest = np.maximum(largest, statistic.max(axis=1))
+    quantile = float(np.quantile(largest, level))
+    found = {}
+    for one, other in product(range(len(names)), repeat=2):
+        mean, half = float(means[one] - means[other]), quantile * float(error[one, other])
+        p_value = float((largest >= abs(mean) / error[one, other]).mean()) if error[one, other] > 0 else 1.0
+        found[names[one], names[other]] = Interval(mean, mean - half, mean + half, p_value)
+    return found
 
 
 def paired_difference(

@@ -4,10 +4,9 @@ The rule, over the contenders whose list takes no longer than the budget:
 
 1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
    Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
-2. Of those whose NDCG@10 is within one standard error of the best one's, the simplest is taken. The error is that of
-   the mean paired difference over users (Breiman et al. 1984), the order of simplicity that of `contenders`: what
-   needs fewer parts at serving time comes first.
-
+2. All differences between contenders have intervals that hold together at 95 % (`all_pairs`). The simplest contender
+   is taken whose loss against every other is below `decide.margin` of the best one's NDCG@10 by these intervals, else
+   the best one. The order of simplicity is that of `contenders`: what needs fewer parts at serving time comes first.
 3. Where the logs say what was shown at random (`data.random`), a list is not taken that orders the clicks there worse
    than the starting policy, nor a simpler one that does so worse than the best: the interval of the difference in AUC
    is below zero (`RandomOrder.worse`).
@@ -35,7 +34,7 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.evaluation.statistics import mean_interval
+from adagrpo.evaluation.statistics import Interval, all_pairs
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.names import (
     FUSE,
@@ -126,40 +125,49 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
 
 def choose(
     values: Mapping[str, Values],
+    pairs: Mapping[tuple[str, str], Interval],
     milliseconds: Mapping[str, float],
     budget: float | None,
     judged: RandomOrder | None = None,
+    *,
+    margin: float = 0.01,
 ) -> Choice:
     """Apply the rule of the module's text.
 
     Args:
         values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
+        pairs: every difference in NDCG@10 of two of them, with intervals that hold together.
         milliseconds: of one list, by contender.
         budget: milliseconds that a list may take; None: any.
         judged: by what was shown at random; None: nothing was.
+        margin: share of the best NDCG@10 that a simpler list may lose.
 
     Example:
         >>> values = {"sft": np.array([0.0, 0.4] * 50), "fuse": np.array([0.5, 0.6] * 50)}
-        >>> [choose(values, {"sft": 4.0, "fuse": 9.0}, budget).chosen for budget in (None, 5.0)]
+        >>> taken = {"sft": 4.0, "fuse": 9.0}
+        >>> [choose(values, all_pairs(values), taken, budget).chosen for budget in (None, 5.0)]
         ['fuse', 'sft']
     """
     allowed = [name for name in values if budget is None or milliseconds[name] <= budget]
     quick = allowed or [min(values, key=lambda name: milliseconds[name])]
-    best = max(quick, key=lambda name: float(values[name].mean()))
-    worse = [] if judged is None else judged.worse(quick, best)
-    for name in (name for name in quick if name not in worse):
-        lost = values[best] - values[name]
-        error = float(lost.std(ddof=1)) / np.sqrt(len(lost)) if len(lost) > 1 else 0.0
-        if lost.mean() <= error:
-            break
+    means = {name: float(values[name].mean()) for name in quick}
+    best = max(quick, key=lambda name: means[name])
     if not allowed:
-        return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
+        return Choice(best, best, f"no list takes at most {budget:g} ms; this one is the quickest")
+    worse = [] if judged is None else judged.worse(quick, best)
+    lost = {name: max((pairs[other, name].high for other in quick if other != name), default=0.0) for name in quick}
+    near = [name for name in quick if name not in worse and lost[name] <= margin * means[best]]
     of = "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
-    highest = f"the highest NDCG@10 on validation{of}"
-    if name == best:
-        equal = " and no worse on what was shown at random" if worse else ""
-        return Choice(name, best, f"{highest}, and nothing simpler is within one standard error{equal}")
-    return Choice(name, best, f"within one standard error of {highest}, that of {best}, and simpler")
+    if near and near[0] != best:
+        lost_most = f"{max(lost[near[0]], 0.0):.4f} NDCG@{TOP} on validation against any list{of}"
+        why = f"it loses at most {lost_most}, within {margin:.2g} of {best}, the best, and nothing simpler does"
+        return Choice(near[0], best, why)
+    highest = f"the highest NDCG@{TOP} on validation{of}"
+    above = [name for name in quick if name != best and pairs[best, name].low <= 0]
+    if above:
+        losses = ", ".join(f"{name} (loses at most {pairs[best, name].high:.4f})" for name in above)
+        return Choice(best, best, f"{highest}; not significantly below it: {losses}")
+    return Choice(best, best, f"{highest}, significantly above every other" if len(quick) > 1 else highest)
 
 
 def decision(
@@ -193,13 +201,18 @@ def decision(
     judged = random_order(maker, data, names)
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
-    choice = choose(allowed, taken, budget, judged)
+    if len(weights) < 2:
+        raise UserError(
+            "one validation case compares no lists: decide needs at least two users with three interactions"
+        )
+    pairs = all_pairs(values)
+    choice = choose(allowed, pairs, taken, budget, judged, margin=run.config.decide.margin)
     quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
     if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []
     for name in names:
-        against = mean_interval(values[name] - values[START])
+        against = pairs[name, START]
         rows.append(
             {
                 "list": name,
@@ -221,8 +234,8 @@ def decision(
         "control": control,
         "why": choice.why,
         "best": choice.best,
-        "warning": _below(values),
-        "training": _worth_of_training(trusted, arms, choice.chosen),
+        "warning": _below(values, pairs),
+        "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
         "doubts": [
             *_doubts(data, quick or allowed, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
@@ -317,24 +330,32 @@ def _time(served: Recommender, history: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def _below(values: Mapping[str, Values]) -> str | None:
+def _below(values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval]) -> str | None:
     """Name the first of two simple lists that the policy loses to."""
     for source in ("item_knn", "popularity"):
-        if values[source].mean() > values[START].mean():
+        lost = pairs[source, START]
+        if lost.mean > 0:
+            learned = ": it has learned little from these logs" if lost.low > 0 else ""
             return (
                 f"the policy alone ({values[START].mean():.4f}) is below {source} ({values[source].mean():.4f}) in"
-                f" NDCG@{TOP} on validation: it has learned little from these logs"
+                f" NDCG@{TOP} on validation, by {_of_interval(lost)}{learned}"
             )
     return None
 
 
-def _worth_of_training(values: Mapping[str, Values], arms: Sequence[str], chosen: str) -> str | None:
+def _of_interval(found: Interval) -> str:
+    return f"{found.mean:.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def _worth_of_training(
+    values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval], arms: Sequence[str], chosen: str
+) -> str | None:
     """Say whether the best trained and fused list is above the fused list of the starting policy."""
     fused = [name for arm in arms if (name := str(ListName(arm, FUSE))) in values]
     if not fused or FUSE not in values:
         return None
     best = max(fused, key=lambda name: float(values[name].mean()))
-    gained = mean_interval(values[best] - values[FUSE], level=1 - 0.05 / len(fused))  # the best of them is looked at
+    gained = pairs[best, FUSE]
     verdict = "gains" if gained.low > 0 else "loses" if gained.high < 0 else "adds nothing that these cases can show"
     return (
         f"training {verdict} once the list is fused: {best} has {gained.mean:+.4f} [{gained.low:+.4f},"
@@ -360,19 +381,13 @@ def _doubts(
     count = len(values[choice.best])
     if count < FEW_CASES:
         doubts.append(f"{count:,} validation cases are few: small differences between contenders are not seen")
-    weighted = bool(data.shown_files) and data.config.decide.exposure_power > 0
     if not data.shown_files:
         doubts.append(
             "the logs do not say what was shown, so what was shown often looks better than it is in every row"
         )
     ahead = max(values, key=lambda name: float(as_logged[name].mean()))
-    more = float(as_logged[ahead].mean() - as_logged[choice.best].mean())
-    if more > 0 and ahead != choice.best:
-        doubts.append(
-            f"with all choices weighing alike, {ahead} has {more:.4f} more NDCG@{TOP} than {choice.best}"
-            + ("; --set decide.exposure_power=0 fits and chooses lists by what the platform showed" if weighted else "")
-        )
-    gap = mean_interval(values[choice.chosen] - values[choice.best]) if choice.chosen != choice.best else None
-    if gap is not None:
-        doubts.append(f"{choice.best} has {-gap.mean:.4f} more NDCG@{TOP} on validation, by at most {-gap.low:.4f}")
+    if ahead != choice.best:
+        more = all_pairs({name: as_logged[name] for name in values})[ahead, choice.best]
+        if more.low > 0:
+            doubts.append(f"unweighted, {ahead} has {_of_interval(more)} more NDCG@{TOP} than {choice.best}")
     return doubts
