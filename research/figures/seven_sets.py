@@ -1,33 +1,28 @@
-"""The picture and the table of the README: what each way of using a ranker gained on the seven sets of the fair trial.
+"""The picture and the table of the README: the lists of `decide` on seven public sets, each row from the same runs.
 
     python -m research.pages     # draws `figures/seven-sets.svg`, and writes the table where a page asks for `sets`
 
-A row a method, a dot a data set: HR@10 of test cases relative to training on without the reward, the mean over seeds.
-The mixture is GRPO beside NLL, on rollouts of beam search. A dot holds the first letter of its set, and is filled where
-the difference is significant after Holm's correction over the tests of its set; item-kNN and fused lists were not part
-of those tests. Fused lists are those of `research.decisions.sets`, less the starting policy of the same runs; their row
-and column are there once they are measured.
+Both are made of `decisions/sets.jsonl`, test cases, means over the seeds of a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from adagrpo.report import Table, read_comparison, read_rows
+from adagrpo.report import Table, read_rows
 from adagrpo.report.canvas import draw
 from adagrpo.report.tables import Alignment
-from adagrpo.report.theme import INK, SURFACE, method_colors
+from adagrpo.report.theme import GREY, INK, SKY, SURFACE, TEAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Outcome", "outcomes", "seven_sets_picture", "seven_sets_table"]
+__all__ = ["SETS", "lists_of_sets", "seven_sets_picture", "seven_sets_table"]
 
 METRIC = "hr@10"
-SETS = {  # as the trial calls them
+SETS = {  # as the studies call them
     "amazon18-scientific": "Scientific",
     "amazon-beauty": "Beauty",
     "amazon-toys": "Toys",
@@ -36,147 +31,95 @@ SETS = {  # as the trial calls them
     "yelp": "Yelp",
     "kuairand-clicks": "KuaiRand",
 }
-POLICY, KNN, FUSED, RERANKED = "policy", "item-kNN", "fused", "re-ranked"
-ARMS = {  # of a comparison's last step, by what they are called here
-    RERANKED: "rerank",
-    "trained, distillation": "fair-distill",
-    "trained, mixture": "fair-grpo-beam",
+LISTS = {
+    "popularity": "popularity",
+    "item-kNN": "item_knn",
+    "ranker": "ranker",
+    "policy": "sft",
+    "re-ranked": "rerank",
+    "fused": "fuse",
 }
-ROWS = (FUSED, *ARMS, KNN)
-SIGNIFICANT = ("significantly better", "significantly better, margin not kept", "significantly worse")
-WIDTH, HEIGHT, MARGIN, DOT = 880, 200, 220, 16  # pixels; the margin is what names take
-LANES = (0.0, -0.3, 0.3)  # of dots that would cover each other
+SERVED = "served"  # the list that the run chose
+# The best single model known on the same split, history masked: BSARec on Beauty and Toys (MTandHJ/RecBoard, five
+# seeds), FuXi-α on MovieLens-1M (blondered/transformer_benchmark). Fused lists are ensembles.
+PUBLISHED = {"Beauty": 0.1002, "Toys": 0.1078, "MovieLens-1M": 0.3164}
+WIDTH, HEIGHT = 880, 260
+TICKS = (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-class Outcome(NamedTuple):
-    """HR@10 of a method on a set, and of what it is compared with; fractions."""
-
-    data: str
-    method: str
-    value: float
-    baseline: float
-    significant: bool
-
-    @property
-    def gain(self) -> float:
-        """In per cent of the baseline."""
-        return 100 * (self.value / self.baseline - 1)
-
-
-def outcomes(results: Path) -> list[Outcome]:
-    """Every method on every set, as far as measured; empty where a comparison of the trial is not there.
+def lists_of_sets(results: Path) -> dict[str, dict[str, float]]:
+    """HR@10 of every list on every set that was measured without training, by what the README calls both.
 
     Args:
         results: the folder of the studies.
     """
-    trial = results / "fair_trial"
-    if not all((trial / f"trial-{name}.comparison.json").is_file() for name in SETS):
-        return []
-    found = []
+    path = results / "decisions" / "sets.jsonl"
+    rows: Rows = [row for row in read_rows(path) if not row["trained"]] if path.is_file() else []
+    found: dict[str, dict[str, float]] = {}
     for name, data in SETS.items():
-        rows = read_comparison(trial / f"trial-{name}.comparison.json")["rows"]
-        last = {row["arm"]: row for row in rows}  # final stands behind best
-        baseline = _mean(last["nll"])
-        found.append(Outcome(data, POLICY, _mean(last["sft"]), baseline, False))
-        for method, arm in ARMS.items():
-            found.append(Outcome(data, method, _mean(last[arm]), baseline, last[arm]["verdict"] in SIGNIFICANT))
-        found.append(Outcome(data, KNN, _knn(results, name), baseline, False))
-    return found + _fused(results / "decisions" / "sets.jsonl")
+        runs = [row for row in rows if row["set"] == name]
+        if runs:
+            found[data] = {shown: _mean(runs, [own] * len(runs)) for shown, own in LISTS.items()}
+            found[data][SERVED] = _mean(runs, [run["chosen"] for run in runs])
+    return found
 
 
-def seven_sets_picture(found: Sequence[Outcome]) -> str:
-    """Draw the picture.
+def _mean(runs: Rows, names: Sequence[str]) -> float:
+    """The mean over runs of HR@10 of one list a run."""
+    values = [float(run["contenders"][name]["test"][METRIC]) for run, name in zip(runs, names, strict=True)]
+    return sum(values) / len(values)
+
+
+def seven_sets_picture(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw policy, re-ranked and fused of each set on one axis, and the best published single model where one is known.
 
     Args:
-        found: of `outcomes`.
+        found: of `lists_of_sets`.
     """
-    methods = [method for method in ROWS if any(one.method == method for one in found)]
-    colors = method_colors(methods)
-
-    ends = [one.gain for one in found if one.method in methods]
-    low, high = 10 * floor(min(ends) / 10) - 2, 10 * ceil(max(ends) / 10) + 2
-    apart = DOT * (high - low) / (WIDTH - MARGIN)  # per cent that a dot is wide
+    marks = {"policy": (SURFACE, INK), "re-ranked": (SKY, SKY), "fused": (TEAL, TEAL)}
 
     def paint(axes: Axes) -> None:
-        axes.axvline(0, color=INK, lw=1)
-        for y, method in enumerate(methods):
-            free = dict.fromkeys(LANES, -inf)  # the place of the last dot of each lane
-            own = sorted((one for one in found if one.method == method), key=lambda one: one.gain)
-            for order, one in enumerate(own, start=3):
-                lane = next((lane for lane in LANES if one.gain - free[lane] > apart), min(free, key=lambda a: free[a]))
-                free[lane] = one.gain
-                color = colors[method]
-                face, text = (color, SURFACE) if one.significant else (SURFACE, color)
-                axes.plot([one.gain], [y + lane], "o", ms=DOT - 2, mec=color, mfc=face, mew=1.5, zorder=order)
-                look: dict[str, Any] = {
-                    "color": text,
-                    "ha": "center",
-                    "va": "center_baseline",
-                    "fontsize": 10,
-                    "zorder": order,
-                }
-                axes.text(one.gain, y + lane, one.data[0], **look)
-        for face, said in (
-            (INK, "significant, corrected over the tests of its set"),
-            (SURFACE, "not significant, or not tested"),
-        ):
-            axes.plot([], [], "o", ms=DOT - 4, mew=1.5, mec=INK, mfc=face, label=said)
-        axes.set_yticks(range(len(methods)), methods, color=INK)
-        axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_xlim(low, high)
+        for y, (data, lists) in enumerate(found.items()):
+            shown = [lists[name] for name in marks]
+            axes.plot([min(shown), max(shown)], [y, y], color=GREY, lw=2, zorder=1)
+            for order, (name, (face, edge)) in enumerate(marks.items(), start=2):
+                label = name if not y else None
+                axes.plot([lists[name]], [y], "o", ms=11, mfc=face, mec=edge, mew=1.5, zorder=order, label=label)
+            if data in PUBLISHED:
+                axes.plot([PUBLISHED[data]] * 2, [y - 0.35, y + 0.35], color=INK, lw=2, zorder=6)
+        axes.plot([], [], "|", ms=14, mew=2, color=INK, label="best published single model")
+        axes.set_xscale("log")
+        axes.set_xticks(TICKS, [f"{100 * tick:g}" for tick in TICKS])
+        axes.minorticks_off()
+        axes.set_yticks(range(len(found)), list(found), color=INK)
+        axes.set_ylim(len(found) - 0.5, -0.5)
         axes.grid(axis="x")
-        axes.set_xlabel("HR@10 relative to training without the reward, %", loc="right")
+        axes.set_xlabel("HR@10, test cases, %", loc="right")
 
-    best = [max((one for one in found if one.data == data), key=lambda one: one.gain) for data in SETS.values()]
-    described = "; ".join(f"{one.method}, {one.data}: {one.gain:+.0f} %" for one in found if one.method != POLICY)
+    above = sum(lists["fused"] > lists["re-ranked"] for lists in found.values())
+    said = (", ".join(f"{name} {100 * lists[name]:.1f}" for name in marks) for lists in found.values())
     return draw(
-        "Re-ranking by the ranker gains more than training on it; fused lists gain most on"
-        f" {sum(one.method == FUSED for one in best)} of {len(best)}",
-        described,
+        f"Fusing gains more than re-ranking on {above} of {len(found)} data sets, and neither trains on the reward",
+        "; ".join(f"{data}: {values} % HR@10" for data, values in zip(found, said, strict=True)),
         paint,
         width=WIDTH,
         height=HEIGHT,
-        notes=", ".join(f"{data[0]} {data}" for data in SETS.values())
-        + ". Fused: one seed or three, compared with the starting policy of its run",
     )
 
 
 def seven_sets_table(results: Path) -> Table:
-    """HR@10 in per cent by set: the starting policy, item-kNN, re-ranked, both trainings, and fused where measured."""
-    found = {(one.data, one.method): one for one in outcomes(results)}
-    methods = [POLICY, KNN, RERANKED, *[name for name in ARMS if name != RERANKED], FUSED]
-    methods = [method for method in methods if any(method == known for _, known in found)]
-    rows = []
-    for data in SETS.values():
-        ours = [found.get((data, method)) for method in methods]
-        rows.append((data, *("–" if one is None else _cell(one) for one in ours)))
-    right: list[Alignment] = ["right"] * len(methods)
-    return Table(("HR@10, %", *methods), tuple(rows), ("left", *right))
+    """HR@10 in per cent by set, the best list of a set in bold.
 
-
-def _cell(one: Outcome) -> str:
-    return f"{100 * one.value:.2f}" + ("*" if one.significant and one.gain > 0 else "")
-
-
-def _mean(row: Mapping[str, Any]) -> float:
-    return float(row["test"][METRIC]["mean"])
-
-
-def _knn(results: Path, name: str) -> float:
-    """Item-kNN of a set, which no seed changes. Of Scientific the trial's rows were not kept."""
-    trial = results / "fair_trial" / f"trial-{name}.jsonl"
-    rows = read_rows(trial if trial.is_file() else results / "starting_policies" / f"{name}.jsonl")
-    return next(float(row["metrics"][METRIC]) for row in rows if (row["arm"], row["split"]) == ("item_knn", "test"))
-
-
-def _fused(path: Path) -> list[Outcome]:
-    rows = [row for row in read_rows(path) if not row["trained"]] if path.is_file() else []
-    found = []
-    for name, data in SETS.items():
-        tests = [row["contenders"] for row in rows if row["set"] == name]
-        if tests:
-            value, baseline = (
-                sum(float(one[arm]["test"][METRIC]) for one in tests) / len(tests) for arm in ("fuse", "sft")
-            )
-            found.append(Outcome(data, FUSED, value, baseline, False))
-    return found
+    Args:
+        results: the folder of the studies.
+    """
+    names = [*LISTS, SERVED]
+    rows, bold = [], set()
+    for line, (data, lists) in enumerate(lists_of_sets(results).items()):
+        rows.append((data, *(f"{100 * lists[name]:.2f}" for name in names)))
+        best = max(LISTS, key=lambda name: lists[name])
+        bold.add((line, 1 + names.index(best)))
+    right: list[Alignment] = ["right"] * len(names)
+    return Table(("HR@10, %", *names), tuple(rows), ("left", *right), frozenset(bold))

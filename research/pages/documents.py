@@ -53,7 +53,7 @@ from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
 from research.fair_trial.corrected import corrected_table, read_differences
 from research.field_arms.measure import summary
-from research.figures.seven_sets import outcomes, seven_sets_picture, seven_sets_table
+from research.figures.seven_sets import lists_of_sets, seven_sets_picture, seven_sets_table
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.frontier import (
     alone_table,
@@ -61,6 +61,7 @@ from research.pages.frontier import (
     frontier_picture,
     frontier_table,
     moved_table,
+    power_table,
     strata_table,
     trials,
 )
@@ -97,6 +98,7 @@ KEYS = {
     "pressed": (),
     "corrected": (),
     "frontier": ("form",),
+    "power": (),
     "strata": (),
     "moved": (),
     "alone": (),
@@ -109,7 +111,7 @@ TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_fo
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 # kinds that take several files
-SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched")
+SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "power")
 FORMS = {
     "arms": "text",
     "comparison": "short",
@@ -194,7 +196,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
     if contents := trials(results):
         drawn[results / "paper_gate" / "figures" / "frontier.svg"] = standalone(frontier_picture(contents))
-    if found := outcomes(results):
+    if found := lists_of_sets(results):
         drawn[results / "figures" / "seven-sets.svg"] = standalone(seven_sets_picture(found))
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
@@ -312,6 +314,8 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "tuned":
         _expect(path, rows, *TUNED)
         return tuned_table(rows)
+    if marker.kind == "power":
+        return power_table(results, marker.names)
     if marker.kind == "strata":
         _expect(path, rows, "research.paper_gate.strata", ("stratum", "users", "gain_hr@10"))
         return strata_table(rows)
