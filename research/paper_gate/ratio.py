@@ -153,7 +153,9 @@ def _thresholds(plan: Mapping[str, Any], name: str, rate: float, data: Path, out
             made = Trial(plan, name, rate, 0, data, out).start()
             evidence = training_evidence(made, ObjectiveConfig(**options), plan["thresholds"]["samples"])
             rows = admission_rows(*evidence, plan["thresholds"])
-            pair = chosen_thresholds(rows, plan["thresholds"])
+            bands = plan["thresholds"]["admission"]
+            band = next((one for one in bands if any(one[0] <= row["gate"] <= one[1] for row in rows)), bands[-1])
+            pair = chosen_thresholds(rows, {"admission": band})
             (row,) = (row for row in rows if {key: row[key] for key in pair} == pair)
             found = [{"dataset": name, "rollouts": rollouts, "seed": 0} | row]
             add_row(SETS, found[0])
