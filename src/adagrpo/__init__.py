@@ -1,4 +1,4 @@
-"""Post-training of generative recommenders with rewards that cannot be trusted everywhere."""
+"""Compare item-kNN, your ranker, a generative policy, re-ranking and fusion on your logs, and serve the best list."""
 
 import importlib
 import os

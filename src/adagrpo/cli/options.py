@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime
 import typer
 from typer.core import TyperGroup
 
+import adagrpo
 from adagrpo import __version__
 from adagrpo.cli.lazy import library
 from adagrpo.errors import UserError
@@ -209,7 +210,7 @@ class CommandGroup(TyperGroup):
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
+    help=adagrpo.__doc__,
     context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -230,7 +231,6 @@ def _begin(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Post-train generative recommenders with rewards that cannot be trusted everywhere."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return

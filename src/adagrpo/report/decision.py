@@ -7,12 +7,18 @@ from typing import Any
 
 from adagrpo.report.tables import MISSING, START, Table
 
+WEIGHTED = (
+    "Weighted NDCG@10 is of validation cases, each weighted up the more rarely its item was shown; test columns are not"
+    " weighted."
+)
+
 
 def decision_table(content: Mapping[str, Any]) -> Table:
     """All contenders, the simplest first; NDCG on validation, what the choice rests on, and metrics on test."""
     utility = any("true_utility@10" in row["test"] for row in content["contenders"])
     random = any("random" in row for row in content["contenders"])
-    header = ["list", "NDCG@10", f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
+    own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
+    header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
     rows = [_cells(row, utility, random) for row in content["contenders"]]
     best = max(range(len(rows)), key=lambda row: content["contenders"][row]["validation"]["ndcg@10"])
     names = (*header, *(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms")
@@ -47,7 +53,7 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
     return [
         f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
-        *(["Validation cases with rarely shown items were weighted up."] if content["exposure_weighted"] else []),
+        *([WEIGHTED] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
         *_on_random(content, rows[chosen]),
