@@ -1,4 +1,4 @@
-"""The layout of the source: no two modules of a name, no circles, no verb that needs the libraries of another."""
+"""The layout of the source: no circles, no verb that needs the libraries of another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from adagrpo.cli import EXTRAS
 SOURCE = Path(adagrpo.__file__).parent
 
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if not path.name.startswith("__"))
-
-
-def test_no_two_modules_share_a_name() -> None:
-    stems = [path.stem for path in MODULES]
-    assert {stem for stem in stems if stems.count(stem) > 1} == set()
 
 
 def test_no_imports_go_in_a_circle() -> None:

@@ -15,7 +15,7 @@ from adagrpo import metrics
 from adagrpo.config import CompareConfig
 from adagrpo.evaluation.comparison import Measured, compare, per_user
 from adagrpo.evaluation.predictions import Predictions, summarise
-from adagrpo.metrics import METRICS, Metric, RankedLists, ReportPart, measure, measure_users, metric_names
+from adagrpo.metrics import METRICS, Metric, RankedLists, ReportPart, measure, measure_users
 from adagrpo.report import comparison_markdown, comparison_table, finding, results_table
 from adagrpo.report.figures import Log, learning_curves
 from adagrpo.report.tables import format_metric
@@ -123,20 +123,6 @@ def test_a_comparison_is_planned_on_metrics_of_each_user(name: str, hint: str) -
         with pytest.raises(ValidationError, match="no metric") as caught:
             CompareConfig.model_validate(section)
         assert hint in str(caught.value)
-
-
-def test_what_the_tables_show() -> None:
-    assert metric_names(ReportPart.RESULTS) == [
-        *("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10", "true_utility@10", "admission")
-    ]
-    assert metric_names(ReportPart.BREADTH) == [
-        *("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
-    ]
-    assert metric_names(ReportPart.CURVES) == ["hr@10", "ndcg@10", "hallucination@10", "mean_reward@10"]
-    assert metric_names(ReportPart.COMPARISON) == [
-        *("hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10"),
-        *("mean_reward@10", "second_reward@10", "true_utility@10"),
-    ]
 
 
 def test_what_is_unknown_or_beyond_the_lists_is_not_measured() -> None:
