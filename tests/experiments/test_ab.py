@@ -6,6 +6,7 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.experiments.plan import DAY, Plan, freeze
 from adagrpo.experiments.units import users_of
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA
@@ -162,6 +163,30 @@ def test_a_plan_that_was_edited_after_the_data_is_no_verdict_though_its_frozen_f
     plan.write_text(yaml.safe_dump(CONTENT | {"metrics": {"clicks": {"sum": "click"}}}), encoding="utf-8")
     result = experiment(plan, log, AFTER)
     assert result["verdicts"] == {"new": "invalid"} and result["counts"]["answers_of_other_plan"] == 600
+
+
+@pytest.mark.parametrize(("frozen", "before"), [(-DAY, 0), (DAY, 0), (2 * DAY, 300), (20 * DAY, 600)])
+def test_a_router_needs_a_plan_that_was_frozen_before_its_answers(tmp_path: Path, frozen: float, before: int) -> None:
+    """Its answers name no plan; they are of the second and fifth day."""
+    shown, said = rows(300, lift=0.6)
+    plan, log = log_of(tmp_path, ([replace(row, experiment=None, salt_version=None) for row in shown], said))
+    moment = datetime.fromtimestamp(PLAN.begins + frozen, UTC)
+    freeze(plan, PLAN, now=moment)
+    result = experiment(plan, log, AFTER)
+    assert result["counts"]["answers_before_the_plan"] == before
+    assert result["verdicts"] == {"new": "invalid" if before else "ship"} and bool(result["effects"]) != bool(before)
+    if before:
+        assert result["reasons"]["new"] == (
+            f"{before} answers are from before {moment.isoformat()}, when the plan was frozen, and name no plan, the "
+            f"first in {log / 'parts' / '000001' / 'exposures.parquet'}, row 3"
+        )
+
+
+def test_feedback_that_the_log_dropped_as_repeated_changes_nothing(tmp_path: Path) -> None:
+    shown, said = rows(300)
+    once = experiment(*log_of(tmp_path / "once", (shown, said)), AFTER)
+    twice = experiment(*log_of(tmp_path / "twice", (shown, said), ([], said[::2])), AFTER)
+    assert once["effects"] == twice["effects"] and once["verdicts"] == twice["verdicts"] == {"new": "inconclusive"}
 
 
 def test_users_that_were_hashed_with_two_keys_are_no_verdict(tmp_path: Path) -> None:

@@ -203,9 +203,9 @@ def test_clicks_before_their_list_or_long_after_it_and_a_log_of_another_plan_pre
     for shift, column in ((-11 * DAY, "feedback_early"), (8 * DAY, "feedback_late")):
         found = analyse_interleaving(PLAN, exposures, feedback.with_columns(pl.col("time") + shift), now=AFTER)
         assert found["verdicts"] == {"new": "inconclusive"} and found[column] == len(feedback)
-    assert [one.count_name for one in mismatched_rows(PLAN, "a" * 64, exposures)] == ["answers_of_other_plan"]
+    assert [one.count_name for one in mismatched_rows(PLAN, "a" * 64, 0.0, exposures)] == ["answers_of_other_plan"]
     own = exposures.with_columns(salt_version=pl.lit("a" * 12))
-    assert mismatched_rows(PLAN, "a" * 64, own) == []
+    assert mismatched_rows(PLAN, "a" * 64, 0.0, own) == []
     found = analyse_interleaving(PLAN, own, feedback, now=AFTER, mismatch="of another plan")
     assert found["verdicts"] == {"new": "invalid"} and found["preference"] is None
 

@@ -23,8 +23,12 @@ COUNTS = dict.fromkeys(
         "requests_failed",
         "answers_of_other_plan",
         "answers_of_other_key",
+        "answers_before_the_plan",
         "feedback_early",
         "feedback_late",
+        "feedback_not_shown",
+        "feedback_repeated",
+        "feedback_unknown",
     ),
     0,
 )

@@ -14,15 +14,19 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
+from adagrpo.exposures import exposure_parts
 from adagrpo.exposures.exposure_collect import COLLECTED, Collected, collect_log
 from adagrpo.exposures.exposure_database import OPEN
 from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, decode, encode
-from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_parts import KIND, parts_of, place_of, read_parts, refused_rows
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.serving.app import Options
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.limits import Limits
+from adagrpo.storage.locks import lock_folder
+
+from ..command_line import command
 
 QUICK = Limits(grace_seconds=0.0)
 NAN, INF = float("nan"), float("inf")
@@ -121,6 +125,53 @@ def test_logs_of_two_machines_become_one_and_nothing_is_read_twice(tmp_path: Pat
     assert collect_log([shipped], target) == Collected()
     with pytest.raises(UserError, match="nowhere: no such file"):
         collect_log([tmp_path / "nowhere"], target)
+
+
+def test_rows_that_are_in_no_part_yet_come_too(tmp_path: Path) -> None:
+    """Of a service that has ended, of one that was killed, and of one that writes on; each row once."""
+    for name in ("ended", "killed", "serving"):
+        log = LocalExposureLog(tmp_path / "logs" / name)
+        log.write([answer(f"{name}-{number}") for number in range(3)])
+        log.rotate()
+        log.write([answer(f"{name}-{number}") for number in range(3, 5)])
+        log.feedback([click(f"{name}-4")])
+        if name == "killed":
+            shutil.copytree(tmp_path / "logs" / name, tmp_path / "as it was")
+        if name != "serving":
+            log.close()
+    shutil.rmtree(tmp_path / "logs" / "killed")
+    (tmp_path / "as it was").rename(tmp_path / "logs" / "killed")
+    assert (tmp_path / "logs" / "killed" / f"{OPEN}-wal").stat().st_size > 0
+    target = tmp_path / "logs" / "all"  # a log among the others, which is no source of itself
+    found = collect_log([tmp_path / "logs"], target)
+    assert (found.answers, found.feedback, found.refused) == (15, 3, [])
+    log.write([answer("later")])
+    found = collect_log([tmp_path / "logs" / "serving"], target)
+    assert (found.answers, found.answers_repeated, found.refused) == (1, 0, [])
+    log.close()
+    assert len(rows_of(target)) == 16
+
+
+def test_rows_that_no_part_can_be_made_of_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposure_parts, "PATIENCE", 0.1)
+    for name in ("done", "open"):
+        log = LocalExposureLog(tmp_path / name)
+        log.write([answer(f"{name}-{number}") for number in range(3)])
+        log.feedback([click(f"{name}-0")])
+        log.rotate()
+        if name == "open":
+            log.write([answer(f"late-{number}") for number in range(3)])
+            log.feedback([click("late-0")])
+        log.close()
+    with lock_folder(tmp_path / "done", KIND), lock_folder(tmp_path / "open", KIND):  # by a process that hangs
+        status, out, err = command("collect", tmp_path / "done", tmp_path / "open", "--to", tmp_path / "log", "--json")
+    (refused,) = json.loads(out)["refused_rows"]
+    assert (status, err) == (0, "") and json.loads(out)["answers"] == 6
+    assert refused.startswith(f"{tmp_path / 'open' / OPEN}: 4 rows are in no part and stay out (")
+    assert "is at work here; wait until it ends" in refused
+    (tmp_path / "open" / OPEN).write_bytes(b"x" * 5000)
+    (refused,) = collect_log([tmp_path / "open"], tmp_path / "log").refused
+    assert refused.startswith(f"{tmp_path / 'open' / OPEN}: its rows that are in no part stay out (")
 
 
 HARMED = {

@@ -1,8 +1,9 @@
 """The result of an experiment: ship, harm, inconclusive or invalid, with effects, intervals and detectable effects.
 
-    invalid        the log has answers of another plan or of another key of users, an arm has not its share of users,
-                   users were served another arm than theirs, or an arm was served by another model from some time on:
-                   no effect is shown
+    invalid        the log has answers of another plan or of another key of users, or that were given before the plan
+                   was frozen, an arm has not its share of users, users were served another arm than theirs, feedback
+                   is of unknown requests or left out more often in one arm, or an arm was served by another model from
+                   some time on: no effect is shown
     harm           a metric is worse, or a guardrail is beyond its margin, for certain
     ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
     inconclusive   anything else
@@ -31,7 +32,7 @@ from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.duration import tests_of
 from adagrpo.experiments.effects import Effect, Floats, effect
 from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
-from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
+from adagrpo.experiments.sample_ratio import RatioCheck, check_left_out, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
 NOTHING = "nothing yet"  # said of what has not happened in either arm
@@ -71,6 +72,8 @@ def analyse(
     for treatment in plan.treatments:
         if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
             refused.setdefault(treatment, changed)
+        if (unequal := _unequal(plan, of_arm[treatment], treatment)) is not None:
+            refused.setdefault(treatment, unequal)
     result: dict[str, Any] = {
         "experiment": plan.name,
         "kind": plan.kind,
@@ -166,6 +169,28 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
             f"{units.answers_misassigned} of {units.answers} answers are from another arm than the user's "
             f"({share:.2%}, at most {plan.most_misassigned:.2%})"
         )
+    known = int(units.events["events"].sum())
+    if units.feedback_unknown > plan.most_misassigned * (known + units.feedback_unknown):
+        return (
+            f"{units.feedback_unknown:,} events of feedback are of requests that the log does not have, so nothing "
+            f"tells their arm, beside {known:,} of the experiment; at most {plan.most_misassigned:.2%} may be unknown: "
+            "add the answers that are missing, or leave that feedback out of the log"
+        )
+    return None
+
+
+def _unequal(plan: Plan, units: Units, treatment: str) -> str | None:
+    """Of which kind more feedback is left out in one arm than in the other; None where chance may have done it."""
+    tests = len(plan.treatments) * units.events["kind"].n_unique()
+    for check in check_left_out(units.events, plan.control, treatment, tests) if tests else []:
+        if not check.passes:
+            shares = ", ".join(
+                f"{arm} {left:,} of {of:,} ({left / of:.1%})" for arm, (left, of) in check.counts.items()
+            )
+            return (
+                f"feedback of kind {check.kind!r} that is left out (before its answer, too late, on an item not shown, "
+                f"or repeated): {shares}, p = {check.p_value:.1e}; these are not equal shares, so the rest says nothing"
+            )
     return None
 
 

@@ -29,7 +29,7 @@ EQUAL = 1e-6  # share of T within which two are one but for rounding, where all 
 class Permutation(NamedTuple):
     """The errors that a difference lies from 0 by chance."""
 
-    errors: Floats  # (DRAWS,) T, ascending
+    errors: Floats  # (draws,) T, ascending
 
     def reach(self, factor: float) -> tuple[float, float]:
         """Errors to take from a difference and to add to it, where a normal one would have so many on either side."""
@@ -54,12 +54,42 @@ def skew(control: Floats, treatment: Floats) -> float:
     return float(stats.skew(users)) * sizes
 
 
-def permutation(control: Floats, treatment: Floats) -> Permutation:
+def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
+    """Two-sided p-value of the difference of two means by counting draws alone, so exact where the arms do not differ.
+
+    It is for levels so small that `Permutation.p_value` would extrapolate the tail. Where the normal distribution gives
+    more than the level nothing is drawn.
+
+    Args:
+        control: (N,) one number a user.
+        treatment: (M,).
+        level: which a p-value has to be able to fall below; half of it is the smallest one.
+    """
+    users = np.concatenate([control, treatment])
+    if min(len(control), len(treatment)) < 2 or np.ptp(users) <= EQUAL:
+        return 1.0
+    moments = [
+        np.array([[len(arm), arm.sum(), (arm**2).sum()]])
+        for arm in ((arm - users.mean()) / users.std() for arm in (control, treatment))
+    ]
+    (other, rest), (mean, variance) = map(_means, moments)
+    errors = float((mean - other)[0] / np.sqrt(variance + rest)[0])
+    p_value = 2 * float(stats.norm.sf(abs(errors)))
+    if p_value >= level:
+        return p_value
+    drawn = permutation(control, treatment, draws=math.ceil(4 / level)).errors
+    slack = EQUAL * max(abs(errors), 1.0)
+    beyond = min(np.count_nonzero(drawn >= errors - slack), np.count_nonzero(drawn <= errors + slack))
+    return min(1.0, 2 * (int(beyond) + 1) / (len(drawn) + 1))
+
+
+def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permutation:
     """Deal the users of two arms anew.
 
     Args:
         control: (N,) one number a user, of which not all are the same; two users or more.
         treatment: (M,), two or more.
+        draws: of arms.
     """
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
@@ -68,7 +98,7 @@ def permutation(control: Floats, treatment: Floats) -> Permutation:
     parts = np.add.reduceat(np.stack([np.ones(len(users)), users, users**2], axis=1), starts)
     sign, small = (1.0, len(treatment)) if len(treatment) <= len(control) else (-1.0, len(control))
     size = max(round(len(parts) * small / len(users)), 2)
-    drawn = (generator.choice(len(parts), size, replace=False, shuffle=False) for _ in range(DRAWS))
+    drawn = (generator.choice(len(parts), size, replace=False, shuffle=False) for _ in range(draws))
     dealt = np.stack([parts[some].sum(axis=0) for some in drawn])
     (mean, variance), (others, rest) = _means(dealt), _means(parts.sum(axis=0) - dealt)
     return Permutation(np.sort(sign * (mean - others) / np.sqrt(variance + rest)))
@@ -78,7 +108,7 @@ def _means(sums: Floats) -> tuple[Floats, Floats]:
     """The means of arms, and the squares of their errors; not quite 0, where all users of an arm are the same.
 
     Args:
-        sums: (DRAWS, 3) users, their numbers and the squares of these.
+        sums: (draws, 3) users, their numbers and the squares of these.
     """
     users, total, squares = sums.T
     return total / users, np.maximum(squares - total**2 / users, 1e-12) / (users - 1) / users

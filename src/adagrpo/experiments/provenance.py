@@ -4,6 +4,7 @@
     key_version     fingerprint of the key that user ids were hashed with
 
 Under another plan a user may have had another arm, and under another key every user is a new one, in an arm of its own.
+Answers of a router name no plan, so the time at which it was frozen has to show that it was there before them.
 So where a log has such rows nothing can be said of the experiment.
 """
 
@@ -14,14 +15,14 @@ from typing import NamedTuple
 
 import polars as pl
 
-from adagrpo.experiments.plan import Plan
+from adagrpo.experiments.plan import Plan, moment_of
 
 PLAN_DIGITS = 12  # of the hash of a plan, as rows have it
 NUMBER = "number"
 
 
 class MismatchedRows(NamedTuple):
-    """Answers of another plan, or of another key of users."""
+    """Answers of another plan, of another key of users, or from before the plan."""
 
     count_name: str
     answers: int
@@ -29,11 +30,12 @@ class MismatchedRows(NamedTuple):
     what: str
 
 
-def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[MismatchedRows]:
+def mismatched_rows(plan: Plan, digest: str, frozen: float, exposures: pl.DataFrame) -> list[MismatchedRows]:
     """The answers in the window that the plan has not made; none where all is as it should be.
 
     Args:
         digest: hash of the plan.
+        frozen: seconds since 1970 at which it was.
         exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
     """
     window = exposures.with_row_index(NUMBER).filter(
@@ -45,9 +47,15 @@ def mismatched_rows(plan: Plan, digest: str, exposures: pl.DataFrame) -> list[Mi
     answers = named if len(named) else window.filter(pl.col("experiment").is_null())  # of a router, see `units`
     keys = answers["key_version"].unique(maintain_order=True)
     other_key = answers.filter(pl.col("key_version").ne_missing(keys[0])) if len(keys) > 1 else answers.clear()
+    unplanned = answers.filter(pl.col("experiment").is_null() & (pl.col("time") < frozen))
     said = f"of another plan ({_listed(other_plan['salt_version'])}; this one is {own})"
     keyed = f"of users that were hashed with another key than before ({_listed(other_key['key_version'])})"
-    parts = (("answers_of_other_plan", other_plan, said), ("answers_of_other_key", other_key, keyed))
+    late = f"from before {moment_of(frozen)}, when the plan was frozen, and name no plan"
+    parts = (
+        ("answers_of_other_plan", other_plan, said),
+        ("answers_of_other_key", other_key, keyed),
+        ("answers_before_the_plan", unplanned, late),
+    )
     return [MismatchedRows(name, len(rows), int(rows[NUMBER][0]), what) for name, rows, what in parts if len(rows)]
 
 

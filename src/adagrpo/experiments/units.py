@@ -9,8 +9,8 @@
     empty            answers without an item
     tail             impressions of items outside `HEAD` of those shown in the days before the start
     unlisted         impressions of items that are not in the plan's catalogue, as hallucinated codes would be
-    KIND             feedback of a kind, such as click; the first of each request, item and kind, where it came after
-                     its answer and within the plan's `within_seconds`
+    KIND             feedback of a kind, such as click; the first of each request, item and kind, where it is on an
+                     item of the list, and came after its answer and within the plan's `within_seconds`
     KIND.value       its values, such as the seconds of dwell
 
 The arm is the one that the plan assigns, whatever was served: who is moved for a reason stays where chance put them.
@@ -62,8 +62,11 @@ def before_of(name: str) -> str:
     return f"before: {name}"
 
 
+NO_EVENTS = pl.DataFrame(schema={USER: pl.String, "arm": pl.String, KIND: pl.String, "events": int, "left_out": int})
+
+
 class Units(NamedTuple):
-    """Users of an experiment, and what was left out."""
+    """Users of an experiment, and what was left out; an event of feedback is left out for the first cause alone."""
 
     users: pl.DataFrame  # user_hash, arm, day, catalogue, `sum: NAME` of each sum, `before: NAME` of covariates
     answers: int
@@ -75,6 +78,10 @@ class Units(NamedTuple):
     requests_failed: int = 0  # that got no list
     feedback_early: int = 0  # on answers that count, before the answer
     feedback_late: int = 0  # longer after it than the plan waits
+    feedback_not_shown: int = 0  # on items that the answer does not have
+    feedback_repeated: int = 0  # of a request, item and kind that was counted already
+    feedback_unknown: int = 0  # of the plan's kinds in its window, of requests that the log does not have
+    events: pl.DataFrame = NO_EVENTS  # of each user and kind of the plan: all feedback on answers that count
     models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
     kinds: tuple[str, ...] = ()  # of feedback that the log has
     unseen: tuple[str, ...] = ()  # that the plan names and the log does not have; of users these are 0
@@ -134,7 +141,24 @@ def users_of(
         models.setdefault(arm, {})[model] = time
     asked = feedback.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, maintain_order="left")
     said = timely(asked, plan.within_seconds).feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
-    of_shown = timely(asked.join(shown, on=REQUEST, how="semi"), plan.within_seconds)
+    on_shown = asked.join(shown.select(REQUEST, USER, pl.col("place").alias("arm")), on=REQUEST, maintain_order="left")
+    of_shown = timely(on_shown, plan.within_seconds)
+    items = shown.select(REQUEST, pl.col("slate").alias(ITEM)).explode(ITEM)
+    of_items = of_shown.feedback.join(items, on=[REQUEST, ITEM], how="semi")
+    counted = of_items.unique([REQUEST, ITEM, KIND])
+    kinds = [kind for kind in map(kind_of, names) if kind is not None]
+    of_user = [USER, "arm", KIND]
+    events = on_shown.filter(pl.col(KIND).is_in(kinds)).group_by(of_user).agg(pl.len().alias("events"))
+    events = events.join(counted.group_by(of_user).agg(pl.len().alias("kept")), on=of_user, how="left").select(
+        *of_user,
+        pl.col("events").cast(pl.Int64),
+        (pl.col("events") - pl.col("kept").fill_null(0)).cast(pl.Int64).alias("left_out"),
+    )
+    unknown = feedback.join(exposures, on=REQUEST, how="anti").filter(
+        pl.col(KIND).is_in(kinds)
+        & (pl.col("time") >= begin)
+        & (pl.col("time") < min(until, plan.ends) + plan.within_seconds)
+    )
     _check_known(names, earlier, catalogue)
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
     listed = pl.Series(list(catalogue), dtype=pl.String)
@@ -153,6 +177,10 @@ def users_of(
         requests_failed=len(shown) - len(given),
         feedback_early=of_shown.early,
         feedback_late=of_shown.late,
+        feedback_not_shown=len(of_shown.feedback) - len(of_items),
+        feedback_repeated=len(of_items) - len(counted),
+        feedback_unknown=len(unknown.unique([REQUEST, ITEM, KIND])),
+        events=events.sort(of_user),
         models=models,
         kinds=_kinds(feedback),
         unseen=_unseen(names, feedback),

@@ -4,12 +4,17 @@
 
 A line is written once the rows of its file are on disk. So after a kill some rows are read again, and none is left out;
 the log keeps the first row of each request id. A file that has grown is read again.
+
+Of a whole exposure log, rows that are in no part yet are first put into one, also where a service is writing to it: it
+locks the folder only while it makes a part itself, and of the database SQLite gives each its turn.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +22,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from adagrpo.errors import UserError
+from adagrpo.exposures.exposure_database import OPEN, waiting_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback, decode, why_refused
-from adagrpo.exposures.exposure_parts import read_parts
+from adagrpo.exposures.exposure_parts import close_part, read_parts
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_file
 
@@ -42,19 +48,22 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
     """Bring what is new in some files into a folder.
 
     Args:
-        sources: files of JSON lines, parts of exposure logs, or folders that hold such.
+        sources: files of JSON lines, parts of exposure logs, or folders that hold such, or whole logs.
         directory: new, empty, or of an exposure log.
 
     Returns:
-        The counts; a part that is not whole is among what is refused.
+        The counts; a part that is not whole is among what is refused, and so are rows that cannot be put into one.
 
     Raises:
         UserError: there is no such file, or the folder cannot be used.
     """
+    total = Collected()
+    for database in sorted({file for source in sources for file in source.rglob(OPEN)}):
+        if database.parent.resolve() != directory.resolve():
+            total.refused += _left_open(database)
     files = [file for source in sources for file in _files(source)]
     log = LocalExposureLog(directory)
     record = directory / COLLECTED
-    total = Collected()
     try:
         done = _whole_lines(record)
         for file in files:
@@ -73,6 +82,21 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
     finally:
         log.close()
     return total
+
+
+def _left_open(database: Path) -> list[str]:
+    """Put the rows of a log that are in no part into one; where that cannot be, say how many stay out, and why."""
+    try:
+        close_part(database.parent)
+    except UserError as error:
+        alone = "" if database.with_name(f"{OPEN}-wal").exists() else "&immutable=1"  # of a folder that is only read
+        try:
+            with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro{alone}", uri=True)) as connection:
+                waiting = waiting_rows(connection)
+        except sqlite3.Error:
+            return [f"{database}: its rows that are in no part stay out ({error})"]
+        return [f"{database}: {waiting:,} rows are in no part and stay out ({error})"] if waiting else []
+    return []
 
 
 def _files(source: Path) -> Iterator[Path]:

@@ -178,8 +178,8 @@ def _seal(number: object, exposures: object, feedback: object, published: object
 
 
 def waiting_rows(connection: sqlite3.Connection) -> int:
-    """Count the exposures and feedback rows that are in no part."""
-    _, exposures, feedback = connection.execute(LAST).fetchone()
+    """Count the exposures and feedback rows that are in no published part."""
+    _, exposures, feedback = connection.execute(f"{LAST} WHERE published = 1").fetchone()
     counted = 0
     for table, last in (("exposures", exposures), ("feedback", feedback)):
         counted += connection.execute(f"SELECT count(*) FROM {table} WHERE number > ?", [last]).fetchone()[0]

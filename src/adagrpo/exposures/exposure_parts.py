@@ -49,6 +49,7 @@ from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import make_folder, naming, temporary, write_file
 
 PARTS = "parts"
+PATIENCE = 60.0  # seconds, for a service that makes a part
 AT_ONCE = 64  # rows that are read before a rest
 LOOK_SECONDS = 0.05  # after which a caller who waits for another process looks again
 KIND: Kind = "exposure log"
@@ -121,6 +122,18 @@ def rotate(
             if time.monotonic() > until:
                 raise
             time.sleep(LOOK_SECONDS)
+
+
+def close_part(directory: Path) -> None:
+    """Put what is in no part yet into one, for a caller who is to read it; services may be writing meanwhile.
+
+    Raises:
+        UserError: see `rotate`.
+    """
+    try:
+        rotate(directory, patience=PATIENCE)  # a service that makes a part just now has the rows that are wanted
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error
 
 
 def _make_parts(directory: Path, connection: sqlite3.Connection, remembered: int, rest_seconds: float) -> list[int]:

@@ -46,9 +46,10 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     parts, catalogue = _parts(exposures), read_catalogue(path, plan)
     rows = read_parts(parts)
     moment = now or datetime.now(UTC)
-    late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
+    frozen_at = datetime.fromisoformat(frozen["time"]).timestamp()
+    late = frozen_at >= plan.begins
     freeze_times = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
-    found = mismatched_rows(plan, str(frozen["plan"]), rows[0])
+    found = mismatched_rows(plan, str(frozen["plan"]), frozen_at, rows[0])
     said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
     mismatch = "; ".join(said) or None
     if plan.kind == "interleaving":
@@ -59,8 +60,8 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
     result = analyse(plan, units, now=moment, stopped=stopped, mismatch=mismatch)
-    result["counts"] |= dict.fromkeys(("answers_of_other_plan", "answers_of_other_key"), 0)
-    result["counts"] |= {one.count_name: one.answers for one in found}
+    none = dict.fromkeys(("answers_of_other_plan", "answers_of_other_key", "answers_before_the_plan"), 0)
+    result["counts"] |= none | {one.count_name: one.answers for one in found}
     result["notes"] += _refused(parts)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))

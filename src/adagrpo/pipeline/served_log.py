@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_parts import KIND, parts_of, rotate
+from adagrpo.exposures.exposure_parts import KIND, close_part, parts_of
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.marks import check_kind, is_marked
-
-PATIENCE = 60.0  # seconds, for a service that makes a part
 
 
 def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
@@ -28,7 +25,7 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
     if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
         raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")
     if publish:
-        _publish(directory)
+        close_part(directory)
     parts = parts_of(directory)
     if not parts:
         found = "nothing was logged there yet" if publish else "has no part yet; without --dry-run one is made"
@@ -47,11 +44,4 @@ def publish_first(run: RunDirectory) -> None:
         return
     directory = run.data / options.path
     if run.processes.is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
-        _publish(directory)
-
-
-def _publish(directory: Path) -> None:
-    try:
-        rotate(directory, patience=PATIENCE)  # a service that makes a part just now has the rows that are wanted
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error
+        close_part(directory)

@@ -27,9 +27,13 @@ COUNTS = {
     "answers_misassigned": "of another arm than the user's",
     "answers_of_other_plan": "of another plan",
     "answers_of_other_key": "of users hashed with another key",
+    "answers_before_the_plan": "that name no plan and are older than it",
     "requests_failed": "requests that got no answer",
     "feedback_early": "feedback before its answer, left out",
     "feedback_late": "feedback too long after it, left out",
+    "feedback_not_shown": "feedback on items that were not shown, left out",
+    "feedback_repeated": "feedback that repeats another, left out",
+    "feedback_unknown": "feedback of unknown requests, left out",
 }
 
 
