@@ -1,6 +1,6 @@
 """`adagrpo decide`: which list of a run to serve, by a written rule, and the command that serves it.
 
-The rule, over the contenders whose list takes no longer than the budget:
+The rule, over the contenders whose list takes no longer than the budget; where none is, nothing is decided:
 
 1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
    Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
@@ -62,7 +62,8 @@ from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
-TIMED, WARM_UP = 60, 10  # lists that are timed one by one, and before those
+TIMED, WARM_UP = 8, 3  # histories that a list is timed with, and before those
+ROUNDS = 10  # in which lists take turns: load on the machine only adds to a time, and rarely to all of them
 TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
 FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
@@ -78,6 +79,13 @@ NEEDS = {
 }
 
 Values = NDArray[np.float64]
+
+
+class Milliseconds(NamedTuple):
+    """What one list takes."""
+
+    wall: float
+    processor: float  # of all threads
 
 
 class Choice(NamedTuple):
@@ -138,13 +146,20 @@ def choose(
         budget: milliseconds that a list may take; None: any.
         judged: by what was shown at random; None: nothing was.
 
+    Raises:
+        UserError: no list is within the budget.
+
     Example:
         >>> values = {"sft": np.array([0.0, 0.4] * 50), "fuse": np.array([0.5, 0.6] * 50)}
         >>> [choose(values, {"sft": 4.0, "fuse": 9.0}, budget).chosen for budget in (None, 5.0)]
         ['fuse', 'sft']
     """
-    allowed = [name for name in values if budget is None or milliseconds[name] <= budget]
-    quick = allowed or [min(values, key=lambda name: milliseconds[name])]
+    quick = [name for name in values if budget is None or milliseconds[name] <= budget]
+    if not quick:
+        name = min(values, key=lambda name: milliseconds[name])
+        raise UserError(
+            f"--budget-ms {budget:g}: no list takes so little; the quickest, {name}, takes {milliseconds[name]:.2g} ms"
+        )
     best = max(quick, key=lambda name: float(values[name].mean()))
     worse = [] if judged is None else judged.worse(quick, best)
     for name in (name for name in quick if name not in worse):
@@ -152,9 +167,7 @@ def choose(
         error = float(lost.std(ddof=1)) / np.sqrt(len(lost)) if len(lost) > 1 else 0.0
         if lost.mean() <= error:
             break
-    if not allowed:
-        return Choice(name, best, f"no list takes at most {budget:g} ms; this one is the quickest")
-    of = "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
+    of = "" if len(quick) == len(values) else f" of the lists that take at most {budget:g} ms"
     highest = f"the highest NDCG@10 on validation{of}"
     if name == best:
         equal = " and no worse on what was shown at random" if worse else ""
@@ -173,6 +186,9 @@ def decision(
 
     Args:
         budget: milliseconds that a list may take; None: any.
+
+    Raises:
+        UserError: no list is within the budget.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
@@ -181,7 +197,8 @@ def decision(
     as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
     weights = _column(run, START, WEIGHT)
     values = {name: weights * found for name, found in as_logged.items()}
-    taken = _milliseconds(maker, data, names)
+    times = _milliseconds(maker, data, names)
+    taken = {name: one.wall for name, one in times.items()}
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
@@ -211,6 +228,7 @@ def decision(
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
                 "test": _test_metrics(run, name),
                 "milliseconds": round(taken[name], 2),
+                "processor_milliseconds": round(times[name].processor, 2),
                 "needs": _needs(maker, name),
             }
             | ({} if judged is None else {"random": _on_random(judged, name)})
@@ -300,21 +318,25 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 
 
-def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, float]:
-    """The median time of one list, asked for alone, by name."""
+def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
+    """What one list takes, asked for alone, by name: the median over histories of the least of each one's rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
-    found = {}
-    for name, served in maker.recommenders(names):
-        taken = [_time(served, history) for history in histories]
-        found[name] = 1000 * float(np.median(taken[WARM_UP:] or taken))
-    return found
+    served = dict(maker.recommenders(names))
+    for one in served.values():
+        for history in histories[:WARM_UP]:
+            _time(one, history)
+    taken: dict[str, list[list[Milliseconds]]] = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name, one in served.items():
+            taken[name].append([_time(one, history) for history in histories[WARM_UP:] or histories])
+    return {name: Milliseconds(*np.median(np.min(times, axis=0), axis=0).tolist()) for name, times in taken.items()}
 
 
-def _time(served: Recommender, history: list[int]) -> float:
-    started = time.perf_counter()
+def _time(served: Recommender, history: list[int]) -> Milliseconds:
+    started, worked = time.perf_counter(), time.process_time()
     served.recommend([Query(history)])
-    return time.perf_counter() - started
+    return Milliseconds(1000 * (time.perf_counter() - started), 1000 * (time.process_time() - worked))
 
 
 def _below(values: Mapping[str, Values]) -> str | None:
