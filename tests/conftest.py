@@ -144,6 +144,7 @@ def _few_lists_are_timed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decide, "TIMED", 5)
         patch.setattr(decide, "WARM_UP", 1)
+        patch.setattr(decide, "ROUNDS", 1)
         yield
 
 

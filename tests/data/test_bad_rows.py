@@ -39,7 +39,9 @@ def test_every_bad_row_is_rejected_and_nothing_else(tmp_path: Path, suffix: str,
         assert len(rejects[row]) < 200 and "\n" not in rejects[row] and "\x00" not in rejects[row]
     assert logs.interactions.rows() == written.good
     assert logs.rows_read == 1500 == len(logs.interactions) + len(logs.rejects)
-    with pytest.raises(UserError, match=r"the first of 130 bad rows; data\.max_bad_rows is 129"):
+    with pytest.raises(
+        UserError, match=r"the first of 130 bad rows; data\.max_bad_rows is 129; prepare, .* --max-bad-rows 130\)$"
+    ):
         read_logs([path], Columns(), max_bad_rows=129, refuse=REFUSE)
 
 
@@ -83,6 +85,14 @@ def test_repeats_are_found_over_files_and_in_the_fields_that_are_read(tmp_path: 
     assert rated.rejects.rows() == [(str(paths[1]), 2, "repeats an earlier row")]
     plain = read_logs(paths, Columns(), max_bad_rows=9, refuse=Refusals(repeats=True))
     assert [row[:2] for row in plain.rejects.rows()] == [(str(paths[0]), 2), (str(paths[1]), 2)]
+
+
+def test_the_number_of_bad_rows_that_would_pass_is_named_or_said_to_be_more(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,1,1\n1,1,1\n1,,1\n1,2,never\n1,2,1\n")
+    for limit, repeats, said in ((0, False, "2"), (1, False, "2"), (0, True, "2 or more"), (2, True, "3")):
+        with pytest.raises(UserError, match=rf"--max-bad-rows {said}\)$"):
+            read_logs([tmp_path / "a.csv"], Columns(), max_bad_rows=limit, refuse=Refusals(repeats=repeats))
+    assert len(read_logs([tmp_path / "a.csv"], Columns(), max_bad_rows=3, refuse=Refusals(repeats=True)).rejects) == 3
 
 
 def test_the_latest_time_needs_times(tmp_path: Path) -> None:

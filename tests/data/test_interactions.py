@@ -155,7 +155,7 @@ def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
     assert logs.interactions.rows() == [("a", 1, 1.5)]
     assert logs.rejects["row"].to_list() == [2, 3, 4, 5]  # the empty line is no row
     assert logs.rejects["reason"][0].startswith("not a JSON object with any of the fields")
-    assert logs.rejects["reason"][3] == "timestamp is empty, expected a number >= 0"
+    assert logs.rejects["reason"][3] == "timestamp is empty, expected a number >= 0, as in the rest of the column (1.5)"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import format_lines, preview_logs
 from adagrpo.errors import UserError
+from adagrpo.pipeline.suggest import recipe_text
 
 ROWS = [("ä;1", "x|1", 5), ("b", 'y\t"2"', 6), ("b,c", "😀", 7)]
 NESTED = Columns(user="user.id", item="e.item.sku")
@@ -138,7 +139,10 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
     logs = read_logs([path], Columns(), max_bad_rows=len(bad))
     assert logs.interactions["timestamp"].to_list() == list(TIMES.values())
     assert logs.rejects["row"].to_list() == list(range(len(TIMES) + 1, len(table) + 1))
-    assert "timestamp is '5', expected a time from 1970 on such as" in logs.rejects["reason"][1]
+    assert (
+        "timestamp is '5', expected ISO 8601 from 1970 on, as in the rest of the column (1970-01-02)"
+        in logs.rejects["reason"][1]
+    )
     time = logs.understood["time"]
     assert (time["written_as"], time["unit"], time["without_offset"]) == ("ISO 8601", "seconds", 4)
     assert (time["from"], time["to"]) == ("1970-01-02T00:00:00Z", "1970-01-02T00:01:00Z")
@@ -158,7 +162,8 @@ def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\na,x,1700000000000\nb,y,2024-01-01\n")
     logs = read_logs([path], Columns(), max_bad_rows=1)
     assert logs.interactions["timestamp"].to_list() == [1_700_000_000_000]
-    assert logs.rejects["reason"][0] == "timestamp is '2024-01-01', expected a number >= 0"
+    said = "timestamp is '2024-01-01', expected a number >= 0, as in the rest of the column (1700000000000)"
+    assert logs.rejects["reason"][0] == said
     assert format_lines(logs.understood)[1] == (
         "times (timestamp): numbers, kept as they are, which look like milliseconds since 1970; "
         "from 2023-11-14T22:13:20Z to 2023-11-14T22:13:20Z"
@@ -323,6 +328,37 @@ def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
     for role in ("timestamp", "order"):
         with pytest.raises(UserError, match=r"row 1: time is '02:00:00.*', expected a number"):
             read_logs([tmp_path / "a.parquet"], Columns(**{role: "time"}))
+
+
+def test_a_time_unlike_the_others_is_named_with_the_format_of_the_column(tmp_path: Path) -> None:
+    other = "01.04.2026 22:49:18"
+    for written, form in (("2026-04-01T10:00:00", "ISO 8601 from 1970 on"), ("1775037600", "a number >= 0")):
+        times = [other, *[written] * 2, other] if form[0] == "I" else [written, written, other, "2026-04-02"]
+        rows = "".join(f"u,i{n},{time}\n" for n, time in enumerate(times))
+        (tmp_path / "a.csv").write_text("user_id,item_id,created_at\n" + rows)
+        row = times.index(other) + 1
+        said = f"row {row}: created_at is '{other}', expected {form}, as in the rest of the column ({written}) (the"
+        with pytest.raises(UserError) as refused:
+            read_logs([tmp_path / "a.csv"], Columns(timestamp="created_at"))
+        assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("other", ["01.04.2026 22:49:18", "04/01/2026", "Wed, 01 Apr 2026 22:49:18 +0200"])
+def test_a_column_of_times_in_no_format_that_is_read_is_named_with_its_first_value(tmp_path: Path, other: str) -> None:
+    (tmp_path / "a.csv").write_text("user_id;item_id;created_at\n" + f"u;i;\nu;j;{other}\n" * 4)
+    expected = f"row 2: created_at is '{other}', expected a number >= 0 or a time such as 2024-01-31T23:59:59Z"
+    preview = preview_logs([tmp_path / "a.csv"])
+    assert preview["missing"] == ["timestamp"] and preview["unread_time"] == expected
+    with pytest.raises(UserError) as refused:
+        recipe_text(preview, "a")
+    assert str(refused.value) == f"{tmp_path / 'a.csv'}, {expected}"
+
+
+def test_where_some_times_are_read_the_first_other_one_is_named(tmp_path: Path) -> None:
+    times = ["2026-04-01"] * 4 + ["01.04.2026"] * 4
+    (tmp_path / "a.csv").write_text("user_id,item_id,day\n" + "".join(f"u,i,{time}\n" for time in times))
+    said = "row 5: day is '01.04.2026', expected ISO 8601 from 1970 on, as in the rest of the column (2026-04-01)"
+    assert preview_logs([tmp_path / "a.csv"])["unread_time"] == said
 
 
 def test_lists_are_shown_as_lists(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,11 @@ from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.decide import Choice, _worth_of_training, choose
+from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
 from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.output_sources import is_stale
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
@@ -41,8 +44,9 @@ from adagrpo.pipeline.status import status
 from adagrpo.pipeline.versions import evaluate_with
 from adagrpo.rewards import FeatureReward
 from adagrpo.serving.model_manager import Asked
-from adagrpo.types import Histories
+from adagrpo.types import Cases, Histories, Ragged
 
+from ..command_line import command
 from ..consoles import Heard
 
 FEATURE = {"kind": "feature", "name": "next_last"}
@@ -216,7 +220,8 @@ def test_the_same_command_goes_on_from_what_is_there(decided: tuple[Run, dict[st
     repeated = again.decide(train=True)
     assert again.made == [] and repeated["chosen"] == content["chosen"]
     for before, after in zip(content["contenders"], repeated["contenders"], strict=True):
-        assert before | {"milliseconds": 0} == after | {"milliseconds": 0}
+        untimed = {"milliseconds": 0, "processor_milliseconds": 0}
+        assert before | untimed == after | untimed
 
 
 def test_what_was_deleted_is_made_again_by_the_same_command(
@@ -324,12 +329,66 @@ def test_among_equal_lists_something_false_is_said_in_one_of_twenty() -> None:
     assert said / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
 
 
-def test_nothing_slower_than_the_budget_is_chosen_and_the_quickest_where_all_are() -> None:
+def test_nothing_slower_than_the_budget_is_chosen_and_where_all_are_nothing_is_decided() -> None:
     found = values(sft=0.1, fuse=0.5)
     quick = chosen(found, {"sft": 4.0, "fuse": 9.0}, 5.0)
     assert quick.chosen == "sft" and "of the lists that take at most 5 ms" in quick.why
-    slow = chosen(found, {"sft": 4.0, "fuse": 9.0}, 1.0)
-    assert slow.chosen == "sft" and "no list takes at most 1 ms" in slow.why
+    with pytest.raises(UserError, match=r"^--budget-ms 1: no list takes so little; the quickest, sft, takes 4 ms$"):
+        chosen(found, {"sft": 4.0, "fuse": 9.0}, 1.0)
+
+
+def test_a_budget_that_no_list_meets_leaves_the_last_decision_as_it_is(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    copied = run_copy(decided[0], tmp_path)
+    before = (copied / "decision.json").read_bytes()
+    said = command("decide", "--run", copied, "--budget-ms", "1e-9", "--quiet")
+    assert said.status == 2 and said.err.startswith("adagrpo: --budget-ms 1e-09: no list takes so little; the quickest")
+    assert said.err.count("\n") == 1 and (copied / "decision.json").read_bytes() == before
+
+
+class Machine:
+    """A clock, and lists that take turns on it: each costs its own milliseconds, and those of other work in between."""
+
+    def __init__(self, costs: dict[str, float], busy: list[float]) -> None:
+        self.costs, self.busy = costs, busy
+        self.wall = self.processor = 0.0
+        self.asked: list[str] = []
+
+    def recommenders(self, names: list[str]) -> Any:
+        for name in names:
+            yield name, SimpleNamespace(recommend=partial(self.recommend, name))
+
+    def recommend(self, name: str, queries: list[Query]) -> None:
+        cost = (self.costs[name] + queries[0].history[0]) / 1000
+        self.processor += cost
+        self.wall += cost + self.busy[len(self.asked) % len(self.busy)] / 1000
+        self.asked.append(name)
+
+
+@pytest.mark.parametrize("busy", [[0.0], [0.0, 30.0, 5.0, 30.0, 9.0], [40.0] * 9 + [0.0] * 9 + [25.0] * 9])
+def test_other_work_on_the_machine_does_not_change_what_a_list_takes(
+    busy: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine({"item_knn": 2.0, "fuse": 6.0}, busy)
+    users = np.arange(6, dtype=np.int32)
+    clock = {"perf_counter": lambda: machine.wall, "process_time": lambda: machine.processor}
+    histories = Ragged.of(np.array([9, 9, 9, 1, 2, 5], dtype=np.int32), np.ones(6, dtype=np.int64))  # ms each adds
+    monkeypatch.setattr("adagrpo.pipeline.decide.time", SimpleNamespace(**clock))
+    monkeypatch.setattr("adagrpo.pipeline.decide.sample_cases", lambda *_: Cases(users, histories, users))
+    monkeypatch.setattr("adagrpo.pipeline.decide.WARM_UP", 3)
+    monkeypatch.setattr("adagrpo.pipeline.decide.ROUNDS", 7)
+    data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0))
+    found = _milliseconds(machine, data, ["item_knn", "fuse"])  # type: ignore[arg-type]
+    assert found["item_knn"] == pytest.approx((4, 4)) and found["fuse"] == pytest.approx((8, 8))
+    assert machine.asked == (["item_knn"] * 3 + ["fuse"] * 3) * 8
+
+
+def test_lists_share_what_they_are_made_from(decided: tuple[Run, dict[str, Any]]) -> None:
+    maker = ListMaker(Models(RunData(decided[0])))
+    assert maker.source("item_knn") is maker.source("item_knn")
+    fused = [maker.order(parse_list(name)).fusion for name in ("fuse", "fuse-without-reward")]
+    assert fused[0].sources["ranker"] is fused[1].sources["ranker"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("inf"), float("nan")])

@@ -187,7 +187,55 @@ def test_rows_that_cannot_be_read_end_decide_as_they_end_prepare(shop: Shop, tmp
     (tmp_path / "orders.csv").write_text(shop.orders.read_text(encoding="utf-8") + "u1,i00001,soon\n", encoding="utf-8")
     said = command("decide", tmp_path / "orders.csv", "--out", tmp_path / "run", *SETTINGS)
     assert said.status == 2 and "created_at is 'soon'" in said.err and "data.max_bad_rows is 0" in said.err
-    assert not (tmp_path / "run" / "prepare").exists()
+    assert "--max-bad-rows 1)" in said.err and not (tmp_path / "run" / "prepare").exists()
+
+
+def test_decide_takes_the_options_that_its_errors_name(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide(run: Run, *_: object, **__: object) -> dict[str, object]:
+        return {"rows": run.config.data.max_bad_rows, "reward": run.config.reward.identity()}
+
+    monkeypatch.setattr(Run, "decide", decide)
+    forest = ["--reward", "lightgbm", "--set", "reward.model=ranker.txt"]
+    said = command("decide", shop.orders, "--out", tmp_path / "run", "--max-bad-rows", 3, *forest, "--json")
+    assert json.loads(said.out) == {"rows": 3, "reward": {"kind": "lightgbm", "model": "ranker.txt"}}
+    place = command("decide", tmp_path / "orders.2026.csv.gz")
+    assert place.status == 2 and place.err.endswith("a new one such as --out runs/orders\n")
+    unknown = command("decide", shop.orders, "--out", tmp_path / "new", "--reward", "ranker.txt")
+    assert unknown.status == 2 and unknown.err.count("\n") == 1 and "tag" not in unknown.err
+    assert "--reward ranker.txt: no kind of reward; give sequential, lambdarank, noise, feature or a" in unknown.err
+    assert command("decide", "--reward", "lambdarank").err.startswith("adagrpo: decide: give log files and --out DIR")
+
+
+def test_decide_names_the_columns_of_the_item_table_that_it_does_not_read(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "decide", lambda *_, **__: {})
+    items = tmp_path / "items.csv"
+    rows = [f"i{n:05},Lamp {n},{n}.5,2026-01-0{1 + n % 9}\n" for n in range(100)]
+    items.write_text("sku,title,price,available_from\n" + "".join(rows), encoding="utf-8")
+    for more, unread in (([], "price, available_from"), (["--set", "data.items.groups=[available_from]"], "price")):
+        said = command("decide", shop.orders, "--items", items, "--out", tmp_path / "run", *more, "--json")
+        assert said.status == 0 and f"note: not read of items.csv: {unread}; a column" in said.err, said.err
+
+
+def test_what_can_be_read_and_may_be_wrong_is_said_once_each(tmp_path: Path) -> None:
+    spelt = ("u1", "u1 ", "u1\u00a0")
+    rows = [(spelt[n % 3] if n < 9 else f"u{n % 9}", f"i{n % 7}", f"2026-04-01 00:{n:02}") for n in range(60)]
+    text = "".join(",".join(row) + "\n" for row in [*rows, rows[0], rows[20]])
+    (tmp_path / "orders.csv").write_text("user_id,item_id,timestamp\n" + text, encoding="utf-8")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},t\n" for n in range(6)) + "i5 ,t\n")
+    items = ["--set", f"data.items={{path: {tmp_path / 'items.csv'}, text: [title]}}"]
+    said = command("prepare", tmp_path / "orders.csv", "--out", tmp_path / "run", *items)
+    assert said.status == 0, said.err
+    users = "note: several spellings of 1 user such as 'u1', 'u1 ', 'u1\\xa0'"
+    repeats = "note: exact duplicates, of user, item and time: 2, each of which counts again;"
+    missing = "note: items.csv describes 6 of the 7 items of the logs; an item without a row there has neither text"
+    assert [said.err.count(line) for line in (f"{users}, of 1 item such as 'i5', 'i5 ': ", repeats, missing)] == [1] * 3
+    looked = command("inspect", tmp_path / "orders.csv")
+    assert [looked.out.count(line) for line in (f"{users}: they", repeats)] == [1] * 2
+    assert json.loads(command("inspect", tmp_path / "orders.csv", "--json").out)["notes"][0].startswith(repeats)
 
 
 @pytest.mark.parametrize("verb", ["init", "prepare", "decide"])

@@ -209,6 +209,13 @@ def test_the_terminal_says_first_that_the_policy_is_below_a_baseline() -> None:
     assert decision_text(DECISION | {"warning": None}).startswith("Serve item_knn: ")
 
 
+def test_the_terminal_says_what_the_chosen_list_takes_and_how_it_was_measured() -> None:
+    timed = [row | {"milliseconds": 25.31, "processor_milliseconds": 4.12} for row in DECISION["contenders"]]
+    said = "One list of item_knn takes 25.3 ms, 4.1 ms of processor time over all threads: each history's least"
+    assert said in decision_text(DECISION | {"contenders": timed})
+    assert "processor time" not in decision_text(DECISION)  # of an earlier version
+
+
 def test_a_policy_below_a_baseline_is_said_first(bare: Path, metrics: dict[str, Any]) -> None:
     metrics["baselines"] = {
         "item_knn": {"validation": {"ndcg@10": 0.3}},

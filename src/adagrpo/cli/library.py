@@ -7,11 +7,13 @@ from adagrpo.cli.planning import plan_text, print_plan, print_plan_of
 from adagrpo.cli.tracking import TrackingConsole, parse_tracker
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.config.data import EVENT_KINDS, Columns
+from adagrpo.config.reward import REWARD_KINDS
 from adagrpo.config.yaml_text import column_name, dump_yaml, json_text, parse_yaml
 from adagrpo.console import StderrConsole
 from adagrpo.data.logs.formats import UNNAMED, columns_of, listed, one_line
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.lists import ONE_EACH
+from adagrpo.data.logs.notes import unread_note
 from adagrpo.data.logs.preview import ROWS, format_lines, preview_items, preview_logs, roles_of
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.exposures.exposure_collect import collect_log

@@ -59,7 +59,9 @@ def inspect(
         typer.echo(f"\n{library.one_line(column)} holds lists, each of which would be one item; {library.ONE_EACH}")
     if preview["missing"]:
         role = preview["missing"][0]
-        typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
+        unread = preview["unread_time"]
+        which = f"say which it is: --set data.columns.{role}=NAME" if unread is None else unread
+        typer.echo(f"\nno column looks like the {role}; {which}")
         if preview["unnamed"]:
             typer.echo(library.UNNAMED)
         return
@@ -73,6 +75,8 @@ def inspect(
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
+    for note in preview["notes"]:
+        typer.echo(note)
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
 

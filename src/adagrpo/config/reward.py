@@ -6,7 +6,7 @@ Paths are below `--data`; modules are looked for in the recipe's folder, then am
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -245,6 +245,8 @@ RewardOptions = Annotated[
     Discriminator(_kind),
     BeforeValidator(_is_section),
 ]
+
+REWARD_KINDS = {one.__metadata__[0].tag: get_args(one)[0] for one in get_args(get_args(RewardOptions)[0])}
 
 FactoryOptions.model_rebuild()
 WeightedOptions.model_rebuild()

@@ -1,6 +1,6 @@
 """`adagrpo decide`: which list of a run to serve, by a written rule, and the command that serves it.
 
-The rule, over the contenders whose list takes no longer than the budget:
+The rule, over the contenders whose list takes no longer than the budget; where none is, nothing is decided:
 
 1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
    Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
@@ -61,7 +61,8 @@ from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
-TIMED, WARM_UP = 60, 10  # lists that are timed one by one, and before those
+TIMED, WARM_UP = 8, 3  # histories that a list is timed with, and before those
+ROUNDS = 10  # in which lists take turns: load on the machine only adds to a time, and rarely to all of them
 TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
 FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
@@ -77,6 +78,13 @@ NEEDS = {
 }
 
 Values = NDArray[np.float64]
+
+
+class Milliseconds(NamedTuple):
+    """What one list takes."""
+
+    wall: float
+    processor: float  # of all threads
 
 
 class Choice(NamedTuple):
@@ -142,22 +150,27 @@ def choose(
         judged: by what was shown at random; None: nothing was.
         margin: share of the best NDCG@10 that a simpler list may lose.
 
+    Raises:
+        UserError: no list is within the budget.
+
     Example:
         >>> values = {"sft": np.array([0.0, 0.4] * 50), "fuse": np.array([0.5, 0.6] * 50)}
         >>> taken = {"sft": 4.0, "fuse": 9.0}
         >>> [choose(values, all_pairs(values), taken, budget).chosen for budget in (None, 5.0)]
         ['fuse', 'sft']
     """
-    allowed = [name for name in values if budget is None or milliseconds[name] <= budget]
-    quick = allowed or [min(values, key=lambda name: milliseconds[name])]
+    quick = [name for name in values if budget is None or milliseconds[name] <= budget]
+    if not quick:
+        name = min(values, key=lambda name: milliseconds[name])
+        raise UserError(
+            f"--budget-ms {budget:g}: no list takes so little; the quickest, {name}, takes {milliseconds[name]:.2g} ms"
+        )
     means = {name: float(values[name].mean()) for name in quick}
     best = max(quick, key=lambda name: means[name])
-    if not allowed:
-        return Choice(best, best, f"no list takes at most {budget:g} ms; this one is the quickest")
     worse = [] if judged is None else judged.worse(quick, best)
     lost = {name: max((pairs[other, name].high for other in quick if other != name), default=0.0) for name in quick}
     near = [name for name in quick if name not in worse and lost[name] <= margin * means[best]]
-    of = "" if len(allowed) == len(values) else f" of the lists that take at most {budget:g} ms"
+    of = "" if len(quick) == len(values) else f" of the lists that take at most {budget:g} ms"
     if near and near[0] != best:
         lost_most = f"{max(lost[near[0]], 0.0):.4f} NDCG@{TOP} on validation against any list{of}"
         why = f"it loses at most {lost_most}, within {margin:.2g} of {best}, the best, and nothing simpler does"
@@ -181,6 +194,9 @@ def decision(
 
     Args:
         budget: milliseconds that a list may take; None: any.
+
+    Raises:
+        UserError: no list is within the budget.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
@@ -189,7 +205,8 @@ def decision(
     as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
     weights = _column(run, START, WEIGHT)
     values = {name: weights * found for name, found in as_logged.items()}
-    taken = _milliseconds(maker, data, names)
+    times = _milliseconds(maker, data, names)
+    taken = {name: one.wall for name, one in times.items()}
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
@@ -224,6 +241,7 @@ def decision(
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
                 "test": _test_metrics(run, name),
                 "milliseconds": round(taken[name], 2),
+                "processor_milliseconds": round(times[name].processor, 2),
                 "needs": _needs(maker, name),
             }
             | ({} if judged is None else {"random": _on_random(judged, name)})
@@ -237,7 +255,7 @@ def decision(
         "warning": _below(values, pairs),
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
         "doubts": [
-            *_doubts(data, quick or allowed, as_logged, choice, leaks),
+            *_doubts(data, quick, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
             *_of_catalogue(run),
@@ -313,21 +331,25 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 
 
-def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, float]:
-    """The median time of one list, asked for alone, by name."""
+def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
+    """What one list takes, asked for alone, by name: the median over histories of the least of each one's rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
-    found = {}
-    for name, served in maker.recommenders(names):
-        taken = [_time(served, history) for history in histories]
-        found[name] = 1000 * float(np.median(taken[WARM_UP:] or taken))
-    return found
+    served = dict(maker.recommenders(names))
+    for one in served.values():
+        for history in histories[:WARM_UP]:
+            _time(one, history)
+    taken: dict[str, list[list[Milliseconds]]] = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name, one in served.items():
+            taken[name].append([_time(one, history) for history in histories[WARM_UP:] or histories])
+    return {name: Milliseconds(*np.median(np.min(times, axis=0), axis=0).tolist()) for name, times in taken.items()}
 
 
-def _time(served: Recommender, history: list[int]) -> float:
-    started = time.perf_counter()
+def _time(served: Recommender, history: list[int]) -> Milliseconds:
+    started, worked = time.perf_counter(), time.process_time()
     served.recommend([Query(history)])
-    return time.perf_counter() - started
+    return Milliseconds(1000 * (time.perf_counter() - started), 1000 * (time.process_time() - worked))
 
 
 def _below(values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval]) -> str | None:

@@ -50,6 +50,7 @@ class ListMaker:
     reward_weight: float | None = None  # None is the one that validation chose
     checkpoint: Checkpoint = "best"
     loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
+    sources: dict[str, CandidateSource] = field(default_factory=dict)  # likewise, which lists share: they are large
 
     def stages(self, name: ListName) -> list[str]:
         """The stages that a list is read from, beside those of its reward and its policy's weights."""
@@ -170,7 +171,12 @@ class ListMaker:
         return FittedWeights(found[name.order], found[FUSE_WITHOUT_REWARD])
 
     def source(self, kind: str) -> CandidateSource:
-        """One of `adagrpo.lists.names.SOURCES`, or successors, loaded."""
+        """One of `adagrpo.lists.names.SOURCES`, or successors, loaded once."""
+        if kind not in self.sources:
+            self.sources[kind] = self._load_source(kind)
+        return self.sources[kind]
+
+    def _load_source(self, kind: str) -> CandidateSource:
         data, run = self.models.data, self.models.run
         if kind == "popularity":
             counts = data.training.counts(data.num_items)

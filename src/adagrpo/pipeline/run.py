@@ -196,8 +196,8 @@ class Run(StageMaker):
             control is chosen, and all `contenders`.
 
         Raises:
-            UserError: budget that is not above 0, a control that does not compete, or something that the lists are made
-                from is stale.
+            UserError: budget that is not above 0 or that no list is within, a control that does not compete, or
+                something that the lists are made from is stale.
         """
         if self.catalog:
             raise UserError(

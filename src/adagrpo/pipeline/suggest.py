@@ -96,6 +96,8 @@ def recipe_text(
     """
     if preview["missing"]:
         role = preview["missing"][0]
+        if preview["unread_time"] is not None:
+            raise UserError(f"{preview['files'][0]}, {preview['unread_time']}")
         listed = ", ".join(column["name"] for column in preview["columns"])
         raise UserError(
             f"{preview['files'][0]}: no column looks like the {role}; say which it is, "

@@ -56,10 +56,22 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         *([WEIGHTED] if content["exposure_weighted"] else []),
         f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
+        *_time(rows[chosen]),
         *_on_random(content, rows[chosen]),
         *_said(content, "warning"),
         *_said(content, "training"),
         *(f"{'Also' if number else 'But'} {doubt}." for number, doubt in enumerate(content["doubts"])),
+    ]
+
+
+def _time(row: Mapping[str, Any]) -> list[str]:
+    """How the milliseconds of the table were measured; earlier versions did not measure them so."""
+    if "processor_milliseconds" not in row:
+        return []
+    return [
+        f"One list of {row['list']} takes {row['milliseconds']:.1f} ms, {row['processor_milliseconds']:.1f} ms of"
+        " processor time over all threads: each history's least of several rounds in which the lists take turns, and"
+        " the median of those."
     ]
 
 

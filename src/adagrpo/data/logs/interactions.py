@@ -260,7 +260,11 @@ class _Reader:
         rejects = rejects.with_columns(pl.lit(paths).gather(pl.col(FILE)).alias(FILE))
         if self.count > self.max_bad_rows:
             file, row, reason = rejects.row(0)
-            more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"
+            uncounted = " or more" if self.refuse.repeats and not self.good else ""  # rows that were let go
+            more = (
+                f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}; prepare, run and decide"
+                f" leave them out with --max-bad-rows {self.count}{uncounted}"
+            )
             raise UserError(f"{file}, row {row}: {reason} ({more})")
         return table, rejects
 

@@ -20,6 +20,7 @@ from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
+from adagrpo.data.logs.notes import duplicates_note, ids_note
 from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
@@ -75,8 +76,9 @@ def preview_logs(
     Returns:
         JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `passed_over` (columns
         that are named like a role and whose values do not fit it), `understood`, and, where the roles suffice to read
-        the files, `counts`, `lost` and `kind`; `missing` says which role does not, `unnamed` whether a header of CSV
-        holds numbers, as one that is no header does.
+        the files, `counts`, `lost`, `notes` and `kind`; `missing` says which role does not, `unread_time` which row of
+        a column that is named like the time is none, `unnamed` whether a header of CSV holds numbers, as one that is no
+        header does.
 
     Raises:
         UserError: a file cannot be read, or a column that is given is not there.
@@ -95,6 +97,7 @@ def preview_logs(
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
     preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
+    preview["unread_time"] = _unread_time(sample, preview["passed_over"]) if missing[:1] == ["timestamp"] else None
     preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(sample.columns)).count() > 0
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
@@ -270,6 +273,19 @@ def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -
     return found
 
 
+def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]]) -> str | None:
+    """The first row of a column that is named like the time and holds none there, and what was expected."""
+    column = next((one["column"] for one in passed_over if one["role"] == "timestamp"), None)
+    if column is None or sample[column].dtype.is_nested() or sample[column].dtype in UNREADABLE:
+        return None
+    values, times = blank_to_null(sample[column]), Times()
+    rows = (times.read(values).is_null() & values.is_not_null()).arg_true()
+    if not len(rows):
+        return None
+    value = one_line(str(values[rows[0]]))
+    return f"row {rows[0] + 1}: {one_line(column)} is '{value}', expected {times.expected}"
+
+
 def _counted(
     paths: Sequence[Path],
     roles: Mapping[str, Mapping[str, Any]],
@@ -290,22 +306,24 @@ def _counted(
     )
     table = logs.interactions
     keys = [name for name in (USER_ID, ITEM_ID, logs.time_key) if name in table.columns]
-    per_user = table.group_by(USER_ID).len()["len"].to_numpy()
+    users, items = table.group_by(USER_ID).len(), table[ITEM_ID].unique()
+    per_user = users["len"].to_numpy()
     pairs = table.select(USER_ID, ITEM_ID).n_unique()
     shown = logs.impressions
+    duplicates = len(table) - table.select(keys).n_unique() if ordered else None
     counts = {
         "rows": logs.rows_read,
         "interactions": len(table),
         "impressions": 0 if shown is None else len(shown),
         "users": len(per_user),
-        "items": table[ITEM_ID].n_unique(),
+        "items": len(items),
         "interactions_a_user": {
             "median": int(np.median(per_user)),
             "95 % have at most": int(np.quantile(per_user, 0.95, method="higher")),
             "most": int(per_user.max()),
         },
         "repeats_of_user_and_item": len(table) - pairs,
-        "exact_duplicates": len(table) - table.select(keys).n_unique() if ordered else None,
+        "exact_duplicates": duplicates,
         "same_user_and_time_as_another": _tied(table),
         "users_with_fewer_than_3": int((per_user < 3).sum()),
     }
@@ -315,6 +333,7 @@ def _counted(
         "understood": logs.understood,
         "counts": counts,
         "lost": _lost(logs.rejects),
+        "notes": [*filter(None, (duplicates_note(duplicates), ids_note(users[USER_ID], items)))],
         "has_time": TIMESTAMP in table.columns,
     }
 

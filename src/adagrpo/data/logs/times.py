@@ -15,6 +15,7 @@ from typing import Any, Literal
 import polars as pl
 
 from adagrpo.data.logs.cells import LAST_TIME, in_seconds, numbers, where
+from adagrpo.data.logs.formats import one_line
 
 ISO = (
     r"(?i)^(?<date>\d{4}-\d\d-\d\d)(?:[t ](?<clock>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,](?<fraction>\d{1,9}))?)?"
@@ -29,14 +30,16 @@ class Times:
 
     def __init__(self) -> None:
         self.kind: Literal["number", "ISO 8601"] | None = None  # known from the first time on
+        self.first = ""  # as it is written
         self.naive = 0  # times without an offset
 
     @property
     def expected(self) -> str:
         """What a time would have to be."""
-        if self.kind == "ISO 8601":
-            return "a time from 1970 on such as 2024-01-31T23:59:59Z, like the first one"
-        return "a number >= 0" if self.kind else "a number >= 0 or a time such as 2024-01-31T23:59:59Z"
+        if self.kind is None:
+            return "a number >= 0 or a time such as 2024-01-31T23:59:59Z"
+        form = "ISO 8601 from 1970 on" if self.kind == "ISO 8601" else "a number >= 0"
+        return f"{form}, as in the rest of the column ({self.first})"
 
     def read(self, values: pl.Series) -> pl.Series:
         """Read times as numbers, null where a value is none or is written unlike the first one."""
@@ -48,6 +51,7 @@ class Times:
                 date = _first(iso_seconds(values))
             if min(number, date) < len(read):
                 self.kind = "ISO 8601" if date < number else "number"
+                self.first = one_line(str(values[min(number, date)]))
         if self.kind == "ISO 8601" and values.dtype == pl.String:
             parts = _iso_parts(values)
             seconds = _seconds(parts).alias(values.name)

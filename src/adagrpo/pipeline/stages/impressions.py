@@ -20,7 +20,7 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
-from adagrpo.pipeline.stages.prepare import log_source, note_described, prepared, random_files, random_logs
+from adagrpo.pipeline.stages.prepare import log_source, note_described, note_ids, prepared, random_files, random_logs
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
@@ -39,6 +39,7 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
         write_exposures(shown, random, table, work, held_out=options.split.held_out, seed=run.config.seed)
         summary = read_json(work / "summary.json")
         note_described(run, source, summary, summary["items"])
+        note_ids(run, work, table)
 
     return prepared(run, [*source.files, *random_files(run)], build, drawn=True)
 

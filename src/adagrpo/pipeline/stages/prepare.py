@@ -23,9 +23,10 @@ from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.joined import with_impressions
+from adagrpo.data.logs.notes import duplicates_note, ids_note
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
-from adagrpo.data.prepared import write_prepared
+from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
 from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
@@ -170,9 +171,8 @@ class LogSource(NamedTuple):
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
-    def data_set(self) -> Dataset:
-        """Read the interactions of the logs, numbered and in order."""
-        table = self.read_items()
+    def data_set(self, table: pl.DataFrame | None) -> Dataset:
+        """Read the interactions of the logs, numbered and in order; `table` is that of `read_items`."""
         refuse = self.refusals(table)
         logs = self.read_logs(refuse)
         for source in self.shown:
@@ -213,7 +213,8 @@ def prepare(run: RunDirectory) -> Declaration:
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
-        dataset = source.data_set()
+        items = source.read_items()
+        dataset = source.data_set(items)
         if options.shuffle_ties is not None:
             dataset = shuffle_ties(
                 dataset,
@@ -233,6 +234,9 @@ def prepare(run: RunDirectory) -> Declaration:
             write_json(work / "summary.json", read_json(work / "summary.json") | counts)
             _note_random(run, counts)
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
+        note_ids(run, work, items)
+        if (repeated := duplicates_note(dataset.summary["exact_duplicates"])) is not None:
+            run.console.note(repeated)
         note_unknown(run, dataset.summary)
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
@@ -276,20 +280,29 @@ def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
-    """Say so if the item table describes few of the items of the logs, or in characters that were lost.
+    """Say so if the item table describes not all of the items of the logs, or in characters that were lost.
 
     Ids of the first may be written differently.
     """
     if source.items is not None:
         note_lost(run, source.items)
     described = summary.get("items_described")
-    if described is None or source.items is None or 2 * described >= items:
+    if described is None or source.items is None or described >= items:
         return
     found = f"none of the {items:,}" if described == 0 else f"{described:,} of the {items:,}"
     run.console.note(
         f"note: {source.items.name} describes {found} items of the logs; an item without a row there has neither text"
         " nor attributes. Ids are compared as they are written"
     )
+
+
+def note_ids(run: RunDirectory, prepared: Path, table: pl.DataFrame | None) -> None:
+    """Say so if ids are probably the same one, spelt in several ways: of the logs, or of these and the item table."""
+    items = load_item_ids(prepared)
+    if table is not None and table[ITEM_ID].dtype == items.dtype:
+        items = pl.concat([items, table[ITEM_ID]])
+    if (said := ids_note(load_user_ids(prepared), items)) is not None:
+        run.console.note(said)
 
 
 def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
