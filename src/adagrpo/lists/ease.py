@@ -1,0 +1,56 @@
+r"""EASE: item weights in closed form, each item predicted by a ridge regression on all the others.
+
+    B = I - P diag(1 / P_ii),   P = (XᵀX + λ I)⁻¹,   score(x, i) = Σ_t γ^(T - t) B[x_t, i]
+
+with `X` the (users, items) matrix of who has what in training. Source: Steck (WWW 2019). We depart in two places: items
+of a history weigh less the older they are, as in item-kNN here (`adagrpo.lists.sources`), and of each row the `KEPT`
+largest weights are kept, so that a list is looked up as quickly as one of item-kNN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from adagrpo.data.pairs import users_of_items
+from adagrpo.types import Ragged
+
+__all__ = ["item_weights"]
+
+PENALTY = 100.0  # λ
+KEPT = 500
+MOST_ITEMS = 20_000  # a dense matrix of so many items and its inverse take 3.2 GB
+
+
+def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, kept: int = KEPT) -> sparse.csr_array:
+    """(V, V) float32 `B`, the largest weights of each row by size, without the diagonal.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`, at most `MOST_ITEMS`.
+        penalty: `λ`.
+        kept: weights of each row.
+
+    Raises:
+        ValueError: there are more items than a dense matrix is made for.
+
+    Example:
+        >>> training = Ragged(np.array([0, 1, 0, 1, 2], dtype=np.int32), np.array([0, 2, 4, 5]))
+        >>> item_weights(training, 3, penalty=1.0).toarray().astype(float).round(3).tolist()
+        [[0.0, 0.667, 0.0], [0.667, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    if num_items > MOST_ITEMS:
+        raise ValueError(f"EASE is made for at most {MOST_ITEMS:,} items, there are {num_items:,}")
+    held = users_of_items(training, num_items)
+    gram = torch.from_numpy((held.T @ held).astype(np.float32).toarray())
+    gram.diagonal().add_(penalty)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    weights = -inverse / inverse.diagonal()
+    weights.fill_diagonal_(0.0)
+    width = min(kept, num_items - 1)
+    size, columns = weights.abs().topk(width, dim=1)
+    there = (size > 0).numpy()
+    rows = np.repeat(np.arange(num_items), width).reshape(num_items, width)[there]
+    values = weights.gather(1, columns).numpy()[there]
+    return sparse.coo_array((values, (rows, columns.numpy()[there])), shape=(num_items, num_items)).tocsr()
