@@ -70,9 +70,9 @@ def test_no_list_of_a_policy_that_it_trained_is_chosen(
     run = with_leak(tmp_path / "run", world, data, tmp_path)
     seen: dict[str, Any] = {}
 
-    def chosen(values: Any, *others: Any) -> Any:
+    def chosen(values: Any, *others: Any, **options: Any) -> Any:
         seen.update(values)
-        return choose(values, *others)
+        return choose(values, *others, **options)
 
     monkeypatch.setattr("adagrpo.pipeline.decide.choose", chosen)
     content = run.decide(train=True)
