@@ -158,7 +158,7 @@ def test_a_run_stage_by_stage_is_that_of_the_command_line(world: Any, data: Path
     with pytest.raises(UserError, match="diagnose"):
         _ = run.diagnosis
     found = run.diagnose()
-    assert found.verdict in ("use", "rerank_only", "do_not_use") and found.sentences
+    assert found.verdict in ("use", "do_not_use") and found.sentences
     assert run.diagnosis == found
     with pytest.raises(UserError, match="is of another policy or reward; run `adagrpo diagnose --run"):
         _ = Run.open(tmp_path / "run", {"reward.kind": "noise"}).diagnosis

@@ -30,11 +30,9 @@ def row_of(name: str, seed: int, found: Mapping[str, Any]) -> dict[str, Any]:
         seed: of the starting policy.
         found: the content of `diagnose.json`.
     """
-    said = {key: found["verdict"][key] for key in ("decision", "strength", "reached", "evidence", "tau", "q_min")}
-    shares = ("admission", "shuffled_admission", "excess")
-    gate = {kind: {key: found["gate"][kind][key] for key in shares} for kind in ("sample", "beam")}
+    said = {key: found["verdict"][key] for key in ("decision", "strength", "reached", "evidence")}
     reward = found["of"]["reward"]["kind"]
-    return {"set": name, "seed": seed, "reward": reward, "cases": found["settings"]["cases"], **said, "gate": gate}
+    return {"set": name, "seed": seed, "reward": reward, "cases": found["settings"]["cases"], **said}
 
 
 def main() -> None:

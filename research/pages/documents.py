@@ -335,7 +335,7 @@ def _made(marker: Marker, results: Path) -> Table:
         _expect(path, rows, "research.fair_trial.hard_cases", ("stratum", "users", "against"))
         return hard_table(rows, options.get("less"))
     if marker.kind == "diagnosed":
-        _expect(path, rows, "research.fair_trial.diagnosed", ("set", "decision", "evidence", "gate"))
+        _expect(path, rows, "research.fair_trial.diagnosed", ("set", "decision", "evidence"))
         return diagnosed_table(rows)
     if marker.kind in ("quality", "crossing"):
         _expect(path, rows, *QUALITY)

@@ -70,7 +70,7 @@ def _alignment(columns: int) -> tuple[Alignment, ...]:
 
 
 def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a set: the verdict, what it rests on, and how much the earlier gate admits.
+    """One row a set: the verdict, what it rests on, and how much the earlier gate admits where that was measured.
 
     Args:
         rows: of `research.fair_trial.diagnosed`.
@@ -78,9 +78,9 @@ def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = []
     for row in rows:
         orders = [_with_interval(row["evidence"][name]) for name in ("adds", "leads")]
-        gate = row["gate"]["sample"]
-        named = MISSING if row["tau"] is None else f"tau {row['tau']:g}, q_min {row['q_min']:g}"
-        shares = (format_metric(METRIC, gate[name]) for name in ("admission", "shuffled_admission"))
+        named = MISSING if row.get("tau") is None else f"tau {row['tau']:g}, q_min {row['q_min']:g}"
+        names = ("admission", "shuffled_admission")
+        shares = [format_metric(METRIC, row["gate"]["sample"][name]) if "gate" in row else MISSING for name in names]
         cells.append(
             (
                 row["set"],

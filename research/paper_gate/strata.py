@@ -30,7 +30,6 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.console import StderrConsole
-from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import Evidence
@@ -42,6 +41,7 @@ from adagrpo.report import read_rows
 from research.command import run
 from research.fair_trial import tune as fair
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
+from research.paper_gate.case_groups import case_groups, evidence_of
 from research.rows import add_row
 
 __all__ = ["gains", "rows_of", "strata_of"]

@@ -90,7 +90,6 @@ def measure(
             "decision": diagnosis["verdict"]["decision"],
             "orders": diagnosis["orders"],
             "minus_policy": diagnosis["all"]["minus_policy"],
-            "admission": {kind: gate["admission"] for kind, gate in diagnosis["gate"].items() if "admission" in gate},
         },
         "arms": [{key: row[key] for key in kept} for row in content["rows"]],
     }

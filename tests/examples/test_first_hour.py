@@ -56,5 +56,5 @@ def test_its_cells_run_and_end_with_the_plot_of_the_diagnosis():
     assert done.returncode == 0, done.stderr
     shown = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"cell"')]
     assert shown[-1]["cell"] == len(sources) - 1 and shown[-1]["shown"].startswith("<svg")
-    assert any(verdict in done.stdout for verdict in ("use", "rerank_only", "do_not_use"))
+    assert any(verdict in done.stdout for verdict in ("use", "do_not_use"))
     assert "no-such-item" in next(one["shown"] for one in shown if "[[]," in one["shown"])

@@ -45,6 +45,9 @@ def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: 
         assert result.rewards["rewards"][reward] == said
         assert result.rewards["decisions"][reward] == json.loads((run / "decision.json").read_text())
         assert result.pages[reward] == run / "report.html"
+        chosen = result.rewards["decisions"][reward]["chosen"]
+        pages = [(run / page).read_text(encoding="utf-8") for page in ("report.html", "diagnose.html")]
+        assert all(f"Serve {chosen}, which adagrpo decide chose" in page for page in pages)
     assert not (tmp_path / "demo-wrong-reward" / "sft").exists()  # the starting policy is that of the other run
 
     again = run_demo(tmp_path / "demo", config, second).rewards
@@ -77,7 +80,11 @@ def test_the_table_and_the_sentences() -> None:
         return {"chosen": chosen, "control": "sft", "contenders": rows}
 
     content = {
-        "rewards": {GOOD: {"decision": "use"}, WRONG: {"decision": "do_not_use"}},
+        "rewards": {
+            GOOD: {"decision": "use", "sentences": ["It helps.", "Strong."]},
+            WRONG: {"decision": "do_not_use", "sentences": ["No.", "It gains at most 0.0005 NDCG@10."]},
+        },
+        "fused_weights": {GOOD: {"policy": 0.65, "reward": 0.84}, WRONG: {"policy": 0.83, "reward": -0.004}},
         "decisions": {GOOD: decision("fuse", 0.5), WRONG: decision("sft", 0.3)},
         "rows": [
             row(f"{GOOD}: mixture", 0.01, 0.02),
@@ -91,9 +98,11 @@ def test_the_table_and_the_sentences() -> None:
         (WRONG, "fuse", "30.00 %", "0.1500", "0.1500", "", "2.5"),
     )
     assert trial_sentences(content) == [
-        f"{GOOD}: diagnose says use. decide serves fuse, with true utility 0.2500 and HR@10 50.00 %; sft has 0.2500 and"
-        " 40.00 %. True utility of training alone, last step against nll: mixture raised it.",
-        f"{WRONG}: diagnose says do_not_use. decide serves sft, with true utility 0.2500 and HR@10 40.00 %; sft has"
-        " 0.2500 and 40.00 %. True utility of training alone, last step against nll: mixture lowered it; nll did not"
+        f"{GOOD}: diagnose says use. Strong. decide serves fuse, with true utility 0.2500 and HR@10 50.00 %; sft has"
+        " 0.2500 and 40.00 %. In fuse the reward has weight 0.84 and the policy 0.65, in spreads. True utility of"
+        " training alone, last step against nll: mixture raised it.",
+        f"{WRONG}: diagnose says do_not_use. It gains at most 0.0005 NDCG@10. decide serves sft, with true utility"
+        " 0.2500 and HR@10 40.00 %; sft has 0.2500 and 40.00 %. In fuse the reward has weight -0.00 and the policy"
+        " 0.83, in spreads. True utility of training alone, last step against nll: mixture lowered it; nll did not"
         " change it.",
     ]

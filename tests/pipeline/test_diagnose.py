@@ -68,13 +68,10 @@ def test_tables_print_the_result(done: Done) -> None:
     assert "exposure" not in tables
     for table in tables.values():
         assert all(len(row) == len(table.header) == len(table.alignment) for row in table.rows)
-    first, grid = tables["serving"].rows[0], tables["grid"].rows[0]
+    first = tables["serving"].rows[0]
     assert first[:2] == ("all cases", str(result["settings"]["cases"]))
     assert first[3] == f"{result['orders']['policy']['ndcg@10']:.4f}"
     assert first[-1] == format_p(result["verdict"]["all_cases_adjusted_p"])
-    assert grid[2] == str(result["grid"][0]["admitted"]) and len(tables["grid"].rows) == len(result["grid"])
-    gate = {row[0]: row[1:] for row in tables["gate"].rows}
-    assert gate["admitted"] == tuple(f"{100 * result['gate'][kind]['admission']:.1f} %" for kind in ("sample", "beam"))
 
 
 def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path) -> None:
@@ -83,9 +80,47 @@ def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path)
     assert page.count("<svg") == drawn == 3
     assert page.count("<table>") == page.count("</table>") == len(diagnosis_tables(done.result)) + drawn
     assert done.result["verdict"]["decision"].replace("_", " ").capitalize() in page
-    hostile = write_diagnosis(tmp_path, done.result, "<script>x</script>").read_text(encoding="utf-8")
+    hostile = write_diagnosis(tmp_path, done.result, "<script>x</script>", None, tmp_path).read_text(encoding="utf-8")
     assert "<script" not in hostile and "&lt;script&gt;x" in hostile
     assert not re.search(r"https?://|src=|@import|<link", page.replace('xmlns="http://www.w3.org/2000/svg"', ""))
+
+
+def test_the_nll_of_a_logged_item_is_that_of_its_beam(done: Done, data: Path, world: Any) -> None:
+    """Where the beam holds it, its score there is -L times the NLL."""
+    models = Models(RunData(world.run(done.directory, data, evaluation={"precision": "float32"})))
+    cases = models.data.cases("validation")
+    observed = observe(
+        models, models.policy(done.directory / "sft/best"), models.ranker(done.directory / "ranker/best"), cases
+    )
+    rows, places = np.nonzero(observed.lists.items == observed.lists.targets[:, None])
+    assert len(rows) > 20
+    expected = -observed.lists.log_probs[rows, places] / models.data.catalog.num_levels
+    np.testing.assert_allclose(observed.nll[rows], expected, rtol=1e-5)
+
+
+def test_what_was_decided_is_named_and_compared(copied: Path, data: Path, world: Any) -> None:
+    """One answer: before `decide` its command, afterwards its list, on the page and in what is returned."""
+    run = world.run(copied, data, reward={"kind": "noise"})
+    before = run.diagnose()
+    assert before.serve is None and before.sentences[-1].startswith(f"`adagrpo decide --run {copied}` compares all")
+    decision = run.decide()
+    pairs = decision["reward_in_fusion"]
+    fused, without, again = (
+        next(row for row in decision["contenders"] if row["list"] == name)["validation"]["ndcg@10"]
+        for name in ("fuse", "fuse-without-reward", "rerank")
+    )
+    assert pairs[0] == pytest.approx(fused - without) and pairs[1] <= pairs[0] <= pairs[2]
+    page = (copied / "diagnose.html").read_text(encoding="utf-8")  # written again by `decide`
+    after = run.diagnosis
+    assert after.serve == decision["serve"] and after.serve in page
+    chosen = next(row for row in decision["contenders"] if row["list"] == decision["chosen"])["validation"]["ndcg@10"]
+    beside = "" if decision["chosen"] == "rerank" else f", that of rerank {again:.4f}"
+    named = f"which `adagrpo decide` chose: its NDCG@10 on validation is {chosen:.4f}{beside}."
+    mean, low, high = pairs
+    added = f"In the fused list the reward changes NDCG@10 by {mean:+.4f} ({low:+.4f} to {high:+.4f})."
+    assert after.sentences[-2:] == (f"Serve {decision['chosen']}, {named}", added)
+    assert named.replace("`", "") in page and added in page
+    assert after.content == before.content  # the stage does not read the decision
 
 
 @pytest.mark.slow

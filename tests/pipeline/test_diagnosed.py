@@ -24,26 +24,52 @@ def opened(directory: Path, *settings: str) -> tuple[Run, list[str]]:
     return Run.open(directory, settings, console), console.notes
 
 
-def diagnosed(directory: Path, decision: str) -> None:
+def diagnosed(directory: Path, decision: str, leak: dict[str, Any] | None = None, *, inverted: bool = False) -> None:
     """A diagnosis of the run's policy and reward that says so."""
     folder = directory / "diagnose"
     folder.mkdir()
     of = diagnosed_models(Models(RunData(Run.open(directory))))
-    (folder / "diagnose.json").write_text(json.dumps({"verdict": {"decision": decision}, "of": of}), encoding="utf-8")
+    content = {"verdict": {"decision": decision, "inverted": inverted}, "leak": leak, "of": of}
+    (folder / "diagnose.json").write_text(json.dumps(content), encoding="utf-8")
     seal(folder, kind="diagnose", fingerprint="of a test")
 
 
-@pytest.mark.parametrize("decision", ["do_not_use", "rerank_only"])
-def test_a_refused_reward_is_trained_on_anyway_alone(copied: Path, decision: str) -> None:
-    diagnosed(copied, decision)
+LEAK = {
+    "signs": ["remembers"],
+    "hr@1": {"held-out items": 0.9, "last training items": 0.5, "held-out items, surest": 1.0},
+    "references": {"item-kNN": 0.4},
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        ({"leak": LEAK}, "it has probably seen the held-out items"),
+        ({"inverted": True}, "its own order is significantly worse than chance within the policy's lists: is its sign"),
+    ],
+)
+def test_a_reward_that_leaks_or_is_inverted_is_trained_on_anyway_alone(
+    copied: Path, found: dict[str, Any], why: str
+) -> None:
+    diagnosed(copied, "do_not_use", **found)
     run, said = opened(copied)
     with pytest.raises(
-        UserError, match=rf"diagnose says {decision} of this reward: .*`adagrpo train --run .* --anyway`"
+        UserError, match=rf"diagnose says do_not_use of this reward: {why}.*`adagrpo train .* --anyway`"
     ):
         run.train()
     assert said == []
     run.train(anyway=True)
-    assert len(said) == 1 and f"says {decision} of this reward" in said[0]
+    assert len(said) == 1 and f"do_not_use of this reward: {why}" in said[0]
+
+
+def test_a_reward_without_a_gain_is_trained_on_with_a_note(copied: Path) -> None:
+    diagnosed(copied, "do_not_use")
+    run, said = opened(copied)
+    run.train()
+    assert said == [
+        f"note: {copied}: diagnose says do_not_use of this reward: no gain of re-ranking by it is shown;"
+        f" `adagrpo decide --run {copied} --train` measures training"
+    ]
 
 
 def test_a_reward_that_may_be_used_is_trained_on_in_silence(copied: Path) -> None:
@@ -60,7 +86,8 @@ def test_where_nothing_was_diagnosed_one_line_says_that_it_can_be(copied: Path) 
     shutil.rmtree(copied / "train" / "adagrpo")
     check_diagnosis(run, anyway=False)
     assert said == [
-        f"note: the reward was not diagnosed; `adagrpo diagnose --run {copied}` says whether it should be trained on"
+        f"note: the reward was not diagnosed; `adagrpo diagnose --run {copied}` says whether it leaks or has a wrong"
+        " sign"
     ]
 
 

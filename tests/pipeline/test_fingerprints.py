@@ -27,7 +27,7 @@ BESIDE: list[tuple[dict[str, Any], set[str]]] = [
 ]
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
-JUDGED = {"diagnose"}  # what draws groups of validation cases
+JUDGED = {"diagnose"}  # what reads the beams of validation cases
 DECODED = {"sft", "reranking", *TRAINED, *EVALUATED, *JUDGED}
 
 CHANGES: list[tuple[str, Any, set[str]]] = [
@@ -46,12 +46,12 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("sft.learning_rate", 0.5, {"sft"}),
     ("ranker.dropout", 0.4, {"ranker", "diagnose"}),
     ("ranker.fit.learning_rate", 0.5, {"ranker", "diagnose"}),
-    ("objective.tau", 0.7, {"train/adagrpo", *JUDGED}),
-    ("objective.lambda", 7, {"train/adagrpo", *JUDGED}),
-    ("objective.grpo.epsilon", 0.7, {"train/adagrpo", *JUDGED}),
-    ("objective.distill.reward_weight", 7, {*JUDGED}),
-    ("objective.oracle_agreement", 0.5, {*JUDGED}),
-    ("objective.admission_rate", 0.5, {*JUDGED}),
+    ("objective.tau", 0.7, {"train/adagrpo"}),
+    ("objective.lambda", 7, {"train/adagrpo"}),
+    ("objective.grpo.epsilon", 0.7, {"train/adagrpo"}),
+    ("objective.distill.reward_weight", 7, set()),
+    ("objective.oracle_agreement", 0.5, set()),
+    ("objective.admission_rate", 0.5, set()),
     ("train.fit.learning_rate", 0.5, TRAINED),
     ("train.fit.batch_size", 7, TRAINED),
     ("train.rl_split", 0.5, {"sft", *TRAINED}),

@@ -78,7 +78,7 @@ PAIRED = {
 
 def write_stages(run: Path) -> None:
     """A diagnosis and paired outcomes."""
-    verdict = {"verdict": {"decision": "rerank_only", "sentences": ["Re-rank.", "Gains +1 %.", "More."]}}
+    verdict = {"verdict": {"decision": "do_not_use", "sentences": ["No gain.", "At most +1 %.", "More."]}}
     contents = {"diagnose/diagnose": verdict, "report/paired/paired": PAIRED}
     for name, content in contents.items():
         path = run / f"{name}.json"
@@ -154,8 +154,8 @@ def test_whole_run(whole: Path) -> None:
 
 def test_the_diagnosis_is_told_and_linked(whole: Path) -> None:
     html = build_report(whole)
-    assert "Should this reward be used? Rerank only." in html and 'class="verdict rerank_only"' in html
-    assert "Re-rank. Gains +1\N{NO-BREAK SPACE}%." in html and "More." not in html
+    assert "Does re-ranking by this reward help? Do not use." in html and 'class="verdict do_not_use"' in html
+    assert "No gain. At most +1\N{NO-BREAK SPACE}%. adagrpo decide --run" in html and "More." not in html
     assert html.count('href="diagnose.html"') == 1
     (whole / "diagnose.html").unlink()
     assert "diagnose.html" not in build_report(whole)

@@ -25,7 +25,7 @@ def pages(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempP
     """The HTML of the report and of the diagnosis, by name."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("pages") / "run"))
     run: Run = world.run(directory, data)
-    assert "Should this reward be used" not in (directory / "report.html").read_text(encoding="utf-8")
+    assert "Does re-ranking by this reward help" not in (directory / "report.html").read_text(encoding="utf-8")
     run.diagnose()
     return {name: (directory / f"{name}.html").read_text(encoding="utf-8") for name in NAMES}
 
@@ -83,7 +83,9 @@ def test_every_colour_of_a_chart_has_a_rule(pages: dict[str, str], name: str) ->
 
 
 def test_a_report_that_is_there_tells_the_verdict_at_once(pages: dict[str, str]) -> None:
-    assert "Should this reward be used?" in pages["report"] and "has not been asked here" not in pages["report"]
+    assert (
+        "Does re-ranking by this reward help?" in pages["report"] and "has not been asked here" not in pages["report"]
+    )
 
 
 def test_the_report_holds_what_the_run_measured(pages: dict[str, str], finished: Path) -> None:

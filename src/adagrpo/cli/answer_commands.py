@@ -21,19 +21,18 @@ def diagnose(
     common: Common,
     out: Elsewhere = None,
 ) -> None:
-    """Should this reward be used? Measured on validation cases, before post-training; writes diagnose.html."""
+    """Does re-ranking by the reward help, and is its sign right? On validation cases; writes diagnose.html."""
     opened = common.open(run, out)
     with session(opened):
-        result = opened.diagnose().content
+        found = opened.diagnose()
     if common.as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(found.content))
         return
-    tables = library.diagnosis_tables(result)
+    tables = library.diagnosis_tables(found.content)
     typer.echo("\n\n".join(library.to_text(tables[name]) for name in ("orders", "evidence")))
-    typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
-    serve = library.serve_command(result, opened.called)
-    if serve is not None:
-        typer.echo(f"\n{library.gain_sentence(result)}\n\n{serve}")
+    typer.echo(f"\nverdict: {found.verdict}\n" + "\n".join(found.sentences))
+    if found.serve is not None:
+        typer.echo(f"\n{found.serve}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 

@@ -35,7 +35,7 @@ def train(
     run: RunDirectory,
     common: Common,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Also on a reward that `diagnose` does not recommend for training.")
+        bool, typer.Option("--anyway", help="Also on a reward that by `diagnose` leaks or has a wrong sign.")
     ] = False,
 ) -> None:
     """Post-train every arm of the recipe."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.diagnosis.orders import Floats, Ints, Lists, Mix, mixed_keys, permuted, target_ranks
+from adagrpo.diagnosis.orders import Floats, Ints, Lists, Mix, mixed_keys, permuted, share_below, target_ranks
 from adagrpo.diagnosis.strata import METRICS, gains
 from adagrpo.evaluation.reranking import WEIGHTS
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
@@ -97,7 +97,7 @@ def order_by_exposure(
         mine = is_target.any(axis=1) & (place[lists.targets] == index) & inside.any(axis=1)
         row: dict[str, Any] = {"bin": name, "items": int((place == index).sum()), "cases": int(mine.sum())}
         row |= {
-            who: _interval(_share_below(values[mine], is_target[mine], inside[mine]), resamples, seed)
+            who: _interval(share_below(values[mine], is_target[mine], inside[mine]), resamples, seed)
             for who, values in scores.items()
         }
         if true is not None:
@@ -117,13 +117,6 @@ def _names(edges: Ints) -> list[str]:
     starts = [-1, *edges.tolist()]
     middle = [f"{low + 1:,} to {high:,}" if high > low + 1 else f"{high:,}" for low, high in pairwise(starts)]
     return [*middle, f"{starts[-1] + 1:,} and more"]
-
-
-def _share_below(scores: Floats, target: Masks, others: Masks) -> Floats:
-    """(N,) the share of the others of each row that score below its target; ties count one half."""
-    own = np.where(target, scores, 0.0).sum(axis=1, keepdims=True)
-    below = np.where(others, (own > scores) + 0.5 * (own == scores), 0.0)
-    return np.asarray(below.sum(axis=1) / np.maximum(others.sum(axis=1), 1), dtype=np.float64)
 
 
 def _pairs_in_order(scores: Floats, utility: Floats, kept: Masks) -> Floats:

@@ -1,26 +1,37 @@
 """The verdict on a reward, from beams alone: a function of models and data, whatever the seed.
 
-Its questions are those of `adagrpo.diagnosis.verdict`. All that is drawn are the halvings by which the weights of the
+Its questions are those of `adagrpo.diagnosis.verdict`. Beside them stands, as evidence that decides nothing, what the
+reward's order alone gains: `leads_as_logged`, and `leads` with each case weighted by one over how often its logged item
+was shown. All that is drawn are the halvings by which the weights of the
 mix are chosen, and it is averaged over them: `draws` says how far another seed would move it. True utility is read by
 nothing here, also where it is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from adagrpo import metrics
-from adagrpo.diagnosis.orders import Floats, Ints, Lists, RepeatedMix, repeated_mix, serving_quantities, target_ranks
+from adagrpo.diagnosis.orders import (
+    Floats,
+    Ints,
+    Lists,
+    RepeatedMix,
+    repeated_mix,
+    serving_quantities,
+    share_below,
+    target_ranks,
+)
 from adagrpo.diagnosis.strata import Cell, Gains, bounded_interval, gains, thirds
-from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
+from adagrpo.diagnosis.verdict import CellTest, Verdict, decide, strength_of
 from adagrpo.evaluation.exposure_weights import exposure_weights
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.evaluation.statistics import Interval
 
 ALL_CASES = "all cases"
+WORTH_HAVING = 0.01  # of the policy's NDCG@10, a convention: a gain below it is none
 
 
 class Judgement(NamedTuple):
@@ -34,6 +45,7 @@ class Judgement(NamedTuple):
     orders: dict[str, Gains]  # what each case gets, by order: policy, ranker and mix
     mixed: dict[str, Floats]  # (N,) every metric of each case under the mix
     advice: dict[str, Any]  # see `_advice`
+    reached: bool  # False: no gain is shown, and the cases are too few to rule out one that is worth having
 
     def metrics(self, width: int) -> dict[str, dict[str, float]]:
         """The means over all cases, by order; lists are `width` long."""
@@ -46,14 +58,12 @@ class Judgement(NamedTuple):
         return {
             "decision": verdict.decision,
             "strength": verdict.strength,
-            "reached": verdict.strength != "none",
+            "inverted": verdict.inverted,
+            "reached": self.reached,
             "evidence": self.evidence,
             "draws": self.draws,
-            "tau": verdict.tau,
-            "q_min": verdict.q_min,
             "where": list(verdict.where),
             "all_cases_adjusted_p": verdict.cell_p[0],
-            "thresholds_adjusted_p": list(verdict.threshold_p),
         }
 
 
@@ -61,20 +71,16 @@ def judge(
     lists: Lists,
     history_lengths: Ints,  # (N,)
     shown: Ints,  # (N,)
-    thresholds: Sequence[ThresholdTest] = (),
-    preferred: tuple[float, float] = (0.0, 0.0),
     *,
     case_weights: Floats | None = None,
     seed: int,
     level: float = 0.05,
 ) -> Judgement:
-    """Say whether a reward should be trained on, used for re-ranking, or not used.
+    """Say whether re-ranking by a reward helps, and whether its sign is right.
 
     Args:
         lists: the starting policy's beams on `N` cases, with the reward's scores.
         shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
-        thresholds: of a gate, see `decide`; they name one, and decide nothing.
-        preferred: see `decide`.
         case_weights: (N,) what a case weighs in the advised weight of the reward; None: all alike.
         seed: of the halvings.
         level: see `decide`.
@@ -88,11 +94,19 @@ def judge(
     less = {name: orders[name]["ndcg@10"] - orders["policy"]["ndcg@10"] for name in ("mix", "ranker")}
     cells, tests = serving_tests(lists, history_lengths, less["mix"])
     leads, as_logged = bounded_interval(less["ranker"], exposure_weights(shown)), bounded_interval(less["ranker"])
-    verdict = decide(tests, leads, thresholds, preferred, level=level)
-    questions = {"adds": (tests[0].difference, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
+    target = lists.items == lists.targets[:, None]
+    below = share_below(lists.rewards, target, lists.usable & ~target)
+    in_order = bounded_interval(below[~np.isnan(below)] - 0.5)
+    verdict = decide(tests, in_order, level=level)
+    adds = tests[0].difference
+    alone = {"orders": in_order, "leads": leads, "leads_as_logged": as_logged}
+    questions = {"adds": (adds, verdict.cell_p[0])} | {name: (found, found.p_value) for name, found in alone.items()}
+    evidence = _evidence(questions, level)
+    worse = verdict.inverted or evidence["leads_as_logged"]["strength"] == "against"
+    too_little = adds.high <= WORTH_HAVING * orders["policy"]["ndcg@10"].mean()
+    reached = bool(verdict.decision == "use" or worse or too_little)
     advice = _advice(repeated, case_weights)
-    evidence = _evidence(questions | {"leads_as_logged": (as_logged, as_logged.p_value)}, level)
-    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed, advice)
+    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed, advice, reached)
 
 
 def serving_tests(

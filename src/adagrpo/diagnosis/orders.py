@@ -68,6 +68,24 @@ def target_ranks(
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
 
+def share_below(
+    scores: Floats,  # (N, W)
+    target: NDArray[np.bool_],  # (N, W)
+    others: NDArray[np.bool_],  # (N, W)
+) -> Floats:
+    """(N,) the share of the others of each row that score below its target; ties count one half, NaN without both.
+
+    Example:
+        >>> there = np.array([[False, True, False, False]])
+        >>> share_below(np.array([[1.0, 2.0, 2.0, 9.0]]), there, ~there)
+        array([0.5])
+    """
+    own = np.where(target, scores, 0.0).sum(axis=1, keepdims=True)
+    below = np.where(others, (own > scores) + 0.5 * (own == scores), 0.0).sum(axis=1)
+    count = np.where(target.any(axis=1), others.sum(axis=1), 0)
+    return np.where(count > 0, below / np.maximum(count, 1), np.nan)
+
+
 def mixed_keys(lists: Lists, weight: float, spread: float) -> Floats:
     """(N, W): `log π + weight · RM / spread`, in single precision, so that the order is the one that is served."""
     log_probs, rewards = (values.astype(np.float32) for values in (lists.log_probs, lists.rewards))

@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo.objective import GroupSummary
+INVERTED = "its own order is significantly worse than chance within the policy's lists: is its sign flipped?"
+TRAINING = (
+    "Whether training on it helps is not measured here: `adagrpo decide --train` compares trained policies with the"
+    " other lists."
+)
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """Say what to do, and why, from the result of `adagrpo.diagnosis.diagnose`."""
+    """Say whether re-ranking helps, and why, from the result of `adagrpo.diagnosis.diagnose`."""
     leak = leak_reason(result["leak"])
-    opening = [_OPENINGS[result["verdict"]["decision"]], _strength(result), *_weight(result)]
+    opening = [_OPENINGS[result["verdict"]["decision"]], _why(result), *_weight(result)]
     if leak is not None:
         opening = _leak(leak, result["leak"].get("leaking") or ["the reward"])
-    return [*opening, _adds(result), _leads(result), _where(result), _draws(result["verdict"]["draws"])]
-
-
-def gate_sentences(result: Mapping[str, Any]) -> list[str]:
-    """Say what the gate admits, and what speaks against it; the verdict reads none of it."""
-    return [*_thresholds(result), _gate(result["gate"])]
+    told = [_adds(result), _in_order(result), _leads(result), _where(result), _draws(result["verdict"]["draws"])]
+    return [*opening, *told, TRAINING]
 
 
 _OPENINGS = {
-    "use": "Re-rank with this ranker at serving time; training on it (`distill-tuned`) is optional.",
-    "rerank_only": "Re-rank with this ranker at serving time; nothing supports training on it.",
-    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not. Serve a list"
-    " without it, see `adagrpo decide`.",
+    "use": "Re-ranking the policy's list by this reward helps.",
+    "do_not_use": "Do not re-rank the policy's list by this reward: no gain is shown.",
 }
 
 
@@ -58,47 +56,41 @@ def _leak(reason: str, leaking: Sequence[str]) -> list[str]:
     ]
 
 
-def _strength(result: Mapping[str, Any]) -> str:
+def _why(result: Mapping[str, Any]) -> str:
     """Say how sure the decision is, or that the data allow none."""
-    verdict = result["verdict"]
-    decision, evidence = verdict["decision"], verdict["evidence"]
-    if not verdict["reached"]:
-        ends = f"{evidence['adds']['low']:+.4f} and {evidence['adds']['high']:+.4f}"
-        return (
-            f"These cases are too few for a decision: the change of NDCG@10 by re-ranking is between {ends}, with 0"
-            " inside or too close; you need more validation cases."
+    verdict, evidence = result["verdict"], result["verdict"]["evidence"]
+    adds, alone = evidence["adds"], evidence["leads_as_logged"]
+    said = []
+    if verdict["decision"] == "use" and adds["strength"] in ("some", "strong"):
+        said.append(f"The evidence for it is {_words(verdict['strength'])}.")
+    elif verdict["decision"] == "use":
+        said.append("The gain is significant in some segments, and not over all cases.")
+    elif not verdict["reached"]:
+        own = result["orders"]["policy"]["ndcg@10"]
+        said.append(
+            f"These cases are too few for a decision: by re-ranking, NDCG@10 changes by {_change(adds, 4)}, which holds"
+            f" a gain of 1 % of the policy's {own:.4f}; you need more validation cases."
         )
-    if decision == "do_not_use":
-        return "Re-ranking by it significantly lowers NDCG@10."
-    if decision == "use":
-        return (
-            f"The evidence that re-ranking helps is {_words(verdict['strength'])}, and strong that the reward's own"
-            " order is better than the policy's. That does not say that training helps: in simulated worlds with this"
-            " verdict it lowered true utility more often than not, so compare before you serve it."
-        )
-    leads = evidence["leads"]["strength"]
-    whether = {
-        "against": "Do not train on it: its own order is significantly worse than the policy's.",
-        "none": "Whether training on it helps is not known: its own order is not distinguishable from the policy's.",
-        "some": "For training on it there is some evidence, which is not enough.",
-        "strong": "Training would need a significant gain of re-ranking over all cases, which there is not.",
-    }[leads]
-    gains = f"The evidence that re-ranking helps is {_words(verdict['strength'])}."
-    if evidence["adds"]["strength"] not in ("some", "strong"):
-        gains = "The gain of re-ranking is significant in some segments, and not over all cases."
-    return f"{gains} {whether}"
+    else:
+        most = f"Re-ranking by it gains at most {max(adds['high'], 0):.4f} NDCG@10"
+        if alone["strength"] == "against" and not verdict["inverted"]:
+            most += f"; its own order is significantly worse than the policy's, by {_change(alone, 4)}"
+        said.append(f"{most}.")
+    if verdict["inverted"]:
+        said.append(f"{INVERTED[0].upper()}{INVERTED[1:]}")
+    return " ".join(said)
 
 
 def _weight(result: Mapping[str, Any]) -> list[str]:
-    """The weight to serve with, where re-ranking is advised."""
+    """The weight of the reward that is best on validation, where re-ranking by it helps."""
     if result["verdict"]["decision"] == "do_not_use":
         return []
     weight, spread, warning = (result["reranking"][name] for name in ("weight", "spread", "warning"))
     if weight == 0:
         return ["Over all cases no weight of the reward is better than none; re-rank only in the segments named below."]
-    unit = f"`serve --reward-weight {weight:g}`, in units of the reward's spread within a list, {spread:.3g}"
     said = "" if warning is None else f"; {warning}"
-    return [f"The weight that is best on validation: {unit}{said}."]
+    unit = f"in units of the reward's spread within a list, {spread:.3g}"
+    return [f"The weight that is best on validation is {weight:g}, {unit}{said}."]
 
 
 def _words(strength: str) -> str:
@@ -121,7 +113,16 @@ def _leads(result: Mapping[str, Any]) -> str:
     return (
         f"Ordered by the ranker alone, NDCG@10 changes by {_change(evidence['leads_as_logged'], 4)} over the logged"
         f" cases, and by {_change(evidence['leads'], 4)} with each case weighted by one over the {verdict['counted']}"
-        " of its item; training moves the policy toward this order."
+        " of its item."
+    )
+
+
+def _in_order(result: Mapping[str, Any]) -> str:
+    shares = {name: 0.5 + result["verdict"]["evidence"]["orders"][name] for name in ("mean", "low", "high")}
+    mean, low, high = (f"{100 * share:.1f}" for share in shares.values())
+    return (
+        f"Where the policy's list holds the logged item, the reward puts it above {mean} % ({low} to {high}) of the"
+        " others; 50 % is chance."
     )
 
 
@@ -143,36 +144,7 @@ def _where(result: Mapping[str, Any]) -> str:
     return f"The gain is significant in: {'; '.join(where)}."
 
 
-def _thresholds(result: Mapping[str, Any]) -> list[str]:
-    """Say what speaks against the gate at the configured thresholds, by one draw of the groups."""
-    settings, p_values = result["settings"], result["verdict"]["thresholds_adjusted_p"]
-    rows = list(zip(result["grid"], p_values, strict=True))
-    row, p = next(pair for pair in rows if (pair[0]["tau"], pair[0]["q_min"]) == (settings["tau"], settings["q_min"]))
-    if p <= settings["level"]:
-        return []
-    reasons = []
-    if row["excess"]["low"] <= 0:
-        reasons.append("the gate admits no more groups than it would with shuffled rewards")
-    if row["pull_on_hard"]["low"] <= 0:
-        reasons.append("on hard groups the reward does not pull toward the logged item beyond the policy's own score")
-    if not reasons:
-        pull = _change(row["pull_on_hard"], 2, 100)
-        reasons = [f"the evidence (pull {pull} % of the codes) does not hold among {len(rows)} pairs of thresholds"]
-    at = f"A gate at tau {settings['tau']:g}, q_min {settings['q_min']:g} is not supported: "
-    return [at + ", and ".join(reasons) + f" (adjusted p {p:.3f})."]
-
-
-def _gate(gate: Mapping[str, Any]) -> str:
-    sample, beam = (GroupSummary.of_row(gate[kind]) for kind in ("sample", "beam"))
-    return (
-        f"The gate admits {_rate(sample.admission)} of the sampled groups and would admit"
-        f" {_rate(sample.shuffled_admission)} with shuffled rewards; of beam groups it admits"
-        f" {_rate(beam.admission)} and {_rate(beam.shuffled_admission)}."
-    )
-
-
-def _rate(share: float | None) -> str:
-    assert share is not None, "a diagnosis measures both kinds of groups"
+def _rate(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 

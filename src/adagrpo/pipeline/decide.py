@@ -254,6 +254,7 @@ def decision(
         "best": choice.best,
         "warning": _below(values, pairs),
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
+        "reward_in_fusion": _worth_of_reward(pairs),
         "doubts": [
             *_doubts(data, quick, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
@@ -384,6 +385,12 @@ def _worth_of_training(
         f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
         + (f"; {chosen} is chosen all the same" if chosen in fused and gained.low <= 0 else "")
     )
+
+
+def _worth_of_reward(pairs: Mapping[tuple[str, str], Interval]) -> list[float] | None:
+    """[mean, low, high] of what the reward adds to the fused list; None where that is not measured without it."""
+    found = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
+    return None if found is None else [found.mean, found.low, found.high]
 
 
 def _doubts(

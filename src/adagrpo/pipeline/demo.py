@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
 from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.lists.names import FUSE, REWARD, START
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
@@ -33,7 +34,7 @@ class DemoResult(NamedTuple):
     """Results of the demo."""
 
     metrics: dict[str, Any]  # content of metrics.json under the good reward
-    rewards: dict[str, Any]  # of demo.json: verdicts in `rewards`, `decisions`, `rows` of `evaluation.comparison`
+    rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `decisions`, `fused_weights`, `rows` of comparison
     pages: dict[str, Path]  # the report under each reward
 
 
@@ -71,10 +72,18 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         for name, run in runs.items():
             run.complete()
             decisions[name] = run.decide(train=True)
-        content = {"rewards": verdicts, "decisions": decisions, "rows": _rows(runs)}
+        fused = {name: _fused_weights(run) for name, run in runs.items()}
+        content = {"rewards": verdicts, "decisions": decisions, "fused_weights": fused, "rows": _rows(runs)}
         runs[GOOD].write_output(OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
+
+
+def _fused_weights(run: Run) -> dict[str, float]:
+    """The weights of the policy and of the reward in the list `fuse`, in spreads."""
+    weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
+    own = [name for name in weights if name.startswith(REWARD)] or ["ranker"]  # the run's ranker is a part anyway
+    return {"policy": weights["policy"], "reward": sum(weights[name] for name in own)}
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.matching import weight_used
+from adagrpo.pipeline.named_lists import decision_now
+from adagrpo.report.decision import list_advice
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
@@ -176,7 +178,10 @@ def _verdict(run: RunDirectory) -> str:
     if not of_these:
         return "Not known: what `adagrpo diagnose` said is of another policy or reward than this run has now."
     verdict = content["verdict"]
-    return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {' '.join(verdict['sentences'][:2])}"
+    decided = decision_now(run)
+    advice = [] if decided is None else list_advice(content, decided, run.called)
+    told = " ".join([*verdict["sentences"][:2], *advice])
+    return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {told}"
 
 
 def _limits(run: RunDirectory) -> str:

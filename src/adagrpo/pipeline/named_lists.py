@@ -98,6 +98,12 @@ def _decided(run: RunDirectory) -> str | None:
     return str(decided["chosen"])
 
 
+def decision_now(run: RunDirectory) -> dict[str, Any] | None:
+    """The content of decision.json; None where nothing was decided, or it is stale."""
+    decided = run.find_content(DECISION)
+    return None if decided is None or is_stale(run, DECIDED, parts_of(run, measuring=True)) else decided
+
+
 def check_served(
     run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
 ) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.lists.query import ItemId, Source
+from adagrpo.report.decision import list_advice
 from adagrpo.report.diagnosis_figures import weight_figures
 
 
@@ -36,23 +37,31 @@ class Chart:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Should this reward be used here? What `adagrpo diagnose` found.
+    """Does re-ranking by this reward help, and is its sign right? What `adagrpo diagnose` found.
 
     Attributes:
-        verdict: `use`, `rerank_only` or `do_not_use`.
-        sentences: why, in words.
+        verdict: `use` or `do_not_use`.
+        sentences: why, in words, and which list to serve where that is decided.
         content: everything that was measured, the content of `diagnose/diagnose.json`.
+        serve: the command that serves the list which `decide` chose; None where nothing is decided.
     """
 
     verdict: str
     sentences: tuple[str, ...]
     content: Mapping[str, Any]
+    serve: str | None = None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Self:
-        """The diagnosis that a diagnose.json holds."""
+    def of(cls, content: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> Self:
+        """The diagnosis that a diagnose.json holds.
+
+        Args:
+            decision: the content of decision.json; None where there is none, or it is stale.
+            called: how the command line names the run.
+        """
         verdict = content["verdict"]
-        return cls(verdict["decision"], tuple(verdict["sentences"]), content)
+        sentences = (*verdict["sentences"], *list_advice(content, decision, called))
+        return cls(verdict["decision"], sentences, content, None if decision is None else decision["serve"])
 
     def plot(self) -> Chart:
         """The first chart of diagnose.html: how much weight the reward should have."""

@@ -35,7 +35,7 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.serve import recommender
@@ -149,10 +149,10 @@ class Run(StageMaker):
         """Post-train every arm of the recipe.
 
         Args:
-            anyway: also on a reward that `diagnose` does not recommend for training.
+            anyway: also on a reward that by `diagnose` leaks or is inverted.
 
         Raises:
-            UserError: the reward was diagnosed and not recommended, and not `anyway`.
+            UserError: by the diagnosis the reward leaks or is inverted, and not `anyway`.
         """
         with self._doing("train"):
             self._train(anyway=anyway)
@@ -165,7 +165,7 @@ class Run(StageMaker):
         return self.metrics
 
     def diagnose(self) -> Diagnosis:
-        """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html.
+        """Does re-ranking by this reward help, and is its sign right? On validation cases; writes diagnose.html.
 
         Raises:
             UserError: a stage is missing.
@@ -175,10 +175,10 @@ class Run(StageMaker):
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", wanted)
-            content = self.content("diagnose", "diagnose.json")
-            write_diagnosis(self.directory, content, self.config.name, self.called)
+            content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
+            write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # which shows the verdict
-        return Diagnosis.of(content)
+        return Diagnosis.of(content, decided, self.called)
 
     def decide(self, budget_ms: float | None = None, *, train: bool = False, control: str = "sft") -> dict[str, Any]:
         """Which list to serve: item-kNN, the policy, re-ranked, fused and others, by the rule of `pipeline.decide`.
@@ -192,7 +192,8 @@ class Run(StageMaker):
 
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` where the policy loses to a simple list, what
-            `training` adds where there was some, `doubts`, the command to `serve` it, the `experiment`, None where the
+            `training` adds where there was some, what the reward adds to the fused list (`reward_in_fusion`), `doubts`,
+            the command to `serve` it, the `experiment`, None where the
             control is chosen, and all `contenders`.
 
         Raises:
@@ -235,6 +236,9 @@ class Run(StageMaker):
             self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it
+            said = self.find_content("diagnose", "diagnose.json")
+            if said is not None and self.path("diagnose.html").is_file() and is_diagnosed(self, said):
+                write_diagnosis(self.directory, said, self.config.name, content, self.called)  # it names the list too
         return content
 
     def report(self) -> Path:
@@ -410,4 +414,4 @@ class Run(StageMaker):
         if not is_diagnosed(self, content):
             again = self.remake_command("diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
-        return Diagnosis.of(content)
+        return Diagnosis.of(content, decision_now(self), self.called)

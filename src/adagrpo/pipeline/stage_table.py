@@ -150,7 +150,7 @@ DATA = ("data", "seed")
 FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
 REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
-DIAGNOSED = (*DECODING, "decide", "objective", "ranker", "reward", "seed")
+DIAGNOSED = (*DECODING, "decide", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
 

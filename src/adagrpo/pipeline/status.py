@@ -13,7 +13,7 @@ from typing import Any
 
 from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
-from adagrpo.pipeline.diagnosed import REFUSED
+from adagrpo.pipeline.diagnosed import why_refused
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
@@ -162,7 +162,7 @@ def _decided(run: Run, parts: Mapping[str, Part]) -> dict[str, dict[str, str]]:
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
     """The command that makes the first of what is not done.
 
-    Before arms come, the reward is diagnosed; where that advises against training, the best list without them is next.
+    Before arms come, the reward is diagnosed; where it is not to be trained on, the best list without them is next.
     """
     decided = run.path(DECISION).is_file()
     for part in parts.values():
@@ -187,9 +187,9 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
 
 
 def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
-    """Check that the diagnosis, if it is up to date, does not recommend training on the reward."""
+    """Check that the diagnosis, if it is up to date, finds that the reward leaks or is inverted."""
     content = run.find_content("diagnose", "diagnose.json")
-    return content is not None and parts["diagnose"].usable and content["verdict"]["decision"] in REFUSED
+    return content is not None and parts["diagnose"].usable and why_refused(content) is not None
 
 
 def _best_list(run: Run, parts: Mapping[str, Part]) -> str:

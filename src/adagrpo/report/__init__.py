@@ -10,7 +10,7 @@ from adagrpo.report.comparison_page import (
     write_comparison_figures,
 )
 from adagrpo.report.comparison_tables import comparison_table, pairs_table
-from adagrpo.report.diagnosis_page import diagnosis_tables, gain_sentence, serve_command, write_diagnosis
+from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.experiment_page import (
     daily_table,
     effects_table,
@@ -40,14 +40,12 @@ __all__ = [
     "exposure_table",
     "finding",
     "fits_table",
-    "gain_sentence",
     "guardrails_table",
     "pairs_table",
     "preference_table",
     "read_comparison",
     "read_rows",
     "results_table",
-    "serve_command",
     "summary_sentences",
     "to_markdown",
     "to_text",

@@ -1,10 +1,13 @@
-"""Output of `adagrpo decide`, for the terminal and for the report of a run."""
+"""Output of `adagrpo decide`, for the terminal and for the report of a run, and what `diagnose` says of it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from adagrpo.lists.names import RERANK
 from adagrpo.report.tables import MISSING, START, Table
 
 WEIGHTED = (
@@ -102,3 +105,33 @@ def decision_text(content: Mapping[str, Any]) -> str:
         lines += ["", f"Or try it on users, half of whom keep {content['control']}; {plan}:"]
         lines += ["", trial["serve"]]
     return "\n".join(lines)
+
+
+def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> list[str]:
+    """What re-ranking means for a thousand users, and the list that `decide` chose or the command that chooses one.
+
+    Args:
+        result: of a diagnosis.
+        decision: the content of decision.json; None where there is none, or it is stale.
+        called: how the command line names the run.
+    """
+    said = []
+    if result["verdict"]["decision"] == "use":
+        own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
+        said.append(
+            f"Of 1,000 users {own} find their next item in the policy's list of ten, and {both} in the re-ranked one"
+            " (validation cases)."
+        )
+    if decision is None:
+        command = f"`adagrpo decide --run {shlex.quote(str(called))}`"
+        return [*said, f"{command} compares all lists and prints the command that serves the best one."]
+    chosen = decision["chosen"]
+    found = {row["list"]: row["validation"]["ndcg@10"] for row in decision["contenders"]}
+    compared = f", that of {RERANK} {found[RERANK]:.4f}" if RERANK in found and chosen != RERANK else ""
+    said.append(
+        f"Serve {chosen}, which `adagrpo decide` chose: its NDCG@10 on validation is {found[chosen]:.4f}{compared}."
+    )
+    if (added := decision.get("reward_in_fusion")) is not None:
+        mean, low, high = added
+        said.append(f"In the fused list the reward changes NDCG@10 by {mean:+.4f} ({low:+.4f} to {high:+.4f}).")
+    return said

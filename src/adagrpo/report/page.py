@@ -20,7 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.canvas import standalone
-from adagrpo.report.decision import decision_sentences, decision_table
+from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
 from adagrpo.report.paired_tables import REFERENCES, paired_figures, paired_table
@@ -105,7 +105,7 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         config_hash=metrics.get("config_hash"),
         notes=[keep_together(note) for note in notes],
         decision=decision,
-        diagnosis=_diagnosis(files),
+        diagnosis=_diagnosis(files, decision),
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics, baselines=decision is None)],
         results=[(split, table) for split in SPLITS if (table := _results(metrics, split))],
         paired=_paired(files),
@@ -242,14 +242,17 @@ def _decision(files: RunFiles) -> dict[str, Any] | None:
     return _read(files, ("decision.json",), show)
 
 
-def _diagnosis(files: RunFiles) -> dict[str, Any] | None:
+def _diagnosis(files: RunFiles, decision: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the diagnosis of the reward, if it was asked for."""
 
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         verdict = content["verdict"]
         return {
             "decision": str(verdict["decision"]),
-            "sentences": [keep_together(text) for text in verdict["sentences"][:2]],
+            "sentences": [
+                keep_together(text)
+                for text in (*verdict["sentences"][:2], *list_advice(content, decision, files.directory))
+            ],
             "page": (files.directory / "diagnose.html").is_file(),
         }
 

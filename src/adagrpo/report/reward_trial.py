@@ -39,16 +39,17 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
     """For each reward what was said before training, what is served, and what training on it to the end did."""
     sentences = []
     for reward, verdict in content["rewards"].items():
-        decision = content["decisions"][reward]
+        decision, weights = content["decisions"][reward], content["fused_weights"][reward]
         tested = {row["list"]: row["test"] for row in decision["contenders"]}
         served, start = (
             {name: format_metric(name, tested[key][name]) for name in SHOWN}
             for key in (decision["chosen"], decision["control"])
         )
         sentences.append(
-            f"{reward}: diagnose says {verdict['decision']}. decide serves {decision['chosen']}, with true utility"
-            f" {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']} has {start[UTILITY]} and {start[HIT]}."
-            f" {_trained(content['rows'], reward)}"
+            f"{reward}: diagnose says {verdict['decision']}. {verdict['sentences'][1]} decide serves"
+            f" {decision['chosen']}, with true utility {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']}"
+            f" has {start[UTILITY]} and {start[HIT]}. In fuse the reward has weight {weights['reward']:.2f} and the"
+            f" policy {weights['policy']:.2f}, in spreads. {_trained(content['rows'], reward)}"
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""The stage `diagnose`: should this reward be used here? Validation cases alone, and the sft policy as it is.
+"""The stage `diagnose`: does re-ranking by this reward help? Validation cases alone, and the sft policy as it is.
 
 Test targets are not read. Validation targets were not fitted on, but the checkpoints of policy and ranker were chosen
 on them, which flatters both alike. The truth of a simulated marketplace is that of the moment before the purchase.
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from adagrpo.diagnosis import Lists, Observations, case_groups, diagnose
+from adagrpo.diagnosis import Lists, Observations, diagnose
 from adagrpo.diagnosis.assessment import Utility
-from adagrpo.groups.score import ScoredGroups
+from adagrpo.evaluation.predictions import batches
+from adagrpo.objective import target_nll
 from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -45,7 +47,7 @@ def diagnosis(run: RunDirectory) -> Declaration:
         )
         leak = suspect(models)
         power = run.config.decide.exposure_power
-        result = diagnose(observed, run.config.objective, leak, exposure_power=power, seed=run.config.seed)
+        result = diagnose(observed, leak, exposure_power=power, seed=run.config.seed)
         result["of"] = diagnosed_models(models)
         write_json(work / "diagnose.json", result, allow_nan=False)
 
@@ -53,12 +55,13 @@ def diagnosis(run: RunDirectory) -> Declaration:
         build,
         inputs=[*inputs, *data.shown_files, *data.truth_files],
         files=("diagnose.json",),
-        settings=(*DECODING, "decide", "objective", "ranker", "reward", "seed"),
+        settings=(*DECODING, "decide", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=7,
+        schema=8,
     )
 
 
+@torch.no_grad()
 def observe(
     models: Models,
     policy: Policy[Any, Any],
@@ -67,24 +70,17 @@ def observe(
     *,
     utility: Utility | None = None,
 ) -> Observations:
-    """Beams and groups of the cases, scored by the reward."""
+    """Beams of the cases, scored by the reward, and the policy's NLL of what was logged."""
     data, config = models.data, models.config
     predictions = models.predict(policy, cases, reward, progress(data.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
-    def groups(kind: str) -> ScoredGroups:
-        return case_groups(
-            policy,
-            data.catalog,
-            reward,
-            cases,
-            config.objective.model_copy(update={"rollout": kind}),
-            batch_size=config.evaluation.batch_size,
-            max_history=config.max_history,
-            seed=config.seed,
-            report=progress(data.run, f"diagnose {kind} groups"),
-        )
-
+    policy.eval()
+    nll = np.empty(len(cases))
+    for rows, histories in batches(cases, config.evaluation.batch_size, config.max_history, data.device):
+        targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(data.device)
+        codes = data.catalog.codes[targets].unsqueeze(1)
+        nll[rows] = target_nll(policy.score(policy.encode(histories), codes).squeeze(1)).cpu().numpy()
     lists = Lists(
         predictions.items,
         predictions.scores.astype(np.float64),
@@ -95,8 +91,7 @@ def observe(
         lists=lists,
         history_lengths=cases.histories.lengths,
         training_counts=data.training.counts(data.num_items),
-        sampled=groups("sample"),
-        beam=groups("beam"),
+        nll=nll,
         exposures=data.times_shown,
         utility=utility,
     )

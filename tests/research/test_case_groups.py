@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.diagnosis import case_groups
-from adagrpo.groups.score import ScoredGroups
+from adagrpo.groups.score import GroupRewards, ScoredGroups
+from adagrpo.objective import rollout_miss_gate
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
-from adagrpo.types import Cases, Histories, Ragged
+from adagrpo.types import Cases, Histories, Ragged, Rollouts
+from research.paper_gate.case_groups import case_groups, evidence_of
 
 CASES, ITEMS = 23, 20
+OBJECTIVE = ObjectiveConfig()
 
 
 class LastTimesItem:
@@ -105,3 +107,49 @@ def test_equal_seeds_draw_equal_groups(catalog: Catalog, cases: Cases) -> None:
     first, again, other = (draw(catalog, cases, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.rollouts.items, again.rollouts.items) and torch.equal(first.negatives, again.negatives)
     assert not torch.equal(first.rollouts.items, other.rollouts.items)
+
+
+def groups_of(items: Any, rewards: Any, targets: Any) -> ScoredGroups:
+    """Groups of given (N, G) items, all with the same codes and log-probability 0."""
+    own = torch.tensor(items)
+    values = torch.tensor(rewards).float().masked_fill(own < 0, torch.nan)
+    cases = len(own)
+    read = GroupRewards(torch.full((cases,), 2.0), values, torch.empty((cases, 0)), 0)
+    rollouts = Rollouts(torch.zeros((*own.shape, 2), dtype=torch.int64), own, torch.zeros((*own.shape, 2)))
+    return ScoredGroups(
+        Histories(torch.zeros(cases, 1, dtype=torch.int64), torch.ones(cases, dtype=torch.int64)),
+        torch.tensor(targets),
+        rollouts,
+        rollouts,
+        torch.zeros(cases, 2, dtype=torch.int64),
+        torch.full((cases, 2), -0.75),
+        torch.empty((cases, 0), dtype=torch.int64),
+        read,
+        read,
+        0.0,
+    )
+
+
+def test_evidence_by_hand() -> None:
+    """The target (reward 2) beats 1 and ties with 2 of the two distinct others; the last group is flat."""
+    groups = groups_of([[4, 4, 5, 9], [-1, 6, 6, 6]], [[1.0, 1.0, 2.0, 0.0], [0, 1, 1, 1]], [9, 9])
+    evidence = evidence_of(groups, OBJECTIVE)
+    assert evidence.q.tolist() == [0.75, 1.0] and evidence.miss.tolist() == [0.75, 1.0]
+    assert evidence.degenerate.tolist() == [False, True]
+    assert rollout_miss_gate(*evidence[3:6], miss_min=0.5, q_min=0.75).admitted.tolist() == [True, False]
+    assert rollout_miss_gate(*evidence[3:6], miss_min=0.8, q_min=0.75).easy.tolist() == [True, False]
+
+
+def test_a_group_is_flat_by_the_spread_of_all_rewards() -> None:
+    """Rewards 0, 1 | 0, 10: their standard deviation is 4.86, so that a floor of .3 makes the first one flat."""
+    groups = groups_of([[4, 5], [4, 5]], [[0.0, 1.0], [0.0, 10.0]], [9, 9])
+    for floor, flat in ((0.2, False), (0.3, True)):
+        evidence = evidence_of(groups, ObjectiveConfig(reward_floor=floor))
+        assert evidence.degenerate.tolist() == [flat, False]
+
+
+def test_shuffled_rewards_are_read_in_their_place() -> None:
+    groups = groups_of([[4, 5]], [[1.0, 3.0]], [9])
+    fake = groups.rewards._replace(target=torch.tensor([5.0]))
+    assert evidence_of(groups, OBJECTIVE).q.tolist() == [0.5]
+    assert evidence_of(groups._replace(shuffled_rewards=fake), OBJECTIVE, shuffled=True).q.tolist() == [1.0]

@@ -1,7 +1,7 @@
 """The groups that post-training would see, on validation cases, with a policy that stays as it is.
 
-They are drawn and scored by the first two steps of `adagrpo.groups`. Batches are random sets of cases, as in training,
-since they are where the negatives come from.
+They are drawn, scored and examined by the first three steps of `adagrpo.groups`. Batches are random sets of cases, as
+in training, since they are where the negatives come from.
 """
 
 from __future__ import annotations
@@ -16,12 +16,24 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
+from adagrpo.objective import Evidence
 from adagrpo.objective.gate import NegativeSource
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
+
+__all__ = ["case_groups", "evidence_of"]
+
+
+def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
+    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards or shuffled ones."""
+    rewards = groups.shuffled_rewards if shuffled else groups.rewards
+    valid = rewards.rollouts[groups.rollouts.valid]
+    spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
+    return gather_evidence(groups, rewards, options, spread=spread)
 
 
 @torch.no_grad()
