@@ -161,7 +161,7 @@ class Run(StageMaker):
     def evaluate(self) -> pl.DataFrame:
         """Evaluate sft and every trained arm on validation and test; see `metrics` for what comes back."""
         with self._doing("evaluate"):
-            self._evaluate(finished_arms(self))
+            self._evaluate()
         return self.metrics
 
     def diagnose(self) -> Diagnosis:
@@ -171,10 +171,9 @@ class Run(StageMaker):
             UserError: a stage is missing.
         """
         with self._doing("diagnose"):
-            wanted = diagnosis(self)
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
-            self.make("diagnose", wanted)
+            self.make("diagnose", diagnosis(self))
             content = self.content("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name, self.called)
             self._renew_report()  # which shows the verdict

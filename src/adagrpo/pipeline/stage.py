@@ -50,6 +50,8 @@ class Declaration:
         also: JSON-able, what else decides the result: a constant of the code, the fold, the arm.
         schema: of what the stage computes; raised when the same inputs and settings come to give another result.
         together: it fits a model: all processes take part, and those that do not lead write nothing.
+        changed: says of the finished folder what is another one since, that no file or setting shows; empty where
+            nothing is. The stage is then made again.
     """
 
     build: Callable[[Path], None]
@@ -60,6 +62,7 @@ class Declaration:
     also: Any = None
     schema: int = 1
     together: bool = False
+    changed: Callable[[Path], str] = lambda there: ""
 
     def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
         """Return what the stage is made from under a configuration."""
