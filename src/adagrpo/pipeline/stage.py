@@ -146,7 +146,7 @@ class StageFolder:
             for folder in takewhile(lambda folder: folder != self.directory, (place, *place.parents)):
                 if folder.is_symlink():
                     raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
-        check_replaceable(self.place, self.name)
+        check_replaceable(self.place, self.name, self._is_own)
         self._check_work()
 
     def make(self, made_from: MadeFrom, build: Callable[[Path], None]) -> None:
