@@ -29,7 +29,7 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.decide import contenders, decision, not_measured
+from adagrpo.pipeline.decide import contenders, decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.files import RunData
@@ -214,6 +214,9 @@ class Run(StageMaker):
             self._note_made_again((*first, "train") if train else first)
             for command in first:
                 self._make(command)
+            leaking = leave_leaks_out(self)
+            if leaking and control not in contenders(self.config.reward, trained):
+                raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
             if train:
                 self._train(anyway=True)
             arms = finished_arms(self) if train else []
@@ -230,7 +233,7 @@ class Run(StageMaker):
                     read.append(name)
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
-            content = decision(self, arms, budget_ms, control, left_out)
+            content = decision(self, arms, budget_ms, control, left_out, leaking)
             self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it
