@@ -209,6 +209,27 @@ def run_copy(run: Run, to: Path) -> Path:
     return Path(shutil.copytree(run.directory, to / "run"))
 
 
+def test_a_list_that_is_not_there_is_answered_with_all_that_are_and_the_nearest(
+    decided: tuple[Run, dict[str, Any]],
+) -> None:
+    run = decided[0]
+    trained = "sft, nll, adagrpo, nll+rerank, adagrpo+rerank"
+    alone = "popularity, item_knn, ranker, reward-1, reward-2"
+    fused = "fuse-without-reward, rerank, fuse, nll+fuse, adagrpo+fuse"
+    for name, hint in (("fused", "; did you mean 'fuse'?"), ("xyz", "")):
+        with pytest.raises(UserError) as caught:
+            run.recommend([[3]], arm=name)
+        said = f"--arm {name}: no list of {run.called}; there is {trained}, {alone}, {fused}{hint}"
+        assert str(caught.value) == said
+
+
+def test_what_was_not_made_is_not_offered(finished: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"sft, nll, adagrpo, nll\+rerank, adagrpo\+rerank, popularity, ranker, rerank$"
+    ):
+        Run.open(finished).recommend([[3]], arm="fuse-all")
+
+
 def test_a_control_that_does_not_compete_is_refused(finished: Path) -> None:
     with pytest.raises(UserError, match="--control mine: none of the lists that compete: popularity, item_knn"):
         Run.open(finished).decide(control="mine")

@@ -82,22 +82,42 @@ def test_no_list_of_a_policy_that_it_trained_is_chosen(
     assert content["training"] is None  # each fused list of a trained policy asks the reward
 
 
-def test_of_a_sum_the_member_that_leaks_is_named_and_no_list_that_asks_it_is_chosen(
-    world: Any, data: Path, tmp_path: Path
+@pytest.mark.slow  # two decisions and a diagnosis
+def test_of_several_rewards_the_one_that_leaks_is_named_and_the_decision_is_made_without_it(
+    world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen: dict[str, Any] = {}
+
+    def chosen(values: Any, *others: Any) -> Any:
+        seen.update(values)
+        return choose(values, *others)
+
+    monkeypatch.setattr("adagrpo.pipeline.decide.choose", chosen)
     leaking = with_leak(tmp_path / "run", world, data, tmp_path)
     (tmp_path / "honest_b.py").write_text(HONEST, encoding="utf-8")
     members = [{"kind": "callable", "function": "honest_b:ahead"}, leaking.config.reward.model_dump()]
     run: Run = world.run(tmp_path / "sum", data, reward={"kind": "weighted", "members": members, "weights": [1, 1]})
     run.code = tmp_path
-    content = run.decide()
-    title = f"reward 2 ({tmp_path.name}:knows)"
-    assert content["doubts"][0].startswith(f"{title} has probably seen the held-out items")
-    assert not any("honest_b" in doubt for doubt in content["doubts"])
-    assert content["chosen"] not in ("rerank", "fuse", "reward-2")
+    for command in (run.prepare, run.tokenize, run.sft, run.ranker):
+        command()
     result = run.diagnose().content
+    title = f"reward 2 ({tmp_path.name}:knows)"
     assert f"{title} has probably seen the held-out items" in result["verdict"]["sentences"][0]
     assert diagnosis_tables(result)["leak"].rows[0][0] == title
+    with pytest.raises(UserError, match=r"--control reward-2: is not there any more: reward 2 \("):
+        run.decide(control="reward-2")
+    run = Run.open(tmp_path / "sum")
+    content = run.decide()
+    assert content["doubts"][0].startswith(f"{title} has probably seen the held-out items and was left out: ")
+    assert not any("honest_b" in doubt for doubt in content["doubts"])
+    # the weight is kept, so it is still a sum; what asks it may be chosen
+    assert run.config.reward.model_dump()["members"] == (members[0] | {"files": ()},)
+    assert run.config.reward.model_dump()["weights"] == (1.0,)
+    assert {"rerank", "fuse", "reward-1"} < {*seen} and "reward-2" not in seen
+    whole: Run = world.run(tmp_path / "sum", data, reward={"kind": "weighted", "members": members, "weights": [1, 1]})
+    whole.code = tmp_path
+    for again in (Run.open(tmp_path / "sum"), whole):  # run.yaml has what is left; the first command repeated
+        assert again.decide()["chosen"] == content["chosen"] and again.made == []
 
 
 def test_an_honest_function_is_asked_and_not_named(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:

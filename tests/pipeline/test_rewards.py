@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,12 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.description import describe
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.serve import Operation, _Wanted, recommender
+from adagrpo.pipeline.status import status
 from adagrpo.types import Histories
 
 from ..command_line import command
+from ..consoles import Heard
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -112,7 +115,8 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     described = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert described["code_directory"] == str(tmp_path / "code")
     assert metrics["reward"] == described["reward"]
-    assert metrics["reward"]["kind"] == "callable" and list(metrics["reward"]["files"]) == ["ring_a.py"]
+    assert metrics["reward"]["kind"] == "callable"
+    assert list(metrics["reward"]["files"]) == ["ring_a.py", "reward/reward.json"]
     report = json.loads(run.path("ranker/report/report.json").read_text(encoding="utf-8"))
     assert report["loss"] == "callable" and report["strata"][0]["auc"]["mean"] > 0.7  # users walk along the ring
     result = run.diagnose().content
@@ -233,11 +237,11 @@ def ahead(histories, candidates):
 """
 
 
-@pytest.mark.parametrize("calls", [4, 5, 6])
+@pytest.mark.parametrize("calls", [6, 7, 8])
 def test_what_was_trained_before_a_failure_is_kept(
     copied: Path, world: Any, data: Path, tmp_path: Path, calls: int
 ) -> None:
-    """Calls: one for the look, two a validation, one a step; with 5 and 6 a validation fails. No step is done twice."""
+    """Calls: three for the look, two a validation, one a step; with 7 and 8 one fails. No step is done twice."""
     module(tmp_path, f"counted_{calls}", COUNTED)
     settings: dict[str, Any] = {
         "reward": {"kind": "callable", "function": f"counted_{calls}:ahead"},
@@ -329,7 +333,8 @@ def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(copied: P
     for folder in ("reward", "train/adagrpo"):
         (copied / folder).rename(copied / folder.replace("/", "-"))
     furthest = 0
-    for (how, message), after in zip(SAID.items(), (4, 1, 1, 0), strict=True):  # 4: the look, validation, a group
+    # the look, the probe twice, two for validation, a group; in the next commands the probe first
+    for (how, message), after in zip(SAID.items(), (6, 2, 2, 1), strict=True):
         service.requests.clear()
         service.behaviour = failing(how, after)
         status, _, err = command(*words)
@@ -365,6 +370,124 @@ def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data
         run.evaluate()
 
 
+# ---------------------------------------------------------------- a reward that changes behind the stages' back
+
+BEHIND = """
+from pathlib import Path
+
+import {helper}
+
+
+def far(histories, candidates):
+    sign = {helper}.SIGN * float(Path(__file__).with_name("sign.txt").read_text())
+    return [[sign * (item % 170) for item in row] for row in candidates]
+"""
+
+
+def opened(directory: Path) -> Run:
+    """As in a process of its own, which has imported nothing of the user's."""
+    for name in [name for name in sys.modules if name.startswith("behind_")]:
+        del sys.modules[name]
+    run = Run.open(directory)
+    run.console = Heard()
+    return run
+
+
+def lists_of(run: Run, arm: str) -> list[list[Any]]:
+    return run.recommend([[3, 13], [23]], k=5, arm=arm).items
+
+
+@pytest.mark.slow  # three decisions
+@pytest.mark.parametrize("what", ["module", "file"])
+def test_what_is_served_is_what_was_measured_whatever_the_reward_reads(
+    copied: Path, world: Any, data: Path, tmp_path: Path, what: str
+) -> None:
+    """The 30 items are 3, 13, .. 293, of which 163 has the highest rest by 170, and 173 the lowest."""
+    helper, sign = tmp_path / f"behind_helper_{what}.py", tmp_path / "sign.txt"
+    module(tmp_path, f"behind_{what}", BEHIND.format(helper=helper.stem))
+    helper.write_text("SIGN = 1.0\n", encoding="utf-8")
+    sign.write_text("1", encoding="utf-8")
+    first: Run = world.run(copied, data, reward={"kind": "callable", "function": f"behind_{what}:far"})
+    first.code = tmp_path
+    before = first.decide()
+    assert lists_of(opened(copied), "reward")[0][0] == 163
+    kept = opened(copied)
+    kept.decide()
+    assert kept.made == [] and not [note for note in kept.console.notes if "reward" in note]
+    (helper if what == "module" else sign).write_text("SIGN = -1.0\n" if what == "module" else "-1", encoding="utf-8")
+    again = f"run `adagrpo decide --run {copied}`"
+    message = {
+        "module": f"reward is stale: made from another behind_helper_module.py than the file is now; {again}",
+        "file": "reward behind_file:far answers otherwise than when it was measured: 200 of 200 scores differ, the"
+        " first, of item ",
+    }[what]
+    for arm in ("reward", "rerank", "fuse"):
+        for served in (
+            lambda run, arm=arm: run.recommend([[3]], k=5, arm=arm),
+            lambda run, arm=arm: _Wanted(run, ListOptions(arm)).load(Operation()),
+        ):
+            with pytest.raises(UserError) as caught:
+                served(opened(copied))
+            assert message in str(caught.value) and str(caught.value).endswith(again)
+    assert lists_of(opened(copied), "sft")  # does not ask it
+    rebuilt = opened(copied)
+    after = rebuilt.decide()
+    assert {"reward", "reranking", "fuse/sft", "evaluate/reward", "evaluate/rerank"} <= set(rebuilt.made)
+    assert not {"prepare", "sft", "ranker"} & set(rebuilt.made)
+    notes = [note for note in rebuilt.console.notes if "answers otherwise" in note]
+    assert [note.endswith("; reward is made again, with what is made from it") for note in notes] == (
+        [] if what == "module" else [True]
+    )
+    figures = [
+        next(row["validation"]["ndcg@10"] for row in content["contenders"] if row["list"] == "reward")
+        for content in (before, after)
+    ]
+    assert figures[0] != figures[1]
+    assert lists_of(opened(copied), "reward")[0][0] == 173
+    if what == "file":  # the arm was trained by the other one, of which no module says so
+        assert next(row for row in status(copied)["stages"] if row["stage"] == "train/adagrpo")["state"] == "stale"
+
+
+def test_an_endpoint_that_answers_otherwise_is_not_served_and_one_that_is_away_is(
+    copied: Path, world: Any, data: Path, service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.run(copied, data, reward={"kind": "http", "url": service.url, "retries": 0}).diagnose()
+    asked = ListOptions("sft", reward_weight=1.0)
+
+    def noisy(service: Any, handler: Any, body: Any) -> None:
+        scores = [[score * (1 + 5e-7) for score in row] for row in service.scores(body)]
+        service.reply(handler, json.dumps({"scores": scores}).encode())
+
+    def shifted(service: Any, handler: Any, body: Any) -> None:
+        scores = [[score + (0.5 if len(row) == 4 else 0.0) for score in row] for row in service.scores(body)]
+        service.reply(handler, json.dumps({"scores": scores}).encode())
+
+    service.behaviour = noisy  # half a millionth is noise of float32
+    assert _Wanted(opened(copied), asked).load(Operation()).recommender.reward is not None
+    service.behaviour = shifted
+    with pytest.raises(UserError, match="score answers otherwise than when it was measured: 200 of 200 scores differ"):
+        _Wanted(opened(copied), asked).load(Operation())
+    service.behaviour = lambda service, handler, body: service.reply(handler, b"broken", 500)
+    away = opened(copied)
+    _Wanted(away, asked).load(Operation())
+    assert "lists come without it until it does" in capsys.readouterr().err
+    away.stage("reward")  # nothing is made again for it
+    assert away.made == []
+
+
+def test_a_reward_that_answers_at_random_is_named_at_once(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    text = "import random\n\n\ndef drawn(histories, candidates):\n"
+    module(tmp_path, "behind_random", text + "    return [[random.random() for _ in row] for row in candidates]\n")
+    options = {"kind": "weighted", "members": [{"kind": "callable", "function": "behind_random:drawn"}, {}]}
+    run: Run = world.run(copied, data, console=Heard(), reward=options)
+    run.code = tmp_path
+    run.diagnose()
+    named = [note for note in run.console.notes if "deterministic" in note]
+    assert len(named) == 1
+    assert named[0].startswith("note: reward behind_random:drawn is not deterministic: asked twice, 200 of 200 scores")
+    assert run.recommend([[3]], k=5, arm="rerank").items  # its change could not be told from its noise
+
+
 @pytest.mark.slow  # a comparison
 def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path: Path) -> None:
     module(tmp_path / "code", "ring_e")
@@ -378,7 +501,7 @@ def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path:
     content = comparison.carry_out()
     assert {row["arm"] for row in content["rows"]} >= {"nll", "rerank"}
     described = yaml.safe_load((tmp_path / "out/seed-0/run.yaml").read_text(encoding="utf-8"))
-    assert list(described["reward"]["files"]) == ["ring_e.py"]
+    assert list(described["reward"]["files"]) == ["ring_e.py", "reward/reward.json"]
 
 
 # ---------------------------------------------------------------- trees

@@ -180,6 +180,26 @@ def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: p
     assert other.path("a", "report.json").read_text(encoding="utf-8") == "new"
 
 
+def test_a_stage_whose_manifest_is_gone_is_named_with_what_to_delete(copied: Path, world: Any, data: Path) -> None:
+    (copied / "ranker/manifest.json").unlink()
+    changed: Run = world.run(copied, data, ranker={"width": 8})
+    with pytest.raises(UserError) as caught:
+        changed.ranker()
+    assert str(caught.value) == f"{copied}/ranker/manifest.json: missing; delete {copied}/ranker to have it made again"
+    mine = copied / "ranker/mine.txt"  # somebody else's file is still no part of it
+    mine.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.txt: not made by this program; move it away"):
+        changed.ranker()
+    mine.unlink()
+    (copied / "ranker/best/checkpoint.json").rename(copied / "mine")
+    (copied / "ranker/best/checkpoint.json").symlink_to(copied / "mine")
+    with pytest.raises(UserError, match=r"checkpoint\.json: not made by this program; move it away"):
+        changed.ranker()
+    shutil.rmtree(copied / "ranker")
+    changed.ranker()
+    assert "ranker" in changed.made
+
+
 def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run) -> None:
     def stops(work: Path) -> None:
         (work / f".metrics.json.{TOKEN}.tmp").write_text("half", encoding="utf-8")

@@ -57,7 +57,7 @@ def test_other_logs_in_the_same_run(adagrpo: Command, copied: Path, other: Path)
     """As many items: sft would be trained on the Semantic IDs of the logs before."""
     columns = ("--set", "data.columns.timestamp=timestamp")
     before = (copied / "sft/best/model.safetensors").read_bytes()
-    assert adagrpo("prepare", other, "--out", copied, *columns).status == 0
+    assert adagrpo("prepare", other, "--out", copied, "--replace", *columns).status == 0
     assert settings(copied)["tokenizer"]["codes"] == 8, "what was set for other stages is kept"
     reply = adagrpo("sft", "--run", copied)
     hint = f"`adagrpo tokenize --run {copied}`"

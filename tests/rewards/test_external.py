@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.rewards.callable import CallableReward, find_module, load_function
+from adagrpo.rewards.callable import CallableReward, find_module, load_function, module_files
 from adagrpo.rewards.external import InvalidResponse, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
@@ -134,3 +134,27 @@ def test_a_function_that_cannot_be_had(tmp_path: Path, name: str, content: str |
         (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         load_function(f"{name}:f", tmp_path)
+
+
+def test_a_function_is_made_of_its_module_and_of_what_that_imports_from_beside_it(tmp_path: Path) -> None:
+    for name, text in {
+        "own_a.py": "import json, numpy\nfrom own_pkg.deep import sign\ndef f(h, c):\n    import own_late\n",
+        "own_pkg/__init__.py": "",
+        "own_pkg/deep/__init__.py": "from . import sign\nfrom ..beside import *\n",
+        "own_pkg/deep/sign.py": "import own_a\nfrom own_b import x\n",
+        "own_pkg/beside.py": "",
+        "own_pkg/unread.py": "",
+        "own_late.py": "def (",
+        "own_b.py": "",
+        "unread.py": "",
+        ".venv/lib/site-packages/numpy/__init__.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = [path.relative_to(tmp_path).as_posix() for path in module_files("own_a:f", tmp_path)]
+    deep = ["own_pkg/__init__.py", "own_pkg/beside.py", "own_pkg/deep/__init__.py", "own_pkg/deep/sign.py"]
+    assert found[0] == "own_a.py" and sorted(found) == ["own_a.py", "own_b.py", "own_late.py", *deep]
+    # from within a package the same
+    found = [path.relative_to(tmp_path).as_posix() for path in module_files("own_pkg.deep:f", tmp_path)]
+    assert sorted(found) == ["own_a.py", "own_b.py", "own_late.py", *deep]
+    assert module_files("numpy:sum", tmp_path) == [find_module("numpy:sum", tmp_path)]  # installed

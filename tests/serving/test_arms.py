@@ -269,7 +269,7 @@ def test_what_would_make_an_experiment_worthless_is_refused(
         ("sft", Operation(experiment=path, exposures=log), "--arm: the plan of --experiment says"),
         (None, Operation(experiment=path), "--experiment: needs --exposures"),
         (None, Operation(experiment=path, exposures=log), "--experiment: needs --user-key-file or ADAGRPO_USER_KEY"),
-        (None, Operation(experiment=path, exposures=log, user_key_file=key), "plan.yaml: arms.new: .*not trained"),
+        (None, Operation(experiment=path, exposures=log, user_key_file=key), "plan.yaml: arms.new: .*no list of"),
     ):
         with pytest.raises(UserError, match=said):
             serve(

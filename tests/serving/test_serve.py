@@ -296,7 +296,7 @@ def test_health_says_what_is_served(service: Service) -> None:
 def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path) -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"--port .*choose another"):
         listen("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(UserError, match=r"--arm grpo: not trained .* sft, nll, adagrpo"):
+    with pytest.raises(UserError, match=r"--arm grpo: no list of .* sft, nll, adagrpo, .*mean 'adagrpo'"):
         recommender(opened(folder), ListOptions("grpo"))
 
 

@@ -23,7 +23,7 @@ from adagrpo.cli.log_roles import (
     UserKeyFile,
     by_role,
 )
-from adagrpo.cli.options import Command, Common, MaxBadRows, session
+from adagrpo.cli.options import Command, Common, MaxBadRows, Replace, session
 from adagrpo.errors import UserError
 
 
@@ -47,6 +47,7 @@ def decide(
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
     control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
+    replace_run: Replace = False,
 ) -> None:
     """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
     if reward:
@@ -67,6 +68,8 @@ def decide(
         given = said_columns(common.settings, only=False).logs
         roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
         opened = _made(common, roles, out)
+    if not replace_run:
+        library.check_logs(opened)
     with session(opened):
         content = opened.decide(budget_ms, train=train, control=control)
     if common.as_json:

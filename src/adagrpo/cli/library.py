@@ -39,6 +39,7 @@ from adagrpo.pipeline import (
     serve,
     update_catalog,
 )
+from adagrpo.pipeline.checks import check_logs
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.demo import demo_runs, run_demo

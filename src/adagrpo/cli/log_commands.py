@@ -22,7 +22,7 @@ from adagrpo.cli.log_roles import (
     UserKeyFile,
     by_role,
 )
-from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, session
+from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, Replace, session
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
@@ -177,6 +177,7 @@ def prepare(
     user_key_file: UserKeyFile = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
+    replace: Replace = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
     said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
@@ -197,6 +198,8 @@ def prepare(
     content = {"name": out.name} | before | {"data": source}
     config = library.resolve_config(content, common.overrides(max_bad_rows), "prepare")
     run = library.Run(out, config, data if joins else Path(), common.console(out))
+    if not (replace or dry_run):
+        library.check_logs(run)
     reset = library.reset_settings(out, config)
     if reset:
         run.console.note(

@@ -63,6 +63,9 @@ RewardWeight = Annotated[
 ]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Make all of a run again that was made from other logs, in place.")
+]
 Elsewhere = Annotated[
     Path | None,
     typer.Option("--out", help="Another run directory, for all that is written; the run itself is only read."),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from adagrpo.cli.lazy import library
-from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, close, session
+from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, close, session
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
 from adagrpo.stopping import terminable
@@ -58,6 +58,7 @@ def run_recipe(
     data: Annotated[Path, typer.Option(help="The folder that the recipe's relative paths are in.")] = Path(),
     dry_run: DryRun = False,
     max_bad_rows: MaxBadRows = None,
+    replace: Replace = False,
 ) -> None:
     """Run a recipe; the same command continues an interrupted run."""
     config = library.load_config(recipe, common.overrides(max_bad_rows))
@@ -67,6 +68,8 @@ def run_recipe(
     if dry_run:
         _print_recipe_and_plan(run, common)
         return
+    if not replace:
+        library.check_logs(run)
     _carry_out(run, common)
 
 

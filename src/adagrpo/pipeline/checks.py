@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.config import dump_config
+from adagrpo.config import dump_config, read_settings
 from adagrpo.errors import UserError
 from adagrpo.pipeline.commands import ALWAYS, command, remake_command
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import Part
+from adagrpo.pipeline.stage import MadeFrom, Part
 from adagrpo.pipeline.stage_table import (
     MEASURES_REWARD,
     commands_of_stages,
@@ -27,10 +27,15 @@ from adagrpo.pipeline.stage_table import (
     reads_key,
     row_of,
 )
+from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.hashes import cached_hash
 
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
 DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # whose stages `decide` makes
+# what makes logs itself: the key of `data`, the stage, and what it is called
+MADE = {"marketplace": ("simulate", "simulated logs"), "exposures": ("exposures", "the log of a service")}
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 
 
@@ -61,6 +66,46 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
             made_stale = _asked_for(part, keys)
             if made_stale and part.there and part not in needed and not _makes(verb, part.name):
                 raise UserError(_spares(run, verb, part, made_stale))
+
+
+def check_logs(run: RunDirectory) -> None:
+    """Refuse to make a run again from other logs than it was made from, which would replace all that it holds.
+
+    Each file that it was made from has to be given, byte for byte, and no log beside them; impressions or a table of
+    items may come. Of simulated logs and those of a service, which a run makes itself, it is enough to be of that kind.
+
+    Raises:
+        UserError: naming the file that is another one, or what there was and what is given.
+    """
+    done = manifest(run.folder("prepare"))
+    kept = None if done is None else MadeFrom.of(done)
+    if kept is None:
+        return
+    was, now = kept.settings.get("data", {}), read_settings(run.config, kept.reads, kept.but).get("data", {})
+    made = tuple(f"{stage}/" for key, (stage, _) in MADE.items() if was.get(key))
+    before = {label: digest for label, digest in kept.inputs.items() if not label.startswith(made)}
+    given = run.labels(
+        [path for path in declared(run.config, ["prepare"])["prepare"](run).inputs if run.root_of(path) is None]
+    )
+    if not all(path.is_file() for path in given.values()):
+        return  # the command says so itself
+    digests = {label: cached_hash(path) for label, path in given.items()}
+    changed = [label for label, digest in before.items() if digests.get(label, digest) != digest]
+    logs = [digests[label] for label, path in given.items() if path in log_source(run).logs]
+    if (
+        bool(was.get("marketplace")) == bool(now.get("marketplace"))
+        and {*before.values()} <= {*digests.values()}
+        and {*logs} <= {*before.values()}
+    ):
+        return
+    said = [
+        " and ".join([*labels, *(what for key, (_, what) in MADE.items() if data.get(key))])
+        for labels, data in ((before, was), (given, now))
+    ]
+    differs = f"another {changed[0]} than the file is now" if changed else f"{said[0]}, not from {said[1]}"
+    raise UserError(
+        f"{run.called}: was made from {differs}; --replace makes all of it again in place, or give another --out"
+    )
 
 
 def reward_stages(run: RunDirectory) -> list[str]:

@@ -58,6 +58,8 @@ def remake_command(run: RunDirectory, place: Path | str) -> str:
         )
     row = row_of(stage)
     made_by = row.command if row is not None else stage.partition("/")[0]
+    if row is not None and row.shared and run.finished("fuse/*"):  # `decide` measures all again that it measured
+        made_by = "decide"
     if stage in OUTPUTS:
         made_by = "ranker" if run.config.without_order else "evaluate"
     given = [text for text in run.overrides if reads_key(made_by, text.partition("=")[0])]

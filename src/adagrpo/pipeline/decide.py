@@ -12,8 +12,9 @@ The rule, over the contenders whose list takes no longer than the budget; where 
    is below zero (`RandomOrder.worse`).
 
 A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
-where it takes longer, the decision says so. A list that asks a reward which has probably seen the held-out items
-(`adagrpo.diagnosis.leaks`), or whose policy was trained with it, is measured and never taken. Test cases are read once,
+where it takes longer, the decision says so. Of several rewards those that have probably seen the held-out items
+(`adagrpo.diagnosis.leaks`) are left out before anything is measured, and run.yaml keeps the rest. If all have, a list
+that asks them, or whose policy was trained with them, is measured and never taken. Test cases are read once,
 for the table, and have no part in the choice. decision.plan.yaml is the experiment that compares the chosen list with
 the one that users get today; a plan that is frozen, or changed by hand, is left as it is.
 """
@@ -30,7 +31,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions
 from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -77,6 +78,8 @@ NEEDS = {
     REWARD: (),
 }
 
+CHECK = "Check that all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
+
 Values = NDArray[np.float64]
 
 
@@ -100,6 +103,33 @@ def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
     return [*SOURCES, *rewards_alone(reward), START, *arms, *start, *fused]
+
+
+def leave_leaks_out(run: RunDirectory) -> list[str]:
+    """Take the rewards that have probably seen the held-out items out of a run's sum, and say which.
+
+    Nothing where none has, or all have: then none of the lists that ask them is taken, see `decision`.
+    """
+    options = run.config.reward
+    if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
+        return []
+    try:
+        found = {name: leak_reason(signs) for name, signs in suspects(Models(RunData(run))).items()}
+    except NotFinite:  # the first look at the rewards says so
+        return []
+    leaks = {name: reason for name, reason in found.items() if reason is not None}
+    kept = [place for place in range(len(options.parts)) if f"{REWARD}-{place + 1}" not in leaks]
+    if not leaks or not kept:
+        return []
+    weights = None if options.weights is None else tuple(options.weights[place] for place in kept)
+    rest: RewardOptions = WeightedOptions(members=tuple(options.parts[place] for place in kept), weights=weights)
+    if weights is None and len(kept) == 1:  # as one reward is given
+        rest = rest.parts[0]
+    run.config = run.config.model_copy(update={"reward": rest})
+    return [
+        f"{reward_title(options, name)} has probably seen the held-out items and was left out: {reason}. {CHECK}"
+        for name, reason in leaks.items()
+    ]
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
@@ -189,11 +219,14 @@ def decision(
     budget: float | None,
     control: str = START,
     left_out: Mapping[str, str] = MappingProxyType({}),
+    leaking: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Decide what to serve: the competing lists, the choice, and how sure it is.
 
     Args:
         budget: milliseconds that a list may take; None: any.
+        left_out: lists that were not measured, and why.
+        leaking: what `leave_leaks_out` says.
 
     Raises:
         UserError: no list is within the budget.
@@ -256,6 +289,7 @@ def decision(
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
         "reward_in_fusion": _worth_of_reward(pairs),
         "doubts": [
+            *leaking,
             *_doubts(data, quick, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
@@ -403,8 +437,7 @@ def _doubts(
     """List what a reader must know before acting on the choice, the gravest first."""
     doubts = [
         f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it, or"
-        f" whose policy was trained with it, was chosen: {reason}. Check that all that it was fitted on or counts ends"
-        " where training ends (prepare/training_logs.parquet)"
+        f" whose policy was trained with it, was chosen: {reason}. {CHECK}"
         for name, reason in leaks.items()
     ]
     count = len(values[choice.best])

@@ -262,11 +262,15 @@ class RunDirectory(RunFolder):
             made_from = declared.made_from(self.config, self.hash_inputs(declared.inputs))
             there = self.folder(name)
             done = manifest(there)
-            if done is not None and done["fingerprint"] == made_from.fingerprint(name):
+            same = done is not None and done["fingerprint"] == made_from.fingerprint(name)
+            if same:
                 verify(there)
+            if same and not (changed := declared.changed(there)):
                 folder.forget()
                 self._event(name, "skip", 0.0)
             else:
+                if same:
+                    self.console.note(f"note: {changed}; {name} is made again, with what is made from it")
                 folder.check()
                 self._event(name, "start", 0.0)
                 started = time.monotonic()

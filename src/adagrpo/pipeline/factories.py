@@ -42,9 +42,9 @@ from adagrpo.rewards import (
     Reward,
     WeightedReward,
     ask_reward,
-    find_module,
     load_function,
     load_model,
+    module_files,
     takes_training_logs,
 )
 from adagrpo.rewards.cross_fitted import CrossFitted
@@ -57,6 +57,8 @@ from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
+FIRST_LOOK = ("reward", "reward.json")  # of the stage `reward`
+PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not say all that decides their scores
 
 
 @runtime_checkable
@@ -129,7 +131,13 @@ class Models:
     def reward_files(self) -> list[Path]:
         """The files that decide `reward`."""
         spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_spreads else []
-        return [*self.files_of(self.config.reward), *spreads]
+        return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
+
+    @property
+    def probe_files(self) -> list[Path]:
+        """What is kept of the answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`; none of others."""
+        probed = not self.config.without_order and any(map(self.config.reward.holds, PROBED))
+        return [self.run.path(*FIRST_LOOK)] if probed else []
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
@@ -188,7 +196,7 @@ class Models:
                     _refuse_other_items(self.data, folder)
                 own = [folder / "model.safetensors"]
             case CallableOptions() | FactoryOptions():
-                own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+                own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
             case LightGBMOptions() | LambdaRankOptions():
                 own = [self._trees(options)]
             case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():

@@ -70,7 +70,7 @@ class ListMaker:
         near = run.path(NEIGHBOURS, NEIGHBOURS_FILE)
         source = {NEIGHBOURS: near, "ranker": run.path("ranker", "best", "model.safetensors")}
         if name.order in (alone := rewards_alone(self.models.config.reward)):
-            return self.models.files_of(alone[name.order])
+            return [*self.models.files_of(alone[name.order]), *self.models.probe_files]
         if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
             return [source[name.order]] if name.order in source else []
         fitted = [run.path(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS)]

@@ -13,7 +13,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
-from adagrpo.rewards import find_module, load_function
+from adagrpo.rewards import load_function, module_files
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
@@ -55,7 +55,7 @@ def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
     """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
     match options:
         case CallableOptions() | FactoryOptions():
-            own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+            own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
         case LightGBMOptions():
             own = [run.data / options.model]
         case SequentialOptions(checkpoint=str(folder)):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from adagrpo.config.messages import nearest
 from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.commands import command
+from adagrpo.pipeline.decide import contenders
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -70,6 +73,12 @@ def served_list(
     decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
     called = decided or arm
     name = None if called is None else parse_list(called)
+    arms = [arm.name for arm in run.config.train.arms if arm.name in run.trained()]
+    if name is not None and name.policy not in (None, START, *arms):
+        there = _can_be_served(run, arms)
+        near = nearest(str(called), there)
+        hint = "" if near.startswith("known") else f"; {near}"
+        raise UserError(f"--arm {called}: no list of {run.called}; there is {', '.join(there)}{hint}")
     chosen = choose_checkpoint(run, None if name is None else name.policy or START, checkpoint)
     if decided is not None:
         chosen = chosen._replace(why="what `adagrpo decide` chose")
@@ -85,6 +94,13 @@ def served_list(
     if name.order not in ("policy", RERANK) and checkpoint != "best":
         raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
     return name, chosen
+
+
+def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
+    """The lists of a run of which all stages are there, by name."""
+    maker, finished = ListMaker(Models(RunData(run))), {*run.finished("*", "*/*", "*/*/*")}
+    names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config.reward, arms)]
+    return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
 
 
 def _decided(run: RunDirectory) -> str | None:

@@ -3,15 +3,22 @@
 The look is the stage `reward`: it asks about a few validation cases before anything is trained, so that a reward that
 fails, is not finite or says the same of every item is refused at once. `reward.json` keeps the spread of its scores and
 of its members', the standard deviation within a case; a sum without weights has no scores yet.
+
+Of the user's own rewards (`PROBED`) it also keeps the scores of a probe, `PROBE` pairs of a history and an item: a data
+file, an endpoint or a library can change where no file that is hashed does. They are compared whenever the reward is
+loaded for what was measured with it. The stages that ask the reward are made from `reward.json`, so that a look that is
+made again makes them again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.sequences import pad
@@ -19,18 +26,25 @@ from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.factories import FIRST_LOOK, Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Cases, Histories
 
 LOOK_CASES, LOOK_ITEMS = 64, 50
+PROBE, PROBE_CASES = 200, 50
+Values = NDArray[np.float64]  # (B, N)
+# what may be noise of float32: a share of the score itself, and of the spread within a case
+NOISE, NOISE_OF_SPREAD = 1e-6, 1e-3
 
 
-def check_reward(models: Models) -> None:
+def check_reward(models: Models) -> str:
     """Look at the reward before it is used; nothing is written.
+
+    Returns:
+        How it answers otherwise than when it was measured; empty where it does not, or where nothing was kept.
 
     Raises:
         UserError: it says the same of every item, is not finite, or is otherwise wrong in a way that the user can mend.
@@ -40,6 +54,7 @@ def check_reward(models: Models) -> None:
     # the run's own reward is looked at as groups are scored by it
     reward = models.group_reward() if options == SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
+    return "" if not models.probe_files else _other_answers(models, models.run.content(*FIRST_LOOK))
 
 
 def first_look(run: RunDirectory) -> Declaration:
@@ -55,10 +70,24 @@ def first_look(run: RunDirectory) -> Declaration:
         if isinstance(options, WeightedOptions):
             parts = zip(models.members(), options.parts, strict=True)
             content["members"] = [_spread(data, cases, member, part) for member, part in parts]
+        if models.probe_files:
+            content["probe"] = _probe(models, cases)
         write_json(work / "reward.json", content)
 
-    inputs = [*data.training_files, *models.files_of(options)]
-    return Declaration(build, inputs, ("reward.json",), (*models.reward_reads, "seed", "max_history"))
+    def changed(there: Path) -> str:
+        try:
+            return _other_answers(models, read_json(there / "reward.json"))
+        except Exception:  # it cannot be asked now; what asks it says so
+            return ""
+
+    return Declaration(
+        build,
+        inputs=[*data.training_files, *models.files_of(options)],
+        files=("reward.json",),
+        settings=(*models.reward_reads, "seed", "max_history"),
+        schema=2 if models.probe_files else 1,
+        changed=changed if models.probe_files else Declaration.changed,
+    )
 
 
 def _cases(data: RunData) -> Cases:
@@ -85,8 +114,71 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 
 
+def _apart(models: Models) -> list[tuple[str, Reward]]:
+    """The rewards of a run by name, of a sum its members."""
+    options = models.config.reward
+    parts = options.parts if isinstance(options, WeightedOptions) else (options,)
+    return [(reward_name(part), member) for part, member in zip(parts, models.members(), strict=True)]
+
+
+def _probe(models: Models, cases: Cases) -> dict[str, Any]:
+    """Pairs of histories and items drawn at random, and what each reward answers; null if it answers at random."""
+    data, rows = models.data, np.arange(min(PROBE_CASES, len(cases)))
+    draw, width = np.random.default_rng(data.config.seed), min(data.num_items, PROBE // len(rows))
+    padded = pad(cases.histories, rows, data.config.max_history)
+    probe: dict[str, Any] = {
+        "histories": padded.items.tolist(),
+        "lengths": padded.lengths.tolist(),
+        "users": cases.users[rows].tolist(),
+        "items": [draw.choice(data.num_items, width, replace=False).tolist() for _ in rows],
+        "scores": [],
+    }
+    for name, reward in _apart(models):
+        before, again = (_ask(data, reward, probe) for _ in range(2))
+        differ = _difference(data, probe, before, again)
+        probe["scores"].append(None if differ else before.tolist())
+        if differ:
+            models.run.console.note(
+                f"note: reward {name} is not deterministic: asked twice, {differ}. So what is served is not what is"
+                " measured, and a change of it will not be seen"
+            )
+    return probe
+
+
+def _other_answers(models: Models, look: Mapping[str, Any]) -> str:
+    """Say which reward answers otherwise than a look kept, and how; empty where none does."""
+    for (name, member), scores in zip(_apart(models), look["probe"]["scores"], strict=True):
+        if scores is None:
+            continue
+        now = _ask(models.data, member, look["probe"])
+        if differ := _difference(models.data, look["probe"], np.array(scores), now):
+            return f"reward {name} answers otherwise than when it was measured: {differ}"
+    return ""
+
+
+def _ask(data: RunData, reward: Reward, probe: Mapping[str, Any]) -> Values:
+    histories, lengths, users, items = (
+        torch.tensor(probe[name], device=data.device) for name in ("histories", "lengths", "users", "items")
+    )
+    return ask_reward(reward, Histories(histories, lengths, users), items).double().cpu().numpy()
+
+
+def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Values) -> str:
+    """Say how many scores differ by more than noise, and the first that does; empty where none does."""
+    spread = float(np.sqrt(before.var(axis=1).mean()))
+    differ = np.abs(now - before) > NOISE * np.abs(before) + NOISE_OF_SPREAD * spread
+    if not differ.any():
+        return ""
+    case, place = np.argwhere(differ)[0]
+    item = data.item_ids[probe["items"][case][place]]
+    return (
+        f"{differ.sum()} of {differ.size} scores differ, the first, of item {item!r}, was {before[case, place]:.6g} and"
+        f" is {now[case, place]:.6g}"
+    )
+
+
 def describe_reward(models: Models) -> dict[str, Any]:
     """Describe the reward, JSON-able: its options and the sha256 of each file that decides it."""
     options, run = models.config.reward, models.run
-    files = {run.label(path): run.hash_input(path) for path in models.files_of(options)}
+    files = {run.label(path): run.hash_input(path) for path in [*models.files_of(options), *models.probe_files]}
     return {**options.identity(), "files": files}

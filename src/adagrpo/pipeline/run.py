@@ -29,7 +29,7 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.decide import contenders, decision, not_measured
+from adagrpo.pipeline.decide import contenders, decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.files import RunData
@@ -161,7 +161,7 @@ class Run(StageMaker):
     def evaluate(self) -> pl.DataFrame:
         """Evaluate sft and every trained arm on validation and test; see `metrics` for what comes back."""
         with self._doing("evaluate"):
-            self._evaluate(finished_arms(self))
+            self._evaluate()
         return self.metrics
 
     def diagnose(self) -> Diagnosis:
@@ -171,10 +171,9 @@ class Run(StageMaker):
             UserError: a stage is missing.
         """
         with self._doing("diagnose"):
-            wanted = diagnosis(self)
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
-            self.make("diagnose", wanted)
+            self.make("diagnose", diagnosis(self))
             content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # which shows the verdict
@@ -216,6 +215,9 @@ class Run(StageMaker):
             self._note_made_again((*first, "train") if train else first)
             for command in first:
                 self._make(command)
+            leaking = leave_leaks_out(self)
+            if leaking and control not in contenders(self.config.reward, trained):
+                raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
             if train:
                 self._train(anyway=True)
             arms = finished_arms(self) if train else []
@@ -232,7 +234,7 @@ class Run(StageMaker):
                     read.append(name)
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
-            content = decision(self, arms, budget_ms, control, left_out)
+            content = decision(self, arms, budget_ms, control, left_out, leaking)
             self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it

@@ -73,8 +73,8 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
             weight or the precision is none.
     """
     served, about, maker = _recommender(run, asked)
-    if maker.asks_reward(parse_list(about["arm"])):
-        check_reward(maker.models)
+    if maker.asks_reward(parse_list(about["arm"])) and (other := check_reward(maker.models)):
+        raise UserError(f"{run.called}: {other}; run {run.remake_command('reward')}")
     return served, about
 
 

@@ -104,12 +104,20 @@ def weight_said(name: ListName, served: Recommender) -> float | None:
 
 
 def look_at_reward(models: Models) -> None:
-    """Say what is wrong with a reward that is to be asked; lists come without it, and it is asked again."""
+    """Say what is wrong with a reward that is to be asked; lists come without it, and it is asked again.
+
+    Raises:
+        UserError: it answers otherwise than when it was measured.
+    """
+    run = models.run
     try:
-        check_reward(models)
+        other = check_reward(models)
     except Exception as error:  # a factory's reward raises what it likes
         said = error if isinstance(error, UserError | ServiceError) else repr(error)
-        models.run.console.note(f"note: the reward failed: {said}; until it answers, lists come without it")
+        run.console.note(f"note: the reward failed: {said}; until it answers, lists come without it")
+    else:
+        if other:
+            raise UserError(f"{run.called}: {other}; run {run.remake_command('reward')}")
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:

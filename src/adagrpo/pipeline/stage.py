@@ -50,6 +50,8 @@ class Declaration:
         also: JSON-able, what else decides the result: a constant of the code, the fold, the arm.
         schema: of what the stage computes; raised when the same inputs and settings come to give another result.
         together: it fits a model: all processes take part, and those that do not lead write nothing.
+        changed: says of the finished folder what is another one since, that no file or setting shows; empty where
+            nothing is. The stage is then made again.
     """
 
     build: Callable[[Path], None]
@@ -60,6 +62,7 @@ class Declaration:
     also: Any = None
     schema: int = 1
     together: bool = False
+    changed: Callable[[Path], str] = lambda there: ""
 
     def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
         """Return what the stage is made from under a configuration."""
@@ -143,7 +146,7 @@ class StageFolder:
             for folder in takewhile(lambda folder: folder != self.directory, (place, *place.parents)):
                 if folder.is_symlink():
                     raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
-        check_replaceable(self.place, self.name)
+        check_replaceable(self.place, self.name, self._is_own)
         self._check_work()
 
     def make(self, made_from: MadeFrom, build: Callable[[Path], None]) -> None:

@@ -24,7 +24,7 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.stage_table import RUN, declared, row_of
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.staleness import left_out_arms, made_again, stages_of
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, stages_of
 from adagrpo.report import write_report
 
 
@@ -94,8 +94,8 @@ class StageMaker(RunDirectory):
     def _train(self, *, anyway: bool) -> None:
         if self.config.without_order:
             return
-        check_diagnosis(self, anyway=anyway)
         self._look_at_reward()
+        check_diagnosis(self, anyway=anyway)
         self._make("train")
 
     def _look_at_reward(self) -> None:
@@ -104,16 +104,18 @@ class StageMaker(RunDirectory):
         models = Models(data)
         for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
             self.hash_input(path)  # of the stages that are missing, the first is named
-        self.note("reward", describe_reward(models))
         if self.config.reward == SequentialOptions():
             check_reward(models)
         elif "reward" not in self._ready:
             self.make("reward", first_look(self))
             self._ready.add("reward")
+        self.note("reward", describe_reward(models))
 
-    def _evaluate(self, arms: list[str]) -> None:
+    def _evaluate(self, arms: list[str] | None = None) -> None:
+        """Measure some arms; None: all that are up to date once the reward was looked at."""
         if not self.config.without_order:
             self._look_at_reward()
+        arms = finished_arms(self) if arms is None else arms
         self._make("evaluate", arms)
         self._collect(arms)
 

@@ -1,7 +1,7 @@
 """Rewards: what one is, the user's own and those made of others, and how one is asked."""
 
 from adagrpo.rewards.boosted import BoostedReward, load_model
-from adagrpo.rewards.callable import CallableReward, find_module, load_function, takes_training_logs
+from adagrpo.rewards.callable import CallableReward, load_function, module_files, takes_training_logs
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.feature import FeatureReward
@@ -21,8 +21,8 @@ __all__ = [
     "Reward",
     "WeightedReward",
     "ask_reward",
-    "find_module",
     "load_function",
     "load_model",
+    "module_files",
     "takes_training_logs",
 ]

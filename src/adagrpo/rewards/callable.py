@@ -9,11 +9,13 @@ training goes. What the function raises, and an answer that is not whole, is the
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
+INSTALLED = {"site-packages", "dist-packages"}
 ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
 
 
@@ -73,6 +76,49 @@ def find_module(function: str, folder: Path) -> Path:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise UserError(f"reward.function: no module '{module}', neither in {folder} nor installed")
     return Path(spec.origin)
+
+
+def module_files(function: str, folder: Path) -> list[Path]:
+    """The file of a module that a `module:function` names, and of what it imports from beside it, directly or not.
+
+    Imports are read in the source, and nothing is run: those by a computed name are not seen. Of an installed package
+    it is the module alone.
+
+    Raises:
+        UserError: see `find_module`.
+    """
+    first, names = find_module(function, folder), [function.partition(":")[0]]
+    if INSTALLED & {*first.parts}:
+        return [first]
+    depth = names[0].count(".") + (first.name == "__init__.py")
+    root, found = first.parents[depth], {first: None} if first.suffix != ".py" else dict[Path, None]()
+    while names:
+        parts = names.pop().split(".")
+        for end in range(1, len(parts) + 1):  # importing a.b.c runs a and a.b too
+            place = root.joinpath(*parts[:end])
+            for path, package in ((place.with_suffix(".py"), parts[: end - 1]), (place / "__init__.py", parts[:end])):
+                if path not in found and path.is_file():
+                    found[path] = None
+                    names += _imported(path.read_bytes(), tuple(package))
+    return list(found)
+
+
+@cache
+def _imported(source: bytes, package: tuple[str, ...]) -> list[str]:
+    """The modules that a module of a package imports, and of `from a import b` also `a.b`, which may be one."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):  # importing it says so
+        return []
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names += [f"{base}.{alias.name}" for alias in node.names if base]
+    return names
 
 
 def load_function(function: str, folder: Path) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import ctypes
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,16 @@ def publish(directory: Path, target: Path) -> None:
         remove_artifact(replaced, kind)
 
 
-def check_replaceable(target: Path, kind: str) -> None:
+def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
     """Refuse to replace what is not an artifact of the same kind and nothing else.
 
     Args:
         kind: what is to come there: artifacts that have their place in it may be there before it.
+        writes: whether the artifact has a file of this name; a folder of such files alone lacks its manifest.
 
     Raises:
-        UserError: a file or a link has the name, the folder is marked or sealed as something else, or it holds a file
-            that is not of the artifact; it is named.
+        UserError: a file or a link has the name, the folder is marked or sealed as something else, lacks its manifest,
+            or holds a file that is not of the artifact; it is named.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
@@ -107,6 +108,10 @@ def check_replaceable(target: Path, kind: str) -> None:
     if there != kind:
         raise UserError(f"{target}: holds '{there}', not '{kind}'; take another folder, or move this one away")
     unknown = unknown_files(target, _listed(target, kind).__contains__)
+    if unknown and manifest(target) is None:
+        unknown = [path for path in unknown if path.is_symlink() or not writes(path.name)]
+        if not unknown:
+            raise UserError(f"{target / MANIFEST}: missing; delete {target} to have it made again")
     if unknown:
         raise UserError(f"{unknown[0]}: not made by this program; move it away, so that {target} can be replaced")
 

@@ -47,7 +47,7 @@ def reranking(run: RunDirectory) -> Declaration:
     models = Models(data)
     options = run.config.reward
     inputs = [*data.training_files, *data.shown_files, *data.catalog_files]
-    inputs += [weights / "model.safetensors", *models.files_of(options)]
+    inputs += [weights / "model.safetensors", *models.files_of(options), *models.probe_files]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
