@@ -12,8 +12,9 @@ from scipy import optimize, sparse, special
 from adagrpo.lists import fit_fusion
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, FittedWeights, Fusion, Weights, unite
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, ListName, parse_list
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, ListName, parse_list
 from adagrpo.lists.sources import NearestItems, Popularity, best_of
+from adagrpo.lists.table import LISTED
 from adagrpo.types import Histories
 
 REWARD = "reward"
@@ -140,4 +141,4 @@ def test_a_name_is_taken_apart_as_it_was_put_together(policy: str, order: str) -
 
 
 def test_sources_are_called_by_their_names() -> None:
-    assert [str(parse_list(name)) for name in SOURCES] == list(SOURCES)
+    assert [str(parse_list(name)) for name in LISTED] == list(LISTED)

@@ -214,7 +214,7 @@ def test_a_list_that_is_not_there_is_answered_with_all_that_are_and_the_nearest(
 ) -> None:
     run = decided[0]
     trained = "sft, nll, adagrpo, nll+rerank, adagrpo+rerank"
-    alone = "popularity, item_knn, ranker, reward-1, reward-2"
+    alone = "popularity, item_knn, ease, ranker, reward-1, reward-2"
     fused = "fuse-without-reward, rerank, fuse, nll+fuse, adagrpo+fuse"
     for name, hint in (("fused", "; did you mean 'fuse'?"), ("xyz", "")):
         with pytest.raises(UserError) as caught:

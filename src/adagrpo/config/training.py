@@ -17,8 +17,8 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS
 
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
-LISTS = ("popularity", "item_knn", "ranker", "fuse-without-reward", "fuse")  # that need no trained arm
-TAKEN = ("sft", "rerank", *LISTS, *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm
+# stages that are no arm; names of sources (`adagrpo.lists.table`) are refused where a run is opened
+TAKEN = ("sft", "rerank", "fuse", "fuse-without-reward", *MATCHED, "baselines", "exposures", "reward", "counts")
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
 _TAKEN = re.compile(rf"reward-\d+|{_ARM.pattern}")
 

@@ -26,13 +26,12 @@ from adagrpo.lists.correction import Correction, inputs_of
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.names import REWARD
 from adagrpo.lists.sources import CandidateSource, best_of
+from adagrpo.lists.table import SOURCES
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_members, ask_reward
 from adagrpo.types import Histories
 
 POLICY = "policy"
-SUCCESSORS = "successors"
-FEATURES_ALONE = (SUCCESSORS, "popularity")  # whose best items are no candidates
 
 
 class Weights(NamedTuple):
@@ -97,11 +96,11 @@ class Fusion:
             sources: by name, in the order of the features behind that of the policy.
             rewards: names of the features that the reward gives, one for each of its members or `REWARD` alone; empty:
                 it is not asked.
-            width: items that each source gives, but those of `FEATURES_ALONE`.
+            width: items that each source gives, but those that propose none.
             fitted: the weights; None until they are known.
         """
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
-        self._proposing = [name for name in self.sources if name not in FEATURES_ALONE]
+        self._proposing = [name for name in self.sources if SOURCES[name].proposes]
         self.features = (POLICY, *self.sources, *self.rewards)
         if fitted is not None and {*fitted.whole.weights} != {*self.features}:
             raise ValueError(

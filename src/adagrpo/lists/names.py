@@ -4,7 +4,7 @@ sft, nll, ...                 the beam of a policy
 rerank, nll+rerank            that beam in the order of log-probability + weight · reward; `rerank` is of sft
 fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` is of sft
 fuse-without-reward, ...      the same with weights that need no reward
-popularity, item_knn, ranker  a source alone
+popularity, item_knn, ...     a source alone, see `adagrpo.lists.table`
 reward                        the reward alone over the whole catalogue; of a sum `reward-1`, `reward-2`, ...
 """
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from adagrpo.lists.table import LISTED
+
 START = "sft"
 RERANK, FUSE, FUSE_WITHOUT_REWARD = "rerank", "fuse", "fuse-without-reward"
-SOURCES = ("popularity", "item_knn", "ranker")
 REWARD = "reward"
 _ALONE = re.compile(rf"{REWARD}(?:-([1-9]\d*))?")
 
@@ -24,7 +25,7 @@ class ListName(NamedTuple):
     """The parts of a name."""
 
     policy: str | None  # the arm whose beam it is; None where no policy has a part
-    order: str  # policy, rerank, fuse, fuse-without-reward, a reward alone, or one of `SOURCES`
+    order: str  # policy, rerank, fuse, fuse-without-reward, a reward alone, or a source
 
     def __str__(self) -> str:
         if self.policy is None or self.order == "policy":
@@ -39,7 +40,7 @@ def parse_list(name: str) -> ListName:
         >>> parse_list("nll+fuse"), parse_list("item_knn")
         (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
     """
-    if name in SOURCES or _ALONE.fullmatch(name):
+    if name in LISTED or _ALONE.fullmatch(name):
         return ListName(None, name)
     policy, plus, order = name.rpartition("+")
     if order in (RERANK, FUSE, FUSE_WITHOUT_REWARD) and (policy or not plus):

@@ -10,8 +10,8 @@ over the places; `x_1 .. x_T` is the history. Source: Sarwar et al. (WWW 2001) f
 the decay towards older items is that of session-based kNN (Ludewig & Jannach 2018). The ranker, fitted by
 cross-entropy, is SASRec.
 
-A source lists its best items alone (a baseline of evaluation, and `item_knn` is a list that can be served), and gives a
-fused list its candidates and one of its features, see `adagrpo.lists.fusion`.
+A source lists its best items alone, and gives a fused list its candidates and one of its features, see
+`adagrpo.lists.fusion`. Which sources there are: `adagrpo.lists.table`.
 """
 
 from __future__ import annotations

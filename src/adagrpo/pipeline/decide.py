@@ -42,12 +42,12 @@ from adagrpo.lists.names import (
     FUSE_WITHOUT_REWARD,
     RERANK,
     REWARD,
-    SOURCES,
     START,
     ListName,
     parse_list,
     reward_number,
 )
+from adagrpo.lists.table import LISTED, SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.commands import remake_command
 from adagrpo.pipeline.directory import RunDirectory
@@ -67,17 +67,6 @@ ROUNDS = 10  # in which lists take turns: load on the machine only adds to a tim
 TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
 FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
-NEEDS = {
-    "popularity": ("counts",),
-    "item_knn": ("similarities of items",),
-    "ranker": ("the sequential ranker",),
-    "policy": ("the policy",),
-    FUSE_WITHOUT_REWARD: ("the policy", "similarities of items", "the sequential ranker"),
-    RERANK: ("the policy",),
-    FUSE: ("the policy", "similarities of items", "the sequential ranker"),
-    REWARD: (),
-}
-
 CHECK = "Check that all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
 
 Values = NDArray[np.float64]
@@ -102,7 +91,7 @@ def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
     """The lists that compete, from the one that needs least at serving time to the one that needs most."""
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*SOURCES, *rewards_alone(reward), START, *arms, *start, *fused]
+    return [*LISTED, *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
@@ -133,12 +122,19 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
-    """Say why a reward alone is too slow to be measured over the whole catalogue, or fails there; None if it is not.
+    """Say why a list is left out; None if it is not.
+
+    A source may be made for smaller catalogues; a reward alone may fail over the whole catalogue, or be too slow there.
 
     Args:
-        name: of a stage; of any that measures no reward alone this is None, as where it is done.
+        name: of a stage that measures a list or fits a source; None of any other, and where it is done.
     """
     kind, _, called = name.rpartition("/")
+    source = SOURCES.get(called)
+    if kind in ("", "evaluate") and source is not None and source.most_items is not None:
+        items = RunData(run).num_items
+        most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
+        return most if items > source.most_items else None
     if kind != "evaluate" or reward_number(parse_list(called).order) is None or run.has_made(name, stage):
         return None
     data = RunData(run)
@@ -275,7 +271,7 @@ def decision(
                 "test": _test_metrics(run, name),
                 "milliseconds": round(taken[name], 2),
                 "processor_milliseconds": round(times[name].processor, 2),
-                "needs": _needs(maker, name),
+                "needs": maker.needs(parse_list(name)),
             }
             | ({} if judged is None else {"random": _on_random(judged, name)})
         )
@@ -336,14 +332,6 @@ def _of_catalogue(run: RunDirectory) -> list[str]:
     ]
 
 
-def _needs(maker: ListMaker, name: str) -> list[str]:
-    """Name what must be there at serving time."""
-    called = parse_list(name)
-    alone = reward_number(called.order) is not None
-    reward = reward_title(maker.models.config.reward, called.order)
-    return [*NEEDS[REWARD if alone else called.order], *([reward] if maker.asks_reward(called) else [])]
-
-
 def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
     """Check that a list asks one of these rewards."""
     alone = reward_number(called.order) is not None
@@ -353,8 +341,8 @@ def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> boo
 def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
     """(N,) a column of the validation cases, from the stage that measured a list there."""
     called = parse_list(name)
-    alone = reward_number(called.order) is not None
-    path = run.checked(*(("evaluate", name) if alone else (FUSE, called.policy or START)), VALIDATION)
+    measured = called.policy is None or called.order == RERANK
+    path = run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
     return pl.read_parquet(path, columns=[column])[column].to_numpy()
 
 

@@ -29,6 +29,7 @@ import torch
 from adagrpo.config import Config, Settings, as_overrides, dump_config, resolve_config
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
+from adagrpo.lists.names import parse_list
 from adagrpo.pipeline.description import DESCRIPTION, describe, outputs, read_description, write_description
 from adagrpo.pipeline.events import append_event, cut_half_line, read_events
 from adagrpo.pipeline.run_folder import RunFolder
@@ -79,9 +80,12 @@ class RunDirectory(RunFolder):
             source: another run, from which this one reads what it lacks; nothing is written there.
 
         Raises:
-            UserError: the directory holds something else than a run.
+            UserError: the directory holds something else than a run, or an arm of the recipe has the name of a list.
         """
         check_kind(directory, "run")
+        for arm in config.train.arms:
+            if parse_list(arm.name).policy is None:
+                raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
         self.directory, self.config, self.data, self.source = directory, config, data, source
         self.called = directory  # as the user calls the run
         self.overrides: tuple[str, ...] = ()  # of run.yaml, by this command

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.data.columns import ITEM, ITEM_ID
+from adagrpo.data.columns import ITEM, ITEM_ID, USER_ID
 from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_items, load_training, load_user_ids
 from adagrpo.data.simulation.truth import Truth
@@ -176,6 +176,10 @@ class RunData:
         if not self.version.number:
             return eligible
         return self.catalog.listed if eligible is None else self.catalog.listed & eligible
+
+    def ids_of(self, users: NDArray[np.int32]) -> pl.DataFrame:
+        """A column `user_id`: the users of cases in the ids of the logs."""
+        return pl.DataFrame({USER_ID: load_user_ids(self.prepared).gather(users)})
 
     def measured_cases(self, split: str) -> Cases:
         """The cases of a split that metrics are of: those whose logged item may be in a list.

@@ -20,9 +20,10 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOpti
 from adagrpo.data.columns import TEXT
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
-from adagrpo.lists.fusion import SUCCESSORS, FittedWeights, Fusion, Weights
+from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
-from adagrpo.lists.sources import SUCCESSOR_FLOOR, CandidateSource, NearestItems, Popularity, RankerScores
+from adagrpo.lists.sources import CandidateSource
+from adagrpo.lists.table import FUSED, LISTED, SOURCES
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.factories import Models
@@ -30,10 +31,10 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.rewards import Reward, WeightedReward
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
-NEIGHBOURS, NEIGHBOURS_FILE, SUCCESSORS_FILE = "item_knn", "neighbours.safetensors", "successors.safetensors"
 WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 
 
@@ -54,34 +55,23 @@ class ListMaker:
 
     def stages(self, name: ListName) -> list[str]:
         """The stages that a list is read from, beside those of its reward and its policy's weights."""
-        if name.order == RERANK:
-            own = self._own_weight(name)
-            return [STAGE, *([] if own is None else [f"evaluate/{name}/{self.checkpoint}"])]
-        if name.order in (FUSE, FUSE_WITHOUT_REWARD):
-            return [NEIGHBOURS, "ranker", f"{FUSE}/{name.policy}"]
-        return {NEIGHBOURS: [NEIGHBOURS], "ranker": ["ranker"]}.get(name.order, [])
+        return kind_of(name).stages(self, name)
 
     def files(self, name: ListName) -> list[Path]:
         """The files that decide a list, beside the catalogue, the training data and its policy's weights."""
-        run = self.models.run
-        if name.order == RERANK:
-            own = self._own_weight(name)
-            return [run.path(STAGE, FILE), *([] if own is None else [own]), *self.models.reward_files]
-        near = run.path(NEIGHBOURS, NEIGHBOURS_FILE)
-        source = {NEIGHBOURS: near, "ranker": run.path("ranker", "best", "model.safetensors")}
+        own = kind_of(name).files(self, name)
         if name.order in (alone := rewards_alone(self.models.config.reward)):
-            return [*self.models.files_of(alone[name.order]), *self.models.probe_files]
-        if name.order not in (FUSE, FUSE_WITHOUT_REWARD):
-            return [source[name.order]] if name.order in source else []
-        fitted = [run.path(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS)]
-        reward = self.models.reward_files if name.order == FUSE else []
-        return [*source.values(), run.path(NEIGHBOURS, SUCCESSORS_FILE), *fitted, *reward]
+            return [*own, *self.models.files_of(alone[name.order])]
+        return [*own, *(self.models.reward_files if name.order in (RERANK, FUSE) else [])]
 
     def asks_reward(self, name: ListName) -> bool:
         """Check that a list is ordered by the run's reward when it is served."""
-        if name.order == FUSE:
-            return self.models.config.reward != SequentialOptions()  # which is a source
-        return name.order == RERANK or reward_number(name.order) is not None
+        return kind_of(name).asks_reward(self.models.config.reward)
+
+    def needs(self, name: ListName) -> list[str]:
+        """What must be there at serving time, in words."""
+        reward = [reward_title(self.models.config.reward, name.order)] if self.asks_reward(name) else []
+        return [*kind_of(name).needs, *reward]
 
     @property
     def reward(self) -> Reward:
@@ -138,21 +128,11 @@ class ListMaker:
             reward: asked in place of the run's own, such as that behind a circuit breaker.
         """
         asked = (reward or self.reward_of(name)) if self.asks_reward(name) else None
-        if name.order == RERANK:
-            known = read_reward_weights(self.models.run.checked(STAGE, FILE))
-            own = self._own_weight(name)
-            chosen = known.rerank if own is None else float(read_json(own)["weight"])
-            weight = chosen if self.reward_weight is None else self.reward_weight
-            return ListOrder(reward=asked, reward_weight=weight, reward_spread=known.spread)
-        if name.order in (FUSE, FUSE_WITHOUT_REWARD):
-            return ListOrder(reward=asked, fusion=self.fusion(name, self.fitted(name)))
-        if reward_number(name.order) is not None:
-            return ListOrder(reward=asked, reward_alone=True)
-        return ListOrder(alone=self.source(name.order) if name.policy is None else None)
+        return kind_of(name).order(self, name, asked)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """The sources of a fused list, and its weights where they are fitted."""
-        sources = {kind: self.source(kind) for kind in ("ranker", NEIGHBOURS, SUCCESSORS, "popularity")}
+        sources = {kind: self.source(kind) for kind in FUSED}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
@@ -170,27 +150,27 @@ class ListMaker:
         found = read_weights(weights, added, self.models.data.device)
         return FittedWeights(found[name.order], found[FUSE_WITHOUT_REWARD])
 
-    def source(self, kind: str) -> CandidateSource:
-        """One of `adagrpo.lists.names.SOURCES`, or successors, loaded once."""
-        if kind not in self.sources:
-            self.sources[kind] = self._load_source(kind)
-        return self.sources[kind]
+    def source(self, name: str) -> CandidateSource:
+        """One of `adagrpo.lists.table.SOURCES`, loaded once."""
+        if name not in self.sources:
+            self.sources[name] = SOURCES[name].load(self)
+        return self.sources[name]
 
-    def _load_source(self, kind: str) -> CandidateSource:
-        data, run = self.models.data, self.models.run
-        if kind == "popularity":
-            counts = data.training.counts(data.num_items)
-            counts[data.version.trained :] = counts[: data.version.trained].min()  # of what came later none is known
-            return Popularity(counts)
-        if kind == NEIGHBOURS:
-            return NearestItems(self._near(NEIGHBOURS_FILE))
-        if kind == SUCCESSORS:
-            return NearestItems(self._near(SUCCESSORS_FILE), SUCCESSOR_FLOOR)
-        return RankerScores(self.models.ranker(run.path("ranker", "best")))
+    def counts(self) -> NDArray[np.int64]:
+        """(V,) training interactions of each item; of what came to the catalogue later, those of the rarest."""
+        data = self.models.data
+        counts = data.training.counts(data.num_items)
+        counts[data.version.trained :] = counts[: data.version.trained].min()
+        return counts
 
-    def _near(self, file: str) -> sparse.csr_array:
-        """(V, V) similarities; what came to the catalogue later is as near as the items that it is like, on average."""
-        near, borrowed = load_neighbours(self.models.run.checked(NEIGHBOURS, file)), self.models.data.version.borrowed
+    def ranker(self) -> SequentialRanker:
+        """The sequential ranker of the run."""
+        return self.models.ranker(self.models.run.path("ranker", "best"))
+
+    def matrix(self, source: str) -> sparse.csr_array:
+        """(V, V) what a source was fitted to; what came to the catalogue later is as the items that it is like."""
+        near = load_matrix(self.models.run.checked(*place_of(source)))
+        borrowed = self.models.data.version.borrowed
         if borrowed is None:
             return near
         likened = sparse.vstack([sparse.eye_array(near.shape[0], dtype=np.float32), borrowed.astype(np.float32)])
@@ -201,6 +181,95 @@ class ListMaker:
         run, arm = self.models.run, name.policy or START
         found = None if arm == START else run.find("evaluate", str(name), self.checkpoint, "metrics.json")
         return found if found is not None and of_these_weights(run, found.parent, arm, self.checkpoint) else None
+
+
+def place_of(source: str) -> tuple[str, ...]:
+    """Where a run keeps what a source reads; empty where that is training data alone."""
+    row = SOURCES[source]
+    return () if row.stage is None else (row.stage, *row.file)
+
+
+@dataclass(frozen=True)
+class ListKind:
+    """A row of the table of lists.
+
+    Attributes:
+        needs: what must be there at serving time beside a reward, in words.
+        order: what a list is ordered by; the reward is None where it asks none.
+        stages: that it is read from, beside those of its reward and its policy's weights.
+        files: that decide it, beside those of a reward, the catalogue, training data and its policy's weights.
+        asks_reward: it asks this reward when it is served.
+    """
+
+    needs: tuple[str, ...]
+    order: Callable[[ListMaker, ListName, Reward | None], ListOrder]
+    stages: Callable[[ListMaker, ListName], list[str]] = lambda maker, name: []
+    files: Callable[[ListMaker, ListName], list[Path]] = lambda maker, name: []
+    asks_reward: Callable[[RewardOptions], bool] = lambda options: False
+
+
+def _always(options: RewardOptions) -> bool:
+    return True
+
+
+def _source_alone(source: str) -> ListKind:
+    place = place_of(source)
+    return ListKind(
+        (SOURCES[source].needs,),
+        lambda maker, name, reward: ListOrder(alone=maker.source(source)),
+        lambda maker, name: [*place[:1]],
+        lambda maker, name: [maker.models.run.path(*place)] if place else [],
+    )
+
+
+def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListOrder:
+    known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
+    own = maker._own_weight(name)
+    chosen = known.rerank if own is None else float(read_json(own)["weight"])
+    weight = chosen if maker.reward_weight is None else maker.reward_weight
+    return ListOrder(reward=reward, reward_weight=weight, reward_spread=known.spread)
+
+
+def _re_ranked_stages(maker: ListMaker, name: ListName) -> list[str]:
+    return [STAGE, *([] if maker._own_weight(name) is None else [f"evaluate/{name}/{maker.checkpoint}"])]
+
+
+def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Path]:
+    own = maker._own_weight(name)
+    return [maker.models.run.path(STAGE, FILE), *([] if own is None else [own])]
+
+
+def _fused_files(maker: ListMaker, name: ListName) -> list[Path]:
+    places = [place_of(source) for source in FUSED]
+    fitted = [(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS)]
+    return [maker.models.run.path(*place) for place in (*places, *fitted) if place]
+
+
+def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
+    stages = [str(SOURCES[source].stage) for source in FUSED if SOURCES[source].stage is not None]
+    return ListKind(
+        ("the policy", *dict.fromkeys(row.needs for name, row in SOURCES.items() if row.fused and row.stage)),
+        lambda maker, name, reward: ListOrder(reward=reward, fusion=maker.fusion(name, maker.fitted(name))),
+        lambda maker, name: [*dict.fromkeys(stages), f"{FUSE}/{name.policy}"],
+        _fused_files,
+        asks_reward,
+    )
+
+
+# the table of lists, in the order of what they need at serving time
+KINDS: Mapping[str, ListKind] = {
+    **{source: _source_alone(source) for source in LISTED},
+    REWARD: ListKind((), lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True), asks_reward=_always),
+    "policy": ListKind(("the policy",), lambda maker, name, reward: ListOrder()),
+    FUSE_WITHOUT_REWARD: _fused(lambda options: False),
+    RERANK: ListKind(("the policy",), _re_ranked, _re_ranked_stages, _re_ranked_files, _always),
+    FUSE: _fused(lambda options: options != SequentialOptions()),  # which is a source
+}
+
+
+def kind_of(name: ListName) -> ListKind:
+    """The row of a list."""
+    return KINDS[name.order if reward_number(name.order) is None else REWARD]
 
 
 def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
@@ -265,15 +334,15 @@ def lists_of(
     return found
 
 
-def save_neighbours(near: sparse.csr_array, path: Path) -> None:
-    """Write (V, V) similarities."""
+def save_matrix(near: sparse.csr_array, path: Path) -> None:
+    """Write the (V, V) matrix of a source."""
     parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
     with naming(path.parent):
         save_file(parts, path)
 
 
-def load_neighbours(path: Path) -> sparse.csr_array:
-    """(V, V) float32 similarities of the items of training."""
+def load_matrix(path: Path) -> sparse.csr_array:
+    """(V, V) float32 matrix of a source, over the items of training."""
     parts = load_file(path)
     items = len(parts["offsets"]) - 1
     return sparse.csr_array((parts["similarities"], parts["items"], parts["offsets"]), shape=(items, items))

@@ -15,8 +15,8 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.config.training import LISTS
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
+from adagrpo.lists.table import FITTED, LISTED
 from adagrpo.pipeline.directory import Declare
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
@@ -28,7 +28,7 @@ from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fitting import DECODING
-from adagrpo.pipeline.stages.fuse import find_neighbours, fuse
+from adagrpo.pipeline.stages.fuse import fit_sources, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions
 from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import train_arm
@@ -128,6 +128,10 @@ def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
+def _sources(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    return {stage: partial(fit_sources, stage=stage) for stage in FITTED if _ordered(config)}
+
+
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {f"fuse/{arm}": partial(fuse, arm=arm) for arm in ("sft", *arms) if _ordered(config)}
 
@@ -136,9 +140,8 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     """The lists that are measured as they are served; of a reward that is the ranker of the run there is one less."""
     if config.without_order:
         return {}
-    own = config.reward == SequentialOptions()
-    names = [name for name in (*LISTS, *(f"{arm}+{FUSE}" for arm in arms)) if not (own and name == FUSE_WITHOUT_REWARD)]
-    names += rewards_alone(config.reward)
+    without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
+    names = [*LISTED, *without, FUSE, *(f"{arm}+{FUSE}" for arm in arms), *rewards_alone(config.reward)]
     return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in names} | re_rankings(RERANK)
 
 
@@ -147,12 +150,12 @@ def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 DATA = ("data", "seed")
-FITTED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
+RANKED = ("ranker", "seed", "max_history", "evaluation.exclude_history", "evaluation.batch_size", *VECTORS)
 REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "decide", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
-LISTED = "|".join((*LISTS, REWARD, f"{REWARD}-*", RERANK, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}"))
+NAMED = (*LISTED, REWARD, f"{REWARD}-*", RERANK, FUSE, FUSE_WITHOUT_REWARD, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}")
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -181,9 +184,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("encode", "tokenize", (), encode, lambda config: _ordered(config) and reads_texts(config)),
     Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
     Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, _ordered, selects=True),
-    Stage("ranker", "ranker", FITTED, _by_order(ranker, fit_ranker), selects=True),
+    Stage("ranker", "ranker", RANKED, _by_order(ranker, fit_ranker), selects=True),
     Stage(
-        "ranker/fold-*", "ranker", FITTED, members=_folds, unused="ranker.folds is {config.ranker.folds}", selects=True
+        "ranker/fold-*", "ranker", RANKED, members=_folds, unused="ranker.folds is {config.ranker.folds}", selects=True
     ),
     Stage(
         "ranker/lambdarank",
@@ -205,7 +208,7 @@ STAGES: tuple[Stage, ...] = (
         shared=True,
     ),
     Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, _ordered, selects=True, shared=True),
-    Stage("item_knn", "decide", (), find_neighbours, _ordered),
+    Stage("|".join(FITTED), "decide", members=_sources),
     Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
     Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
     Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
@@ -213,7 +216,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("evaluate/baselines", "evaluate", DECODING, evaluate_baselines, _ordered),
     Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
-    Stage(f"evaluate/{LISTED}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
+    Stage(f"evaluate/{'|'.join(NAMED)}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
     Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
     Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, _ordered, page_only=True),
     Stage("catalogs/*", "catalog update", on_request=True),

@@ -1,8 +1,8 @@
 """The stages `evaluate/<list>`: a list that more than a policy makes, on validation and test cases, as it is served.
 
 Lists come from the very code that answers requests. A list of a policy keeps that policy's free beam, which nothing
-that orders items has a part in. The ranks of validation cases are those of the stage `fuse`; those of a reward alone,
-which is not measured where that takes long (`adagrpo.pipeline.decide`), are in a validation.parquet of its own.
+that orders items has a part in. validation.parquet has the ranks of the logged items of validation cases; those of a
+fused list are the cross-fitted ones of the stage `fuse`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from adagrpo.data.columns import USER_ID
-from adagrpo.data.prepared import load_user_ids
 from adagrpo.lists import Recommender
-from adagrpo.lists.names import FUSE, RERANK, START, parse_list, reward_number
+from adagrpo.lists.names import FUSE, RERANK, START, parse_list
+from adagrpo.lists.table import FUSED, SOURCES
 from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
-from adagrpo.pipeline.list_makers import NEIGHBOURS, ListMaker, Lists, lists_of
+from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, find_neighbours, fuse, validation_cases, write_ranks
+from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.types import Cases
 
@@ -37,7 +36,7 @@ FREE_METRICS = ("hallucination", "invalid")
 
 
 def evaluate_list(run: RunDirectory, name: str) -> Declaration:
-    """A list on test cases, and on validation cases as `fuse` ranked them.
+    """A list on validation and test cases.
 
     Args:
         name: see `adagrpo.lists.names`.
@@ -47,7 +46,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     maker, arm = ListMaker(models), called.policy or START
     weights = run.weights_of(arm)
     base = None if called.policy is None else run.path(*evaluation_of(arm, "best"))
-    ranked = run.path("fuse", arm, VALIDATION) if reward_number(called.order) is None else None
+    ranked = None if called.policy is None else run.path(FUSE, arm, VALIDATION)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
     inputs += [] if ranked is None else [ranked]
     seed = ["seed"] if ranked is None else []  # which draws the validation cases
@@ -88,10 +87,9 @@ def list_stages(name: str) -> dict[str, Declare]:
         return re_rankings(name)
     if called.policy is None or called.order == "policy":
         return {}
-    fused: dict[str, Declare] = {
-        NEIGHBOURS: find_neighbours,
-        f"{FUSE}/{called.policy}": partial(fuse, arm=called.policy),
-    }
+    sources = dict.fromkeys(SOURCES[source].stage for source in FUSED if SOURCES[source].fit is not None)
+    fused: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
+    fused[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
     return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
 
 
@@ -99,7 +97,7 @@ def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     """Write the ranks of the validation cases that `fuse` takes."""
     cases = validation_cases(data)
     ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
-    write_ranks(work, {name: ranks}, pl.DataFrame({USER_ID: load_user_ids(data.prepared).gather(cases.users)}))
+    write_ranks(work, {name: ranks}, data.ids_of(cases.users))
 
 
 def _on_validation(ranked: Path, name: str) -> dict[str, float]:

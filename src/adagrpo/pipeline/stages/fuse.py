@@ -1,6 +1,6 @@
-"""The stages `item_knn` and `fuse/<arm>`: what is near to each item and follows it, and the weights of a fused list.
+"""The stages of sources, such as `item_knn`, and `fuse/<arm>`: what they are fitted to, and weights of fused lists.
 
-Both read training and validation interactions alone. weights.json of a fused list holds for `fuse` and for
+Sources read training interactions alone, weights validation interactions too. weights.json holds for `fuse` and for
 `fuse-without-reward`
 
     weights    by feature, in spreads, see `adagrpo.lists.fusion`
@@ -9,10 +9,9 @@ Both read training and validation interactions alone. weights.json of a fused li
     epochs     passes of the network that is added, chosen by it too; 0 where it has no part
 
 corrections.safetensors has that network, see `adagrpo.lists.correction`.
-validation.parquet has a row for each validation case and a column for each contender: the rank of the logged item from
-1, 0 where its list does not hold it; `weight` is what the case weighs (`RunData.case_weights`). Fused lists are
-cross-fitted there: no case is ranked by weights that its user had a part in. The weight of `rerank` is one number out
-of eleven, chosen on these cases.
+validation.parquet has a row for each validation case and a column for the policy and each fused list: the rank of the
+logged item from 1, 0 where its list does not hold it; `weight` is what the case weighs (`RunData.case_weights`). Fused
+lists are cross-fitted there: no case is ranked by weights that its user had a part in.
 """
 
 from __future__ import annotations
@@ -25,15 +24,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.columns import USER_ID
-from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
-from adagrpo.lists.fusion import POLICY
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, SOURCES, START, ListName
-from adagrpo.lists.sources import similarities, successors
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
+from adagrpo.lists.table import FUSED, SOURCES
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -41,20 +36,15 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import (
     CORRECTIONS,
-    NEIGHBOURS,
-    NEIGHBOURS_FILE,
-    SUCCESSORS_FILE,
     WEIGHTS,
     ListMaker,
     batches_of,
-    lists_of,
+    place_of,
     save_corrections,
-    save_neighbours,
+    save_matrix,
 )
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.rewards import WeightedReward
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
@@ -62,16 +52,22 @@ VALIDATION, WEIGHT = "validation.parquet", "weight"
 MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample
 
 
-def find_neighbours(run: RunDirectory) -> Declaration:
-    """The nearest items of each item, by the users who have both, and the items that follow it most."""
+def fit_sources(run: RunDirectory, stage: str) -> Declaration:
+    """What the sources of a stage are fitted to.
+
+    Args:
+        stage: of `adagrpo.lists.table.FITTED`.
+    """
     data = RunData(run)
+    rows = [source for source in SOURCES.values() if source.stage == stage]
 
     def build(work: Path) -> None:
-        save_neighbours(similarities(data.training, data.num_items), work / NEIGHBOURS_FILE)
-        save_neighbours(successors(data.training, data.num_items), work / SUCCESSORS_FILE)
+        for source in rows:
+            assert source.fit is not None, "a stage of sources fits each of them"
+            save_matrix(source.fit(data.training, data.num_items), work.joinpath(*source.file))
 
     files = [data.prepared_file(f"{name}.parquet") for name in ("items", "train")]
-    return Declaration(build, files, (NEIGHBOURS_FILE, SUCCESSORS_FILE), schema=2)
+    return Declaration(build, files, tuple("/".join(source.file) for source in rows), schema=2)
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
@@ -80,9 +76,8 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     models, name = Models(data), ListName(arm, FUSE)
     weights = run.weights_of(arm)
     maker = ListMaker(models)
-    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", run.path(STAGE, FILE)]
-    inputs += [run.path(NEIGHBOURS, file) for file in (NEIGHBOURS_FILE, SUCCESSORS_FILE)]
-    inputs += [run.path("ranker", "best", "model.safetensors")]
+    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors"]
+    inputs += [run.path(*place) for name in FUSED if (place := place_of(name))]
     inputs += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
@@ -100,10 +95,10 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
         if fusion.rewards:
             fits[FUSE] = fit(FUSE, fusion.features)
-        ranks = _contenders(maker, arm, data, cases, choices, served)
+        ranks = {arm: target_rank_in(choices.items[:, : served.width], choices.targets)}
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
-        about = {USER_ID: load_user_ids(data.prepared).gather(cases.users), WEIGHT: choices.case_weights}
-        _write(work, fits, ranks, pl.DataFrame(about))
+        about = data.ids_of(cases.users).with_columns(pl.Series(WEIGHT, choices.case_weights))
+        _write(work, fits, ranks, about)
 
     return Declaration(
         build,
@@ -111,7 +106,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         files=(WEIGHTS, CORRECTIONS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "decide", "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        schema=5,
+        schema=6,
     )
 
 
@@ -134,32 +129,6 @@ def choices_of(served: Recommender, data: RunData, cases: Cases, report: Any) ->
     for rows, found_items, said in parts:
         items[rows, : found_items.shape[1]], features[rows, : said.shape[1]] = found_items, said
     return Choices(items, features, cases.targets.astype(np.int64), cases.users, data.case_weights(cases))
-
-
-def _contenders(
-    maker: ListMaker, arm: str, data: RunData, cases: Cases, choices: Choices, served: Recommender
-) -> dict[str, NDArray[np.int64]]:
-    """The ranks of the logged items in the lists that need no fitted weights, by the name of the list."""
-    fusion, width, targets = served.fusion, served.width, choices.targets
-    assert fusion is not None
-    beam = choices.items[:, :width]
-    ranks = {arm: target_rank_in(beam, targets)}
-    known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
-    said = dict(zip(fusion.features, np.moveaxis(choices.features[:, :width], -1, 0), strict=True))
-    weights = [1.0]
-    if isinstance(maker.reward, WeightedReward) and fusion.rewards != (REWARD,):
-        weights = [*maker.reward.weights]
-    parts = zip(fusion.rewards or ["ranker"], weights, strict=True)
-    log_probs = said[POLICY]
-    # in double precision and member after member, as `adagrpo.rewards.ensemble` adds them up
-    rewards = sum(weight * said[name].astype(np.float64) for name, weight in parts).astype(np.float32)
-    mixed = np.where(beam < 0, -np.inf, mixed_scores(log_probs, rewards, known.rerank, known.spread))
-    order = np.argsort(-mixed, axis=1, kind="stable")
-    ranks[str(ListName(arm, RERANK))] = target_rank_in(np.take_along_axis(beam, order, 1), targets)
-    for source in SOURCES if arm == START else ():
-        alone = served.ordered(maker.order(ListName(None, source)))
-        ranks[source] = target_rank_in(lists_of(alone, data, cases).items, targets)
-    return ranks
 
 
 def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:

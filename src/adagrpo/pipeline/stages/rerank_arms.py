@@ -14,7 +14,7 @@ import numpy as np
 
 from adagrpo.evaluation.predictions import reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
-from adagrpo.lists.names import RERANK, START, parse_list
+from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.metrics import measured, ndcg, target_rank_in
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -24,6 +24,7 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ranks
 
 
 def re_rankings(name: str) -> dict[str, Declare]:
@@ -78,14 +79,17 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
         }
         write_predictions(data, cases["test"], lists, work)
+        compared = np.isin(cases["validation"].users, validation_cases(data).users)  # as other lists are ranked there
+        ranks = target_rank_in(tried[chosen].items, targets)[compared]
+        write_ranks(work, {str(ListName(arm, RERANK)): ranks}, data.ids_of(cases["validation"].users[compared]))
         write_json(work / "metrics.json", content)
 
     declared = Declaration(
         build,
         inputs,
-        files=EVALUATED,
+        files=(*EVALUATED, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "decide"),
         also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=5,
+        schema=6,
     )
     return declared
