@@ -11,8 +11,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Request, Response
@@ -32,6 +32,7 @@ from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelMan
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
+    Body,
     FeedbackBody,
     FeedbackEvent,
     RecommendBody,
@@ -45,8 +46,11 @@ from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others
-IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
+BYTES_IN_LOOP = 8192  # of a body; a longer one is read beside the event loop
+IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved there too
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -107,6 +111,7 @@ class Routes:
     connections: Callable[[], int] = lambda: 0
     experiment: Callable[[], dict[str, Any]] | None = None  # how the one that is served stands; sets its figures
     _figures: tuple[float, bytes] = (-math.inf, b"")  # when they were written out
+    _large: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one large body that is being read
 
     async def health(self, request: Request) -> Response:
         """Answer with what is served."""
@@ -138,42 +143,21 @@ class Routes:
 
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
-        body = validated(RecommendRequest, parsed(request.state.body))
-        serving = self.manager.now
-        name = request.state.request_id
-        history, unknown = known(serving, body.history, body.k)
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
-        if not asked.query.history:
-            raise BadRequest("history: none of its ids is in the catalogue")
-        one = _One(name, body.k, self._asker(None, body.history), asked, unknown)
+        one = await self._read(request, self._asked_plainly, request)
         answers = await self._lists(request, [one])
         reply = _reply(one, answers[0])
         await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
         content |= {} if reply["degraded"] is None else {"degraded": reply["degraded"]}
-        return json_response(content, headers={"x-request-id": name})
+        return json_response(content, headers={"x-request-id": one.name})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Lists for one history, or for several in one body."""
-        content = parsed(request.state.body)
-        batch = isinstance(content, dict) and "requests" in content
-        bodies = validated(BatchBody, content).requests if batch else [validated(RecommendBody, content)]
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
-        if len({*ids}) != len(ids):
-            raise BadRequest("requests: two of them have the same request_id")
-        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
-        places = self.manager.assign(users)
-        serving = places[0].serving  # the others were put there with it, and have its items
-        histories = [known(serving, body.history, body.k) for body in bodies]
-        narrowings = [await _narrowed(serving, body) for body in bodies]
-        ones = []
-        for name, body, user, place, (history, unknown), narrowing in zip(
-            ids, bodies, users, places, histories, narrowings, strict=True
-        ):
-            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
-            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            asker = self._asker(user, body.history)
-            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+        batch, bodies = await self._read(request, _bodies, request, RecommendBody, BatchBody, "requests")
+        if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
+            ones = await asyncio.to_thread(self._asked, request, bodies)
+        else:
+            ones = await self._read(request, self._asked, request, bodies)
         try:
             answers = await self._lists(request, ones)
         except Exception:  # whatever it was, these users got no list of their arm
@@ -181,7 +165,7 @@ class Routes:
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
         await self._record(request, ones, answers, replies)
-        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].name})
 
     async def item(self, request: Request) -> Response:
         """An item of the catalogue."""
@@ -196,9 +180,7 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """Take what users did with lists."""
-        content = parsed(request.state.body)
-        many = isinstance(content, dict) and "events" in content
-        events = validated(FeedbackBody, content).events if many else [validated(FeedbackEvent, content)]
+        _, events = await self._read(request, _bodies, request, FeedbackEvent, FeedbackBody, "events")
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
         outcomes = await self.exposures.feedback(events)
@@ -223,6 +205,48 @@ class Routes:
         return json_response({"status": "ok", "versions": serving.versions, **serving.about})
 
     # ------------------------------------------------ parts of them
+
+    async def _read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
+        """Return what `work` makes of a body; of a large one in a thread, one after the other, while others go on.
+
+        Raises:
+            Overloaded: the time of the request has passed before its turn came.
+        """
+        if len(request.state.body) <= BYTES_IN_LOOP:
+            return work(*arguments)
+        async with self._large:
+            if time.monotonic() > request.state.deadline:
+                raise Overloaded(1)
+            return await asyncio.to_thread(work, *arguments)
+
+    def _asked_plainly(self, request: Request) -> _One:
+        """The list that a body of `POST /recommend` asks for."""
+        body = validated(RecommendRequest, parsed(request.state.body))
+        serving = self.manager.now
+        name = request.state.request_id
+        history, unknown = known(serving, body.history, body.k)
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
+        if not asked.query.history:
+            raise BadRequest("history: none of its ids is in the catalogue")
+        return _One(name, body.k, self._asker(None, body.history), asked, unknown)
+
+    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
+        """The lists that bodies of `POST /v1/recommend` ask for."""
+        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+        if len({*ids}) != len(ids):
+            raise BadRequest("requests: two of them have the same request_id")
+        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        ones = []
+        places = self.manager.assign(users)
+        serving = places[0].serving  # the others were put there with it, and have its items
+        for name, body, user, place in zip(ids, bodies, users, places, strict=True):
+            history, unknown = known(serving, body.history, body.k)
+            narrowing = narrow(serving, body.include, body.exclude)
+            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
+            asker = self._asker(user, body.history)
+            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+        return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
         """The query as it is asked: with a temperature and a seed where its list is drawn."""
@@ -325,12 +349,19 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
         raise BadRequest(content) from None
 
 
-async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
-    """Resolve the filters of a request; in a thread where that takes time."""
+def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
+    """Whether a body holds several, under a name, and those that it holds."""
+    content = parsed(request.state.body)
+    if isinstance(content, dict) and name in content:
+        return True, getattr(validated(several, content), name)
+    return False, [validated(one, content)]
+
+
+def _takes_time(body: RecommendBody) -> bool:
+    """Check whether the filters of a request may need a mask of the catalogue."""
     exclude = body.exclude
-    if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)):
-        return narrow(serving, None, exclude)
-    return await asyncio.to_thread(narrow, serving, body.include, exclude)
+    few = exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)
+    return body.include is not None or not few
 
 
 def disconnected(request: Request) -> bool:
