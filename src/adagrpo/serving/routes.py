@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,14 +20,14 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, SinkFailed
+from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, same_request
 from adagrpo.exposures.user_hash import UserHash
-from adagrpo.lists.eligibility import Filter, Narrowing, why_short
+from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import ItemId, Query
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 from adagrpo.serving.daemon_thread import in_daemon_thread
-from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
+from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure, feedback_row
 from adagrpo.serving.limits import LONGEST_BATCH
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
@@ -118,6 +119,9 @@ class Routes:
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
         why = self.manager.degraded
         state = {"status": "ok"} if why is None else {"status": "degraded", "degraded": why}
+        unwritten = None if self.exposures is None else self.exposures.failing
+        if unwritten is not None:
+            state |= {"status": "failing", "exposure_log": unwritten}
         return json_response({**state, **self.manager.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
@@ -158,6 +162,7 @@ class Routes:
             ones = await asyncio.to_thread(self._asked, request, bodies)
         else:
             ones = await self._read(request, self._asked, request, bodies)
+        del bodies  # they may be large, and the lists wait for others
         try:
             answers = await self._lists(request, ones)
         except Exception:  # whatever it was, these users got no list of their arm
@@ -180,14 +185,14 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """Take what users did with lists."""
-        _, events = await self._read(request, _bodies, request, FeedbackEvent, FeedbackBody, "events")
+        rows = await self._read(request, _told, request)
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
-        outcomes = await self.exposures.feedback(events)
-        for event in events:
-            self.metrics.feedback.labels(event.kind).inc()
-        repeated, unknown = (sum(one == kind for one in outcomes) for kind in ("repeated", "unknown"))
-        return json_response({"accepted": len(events) - repeated, "duplicates": repeated, "unknown": unknown})
+        outcomes = Counter(await self.exposures.feedback(rows))
+        for kind, count in Counter(row.kind for row in rows).items():
+            self.metrics.feedback.labels(kind).inc(count)
+        repeated, unknown = outcomes["repeated"], outcomes["unknown"]
+        return json_response({"accepted": len(rows) - repeated, "duplicates": repeated, "unknown": unknown})
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
@@ -228,7 +233,7 @@ class Routes:
         asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
-        return _One(name, body.k, self._asker(None, body.history), asked, unknown)
+        return _One(name, body.k, self._asker(None, body), asked, unknown)
 
     def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
         """The lists that bodies of `POST /v1/recommend` ask for."""
@@ -244,7 +249,7 @@ class Routes:
             narrowing = narrow(serving, body.include, body.exclude)
             query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
             asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            asker = self._asker(user, body.history)
+            asker = self._asker(user, body)
             ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
         return ones
 
@@ -278,8 +283,11 @@ class Routes:
                 self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
         return answers
 
-    def _asker(self, user: str | None, history: Sequence[ItemId]) -> Asker:
-        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(history))
+    def _asker(self, user: str | None, body: RecommendRequest | RecommendBody) -> Asker:
+        said = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
+        for name in {"include", "exclude"} & said.keys():
+            said[name] = filter_key(said[name])
+        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, said))
 
     def _id(self, request: Request, place: int) -> str:
         """A request id for the answer at a place, in a body of at most LONGEST_BATCH."""
@@ -306,8 +314,9 @@ class Routes:
             if one.asked.trial is not None:
                 self.metrics.arm_seconds.labels(one.asked.trial.arm).observe(ms / 1000)
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, ones, strict=True):
-            if (recorded.user_hash, recorded.history_hash) != (row.user_hash, row.history_hash):
-                raise BadRequest("request_id: was used for another user or another history; send a new one", 409)
+            if not same_request(recorded, row):
+                why = "was used for another user, history, k or filter; send a new one"
+                raise BadRequest(f"request_id: {why}", 409)
             if recorded != row:
                 reply.pop("experiment", None)  # of the list that this request would get
                 reply |= _repeated(recorded, one.asked.serving)
@@ -355,6 +364,11 @@ def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) 
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)
     return False, [validated(one, content)]
+
+
+def _told(request: Request) -> list[Feedback]:
+    """The feedback that a body holds."""
+    return [feedback_row(event) for event in _bodies(request, FeedbackEvent, FeedbackBody, "events")[1]]
 
 
 def _takes_time(body: RecommendBody) -> bool:

@@ -187,7 +187,9 @@ class HealthAnswer(StatusAnswer):
     """The model that is served."""
 
     degraded: str | None = Field(None, description="Why lists come without the reward now; absent where they do not.")
-
+    exposure_log: str | None = Field(
+        None, description="Why the log could not be written the last time; absent where it could. Lists then get 503."
+    )
     name: str | None = Field(None, description="Of the recipe.")
     arm: str | None = None
     why: str | None = Field(None, description="Why that arm.")
