@@ -56,7 +56,7 @@ class Exposure:
     salt_version: str | None = None  # the first digits of the hash of the experiment's plan
     arm_version: str | None = None
     positions: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Field(strict=False)] = None
-    source: str = "policy"  # what made the list: "policy", "sampled", "popular" ..
+    source: str = "policy"  # what made the list: "policy", "fused", "sampled", "popular" ..
     temperature: float | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     log_propensities: Annotated[tuple[float, ...] | None, Field(strict=False)] = None

@@ -260,7 +260,7 @@ class Routes:
     async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
         """The lists as they are shown; where two arms make one, both are asked."""
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
-        found = await self._answers(request, [*(one.asked for one in ones), *second])
+        found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
         others, shown = iter(found[len(ones) :]), []
         for one, answer in zip(ones, found[: len(ones)], strict=True):
             if one.interleaved is not None:
@@ -268,10 +268,10 @@ class Routes:
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
-    async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
+    async def _answers(self, request: Request, asked: Sequence[Asked], several: bool) -> list[Answered]:
         """Collect the answers of the policy; `Overloaded` where they would come too late."""
-        deadline = request.state.deadline
-        self.queue.check(deadline - time.monotonic(), len(asked))
+        deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
+        self.queue.check(left / 2 if several else left, len(asked))  # who asks for one list comes after a short queue
         asked = [one._replace(deadline=deadline) for one in asked]
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))

@@ -113,7 +113,10 @@ class RecommendAnswer(BaseModel):
     codes: list[list[int]] = Field(
         description="The Semantic ID of each item; none in a repeated list of another catalogue."
     )
-    source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
+    source: str = Field(
+        description="What made the list: `policy`, re-ranked or not; `fused`, the policy and other sources; `alone`, a "
+        "source or a reward without the policy; `sampled`, drawn; or `popular`, nothing is known."
+    )
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     degraded: str | None = Field(
         None, description="Why this is not the list that is served otherwise: the reward gave no scores; else null."
@@ -265,6 +268,8 @@ def validated(kind: type[ModelT], content: Any) -> ModelT:
     )
     if first["type"] == "list_type" and place.rpartition(".")[2] in ("include", "exclude"):
         raise BadRequest(f"{place}: should be item ids, or values by group")
+    if first["type"] == "extra_forbidden" and kind is RecommendRequest and place in RecommendBody.model_fields:
+        raise BadRequest(f"{place}: /recommend has no such field; POST /v1/recommend has")
     raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
 
 
