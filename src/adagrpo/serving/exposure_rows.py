@@ -124,7 +124,8 @@ class ExposureRows:
                     break
                 some.append(rows)
             try:
-                found = iter(self._try(what, lambda: put([row for rows in some for row in rows], [*map(len, some)])))
+                flat = [row for rows in some for row in rows]
+                found = iter(self._try(what, partial(put, flat, [*map(len, some)])))
                 results += [[next(found) for _ in rows] for rows in some]
             except SinkFailed as error:
                 results += [error] * len(some)
