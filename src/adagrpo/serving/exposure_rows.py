@@ -77,11 +77,15 @@ class ExposureRows:
         """Start the threads that write; `failed` hears of each failure: an operator must learn why 503 is answered."""
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._failing: dict[str, str] = {}
+
+        def feedback(rows: list[Feedback], _: list[int]) -> Sequence[Outcome]:
+            return sink.feedback(rows)
+
         self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](
-            partial(self._put, "lists", lambda rows, bodies: sink.write(rows, bodies)), most=256
+            partial(self._put, "lists", sink.write), most=256
         )
         self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](
-            partial(self._put, "feedback", lambda rows, _: sink.feedback(rows)), most=256
+            partial(self._put, "feedback", feedback), most=256
         )
 
     @property
@@ -117,7 +121,8 @@ class ExposureRows:
         """Put the rows of several calls on record; what came of each, by call."""
         results: list[Sequence[T] | Exception] = []
         while len(results) < len(calls):
-            some, count = [calls[len(results)]], len(calls[len(results)])
+            some: list[Sequence[RowT]] = [calls[len(results)]]
+            count = len(some[0])
             for rows in calls[len(results) + 1 :]:
                 count += len(rows)
                 if count > AT_ONCE:
