@@ -20,6 +20,7 @@ from benchmarks.reliability import (
     exposures,
     findings,
     foreign,
+    heavy,
     hostile,
     invariance,
     kills,
@@ -67,6 +68,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "trials": trials.trials,
     "hostile": hostile.hostile,
     "hostile-proxied": hostile.hostile_proxied,
+    "heavy": heavy.heavy,
 }
 ROOT = Path(__file__).parent.parent.parent
 

@@ -44,6 +44,7 @@ ROWS = {
     23: "A list under a filter holds eligible items alone, and as many as there are.",
     25: "Exposure logs with rows of another plan, late feedback, wrong types or edits: refused or counted.",
     26: "Clients that send without end, stay silent or smuggle requests do not slow the lists of others.",
+    30: "Bodies at their bounds, valid or invalid in every entry, do not hold up the lists of others.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {

@@ -6,17 +6,30 @@ import io
 import json
 import random
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.reliability.heavy import heavy_bodies
+
+from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.serve import OWN_NAMES
+from adagrpo.serving import routes
 from adagrpo.serving.app import Options
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.routes import BYTES_IN_LOOP
+from adagrpo.serving.schemas import BadRequest, BatchBody, FeedbackBody, RecommendBody, parsed
 
 QUICK = Limits(body_seconds=0.3, idle_seconds=1, grace_seconds=0.0)
 SECRET = "alice-7731"
@@ -86,6 +99,97 @@ def test_bad_bodies_are_refused_in_one_short_line_without_what_they_held(stub: C
     assert service.ask("/livez")[0] == 200
     lines = stream.getvalue()
     assert SECRET not in lines and "Traceback" not in lines and len(lines.splitlines()) == len(BAD_BODIES) + 1
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_what_is_wrong_everywhere_is_described_once(place: int) -> None:
+    """All that is wrong would be described before the first is named: half a second for each 30,000 values."""
+    name, (path, _, bodies) = list(heavy_bodies(range(19), 1).items())[place]
+    kinds = {"1,000 invalid events": FeedbackBody, "64 requests of invalid ids": BatchBody}
+    try:
+        kinds.get(name, RecommendBody).model_validate(bodies[0])
+    except ValidationError as error:
+        assert error.error_count() <= 10, "a few members of a union, and required fields"
+    else:
+        pytest.fail(f"{path}: {name}")
+
+
+def test_a_body_holds_so_many_values_whatever_it_is_of() -> None:
+    full = {"history": [1] * 10_000, "exclude": [2] * 10_000, "include": [3] * 10_000, "k": 5}
+    assert parsed(json.dumps(full).encode()) == full
+    for many in (b"[%s1]" % (b"1," * 32_001), b"{%s}" % b",".join(b'"%d": 1' % n for n in range(40_000))):
+        with pytest.raises(BadRequest, match=r"^the body holds more than 32,000 values$"):
+            parsed(many)
+
+
+@pytest.mark.parametrize("name", heavy_bodies(range(19), 1))
+def test_bodies_at_their_bounds_do_not_hold_up_others(stub: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """A short version of row 30 of docs/reliability.md."""
+    service = stub(Options(limits=QUICK, exposures=LocalExposureLog(tmp_path / "log")))
+    path, clients, bodies = heavy_bodies(range(19), 4)[name]
+    contents, waits = [json.dumps(body) for body in bodies], list[float]()
+    with ThreadPoolExecutor(clients) as pool:
+        sent = [pool.submit(service.ask, path, contents[number % len(contents)]) for number in range(clients)]
+        while not all(one.done() for one in sent) or not waits:
+            started = time.perf_counter()
+            assert service.ask("/livez")[0] == 200
+            assert service.ask("/v1/recommend", {"history": [1]})[0] == 200
+            waits.append(time.perf_counter() - started)
+    fine = {422} if "invalid" in name or "unknown" in name else {200, 503}
+    assert {one.result()[0] for one in sent} <= fine
+    assert max(waits) < 2.0  # of a busy machine; they were 20 s where all that is wrong was described
+
+
+def test_a_large_body_whose_time_is_over_before_its_turn_is_not_read(
+    stub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = stub(Options(limits=replace(QUICK, deadline_seconds=0.2)))
+    first, go = threading.Event(), threading.Event()
+    read = list[int]()
+
+    def slow(body: bytes) -> Any:
+        if len(body) > BYTES_IN_LOOP:
+            read.append(len(body))
+            first.set()
+            assert go.wait(10)
+        return parsed(body)
+
+    monkeypatch.setattr(routes, "parsed", slow)
+    large = {"history": [1] * 5000}
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(service.ask, "/v1/recommend", large)
+        assert first.wait(10)
+        two = pool.submit(service.ask, "/v1/recommend", large)
+        time.sleep(0.4)
+        assert service.ask("/v1/recommend", {"history": [1]})[0] == 200, "small ones do not wait for large ones"
+        go.set()
+        status, answer, headers = two.result()
+    assert (status, headers["retry-after"]) == (503, "1") and "too many" in answer["detail"]
+    assert one.result()[0] == 503 and len(read) == 1
+
+
+def test_several_lists_in_a_body_leave_room_for_who_asks_for_one(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=replace(QUICK, deadline_seconds=2.0)))
+    queue = service.app.queue
+    service.recommender.go.clear()
+    with ThreadPoolExecutor(65) as pool:
+        waiting = [pool.submit(service.ask, "/v1/recommend", {"history": [1]}) for _ in range(64)]
+        while queue.waiting < 64:
+            time.sleep(0.005)
+        queue.wait_seconds = lambda more=1: 1.2  # between 0.8 of half the deadline and 0.8 of all of it
+        assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 2})[0] == 503
+        waiting.append(pool.submit(service.ask, "/v1/recommend", {"history": [1]}))
+        while queue.waiting < 65:
+            time.sleep(0.005)
+        service.recommender.go.set()
+        assert {one.result()[0] for one in waiting} == {200}
+
+
+def test_a_field_of_the_other_route_is_told_from_one_of_none(stub: Callable[..., Any]) -> None:
+    service = stub()
+    said = service.ask("/recommend", {"history": [1], "exclude": [2]})[1]["detail"]
+    assert said == "exclude: /recommend has no such field; POST /v1/recommend has"
+    assert service.ask("/recommend", {"history": [1], "exclud": [2]})[1]["detail"] == "exclud: there is no such field"
 
 
 def test_a_large_body_is_refused_by_what_it_announces(stub: Callable[..., Any]) -> None:

@@ -248,7 +248,7 @@ def test_a_part_of_other_columns_is_refused_by_name_and_a_row_has_its_place(tmp_
 class Away:
     """A sink that is away, and says so."""
 
-    def write(self, rows: list[Exposure]) -> list[Exposure]:
+    def write(self, rows: list[Exposure], together: Any = None) -> list[Exposure]:
         raise SinkFailed("the disk said: no")
 
     def feedback(self, rows: list[Feedback]) -> Any:
@@ -280,12 +280,12 @@ def test_nobody_waits_for_a_log_that_was_away_a_moment_ago(monkeypatch: pytest.M
             raise SinkFailed("no")
 
         with pytest.raises(SinkFailed, match=r"^no$"):
-            rows._try(work)
+            rows._try("lists", work)
 
     slow(0.1)
     slow(2.0)  # a quick failure lets the next one try at once
     with pytest.raises(SinkFailed, match="a moment ago"):
-        rows._try(lambda: None)
+        rows._try("lists", lambda: None)
     now[0] += 1.1
-    assert rows._try(lambda: 3) == 3
+    assert rows._try("lists", lambda: 3) == 3
     rows.close()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.lists.query import Query
+from adagrpo.lists.fusion import POLICY, FittedWeights, Fusion, Weights
+from adagrpo.lists.query import ListOrder, Query
 from adagrpo.lists.recommender import Recommender
+from adagrpo.lists.sources import Popularity
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -115,6 +117,19 @@ def test_a_query_without_a_history_gets_what_is_popular_and_eligible(policy: Com
     assert everything.scores == pytest.approx(shares)
     unknown = Recommender(policy, catalog, list(range(ITEMS)), width=10, max_history=SEEN, exclude_history=False)
     assert unknown.recommend([Query([])])[0].items == []
+
+
+def test_a_list_says_whether_the_policy_made_it(policy: CompactPolicy, catalog: Catalog) -> None:
+    plain = served(policy, catalog, 10)
+    popular = Popularity(np.arange(ITEMS))
+    names = (POLICY, "popularity")
+    weights = Weights(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1.0))
+    fusion = Fusion({"popularity": popular}, [], 10, FittedWeights(weights, weights))
+    lists = {"policy": plain, "fused": plain.ordered(ListOrder(fusion=fusion))}
+    lists["alone"] = plain.ordered(ListOrder(alone=popular))
+    for source, recommender in lists.items():
+        assert recommender.recommend([Query([3])])[0].source == source
+        assert recommender.recommend([Query([])])[0].source == "popular"
 
 
 def test_a_recommender_goes_with_its_last_reference(policy: CompactPolicy, catalog: Catalog) -> None:

@@ -212,19 +212,25 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     assert (first["items"], first["repeated"]) == ([4, 5], False)
     again = service.ask("/v1/recommend", body | {"history": ["3"]})[1]  # the same id: the list that was shown
     assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
-    narrowed = service.ask("/v1/recommend", body | {"include": []})[1]  # of that list, not of the one it would get
-    assert (narrowed["items"], narrowed["short"], narrowed["reranked"]) == ([4, 5], None, False)
     now = service.app.manager.now
     service.app.manager._replace([replace(now, versions=now.versions | {"catalog": "c2"})])
     later = service.ask("/v1/recommend", body)[1]  # items may have other codes now
     assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
     service.app.manager._replace([now])
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
-    for other in ({"history": [7]}, {"user_id": "bob"}, {"user_id": None}, {"history": [7], "user_id": "bob"}):
-        status, answer, _ = service.ask("/v1/recommend", body | other)  # of somebody else, or another question
+    others: list[dict[str, Any]] = [
+        *({"history": [7]}, {"user_id": "bob"}, {"user_id": None}, {"history": [7], "user_id": "bob"}),
+        *({"k": 3}, {"exclude": [4, 5]}, {"include": []}, {"exclude_history": False}),
+    ]
+    for other in others:  # of somebody else, or another question
+        status, answer, _ = service.ask("/v1/recommend", body | other)
         assert status == 409 and answer == {
-            "detail": "request_id: was used for another user or another history; send a new one"
+            "detail": "request_id: was used for another user, history, k or filter; send a new one"
         }
+    filtered = body | {"request_id": "f", "exclude": [4, 9]}
+    assert service.ask("/v1/recommend", filtered)[1]["items"] == [5, 6]
+    alike = service.ask("/v1/recommend", filtered | {"exclude": {"item_id": ["9", "4"]}})[1]  # written otherwise
+    assert (alike["items"], alike["repeated"]) == ([5, 6], True)
     name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
     events = [
         {"request_id": name, "item_id": 2, "kind": "click"},
@@ -242,11 +248,43 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     rotate(tmp_path / "log")
     exposures, feedback = read_parts(parts_of(tmp_path / "log"))
     rows = {row["request_id"]: row for row in exposures.to_dicts()}
-    assert len(rows) == len(exposures) == 5 and len(feedback) == 3
+    assert len(rows) == len(exposures) == 6 and len(feedback) == 3
     assert (rows["r"]["slate"], rows["r"]["user_hash"]) == (["4", "5"], hashed("alice"))
     assert (rows["r"]["model_version"], rows["r"]["arm"], rows[name]["user_hash"]) == ("m1", "sft/best", None)
     assert {row["key_version"] for row in rows.values()} == {hashed.fingerprint} and len(hashed.fingerprint) == 12
     assert rows["r"]["latency_ms"] > 0 and "alice" not in str(rows)
+
+
+def test_a_batch_that_is_refused_leaves_no_row(stub: Callable[..., Any], tmp_path: Path) -> None:
+    service = stub(Options(limits=OLD, exposures=LocalExposureLog(tmp_path / "log")))
+    ask = {"history": [3], "k": 2, "user_id": "alice", "request_id": "used"}
+    assert service.ask("/v1/recommend", ask)[0] == 200
+    others = [{"history": [1], "user_id": f"u{n}", "request_id": f"new-{n}"} for n in range(63)]
+    for place in (0, 63):  # whether the used one comes first or last
+        batch = [*others[:place], ask | {"user_id": "bob"}, *others[place:]]
+        assert service.ask("/v1/recommend", {"requests": batch})[0] == 409
+    status, answer, _ = service.ask("/v1/recommend", {"requests": [*others[:2], ask]})
+    assert status == 200 and [one["repeated"] for one in answer["responses"]] == [False, False, True]
+    service.end()
+    rotate(tmp_path / "log")
+    assert set(read_parts(parts_of(tmp_path / "log"))[0]["request_id"]) == {"used", "new-0", "new-1"}
+
+
+def test_health_says_what_cannot_be_written_until_it_can(stub: Callable[..., Any], tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    service = stub(Options(limits=OLD, exposures=log))
+    event = {"request_id": "r", "item_id": 4, "kind": "click"}
+    assert service.ask("/health")[1]["status"] == "ok"
+    log._connection.execute("PRAGMA query_only = 1")  # a disk that takes nothing more
+    assert service.ask("/v1/recommend", {"history": [1]})[0] == 503
+    state = service.ask("/health")[1]
+    assert state["status"] == "failing"
+    assert state["exposure_log"] == "lists cannot be written: attempt to write a readonly database"
+    log._connection.execute("PRAGMA query_only = 0")
+    assert service.ask("/v1/feedback", event)[0] == 200
+    assert service.ask("/health")[1]["status"] == "failing", "feedback may fit where lists do not"
+    assert service.ask("/v1/recommend", {"history": [1]})[0] == 200
+    assert service.ask("/health")[1] == {"status": "ok", "name": "stub"}
 
 
 def test_without_a_log_feedback_is_refused_and_what_cannot_be_logged_is_not_sent(stub: Callable[..., Any]) -> None:
@@ -254,7 +292,7 @@ def test_without_a_log_feedback_is_refused_and_what_cannot_be_logged_is_not_sent
     assert stub().ask("/v1/feedback", event)[0] == 409
 
     class Full:
-        def write(self, rows: Any) -> Any:
+        def write(self, rows: Any, together: Any = None) -> Any:
             raise SinkFailed("disk full: /secret/place")
 
         feedback = write

@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from adagrpo.exposures.exposure_log import (
     Outcome,
     RowT,
     decode_exposure,
+    same_request,
     why_refused,
 )
 from adagrpo.storage.hashes import hash_json
@@ -127,19 +129,27 @@ def _begin(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS:.0f}")
 
 
-def insert_exposures(connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str]) -> list[Exposure]:
-    """Insert rows whose request ids are new; for each the row that is on record. `texts` are of `encode`.
+def insert_exposures(
+    connection: sqlite3.Connection,
+    rows: Sequence[Exposure],
+    texts: Sequence[str],
+    together: Sequence[int],
+) -> list[Exposure]:
+    """Insert rows whose request ids are new; see `ExposureSink.write`. `texts` are of `encode`.
 
     A row on record that cannot be read is none, and gives way.
     """
     known = _known(connection, [row.request_id for row in rows])
-    new = []
-    for row, text in zip(rows, texts, strict=True):
-        if row.request_id not in known:
-            known[row.request_id] = row
-            new.append((row.request_id, text))
+    new, pairs = [], zip(rows, texts, strict=True)
+    for count in together:
+        body = list(islice(pairs, count))
+        if all(same_request(row, known.get(row.request_id, row)) for row, _ in body):
+            for row, text in body:
+                if row.request_id not in known:
+                    known[row.request_id] = row
+                    new.append((row.request_id, text))
     connection.executemany("INSERT OR REPLACE INTO exposures (request_id, row) VALUES (?, ?)", new)
-    return [known[row.request_id] for row in rows]
+    return [known.get(row.request_id, row) for row in rows]
 
 
 def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> list[Outcome]:

@@ -51,12 +51,12 @@ class Exposure:
     catalog_version: str
     user_hash: str | None = None  # keyed; None: the request named no user
     key_version: str | None = None  # fingerprint of that key
-    history_hash: str | None = None  # keyed, of the history that the request named
+    history_hash: str | None = None  # keyed, of the history, length and filters that the request named
     experiment: str | None = None
     salt_version: str | None = None  # the first digits of the hash of the experiment's plan
     arm_version: str | None = None
     positions: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Field(strict=False)] = None
-    source: str = "policy"  # what made the list: "policy", "sampled", "popular" ..
+    source: str = "policy"  # what made the list: "policy", "fused", "sampled", "popular" ..
     temperature: float | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     log_propensities: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
@@ -108,11 +108,13 @@ Outcome = Literal["stored", "unknown", "repeated"]
 class ExposureSink(Protocol):
     """A destination of exposures and feedback. All methods may be called by several threads at once."""
 
-    def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
+    def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
         """Put rows on record; they survive kill -9 and a loss of power once this returns.
 
         Args:
             rows: answers that are not sent yet. Callers that wait at the same time share one transaction.
+            together: how many rows one body asked for, one body after the other; None: one each. Where a request id of
+                a body is on record for another request, see `same_request`, none of its rows is written.
 
         Returns:
             For each the row that is on record under its request id: itself, or what was written under this id before.
@@ -137,6 +139,11 @@ class ExposureSink(Protocol):
     def close(self) -> None:
         """Finish what was begun; no other call comes after it."""
         ...
+
+
+def same_request(one: Exposure, other: Exposure) -> bool:
+    """Check whether two rows are of one user who asked for the same list."""
+    return (one.user_hash, one.history_hash) == (other.user_hash, other.history_hash)
 
 
 def encode(row: Exposure | Feedback) -> str:

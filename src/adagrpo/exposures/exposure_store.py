@@ -72,10 +72,10 @@ class LocalExposureLog:
         self._rotation = Thread(target=self._rotate_when_due, name="exposure-parts", daemon=True)
         self._rotation.start()
 
-    def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
+    def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
         """See `ExposureSink.write`."""
-        texts = [encode(row) for row in rows]
-        return self._committed(lambda: insert_exposures(self._connection, rows, texts), len(rows))
+        texts, bodies = [encode(row) for row in rows], together or [1] * len(rows)
+        return self._committed(lambda: insert_exposures(self._connection, rows, texts, bodies), len(rows))
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """See `ExposureSink.feedback`."""

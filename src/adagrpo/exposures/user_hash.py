@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,9 +32,10 @@ class UserHash:
         """32 hexadecimal digits; `7` and `"7"` are the same user."""
         return self._digest(str(user).encode())[:32]
 
-    def of_history(self, items: Sequence[int | str]) -> str:
-        """16 hexadecimal digits of a history as a request names it."""
-        return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode())[:16]
+    def of_history(self, items: Sequence[int | str], said: Mapping[str, object] | None = None) -> str:
+        """16 hexadecimal digits of a history as a request names it, and of what else it said of its list."""
+        rest = json.dumps(said) if said else ""
+        return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode() + rest.encode())[:16]
 
     def _digest(self, content: bytes) -> str:
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()

@@ -229,6 +229,11 @@ def _is_list(value: object) -> bool:
     return isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
 
 
+def filter_key(given: Filter) -> object:
+    """Equal for filters that mean the same, and JSON."""
+    return _key(_columns("", given))
+
+
 def _key(columns: _Columns | None) -> object:
     """Equal for equal filters, in whatever order they are written; true is not 1."""
     if columns is None:

@@ -15,7 +15,9 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.semantic_ids.trie import Eligible
 
 ItemId = int | str
-Source = Literal["policy", "popular", "sampled"]
+# what made a list: the policy, re-ranked or not; the policy with other sources; a source or reward without the policy;
+# the popular items, for a history that says nothing; a draw from the policy
+Source = Literal["policy", "fused", "alone", "popular", "sampled"]
 
 
 class Query(NamedTuple):
@@ -36,7 +38,7 @@ class Recommendations(NamedTuple):
     scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over spread
     codes: list[list[int]]  # the Semantic ID of each item
     log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
-    source: Source = "policy"  # "popular" for a history that says nothing, "sampled" for a list that was drawn
+    source: Source = "policy"
     log_inclusions: list[float] | None = None  # of drawn lists: how likely each item was in the list, nats
     draw_keys: list[float] | None = None  # what the draw was ordered by, with that of the item that would come next
 

@@ -39,7 +39,7 @@ from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
-from adagrpo.lists.query import ItemId, ListOrder, ListPropensities, Query, Recommendations
+from adagrpo.lists.query import ItemId, ListOrder, ListPropensities, Query, Recommendations, Source
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
@@ -311,19 +311,22 @@ class Recommender:
     def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
         if self.fusion is not None:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
-            return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+            return self._lists(items, scores, "fused")
         batch = self._batch([query.history for query in queries], masked)
         whole = self._of_catalogue(batch)
         if whole is not None:
-            items, scores = best_of(whole, self._ruled_out(queries, batch, masked), self.width)
-            return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+            return self._lists(*best_of(whole, self._ruled_out(queries, batch, masked), self.width), "alone")
         items, scores, _ = self._beam(queries, batch, masked)
         if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
             scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
-        return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+        return self._lists(items, scores, "policy")
+
+    def _lists(self, items: Tensor, scores: Tensor, source: Source) -> list[Recommendations]:  # (B, W) each
+        rows = zip(items.tolist(), scores.tolist(), strict=True)
+        return [self._named(*row)._replace(source=source) for row in rows]
 
     def _of_catalogue(self, batch: Histories) -> Tensor | None:
         """(B, V) scores of lists that the policy has no part in; None of other lists, and where the reward fails."""

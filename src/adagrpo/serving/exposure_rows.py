@@ -20,6 +20,7 @@ from adagrpo.serving.schemas import FeedbackEvent
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
+AT_ONCE = 1000  # rows of a transaction, for which the others wait
 SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer
 
 
@@ -28,7 +29,7 @@ class Asker(NamedTuple):
 
     user: str | None  # None where the request names no user
     key: str  # fingerprint of the key
-    history: str
+    history: str  # with what else the request said of its list
 
 
 def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: float) -> Exposure:
@@ -75,8 +76,22 @@ class ExposureRows:
     def __init__(self, sink: ExposureSink, failed: Callable[[SinkFailed], None] = lambda error: None) -> None:
         """Start the threads that write; `failed` hears of each failure: an operator must learn why 503 is answered."""
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
-        self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
-        self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
+        self._failing: dict[str, str] = {}
+
+        def feedback(rows: list[Feedback], _: list[int]) -> Sequence[Outcome]:
+            return sink.feedback(rows)
+
+        self._answers = BatchQueue[Sequence[Exposure], Sequence[Exposure]](
+            partial(self._put, "lists", sink.write), most=256
+        )
+        self._events = BatchQueue[Sequence[Feedback], Sequence[Outcome]](
+            partial(self._put, "feedback", feedback), most=256
+        )
+
+    @property
+    def failing(self) -> str | None:
+        """What could not be written the last time, and why; None where all could."""
+        return next((f"{what} cannot be written: {why}" for what, why in self._failing.copy().items()), None)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
         """Put rows on record; see `ExposureSink.write`.
@@ -86,13 +101,13 @@ class ExposureRows:
         """
         return await self._answers.submit(rows)
 
-    async def feedback(self, events: Sequence[FeedbackEvent]) -> Sequence[Outcome]:
+    async def feedback(self, rows: Sequence[Feedback]) -> Sequence[Outcome]:
         """Put feedback on record; see `ExposureSink.feedback`.
 
         Raises:
             SinkFailed: nothing of it is.
         """
-        return await self._events.submit([_feedback(event) for event in events])
+        return await self._events.submit(rows)
 
     def close(self) -> None:
         """Finish what was begun."""
@@ -100,27 +115,47 @@ class ExposureRows:
         self._events.close()
         self._sink.close()
 
-    def _put(self, put: Callable[[list[RowT]], Sequence[T]], calls: Sequence[Sequence[RowT]]) -> list[Sequence[T]]:
-        """Put the rows of several calls on record at once; what came of each, by call."""
-        found = iter(self._try(lambda: put([row for rows in calls for row in rows])))
-        return [[next(found) for _ in rows] for rows in calls]
+    def _put(
+        self, what: str, put: Callable[[list[RowT], list[int]], Sequence[T]], calls: Sequence[Sequence[RowT]]
+    ) -> list[Sequence[T] | Exception]:
+        """Put the rows of several calls on record; what came of each, by call."""
+        results: list[Sequence[T] | Exception] = []
+        while len(results) < len(calls):
+            some: list[Sequence[RowT]] = [calls[len(results)]]
+            count = len(some[0])
+            for rows in calls[len(results) + 1 :]:
+                count += len(rows)
+                if count > AT_ONCE:
+                    break
+                some.append(rows)
+            try:
+                flat = [row for rows in some for row in rows]
+                found = iter(self._try(what, partial(put, flat, [*map(len, some)])))
+                results += [[next(found) for _ in rows] for rows in some]
+            except SinkFailed as error:
+                results += [error] * len(some)
+        return results
 
-    def _try(self, work: Callable[[], T]) -> T:
+    def _try(self, what: str, work: Callable[[], T]) -> T:
         """Return what `work` does. While a sink is away, rows that come right after a slow failure fail at once."""
         started = time.monotonic()
         if started < self._rest_until:
             raise SinkFailed("could not be written a moment ago")
         try:
-            return work()
+            done = work()
         except SinkFailed as error:
             now = time.monotonic()
             if now - started > SLOW:
                 self._rest_until = now + REST
+            self._failing[what] = str(error.__cause__ or error)  # what the disk said, without the folder
             self._failed(error)
             raise
+        self._failing.pop(what, None)
+        return done
 
 
-def _feedback(event: FeedbackEvent) -> Feedback:
+def feedback_row(event: FeedbackEvent) -> Feedback:
+    """The row of one event; what names no time has happened now."""
     given: dict[str, Any] = {} if event.value is None else {"value": event.value}
     moment = time.time() if event.time is None else event.time
     return Feedback(request_id=event.request_id, item=event.item_id, kind=event.kind, time=moment, **given)

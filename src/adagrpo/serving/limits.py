@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 LONGEST_HISTORY = 10_000  # ids that a request may hold
 LONGEST_BATCH = 64  # requests that one body may hold
+MOST_VALUES = 32_000  # that one body may hold: one request with all its lists full, or 64 with 500 values each
 HEAD_BYTES = 32_768  # what a request may have beside its body: head, trailers, lines before chunks
 
 

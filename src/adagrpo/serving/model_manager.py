@@ -143,7 +143,7 @@ class Serving:
         why = f"reward: {guard.why}" if guard is not None and failed else None
         answers = []
         for result in lists[: len(asked)]:
-            asks = result.source == "policy" and self.recommender.reward is not None
+            asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
             answers.append(Answered(result, asks and not failed, why if asks else None))
         return answers
 

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary, ref
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.explanation import ItemTitles, explain
@@ -32,16 +32,14 @@ from adagrpo.lists.query import Query
 from adagrpo.serving.daemon_thread import in_daemon_thread
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow
-from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
+from adagrpo.serving.schemas import BadRequest, Body, Filter, Id, parsed, validated
 
 MOST_FOUND = 20
 REWARD_SECONDS = 1.0  # that a page may ask the reward, for which requests wait
 
 
-class ExplainBody(BaseModel):
+class ExplainBody(Body):
     """The body of `POST /v1/explain`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     history: Annotated[list[Id], Field(max_length=200)]
     k: Annotated[int, Field(ge=1, le=100)] = 10

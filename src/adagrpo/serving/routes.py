@@ -9,29 +9,31 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, SinkFailed
+from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, same_request
 from adagrpo.exposures.user_hash import UserHash
-from adagrpo.lists.eligibility import Filter, Narrowing, why_short
+from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import ItemId, Query
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded
 from adagrpo.serving.daemon_thread import in_daemon_thread
-from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
+from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure, feedback_row
 from adagrpo.serving.limits import LONGEST_BATCH
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
+    Body,
     FeedbackBody,
     FeedbackEvent,
     RecommendBody,
@@ -45,8 +47,11 @@ from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others
-IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
+BYTES_IN_LOOP = 8192  # of a body; a longer one is read beside the event loop
+IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved there too
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -107,12 +112,16 @@ class Routes:
     connections: Callable[[], int] = lambda: 0
     experiment: Callable[[], dict[str, Any]] | None = None  # how the one that is served stands; sets its figures
     _figures: tuple[float, bytes] = (-math.inf, b"")  # when they were written out
+    _large: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one large body that is being read
 
     async def health(self, request: Request) -> Response:
         """Answer with what is served."""
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
         why = self.manager.degraded
         state = {"status": "ok"} if why is None else {"status": "degraded", "degraded": why}
+        unwritten = None if self.exposures is None else self.exposures.failing
+        if unwritten is not None:
+            state |= {"status": "failing", "exposure_log": unwritten}
         return json_response({**state, **self.manager.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
@@ -138,42 +147,22 @@ class Routes:
 
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
-        body = validated(RecommendRequest, parsed(request.state.body))
-        serving = self.manager.now
-        name = request.state.request_id
-        history, unknown = known(serving, body.history, body.k)
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
-        if not asked.query.history:
-            raise BadRequest("history: none of its ids is in the catalogue")
-        one = _One(name, body.k, self._asker(None, body.history), asked, unknown)
+        one = await self._read(request, self._asked_plainly, request)
         answers = await self._lists(request, [one])
         reply = _reply(one, answers[0])
         await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
         content |= {} if reply["degraded"] is None else {"degraded": reply["degraded"]}
-        return json_response(content, headers={"x-request-id": name})
+        return json_response(content, headers={"x-request-id": one.name})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Lists for one history, or for several in one body."""
-        content = parsed(request.state.body)
-        batch = isinstance(content, dict) and "requests" in content
-        bodies = validated(BatchBody, content).requests if batch else [validated(RecommendBody, content)]
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
-        if len({*ids}) != len(ids):
-            raise BadRequest("requests: two of them have the same request_id")
-        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
-        places = self.manager.assign(users)
-        serving = places[0].serving  # the others were put there with it, and have its items
-        histories = [known(serving, body.history, body.k) for body in bodies]
-        narrowings = [await _narrowed(serving, body) for body in bodies]
-        ones = []
-        for name, body, user, place, (history, unknown), narrowing in zip(
-            ids, bodies, users, places, histories, narrowings, strict=True
-        ):
-            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
-            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            asker = self._asker(user, body.history)
-            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+        batch, bodies = await self._read(request, _bodies, request, RecommendBody, BatchBody, "requests")
+        if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
+            ones = await asyncio.to_thread(self._asked, request, bodies)
+        else:
+            ones = await self._read(request, self._asked, request, bodies)
+        del bodies  # they may be large, and the lists wait for others
         try:
             answers = await self._lists(request, ones)
         except Exception:  # whatever it was, these users got no list of their arm
@@ -181,7 +170,7 @@ class Routes:
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
         await self._record(request, ones, answers, replies)
-        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].name})
 
     async def item(self, request: Request) -> Response:
         """An item of the catalogue."""
@@ -196,16 +185,14 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """Take what users did with lists."""
-        content = parsed(request.state.body)
-        many = isinstance(content, dict) and "events" in content
-        events = validated(FeedbackBody, content).events if many else [validated(FeedbackEvent, content)]
+        rows = await self._read(request, _told, request)
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
-        outcomes = await self.exposures.feedback(events)
-        for event in events:
-            self.metrics.feedback.labels(event.kind).inc()
-        repeated, unknown = (sum(one == kind for one in outcomes) for kind in ("repeated", "unknown"))
-        return json_response({"accepted": len(events) - repeated, "duplicates": repeated, "unknown": unknown})
+        outcomes = Counter(await self.exposures.feedback(rows))
+        for kind, count in Counter(row.kind for row in rows).items():
+            self.metrics.feedback.labels(kind).inc(count)
+        repeated, unknown = outcomes["repeated"], outcomes["unknown"]
+        return json_response({"accepted": len(rows) - repeated, "duplicates": repeated, "unknown": unknown})
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
@@ -224,6 +211,48 @@ class Routes:
 
     # ------------------------------------------------ parts of them
 
+    async def _read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
+        """Return what `work` makes of a body; of a large one in a thread, one after the other, while others go on.
+
+        Raises:
+            Overloaded: the time of the request has passed before its turn came.
+        """
+        if len(request.state.body) <= BYTES_IN_LOOP:
+            return work(*arguments)
+        async with self._large:
+            if time.monotonic() > request.state.deadline:
+                raise Overloaded(1)
+            return await asyncio.to_thread(work, *arguments)
+
+    def _asked_plainly(self, request: Request) -> _One:
+        """The list that a body of `POST /recommend` asks for."""
+        body = validated(RecommendRequest, parsed(request.state.body))
+        serving = self.manager.now
+        name = request.state.request_id
+        history, unknown = known(serving, body.history, body.k)
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
+        if not asked.query.history:
+            raise BadRequest("history: none of its ids is in the catalogue")
+        return _One(name, body.k, self._asker(None, body), asked, unknown)
+
+    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
+        """The lists that bodies of `POST /v1/recommend` ask for."""
+        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+        if len({*ids}) != len(ids):
+            raise BadRequest("requests: two of them have the same request_id")
+        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        ones = []
+        places = self.manager.assign(users)
+        serving = places[0].serving  # the others were put there with it, and have its items
+        for name, body, user, place in zip(ids, bodies, users, places, strict=True):
+            history, unknown = known(serving, body.history, body.k)
+            narrowing = narrow(serving, body.include, body.exclude)
+            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
+            asker = self._asker(user, body)
+            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+        return ones
+
     def _explored(self, query: Query, request_id: str) -> Query:
         """The query as it is asked: with a temperature and a seed where its list is drawn."""
         return query if self.explore is None else self.explore.of(query, request_id)
@@ -231,7 +260,7 @@ class Routes:
     async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
         """The lists as they are shown; where two arms make one, both are asked."""
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
-        found = await self._answers(request, [*(one.asked for one in ones), *second])
+        found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
         others, shown = iter(found[len(ones) :]), []
         for one, answer in zip(ones, found[: len(ones)], strict=True):
             if one.interleaved is not None:
@@ -239,10 +268,10 @@ class Routes:
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
-    async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
+    async def _answers(self, request: Request, asked: Sequence[Asked], several: bool) -> list[Answered]:
         """Collect the answers of the policy; `Overloaded` where they would come too late."""
-        deadline = request.state.deadline
-        self.queue.check(deadline - time.monotonic(), len(asked))
+        deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
+        self.queue.check(left / 2 if several else left, len(asked))  # who asks for one list comes after a short queue
         asked = [one._replace(deadline=deadline) for one in asked]
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
@@ -254,8 +283,11 @@ class Routes:
                 self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
         return answers
 
-    def _asker(self, user: str | None, history: Sequence[ItemId]) -> Asker:
-        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(history))
+    def _asker(self, user: str | None, body: RecommendRequest | RecommendBody) -> Asker:
+        said = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
+        for name in {"include", "exclude"} & said.keys():
+            said[name] = filter_key(said[name])
+        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, said))
 
     def _id(self, request: Request, place: int) -> str:
         """A request id for the answer at a place, in a body of at most LONGEST_BATCH."""
@@ -282,8 +314,9 @@ class Routes:
             if one.asked.trial is not None:
                 self.metrics.arm_seconds.labels(one.asked.trial.arm).observe(ms / 1000)
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, ones, strict=True):
-            if (recorded.user_hash, recorded.history_hash) != (row.user_hash, row.history_hash):
-                raise BadRequest("request_id: was used for another user or another history; send a new one", 409)
+            if not same_request(recorded, row):
+                why = "was used for another user, history, k or filter; send a new one"
+                raise BadRequest(f"request_id: {why}", 409)
             if recorded != row:
                 reply.pop("experiment", None)  # of the list that this request would get
                 reply |= _repeated(recorded, one.asked.serving)
@@ -325,12 +358,24 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
         raise BadRequest(content) from None
 
 
-async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
-    """Resolve the filters of a request; in a thread where that takes time."""
+def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
+    """Whether a body holds several, under a name, and those that it holds."""
+    content = parsed(request.state.body)
+    if isinstance(content, dict) and name in content:
+        return True, getattr(validated(several, content), name)
+    return False, [validated(one, content)]
+
+
+def _told(request: Request) -> list[Feedback]:
+    """The feedback that a body holds."""
+    return [feedback_row(event) for event in _bodies(request, FeedbackEvent, FeedbackBody, "events")[1]]
+
+
+def _takes_time(body: RecommendBody) -> bool:
+    """Check whether the filters of a request may need a mask of the catalogue."""
     exclude = body.exclude
-    if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)):
-        return narrow(serving, None, exclude)
-    return await asyncio.to_thread(narrow, serving, body.include, exclude)
+    few = exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)
+    return body.include is not None or not few
 
 
 def disconnected(request: Request) -> bool:

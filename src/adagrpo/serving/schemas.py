@@ -5,24 +5,33 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
-from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY
+from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY, MOST_VALUES
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-MOST_GROUPS = 16  # that a filter names
+MOST_GROUPS = 16  # that a filter names; no object of a body has more fields
+
+
+def _few_fields(content: Any) -> Any:
+    """Refuse an object that has too many fields before something is said of each of them."""
+    if isinstance(content, dict) and len(content) > MOST_GROUPS:
+        raise PydanticCustomError("too_many_fields", f"has {len(content)} fields, more than {MOST_GROUPS}")
+    return content
+
 
 IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 TextId = Annotated[str, Strict(), Field(max_length=1000)]
 Id = IntegerId | TextId
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
-History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
+# lists end at the first value that is wrong: to describe each of 30,000 takes half a second
+History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY, fail_fast=True)]
 GroupValue = Annotated[bool, Strict()] | Id
 Column = Annotated[str, Field(max_length=200)]
-Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000)]
-Groups = Annotated[dict[Column, Values], Field(max_length=MOST_GROUPS)]
+Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000, fail_fast=True)]
+Groups = Annotated[dict[Column, Values], Field(max_length=MOST_GROUPS), BeforeValidator(_few_fields)]
 Filter = History | Groups
 TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # what pydantic calls members of a union
 PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
@@ -36,19 +45,26 @@ class BadRequest(ValueError):
         self.status = status
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body, or an object in one; it has the fields that are described and no other."""
+
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, content: Any) -> Any:
+        return _few_fields(content)
 
-class RecommendRequest(_Body):
+
+class RecommendRequest(Body):
     """The body of `POST /recommend`."""
 
-    history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
+    history: Annotated[History, Field(min_length=1)]
     k: Annotated[int, Strict(), Field(ge=1)] = 10
     exclude_history: bool | None = None  # as /health says
 
 
-class RecommendBody(_Body):
+class RecommendBody(Body):
     """One request of `POST /v1/recommend`."""
 
     history: History = Field(description="Ids of the logs, oldest first.")
@@ -62,10 +78,10 @@ class RecommendBody(_Body):
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
 
 
-class BatchBody(_Body):
+class BatchBody(Body):
     """Several requests of `POST /v1/recommend` in one."""
 
-    requests: Annotated[list[RecommendBody], Field(min_length=1, max_length=LONGEST_BATCH)]
+    requests: Annotated[list[RecommendBody], Field(min_length=1, max_length=LONGEST_BATCH, fail_fast=True)]
 
 
 class Versions(BaseModel):
@@ -97,7 +113,10 @@ class RecommendAnswer(BaseModel):
     codes: list[list[int]] = Field(
         description="The Semantic ID of each item; none in a repeated list of another catalogue."
     )
-    source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
+    source: str = Field(
+        description="What made the list: `policy`, re-ranked or not; `fused`, the policy and other sources; `alone`, a "
+        "source or a reward without the policy; `sampled`, drawn; or `popular`, nothing is known."
+    )
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     degraded: str | None = Field(
         None, description="Why this is not the list that is served otherwise: the reward gave no scores; else null."
@@ -124,7 +143,7 @@ class ListAnswer(BaseModel):
     degraded: str | None = Field(None, description="Why this is not the usual list; absent where it is.")
 
 
-class FeedbackEvent(_Body):
+class FeedbackEvent(Body):
     """One action of a user on an item of a list."""
 
     request_id: RequestId
@@ -138,10 +157,10 @@ class FeedbackEvent(_Body):
     )
 
 
-class FeedbackBody(_Body):
+class FeedbackBody(Body):
     """The body of `POST /v1/feedback`. Sent twice, it counts once."""
 
-    events: Annotated[list[FeedbackEvent], Field(min_length=1, max_length=1000)]
+    events: Annotated[list[FeedbackEvent], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class FeedbackAnswer(BaseModel):
@@ -171,7 +190,9 @@ class HealthAnswer(StatusAnswer):
     """The model that is served."""
 
     degraded: str | None = Field(None, description="Why lists come without the reward now; absent where they do not.")
-
+    exposure_log: str | None = Field(
+        None, description="Why the log could not be written the last time; absent where it could. Lists then get 503."
+    )
     name: str | None = Field(None, description="Of the recipe.")
     arm: str | None = None
     why: str | None = Field(None, description="Why that arm.")
@@ -198,7 +219,7 @@ class Refusal(BaseModel):
     detail: str
 
 
-class ReloadBody(_Body):
+class ReloadBody(Body):
     """The body of `POST /v1/admin/reload`: another checkpoint of the same run, or what is there now."""
 
     arm: Annotated[str, Field(max_length=100)] | None = None
@@ -206,7 +227,7 @@ class ReloadBody(_Body):
     catalog: Annotated[str, Field(max_length=100)] | None = Field(None, description="A version, or `latest`.")
 
 
-class SwitchBody(_Body):
+class SwitchBody(Body):
     """The body of `POST /v1/admin/experiment`: one of both."""
 
     share: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Of the users, from now on.")
@@ -217,8 +238,11 @@ def parsed(body: bytes) -> Any:
     """The content of a JSON text.
 
     Raises:
-        BadRequest: it is none: bad syntax or UTF-8, lone surrogates, NaN or infinities, or nested too deeply.
+        BadRequest: it is none: bad syntax or UTF-8, lone surrogates, NaN or infinities, or nested too deeply; or it
+            holds more values than any body may.
     """
+    if body.count(b",") > MOST_VALUES:  # before anything is made of it; commas in texts count, and are few
+        raise BadRequest(f"the body holds more than {MOST_VALUES:,} values")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -244,6 +268,8 @@ def validated(kind: type[ModelT], content: Any) -> ModelT:
     )
     if first["type"] == "list_type" and place.rpartition(".")[2] in ("include", "exclude"):
         raise BadRequest(f"{place}: should be item ids, or values by group")
+    if first["type"] == "extra_forbidden" and kind is RecommendRequest and place in RecommendBody.model_fields:
+        raise BadRequest(f"{place}: /recommend has no such field; POST /v1/recommend has")
     raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
 
 
