@@ -34,7 +34,7 @@ def opened(folder: Path, mask: bool = False) -> Run:
 def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
     run = opened(copied)
     states = {name: part.state for name, part in parts_of(run).items()}
-    assert {name for name, state in states.items() if state == "stale"} >= {"evaluate/sft", "evaluate/baselines"}
+    assert {name for name, state in states.items() if state == "stale"} >= {"evaluate/sft", "evaluate/popularity"}
     assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
     run.evaluate()
     content = run.results
@@ -124,7 +124,7 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     nll, manifest = ((copied / "evaluate/nll/best" / name).read_text() for name in ("metrics.json", "manifest.json"))
     run = Run.open(copied, ["evaluation.validation_users=12"])
     states = {name: part.state for name, part in parts_of(run).items()}
-    assert states["evaluate/sft"] == states["evaluate/baselines"] == "stale"
+    assert states["evaluate/sft"] == states["evaluate/popularity"] == "stale"
     assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
     run.evaluate()
     data = RunData(run)

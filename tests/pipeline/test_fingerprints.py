@@ -10,6 +10,7 @@ import pytest
 
 from adagrpo.config import Config, read_settings
 from adagrpo.config.evaluation import EvaluationConfig
+from adagrpo.lists.table import BASELINES
 from adagrpo.pipeline import (
     Run,
 )
@@ -26,6 +27,7 @@ BESIDE: list[tuple[dict[str, Any], set[str]]] = [
     ({"kind": "factory", "function": "m:f"}, {"policy", "ranker.user_share"}),
 ]
 TRAINED = {"train/nll", "train/adagrpo"}
+ALONE = {f"evaluate/{name}" for name in BASELINES}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
 JUDGED = {"diagnose"}  # what reads the beams of validation cases
 DECODED = {"sft", "reranking", *TRAINED, *EVALUATED, *JUDGED}
@@ -38,8 +40,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.fit.checkpoint_seconds", 7, set()),
     ("ranker.fit.checkpoint_seconds", 7, set()),
     ("ranker.lambdarank.trees", 7, set()),
-    ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", *JUDGED}),
-    ("max_history", 7, {*DECODED, "ranker", "evaluate/baselines", "ranker/report"}),
+    ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", *JUDGED, *ALONE}),
+    ("max_history", 7, {*DECODED, "ranker", *ALONE, "ranker/report"}),
     ("data.min_user_interactions", 2, {"prepare"}),
     ("tokenizer.window", 7, {"tokenize", "sft", "ranker"}),
     ("policy.dropout", 0.3, {*DECODED, "ranker/report"}),
@@ -57,8 +59,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.rl_split", 0.5, {"sft", *TRAINED}),
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
     ("decide.exposure_power", 0.0, {"reranking", *JUDGED}),
-    ("evaluation.beam_width", 12, {*DECODED, "report/paired"}),
-    ("evaluation.exclude_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
+    ("evaluation.beam_width", 12, {*DECODED, *ALONE, "report/paired"}),
+    ("evaluation.exclude_history", True, {*DECODED, "ranker", *ALONE}),
 ]
 
 

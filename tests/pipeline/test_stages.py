@@ -56,8 +56,11 @@ STAGES = [
     "train/nll",
     "train/adagrpo",
     "reranking",
+    "item_knn",
     "evaluate/sft",
-    "evaluate/baselines",
+    "evaluate/popularity",
+    "evaluate/item_knn",
+    "evaluate/ranker",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
 STAGES += ["report/paired", "ranker/report"]
 

@@ -28,7 +28,7 @@ from adagrpo.lists.sources import (
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Ragged
 
-__all__ = ["FITTED", "FUSED", "LISTED", "SOURCES", "Fitted", "Source"]
+__all__ = ["BASELINES", "FITTED", "FUSED", "LISTED", "SOURCES", "Fitted", "Source"]
 
 Matrix = sparse.csr_array  # (V, V) float32
 
@@ -111,5 +111,6 @@ SOURCES: Mapping[str, Source] = {
     ),
 }
 LISTED = tuple(name for name, source in SOURCES.items() if source.listed)
+BASELINES = tuple(name for name in LISTED if SOURCES[name].most_items is None)  # what `adagrpo evaluate` measures too
 FUSED = tuple(name for name in reversed([*SOURCES]) if SOURCES[name].fused)  # in the order of features
 FITTED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if source.fit is not None))  # stages

@@ -225,7 +225,7 @@ class Run(StageMaker):
             read, left_out = ["prepare"], {}
             for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
                 row = row_of(name)
-                if name == "evaluate/sft" or name.endswith("/best") or (row is not None and row.made_by("decide")):
+                if row is not None and not row.page_only and not name.endswith("/final"):
                     wanted = declare(self)
                     if (why := not_measured(self, name, wanted)) is not None:
                         left_out[name.removeprefix("evaluate/")] = why

@@ -16,13 +16,13 @@ from functools import partial
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
-from adagrpo.lists.table import FITTED, LISTED
+from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES
 from adagrpo.pipeline.directory import Declare
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_baselines, evaluate_start
+from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_start
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
@@ -128,12 +128,17 @@ def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
-def _sources(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {stage: partial(fit_sources, stage=stage) for stage in FITTED if _ordered(config)}
+def _sources(of: Sequence[str]) -> Members:
+    """The stages of sources that are fitted."""
+    return lambda config, arms: {stage: partial(fit_sources, stage=stage) for stage in of if _ordered(config)}
 
 
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {f"fuse/{arm}": partial(fuse, arm=arm) for arm in ("sft", *arms) if _ordered(config)}
+
+
+def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in BASELINES if _ordered(config)}
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -141,7 +146,13 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     if config.without_order:
         return {}
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
-    names = [*LISTED, *without, FUSE, *(f"{arm}+{FUSE}" for arm in arms), *rewards_alone(config.reward)]
+    names = [
+        *(name for name in LISTED if name not in BASELINES),
+        *without,
+        FUSE,
+        *(f"{arm}+{FUSE}" for arm in arms),
+        *rewards_alone(config.reward),
+    ]
     return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in names} | re_rankings(RERANK)
 
 
@@ -155,6 +166,8 @@ REWARDED = ("reward", "seed", "max_history")
 TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "decide", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
+KEPT = tuple(stage for stage in FITTED if stage in {SOURCES[name].stage for name in BASELINES})
+OTHERS = tuple(stage for stage in FITTED if stage not in KEPT)
 NAMED = (*LISTED, REWARD, f"{REWARD}-*", RERANK, FUSE, FUSE_WITHOUT_REWARD, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}")
 
 STAGES: tuple[Stage, ...] = (
@@ -208,12 +221,13 @@ STAGES: tuple[Stage, ...] = (
         shared=True,
     ),
     Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, _ordered, selects=True, shared=True),
-    Stage("|".join(FITTED), "decide", members=_sources),
+    Stage("|".join(KEPT), "evaluate", members=_sources(KEPT)),
+    Stage("|".join(OTHERS), "decide", members=_sources(OTHERS)),
     Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
     Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
     Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
     Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start, _ordered),
-    Stage("evaluate/baselines", "evaluate", DECODING, evaluate_baselines, _ordered),
+    Stage(f"evaluate/{'|'.join(BASELINES)}", "evaluate", DECODING, members=_alone),
     Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
     Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
     Stage(f"evaluate/{'|'.join(NAMED)}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
-from adagrpo.lists.sources import CandidateSource, NearestItems, Popularity, list_cases, similarities
+from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, summarise
+from adagrpo.lists.table import BASELINES
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.directory import RunDirectory
@@ -31,51 +31,14 @@ from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
+from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
-LARGEST_BATCH = 2**24  # scores of the whole catalogue at a time
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
-
-
-def evaluate_baselines(run: RunDirectory) -> Declaration:
-    """Popularity, item-kNN and the ranker's own retrieval: the same cases and masking, as much of each history."""
-    data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
-    models = Models(data)
-    model = run.path("ranker", "best", "model.safetensors")
-
-    def build(work: Path) -> None:
-        ranker = models.ranker(model.parent)
-        splits = {name: data.measured_cases(name) for name in ("validation", "test")}
-        seen = np.unique(np.concatenate([cases.histories.values for cases in splits.values()])).astype(np.int64)
-        sources: dict[str, CandidateSource] = {
-            "popularity": Popularity(data.training.counts(data.num_items)),
-            "item_knn": NearestItems(similarities(data.training, data.num_items, items=seen)),
-        }
-        given: dict[str, Any] = {"exclude_history": options.exclude_history, "eligible": data.admitted}
-        given |= {"max_history": run.config.max_history}
-        few = max(1, min(options.batch_size, LARGEST_BATCH // data.num_items))
-        values: dict[str, dict[str, Any]] = {name: {} for name in (*sources, "ranker")}
-        for split, cases in splits.items():
-            for name, source in sources.items():
-                values[name][split] = retrieval(list_cases(source, cases, batch_size=few, **given), cases)
-            values["ranker"][split] = rank_by_ranker(ranker, cases, batch_size=options.batch_size, **given)
-        write_json(work / "metrics.json", values)
-
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), model]
-    inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
-    return Declaration(
-        build,
-        inputs,
-        files=("metrics.json",),
-        settings=("evaluation.exclude_history", *NOT_FITTED, "max_history"),
-        also={"metrics": measured()} | data.validation_draw,
-        schema=3,
-    )
 
 
 def evaluate_start(run: RunDirectory) -> Declaration:
@@ -251,7 +214,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         "catalog": run.content("tokenize", "audit.json"),
         "ranker": ranker,
         "reward": describe_reward(Models(RunData(run))),
-        "baselines": run.content("evaluate", "baselines", "metrics.json"),
+        "baselines": {name: run.content("evaluate", name, "metrics.json") for name in BASELINES},
         "stages": stages,
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}

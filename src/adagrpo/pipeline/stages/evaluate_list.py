@@ -17,7 +17,7 @@ import polars as pl
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list
 from adagrpo.lists.table import FUSED, SOURCES
-from adagrpo.metrics import RankedLists, hit_rate, measure, measured, ndcg, target_rank_in
+from adagrpo.metrics import RankedLists, measure, measured, target_rank_in
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -29,8 +29,10 @@ from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.types import Cases
 
+WITHOUT_POLICY = ("evaluation", "max_history")  # what decides the lists of sources
 FREE = "free.parquet"
 FREE_METRICS = ("hallucination", "invalid")
 
@@ -41,7 +43,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     Args:
         name: see `adagrpo.lists.names`.
     """
-    data, called = RunData(run), parse_list(name)
+    data, called = RunData(run, CatalogVersion(run, run.catalog)), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
     weights = run.weights_of(arm)
@@ -53,13 +55,16 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
     inputs += [] if base is None else [base / FREE, base / "metrics.json"]
 
+    reward = models.reward_reads if maker.asks_reward(called) else ()
+
     def build(work: Path) -> None:
         served, cases = maker.recommender(called, weights), data.measured_cases("test")
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
         free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
             _rank(served, data, name, work)
-        values = {"validation": _on_validation(ranked or work / VALIDATION, name), "test": _on_test(data, cases, lists)}
+        ranks = pl.read_parquet(ranked or work / VALIDATION, columns=[name])[name].to_numpy().astype(np.int64)
+        values = {"validation": dict(measure(RankedLists(ranks, served.width))), "test": _on_test(data, cases, lists)}
         for split, found in values.items():
             found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
         write_lists(data, cases, lists.items, lists.scores, work)
@@ -71,8 +76,9 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         build,
         inputs,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
-        settings=(*DECODING, *(models.reward_reads if maker.asks_reward(called) else ()), *seed),
-        also={"metrics": measured()} | data.truth_read,
+        settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
+        also={"metrics": measured()} | data.truth_read | data.validation_draw,
+        schema=2,
     )
 
 
@@ -98,11 +104,6 @@ def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     cases = validation_cases(data)
     ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
     write_ranks(work, {name: ranks}, data.ids_of(cases.users))
-
-
-def _on_validation(ranked: Path, name: str) -> dict[str, float]:
-    ranks = pl.read_parquet(ranked, columns=[name])[name].to_numpy().astype(np.int64)
-    return {"hr@10": float(hit_rate(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
 
 def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
