@@ -37,7 +37,7 @@ RESULTS = HERE / "shops.jsonl"
 HITS, UTILITY = "hr@10", "true_utility@10"
 MUCH = 0.005
 TRAINED = ("nll", "distill-tuned")
-VERDICTS = ("use", "rerank_only", "do_not_use")
+VERDICTS = ("use", "rerank_only", "do_not_use")  # the second is of rows from before it became `use`
 
 Values = NDArray[np.float64]
 

@@ -121,6 +121,8 @@ def test_what_was_decided_is_named_and_compared(copied: Path, data: Path, world:
     assert after.sentences[-2:] == (f"Serve {decision['chosen']}, {named}", added)
     assert named.replace("`", "") in page and added in page
     assert after.content == before.content  # the stage does not read the decision
+    stale = world.run(copied, data).diagnose()  # of another reward
+    assert stale.serve is None and stale.sentences[-1] == before.sentences[-1]
 
 
 @pytest.mark.slow

@@ -112,3 +112,11 @@ def test_a_changed_diagnosis_is_not_believed(copied: Path) -> None:
     path.write_text(json.dumps(content | {"verdict": {"decision": "use"}}), encoding="utf-8")
     with pytest.raises(UserError, match=r"diagnose\.json"):
         check_diagnosis(opened(copied)[0], anyway=False)
+
+
+def test_deciding_leaves_the_page_of_a_diagnosis_that_is_out_of_date(copied: Path) -> None:
+    """And of the run's own ranker, without which no list is fused, nothing says what it adds to one."""
+    diagnosed(copied, "rerank_only")  # as an earlier version wrote it
+    (copied / "diagnose.html").write_text("of then", encoding="utf-8")
+    assert opened(copied)[0].decide()["reward_in_fusion"] is None
+    assert (copied / "diagnose.html").read_text(encoding="utf-8") == "of then"

@@ -192,8 +192,7 @@ class Run(StageMaker):
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` where the policy loses to a simple list, what
             `training` adds where there was some, what the reward adds to the fused list (`reward_in_fusion`), `doubts`,
-            the command to `serve` it, the `experiment`, None where the
-            control is chosen, and all `contenders`.
+            the command to `serve` it, the `experiment`, None where the control is chosen, and all `contenders`.
 
         Raises:
             UserError: budget that is not above 0 or that no list is within, a control that does not compete, or
@@ -238,9 +237,10 @@ class Run(StageMaker):
             self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # which opens with it
-            said = self.find_content("diagnose", "diagnose.json")
-            if said is not None and self.path("diagnose.html").is_file() and is_diagnosed(self, said):
-                write_diagnosis(self.directory, said, self.config.name, content, self.called)  # it names the list too
+            said = parts_of(self).get("diagnose")
+            if said is not None and said.usable and (self.directory / "diagnose.html").is_file():  # it names the list
+                diagnosed = self.content("diagnose", "diagnose.json")
+                write_diagnosis(self.directory, diagnosed, self.config.name, content, self.called)
         return content
 
     def report(self) -> Path:
