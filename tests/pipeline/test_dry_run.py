@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
+from adagrpo.lists.table import BASELINES
 from adagrpo.pipeline import Run, forecast, resources
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
