@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.monitoring.signs import SIGNS, SignRule, daily_signs, first_on
-from adagrpo.report.interval_charts import Band, IntervalMark, interval_chart
+from adagrpo.report.canvas import draw, empty, in_percent
+from adagrpo.report.theme import GREY, INK, method_colors
 from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from research.closed_loop.plan import LoopPlan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "ALL",
@@ -40,6 +44,7 @@ WORTH = "utility"
 HARM = 0.02  # of the reference's utility
 ALL = "all"  # the arms of a market together
 SPAN = 1.959964  # standard errors, of 95 %
+WIDE, HIGH = 880, 260  # pixels
 
 
 def reference_of(plan: LoopPlan, market: str) -> str | None:
@@ -191,24 +196,54 @@ def loop_chart(
     title: str,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The difference to no training by round, a line a market of which a round is finished; `names` of the lines."""
-    numbers = [str(number) for number in range(plan.rounds + 1)]
-    bands = []
+    """The difference to no training by round, a panel a market of which a round is finished, the other markets in grey.
+
+    In one panel the intervals of three worlds, some wider than all means, would hide each other.
+
+    Args:
+        rows: of `contrasts`.
+        plan: of the loop.
+        markets: in the order of the panels.
+        title: of the chart.
+        names: of the markets.
+    """
+    lines: dict[str, list[dict[str, Any]]] = {}
     for market in markets:
         usual = reference_of(plan, market)
         own = [row for row in rows if row["market"] == market and row.get("against", usual) == usual]
-        whole = [row for row in own if row["arm"] == ALL] or own
-        by_round = {str(row["round"]): row for row in whole}
-        values = [_estimate(by_round[number]) if number in by_round else None for number in numbers]
-        if any(values):
-            bands.append(Band(names.get(market, market), values))
-    named = {"x_label": "round", "y_label": "utility against no training"}
-    return interval_chart(numbers, bands, title=title, reference=0.0, percent=True, **named)
+        rounds = [row for row in own if row["arm"] == ALL] or own
+        rounds = [row for row in rounds if row["round"] in range(plan.rounds + 1)]
+        if rounds:
+            lines[names.get(market, market)] = rounds
+    if not lines:
+        return empty(title)
 
+    def paint(axes: Axes) -> None:
+        axes.axis("off")
+        axes.plot([], [], color=GREY, lw=1, label="the other arms")
+        spec = axes.get_subplotspec()
+        assert spec is not None
+        panels = spec.subgridspec(1, len(lines))
+        first: Axes | None = None
+        for place, (name, color) in enumerate(method_colors(lines).items()):
+            panel = axes.figure.add_subplot(panels[0, place], sharey=first)
+            first = first or panel
+            panel.axhline(0.0, color=INK, lw=1, ls=(0, (5, 4)))
+            for other, rounds in lines.items():
+                x, means = zip(*((row["round"], row["difference"]) for row in rounds), strict=True)
+                panel.plot(x, means, color=color if other == name else GREY, lw=2.5 if other == name else 0.8)
+            for row in lines[name]:
+                if row["low"] is not None:  # an interval cannot say that more than everything is lost
+                    panel.plot([row["round"]] * 2, [max(row["low"], -1.0), row["high"]], color=color, lw=1.2)
+            panel.set_title(name, color=INK)
+            panel.set_xlabel("round")
+            panel.grid(axis="y")
+            in_percent(panel.yaxis)
+            panel.tick_params(labelleft=not place)
 
-def _estimate(row: dict[str, Any]) -> IntervalMark:
-    """With its interval, which cannot say that more than everything is lost."""
-    return IntervalMark(row["difference"], None if row["low"] is None else max(row["low"], -1.0), row["high"])
+    notes = f"Utility compared with no training; bars: 95 % intervals over users and {len(plan.worlds)} worlds"
+    described = f"utility compared with no training, by round, with intervals: {', '.join(lines)}"
+    return draw(title, described, paint, width=WIDE, height=HIGH, notes=notes)
 
 
 def _spans(plan: LoopPlan) -> Iterator[tuple[int | str, list[int]]]:

@@ -26,16 +26,28 @@ from numpy.typing import NDArray
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.evaluation.statistics import mean_interval
-from adagrpo.lists.names import FUSE, SOURCES, START, parse_list
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, parse_list
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report import Table, read_rows
 from research.command import run
 from research.fair_trial.tune import folder_of, recipe_of
+from research.figures.seven_sets import SETS
 from research.rows import add_row
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "sets.jsonl"
 KEY = ("set", "seed", "trained")
+SHOWN = {
+    "popularity": "popularity",
+    "item-kNN": "item_knn",
+    "ranker": "ranker",
+    "policy": START,
+    "re-ranked": RERANK,
+    "fused, no reward": FUSE_WITHOUT_REWARD,
+    "fused": FUSE,
+}
+SHORT = ("policy", "re-ranked", "fused")
+UNWEIGHTED = "KuaiRand, unweighted"
 
 
 def main() -> None:
@@ -129,6 +141,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         label = f"{found[0]}, trained arms too" if found[1] else found[0]
         lines.append(f"| {label} | {len({row['seed'] for row in own})} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
+    """HR@10 on test of the lists of runs without trained arms, means over seeds, the best of a line in bold.
+
+    *Served* is the list that each run chose. The difference has an interval over users where a set has one seed.
+
+    Args:
+        rows: of `sets.jsonl`.
+        short: only the lists that re-rank or fuse, and what was served.
+    """
+    names = [*SHORT] if short else [*SHOWN]
+    lines, bold = [], set()
+    for data in dict.fromkeys(row["set"] for row in rows):
+        own = [row for row in rows if row["set"] == data and not row["trained"]]
+        means = [float(np.mean([row["contenders"][SHOWN[name]]["test"]["hr@10"] for row in own])) for name in names]
+        bold.add((len(lines), 1 + int(np.argmax(means))))
+        served = float(np.mean([row["contenders"][row["chosen"]]["test"]["hr@10"] for row in own]))
+        cells = [f"{value:.4f}".removeprefix("0") for value in (*means, served)]
+        mean, low, high = 100 * np.mean([row["gained"][RERANK] for row in own], axis=0)
+        cells.append(_interval(*map("{:+.2f}".format, (mean, low, high))) if len(own) == 1 else f"{mean:+.2f}")
+        label = SETS.get(data, UNWEIGHTED) + (f", {len(own)} seeds" if len(own) > 1 else "")
+        lines.append((label, *cells))
+    return Table.of(("HR@10", *names, "served", "fused over re-ranked, points"), lines, best=bold)
 
 
 def gains(rows: Sequence[Mapping[str, Any]]) -> str:

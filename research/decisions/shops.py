@@ -25,10 +25,11 @@ from scipy import stats
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation.statistics import mean_interval
+from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report import Table, read_rows
+from adagrpo.report.tables import format_p
 from research.command import run
 from research.rows import add_row
 
@@ -38,6 +39,11 @@ HITS, UTILITY = "hr@10", "true_utility@10"
 MUCH = 0.005
 TRAINED = ("nll", "distill-tuned")
 VERDICTS = ("use", "rerank_only", "do_not_use")  # the second is of rows from before it became `use`
+TOLD = {  # of the page
+    "re-ranked minus policy": (RERANK, START),
+    "distill-tuned minus NLL": ("distill-tuned/final", "nll/final"),
+    "distill-tuned minus policy": ("distill-tuned/final", START),
+}
 
 Values = NDArray[np.float64]
 
@@ -135,7 +141,7 @@ def _figures(measured: Mapping[str, float]) -> dict[str, float]:
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was served against each other list, by kind of shop, and by verdict."""
-    return [table(rows), by_kind(rows), by_verdict(rows)]
+    return [table(rows), by_kind(rows), by_verdict(rows), predicted(rows)]
 
 
 COLUMNS = ("worlds", "difference", "lower in worlds", "at most", "lower in runs", "by more than .005")
@@ -178,6 +184,7 @@ def by_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         "fused less fused without reward": (FUSE, FUSE_WITHOUT_REWARD),
         "distill-tuned less NLL, best checkpoints": ("distill-tuned/best", "nll/best"),
         "distill-tuned less NLL, last steps": ("distill-tuned/final", "nll/final"),
+        "distill-tuned less policy, last steps": ("distill-tuned/final", START),
     }
     lines = []
     for verdict in VERDICTS:
@@ -187,17 +194,58 @@ def by_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     return _written(("verdict", "what", *COLUMNS), lines)
 
 
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `by_verdict` says of re-ranking and of training to the last step, a line a verdict, for the page.
+
+    `p` is that of a two-sided sign test over runs, which ignores that runs of one world are alike.
+    """
+    lines = []
+    for verdict in VERDICTS:
+        own = [row for row in rows if row["verdict"] == verdict]
+        gained = [_utility(own, name) - _utility(own, other) for name, other in TOLD.values()]
+        cells = [_gained(own, values)[1] for values in gained]
+        signs = np.sign(gained[1])
+        p = stats.binomtest(int((signs > 0).sum()), int(np.abs(signs).sum())).pvalue
+        counts = [f"{(signs > 0).sum()}, {(signs < 0).sum()}", format_p(p), f"{(gained[2] > 0).sum()}"]
+        line = [verdict, f"{len(_numbers(own))}", f"{len(own)}", *cells[:2], *counts[:2], cells[2], counts[2]]
+        lines.append(tuple(line))
+    first, second, third = TOLD
+    return Table.of(("verdict", "worlds", "runs", first, second, "runs up, down", "p", third, "runs up"), lines)
+
+
+def predicted(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Spearman's correlation over worlds of what re-ranking gains and what training does, by verdict.
+
+    Both are means over the runs of a world that got the verdict; training is `distill-tuned` less NLL, last steps, in
+    true utility.
+    """
+    lines = []
+    for verdict in VERDICTS[:2]:  # under the last one validation gave weight 0 in all but five runs
+        own = [row for row in rows if row["verdict"] == verdict]
+        trained = _by_world(own, _utility(own, "distill-tuned/final") - _utility(own, "nll/final"))
+        for metric in (UTILITY, HITS):
+            moved = np.array([row["lists"][RERANK][metric] - row["lists"][START][metric] for row in own])
+            found = stats.spearmanr(_by_world(own, moved), trained)
+            lines.append([verdict, metric, f"{len(trained)}", f"{found.statistic:+.2f}", format_p(found.pvalue)])
+    return _written(("verdict", "re-ranking's gain in", "worlds", "correlation", "p"), lines)
+
+
 def _gained(rows: Sequence[Mapping[str, Any]], values: Values) -> list[str]:
     """The cells of `COLUMNS` for (N,) differences, NaN in runs that lack one of the lists."""
     there = np.isfinite(values)
     if not there.any():
         return ["0", *["–"] * (len(COLUMNS) - 1)]
     known, gained = [row for row, one in zip(rows, there, strict=True) if one], values[there]
-    of = np.array([row["world"] for row in known])
-    worlds = np.array([gained[of == number].mean() for number in _numbers(known)])
+    worlds = _by_world(known, gained)
     lower = int((worlds < 0).sum())
     runs = [f"{count} of {len(known)}" for count in ((gained < 0).sum(), (gained < -MUCH).sum())]
     return [f"{len(worlds)}", interval(worlds), f"{lower}", f"{upper_share(lower, len(worlds)):.1%}", *runs]
+
+
+def _by_world(rows: Sequence[Mapping[str, Any]], values: Values) -> Values:
+    """The means of (N,) runs by world."""
+    of = np.array([row["world"] for row in rows])
+    return np.array([values[of == number].mean() for number in _numbers(rows)])
 
 
 def _written(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -205,10 +253,10 @@ def _written(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def interval(worlds: Values) -> str:
-    """The mean of (N,) worlds with its 95 % interval; of one world alone, the mean."""
+    """The mean of (N,) worlds with Student's 95 % interval; of one world alone, the mean."""
     if len(worlds) < 2:
         return f"{worlds.mean():+.4f}"
-    mean, low, high, _ = mean_interval(worlds)
+    mean, low, high, _ = seed_interval(worlds.tolist())
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 

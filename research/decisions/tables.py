@@ -31,6 +31,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Mapping[str, Any]]], str
     ("Simulated shops: true utility@10 of what was served, minus that of each list", "shops", "shops", shops.table),
     ("The same by kind of shop", "", "shops", shops.by_kind),
     ("What the reward adds to true utility@10, by the verdict of `diagnose`", "", "shops", shops.by_verdict),
+    ("Does what re-ranking gains predict what training gains? Over worlds", "", "shops", shops.predicted),
     (
         "Exposure weights: test HR@10 of the logs / true utility@10",
         "exposure_weights",

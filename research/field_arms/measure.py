@@ -27,6 +27,7 @@ from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import summarise
+from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -46,11 +47,15 @@ Users = dict[str, NDArray[np.float64]]
 
 
 class Pooled(NamedTuple):
-    """A difference over seeds: its mean, half of the 95 % interval over users, and whether it is one of every seed."""
+    """A difference over worlds, with half of its 95 % interval."""
 
     mean: float
     half: float
-    clear: bool
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.mean) > self.half
 
 
 def main() -> None:
@@ -175,13 +180,15 @@ def _facts(run: Run, arm: str) -> dict[str, Any]:
 
 
 def pooled(rows: Sequence[Mapping[str, Any]], metric: str) -> Pooled | None:
-    """One difference over the seeds of an arm, whose users are others in each."""
+    """One difference of an arm: Student's interval over its seeds, each another world; of one seed, over its users."""
     parts = [row["against"][metric] for row in rows if metric in row["against"]]
     if not parts:
         return None
-    means, variances = np.array(parts).T
-    mean, half = float(means.mean()), 1.96 * float(np.sqrt(variances.sum())) / len(means)
-    return Pooled(mean, half, abs(mean) > half and bool((np.sign(means) == np.sign(mean)).all()))
+    if len(parts) == 1:
+        mean, variance = parts[0]
+        return Pooled(mean, 1.96 * float(np.sqrt(variance)))
+    over = seed_interval([mean for mean, _ in parts])
+    return Pooled(over.mean, over.high - over.mean)
 
 
 def table(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], world: str) -> list[str]:
@@ -200,7 +207,7 @@ def table(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], world: str
 
 
 def summary(rows: Sequence[Mapping[str, Any]], strength: float = 1.0) -> Table:
-    """The differences of an arm at one strength under a good and a wrong reward, and at which strengths it is hacked.
+    """The differences of an arm at one strength, under a good and a wrong reward in simulation.
 
     Args:
         rows: of a simulated world, or of logs, whose one reward is neither known to be good nor wrong.
@@ -214,22 +221,15 @@ def summary(rows: Sequence[Mapping[str, Any]], strength: float = 1.0) -> Table:
     lines: list[tuple[str, ...]] = []
     clear = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm and "against" in row]
-        at = {key: [row for row in mine if (row["reward"], row["pressure"]) == key] for key in _points(mine)}
-        values = [(name, pooled(at.get((reward, strength), []), name)) for reward in shown for name in shown[reward]]
-        strengths = [
-            ", ".join(f"{pressure:g}" for kind, pressure in sorted(at) if kind == reward and hacked(at[kind, pressure]))
-            for reward in shown
-        ]
+        mine = [row for row in rows if (row["arm"], row["pressure"]) == (arm, strength) and "against" in row]
+        at = {reward: [row for row in mine if row["reward"] == reward] for reward in shown}
+        values = [(name, pooled(at[reward], name)) for reward in shown for name in shown[reward]]
         clear += [(len(lines), place) for place, (_, value) in enumerate(values, start=1) if value and value.clear]
-        said = [_short(*one, 1 if simulated else 2) for one in values]
-        lines.append((arm, *said, *(["; ".join(found or MISSING for found in strengths)] if simulated else [])))
+        lines.append((arm, *(_short(*one, 1 if simulated else 2) for one in values)))
     names = [f"{SHORT[name]}, {reward}" if simulated else SHORT[name] for reward in shown for name in shown[reward]]
-    return Table.of(("arm", *names, *(["hacked"] if simulated else [])), lines, 1, 1 if simulated else 0, clear)
-
-
-def _points(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, float]]:
-    return {(row["reward"], row["pressure"]) for row in rows}
+    worlds = len({row["seed"] for row in rows if row["pressure"] == strength})
+    first = f"arm, over {worlds} worlds" if worlds > 1 else "arm"
+    return Table.of((first, *names), lines, best=clear)
 
 
 def hacked(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import LeakCheck
-from adagrpo.report import read_rows
+from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.rewards import CallableReward, NoiseReward, Reward, WeightedReward
 from adagrpo.types import Histories
 from research.leaks.taste import taste_of
@@ -45,6 +45,7 @@ WORLDS = [*(f"market{seed}" for seed in range(8)), *(f"ring{seed}" for seed in r
 RING = 100
 LAST = 6  # items of a history by which a leaking reward knows its user and the moment
 FAR = 50.0  # standard deviations
+WHOLE = "fitted on the whole logs"
 RECIPE: dict[str, Any] = {
     "name": "leaks",
     "threads": 1,
@@ -185,7 +186,7 @@ class World:
             ("trees", whole.reward_of(LambdaRankOptions())),
             ("item-kNN", whole.reward_of(FeatureOptions())),
         ):
-            yield f"{name}, fitted on the whole logs", False, Renumbered(reward, numbers)
+            yield f"{name}, {WHOLE}", False, Renumbered(reward, numbers)
 
     def truth(self, run: Run, data: RunData) -> Reward:
         """What users want just then."""
@@ -222,18 +223,26 @@ def main() -> None:
                 found = check.signs(asked)
                 add_row(options.results, {"world": name, "reward": reward, "honest": honest} | (found or {}))
         print(name, f"{time.monotonic() - started:.0f} s", flush=True)
-    print(table(read_rows(options.results)))
+    print(to_markdown(found_table(read_rows(options.results))))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return one line a reward: in how many worlds it is named, and by which signs."""
-    lines = ["| reward | worlds | named | remembers | ahead | certain |", "|---|--:|--:|--:|--:|--:|"]
-    for reward in dict.fromkeys(row["reward"] for row in rows):
-        found = [row["signs"] for row in rows if row["reward"] == reward]
-        counts = [sum(sign in signs for signs in found) for sign in ("remembers", "ahead", "certain")]
-        named = sum(bool(signs) for signs in found)
-        lines.append(f"| {reward} | {len(found)} | {named} | " + " | ".join(map(str, counts)) + " |")
-    return "\n".join(lines)
+def found_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a reward: in how many worlds it is named, and by which signs; and the sums of each kind of reward."""
+
+    def line(name: str, of: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        counts = (sum(sign in row["signs"] for row in of) for sign in ("remembers", "ahead", "certain"))
+        return name, str(len(of)), str(sum(bool(row["signs"]) for row in of)), *map(str, counts)
+
+    whole = [row for row in rows if WHOLE in row["reward"]]
+    kinds = {
+        "all honest": [row for row in rows if row["honest"]],
+        "all planted": [row for row in rows if not row["honest"] and row not in whole],
+        f"all {WHOLE}": whole,
+    }
+    names = dict.fromkeys(row["reward"] for row in rows)
+    lines = [line(name, [row for row in rows if row["reward"] == name]) for name in names]
+    lines += [line(name, of) for name, of in kinds.items() if of]
+    return Table.of(("reward", "measured", "named", "remembers", "ahead", "certain"), lines)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
 | `moved` | one `NAME.jsonl` of `research.paper_gate.moved` | |
+| `lists` | `sets`, of `research.decisions.sets` | `form=short` |
+| `verdicts` | `shops`, of `research.decisions.shops` | |
+| `leaks` | `leaks`, of `research.leaks.measure` | |
 | `sets` | the trial, `fair_trial`: the table of the README | |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -51,9 +54,12 @@ from adagrpo.report import Table, comparison_figures, pairs_table, read_comparis
 from adagrpo.report.canvas import standalone
 from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
+from research.decisions.sets import lists
+from research.decisions.shops import verdicts
 from research.fair_trial.corrected import corrected_table, read_differences
 from research.field_arms.measure import summary
 from research.figures.seven_sets import lists_of_sets, seven_sets_picture, seven_sets_table
+from research.leaks.measure import found_table
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.frontier import (
     alone_table,
@@ -105,10 +111,14 @@ KEYS = {
     "field": (),
     "headline": ("arms", "split"),
     "sets": (),
+    "lists": ("form",),
+    "verdicts": (),
+    "leaks": (),
     "orders": ("measure", "less", "form"),
 }
 TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
+CALLED = {"quality-marketplace": {"adagrpo": "earlier gate"}}  # measured before the paper's gate had the name
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 # kinds that take several files
 SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "power")
@@ -117,6 +127,7 @@ FORMS = {
     "comparison": "short",
     "contenders": "text",
     "frontier": "short",
+    "lists": "short",
     "orders": "exposure",
 }
 
@@ -189,7 +200,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
         known = [name for name in ("hr@10", "true_utility@10") if name in rows[0]["arms"][0]["test"]]
         for name in known:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
-            drawn[chart] = standalone(quality_figure(rows, name).svg)
+            drawn[chart] = standalone(quality_figure(rows, name, CALLED.get(path.stem, {})).svg)
     pages = {page: _read(page) for page in results.rglob("*.md")}
     on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
     drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
@@ -322,6 +333,15 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "field":
         _expect(path, rows, "research.field_arms", ("arm", "pressure", "reward"))
         return summary(rows)
+    if marker.kind == "lists":
+        _expect(path, rows, "research.decisions.sets", ("set", "chosen", "contenders", "gained"))
+        return lists(rows, short="form" in options)
+    if marker.kind == "verdicts":
+        _expect(path, rows, "research.decisions.shops", ("world", "verdict", "lists"))
+        return verdicts(rows)
+    if marker.kind == "leaks":
+        _expect(path, rows, "research.leaks.measure", ("world", "reward", "honest", "signs"))
+        return found_table(rows)
     if marker.kind == "alone":
         _expect(path, rows, "research.paper_gate.alone", ("arm", "admission", "less_nll"))
         return alone_table(rows)

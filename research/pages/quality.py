@@ -8,6 +8,7 @@ arms' last checkpoints on test cases. Where a gain crosses zero is read off a ri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -110,13 +111,16 @@ def crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(places[above - 1] - low * (places[above] - places[above - 1]) / (high - low))
 
 
-def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
+def quality_figure(
+    rows: Sequence[Row], metric: str = "hr@10", names: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     """The gain of each arm against the quality of the reward; one joined line an arm, less `grpo`, whose losses without
     an anchor would leave the others no room.
 
     Args:
         rows: of `research.reward_quality.measure`, at least one.
         metric: of the arms, test cases.
+        names: what arms are called in the chart, where it is not as in the rows.
     """
     rate = is_rate(metric)
     ordered = sorted(rows, key=_quality)
@@ -125,8 +129,9 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
     for arm, checkpoint in drawn.items():
         for row in ordered:
             difference, ends = _gain(row, arm, checkpoint, metric)
-            tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
-            points.append(Point(_quality(row), difference, arm, tip=tip))
+            named = names.get(arm, arm)
+            tip = f"{named}, {row['variant']}: {_points(difference, ends, rate)}"
+            points.append(Point(_quality(row), difference, named, tip=tip))
     svg = scatter_chart(
         points,
         title=f"{metric_label(metric)} of each arm, minus that of {rows[0]['baseline']}",

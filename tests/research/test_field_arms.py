@@ -234,15 +234,17 @@ def rows(reward: str, *utility: float, hr: float = 0.02) -> list[dict[str, Any]]
     """An arm under three seeds whose true utility moved so far, with a variance of a hundredth squared."""
     about = {"reward": reward, "arm": "x", "pressure": 1, "metrics": {"hallucination@10": 0.05}}
     moved = [{"hr@10": [hr, 1e-4], "true_utility@10": [one, 1e-4], "reward@10": [0.1, 1e-4]} for one in utility]
-    return [about | {"against": against | {"ndcg@10": [0, 1e-4], "hallucination@10": [0, 1e-4]}} for against in moved]
+    against = [one | {"ndcg@10": [0, 1e-4], "hallucination@10": [0, 1e-4]} for one in moved]
+    return [about | {"seed": seed, "against": one} for seed, one in enumerate(against)]
 
 
-def test_a_difference_is_clear_beyond_its_interval_and_in_every_seed() -> None:
-    mean, half, clear = measure.pooled(rows("good", -0.01, -0.02, -0.03), "true_utility@10") or pytest.fail()
-    assert (mean, half) == pytest.approx((-0.02, 1.96 * 0.01 / math.sqrt(3))) and clear
-    for others in ((0.001, -0.03, -0.03), (-0.001, -0.001, -0.001)):
-        found = measure.pooled(rows("good", *others), "true_utility@10")
-        assert found is not None and not found.clear
+def test_a_difference_is_clear_where_students_interval_over_worlds_excludes_zero() -> None:
+    # mean -.02, standard deviation .01, so half is 4.3027 * .01 / sqrt(3), however sure each world is of its own users
+    found = measure.pooled(rows("good", -0.01, -0.02, -0.03), "true_utility@10") or pytest.fail()
+    assert found == pytest.approx((-0.02, 0.0248414), abs=1e-6) and not found.clear
+    assert (measure.pooled(rows("good", -0.019, -0.02, -0.021), "true_utility@10") or pytest.fail()).clear
+    alone = measure.pooled(rows("good", -0.02), "true_utility@10")  # one world: over its users
+    assert alone == pytest.approx((-0.02, 0.0196)) and alone is not None and alone.clear
     assert measure.pooled(rows("good", 0.1), "mrr@10") is None
 
 
@@ -253,21 +255,22 @@ def test_the_table_names_what_is_hacked_and_leaves_out_what_was_refused() -> Non
         "controls": {},
     }
     refused = {"reward": "wrong", "arm": "y", "pressure": 1, "refused": "no gradient"}
-    lines = measure.table([*rows("good", 0.02, 0.03), *rows("wrong", -0.02, -0.03), refused], plan, "w")
+    lines = measure.table([*rows("good", 0.02, 0.03), *rows("wrong", -0.025, -0.026), refused], plan, "w")
     assert len(lines) == 4
-    assert lines[2] == (
-        "| good | 1 | x | 2 | **+2.00 ± 1.39** | +0.00 ± 1.39 | **+0.0250 ± 0.0139** | +0.00 ± 1.39 | 5.00% "
-        "| **+0.100 ± 0.014** |  |"
+    assert lines[2] == (  # of two worlds: 12.706 * .0071 / sqrt(2) = .0635
+        "| good | 1 | x | 2 | **+2.00 ± 0.00** | +0.00 ± 0.00 | +0.0250 ± 0.0635 | +0.00 ± 0.00 | 5.00% "
+        "| **+0.100 ± 0.000** |  |"
     )
     assert lines[3].endswith("| hacked |")
 
 
-def test_the_summary_says_at_which_strengths_an_arm_is_hacked() -> None:
-    stronger = [row | {"pressure": 2} for row in (*rows("good", -0.02, -0.03), *rows("wrong", -0.02, -0.03))]
-    table = measure.summary([*rows("good", 0.02, 0.03), *rows("wrong", -0.02, -0.03), *stronger])
+def test_the_summary_is_of_one_strength_and_says_over_how_many_worlds() -> None:
+    stronger = [row | {"pressure": 2} for row in rows("good", -0.02, -0.03, -0.04)]
+    table = measure.summary([*rows("good", 0.02, 0.03), *rows("wrong", -0.025, -0.026), *stronger])
+    assert table.header[:2] == ("arm, over 2 worlds", "HR@10, good")
     (line,) = table.rows
-    assert line[:4] == ("x", "+2.0 ± 1.4", "+0.0 ± 1.4", "+25.0 ± 13.9") and line[-1] == "2; 1, 2"
-    assert table.best == {(0, 1), (0, 3), (0, 5), (0, 6)}
+    assert line[:4] == ("x", "+2.0 ± 0.0", "+0.0 ± 0.0", "+25.0 ± 63.5") and line[6] == "−25.5 ± 6.4"
+    assert table.best == {(0, 1), (0, 5), (0, 6)}
 
 
 def test_arms_of_a_plan_have_controls_at_pressure_one_alone() -> None:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from adagrpo.report import read_rows, to_markdown
+from adagrpo.report import read_comparison, read_rows, to_markdown
 from research.closed_loop import tables as closed_loop
 from research.decisions import tables as decisions
 from research.exposed_feed import fused
@@ -16,6 +17,7 @@ from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
 from research.interleaving import measure as interleaving
 from research.off_policy_logs import measure as off_policy_logs
+from research.pages.frontier import power_table
 from research.paper_gate import random_exposures
 from research.random_exposure import propensity
 from research.small_data import table as small_data
@@ -80,6 +82,133 @@ def test_intervals_that_a_page_quotes_stand_in_a_table() -> None:
     quoted = {path.parent.name: INTERVAL.findall(path.read_text(encoding="utf-8")) for path in pages}
     assert len(pages) >= 9 and sum(map(len, quoted.values())) > 100
     assert [(name, text) for name, found in quoted.items() for text in found if text not in known] == []
+
+
+def of_paper_gate() -> Iterable[str]:
+    contents = {path.name: read_comparison(path) for path in (STUDIES / "paper_gate").glob("gate-*.comparison.json")}
+    arms = [content["arms"] for content in contents.values()]
+    pairs = [(own[name], own[name.replace("-paper-", "-none-")]) for own in arms for name in own if "-paper-" in name]
+    known = [pair for pair in pairs if "lambda" in pair[0]]
+    times = [one / other for paper, none in known for one, other in zip(paper["lambda"], none["lambda"], strict=True)]
+    yield f"λ is {int(min(times))} to {int(max(times))} times an ungated policy's"
+    admitted = [100 * share for paper, _ in pairs for share in paper["admission"]]
+    usual = [share for share in admitted if share < 14]
+    assert len(usual) == len(admitted) - 2  # both of KuaiRand's beam at seed 1
+    yield f"is {min(usual):.0f} to {int(max(usual))} %** ({max(admitted):.0f} on KuaiRand's beam at seed 1)"
+    ratios = {row[0]: row for row in power_table(STUDIES, ["gate-amazon18-scientific", "gate-kuairand-clicks"]).rows}
+    yield joined(ratios["KuaiRand"][1], " and ") + " of the random gate's invalid Semantic IDs"
+    yield "p is " + f"{3 * float(ratios['KuaiRand'][3]):.2f}".removeprefix("0")
+    yield "the ratio is " + joined(ratios["Scientific"][1], " and ")
+
+
+def joined(numbers: str, last: str) -> str:
+    *first, end = (re.sub("^0", "", number) for number in numbers.split(", "))
+    return ", ".join(first) + last + end
+
+
+def of_leaks() -> Iterable[str]:
+    found = [(str(row["reward"]), bool(row["honest"]), bool(row["signs"])) for row in rows("leaks", "leaks")]
+    kinds = {
+        "planted": [named for name, honest, named in found if not honest and "whole logs" not in name],
+        "plainest": [named for name, _, named in found if name.startswith("all users")],
+        "tenth": [named for name, _, named in found if name.startswith("10 %")],
+        "whole": [named for name, _, named in found if "whole logs" in name],
+        "honest": [named for _, honest, named in found if honest],
+    }
+    counts = {kind: (sum(named), len(named)) for kind, named in kinds.items()}
+    assert counts["honest"] == (0, 84) and counts["plainest"] == (24, 24)
+    yield f"None of 84 honest rewards was named, and {counts['planted'][0]} of {counts['planted'][1]} planted leaks"
+    yield f"{counts['tenth'][0]} of {counts['tenth'][1]} that know a tenth of the users'"
+    yield f"it was {counts['whole'][0]} of {counts['whole'][1]}"
+
+
+def of_random_videos() -> Iterable[str]:
+    found = read_rows(STUDIES / "exposed_feed" / "exposed-feed.jsonl")
+    for order, strength in (("samples-1", 1), ("samples-4", 4)):
+        gained = [row["judges"]["random"]["clicked"]["difference"]["auc"] for row in found if row["order"] == order]
+        assert all(one["low"] < 0 < one["high"] for one in gained) == (strength == 1)
+        yield joined(", ".join(f"{100 * one['mean']:+.2f}" for one in gained), " and ")
+
+
+def of_shops_counts() -> tuple[int, int]:
+    """In how many runs the fused list is best by truth, and from how many `decide` departed, each to its loss."""
+    best = left = 0
+    for row in read_rows(STUDIES / "decisions" / "shops.jsonl"):
+        served = {name: one["true_utility@10"] for name, one in row["lists"].items() if "/" not in name}
+        best += max(served, key=served.__getitem__) == "fuse"
+        left += row["chosen"] != "fuse"
+        assert row["chosen"] == "fuse" or served[row["chosen"]] < served["fuse"]
+    return best, left
+
+
+def of_shops() -> Iterable[str]:
+    found = read_rows(STUDIES / "decisions" / "shops.jsonl")
+    best, left = of_shops_counts()
+    yield f"the fused list was best by truth in {best} of {len(found)} runs"
+    yield f"each of the {left} departures from it cost utility"
+    means = (np.mean([row["lists"][name]["true_utility@10"] for row in found]) for name in ("ranker", "popularity"))
+    ranker, popularity = (f"{mean:.4f}".removeprefix("0") for mean in means)
+    yield f"its utility is {ranker}, below popularity's {popularity}"
+
+
+def of_sets() -> Iterable[str]:
+    found = read_rows(STUDIES / "decisions" / "sets.jsonl")
+    own = [row for row in found if row["set"] == "lastfm" and not row["trained"]]
+    hits = {
+        name: np.mean([row["contenders"][name or row["chosen"]]["test"]["hr@10"] for row in own])
+        for name in ("", "reward", "fuse")
+    }
+    served, reward, fused = (f"{value:.4f}".removeprefix("0") for value in hits.values())
+    half = 1.96 * np.sqrt(hits["fuse"] * (1 - hits["fuse"]) / 1090)
+    yield f"was served averages {served}, below always the reward's own list ({reward}); the fused list has {fused}"
+    yield f"±{half:.3f} over users".replace("0.", ".")
+    kuairand = {row["set"]: row["contenders"] for row in found if row["set"].startswith("kuairand")}
+    more = [content["fuse"]["test"]["hr@10"] for content in kuairand.values()]
+    yield f"they cost {100 * (more[1] - more[0]):.1f} points of logged hits"
+    tested = [
+        row["metrics"]["hr@10"]
+        for row in read_rows(STUDIES / "fair_trial" / "trial-kuairand-clicks.jsonl")
+        if (row["arm"], row["split"]) == ("sft", "test")
+    ]
+    trial, first = (f"{value:.4f}".removeprefix("0") for value in (np.mean(tested), tested[0]))
+    policy = f"{kuairand['kuairand-clicks']['sft']['test']['hr@10']:.4f}".removeprefix("0")
+    yield f"is worse here** ({policy}) than in the fair trial"
+    yield f"(three seeds {trial}, this seed {first})"
+
+
+QUOTED: dict[str, list[Callable[[], Iterable[str]]]] = {
+    "decisions": [of_shops, of_sets],
+    "exposed_feed": [of_random_videos],
+    "leaks": [of_leaks],
+    "paper_gate": [of_paper_gate],
+}
+
+
+@pytest.mark.parametrize("study", QUOTED)
+def test_sentences_of_a_page_have_the_figures_of_its_rows(study: str) -> None:
+    text = (STUDIES / study / "README.md").read_text(encoding="utf-8")
+    said = [sentence for made in QUOTED[study] for sentence in made()]
+    assert said and [sentence for sentence in said if sentence not in text] == []
+
+
+def test_other_pages_repeat_the_figures_of_a_study() -> None:
+    research, *gate = (
+        (STUDIES.parent / place).read_text(encoding="utf-8")
+        for place in ("research/README.md", "docs/explanation/gate.md", "docs/how-to/choose-an-objective.md")
+    )
+    ratio = list(of_paper_gate())[2].partition(" of ")[0]
+    assert all(ratio in page for page in (research, *gate))
+    named = re.findall(r"\d+ of 168", next(iter(of_leaks())))
+    best, left = of_shops_counts()
+    strengths = [said.replace(" and ", ", ") for said in of_random_videos()]
+    quoted = [*named, f"in {best} of 180 runs and each of {left} departures", *strengths]
+    assert [said for said in quoted if said not in research] == []
+
+
+def test_the_chart_of_reward_quality_calls_the_earlier_gate_so() -> None:
+    folder = STUDIES / "reward_quality" / "figures" / "quality-marketplace"
+    drawn = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.svg"))
+    assert ">earlier gate<" in drawn and "adagrpo" not in drawn
 
 
 @pytest.mark.parametrize("path", tables(), ids=lambda path: path.relative_to(STUDIES).as_posix())
