@@ -31,7 +31,7 @@ from torch import Tensor
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
-from adagrpo.lists.fusion import SUCCESSORS, Fusion
+from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.lists.sources import DECAY, CandidateSource, RankerScores
 from adagrpo.metrics import ndcg, target_rank_in
@@ -100,7 +100,7 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
     seed, names = made.config.seed, list(fusion.features)
     orders = {
         FUSE: _fitted(plain, seed),
-        "without successors": fit_weights(plain, names, [name for name in names if name != SUCCESSORS], seed).ranks,
+        "without successors": fit_weights(plain, names, [name for name in names if name != "successors"], seed).ranks,
         "content": _fitted(_with(plain, _content(made, cases, plain)), seed),
         "trees": _trees(plain, seed),
     }

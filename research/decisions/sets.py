@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.evaluation.statistics import mean_interval
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, SOURCES, START, parse_list
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, parse_list
 from adagrpo.pipeline import Run
 from adagrpo.report import Table, read_rows
 from research.command import run
@@ -118,7 +118,7 @@ def _gained(made: Run, names: Sequence[str]) -> dict[str, list[float]]:
 
 def predictions(made: Run, name: str) -> pl.DataFrame:
     """The measured lists of test cases, a row an item, by the name of the list."""
-    trained = name not in (*SOURCES, START) and parse_list(name).order == "policy"
+    trained = name != START and parse_list(name).order == "policy"
     return pl.read_parquet(made.path("evaluate", name, *(["best"] if trained else []), "predictions.parquet"))
 
 

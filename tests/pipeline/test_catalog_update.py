@@ -35,7 +35,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.stages.fuse import find_neighbours
+from adagrpo.pipeline.stages.fuse import fit_sources
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Histories
@@ -522,7 +522,7 @@ def test_an_item_that_comes_later_is_as_popular_as_the_least_known_one(run: Run,
 def test_an_item_that_comes_later_is_as_near_as_what_it_is_like(run: Run, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "item_knn"
     folder.mkdir()
-    find_neighbours(run).build(folder)
+    fit_sources(run, "item_knn").build(folder)
     shutil.copytree(folder, run.path("item_knn"))
     version, _ = update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4), 1203: title(20)}))
     maker = ListMaker(Models(RunData(run, version)))
