@@ -44,12 +44,30 @@ ROWS = {
     23: "A list under a filter holds eligible items alone, and as many as there are.",
     25: "Exposure logs with rows of another plan, late feedback, wrong types or edits: refused or counted.",
     26: "Clients that send without end, stay silent or smuggle requests do not slow the lists of others.",
+    28: "Served lists are the measured ones, item by item.",
     30: "Bodies at their bounds, valid or invalid in every entry, do not hold up the lists of others.",
+    31: "Feedback that is early, late, repeated or of unknown requests in one arm makes an experiment invalid.",
+    32: "What is served is what was measured, also where a reward's modules, data, endpoint or library change.",
+    33: "Among lists that are equal, `decide` says something false in at most 5 %.",
+    35: "Acknowledged rows of an exposure log that are in none of its parts yet are collected.",
+    36: "A run is made anew of other logs only with `--replace`.",
+    37: "Bursts of other work do not change a list's milliseconds; a budget that none meets leaves the old decision.",
+    38: "A refused batch leaves no row; a repeated request is one in all that changes its list; /health names a full log.",
+    39: "Ids in several spellings, duplicates and unread columns are said; errors of bad rows name the option to type.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
     20: "a study: [simulated shops](../research/decisions/README.md#simulated-shops)",
     25: "tests: `experiments/test_ab.py`, `serving/test_exposure_*.py`",
+    28: "tests: `pipeline/test_decide.py`, `research/decisions` (served lists)",
+    31: "tests: `experiments/test_left_out.py`, `experiments/test_ab.py`",
+    32: "tests: `pipeline/test_rewards.py`, `rewards/test_external.py`",
+    33: "tests: `pipeline/test_decide.py`",
+    35: "tests: `serving/test_exposure_collect.py`",
+    36: "tests: `pipeline/test_other_logs.py`",
+    37: "tests: `pipeline/test_decide.py`",
+    38: "tests: `serving/test_exposure_store.py`, `serving/test_service.py`",
+    39: "tests: `data/test_notes.py`, `data/test_bad_rows.py`, `data/test_own_logs.py`",
 }
 
 
