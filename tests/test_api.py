@@ -116,7 +116,7 @@ def test_lists_are_narrowed_to_what_is_eligible(finished: Path) -> None:
         ({"histories": ["3"]}, r"histories\[0\]: is '3'; a list of item ids is wanted"),
         ({"exclude": []}, "exclude: holds 0 lists for 1 histories"),
         ({"exclude": [3]}, r"exclude\[0\]: is 3; a list of item ids is wanted"),
-        ({"arm": "grpo"}, "--arm grpo: not trained"),
+        ({"arm": "grpo"}, r"--arm grpo: no list of .*; did you mean 'adagrpo'\?"),
         ({"reward_weight": -5.0}, r"^reward_weight: -5\.0 is no weight; give a finite number of at least 0"),
         ({"reward_weight": float("nan")}, "^reward_weight: nan is no weight"),
         ({"precision": "fp16"}, "^precision: 'fp16' is none of auto, float32, bfloat16"),

@@ -43,9 +43,9 @@ class SimulatedDays:
     def __init__(self, log: LocalExposureLog, arm: str, experiment: str | None, first_day: int) -> None:
         self._log, self._arm, self._experiment, self._first_day = log, arm, experiment, first_day
 
-    def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
+    def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
         """See `ExposureSink.write`."""
-        return self._log.write([self._dated(row) for row in rows])
+        return self._log.write([self._dated(row) for row in rows], together)
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """See `ExposureSink.feedback`."""

@@ -208,9 +208,6 @@ def test_every_gate_of_the_study_is_read_on_the_same_groups(market: Any) -> None
     both = sum(accuracy[name]["mean"] * counted[name] for name in ("admitted", "rejected")) / counted["all"]
     assert both == pytest.approx(accuracy["all"]["mean"])
     gates = found["gates"]
-    assert set(gates) == {
-        *("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle")
-    }
     assert gates["adagrpo"]["admitted"] == share
     for outcome in ("admitted", "rejected"):
         assert gates["adagrpo"]["pairwise_accuracy"][outcome] == accuracy[outcome]
