@@ -402,7 +402,7 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
     found = [row["state"] for row in content["stages"] if row["stage"] not in ("ranker/report", "reranking")]
     assert set(found) == {state}
     reply = adagrpo(*command)
-    assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "memory: " in reply.out
+    assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "\ntime: " in reply.out
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 

@@ -88,11 +88,11 @@ def test_the_gate_trains_an_arm_and_has_controls(run: Path) -> None:
     assert "adagrpo-reward_top" in page and "adagrpo-random" in page
 
 
-def test_the_policy_kind_is_trained_forecast_and_served(adagrpo: Command, run: Path) -> None:
+def test_the_policy_kind_is_trained_planned_and_served(adagrpo: Command, run: Path) -> None:
     weights = "encoder.gru.weight_ih_l0"
     assert weights.encode() in (run / "sft" / "best" / "model.safetensors").read_bytes()
     plan = json.loads(adagrpo("sft", "--run", run, "--set", "sft.epochs=3", "--dry-run", "--json"))
-    assert plan["parameters"]["policy"]["total"] > 0
+    assert [row["state"] for row in plan["stages"]] == ["make"]
     users = run.parent / "users.csv"
     users.write_text("user_id\nu00\n", encoding="utf-8")
     lists = run.parent / "lists"

@@ -29,7 +29,6 @@ import torch
 from adagrpo.config import Config, dump_config
 from adagrpo.console import Console, Silent
 from adagrpo.errors import UserError
-from adagrpo.report.canvas import standalone
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind
@@ -162,7 +161,7 @@ def _gather(out: Path, plan: LoopPlan) -> int:
         name for name, one in plan.markets.items() if len(one.arms) == 1 and not one.explore and one.canary is None
     ]
     title = f"{plan.name}: what users were shown, by what the policy was trained by"
-    write_file(out / PICTURE, standalone(loop_chart(against, plan, trained, title)))
+    write_file(out / PICTURE, loop_chart(against, plan, trained, title))
     return _write(out / ROWS, finished_rows(out, plan))
 
 

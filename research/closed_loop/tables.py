@@ -20,7 +20,6 @@ import numpy as np
 
 from adagrpo.monitoring.signs import SIGNS
 from adagrpo.report import Table, read_rows
-from adagrpo.report.canvas import standalone
 from adagrpo.storage.writing import write_file
 from research.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from research.closed_loop.plan import LoopPlan, read_loop_plan
@@ -96,7 +95,7 @@ def written() -> Mapping[Path, str]:
             if len(one.arms) == 1 and one.explore == explore and one.canary is None
         ]
         chart = loop_chart(against, plan, sorted(markets, key=list(NAMES).index), title, NAMES)
-        made[STUDY / "figures" / f"{name}.svg"] = standalone(chart)
+        made[STUDY / "figures" / f"{name}.svg"] = chart
     return made
 
 

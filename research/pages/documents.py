@@ -51,7 +51,6 @@ import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
-from adagrpo.report.canvas import standalone
 from adagrpo.report.reward_trial import contenders_table
 from adagrpo.storage.writing import write_file
 from research.decisions.sets import lists
@@ -193,22 +192,22 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     for path in sorted(results.rglob("*.comparison.json")):
         folder = path.parent / "figures" / path.name.removesuffix(".comparison.json")
         for shown, figure in comparison_figures(read_comparison(path)).items():
-            drawn[folder / f"{shown}.svg"] = standalone(figure.svg)
+            drawn[folder / f"{shown}.svg"] = figure.svg
     for path in sorted(results.rglob("quality-*.jsonl")):
         rows = read_rows(path)
         _expect(path, rows, *QUALITY)
         known = [name for name in ("hr@10", "true_utility@10") if name in rows[0]["arms"][0]["test"]]
         for name in known:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
-            drawn[chart] = standalone(quality_figure(rows, name, CALLED.get(path.stem, {})).svg)
+            drawn[chart] = quality_figure(rows, name, CALLED.get(path.stem, {})).svg
     pages = {page: _read(page) for page in results.rglob("*.md")}
     on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
     drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
-    drawn |= {path: standalone(svg) for path, svg in study_pictures(results).items()}
+    drawn |= study_pictures(results)
     if contents := trials(results):
-        drawn[results / "paper_gate" / "figures" / "frontier.svg"] = standalone(frontier_picture(contents))
+        drawn[results / "paper_gate" / "figures" / "frontier.svg"] = frontier_picture(contents)
     if found := lists_of_sets(results):
-        drawn[results / "figures" / "seven-sets.svg"] = standalone(seven_sets_picture(found))
+        drawn[results / "figures" / "seven-sets.svg"] = seven_sets_picture(found)
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")

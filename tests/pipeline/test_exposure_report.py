@@ -72,7 +72,7 @@ def test_a_plan_has_the_stages_of_logs_without_order(folder: Path, tmp_path: Pat
     run = Run(tmp_path / "run", load_config(folder / "recipe.yaml"), folder)
     content = plan(run, ("prepare", "ranker", "train", "evaluate"))
     assert [row["stage"] for row in content["stages"]] == ["prepare", "ranker", "ranker/exposures"]
-    assert content["parameters"].keys() == {"ranker"} and not run.directory.exists()
+    assert not run.directory.exists()
     run.complete()
     steps = json.loads((run.directory / "ranker" / "final" / "checkpoint.json").read_text(encoding="utf-8"))["step"]
     assert content["stages"][1]["steps"] == steps

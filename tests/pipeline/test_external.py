@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from adagrpo import Run, pipeline
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import Forecast
+from adagrpo.pipeline.dry_run import plan
 from adagrpo.policies.prefix_function import SemanticIds
 
 TEXTS = {"preamble": "history: ", "separator": ", ", "suffix": "\n\n### Response:\n"}
@@ -115,8 +114,8 @@ def generated(folder: Path, names: dict[str, list[str]], history: list[int]) -> 
 def test_recommended_are_the_items_of_generate(world: Any, data: Path, tmp_path: Path, shared: bool):
     run = opened(world, data, tmp_path / "external", shared=shared)
     assert json.loads((run.directory / "sft/best/checkpoint.json").read_text())["step"] == 0
-    said = Forecast(RunData(pipeline.Run.open(Path(run.directory)))).fit("sft")
-    assert said is not None and said.steps == 0  # what a plan says is what is done
+    (planned,) = plan(pipeline.Run.open(Path(run.directory)), ["sft"])["stages"]
+    assert planned["steps"] == 0  # what a plan says is what is done
     source = AutoModelForCausalLM.from_pretrained(tmp_path / "external/checkpoint").state_dict()
     kept = AutoModelForCausalLM.from_pretrained(run.directory / "sft/best").state_dict()
     assert source.keys() == kept.keys() and all(torch.equal(source[name], kept[name]) for name in source)

@@ -12,7 +12,6 @@ import typer
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.dry_run import plan
-from adagrpo.pipeline.resources import in_words
 from adagrpo.report import Table, to_text
 
 
@@ -47,21 +46,9 @@ def plan_text(content: dict[str, Any]) -> str:
         for row in content["stages"]
     ]
     lines = [to_text(Table.of(("stage", "", "steps", "time"), rows, 2)), ""]
-    data, memory, disk = content["data"], content["memory"], content["disk"]
+    data = content["data"]
     counts = (f"{data[name]:,} {name}" for name in ("users", "items", "interactions", "impressions") if name in data)
     lines.append(f"data: {', '.join(counts)}")
-    for name, size in content["parameters"].items():
-        trained = "" if size["trained"] == size["total"] else f", {size['trained']:,} of them trained"
-        lines.append(f"{name}: {size['total']:,} parameters{trained}")
-    free = "an unknown amount" if memory["free"] is None else in_words(memory["free"])
-    lines.append(
-        f"memory: {in_words(memory['held'])} of weights, gradients and optimiser at most, and activations on top;"
-        f" {free} is free"
-    )
-    lines.append(
-        f"disk: about {in_words(disk['kept'])} of weights, {in_words(disk['while_at_work'])} while at work;"
-        f" {in_words(disk['free'])} is free"
-    )
     lines.append(f"time: {_time(content['seconds'])}" + (" in all" if content["seconds"] is not None else UNTIMED))
     return "\n".join(lines)
 

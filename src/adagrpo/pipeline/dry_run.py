@@ -1,4 +1,4 @@
-"""The plan of a command: stages, optimiser steps, sizes, memory, disk and time. Nothing of a run is written.
+"""The plan of a command: stages, optimiser steps, data and time. Nothing of a run is written.
 
 A stage is to be made if it is not up to date (`adagrpo.pipeline.staleness`), or is made from one that is to be made.
 What is known only of prepared data is read from the run or, where that has none yet, from data that are prepared in a
@@ -16,11 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.resources import free_disk, free_memory
 from adagrpo.pipeline.stage_table import RUN, declared
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 
@@ -35,9 +34,8 @@ def plan(
         more: stages that are made after those, by name, and what declares each.
 
     Returns:
-        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
-        models; `memory` in bytes that the largest fit holds, without activations; `disk`; `seconds` in all, None where
-        a stage that would be made was never timed here.
+        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `seconds` in all, None
+        where a stage that would be made was never timed here.
 
     Raises:
         UserError: the logs or the settings are wrong in a way that is known by now.
@@ -51,9 +49,16 @@ def plan(
     stages = {name: again.get(name, True) or name == "diagnose" for name in asked}
     with _prepared(run, unchanged=not again["prepare"]) as data:
         check_named(data, commands)
-        content = _content(run, data, stages)
-    times = [row["seconds"] for row in content["stages"]]
-    return content | {"seconds": None if None in times else sum(times)}
+        times = _Times(run)
+        rows: list[dict[str, Any]] = []
+        for name, made in stages.items():
+            steps = _steps(data, name)
+            seconds = times.of(name, steps) if made else 0.0
+            rows.append({"stage": name, "state": "make" if made else "unchanged", "steps": steps, "seconds": seconds})
+        summary = read_json(data.prepared / "summary.json")
+    summary.pop("understood", None)
+    taken = [row["seconds"] for row in rows]
+    return {"stages": rows, "data": summary, "seconds": None if None in taken else sum(taken)}
 
 
 @contextmanager
@@ -69,28 +74,22 @@ def _prepared(run: RunDirectory, *, unchanged: bool) -> Iterator[RunData]:
         yield RunData(other)
 
 
-def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> dict[str, Any]:
-    """Everything that the sizes of the data decide."""
-    forecast = Forecast(data)
-    fits = {name: fit for name in stages if (fit := forecast.fit(name)) is not None}
-    made = {name: fit for name, fit in fits.items() if stages[name]}
-    times = _Times(run)
-    rows = []
-    for name, again in stages.items():
-        steps = fits[name].steps if name in fits else None
-        seconds = times.of(name, steps) if again else 0.0
-        rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
-    summary = read_json(data.prepared / "summary.json")
-    summary.pop("understood", None)
-    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
-    content: dict[str, Any] = {"stages": rows, "data": summary}
-    content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
-    held = max((fit.held for fit in made.values()), default=0)
-    content["memory"] = {"held": held, "free": free_memory(data.device)}
-    kept = sum(fit.kept for fit in made.values())
-    passing = max((fit.passing for fit in made.values()), default=0)
-    content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}
-    return content
+def _steps(data: RunData, stage: str) -> int | None:
+    """Optimiser steps of a stage; None for one that fits nothing."""
+    config, lm = data.config, data.config.policy.lm
+    arm = next((arm for arm in config.train.arms if f"train/{arm.name}" == stage), None)
+    if stage == "ranker" or stage.startswith("ranker/fold-"):
+        settings = config.ranker.fit
+    elif arm is not None:
+        settings = config.train.fit
+    elif stage != "sft":
+        return None
+    elif lm is not None and lm.trained:
+        return 0  # the checkpoint is kept as it is
+    else:
+        settings = config.sft
+    steps = max(1, round(settings.epochs * Models(data).schedule(settings).steps_per_epoch))
+    return steps if arm is None else steps * arm.resolved_objective(config.objective).num_iterations
 
 
 class _Times:

@@ -76,28 +76,18 @@ class Models:
 
     def policy(self, weights: Path | None = None) -> PolicyModule:
         """A new policy, or one loaded from a checkpoint folder."""
-        spec = self._policy_spec(trained=weights is not None)
+        spec = PolicySpec(
+            self.config.policy,
+            self.data.catalog,
+            max_history=self.config.max_history,
+            seed=self.config.seed,
+            folder=self.run.data,
+            trained=weights is not None,
+        )
         policy = cast(PolicyModule, policy_kind(self.config.policy.kind).build(spec)).to(self.data.device)
         if weights is not None:
             self._load(weights, policy)
         return policy
-
-    def policy_skeleton(self) -> nn.Module:
-        """A module of as many parameters as the policy, on the meta device."""
-        kind = policy_kind(self.config.policy.kind)
-        spec = self._policy_spec(trained=False)
-        return cast(nn.Module, kind.build(spec)) if kind.skeleton is None else kind.skeleton(spec)
-
-    def _policy_spec(self, *, trained: bool) -> PolicySpec:
-        config = self.config
-        return PolicySpec(
-            config.policy,
-            self.data.catalog,
-            max_history=config.max_history,
-            seed=config.seed,
-            folder=self.run.data,
-            trained=trained,
-        )
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
         """A new ranker, or one loaded from a checkpoint folder."""

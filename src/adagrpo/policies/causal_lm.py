@@ -25,7 +25,6 @@ Where we depart: TRL and most open recommenders give each of the G completions a
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -418,16 +417,7 @@ def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
     return policy if spec.catalog.num_levels == levels else SharedCodesPolicy(policy, spec.catalog.trie)
 
 
-def skeleton(spec: PolicySpec) -> PreTrainedModel:
-    """The language model without its weights."""
-    options = spec.options.lm
-    assert options is not None  # the configuration checks it
-    if options.tokens:  # no tokens are added, and which of them are codes changes no size
-        return language_model.load_folder(spec.folder / str(options.checkpoint), seed=spec.seed, weights=False)
-    return _language_model(replace(spec, trained=True))[0]
-
-
-KIND = PolicyKind(build, skeleton)
+KIND = PolicyKind(build)
 
 
 def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:

@@ -43,11 +43,9 @@ class PolicyKind:
 
     Attributes:
         build: a policy with its initial weights.
-        skeleton: a module of as many parameters, made on the meta device; None: that is `build`.
     """
 
     build: Callable[[PolicySpec], Policy[Any, Any]]
-    skeleton: Callable[[PolicySpec], nn.Module] | None = None
 
 
 def policy_kind(name: str) -> PolicyKind:

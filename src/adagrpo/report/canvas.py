@@ -1,9 +1,9 @@
 """The sheet that a chart is drawn on: opened by matplotlib, and written as an `<svg>` that stands inside a page.
 
-Text stays text, and the same input gives the same bytes: ids are salted with the title, there is no date, and places
-are rounded to hundredths of a pixel. We depart from matplotlib's file by what a page cannot have: a prologue, style
-rules for everything, links to namespaces, and ids that two charts share. Nothing imports matplotlib before a chart is
-drawn.
+Text stays text, and the same input gives the same bytes: ids are salted with the title, and there is no date. A chart
+has a white ground of its own, so that it reads on dark pages too. We depart from matplotlib's file by its prologue, its
+names of groups, which two charts of a page would share, and its places, rounded to hundredths of a pixel. Nothing
+imports matplotlib before a chart is drawn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from functools import wraps
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ParamSpec
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from adagrpo.report.theme import DARK, GRID, INK, QUIET, SURFACE, chart_rules
+from adagrpo.report.theme import GRID, INK, QUIET, SURFACE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +32,6 @@ TITLE_LENGTH, LEGEND_LENGTH, NAME_LENGTH = 50, 58, 30  # characters of a line, a
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "<", "X", ">", "p", "h")
 KEPT = 256  # charts
 TIP = "tip:"
-SVG = "{http://www.w3.org/2000/svg}"
-XLINK = "{http://www.w3.org/1999/xlink}"
-PLACES = ("d", "x", "y", "transform")
-COLORS = re.compile(r"(?:fill|stroke): #\w+;? ?")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign is one
@@ -44,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "font.size": FONT,
     "text.color": INK,
     "figure.facecolor": SURFACE,
+    "figure.constrained_layout.w_pad": 0.1,  # inches, for the edge of the ground on a dark page
+    "figure.constrained_layout.h_pad": 0.1,
     "axes.facecolor": SURFACE,
     "axes.edgecolor": QUIET,
     "axes.labelcolor": QUIET,
@@ -131,7 +129,15 @@ def draw(
         figure.set_size_inches(width / 72, height / 72)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
-    return _for_pages(text.getvalue(), title, _clean(description))
+    body = "".join(text.getvalue().partition("<defs>")[1:]).replace(" xlink:href=", " href=")
+    body = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", body)
+    body = re.sub('(?<=<g) id="[^"]*"| clip-path="[^"]*"', "", body)  # a mark at the edge is whole
+    body = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, body)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img"'
+        f' aria-label={quoteattr(title)} width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}">\n'
+        f"<title>{escape(title)}</title>\n<desc>{escape(_clean(description))}</desc>\n{body}"
+    )
 
 
 def empty(title: str) -> str:
@@ -142,12 +148,6 @@ def empty(title: str) -> str:
         axes.text(0, 0.5, "No values to draw.", color=QUIET, va="center")
 
     return draw(title, "No values to draw.", paint, height=40)
-
-
-def standalone(svg: str) -> str:
-    """The content of a file of a chart, which follows the reader's colour scheme by itself."""
-    rules = chart_rules(color for color in DARK if color in svg)
-    return svg.replace("<title>", f"<style>svg{{color-scheme:light dark}}\n{rules}</style><title>", 1) + "\n"
 
 
 def tip(text: str) -> str:
@@ -185,45 +185,5 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
-def _for_pages(file: str, title: str, description: str) -> str:
-    """The element of matplotlib's file, named and described, without what a page cannot have."""
-    root = ElementTree.fromstring(file)
-    for element in root.iter():
-        for place in [*element]:
-            if place.find(f"{SVG}style") is not None:
-                element.remove(place)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(SVG)
-        name = element.get("id", "")
-        element.text, element.tail = (text if text and text.strip() else None for text in (element.text, element.tail))
-        if element.tag == "g":
-            element.attrib.pop("id", None)
-        if name.startswith(TIP):
-            _titled(element, "title", name.removeprefix(TIP))
-        element.attrib.pop("clip-path", None)
-        if (link := element.attrib.pop(f"{XLINK}href", None)) is not None:
-            element.set("href", link)
-        for key in PLACES:
-            if key in element.attrib:
-                element.set(key, _rounded(element.attrib[key]))
-    for element in root.iter("defs"):
-        for shape in element.findall("clipPath"):
-            element.remove(shape)
-        for shape in element.findall("path"):  # takes the colours of its uses, which rules of a page can reach
-            shape.set("style", COLORS.sub("", shape.get("style", "")))
-    _titled(root, "desc", description)
-    _titled(root, "title", title)
-    width, height = root.get("viewBox", "").split()[2:]
-    root.attrib |= {"width": width, "height": height, "role": "img", "aria-label": title}
-    root.attrib |= {"xmlns": SVG.strip("{}"), "stroke-linejoin": "round"}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _titled(element: ElementTree.Element, tag: str, text: str) -> None:
-    child = ElementTree.Element(tag)
-    child.text = text
-    element.insert(0, child)
-
-
-def _rounded(places: str) -> str:
-    return re.sub(r"-?\d+\.\d+", lambda number: f"{round(float(number[0]), 2):g}", " ".join(places.split()))
+def _rounded(places: re.Match[str]) -> str:
+    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}", places[0].replace(" \n", " "))

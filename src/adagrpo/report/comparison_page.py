@@ -16,7 +16,6 @@ from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
 from adagrpo.metrics import is_rate, lookup
 from adagrpo.objective import GATES
-from adagrpo.report.canvas import standalone
 from adagrpo.report.comparison_tables import (
     KINDS,
     comparison_tables,
@@ -88,7 +87,7 @@ def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[P
     """Write the charts of a comparison as SVG files of their own, for documents; other files of the folder stay."""
     charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
     for path, svg in charts.items():
-        write_file(path, standalone(svg))
+        write_file(path, svg)
     return list(charts)
 
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
-from adagrpo.report.canvas import standalone
 from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
@@ -36,7 +34,6 @@ from adagrpo.report.run_facts import as_yaml, code_levels, facts, stage_table
 from adagrpo.report.run_files import LooseFiles, RunFiles, read_mapping, read_rows
 from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import START, Split, Table, checkpoints, results_table, shown_columns
-from adagrpo.report.theme import chart_rules
 from adagrpo.storage.writing import write_file
 
 Section = TypeVar("Section")
@@ -81,7 +78,7 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
         figures = plots if isinstance(plots, list) else [plots] if plots is not None else []
         for number, figure in enumerate(figures, start=1):
             written.append(directory / f"{name}-{number}.svg")
-            write_file(written[-1], standalone(figure.svg))
+            write_file(written[-1], figure.svg)
     return written
 
 
@@ -162,7 +159,6 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["chart_rules"] = Markup(chart_rules())  # its quotes stand in a style element
     return environment.get_template(name)
 
 

@@ -1,8 +1,7 @@
-"""The colours of every chart and page: one for each method, and what each becomes on a dark page.
+"""The colours of every chart: one for each method.
 
-A chart carries the colours of a light page, so that its file stands alone in any program. Style rules put the dark ones
-in their place: `light-dark()` chooses by the colour scheme of the page, or of the reader's system. The light colours
-are those of Okabe & Ito 2008, which people with the common kinds of colour blindness tell apart, and a few darker ones.
+They are those of Okabe & Ito 2008, which people with the common kinds of colour blindness tell apart, and a few darker
+ones.
 """
 
 from __future__ import annotations
@@ -38,31 +37,6 @@ METHODS = {  # the first that the name of an arm holds says which method it is
 }
 OTHERS = ("#a83279", "#4b5f78", "#7a6400")  # of names that are no method's, in the order in which they come
 LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the first being what was admitted
-# Lighter, with a contrast of 4.5 or more against the dark surface; layers are wide and need less.
-DARK = {
-    INK: "#ececec",
-    QUIET: "#a8adb4",
-    GRID: "#363b42",
-    SURFACE: "#16191d",
-    BLUE: "#4ba3e3",
-    VERMILLION: "#f5803e",
-    ORANGE: "#f2b63c",
-    GREEN: "#2fc79a",
-    PINK: "#e39cc4",
-    SKY: "#93d3f7",
-    VIOLET: "#b594e0",
-    BROWN: "#cf9b66",
-    GREY: "#989ea6",
-    TEAL: "#4fc3d6",
-    OLIVE: "#a8c766",
-    OTHERS[0]: "#ee82c3",
-    OTHERS[1]: "#9fb3c8",
-    OTHERS[2]: "#d0bd5a",
-    LAYERS[1]: "#7fa0c0",
-    LAYERS[2]: "#a9c2d9",
-    LAYERS[3]: "#d3deea",
-    LAYERS[4]: "#7b8ea3",
-}
 
 
 def method_colors(names: Iterable[str]) -> dict[str, str]:
@@ -79,17 +53,3 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
         colors[name] = method or OTHERS[strangers % len(OTHERS)]
         strangers += method is None
     return colors
-
-
-def chart_rules(colors: Iterable[str] = tuple(DARK)) -> str:
-    """The style rules that give charts of some colours those of the reader's scheme.
-
-    Example:
-        >>> chart_rules().splitlines()[0]
-        'svg [style*="fill: #1a1a1a"] { fill: light-dark(#1a1a1a, #ececec) !important; }'
-    """
-    return "\n".join(
-        f'svg [style*="{name}: {light}"] {{ {name}: light-dark({light}, {DARK[light]}) !important; }}'
-        for light in colors
-        for name in ("fill", "stroke")
-    )

@@ -24,7 +24,6 @@ from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import fit_model
@@ -73,7 +72,6 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         inputs += vector_files(run)
 
     def build(work: Path) -> None:
-        say_fit(data, name)
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
         if starts_from_vectors:

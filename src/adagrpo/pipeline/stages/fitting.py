@@ -58,8 +58,12 @@ def fit_model(
     """
     run = data.run
     record = run.directory / "diverged.json"
-    if run.processes.is_main_process and not record.is_symlink():
-        record.unlink(missing_ok=True)
+    if run.processes.is_main_process:
+        run.console.note(
+            f"{stage}: {sum(part.numel() for part in model.parameters()):,} parameters, {task.steps:,} steps"
+        )
+        if not record.is_symlink():
+            record.unlink(missing_ok=True)
     try:
         report = _report(run, stage)
         watched = _watched(data, stage, settings, go_on) if watch else None

@@ -15,7 +15,6 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
@@ -52,7 +51,6 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         if weights is not None and arm.left_to_validation(run.config.objective) is not None:
             without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
         _check_group(data, arm, objective)
-        say_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))

@@ -10,7 +10,6 @@ from torch import nn
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import say_fit
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
@@ -23,7 +22,6 @@ def sft(run: RunDirectory) -> Declaration:
     models = Models(data)
 
     def build(work: Path) -> None:
-        say_fit(data, "sft")
         policy = models.policy()
         items = getattr(policy, "items", None)  # of a policy that has a vector of each item
         if isinstance(items, nn.Embedding):
