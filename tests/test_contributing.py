@@ -41,7 +41,7 @@ def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
         ROOT / "src" / "adagrpo", source / "adagrpo", ignore=shutil.ignore_patterns("__pycache__")
     )
     rule, entry = code("Adding a gate")
-    table = "GATES: Mapping[str, Gate] = {"
+    table = "GATES: dict[str, Gate] = {"
     edit(package / "objective" / "gates.py", table, f"{rule}\n\n{table}")
     edit(
         package / "objective" / "gates.py", '        Gate("oracle"', f'        {entry.strip()},\n        Gate("oracle"'
