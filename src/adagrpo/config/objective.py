@@ -47,10 +47,10 @@ def in_sections(content: Mapping[str, Any]) -> dict[str, Any]:
     >>> in_sections({"lambda": 2, "rho": 0.1, "tau": 0.3, "adagrpo": {"tau": 0.4}})
     {'lambda': 2, 'adagrpo': {'tau': 0.3, 'rho': 0.1}}
     """
-    moved = {key: value for key, value in content.items() if key not in EARLIER_KEYS}
+    moved = dict(content)
     for key, gate in EARLIER_KEYS.items():
-        if key in content and isinstance(section := moved.get(gate, {}), Mapping):
-            moved[gate] = {**section, key: content[key]}
+        if key in moved and isinstance(section := moved.get(gate, {}), Mapping):
+            moved[gate] = {**section, key: moved.pop(key)}
     return moved
 
 

@@ -165,7 +165,7 @@ class ArmConfig(Section):
         others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
         if self.admits is not None:
             tested = resolved.tested_by(self.admits)
-            others |= set(GATES) - {self.admits, tested}
+            others |= {name for name, gate in GATES.items() if gate.options} - {self.admits, tested}
             others |= {"control_of"} if self.admits == tested else set()
         content["gate"], pressure = self.admits, self.pressure_of(common)
         if pressure is None:
