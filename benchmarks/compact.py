@@ -105,11 +105,11 @@ def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
     for kind in ("compact", "hybrid"):
         models = models_of(data, work, kind)
         schedule, weights = models.schedule(FitConfig()), models.run.path("sft", "best")
-        options = models.config.objective.model_copy(update={"num_generations": 16, "tau": 0.5})
+        options = models.config.objective.model_copy(update={"num_generations": 16})
         reward = models.ranker()
 
         def task(q_min: float) -> PostTraining:
-            chosen = options.model_copy(update={"q_min": q_min})  # noqa: B023
+            chosen = options.with_option("rollout_miss", "q_min", q_min)  # noqa: B023
             arm = Arm(anchored=True, lambda_=1.0, gate="rollout_miss")
             policy = models.policy(weights)  # noqa: B023
             return PostTraining(policy, models.data.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023

@@ -142,7 +142,7 @@ def diagnostics_share(data: Path, work: Path) -> list[Row]:
         schedule, weights, reward = models.schedule(FitConfig()), models.run.path("sft", "best"), models.ranker()
 
         def build(task: type[PostTraining], gate: GateName, q_min: float = 0.95) -> PostTraining:
-            options = models.config.objective.model_copy(update={"q_min": q_min})  # noqa: B023
+            options = models.config.objective.with_option("rollout_miss", "q_min", q_min)  # noqa: B023
             arm = Arm(anchored=True, lambda_=1.0, gate=gate)
             policy = models.policy(weights)  # noqa: B023
             return task(policy, models.data.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023

@@ -39,7 +39,11 @@ RECIPE = {
         "layers": 1,
         "fit": {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "validations": 1},
     },
-    "objective": {"num_generations": 4, "tau": 0.0, "tau_reward": 1.0, "rho": 0.0, "q_min": 0.3},
+    "objective": {
+        "num_generations": 4,
+        "adagrpo": {"tau": 0.0, "tau_reward": 1.0, "rho": 0.0},
+        "rollout_miss": {"q_min": 0.3},
+    },
     "train": {
         "arms": [{"objective": "nll"}, {"objective": "adagrpo"}],
         "fit": {"epochs": 1, "batch_size": 16, "learning_rate": 0.005, "validations": 2, "checkpoint_seconds": 0},

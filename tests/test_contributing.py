@@ -41,7 +41,7 @@ def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
         ROOT / "src" / "adagrpo", source / "adagrpo", ignore=shutil.ignore_patterns("__pycache__")
     )
     rule, entry = code("Adding a gate")
-    table = "GATES: Mapping[str, Gate] = {"
+    table = "GATES: dict[str, Gate] = {"
     edit(package / "objective" / "gates.py", table, f"{rule}\n\n{table}")
     edit(
         package / "objective" / "gates.py", '        Gate("oracle"', f'        {entry.strip()},\n        Gate("oracle"'
@@ -68,7 +68,7 @@ def run(adagrpo: Command, world: Any, data: Path, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("run")
     content = world.recipe(
         policy={"kind": "gru"},
-        objective={"control_of": "reward_top", "reward_top": 0.6},
+        objective={"control_of": "reward_top", "reward_top": {"top": 0.6}},
         train={"arms": ["adagrpo-reward_top", "adagrpo-random"]},
     )
     recipe = folder / "recipe.yaml"
@@ -82,7 +82,7 @@ def test_the_gate_trains_an_arm_and_has_controls(run: Path) -> None:
     assert stages["adagrpo-reward_top"]["gate"] == "reward_top"
     assert 0 < stages["adagrpo-reward_top"]["admission"] < 1
     arms = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))["arms"]
-    assert arms["adagrpo-reward_top"]["reward_top"] == 0.6 and "tau" not in arms["adagrpo-reward_top"]
+    assert arms["adagrpo-reward_top"]["reward_top"] == {"top": 0.6} and "adagrpo" not in arms["adagrpo-reward_top"]
     assert arms["adagrpo-random"]["control_of"] == "reward_top"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "adagrpo-reward_top" in page and "adagrpo-random" in page

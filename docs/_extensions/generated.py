@@ -55,7 +55,7 @@ def gate_options() -> str:
         for name, (_, default) in gate.options.items():
             said = re.search(rf"^    {name}: (.*(?:\n        .*)*)", inspect.getdoc(gate.rule) or "", re.MULTILINE)
             value = "null" if default is None else default
-            rows.append(f"| `objective.{name}` | `{value}` | gate `{gate.name}`: {_cell(said[1] if said else '')} |")
+            rows.append(f"| `objective.{gate.name}.{name}` | `{value}` | {_cell(said[1] if said else '')} |")
     return "\n".join(rows)
 
 

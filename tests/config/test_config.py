@@ -170,8 +170,8 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
     [
         ("seed=-1", ["seed", "greater than or equal to 0", "-1"]),
         ("seed=2147483648", ["seed", "less than 2147483648"]),
-        ("objective.tau=.nan", ["objective.tau", "nan"]),
-        ("objective.q_min=1.5", ["objective.q_min", "1.5"]),
+        ("objective.tau=.nan", ["objective.adagrpo.tau", "nan"]),
+        ("objective.rollout_miss.q_min=1.5", ["objective.rollout_miss.q_min", "1.5"]),
         ("objective.lambda=-1", ["objective.lambda", "-1"]),
         ("data.min_rating=.nan", ["data.min_rating", "finite"]),
         ("objective.grpo.beta=.inf", ["objective.grpo.beta", "finite"]),
@@ -299,7 +299,7 @@ def test_names_of_arms(recipe):
 
 
 def test_a_preset_says_what_it_is(recipe):
-    config = load_config(recipe(MINIMAL), ["train.arms=[distill-tuned]", "objective.tau=0.7"])
+    config = load_config(recipe(MINIMAL), ["train.arms=[distill-tuned]", "objective.adagrpo.tau=0.7"])
     (arm,) = config.train.arms
     assert arm == ArmConfig.parse("distill-tuned") and (arm.objective, arm.name) == ("distill", "distill-tuned")
     assert arm.left_to_validation(ObjectiveConfig()) == "reward_weight"
@@ -319,7 +319,7 @@ def test_a_preset_says_what_it_is(recipe):
         },
     }
     (settings,) = config.settings_of_arms().values()
-    assert (settings["gate"], settings["lambda"], settings["tau"], settings["temperature"]) == ("all", 5.0, 0.7, 1.0)
+    assert (settings["gate"], settings["lambda"], settings["adagrpo"]["tau"]) == ("all", 5.0, 0.7)
     assert (
         settings["distill"] == {"reward_weight": "validation", "validity_weight": 0.0, "mass_weight": 1.0}
         and "grpo" not in settings
@@ -348,8 +348,8 @@ def test_the_settings_of_an_arm_are_what_its_term_reads(recipe):
         "scale_rewards": True,
     }
     assert rate == oracle | {"gate": "bernoulli"}
-    read = {name: {"oracle_agreement", "admission_rate"} & set(settings) for name, settings in full.items()}
-    assert read["adagrpo-oracle"] == {"oracle_agreement"} and read["adagrpo-bernoulli"] == {"admission_rate"}
+    read = {name: {"oracle", "bernoulli"} & set(settings) for name, settings in full.items()}
+    assert read["adagrpo-oracle"] == {"oracle"} and read["adagrpo-bernoulli"] == {"bernoulli"}
     assert not read["a"] and not read["nll"]
     assert not {"distill", "best_of_n"} & set(full["a"])
 
@@ -393,14 +393,56 @@ def test_a_reward_that_names_no_kind_is_a_sequential_one(tmp_path: Path):
         assert kept.reward == SequentialOptions(checkpoint="a")
 
 
+OF_ADAGRPO = {"tau": 0.3, "tau_reward": 0.4, "rho": 0.2, "rho_from": "bottom"}
+EARLIER = OF_ADAGRPO | {"miss_min": 0.1, "q_min": 0.6, "admission_rate": 0.7, "oracle_agreement": 0.8}
+
+
+def test_options_of_gates_are_read_where_earlier_recipes_have_them(recipe):
+    arm = {"objective": "adagrpo", "name": "own", "options": {"rho": 0.9}}
+    config = load_config(recipe(MINIMAL | {"objective": EARLIER, "train": {"arms": [arm]}}))
+    assert config.objective.of_gate("adagrpo") == OF_ADAGRPO
+    assert config.objective.of_gate("rollout_miss") == {"miss_min": 0.1, "q_min": 0.6}
+    assert config.objective.of_gate("bernoulli") == {"admission_rate": 0.7}
+    assert config.objective.of_gate("oracle") == {"oracle_agreement": 0.8}
+    assert config.objective.of_gate("random") == {}
+    own = config.train.arms[0]
+    assert own.resolved_objective(config.objective).of_gate("adagrpo") == OF_ADAGRPO | {"rho": 0.9}
+    assert dump_config(config)["train"]["arms"][0]["options"] == {"adagrpo": {"rho": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides", "tau"),
+    [
+        ({"tau": 0.3}, ["objective.adagrpo.tau=0.4"], 0.4),
+        ({"adagrpo": {"tau": 0.3}}, ["objective.tau=0.4"], 0.4),
+        ({}, ["objective.tau=0.3", "objective.adagrpo.tau=0.4"], 0.4),
+        ({}, ["objective.adagrpo.tau=0.3", "objective.tau=0.4"], 0.4),
+        ({}, ["objective={tau: 0.3}", "objective.adagrpo.tau=0.4"], 0.4),
+        ({"tau": 0.3}, ["objective.adagrpo.rho=0.1"], 0.3),
+    ],
+)
+def test_what_is_set_last_counts_however_it_is_written(recipe, written, overrides, tau):
+    assert load_config(recipe(MINIMAL | {"objective": written}), overrides).objective.adagrpo.tau == tau
+
+
+@pytest.mark.parametrize(
+    ("base", "own"), [({"tau": 0.3}, {"adagrpo": {"tau": 0.4}}), ({"adagrpo": {"tau": 0.3}}, {"tau": 0.4})]
+)
+def test_a_recipe_holds_over_its_base_however_either_writes_a_gate_s_option(tmp_path: Path, base, own):
+    path = written(tmp_path, own={"base": "b.yaml", "objective": own}, b=MINIMAL | {"objective": base})
+    assert load_config(path).objective.adagrpo.tau == 0.4
+
+
 def test_an_arm_with_options_of_its_own(recipe):
     arms = "[{objective: distill, name: taught, lambda: 2, options: {rollout: beam, num_generations: 32}}]"
-    config = load_config(recipe(MINIMAL), [f"train.arms={arms}", "objective.tau=0.7", "objective.num_generations=4"])
+    config = load_config(
+        recipe(MINIMAL), [f"train.arms={arms}", "objective.adagrpo.tau=0.7", "objective.num_generations=4"]
+    )
     arm = config.train.arms[0]
     assert (arm.name, arm.lambda_) == ("taught", 2.0)
     seen = arm.resolved_objective(config.objective)
     assert seen == config.objective.model_copy(update={"rollout": "beam", "num_generations": 32})
-    assert seen.tau == 0.7 and config.objective.rollout == "sample"
+    assert seen.adagrpo.tau == 0.7 and config.objective.rollout == "sample"
     written = dump_config(config)
     assert written["train"]["arms"][0]["options"] == {"rollout": "beam", "num_generations": 32}
     assert Config.model_validate(written).train.arms[0].resolved_objective(config.objective) == seen
@@ -410,8 +452,11 @@ def test_an_arm_with_options_of_its_own(recipe):
     ("arm", "text"),
     [
         ("{objective: adagrpo, options: {tau: 1}}", "an arm with options needs a name"),
-        ("{objective: adagrpo, name: a, options: {tua: 1}}", "'train.arms.0.options.tua'; did you mean 'tau'?"),
-        ("{objective: adagrpo, name: a, options: {tau: -1}}", "train.arms.0.options.tau: Input should be greater"),
+        ("{objective: adagrpo, name: a, options: {adagrpo: {tua: 1}}}", "options.adagrpo.tua'; did you mean 'tau'?"),
+        (
+            "{objective: adagrpo, name: a, options: {tau: -1}}",
+            "train.arms.0.options.adagrpo.tau: Input should be greater",
+        ),
         ("{objective: distill, name: a, options: {distill: {reward_weight: -1}}}", "or 'validation' (found -1)"),
         (
             "{objective: distill, name: a, options: {distill: {reward_weight: test}}}",

@@ -246,6 +246,11 @@ CONTRADICTIONS: list[Contradiction] = [
     (TERM_SECTIONS["grpo"], "objective.grpo", {"reward_weight": 1}, "of the reward term distill"),
     (TERM_SECTIONS["distill"], "objective.distill", {"beta": 1}, "write objective.grpo.beta"),
     (TERM_SECTIONS["best_of_n"], "objective.best_of_n", {"beta": 1}, "write objective.grpo.beta"),
+    *(
+        (ObjectiveConfig.model_fields[name].annotation, f"objective.{name}", {"beta": 1}, "write objective.grpo.beta")
+        for name in ("adagrpo", "rollout_miss", "bernoulli", "oracle")
+    ),
+    (TERM_SECTIONS["grpo"], "objective.grpo", {"tau": 1}, "of the gate adagrpo: write objective.adagrpo.tau"),
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
     (

@@ -1,5 +1,7 @@
 """Gates: every sample has exactly one outcome, and the controls match the counts of what they control for."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -221,3 +223,57 @@ def test_the_variance_gate_admits_the_widest_groups_that_are_not_degenerate() ->
     assert outcomes(decision) == ["closed", "admitted", "degenerate", "admitted"]
     with pytest.raises(ValueError, match=r"^reward_std: "):
         variance_gate(shadow_of(quiet), quiet, torch.zeros(3))
+
+
+REGISTERED = """
+import torch
+from adagrpo.objective.gate import Evidence, Gate, GateDecision, by_first_cause
+from adagrpo.objective.gates import register
+from adagrpo.ranges import Share
+
+def sure_gate(above_policy: torch.Tensor, degenerate: torch.Tensor, *, tau: Share = 0.9) -> GateDecision:
+    return by_first_cause(degenerate, hard=above_policy >= tau, discriminated=~degenerate)
+
+register(Gate("sure", sure_gate))
+try:
+    register(Gate("sure", sure_gate))
+except ValueError as error:
+    print(error)
+from adagrpo.config import ArmConfig, ObjectiveConfig
+from adagrpo.groups.apply_gates import gate_by_evidence
+common = ObjectiveConfig()
+print(common.adagrpo.tau, common.sure.tau, ObjectiveConfig(tau=0.7).sure.tau)
+print({arm: ArmConfig.parse(arm).settings(common).get("sure") for arm in ("adagrpo-sure", "adagrpo", "mixture")})
+own = ArmConfig(objective="adagrpo", gate="sure", name="own", options={"sure": {"tau": 0.4}})
+print(own.settings(common, defaults=False))
+shares, quiet, of = torch.tensor([0.3, 0.7, 0.95]), torch.zeros(3, dtype=torch.bool), ObjectiveConfig(control_of="sure")
+evidence = Evidence(shares, shares, shares.unsqueeze(1), shares, shares, quiet, shares)
+for options in (common, own.resolved_objective(common)):
+    print(gate_by_evidence("sure", evidence, options).admitted.tolist())
+print(gate_by_evidence("difficulty", evidence, of).admitted.tolist())
+try:
+    register(Gate("late", sure_gate))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_registered_gate_has_a_section_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "gate 'sure': another has that name",
+        "0.5 0.9 0.9",
+        "{'adagrpo-sure': {'tau': 0.9}, 'adagrpo': None, 'mixture': None}",
+        "{'objective': 'adagrpo', 'gate': 'sure', 'lambda': 1.0, 'sure': {'tau': 0.4}}",
+        "[False, False, True]",
+        "[False, True, True]",
+        "[False, False, True]",
+        "gate 'late': register it before adagrpo.config is imported",
+    ], done.stderr
+
+
+def test_a_gate_s_section_takes_no_key_of_the_objective() -> None:
+    script = REGISTERED.partition("register(Gate")[0] + "register(Gate('negatives', sure_gate))\nimport adagrpo.config"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last == "ValueError: 'negatives': a key of objective has that name; take another for the gate or term"

@@ -369,12 +369,12 @@ def test_the_recipes_own_arms_and_seed(world: Any, data: Path, tmp_path: Path) -
 
 def test_an_arm_of_the_recipes_own_is_asked_for_by_its_name(world: Any, data: Path, tmp_path: Path) -> None:
     config = Config.model_validate(world.recipe(compare=PLAN))
-    arms = [{"objective": "nll"}, {"objective": "adagrpo", "name": "hard-only", "options": {"tau": 0.9}}]
+    arms = [{"objective": "nll"}, {"objective": "adagrpo", "name": "hard-only", "options": {"adagrpo": {"tau": 0.9}}}]
     config = Config.model_validate(config.model_dump(mode="json", by_alias=True) | {"train": {"arms": arms}})
     out = tmp_path / "out"
     actual = Comparison(out, config, data, objectives=["hard-only", "nll", "mixture"], seeds=[0]).describe()
     assert actual["arms"] == ["hard-only", "nll", "mixture"]
-    assert actual["config"]["train"]["arms"][0]["options"] == {"tau": 0.9}
+    assert actual["config"]["train"]["arms"][0]["options"] == {"adagrpo": {"tau": 0.9}}
 
 
 @pytest.mark.slow

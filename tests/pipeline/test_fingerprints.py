@@ -48,12 +48,12 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("sft.learning_rate", 0.5, {"sft"}),
     ("ranker.dropout", 0.4, {"ranker", "diagnose"}),
     ("ranker.fit.learning_rate", 0.5, {"ranker", "diagnose"}),
-    ("objective.tau", 0.7, {"train/adagrpo"}),
+    ("objective.adagrpo.tau", 0.7, {"train/adagrpo"}),
     ("objective.lambda", 7, {"train/adagrpo"}),
     ("objective.grpo.epsilon", 0.7, {"train/adagrpo"}),
     ("objective.distill.reward_weight", 7, set()),
-    ("objective.oracle_agreement", 0.5, set()),
-    ("objective.admission_rate", 0.5, set()),
+    ("objective.oracle.oracle_agreement", 0.5, set()),
+    ("objective.bernoulli.admission_rate", 0.5, set()),
     ("train.fit.learning_rate", 0.5, TRAINED),
     ("train.fit.batch_size", 7, TRAINED),
     ("train.rl_split", 0.5, {"sft", *TRAINED}),
@@ -103,11 +103,21 @@ def test_a_default_that_is_written_down_changes_nothing(walk: Any) -> None:
         "sft": {"warmup": 0.02},
         "ranker": {"folds": 0, "propensity_floor": 0.01},
         "reward": {"kind": "sequential"},
-        "objective": {"lambda": 1.0, "grpo": {"beta": 0.0}},
+        "objective": {"lambda": 1.0, "grpo": {"beta": 0.0}, "adagrpo": {"rho_from": "top"}, "miss_min": 0.5},
         "train": {"rl_split": 0.0},
         "evaluation": {"exclude_history": False},
     }
     assert walk(written) == walk({})
+
+
+def test_an_option_of_a_gate_counts_as_when_it_had_no_section(world: Any, finished: Path, data: Path) -> None:
+    """So an arm that was trained then is not trained again."""
+    objective = {"adagrpo": {"tau": 0.7}, "bernoulli": {"admission_rate": 0.2}}
+    run = world.run(finished, data, objective=objective, train={"arms": ["adagrpo", "adagrpo-bernoulli"]})
+    also = {name: declare(run).also for name, declare in declared(run.config, RUN).items() if name.startswith("train/")}
+    common = {"objective": "adagrpo", "lambda": 1.0, "num_generations": 4, "tau": 0.7, "tau_reward": 1.0, "rho": 0.0}
+    assert also["train/adagrpo"] == {"arm": common | {"gate": "adagrpo"}}
+    assert also["train/adagrpo-bernoulli"] == {"arm": common | {"gate": "bernoulli", "admission_rate": 0.2}}
 
 
 class Wider(EvaluationConfig):

@@ -409,6 +409,12 @@ def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo:
     assert status(copied)["next"] == f"adagrpo report --run {copied}"
 
 
+@pytest.mark.parametrize("key", ["objective.adagrpo.tau", "objective.tau"])
+def test_an_option_of_a_gate_that_makes_an_arm_stale_is_named(copied: Path, key: str) -> None:
+    part = parts_of(Run.open(copied, [f"{key}=0.6"]))["train/adagrpo"]
+    assert (part.state, part.why) == ("stale", "made with objective.adagrpo.tau=0, --set says 0.6")
+
+
 def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> None:
     Run.open(copied).diagnose()
     assert made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"])) == []

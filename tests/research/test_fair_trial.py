@@ -149,9 +149,9 @@ def test_arms_that_are_held_against_each_other_differ_in_the_gate_alone(study: s
     assert config.compare.pairs
     for first, second in config.compare.pairs:
         one, other = (arms[name].resolved_objective(config.objective) for name in (first, second))
-        rates = [seen.admission_rate for seen, name in ((one, first), (other, second)) if "bernoulli" in name]
+        rates = [seen.bernoulli.admission_rate for seen, name in ((one, first), (other, second)) if "bernoulli" in name]
         assert rates == ([PLAN["trial"]["fixed_rate"]["rate"]] if study == "fixed rate" else [])
-        assert one == other.model_copy(update={"admission_rate": one.admission_rate})
+        assert one == other.model_copy(update={"bernoulli": one.bernoulli})
         assert arms[first].pressure == arms[second].pressure and arms[first].admits != arms[second].admits
 
 

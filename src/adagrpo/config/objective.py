@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
-from adagrpo.objective import GATES
+from adagrpo.objective import GATES, Gate
 from adagrpo.objective.terms import TERMS, RewardTerm
 
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
+# options of gates that were keys of `objective` itself, and the gate of each: recipes and runs that have them are read
+EARLIER_KEYS = {
+    "tau": "adagrpo",
+    "tau_reward": "adagrpo",
+    "rho": "adagrpo",
+    "rho_from": "adagrpo",
+    "miss_min": "rollout_miss",
+    "q_min": "rollout_miss",
+    "admission_rate": "bernoulli",
+    "oracle_agreement": "oracle",
+}
 
 if TYPE_CHECKING:
     GateName = str
@@ -30,8 +41,43 @@ def _number_or_validation(value: object) -> object:
     return value
 
 
-class _TermSection(Section):
-    """The options of a reward term."""
+def in_sections(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `objective` with the `EARLIER_KEYS` in the sections of their gates, where they replace what is there.
+
+    >>> in_sections({"lambda": 2, "rho": 0.1, "tau": 0.3, "adagrpo": {"tau": 0.4}})
+    {'lambda': 2, 'adagrpo': {'tau': 0.3, 'rho': 0.1}}
+    """
+    moved = dict(content)
+    for key, gate in EARLIER_KEYS.items():
+        if key in moved and isinstance(section := moved.get(gate, {}), Mapping):
+            moved[gate] = {**section, key: moved.pop(key)}
+    return moved
+
+
+def in_section(override: str) -> str:
+    """An override as it is written now, where it sets one of the `EARLIER_KEYS`.
+
+    >>> in_section("objective.tau=0.3"), in_section("objective.lambda=2")
+    ('objective.adagrpo.tau=0.3', 'objective.lambda=2')
+    """
+    key, equals, value = override.partition("=")
+    name = key.removeprefix("objective.")
+    moved = key == f"objective.{name}" and name in EARLIER_KEYS
+    return f"objective.{EARLIER_KEYS[name]}.{name}{equals}{value}" if moved else override
+
+
+def without_sections(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round from `in_sections`."""
+    moved = dict(content)
+    for key, gate in EARLIER_KEYS.items():
+        if key in moved.get(gate, {}):
+            moved[key] = moved[gate][key]
+            moved[gate] = {name: value for name, value in moved[gate].items() if name != key}
+    return {key: value for key, value in moved.items() if value != {} or key not in EARLIER_KEYS.values()}
+
+
+class _Options(Section):
+    """The options of a reward term or of a gate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,31 +87,37 @@ class _TermSection(Section):
 
 
 def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
-    """Say where the option of a reward term is written, if it is written where nothing reads it."""
+    """Say where the option of a reward term or gate is written, if it is written where nothing reads it."""
     for key in content if isinstance(content, dict) else ():
-        readers = [term.name for term in TERMS.values() if key in term.options]
+        readers = {name: f"the reward term {name}" for name, term in TERMS.items() if key in term.options}
+        readers |= {name: f"the gate {name}" for name, gate in GATES.items() if key in gate.options}
         if key not in own and readers:
             places = " or ".join(f"objective.{name}.{key}" for name in readers)
             raise ValueError(
-                f"'{key}' is an option of the reward term {' or '.join(readers)}: write {places},"
-                f" or options.{readers[0]}.{key} of one arm"
+                f"'{key}' is an option of {' or '.join(readers.values())}: write {places},"
+                f" or options.{next(iter(readers))}.{key} of one arm"
             )
 
 
-def _section(term: RewardTerm) -> type[_TermSection]:
-    """The section of a reward term: the keyword arguments of its loss."""
+def _section(reader: RewardTerm | Gate) -> type[_Options]:
+    """The section of a reward term or gate: the keyword arguments of its function."""
     chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
+    weights = reader.in_spreads if isinstance(reader, RewardTerm) else ()
     fields: dict[str, Any] = {
-        name: (chosen if name in term.in_spreads else kind, default) for name, (kind, default) in term.options.items()
+        name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
     }
-    return create_model(f"{term.name}_options", __base__=_TermSection, **fields)
+    return create_model(f"{reader.name}_options", __base__=_Options, **fields)
 
 
 def _with_options(model: type[S]) -> type[S]:
-    """A section with the options of each gate, and a section of its own for each reward term, by the term's name."""
-    fields: dict[str, Any] = {name: option for gate in GATES.values() for name, option in gate.options.items()}
-    sections = {name: _section(term) for name, term in TERMS.items()}
-    fields |= {name: (section, section()) for name, section in sections.items()}
+    """A section with one of its own for each reward term, and for each gate that has options."""
+    readers: list[RewardTerm | Gate] = [*TERMS.values(), *(gate for gate in GATES.values() if gate.options)]
+    fields: dict[str, Any] = {}
+    for reader in readers:
+        if reader.name in {*model.model_fields, *fields}:
+            raise ValueError(f"'{reader.name}': a key of objective has that name; take another for the gate or term")
+        section = _section(reader)
+        fields[reader.name] = (section, section())
     return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
 
 
@@ -74,9 +126,9 @@ class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training` for what each option does.
 
     Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
-    arguments of its loss in `adagrpo.objective.terms`. The keyword arguments of each gate are keys here
-    (`adagrpo.objective.gates`); `control_of` names the gate that those that read a shadow are controls of, and
-    `negatives` is its M.
+    arguments of its loss in `adagrpo.objective.terms`. So has each gate with options, such as `adagrpo`: the keyword
+    arguments of its function in `adagrpo.objective.gates`. `control_of` names the gate that those that read a shadow
+    are controls of, and `negatives` is its M.
     `distill.reward_weight` is in spreads of the reward, the unit of `adagrpo.evaluation.reranking`; where it is
     `validation`, the starting policy's beam on validation cases chooses it (`adagrpo.pipeline.stages.choose_weight`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
@@ -110,7 +162,8 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _terms_have_sections(cls, content: Any) -> Any:
+    def _options_have_sections(cls, content: Any) -> Any:
+        content = in_sections(content) if isinstance(content, Mapping) else content
         _refuse_misplaced(content, cls.model_fields)
         return content
 
@@ -120,14 +173,14 @@ class ObjectiveConfig(Section):
 
     def of_gate(self, name: str) -> dict[str, Any]:
         """The options of a gate, which it takes as keyword arguments."""
-        return {option: getattr(self, option) for option in GATES[name].options}
+        return getattr(self, name).model_dump() if GATES[name].options else {}
 
     def of_term(self, name: str) -> dict[str, Any]:
         """The options of a reward term, which its loss takes as keyword arguments."""
-        section: _TermSection = getattr(self, name)
+        section: _Options = getattr(self, name)
         return section.model_dump()
 
     def with_option(self, term: str, name: str, value: float) -> ObjectiveConfig:
         """The same, but for one option of a reward term."""
-        section: _TermSection = getattr(self, term)
+        section: _Options = getattr(self, term)
         return self.model_copy(update={term: section.model_copy(update={name: value})})

@@ -17,7 +17,7 @@ from adagrpo.config.data import DataConfig
 from adagrpo.config.evaluation import CompareConfig, DecideConfig, EvaluationConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
-from adagrpo.config.objective import ObjectiveConfig
+from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.section import Positive, Section
 from adagrpo.config.tokenizer import TokenizerConfig
@@ -145,8 +145,10 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
         UserError: an unknown key (with the nearest valid one) or a value out of range.
     """
     of_reward: set[str] = set()  # keys of the reward that an override has set
+    _move_earlier_keys(content)
     for override in overrides:
         _apply(content, override, of_reward)
+        _move_earlier_keys(content)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -166,6 +168,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if len(above) > MOST_BASES:
         raise UserError(f"{above[0]}: more than {MOST_BASES} recipes, each the base of another; let one inherit less")
     content = _mapping(path, f" (base of {above[-1]})" if above else "")
+    _move_earlier_keys(content)
     base = content.pop("base", None)
     if base is None:
         return content
@@ -197,6 +200,12 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         known = merged.get(key)
         merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _move_earlier_keys(content: dict[str, Any]) -> None:
+    """Put `EARLIER_KEYS` where they are now, before anything is set over them or under them."""
+    if isinstance(content.get("objective"), dict):
+        content["objective"] = in_sections(content["objective"])
 
 
 def _is_another_kind(inherited: object, own: object) -> bool:

@@ -54,7 +54,8 @@ class ArmConfig(Section):
     A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-tuned]`; the last is of
     `PRESETS`, with settings chosen on validation users of Beauty.
     `options` are keys of the section `objective` that this arm sees otherwise than the others, its own reward term's
-    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: rho-0.5, options: {rho: 0.5}}`,
+    and gate's among them; such an arm has a `name` of its own:
+    `{objective: adagrpo, name: rho-0.5, options: {adagrpo: {rho: 0.5}}}`,
     `{objective: mixture, name: clipped, options: {grpo: {epsilon: 0.1}}}`.
     """
 
@@ -127,7 +128,7 @@ class ArmConfig(Section):
         """The section `objective` as this arm sees it."""
         seen = common.model_dump(by_alias=False)
         for key, value in self.options.model_dump(by_alias=False, exclude_unset=True).items():
-            seen[key] = seen[key] | value if key in TERMS else value
+            seen[key] = seen[key] | value if isinstance(value, dict) else value
         return ObjectiveConfig.model_validate(seen)
 
     def weight_of(self, common: ObjectiveConfig) -> float:
@@ -164,8 +165,7 @@ class ArmConfig(Section):
         others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
         if self.admits is not None:
             tested = resolved.tested_by(self.admits)
-            read = {*GATES[self.admits].options, *GATES[tested].options}
-            others |= {option for gate in GATES.values() for option in gate.options} - read
+            others |= {name for name, gate in GATES.items() if gate.options} - {self.admits, tested}
             others |= {"control_of"} if self.admits == tested else set()
         content["gate"], pressure = self.admits, self.pressure_of(common)
         if pressure is None:

@@ -55,7 +55,7 @@ class Gate:
         shadow           the decision of the gate that it is a control of
         shadow_if_hard   that decision if the policy knew no logged item, so that the reward's tests alone decide
 
-    Its keyword-only parameters are its options: keys of the section `objective` of a recipe, with the ranges and
+    Its keyword-only parameters are its options: keys of the section `objective.<gate>` of a recipe, with the ranges and
     defaults that stand there. The first line of its documentation is its row in the table of the documents.
 
     Attributes:

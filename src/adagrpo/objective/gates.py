@@ -13,12 +13,13 @@ difficulty test alone, all, none, a random choice of as many samples, one of a f
 that the gate rejects, the groups whose rewards vary most and, where the truth is known, the choice of the samples on
 which the reward is right.
 
-A new gate is a function here and its entry in `GATES`, see `adagrpo.objective.gate.Gate`, and its test.
+A new gate is a function here and its entry in `GATES`, see `adagrpo.objective.gate.Gate`, and its test; one that is to
+stay outside the package is added by `register`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from typing import Literal
 
 import torch
@@ -213,7 +214,7 @@ def bernoulli_gate(
     *,
     admission_rate: PositiveShare = 0.1,
 ) -> GateDecision:
-    """Admit each sample with the probability `objective.admission_rate`, whatever the gate would do.
+    """Admit each sample with the probability `objective.bernoulli.admission_rate`, whatever the gate would do.
 
     Beside `random_gate`, which learns from the gate how much of each batch to admit, it learns nothing.
 
@@ -340,7 +341,7 @@ def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> 
     check_masks(shadow=shadow.admitted, degenerate=degenerate)
 
 
-GATES: Mapping[str, Gate] = {
+GATES: dict[str, Gate] = {
     gate.name: gate
     for gate in (
         Gate("adagrpo", adagrpo_gate),
@@ -357,3 +358,19 @@ GATES: Mapping[str, Gate] = {
         Gate("oracle", oracle_gate),
     )
 }
+
+
+def register(gate: Gate) -> None:
+    """Add a gate to the table of this process.
+
+    The sections of a recipe are made of the table when `adagrpo.config` is first imported, so a program registers
+    before it imports that, or anything that reads recipes.
+
+    Raises:
+        ValueError: the name is taken, or `adagrpo.config` has been imported.
+    """
+    if gate.name in GATES:
+        raise ValueError(f"gate '{gate.name}': another has that name")
+    if "adagrpo.config" in sys.modules:
+        raise ValueError(f"gate '{gate.name}': register it before adagrpo.config is imported")
+    GATES[gate.name] = gate

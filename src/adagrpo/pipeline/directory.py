@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 
 from adagrpo.config import Config, Settings, as_overrides, dump_config, resolve_config
+from adagrpo.config.objective import in_section
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.names import parse_list
@@ -162,7 +163,7 @@ class RunDirectory(RunFolder):
         config = resolve_config(before, overrides, "--set") if overrides else as_described
         run = cls(directory, config, data, StderrConsole() if progress else console, code, source)
         run.described, run.catalog = as_described, content.get("catalog", 0)
-        run.called, run.overrides = called, tuple(overrides)
+        run.called, run.overrides = called, tuple(map(in_section, overrides))
         return run
 
     def reopened(self) -> Self:

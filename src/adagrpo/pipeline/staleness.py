@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adagrpo.config import Change, changed_settings, read_settings
+from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
 from adagrpo.pipeline.commands import owner
 from adagrpo.pipeline.directory import Declare, RunDirectory
@@ -283,7 +284,7 @@ class _States:
         """The settings that differ, and the first difference in words."""
         changes = changed_settings(self.run.config, kept.settings, now.settings)
         if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
-            arms = ({"objective": also["arm"]} for also in (kept.also, now.also))
+            arms = ({"objective": in_sections(also["arm"])} for also in (kept.also, now.also))
             changes += changed_settings(self.run.config, *arms)
         if changes:
             first, more = changes[0], len(changes) - 1

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
+from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.directory import RunDirectory
@@ -85,8 +86,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         files = policy.checkpoint_files
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
-    # what its term reads of `objective`
-    also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
+    # what its term and gate read of `objective`, as ever, so that no arm is trained again
+    also: dict[str, Any] = {"arm": without_sections(arm.settings(run.config.objective, defaults=False))}
     settings_read = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         settings_read += ["train.rl_split_nll"]
