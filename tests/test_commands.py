@@ -128,7 +128,7 @@ def free_port() -> int:
 
 def carry_out(block: Block, folder: Path, tools: dict[str, str]) -> None:
     """Run a block: commands of `adagrpo` alone within this process, which imports once, and others by bash."""
-    lines = shlex_lines(block.text)
+    lines = [["python"]] if block.language == "python" else shlex_lines(block.text)
     if all(line[0] == "adagrpo" and not {"&", "|", ">"} & set(line) for line in lines):
         for line in lines:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
@@ -137,9 +137,10 @@ def carry_out(block: Block, folder: Path, tools: dict[str, str]) -> None:
                 main()
             assert end.value.code == 0, " ".join(line)
         return
+    # a service that the block began ends with it, or its output would be waited for
+    shell = ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{block.text}"]
     done = subprocess.run(
-        # a service that the block began ends with it, or its output would be waited for
-        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{block.text}"],
+        ["python", "-c", block.text] if block.language == "python" else shell,
         cwd=folder,
         env=tools,
         capture_output=True,
