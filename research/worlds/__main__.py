@@ -107,40 +107,38 @@ def measure(plan: Mapping[str, Any], planned: Planned, seed: int, out: Path, res
     made = Run.create(parse_yaml(recipe), folder / "run", settings=[*plan["settings"], f"seed={seed}"])
     content = made.decide()
     taken = time.perf_counter() - started[0], time.process_time() - started[1]
+    lists = {one["list"]: made.checked("evaluate", one["list"], "predictions.parquet") for one in content["contenders"]}
+    users = pl.read_parquet(lists[START])["user_id"].unique(maintain_order=True)
     row = {
         **key,
         "knobs": planned.knobs,
         "chosen": content["chosen"],
         "best": content["best"],
-        "utility": {},
+        "utility": {name: true_utility(world, pl.read_parquet(path), len(users)) for name, path in lists.items()},
         "hits": {one["list"]: one["test"][f"hr@{TOP}"] for one in content["contenders"]},
         "reference": {},
-        "wall_seconds": round(taken[0]),
+        "wall_seconds": round(taken[0]),  # of the last attempt
         "processor_seconds": round(taken[1]),
     }
-    for name in row["hits"]:
-        written = pl.read_parquet(made.checked("evaluate", name, "predictions.parquet"))
-        row["utility"][name] = true_utility(world, written.rename({"user_id": "user", "item_id": "item"}))
-    cases = pl.read_parquet(made.checked("evaluate", START, "predictions.parquet"))["user_id"].unique(
-        maintain_order=True
-    )
     masked = made.config.evaluation.exclude_history
-    targets, counted = references(world.files, cases, exclude_history=masked)
-    for name, lists in counted.items():
-        hits = len(lists.join(targets, on=["user", "item"])) / len(cases)
-        row["reference"][name] = {"utility": true_utility(world, lists), "hits": hits}
+    targets, counted = references(world.files, users, exclude_history=masked)
+    for name, found in counted.items():
+        hits = len(found.join(targets, on=["user_id", "item_id"])) / len(users)
+        row["reference"][name] = {"utility": true_utility(world, found, len(users)), "hits": hits}
     add_row(results, row)
     shutil.rmtree(folder)
+    print(f"{folder.name}: {row['chosen']}, {row['wall_seconds']} s", flush=True)
 
 
-def true_utility(world: World, lists: pl.DataFrame) -> float:
+def true_utility(world: World, lists: pl.DataFrame, users: int) -> float:
     """The mean over the ten places of each user's list; a place without an item gives 0.
 
     Args:
-        lists: user, item and rank, from 1, of at least one item a user.
+        lists: user_id, item_id and rank, from 1.
+        users: how many have a list, which may be empty.
     """
     top = lists.filter(pl.col("rank") <= TOP)
-    return float(world.utility(top["user"], top["item"]).sum() / (TOP * lists["user"].n_unique()))
+    return float(world.utility(top["user_id"], top["item_id"]).sum() / (TOP * users))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def references(
         exclude_history: leave out what the user has had.
 
     Returns:
-        What each user then took, and lists by name, each with user, item and rank: `recent`, purchases of the last
+        What each user then took (user_id, item_id), and lists by name, with a rank too: `recent`, purchases of the last
         seven days; `ctr`, the smoothed click-through rate, where slates were logged; `own`, the user's most frequent
         items, where lists may hold those.
     """
@@ -72,15 +72,17 @@ def references(
     lists = {
         name: pl.DataFrame(
             {
-                "user": users.gather(np.repeat(np.arange(len(users)), LENGTH)),
-                "item": items.gather(np.concatenate(found)),
+                "user_id": users.gather(np.repeat(np.arange(len(users)), LENGTH)),
+                "item_id": items.gather(np.concatenate(found)),
                 "rank": np.tile(np.arange(1, LENGTH + 1), len(users)),
             }
         )
         for name, found in best.items()
     }
-    last = orders.group_by("user", maintain_order=True).last().select("user", "item")
-    return last.filter(pl.col("user").is_in(users.implode())), lists
+    last = orders.group_by(pl.col("user").alias("user_id"), maintain_order=True).agg(
+        pl.col("item").last().alias("item_id")
+    )
+    return last.filter(pl.col("user_id").is_in(users.implode())), lists
 
 
 def _log(table: pl.DataFrame, items: pl.Series) -> Log:

@@ -18,9 +18,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 DAY, BEGINNING = 86_400, 1_767_225_600  # seconds; 1 January 2026
+DAYS = 90  # that a shop is watched
 NO_ITEM = -1
 LAST = 3  # purchases that `Past` keeps in order
-FRESH_WINDOW = 0.9  # of what is bought again, a day
+REMEMBERED = 0.9  # what a day leaves of the wish for something that was bought
 
 Ints = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -55,15 +56,17 @@ class Past:
     """What each user has taken."""
 
     def __init__(self, users: int, items: int) -> None:
-        self.counts = np.zeros((users, items), np.int16)
-        self.day = np.full((users, items), -1, np.int16)  # of the last time
+        self.day = np.full((users, items), -1, np.int16)  # of the last time; -1: never
         self.last = np.full((users, LAST), NO_ITEM, np.int64)  # latest first
 
     def add(self, user: int, item: int, day: int) -> None:
         """Take one item more."""
-        self.counts[user, item] += 1
         self.day[user, item] = day
         self.last[user] = [item, *self.last[user, :-1]]
+
+    def owned(self, users: Ints) -> Flags:
+        """(N, V) True for what the users have had."""
+        return self.day[users] >= 0
 
 
 class Visit(NamedTuple):
@@ -117,9 +120,9 @@ class Seasons:
             one, other = self.draw.integers(self.liking.shape[1], size=(2, len(moved)))
             self.liking[moved, one], self.liking[moved, other] = self.liking[moved, other], self.liking[moved, one]
         season = np.exp(np.sin(2 * np.pi * (day / 45 + self.phase)))
-        owned = past.counts[users] > 0
+        owned = past.owned(users)
         new = np.where(owned, 0, (self.liking[users] * season)[:, self.groups] * self.quality)
-        old = np.where(owned, FRESH_WINDOW ** (day - past.day[users]), 0)
+        old = np.where(owned, REMEMBERED ** (day - past.day[users]), 0)
         share = np.where(owned.any(1), self.repeats, 0)[:, None]
         return (1 - share) * _shares(new) + share * _shares(old)
 
@@ -152,7 +155,7 @@ class Bundles:
 
     def utility(self, day: int, users: Ints, past: Past) -> Values:
         """Shares of what goes with the last purchases, the latest most, and of anything else."""
-        owned, last = past.counts[users] > 0, past.last[users]
+        owned, last = past.owned(users), past.last[users]
         going = np.zeros(owned.shape)
         rows = np.arange(len(users))[:, None]
         for place in range(LAST):
@@ -190,11 +193,11 @@ class Placements:
 
     def utility(self, day: int, users: Ints, past: Past) -> Values:
         """The probability of a click, once."""
-        return np.where(past.counts[users] > 0, 0, (self.liking[users][:, self.groups] * self.quality).clip(0, 1))
+        return np.where(past.owned(users), 0, (self.liking[users][:, self.groups] * self.quality).clip(0, 1))
 
     def visit(self, day: int, users: Ints, utility: Values, past: Past) -> Visit:
         """Look at ten items, the lower ones less."""
-        shown = _chosen(self.draw, np.where(past.counts[users] > 0, 0, self.shown), 10)
+        shown = _chosen(self.draw, np.where(past.owned(users), 0, self.shown), 10)
         return _clicks(self.draw, utility, shown, 0.9 ** np.arange(10))
 
 
@@ -207,14 +210,14 @@ class Turnover:
         taste: log of what liking a category, or not, does to an item.
     """
 
-    rate, days = 0.2, 90
+    rate = 0.2
 
     def __init__(
         self, draw: np.random.Generator, users: int, items: int, *, life: float, hype: float, taste: float
     ) -> None:
         self.draw, self.hype = draw, hype
         self.groups = draw.integers(10, size=items)
-        self.begins = draw.uniform(-life, self.days, items)
+        self.begins = draw.uniform(-life, DAYS, items)
         self.ends = self.begins + life * draw.uniform(0.6, 1.4, items)
         self.quality = draw.beta(1.2, 3, items)
         self.liking = np.exp(taste * draw.integers(-1, 2, (users, 10)))
@@ -223,12 +226,12 @@ class Turnover:
         """The probability of a purchase, once, of what is sold."""
         sold = (self.begins <= day) & (day < self.ends)
         wanted = np.where(sold, self.quality * np.exp(-(day - self.begins).clip(0) / self.hype), 0)
-        return np.where(past.counts[users] > 0, 0, (self.liking[users][:, self.groups] * wanted).clip(0, 1))
+        return np.where(past.owned(users), 0, (self.liking[users][:, self.groups] * wanted).clip(0, 1))
 
     def visit(self, day: int, users: Ints, utility: Values, past: Past) -> Visit:
         """Look at ten items of those that are sold, whichever; search for one that is wanted, in half of the visits."""
         sold = (self.begins <= day) & (day < self.ends)
-        shown = _chosen(self.draw, np.where(past.counts[users] > 0, 0, sold.astype(float)), 10)
+        shown = _chosen(self.draw, np.where(past.owned(users), 0, sold.astype(float)), 10)
         seen = _clicks(self.draw, utility, shown, 0.9 ** np.arange(10))
         assert seen.clicked is not None
         searched = _chosen(self.draw, utility, 1)
@@ -261,12 +264,12 @@ class Slots:
 
     def utility(self, day: int, users: Ints, past: Past) -> Values:
         """The probability of a click where one looks, once."""
-        return np.where(past.counts[users] > 0, 0, self.liking[users][:, self.groups] * self.quality)
+        return np.where(past.owned(users), 0, self.liking[users][:, self.groups] * self.quality)
 
     def visit(self, day: int, users: Ints, utility: Values, past: Past) -> Visit:
         """Open the page of a category, a liked one mostly, and look at its fifteen items, the lower ones less."""
         page = _chosen(self.draw, _shares(self.liking[users] + 0.02), 1)
-        there = (self.groups == page) & (past.counts[users] == 0)
+        there = (self.groups == page) & ~past.owned(users)
         shown = _chosen(self.draw, np.where(there, self.order, 0), len(self.examined), sharpness=3.0)
         return _clicks(self.draw, utility, shown, self.examined)
 
@@ -320,7 +323,7 @@ KINDS: dict[str, Callable[..., Shop]] = {
 }
 
 
-def simulate(kind: str, seed: int, *, users: int, items: int, days: int = 90, **knobs: float) -> World:
+def simulate(kind: str, seed: int, *, users: int, items: int, **knobs: float) -> World:
     """A shop of a kind; equal arguments make equal shops.
 
     Args:
@@ -332,7 +335,7 @@ def simulate(kind: str, seed: int, *, users: int, items: int, days: int = 90, **
     habits = (shop.rate * draw.lognormal(-0.125, 0.5, users)).clip(max=0.9)
     orders: list[tuple[int, int, int]] = []
     impressions: list[tuple[int, int, int, int, int]] = []
-    for day in range(days):
+    for day in range(DAYS):
         visitors = draw.permutation(np.flatnonzero(draw.random(users) < habits))
         utility = shop.utility(day, visitors, past)
         visit = shop.visit(day, visitors, utility, past)

@@ -14,7 +14,6 @@ from adagrpo.lists.names import START
 from research.decisions.shops import upper_share
 
 CHOICE, ALL = "the choice", "all"
-SECTIONS = ("utility", "reference")
 
 Values = NDArray[np.float64]
 Rows = Sequence[Mapping[str, Any]]
@@ -31,13 +30,14 @@ def tables(rows: Rows) -> list[str]:
 
 def utility_table(kinds: Mapping[str, Rows]) -> str:
     """Mean true utility@10 of each list, over runs; of references, which do not compete, in brackets."""
+    names = dict.fromkeys(name for rows in kinds.values() for row in rows for name in row["utility"])
+    beside = dict.fromkeys(name for rows in kinds.values() for row in rows for name in row["reference"])
     lines = []
-    names = [dict.fromkeys(name for rows in kinds.values() for row in rows for name in row[key]) for key in SECTIONS]
     for kind, rows in kinds.items():
-        lists = [[row["utility"][name] for row in rows if name in row["utility"]] for name in names[0]]
-        lists += [[row["reference"][name]["utility"] for row in rows if name in row["reference"]] for name in names[1]]
+        lists = [[row["utility"][name] for row in rows if name in row["utility"]] for name in names]
+        lists += [[row["reference"][name]["utility"] for row in rows if name in row["reference"]] for name in beside]
         lines.append([kind, f"{len(rows)}", *(f"{np.mean(values):.4f}" if values else "–" for values in lists)])
-    return _written(["true utility@10", "runs", *names[0], *(f"({name})" for name in names[1])], lines)
+    return _written(["true utility@10", "runs", *names, *(f"({name})" for name in beside)], lines)
 
 
 def best_table(kinds: Mapping[str, Rows]) -> str:

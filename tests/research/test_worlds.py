@@ -91,8 +91,8 @@ def test_knobs_are_drawn_within_the_ranges_of_the_plan_which_leaves_the_tuned_wo
 
 def test_true_utility_is_over_ten_places_of_which_an_empty_one_gives_nothing() -> None:
     world = World({}, ["a", "b"], ["x", "y"], np.array([[0.5, 0.1], [0.0, 1.0]]))
-    lists = pl.DataFrame({"user": ["a", "a", "b"], "item": ["x", "y", "y"], "rank": [1, 2, 11]})
-    assert study.true_utility(world, lists) == pytest.approx((0.5 + 0.1) / 20)  # b's item is not among the ten
+    lists = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "y"], "rank": [1, 2, 11]})
+    assert study.true_utility(world, lists, 3) == pytest.approx((0.5 + 0.1) / 30)  # b's item is not among the ten
 
 
 def test_references_count_what_was_before_each_case() -> None:
@@ -106,7 +106,7 @@ def test_references_count_what_was_before_each_case() -> None:
     targets, lists = references(files, users, exclude_history=False)
     assert dict(targets.iter_rows()) == {"a": "i6", "b": "i7"}
     found = {
-        (name, user): table.filter(user=user).sort("rank")["item"].to_list()[:3]
+        (name, user): table.filter(user_id=user).sort("rank")["item_id"].to_list()[:3]
         for name, table in lists.items()
         for user in "ab"
     }
@@ -115,7 +115,7 @@ def test_references_count_what_was_before_each_case() -> None:
     assert found["own", "b"][0] == "i5"
     assert found["ctr", "a"][:2] == ["i4", "i5"]  # 2 of 2, 1 of 1; i3 1 of 2, below the rate of 4 of 5 that all have
     excluded = references(files, users, exclude_history=True)[1]
-    assert "own" not in excluded and excluded["recent"].filter(user="a")["item"][0] == "i5"
+    assert "own" not in excluded and excluded["recent"].filter(user_id="a")["item_id"][0] == "i5"
 
 
 ROWS = [
