@@ -52,7 +52,7 @@ ROWS = {
     35: "Acknowledged rows of an exposure log that are in none of its parts yet are collected.",
     36: "A run is made anew of other logs only with `--replace`.",
     37: "Bursts of other work do not change a list's milliseconds; a budget that none meets leaves the old decision.",
-    38: "A refused batch leaves no row; a repeated request is one in all that changes its list; /health names a full log.",
+    38: "A refused batch leaves no row; a repeated request is the same in all that changes its list.",
     39: "Ids in several spellings, duplicates and unread columns are said; errors of bad rows name the option to type.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }

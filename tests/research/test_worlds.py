@@ -1,0 +1,154 @@
+"""The study of simulated shops of several kinds: the shops, the plan's draws, the references and the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.report import read_rows
+from research.worlds import __main__ as study
+from research.worlds.references import references
+from research.worlds.simulators import BEGINNING, DAY, KINDS, Bundles, World, simulate
+from research.worlds.tables import CHOICE, below_table, goals, of_worlds, regrets, tables
+
+PLAN = study.read_plan()
+COLUMNS = {
+    "orders.csv": ["user", "item", "time"],
+    "impressions.csv": ["user", "item", "time", "slot", "clicked"],
+    "items.csv": ["item", "title", "category", "price"],
+}
+
+
+def small(kind: str, seed: int = 1) -> World:
+    knobs = next(planned.knobs for planned in study.tuned(PLAN) if planned.kind == kind)
+    return simulate(kind, seed, **{**knobs, "users": 60, "items": 80})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shop_is_a_function_of_its_seed_and_its_truth_is_finite_and_in_no_file(kind: str, tmp_path: Path) -> None:
+    world, again, other = small(kind), small(kind), small(kind, seed=2)
+    assert all(table.equals(again.files[name]) for name, table in world.files.items())
+    np.testing.assert_array_equal(world.truth, again.truth)
+    assert not np.array_equal(world.truth, other.truth)
+    assert np.isfinite(world.truth).all() and world.truth.min() >= 0 and world.truth.max() <= 1
+    paths = world.write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(world.files)
+    for path in paths:
+        written = pl.read_csv(path)
+        assert written.columns == COLUMNS[path.name] and written.equals(world.files[path.name])
+    items = world.files["items.csv"]
+    of_category = pl.format("article {} of {}", pl.int_range(pl.len()), "category")
+    assert items["title"].equals(items.select(of_category).to_series().alias("title"))
+
+
+@pytest.mark.parametrize("kind", ["bundles", "placements", "turnover", "slots"])
+def test_where_nothing_is_bought_twice_what_a_user_had_before_is_worth_nothing(kind: str) -> None:
+    world = small(kind)
+    taken = world.files.get("orders.csv")
+    taken = world.files["impressions.csv"].filter(pl.col("clicked") == 1) if taken is None else taken
+    assert not taken.select("user", "item").is_duplicated().any()
+    before = taken.filter(pl.col("time") < pl.col("time").max().over("user"))
+    assert world.utility(before["user"], before["item"]).max() == 0
+    last = taken.filter(pl.col("time") == pl.col("time").max().over("user"))
+    assert world.utility(last["user"], last["item"]).min() > 0
+
+
+def test_each_kind_is_what_it_is_for() -> None:
+    orders = small("seasons").files["orders.csv"]
+    assert 0.2 < orders.select(pl.struct("user", "item").is_first_distinct().not_()).to_series().mean() < 0.45
+    shop = Bundles(np.random.default_rng(0), 5, 80, share=0.5, fan=3, spread=0.5)
+    pairs = {(item, after) for item, row in enumerate(shop.after.tolist()) for after in row}
+    assert len(pairs) == 240 and not any((after, item) in pairs for item, after in pairs)
+    world = small("placements")
+    shown = world.files["impressions.csv"].group_by("item").len().sort("item")
+    quality = world.truth[:, [world.items.index(item) for item in shown["item"]]].mean(0)
+    assert np.corrcoef(shown["len"], quality)[0, 1] < -0.3
+    slots = small("slots").files["impressions.csv"].group_by("slot").agg(pl.col("clicked").mean()).sort("slot")
+    assert slots["clicked"][0] > 4 * slots["clicked"][5:].mean()
+    baskets = small("staples").files["orders.csv"].group_by("user", "time").len()["len"]
+    assert baskets.mean() > 2
+    world = small("turnover")
+    early = world.files["orders.csv"].group_by("item").agg(pl.col("time").max())
+    gone = early.filter(pl.col("time") < BEGINNING + 20 * DAY)["item"]
+    assert len(gone) and world.truth[:, [world.items.index(item) for item in gone]].mean() < world.truth.mean()
+
+
+def test_knobs_are_drawn_within_the_ranges_of_the_plan_which_leaves_the_tuned_world_out() -> None:
+    drawn = list(study.worlds(PLAN, PLAN["worlds"]))
+    assert len(drawn) == 60 and len({(one.kind, one.world) for one in drawn}) == 60
+    assert {one.kind for one in drawn} == set(KINDS) and study.TUNED not in {one.world for one in drawn}
+    for planned in [*drawn, *study.tuned(PLAN)]:
+        ranges = PLAN["sizes"] | PLAN["kinds"][planned.kind]
+        assert planned.knobs.keys() == ranges.keys()
+        for name, (low, high) in ranges.items():
+            assert low <= planned.knobs[name] <= high and isinstance(planned.knobs[name], type(low))
+    assert list(study.worlds(PLAN, 2)) == drawn[:12]
+    assert len({str(one.knobs) for one in drawn}) == 60
+
+
+def test_true_utility_is_over_ten_places_of_which_an_empty_one_gives_nothing() -> None:
+    world = World({}, ["a", "b"], ["x", "y"], np.array([[0.5, 0.1], [0.0, 1.0]]))
+    lists = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "y"], "rank": [1, 2, 11]})
+    assert study.true_utility(world, lists, 3) == pytest.approx((0.5 + 0.1) / 30)  # b's item is not among the ten
+
+
+def test_references_count_what_was_before_each_case() -> None:
+    items = pl.DataFrame({"item": [f"i{row}" for row in range(12)]})
+    rows = [("a", "i3", 0, 1), ("b", "i3", 1, 0), ("a", "i4", 10, 1), ("a", "i4", 11, 1), ("b", "i5", 11, 1)]
+    rows += [("a", "i6", 12, 1), ("b", "i7", 13, 1)]
+    times = [DAY * day for _, _, day, _ in rows]
+    columns = {"user": [row[0] for row in rows], "item": [row[1] for row in rows], "time": times}
+    shown = pl.DataFrame(columns | {"slot": 1, "clicked": [row[3] for row in rows]})
+    files, users = {"items.csv": items, "impressions.csv": shown}, pl.Series(["b", "a"])
+    targets, lists = references(files, users, exclude_history=False)
+    assert dict(targets.iter_rows()) == {"a": "i6", "b": "i7"}
+    found = {
+        (name, user): table.filter(user_id=user).sort("rank")["item_id"].to_list()[:3]
+        for name, table in lists.items()
+        for user in "ab"
+    }
+    assert found["recent", "a"] == ["i4", "i5", "i3"]  # i3 is older than a week: by popularity alone
+    assert found["own", "a"] == ["i4", "i3", "i5"]
+    assert found["own", "b"][0] == "i5"
+    assert found["ctr", "a"][:2] == ["i4", "i5"]  # 2 of 2, 1 of 1; i3 1 of 2, below the rate of 4 of 5 that all have
+    excluded = references(files, users, exclude_history=True)[1]
+    assert "own" not in excluded and excluded["recent"].filter(user_id="a")["item_id"][0] == "i5"
+
+
+ROWS = [
+    {"kind": "one", "world": 1, "chosen": "fuse", "utility": {"sft": 0.2, "fuse": 0.4}},
+    {"kind": "one", "world": 1, "chosen": "sft", "utility": {"sft": 0.2, "fuse": 0.4}},
+    {"kind": "two", "world": 1, "chosen": "fuse", "utility": {"sft": 0.3, "fuse": 0.1, "reward": 0.2}},
+]
+ROWS = [row | {"reference": {}, "seed": seed} for seed, row in enumerate(ROWS)]
+
+
+def test_regret_is_a_share_of_the_best_list_and_means_are_over_worlds() -> None:
+    found = regrets(ROWS)
+    assert found.keys() == {CHOICE, "sft", "fuse"}  # reward is not in every run
+    np.testing.assert_allclose(found[CHOICE], [0, 0.5, 2 / 3])
+    np.testing.assert_allclose(found["sft"], [0.5, 0.5, 0])
+    np.testing.assert_allclose(of_worlds(ROWS, found[CHOICE]), [0.25, 2 / 3])
+    assert "Regret of the choice 45.83%" in goals(ROWS)  # (1/4 + 2/3) / 2
+    assert "always sft, 25.00%; the goal is at most 12.50%" in goals(ROWS)
+
+
+def test_the_share_of_worlds_below_the_start_has_its_exact_bound() -> None:
+    # 1 of 2: P(at most 1) = 1 - p² = .05 at p = √.95
+    assert "| all | 1 of 2 | 50.0% | 97.5% | 1 of 3 |" in below_table({"all": ROWS})
+    assert "| one | 0 of 1 | 0.0% | 95.0% | 0 of 2 |" in tables(ROWS)[3]
+
+
+@pytest.mark.slow
+def test_a_world_is_measured_once_from_its_files(tmp_path: Path) -> None:
+    planned = study.Planned("turnover", 7, {"users": 60, "items": 80, "life": 25.0, "hype": 6.0, "taste": 0.3})
+    plan = {"settings": [*PLAN["settings"], "sft.epochs=1", "ranker.fit.epochs=1"]}
+    for _ in range(2):
+        study.measure(plan, planned, 1, tmp_path, tmp_path / "rows.jsonl")
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row["chosen"] in row["utility"] and row["utility"].keys() == row["hits"].keys() >= {"sft", "fuse"}
+    assert row["reference"].keys() == {"ctr", "recent"} and row["knobs"] == planned.knobs
+    assert not (tmp_path / "turnover-7-1").exists()
