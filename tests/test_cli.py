@@ -270,7 +270,7 @@ def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, f
     assert "train/adagrpo: done in" in reply.err
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
     again = adagrpo(*arguments, "--json")
-    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 15
+    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 18
     content = json.loads(again.out)
     assert again.out.count("\n") == 1 and content.pop("report") == str(tmp_path / "run" / "report.html")
     assert content == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
@@ -396,7 +396,7 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     command = [verb, "--run", copied, "--dry-run", *(["--set", setting] if setting else [])]
     content = json.loads(adagrpo(*command, "--json").out)
-    others = {"evaluate": {"ranker", "report", "reranking"}, "diagnose": {"reranking"}}.get(verb, set())
+    others = {"evaluate": {"item_knn", "ranker", "report", "reranking"}, "diagnose": {"reranking"}}.get(verb, set())
     assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | others
     state = "unchanged" if verb == "evaluate" else "make"
     found = [row["state"] for row in content["stages"] if row["stage"] not in ("ranker/report", "reranking")]

@@ -89,9 +89,9 @@ def test_of_several_rewards_the_one_that_leaks_is_named_and_the_decision_is_made
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def chosen(values: Any, *others: Any) -> Any:
+    def chosen(values: Any, *others: Any, **margin: float) -> Any:
         seen.update(values)
-        return choose(values, *others)
+        return choose(values, *others, **margin)
 
     monkeypatch.setattr("adagrpo.pipeline.decide.choose", chosen)
     leaking = with_leak(tmp_path / "run", world, data, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -484,7 +485,10 @@ def test_a_reward_that_answers_at_random_is_named_at_once(copied: Path, world: A
     run.diagnose()
     named = [note for note in run.console.notes if "deterministic" in note]
     assert len(named) == 1
-    assert named[0].startswith("note: reward behind_random:drawn is not deterministic: asked twice, 200 of 200 scores")
+    # one or two of 200 draws may be as near as float noise
+    assert re.match(
+        r"note: reward behind_random:drawn is not deterministic: asked twice, (199|200) of 200 scores", named[0]
+    )
     assert run.recommend([[3]], k=5, arm="rerank").items  # its change could not be told from its noise
 
 

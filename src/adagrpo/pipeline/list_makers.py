@@ -61,7 +61,7 @@ class ListMaker:
         """The files that decide a list, beside the catalogue, the training data and its policy's weights."""
         own = kind_of(name).files(self, name)
         if name.order in (alone := rewards_alone(self.models.config.reward)):
-            return [*own, *self.models.files_of(alone[name.order])]
+            return [*own, *self.models.files_of(alone[name.order]), *self.models.probe_files]
         return [*own, *(self.models.reward_files if name.order in (RERANK, FUSE) else [])]
 
     def asks_reward(self, name: ListName) -> bool:
