@@ -1,7 +1,4 @@
-"""Progress on stderr while a run goes on: a progress bar with rate and time left, or plain lines.
-
-Stdout is kept for results, so that a command's output can be piped.
-"""
+"""Progress on stderr: a progress bar on a terminal, plain lines elsewhere. Stdout is kept for results."""
 
 from __future__ import annotations
 
@@ -21,36 +18,36 @@ LINE_SECONDS = 15.0
 
 
 class Console(Protocol):
-    """A display of progress. Nothing that a caller reads back goes through it."""
+    """Display of progress; write-only for its callers."""
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""
+        """Show a stage event: `start`, `end`, `skip`, or any text, shown verbatim."""
         ...
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Work within a stage went on."""
+        """Show progress within a stage."""
         ...
 
     def note(self, text: str) -> None:
-        """Something is worth a line."""
+        """Show a line."""
         ...
 
 
 class Silent:
-    """Shows nothing."""
+    """A `Console` that shows nothing."""
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class StderrConsole:
-    """Implements `Console`."""
+    """A `Console` on stderr."""
 
     def __init__(self) -> None:
         self.console = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -60,7 +57,7 @@ class StderrConsole:
         self.bar: Progress | None = None
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """One line for a stage that ends or is skipped, or for a remark, and on a terminal for one that starts."""
+        """Print a line for an event; `start` is shown on a terminal only."""
         self.close()
         if event == "start" and not sys.stderr.isatty():
             return  # so that what is wrong with the input is the only line
@@ -68,7 +65,7 @@ class StderrConsole:
         self.console.print(f"{name}: {text.get(event, event)}")
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Advance the bar, or print a line now and then where stderr is no terminal."""
+        """Advance the bar or, without a terminal, print a line every `LINE_SECONDS`."""
         now = time.monotonic()
         if label != self.label:
             self.close()
@@ -89,12 +86,12 @@ class StderrConsole:
             self.console.print(f"{label}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left {shown}")
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         self.close()
         self.console.print(text)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
         self.bar, self.label = None, ""

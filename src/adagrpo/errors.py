@@ -1,10 +1,10 @@
-"""Errors that end a command with one line, the user's to mend or those of a service; numbers that are not finite."""
+"""Errors that end a command with a one-line message, and non-finite numbers."""
 
 from collections.abc import Sequence
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra, typed in the checkout: no distribution has been published.
+    """Return the command that installs an extra from a checkout.
 
     >>> install("serve")
     "pip install -e '.[serve]'"
@@ -13,7 +13,7 @@ def install(extra: str) -> str:
 
 
 def first_of(names: Sequence[object]) -> str:
-    """The first of some names, and how many more there are.
+    """Format the first of some names and the number of others.
 
     >>> first_of(["a"]), first_of(["a", "b", "c"])
     ("'a'", "'a' and 2 more")
@@ -22,7 +22,7 @@ def first_of(names: Sequence[object]) -> str:
 
 
 def _printable(message: str) -> str:
-    r"""A message with what a terminal would obey written out.
+    r"""Escape control characters.
 
     >>> print(_printable("a\x1b[2J b\x00"))
     a\x1b[2J b\x00
@@ -31,31 +31,21 @@ def _printable(message: str) -> str:
 
 
 class UserError(Exception):
-    """Bad input or usage; the command line exits with status 2.
-
-    The message is one line that names the file, row or field, says what was found, and what would be right. Control
-    characters in it, which a user's file may hold, are written out.
-    """
+    """Bad input or usage: one line that names the culprit and the remedy; the command line exits with status 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_printable(message))
 
 
 class ServiceError(Exception):
-    """Something outside, such as the endpoint of a reward, failed or answered wrongly; status 1.
-
-    The message is one line that names it and says what it did. What was finished is kept; the same command continues.
-    """
+    """Failure of an external service, such as a reward endpoint; the command line exits with status 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_printable(message))
 
 
 class NotFinite(FloatingPointError):
-    """NaN or infinity where a number is needed. Training counts it by `what` and skips the step.
-
-    `what` is one word, such as `reward` or `logits`; the message is one line that says whose it was.
-    """
+    """NaN or infinity in `what`, one word such as `reward` or `logits`; training skips the step."""
 
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)

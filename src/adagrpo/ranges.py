@@ -1,4 +1,4 @@
-"""The ranges that settings are in, as types: read by a recipe's sections and by the losses whose options they hold."""
+"""Annotated number types with the ranges of settings, for recipe sections and options of losses."""
 
 from __future__ import annotations
 

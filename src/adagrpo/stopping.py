@@ -1,10 +1,6 @@
-"""An end that was asked for from outside: what is in hand is finished and kept, then the command ends.
+"""Graceful handling of SIGTERM (raised as `Terminated`) and SIGINT (`KeyboardInterrupt`).
 
-SIGTERM raises `Terminated` wherever a run is at work, and SIGINT `KeyboardInterrupt`. A fit asks for both to be held
-back while a step is in hand, so that its state is whole when it is saved; a second signal does not wait.
-
-While modules are imported nothing is in hand, and an exception in the middle may be taken for a failed import: there
-SIGINT ends the process at once.
+During imports SIGINT exits the process, since an exception could be mistaken for a failed import.
 """
 
 from __future__ import annotations
@@ -21,29 +17,29 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Terminated(BaseException):
-    """The process was told to end, by SIGTERM."""
+    """The process received SIGTERM."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Have SIGTERM raise `Terminated` in the main thread while the block lasts."""
+    """Raise `Terminated` in the main thread on SIGTERM."""
     with _handled({signal.SIGTERM: lambda number, frame: _raise(number)}):
         yield
 
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Have SIGINT end the process with one line and status 130 while the block lasts."""
+    """Exit with one line and status 130 on SIGINT."""
     with _handled({signal.SIGINT: _leave}):
         yield
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Hold the first signal back until it is asked for; a second one is raised at once.
+    """Defer the first signal; raise a second one at once.
 
     Yields:
-        Raises what the signal stands for, if one has come.
+        A function that raises for a deferred signal.
     """
     received: list[int] = []
 
@@ -62,7 +58,6 @@ def deferred_signals() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _handled(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    """Install handlers, in the main thread, which alone may, and put back those that were there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
-"""Frozen batches and results that travel between the stages, with a shape for every field.
+"""Frozen batches and results, with the shape of every field.
 
-Letters, here and everywhere: `B` samples, `G` rollouts a sample, `L` levels of a Semantic ID, `K` codes a level,
-`V` items, `M` in-batch negatives, `T` history positions, `D` width, `N` rows of whatever is being listed.
-Items are integers `0 .. V-1` (their row in the catalogue); `-1` stands for "no item", never for a real one.
+Letters, here and everywhere: `B` samples, `G` rollouts per sample, `L` levels of a Semantic ID, `K` codes per level,
+`V` items, `M` in-batch negatives, `T` history positions, `D` width, `N` rows.
+Items are integers `0 .. V-1` (rows of the catalogue); `-1` means "no item".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ragged:
         values: NDArray[np.int32],  # (Σ lengths,)
         lengths: NDArray[np.int64],  # (N,)
     ) -> Ragged:
-        """Rows of some lengths."""
+        """Build from concatenated rows and their lengths."""
         return Ragged(values, np.append(0, lengths.cumsum()).astype(np.int64))
 
     def __len__(self) -> int:
@@ -43,20 +43,20 @@ class Ragged:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> NDArray[np.int32]:
-        """The values of one row."""
+        """Return one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def rows(self, indices: NDArray[np.integer]) -> Ragged:
-        """Some of the rows, in the order of the indices."""
+        """Select rows."""
         lengths = self.lengths[indices]
         return Ragged.of(self.parts(self.offsets[indices], lengths), lengths)
 
     def parts(
         self,
-        starts: NDArray[np.int64],  # (B,) places among the values
+        starts: NDArray[np.int64],  # (B,) indices into the values
         lengths: NDArray[np.int64],  # (B,)
     ) -> NDArray[np.int32]:  # (Σ lengths,)
-        """Some stretches of the values, end to end.
+        """Concatenate slices of the values.
 
         >>> Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 4])).parts(np.array([2, 0]), np.array([2, 1]))
         array([7, 8, 5], dtype=int32)
@@ -66,7 +66,7 @@ class Ragged:
         return found
 
     def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
-        """Count how often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.
+        """Count the values `0 .. size - 1`, with bounded memory.
 
         >>> Ragged(np.array([2, 0, 2], np.int32), np.array([0, 1, 3])).counts(4)
         array([1, 0, 2, 0])
@@ -78,7 +78,7 @@ class Ragged:
         return total
 
     def release(self) -> None:
-        """Give back memory of values that can be read from disk again; here they are held."""
+        """Free memory of values that can be read again from disk; a no-op for values in memory."""
 
 
 @dataclass(frozen=True)
@@ -103,29 +103,29 @@ class Histories(NamedTuple):
 
     @property
     def whole(self) -> Tensor:  # (B, T + O) int64
-        """All items of the histories, the older ones too, in no order; -1 where there is none."""
+        """All items of each history, older ones included, unordered; padded with -1."""
         real = torch.arange(self.items.shape[1], device=self.items.device) < self.lengths.unsqueeze(1)
         seen = self.items.masked_fill(~real, -1)
         return seen if self.older is None else torch.cat([seen, self.older], dim=1)
 
     def to(self, device: torch.device) -> Histories:
-        """The histories on a device."""
+        """Move to a device."""
         return Histories(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
     def rows(self, kept: Tensor) -> Histories:
-        """Some of the histories."""
+        """Select some histories."""
         users = None if self.users is None else self.users[kept]
         return Histories(self.items[kept], self.lengths[kept], users, None if self.older is None else self.older[kept])
 
     def holds(self, items: Tensor) -> Tensor:
-        """(B, N) bool, True where an item of `items` (B, N) is in the whole history of its row; -1 never is."""
+        """Return a (B, N) mask of `items` (B, N) in the whole history of their row; False for -1."""
         ordered = self.whole.sort(dim=1).values
         place = torch.searchsorted(ordered, items.contiguous()).clamp(max=ordered.shape[1] - 1)
         return (ordered.gather(1, place) == items) & (items >= 0)
 
     @staticmethod
     def stack(parts: Sequence[Histories]) -> Histories:
-        """Several batches in one, padded to the longest."""
+        """Concatenate batches."""
         length = max(part.items.shape[1] for part in parts)
         items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
         users = [part.users for part in parts if part.users is not None]
@@ -146,5 +146,5 @@ class Rollouts(NamedTuple):
 
     @property
     def valid(self) -> Tensor:  # (B, G) bool
-        """True where the codes name an item."""
+        """Mask of the codes that name an item."""
         return self.items >= 0

@@ -1,9 +1,8 @@
-"""The command line: one command a stage. Nothing here but arguments, printing and exit codes.
+"""Command line: arguments, printing and exit codes.
 
-`accelerate launch --num_processes 2 -m adagrpo ...` carries out the commands that fit models in several processes, of
-which the first one speaks for all.
+`accelerate launch -m adagrpo ...` fits models in several processes, of which the first one prints.
 
-Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 143: terminated. 1: anything else.
+Exit codes: 0 success, 2 bad input or usage, 130 interrupted, 143 terminated, 1 other errors.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ for _module in pkgutil.iter_modules(__path__):
     if _module.name.endswith("_commands"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
-EXTRAS = {  # modules of an optional dependency, and the extra that installs it
+EXTRAS = {  # module of an optional dependency: extra that installs it
     "fastapi": "serve",
     "lightgbm": "lightgbm",
     "peft": "peft",
@@ -38,12 +37,12 @@ EXTRAS = {  # modules of an optional dependency, and the extra that installs it
     "trl": "trl",
     "uvicorn": "serve",
 }
-# errors of a path that was given, unlike those of a disk that is full
+# errors of the given path, not of the disk
 OF_PATHS = {ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG, EROFS, ELOOP}
-# typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
+# click's usage errors come from click or from typer's copy of it, depending on typer's version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 LONGEST_MESSAGE = 2000  # characters
-INTERRUPTED, TERMINATED = 130, 143  # as shells say it; some versions of typer return it, others raise Abort
+INTERRUPTED, TERMINATED = 130, 143  # exit codes of shells; some typer versions return 130, others raise Abort
 
 
 def main() -> None:
@@ -80,7 +79,6 @@ def main() -> None:
 
 
 def _missing(error: Exception) -> str | None:
-    """Say what to do about a missing module; None where it is another error."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     top = error.name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Commands that answer a question: diagnose, compare, report."""
+"""The commands diagnose, compare, report and status."""
 
 from __future__ import annotations
 
@@ -93,7 +93,6 @@ def compare(
 
 
 def _print_plans(comparisons: list[library.Comparison], as_json: bool) -> None:
-    """Print what comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
     plans: list[dict[str, Any]] = []
     texts = []
     for comparison in comparisons:
@@ -149,7 +148,6 @@ def show_status(
 
 
 def _folders(out: Path, configs: list[library.Config]) -> list[Path]:
-    """Return the folder of each recipe's comparison: the folder itself, or for several one below it by name."""
     if len(configs) == 1:
         return [out]
     names = [config.name for config in configs]

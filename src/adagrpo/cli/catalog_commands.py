@@ -1,4 +1,4 @@
-"""The command for a catalogue that changes: catalog list, diff and update."""
+"""The command `catalog`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, RunDirectory, close, session
 from adagrpo.errors import UserError
 
-SHOWN = 20  # items of a list that are printed
+SHOWN = 20  # printed items per list
 
 
 @Command("catalog", "serve", draws=False)
@@ -76,7 +76,6 @@ def _listing(versions: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]
 
 
 def _difference(found: dict[str, Any]) -> list[str]:
-    """Counts, and the first items of each kind."""
     lines = [f"{found['before']} to {found['after']}"]
     for kind in ("added", "removed", "delisted", "relisted"):
         names = found[kind]

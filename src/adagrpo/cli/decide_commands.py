@@ -1,4 +1,4 @@
-"""The command `decide`: from logs, or a run, to the list that is worth serving."""
+"""The command `decide`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,6 @@ def decide(
 
 
 def _reward(names: list[str]) -> dict[str, Any]:
-    """The section `reward` of one reward, or of the sum of several, each in units of its spread within a list."""
     unknown = next((name for name in names if ":" not in name and name not in library.REWARD_KINDS), None)
     if unknown is not None:
         alone = [
@@ -96,10 +95,9 @@ def _reward(names: list[str]) -> dict[str, Any]:
 
 
 def _made(common: Common, roles: LogRoles, out: Path) -> library.Run:
-    """A new run of logs, by the recipe that `init` would write."""
     text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_of_columns, common.settings)))
     content = library.parse_yaml(text)
-    content["data"].pop("max_bad_rows", None)  # bad rows end the command, as they end `prepare`
+    content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`
     config = library.resolve_config(content, common.overrides(), "decide")
     made = library.Run(out, config, Path(), common.console(out))
     table = config.data.items

@@ -1,4 +1,4 @@
-"""Commands on users: experiments, from the plan to the verdict, and estimates of a policy before it meets them."""
+"""The commands ab and estimate."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The one lazy door: what commands use of the library is imported when it is first used, not with the command's module.
-
-Importing the library takes seconds; help, version and completion read the modules of the commands alone and answer at
-once. A command says `library.Run`, and adds to `library.py` what it takes from elsewhere.
-"""
+"""Lazy import of the library, which takes seconds; `library.py` lists the names that commands use."""
 
 from __future__ import annotations
 

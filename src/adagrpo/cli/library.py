@@ -1,4 +1,4 @@
-"""What commands use of the library, and of this package what is as slow to import; see `adagrpo.cli.lazy`."""
+"""Library names that commands use; see `adagrpo.cli.lazy`."""
 
 import torch
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Commands for logs: inspect, init, prepare, collect, and simulate, which makes some."""
+"""The commands inspect, init, prepare, collect and simulate."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, O
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-# what `Marketplace` has, whose import takes seconds
+# as in `Marketplace`, whose import takes seconds
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
-REFUSED_SHOWN = 20  # rows of `collect` that are named
+REFUSED_SHOWN = 20  # rows that `collect` names
 
 
 @Command("inspect", "your logs", sets="columns", draws=False)
@@ -82,13 +82,13 @@ def inspect(
 
 
 def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
-    """Refuse files that `init` would tell apart: looked at as one, an impression would be counted as a purchase."""
+    """Refuse files of several roles: read as one log, impressions would count as purchases."""
     for path in logs:
         library.columns_of(path)
     try:
         roles = by_role(logs, given=given)
         alike = not (roles.impressions or roles.exposures or roles.items)
-    except UserError:  # of some file nothing says which it is
+    except UserError:  # the role of some file is unknown
         alike = False
     if not alike:
         raise UserError(
@@ -128,7 +128,7 @@ def write_recipe(
 
 
 def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The text of a recipe for logs, and notes on roles that were seen and columns that it leaves out."""
+    """Return the recipe for logs, and notes on detected roles and unused columns."""
     said, notes, items = said_columns(settings), list(roles.notes), roles.items
     preview = library.preview_logs(roles.logs, None, said.logs, said.kept)
     if items is not None and not preview["missing"]:
@@ -139,7 +139,7 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
             f" {library.one_line(value)}; it is left out, as numbers are neither text nor attributes"
             for column, value in found.pop("commas").items()
         ]
-        library.read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
+        library.read_items(items, id_column=found["id_column"], **named)  # all of it: the recipe must run as written
     columns = _columns_of_shown(roles, said.shown)
     shown = library.preview_logs(roles.impressions, None, columns) if columns else None
     text = library.recipe_text(preview, name, shown, roles.beside(columns))
@@ -151,7 +151,6 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
 
 
 def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
-    """The columns of the impressions that stand beside logs, by role; none where there are no such files."""
     if not roles.impressions:
         return {}
     first = roles.impressions[0]
@@ -182,7 +181,7 @@ def prepare(
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
     said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
     own = before.pop("data", {})
-    judged = bool(own) and bool(random)  # a run that is there gets a judge
+    judged = bool(own) and bool(random)  # random exposures for an existing run
     if not (logs or orders or impressions or exposures or judged):
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
     joins = (bool(own.get("logs")) or judged) and not logs and not orders
@@ -191,7 +190,7 @@ def prepare(
     if roles.items is not None:
         raise UserError(f"{roles.items}: has no column of users; `adagrpo init` takes a table of items, prepare none")
     source = roles.beside(_columns_of_shown(roles, said.shown), publish=not dry_run)
-    if joins:  # the run that served: its catalogue and its numbers stay
+    if joins:  # keep the catalogue and numbering of the run that served
         source = own | {key: (own.get(key) or {}) | value for key, value in source.items()}
     elif roles.logs:
         source["logs"] = [str(path.resolve()) for path in roles.logs]
@@ -280,7 +279,7 @@ def simulate_logs(
 
 
 class SaidColumns(NamedTuple):
-    """What `--set` says of columns and events."""
+    """Columns and events given by `--set`."""
 
     logs: dict[str, str]  # by role, of `data.columns.user=uid`
     shown: dict[str, str]  # by role, of `data.impressions.columns.user=uid`
@@ -288,12 +287,12 @@ class SaidColumns(NamedTuple):
 
 
 def is_of_columns(setting: str) -> bool:
-    """Whether a `--set` is one that `said_columns` reads."""
+    """Return whether `said_columns` reads a `--set` option."""
     return setting.startswith(("data.columns.", "data.impressions.columns.", "data.keep_events"))
 
 
 def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns:
-    """Columns by role and the events that count; with `only` any other setting is refused."""
+    """Return columns by role and events to keep; `only` refuses other settings."""
     said = SaidColumns({}, {}, None)
     of = {"data.columns": said.logs, "data.impressions.columns": said.shown}
     for setting in settings:
@@ -317,13 +316,12 @@ def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns
 
 
 def _set(role: str, column: str) -> str:
-    """The option that says which column has a role; in quotes where the name would be read as something else."""
+    """Return the option for a column's role, quoted where YAML would misread the name."""
     name = column if library.column_name(column) == column else library.json_text(column)
     return f"--set data.columns.{role}={shlex.quote(name)}"
 
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
-    """List the commands after `inspect`; none where a role is missing, or items are lists."""
     if preview["missing"] or preview["lists"]:
         return []
     files = shlex.join(preview["files"])
@@ -335,6 +333,6 @@ def _next_commands(preview: dict[str, Any]) -> list[str]:
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
     prepare = " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad])
-    if not {"timestamp", "order"} & preview["mapping"].keys():  # init refuses it: there is no next item to learn
+    if not {"timestamp", "order"} & preview["mapping"].keys():  # init refuses logs without an order
         return [f"{prepare} --set data.split.kind=impressions"]
     return [" ".join([f"adagrpo init {files} --out recipe.yaml", *stated]), prepare]

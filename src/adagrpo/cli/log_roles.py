@@ -1,8 +1,4 @@
-"""Files of logs by what they say: orders, impressions, the exposure log of a service, and a table of the items.
-
-A file's role is said by an option, or seen in its columns where files of several kinds are given; what was seen is
-said. Files of one role have the same columns.
-"""
+"""Roles of log files, given by options or detected from columns; files of a role have the same columns."""
 
 from __future__ import annotations
 
@@ -45,20 +41,16 @@ LEARN = {"orders": "the policy", "impressions": "the ranker"}
 class LogRoles(NamedTuple):
     """Files by role."""
 
-    logs: list[Path]  # what the policy learns from
-    impressions: list[Path]  # beside them
+    logs: list[Path]  # training logs
+    impressions: list[Path]  # in addition to logs
     exposures: Path | None
     items: Path | None
     user_key: Path | None
-    notes: list[str]  # on roles that were seen
+    notes: list[str]  # on detected roles
     random: Sequence[Path] = ()
 
     def beside(self, columns: Mapping[str, str], *, publish: bool = True) -> dict[str, Any]:
-        """The keys of `data` for what stands beside the logs.
-
-        Args:
-            publish: see `adagrpo.pipeline.served_log.latest_exposures`.
-        """
+        """Return the keys of `data` for everything but the logs; `publish` as in `latest_exposures`."""
         found: dict[str, Any] = {}
         if self.impressions:
             logs = [str(path.resolve()) for path in self.impressions]
@@ -86,15 +78,12 @@ def by_role(
     given: Mapping[str, str] | None = None,
     kept: bool = False,
 ) -> LogRoles:
-    """Sort files by their role.
+    """Sort files by role.
 
     Args:
-        files: whose role is not said. Files that are all of one kind are the logs, whatever that kind is.
-        given: columns by role that are known, of files that have them.
-        kept: there are logs already that the others stand beside.
-
-    Raises:
-        UserError: files whose role is not said differ in their columns, or a role has no file.
+        files: without a given role; if all are of one kind, they are the logs.
+        given: known columns by role.
+        kept: the files are added to existing logs.
     """
 
     def look(path: Path) -> dict[str, str]:
@@ -144,7 +133,6 @@ def by_role(
 
 
 def _refuse_unlike(seen: Mapping[Path, Mapping[str, str]], kinds: Mapping[Path, str]) -> None:
-    """Refuse files of one kind of which one has a column that another lacks, or calls otherwise."""
     first: dict[str, Path] = {}
     for path, roles in seen.items():
         if path not in kinds:

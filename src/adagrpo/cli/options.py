@@ -1,8 +1,4 @@
-"""The program, and what its commands share: one decorator adds the common options to each of them.
-
-A command's module imports nothing heavy: torch, polars and what needs them are imported when it is carried out, so that
-help, version and completion answer at once.
-"""
+"""The typer program and its common options; heavy modules are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -101,7 +97,7 @@ class _Closable(Protocol):
 
 @dataclass(frozen=True)
 class Common:
-    """Values of the options that all commands have."""
+    """Values of the common options."""
 
     seed: int | None = None
     as_json: bool = False
@@ -110,39 +106,34 @@ class Common:
     track: str | None = None
 
     def overrides(self, max_bad_rows: int | None = None) -> list[str]:
-        """The settings of a recipe, `key=value`."""
+        """Return the recipe settings as `key=value`."""
         options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
     def console(self, directory: Path) -> library.Console:
-        """Return the display of progress, which also tracks if that was asked for."""
+        """Return the progress display, with tracking if set."""
         shown = library.Silent() if self.quiet else library.StderrConsole()
         if self.track is None:
             return shown
         return library.TrackingConsole(shown, *library.parse_tracker(self.track, directory))
 
     def open(self, directory: Path, out: Path | None = None) -> library.Run:
-        """An existing run, with the settings that were given; see `Run.open`."""
+        """Open an existing run; see `Run.open`."""
         return library.Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Properties of a command; as a decorator it makes one of a function, and gives it the common options.
-
-    The function takes its own arguments and `common: Common`. The first line of its documentation is the help, and its
-    module is one of this package whose name ends in `_commands`.
+    """Register a function of a module `*_commands` as a command; it takes `common: Common`.
 
     Attributes:
-        name: of the command.
-        purpose: the section of the help that it stands in.
-        sets: what its `--set` changes; None: it has none.
-        plans: it makes stages of the run that its argument `run` names, and has a `--dry-run` that prints which.
-        tracks: it fits models, and has `--track`.
-        together: several processes can carry it out, see `adagrpo.trainer.processes`.
-        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which all have, and
-            goes on without it.
-        instead: an option that decides what is drawn after all.
+        purpose: section of the help.
+        sets: what `--set` changes; None: no `--set`.
+        plans: makes stages of its argument `run`, and gets `--dry-run`.
+        tracks: fits models, and gets `--track`.
+        together: several processes can run it.
+        draws: uses random numbers; if not, `--seed` is ignored with a message.
+        instead: option that replaces `--seed`.
     """
 
     name: str
@@ -155,7 +146,7 @@ class Command:
     instead: str = ""
 
     def __call__(self, function: Function) -> Function:
-        """Add the command to the program."""
+        """Register the function."""
         added = COMMON
         if self.tracks:
             added = TRACK | added
@@ -165,7 +156,7 @@ class Command:
         @wraps(function)
         def command(**given: Any) -> None:
             common = self._common({option: given.pop(option) for option in added})
-            with exit_on_interrupt():  # its imports take seconds
+            with exit_on_interrupt():  # the imports take seconds
                 importlib.import_module("adagrpo.cli.library")
             if self.plans and given.pop("dry_run"):
                 library.print_plan_of(
@@ -182,7 +173,7 @@ class Command:
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
             for option, (kind, info, default) in {**plan, **added}.items()
         ]
-        # typer reads both; a signature wants what has no default first
+        # typer reads both; keyword-only parameters may have defaults in any order
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -201,10 +192,10 @@ class Command:
 
 
 class CommandGroup(TyperGroup):
-    """The list of commands by what they are for."""
+    """Commands grouped by purpose."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # of click, or of typer's copy of it
-        """Write a section for each purpose, one line a command."""
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # types of click or typer's copy
+        """Write a section per purpose, one line per command."""
         for purpose in get_args(Purpose):
             commands = [one for one in self.commands.values() if COMMANDS[str(one.name)].purpose == purpose]
             with formatter.section(purpose):
@@ -241,7 +232,7 @@ def _begin(
         return
     first = os.environ.get("RANK", "0") == "0"
     together = [command.name for command in COMMANDS.values() if command.together]
-    if context.invoked_subcommand in together:  # what is refused is refused before they look for each other
+    if context.invoked_subcommand in together:  # other commands are refused before processes connect
         first = library.processes().is_main_process
     if not first:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
@@ -255,7 +246,7 @@ def _begin(
 
 @contextmanager
 def session(run: library.Run) -> Iterator[None]:
-    """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
+    """Lock the run directory, and restore the terminal on exit."""
     try:
         with terminable(), run.locked():
             yield
@@ -264,6 +255,6 @@ def session(run: library.Run) -> Iterator[None]:
 
 
 def close(console: library.Console) -> None:
-    """Leave the terminal as it was, and what is tracked whole."""
+    """Restore the terminal and close the tracker."""
     if isinstance(console, _Closable):
         console.close()

@@ -18,11 +18,7 @@ from adagrpo.report import Table, to_text
 def print_plan_of(
     directory: Path, command: str, overrides: Sequence[str], out: Path | None = None, *, as_json: bool
 ) -> None:
-    """Print what a command would do with an existing run.
-
-    Raises:
-        UserError: what the command itself would be refused with.
-    """
+    """Print what a command would do with an existing run, or raise its error."""
     run = Run.open(directory, overrides, out=out)
     check(run, command)
     print_plan(run, command, as_json)
@@ -35,7 +31,7 @@ def print_plan(run: Run, command: str, as_json: bool) -> None:
 
 
 def plan_text(content: dict[str, Any]) -> str:
-    """A plan as a table and some lines."""
+    """Return a plan as a table followed by notes."""
     rows = [
         (
             row["stage"],

@@ -1,4 +1,4 @@
-"""Output of commands on stdout: one JSON object, or lines and tables."""
+"""Command output: one JSON object, or lines and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adagrpo.cli.lazy import library
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:
-    """A line for each value."""
+    """Print one line per value."""
     if as_json:
         typer.echo(json.dumps(values))
         return
@@ -20,7 +20,7 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
 
 
 def print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
-    """The main table of metrics.json, and where the page is."""
+    """Print the main table of metrics.json."""
     if as_json:
         typer.echo(json.dumps(metrics))
         return

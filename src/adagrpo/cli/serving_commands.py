@@ -1,4 +1,4 @@
-"""Commands that hand a trained policy on: serve, recommend and export."""
+"""The commands export, serve and recommend."""
 
 from __future__ import annotations
 

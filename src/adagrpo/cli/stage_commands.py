@@ -1,4 +1,4 @@
-"""Commands that carry out one stage of an existing run: tokenize, sft, ranker, train, evaluate."""
+"""The commands tokenize, sft, ranker, train and evaluate."""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ def evaluate(
 
 
 def _carry_out(command: str, directory: Path, common: Common, **options: bool) -> None:
-    """Carry out a command that makes one kind of stage, and print what came of it."""
     run = common.open(directory)
     with session(run):
         getattr(run, command)(**options)

@@ -1,4 +1,4 @@
-"""Commands that carry out a whole pipeline: demo and run."""
+"""The commands demo and run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ def run_recipe(
 
 
 def _print_demo_plans(runs: dict[str, library.Run], as_json: bool) -> None:
-    """Print what the demo would do under each reward; the second run reads what is the same from the first."""
     rest = ("ranker", "train", "evaluate", "diagnose")
     first = next(iter(runs))
     plans = {
@@ -85,7 +84,6 @@ def _print_demo_plans(runs: dict[str, library.Run], as_json: bool) -> None:
 
 
 def _print_recipe_and_plan(run: library.Run, common: Common) -> None:
-    """The recipe resolved; as comments, so that it is a recipe again, what each arm is trained by, and the plan."""
     content, arms = library.dump_config(run.config), run.config.settings_of_arms()
     planned = library.plan(run)
     if common.as_json:

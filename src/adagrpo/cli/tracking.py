@@ -1,7 +1,6 @@
-"""`--track tensorboard[:DIR]`: what fits log, step by step, to any tracker that Accelerate knows.
+"""`--track tensorboard[:DIR]`: log training to any tracker of Accelerate.
 
-Each fit (sft, ranker, an arm) is a run of its own in the tracker, under the same names of values, so that arms lie over
-each other. Values are those of steps.jsonl, and those of validation as `validation/<metric>`.
+Each fit is a tracker run with the same metric names: those of steps.jsonl, and `validation/<metric>`.
 """
 
 from __future__ import annotations
@@ -17,19 +16,11 @@ from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError, install
 from adagrpo.pipeline import Console
 
-FITTED = "learning_rate"  # every step of a fit logs it, and nothing else does
+FITTED = "learning_rate"  # logged by every step of a fit, and only there
 
 
 def parse_tracker(text: str, directory: Path) -> tuple[str, Path]:
-    """The tracker that `--track` names, and the folder for what it writes.
-
-    Args:
-        text: `NAME` or `NAME:DIR`.
-        directory: of the run; the folder is `NAME` in it if none is given.
-
-    Raises:
-        UserError: Accelerate has no such tracker, or it is not installed.
-    """
+    """Return tracker and output folder of `NAME` or `NAME:DIR`; the default is `NAME` in the run directory."""
     name, _, folder = text.partition(":")
     known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
     if name not in known:
@@ -41,7 +32,7 @@ def parse_tracker(text: str, directory: Path) -> tuple[str, Path]:
 
 
 class TrackingConsole:
-    """Shows what another console shows, and hands the steps of fits to a tracker."""
+    """Console that forwards to another one and to a tracker."""
 
     def __init__(self, shown: Console, kind: str, folder: Path) -> None:
         self.shown, self.kind, self.folder = shown, kind, folder
@@ -49,7 +40,7 @@ class TrackingConsole:
         self.tracker: Any = None  # accelerate has no types
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """See `Console.stage`; a stage that ends ends its tracker."""
+        """See `Console.stage`; ends the tracker run."""
         if event != "start":
             self._end()
         self.shown.stage(name, event, seconds)
@@ -69,7 +60,7 @@ class TrackingConsole:
         self.shown.note(text)
 
     def close(self) -> None:
-        """End what is open."""
+        """Close the tracker."""
         self._end()
         if isinstance(self.shown, StderrConsole):
             self.shown.close()

@@ -1,4 +1,4 @@
-"""The command that watches a service for the signs of a hacked reward."""
+"""The command `watch`."""
 
 from __future__ import annotations
 

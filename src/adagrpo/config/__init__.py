@@ -1,4 +1,4 @@
-"""The configuration of a run, one module a section; `recipe` has the whole."""
+"""Configuration of a run, one module per section."""
 
 from adagrpo.config.data import ItemTable
 from adagrpo.config.evaluation import CompareConfig

@@ -1,4 +1,4 @@
-"""Addresses of services, as a recipe names them."""
+"""Validation of service addresses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 
 
 def plain_http(value: str) -> str:
-    """An address that names no password.
+    """Validate an HTTP(S) address without credentials.
 
     Raises:
-        ValueError: it is of another form, or does.
+        ValueError: it is invalid, or has credentials.
     """
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -1,4 +1,4 @@
-"""The section `data`: where the logs come from, what their columns are called, how they are cut."""
+"""The section `data`: logs, their columns, and the split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveF
 
 
 def _date_as_text(value: Any) -> Any:
-    """A date as ISO 8601; YAML reads one that is not in quotes as a date. Anything else as it is."""
+    """Convert a date, which YAML parses if unquoted, to ISO 8601."""
     if isinstance(value, date):  # a datetime is one
         return value.isoformat()
     if isinstance(value, str):
@@ -29,7 +29,7 @@ Moment = Annotated[int | str, BeforeValidator(_date_as_text)]  # a number in the
 
 
 def _number_as_text(value: Any) -> Any:
-    """A whole number as text, which YAML reads a kind of event such as 4 as; anything else as it is."""
+    """Convert an integer, such as an event kind, to text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -38,7 +38,7 @@ EVENT_KINDS = TypeAdapter(Annotated[tuple[EventKind, ...], Field(min_length=1)])
 
 
 def seconds_of(text: str) -> float:
-    """Seconds since 1970 of a date of ISO 8601; without an offset it is UTC.
+    """Convert an ISO 8601 date to seconds since 1970; UTC without an offset.
 
     >>> seconds_of("1970-01-02"), seconds_of("1970-01-01T01:00:01+01:00")
     (86400.0, 1.0)
@@ -48,11 +48,10 @@ def seconds_of(text: str) -> float:
 
 
 class Columns(Section):
-    """Names of the columns of the logs; null where the logs have no such column.
+    """Column names of the logs; null if absent.
 
-    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
-    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
-    `click_rating`.
+    `clicked` marks a log of impressions: 1 is shown and chosen, also an interaction; 0 only shown; empty an interaction
+    without an impression.
     """
 
     user: str = "user_id"
@@ -67,11 +66,7 @@ class Columns(Section):
 
 
 class ItemTable(Section):
-    """The item table: text columns are joined, attribute columns may be lists or scalars.
-
-    `groups` are columns that lists may be narrowed by, such as a market or what is in stock, and that no model sees.
-    Attribute columns of single values can be named in the same way.
-    """
+    """The item table. Columns in `groups` are not seen by models; scalar attribute columns may be listed there too."""
 
     path: str
     id_column: str = "item_id"
@@ -89,12 +84,10 @@ class ItemTable(Section):
 
 
 class SplitConfig(Section):
-    """Leave-one-out (last item test, second last validation), two points in time, or impressions without any order.
+    """Evaluation split.
 
-    `impressions` is for logs that do not say in which order things happened: histories are sets, there is a ranker and
-    its report, and no policy. The share `held_out` of the impressions is for validation, and as much for the report.
-    Points in time are numbers in the unit of the timestamps, or dates, which are UTC unless they say otherwise.
-    `users` bounds how many users are evaluated, drawn by the seed; leave-one-out trains on the others whole.
+    With `impressions` histories are unordered sets, and there is no policy. With `users`, leave-one-out trains on full
+    histories of the others.
     """
 
     kind: Literal["leave_one_out", "temporal", "impressions"] = "leave_one_out"
@@ -121,11 +114,7 @@ class SplitConfig(Section):
 
 
 class MarketplaceConfig(Section):
-    """The simulated marketplace, see `adagrpo.data.simulation.marketplace`; null is the default there.
-
-    All its parameters are keys, for those who check a claim in a world of other properties. `seed` keeps the world the
-    same while that of the recipe changes what is trained; null: the recipe's makes the world too.
-    """
+    """Parameters of the simulated marketplace, see `adagrpo.data.simulation.marketplace`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     users: Positive | None = None
@@ -146,18 +135,13 @@ class MarketplaceConfig(Section):
 
 
 class TieConfig(Section):
-    """Put tied interactions into random order: those of equal timestamps, or ascending runs of an item column."""
+    """Shuffle tied interactions: equal timestamps, or ascending runs of an item column."""
 
     sorted_by: str | None = None
 
 
 class RefuseConfig(Section):
-    """Rows of the logs that are bad though each of their values can be read; they count as bad rows.
-
-    `unknown_items`: the item table lacks the item; `after`: later than this timestamp, in the unit of the logs;
-    `repeats`: all that is read of the row is as in an earlier one. They are for pipelines that should stop at a broken
-    export rather than train on it.
-    """
+    """Readable rows to count as bad. `after` is in the unit of the logs; `repeats` compares all columns read."""
 
     unknown_items: bool = False
     after: NonNegativeFloat | None = None
@@ -165,11 +149,9 @@ class RefuseConfig(Section):
 
 
 class ImpressionsConfig(Section):
-    """Logs of what was shown, one row for each item, clicked or not; keys as in `data`.
+    """Logs of what was shown, one row per item; keys as in `data`.
 
-    As `impressions` they stand beside logs of another kind, such as orders: rankers learn from them, and no click is an
-    interaction. As `random` they were shown at random; nothing is fitted on them. They judge lists, and without
-    an order the ranker.
+    Under `impressions` rankers learn from them, and clicks are not interactions. Under `random` they only evaluate.
     """
 
     logs: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -179,15 +161,7 @@ class ImpressionsConfig(Section):
 
 
 class ExposuresConfig(Section):
-    """An exposure log of `adagrpo serve`, see `adagrpo.data.logged_exposures`.
-
-    Alone it is the source of the logs. Beside `logs` it is what was shown to their users, as `impressions` are; its
-    users are hashes, so `user_key_file` names the key of the service, which is only read.
-    Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
-    only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
-    number of the last part that is read; null reads all that there are. They are for services whose feedback comes late
-    or in kinds of their own, and for off-policy training.
-    """
+    """An exposure log of `adagrpo serve`, see `adagrpo.data.logged_exposures`; `user_key_file` is only read."""
 
     path: str
     clicks: Annotated[tuple[str, ...], Field(min_length=1)] = ("click", "purchase")
@@ -198,16 +172,9 @@ class ExposuresConfig(Section):
 
 
 class DataConfig(Section):
-    """Source of the logs, and their split. Relative paths are below `--data`.
+    """Source of the logs, and their split.
 
-    A policy learns from the interactions of `logs`; rankers learn from impressions, where there are any.
-    With `click_rating` every row is an impression, clicked if it is rated at least so; a row without a rating is not.
-    `max_expansion` bounds to how many times its size a compressed file of logs or items may unpack, beyond 32 MB, see
-    `adagrpo.data.logs.unpacking`.
-    With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
-    With `keep_unseen_items` the item table is the catalogue; else it is the items that somebody interacted with.
-    `min_rating`, `min_user_interactions` and `min_item_interactions` are for raw logs, which the public sets are not;
-    `max_bad_rows` and `drop_duplicates` are for exports that are known to be damaged.
+    Policies learn from the interactions of `logs`, rankers from impressions if there are any.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read

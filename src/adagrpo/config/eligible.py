@@ -1,4 +1,4 @@
-"""The section `evaluation.eligible`: the part of the catalogue that lists are measured on."""
+"""The section `evaluation.eligible`: the part of the catalogue to evaluate on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from adagrpo.config.section import Section
 
 
 class EligibleConfig(Section):
-    """Items that measured lists may hold: values of groups of the items, by the column.
+    """Group filter of evaluated items, by column.
 
-    A filter is as in a request: an item must match every column of `include`, by any of its values, and none of
-    `exclude`. Cases whose logged item is not eligible are left out of the metrics, and counted. It is for shops that
-    serve part of their catalogue, such as what is in stock.
+    An item must match one of the values of every `include` column, and none of `exclude`. Cases with another logged
+    item are left out of the metrics, and counted.
     """
 
     include: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)

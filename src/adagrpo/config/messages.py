@@ -1,4 +1,4 @@
-"""Error messages on a configuration, in one line."""
+"""One-line error messages for configurations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RENAMED = {"mask_history": "exclude_history"}  # keys of earlier recipes that no
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One problem of a validation of a model in one line, with the path of the key and the nearest valid name."""
+    """Format one problem of a validation error, with the key's path and the nearest valid name."""
     errors = error.errors()
     # a misspelt key comes first: where it was a required one, its absence is a consequence
     first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
@@ -35,7 +35,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def nearest(name: str, names: Iterable[str], more: str = "") -> str:
-    """A hint to the name that was meant, or to all that there are."""
+    """Suggest the most similar name, or list all."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}{more}"
@@ -46,11 +46,7 @@ def _short(text: str) -> str:
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The path of a location as it is written in a recipe, and the section there.
-
-    Where a value may be of several types pydantic names the one that it tried, or the kind of a reward, as if it were a
-    key; it is none. A key that is a number is one where the section is no list.
-    """
+    """Return an error location's path as written in a recipe, without pydantic's union tags, and its section."""
     written: list[str] = []
     section: Any = model
     for part in location:
@@ -69,13 +65,11 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
 
 
 def _kind_of(section: Any) -> Any:
-    """The kind of a reward that a section is of; None where it is of none."""
     field = getattr(section, "model_fields", {}).get("kind")
     return None if field is None else field.default
 
 
 def _plain(annotation: Any) -> Any:
-    """A type without its metadata and without None; of several kinds of a section, the list of them."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) not in (Union, UnionType):

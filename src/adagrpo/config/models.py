@@ -1,4 +1,4 @@
-"""The sections `policy`, `sft` and `ranker`: the models, and how they are fitted."""
+"""The sections `policy`, `sft` and `ranker`: models and their fits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ NEGATIVE_SOURCES: tuple[NegativeSource, ...] = get_args(NegativeSource)
 
 
 class LanguageModelConfig(Section):
-    """A Hugging Face causal LM: from a configuration, with random weights, or from a local folder below `--data`.
+    """A Hugging Face causal LM, randomly initialised from `config` or loaded from a folder below `--data`.
 
-    `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
-    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
-    is that of what does not train. `preamble` is text before every history and `suffix` text after it, which what is
-    written stands behind; both need a folder with a tokenizer. `frozen_body`, `lora_rank`, `lora_alpha`, `dtype` and
-    `gradient_checkpointing` are for checkpoints that would not fit into memory if they trained whole.
-
-    A checkpoint that writes Semantic IDs already has tokens for them: `tokens` says what its tokenizer calls code
-    `{code}` of each level, `item` how a history writes one item, and `separator` what stands between two. With
-    `trained` the stage sft keeps the weights of the checkpoint as they are.
+    Embeddings and head always train; the body does unless `frozen_body`, or `lora_rank` above 0.
     """
 
     config: dict[str, Any] | None = None
@@ -61,10 +53,7 @@ class LanguageModelConfig(Section):
 
 
 class PolicyConfig(Section):
-    """The policy: `compact` writes codes, `hybrid` pools that with an item-level head, `causal_lm` is a language model.
-
-    Of the other keys `causal_lm` reads `dropout` alone; see `adagrpo.policies`.
-    """
+    """The policy: `compact`, `hybrid` (with an item-level head) or `causal_lm`; see `adagrpo.policies`."""
 
     kind: Literal["compact", "hybrid", "causal_lm"] = "compact"
     lm: LanguageModelConfig | None = None
@@ -81,7 +70,7 @@ class PolicyConfig(Section):
 
     @property
     def can_leave_codes(self) -> bool:
-        """True where the policy may write what is no code of a level, as a language model may."""
+        """True if the policy may generate tokens that are no codes."""
         return self.lm is not None
 
     @model_validator(mode="after")
@@ -94,14 +83,7 @@ class PolicyConfig(Section):
 
 
 class FitConfig(Section):
-    """Fit of a model: AdamW, linear warm-up, then a cosine to a tenth of the peak.
-
-    `accumulation` is for batches that do not fit into memory, `checkpoint_seconds` for machines that are taken away.
-    `warmup`, `weight_decay` and `max_grad_norm` are for those who tune a model of their own.
-
-    `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
-    keeps the weights themselves.
-    """
+    """Fit of a model by AdamW with linear warm-up and cosine decay to a tenth of the peak."""
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
@@ -119,11 +101,7 @@ class FitConfig(Section):
 
 
 class LambdaRankConfig(Section):
-    """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each.
-
-    `sources` take turns in the draws: the catalogue, training interactions, neighbours of the history. With `negatives`
-    of 0 it learns to order what was shown, which only impressions have.
-    """
+    """LightGBM LambdaRank, fitted if the reward needs it. `negatives: 0` requires impressions."""
 
     positions: Positive = 3
     negatives: Annotated[int, Field(ge=0)] = 30
@@ -135,14 +113,10 @@ class LambdaRankConfig(Section):
 
 
 class RankerConfig(Section):
-    """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
+    """The sequential ranker.
 
-    `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
-    `propensity` weighs an impression by 1 / max(its logged propensity, `propensity_floor`): `ips` over the number of
-    impressions of a batch, `snips` over the sum of their weights; the floor is for logs with propensities near 0. With
-    `folds` above 1, post-training scores a sample by a ranker that never saw its user; 0 and 1 are off. With
-    `user_share` below 1 both families of rankers see that share of the users alone, drawn by the seed: what would a
-    ranker of fewer logs be worth?
+    Negatives are uniform. Impressions are weighed by 1 / max(propensity, `propensity_floor`): `ips` divides by their
+    number in a batch, `snips` by the sum of weights. `user_share` applies to LambdaRank too.
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"

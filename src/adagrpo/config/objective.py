@@ -1,4 +1,4 @@
-"""The section `objective`: how groups are drawn and gated, and what each reward term and each gate reads."""
+"""The section `objective`: sampling and gating of groups, and options of reward terms and gates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Se
 from adagrpo.objective import GATES, Gate
 from adagrpo.objective.terms import TERMS, RewardTerm
 
-VALIDATION = "validation"  # in place of a number that validation cases are to choose
+VALIDATION = "validation"  # instead of a number: chosen on validation cases
 # options of gates that were keys of `objective` itself, and the gate of each: recipes and runs that have them are read
 EARLIER_KEYS = {
     "tau": "adagrpo",
@@ -42,7 +42,7 @@ def _number_or_validation(value: object) -> object:
 
 
 def in_sections(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `objective` with the `EARLIER_KEYS` in the sections of their gates, where they replace what is there.
+    """Move `EARLIER_KEYS` to the sections of their gates, replacing values there.
 
     >>> in_sections({"lambda": 2, "rho": 0.1, "tau": 0.3, "adagrpo": {"tau": 0.4}})
     {'lambda': 2, 'adagrpo': {'tau': 0.3, 'rho': 0.1}}
@@ -55,7 +55,7 @@ def in_sections(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_section(override: str) -> str:
-    """An override as it is written now, where it sets one of the `EARLIER_KEYS`.
+    """Rewrite an override of one of the `EARLIER_KEYS`.
 
     >>> in_section("objective.tau=0.3"), in_section("objective.lambda=2")
     ('objective.adagrpo.tau=0.3', 'objective.lambda=2')
@@ -67,7 +67,7 @@ def in_section(override: str) -> str:
 
 
 def without_sections(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way round from `in_sections`."""
+    """Invert `in_sections`."""
     moved = dict(content)
     for key, gate in EARLIER_KEYS.items():
         if key in moved.get(gate, {}):
@@ -77,8 +77,6 @@ def without_sections(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Options(Section):
-    """The options of a reward term or of a gate."""
-
     @model_validator(mode="before")
     @classmethod
     def _are_its_own(cls, content: Any) -> Any:
@@ -87,7 +85,6 @@ class _Options(Section):
 
 
 def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
-    """Say where the option of a reward term or gate is written, if it is written where nothing reads it."""
     for key in content if isinstance(content, dict) else ():
         readers = {name: f"the reward term {name}" for name, term in TERMS.items() if key in term.options}
         readers |= {name: f"the gate {name}" for name, gate in GATES.items() if key in gate.options}
@@ -100,7 +97,6 @@ def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
 
 
 def _section(reader: RewardTerm | Gate) -> type[_Options]:
-    """The section of a reward term or gate: the keyword arguments of its function."""
     chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
     weights = reader.in_spreads if isinstance(reader, RewardTerm) else ()
     fields: dict[str, Any] = {
@@ -110,7 +106,6 @@ def _section(reader: RewardTerm | Gate) -> type[_Options]:
 
 
 def _with_options(model: type[S]) -> type[S]:
-    """A section with one of its own for each reward term, and for each gate that has options."""
     readers: list[RewardTerm | Gate] = [*TERMS.values(), *(gate for gate in GATES.values() if gate.options)]
     fields: dict[str, Any] = {}
     for reader in readers:
@@ -123,24 +118,11 @@ def _with_options(model: type[S]) -> type[S]:
 
 @_with_options
 class ObjectiveConfig(Section):
-    """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training` for what each option does.
+    """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training`.
 
-    Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
-    arguments of its loss in `adagrpo.objective.terms`. So has each gate with options, such as `adagrpo`: the keyword
-    arguments of its function in `adagrpo.objective.gates`. `control_of` names the gate that those that read a shadow
-    are controls of, and `negatives` is its M.
-    `distill.reward_weight` is in spreads of the reward, the unit of `adagrpo.evaluation.reranking`; where it is
-    `validation`, the starting policy's beam on validation cases chooses it (`adagrpo.pipeline.stages.choose_weight`).
-    `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
-    `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
-    The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
-    reads logged items.
-    `lambda` weighs the reward term against the anchor that the policy trains on, which for the hybrid policy is a sum
-    of two losses with a longer gradient than NLL. `pressure`, where it is given, takes its place: the ratio of the two
-    gradients' lengths, measured over `pressure_steps` at the starting policy and turned into a λ once
-    (`adagrpo.trainer.pressure`).
-    `num_iterations`, and `epsilon`, `epsilon_high`, `beta` and `scale_rewards` of `grpo`, are for those who bring a
-    recipe of TRL; `reward_floor` is for rewards on a scale far from 1, and the arguments of gates for tuning on a set.
+    Subsections of reward terms and gates hold the keyword arguments of their functions in `adagrpo.objective`. For the
+    hybrid policy `lambda` is relative to a sum of two losses, with a larger gradient than NLL. With `rl_positions: end`
+    the gate `shuffled` permutes the rewards of each group and admits all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -168,19 +150,19 @@ class ObjectiveConfig(Section):
         return content
 
     def tested_by(self, gate: str) -> str:
-        """The gate whose tests are made of a group: the gate itself, or the one that it is a control of."""
+        """Return the gate whose tests a group undergoes: `gate`, or the one it is a control of."""
         return gate if GATES[gate].tests_logged_item else self.control_of
 
     def of_gate(self, name: str) -> dict[str, Any]:
-        """The options of a gate, which it takes as keyword arguments."""
+        """Return the keyword arguments of a gate."""
         return getattr(self, name).model_dump() if GATES[name].options else {}
 
     def of_term(self, name: str) -> dict[str, Any]:
-        """The options of a reward term, which its loss takes as keyword arguments."""
+        """Return the keyword arguments of a reward term's loss."""
         section: _Options = getattr(self, name)
         return section.model_dump()
 
     def with_option(self, term: str, name: str, value: float) -> ObjectiveConfig:
-        """The same, but for one option of a reward term."""
+        """Return a copy with one option of a reward term changed."""
         section: _Options = getattr(self, term)
         return self.model_copy(update={term: section.model_copy(update={name: value})})

@@ -1,8 +1,4 @@
-"""A whole recipe: frozen sections that refuse unknown keys, YAML in and out, `base:`, `--set a.b=c`.
-
-Names are those of the field (`num_generations`, `beta`, `epsilon`, `epsilon_high`, `num_iterations`); a section is read
-by the stage of the same name, and a change in one section makes only the stages that read it run again.
-"""
+"""Recipes: immutable sections that reject unknown keys, read from YAML with `base:` and `--set a.b=c`."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
 
 class Config(Section):
-    """A whole run."""
+    """Configuration of a run."""
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"name", "threads", "compare"})
 
@@ -109,40 +105,36 @@ class Config(Section):
         return self
 
     def settings_of_arms(self) -> dict[str, dict[str, Any]]:
-        """List the settings of each arm, in full and by name, also of a preset whose name alone is in the recipe."""
+        """Return the full settings of each arm by name, presets expanded."""
         return {arm.name: arm.settings(self.objective) for arm in self.train.arms}
 
     @property
     def without_order(self) -> bool:
-        """The logs are impressions in no order: there is a ranker and its report, and no policy."""
+        """True for unordered impressions, which allow a ranker but no policy."""
         return self.data.split.kind == "impressions"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe over its `base`, and apply `a.b=c` overrides; `c` is YAML, or the name of a column.
+    """Read a recipe, merge it over its `base`, and apply overrides.
 
     Args:
-        path: a YAML file. Its key `base` is the path of another recipe, relative to this file, whose keys hold where
-            this one has none: mappings merge, lists and scalars replace. `base` is no part of the configuration.
-        overrides: as `--set` has them; they are applied last.
+        path: a YAML file. Its key `base` is a path relative to it; mappings merge, lists and scalars replace.
+        overrides: `a.b=c` as for `--set`; `c` is YAML, or a column name.
 
     Raises:
-        UserError: no such file, not YAML, bases that come back to themselves or are too many, an unknown key (with the
-            nearest valid one) or a value out of range.
+        UserError: the file is missing or not YAML, bases are cyclic or too many, a key is unknown or a value invalid.
     """
     return resolve_config(_with_base(path, ()), overrides, str(path))
 
 
 def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
-    """The configuration that the content of a recipe stands for, with `a.b=c` overrides.
+    """Validate the content of a recipe, changed in place by overrides.
 
     Args:
-        content: of the recipe; the overrides are set in it.
-        overrides: see `load_config`.
-        source: what the recipe is called in errors.
+        source: name of the recipe in errors.
 
     Raises:
-        UserError: an unknown key (with the nearest valid one) or a value out of range.
+        UserError: a key is unknown or a value invalid.
     """
     of_reward: set[str] = set()  # keys of the reward that an override has set
     _move_earlier_keys(content)
@@ -156,12 +148,12 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
 
 
 def dump_config(config: Config) -> dict[str, Any]:
-    """The configuration as JSON-able values; `Config.model_validate` reads them back."""
+    """Return JSON-able values that `Config.model_validate` reads back."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The content of a recipe over that of its base; `above` led here, the recipe that was asked for first."""
+    """Merge a recipe over its base; `above` are the recipes that led here."""
     chain = (*above, path)
     if path.resolve() in [recipe.resolve() for recipe in above]:
         raise UserError(f"{above[-1]}: base comes back to itself: {' -> '.join(map(str, chain))}")
@@ -181,7 +173,6 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _mapping(path: Path, place: str) -> dict[str, Any]:
-    """The content of one file; `place` is put behind what is wrong with it."""
     try:
         content = read_yaml(path)
     except FileNotFoundError as error:
@@ -194,7 +185,6 @@ def _mapping(path: Path, place: str) -> dict[str, Any]:
 
 
 def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `inherited`: mappings merge key by key, anything else replaces what was there."""
     merged = dict(inherited)
     for key, value in own.items():
         known = merged.get(key)
@@ -203,23 +193,18 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _move_earlier_keys(content: dict[str, Any]) -> None:
-    """Put `EARLIER_KEYS` where they are now, before anything is set over them or under them."""
     if isinstance(content.get("objective"), dict):
         content["objective"] = in_sections(content["objective"])
 
 
 def _is_another_kind(inherited: object, own: object) -> bool:
-    """Check that a reward is of another kind than the inherited one, to whose keys it then gives no meaning."""
     if not isinstance(inherited, dict) or not isinstance(own, dict) or "kind" not in own:
         return False
     return bool(inherited.get("kind", DEFAULT_KIND) != own["kind"])
 
 
 def _apply(content: dict[str, Any], override: str, of_reward: set[str]) -> None:
-    """Set one dotted key, for example `objective.lambda=0.5`; names of columns are no YAML, see `column_name`.
-
-    `of_reward` holds the keys of the reward that were set so before, and takes this one.
-    """
+    """Set a dotted key; `of_reward` collects reward keys set so far."""
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):

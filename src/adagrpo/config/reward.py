@@ -1,6 +1,6 @@
-"""The section `reward` of a configuration: one model a kind, told apart by `kind`; see `docs/how-to/own-reward.md`.
+"""The section `reward`, discriminated by `kind`; see `docs/how-to/own-reward.md`.
 
-Paths are below `--data`; modules are looked for in the recipe's folder, then among what is installed.
+Paths are below `--data`; modules are imported from the recipe's folder first.
 """
 
 from __future__ import annotations
@@ -36,65 +36,60 @@ def _module_function(value: str) -> str:
 
 
 class _Options(Section):
-    """A kind of reward."""
-
     kind: str
     tags: ClassVar[frozenset[str]] = frozenset({"kind"})
-    beside: ClassVar[frozenset[str]] = frozenset()  # keys of other sections that decide the scores, and no file of it
-    elsewhere: ClassVar[bool] = False  # nothing says that it was fitted on training interactions of the run alone
+    beside: ClassVar[frozenset[str]] = frozenset()  # keys of other sections that influence the scores
+    elsewhere: ClassVar[bool] = False  # may be fitted on more than the run's training interactions
 
     @property
     def read_beside(self) -> frozenset[str]:
-        """Keys of other sections that decide the scores, of the rewards that this one is made of too."""
+        """Keys of other sections that influence the scores."""
         return self.beside.union(*(part.read_beside for part in self.parts))
 
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
-        """The rewards that this one is made of."""
+        """Member rewards."""
         return ()
 
     def holds(self, kind: str) -> bool:
-        """Return whether it is of a kind, or a reward that it is made of is."""
+        """Return whether it or a member is of a kind."""
         return self.kind == kind or any(part.holds(kind) for part in self.parts)
 
     @property
     def is_made_elsewhere(self) -> bool:
-        """True where nothing says that it was fitted on the training interactions of the run alone."""
+        """True if it may be fitted on more than the run's training interactions."""
         return self.elsewhere or any(part.is_made_elsewhere for part in self.parts)
 
     @property
     def in_spreads(self) -> bool:
-        """True of a sum whose members count in units of their spread within a list."""
+        """True for a sum of members in units of their within-list standard deviation."""
         return False
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that decide the scores, JSON-able: not how patiently they are asked for."""
+        """Return the options that determine the scores, JSON-able."""
         content = self.model_dump(mode="json", exclude=set(self.not_of_the_result))
         return content | ({"members": [part.identity() for part in self.parts]} if self.parts else {})
 
 
 class SequentialOptions(_Options):
-    """The sequential ranker: of the stage `ranker`, or a checkpoint folder of another run on the same data."""
+    """The run's sequential ranker, or a checkpoint of another run on the same data."""
 
     kind: Literal["sequential"] = "sequential"
     checkpoint: str | None = None
 
     @property
     def read_beside(self) -> frozenset[str]:
-        """The heads, of the weights of another run, which fit any number of them."""
+        """Heads of another run's checkpoint, whose weights fit any number of them."""
         return frozenset() if self.checkpoint is None else frozenset({"ranker.heads"})
 
     @property
     def is_made_elsewhere(self) -> bool:
-        """True of another run, which may have been cut elsewhere."""
+        """True for another run, which may have another split."""
         return self.checkpoint is not None
 
 
 class CallableOptions(_Options):
-    """A Python function `module:function`, see `adagrpo.rewards.callable`; `files` are pinned with its module.
-
-    What it is fitted on must end where training ends: its parameter `training_logs`, if it has one, is such a file.
-    """
+    """A Python function `module:function` fitted on training data only, see `adagrpo.rewards.callable`."""
 
     elsewhere = True
     kind: Literal["callable"] = "callable"
@@ -105,11 +100,10 @@ class CallableOptions(_Options):
 
 
 class FactoryOptions(_Options):
-    """A Python function `module:function` that makes a `adagrpo.rewards.Reward` of this run, once.
+    """A Python function that creates an `adagrpo.rewards.Reward` for the run.
 
-    It is called as `function(models, members, **options)`: the models of the run (`adagrpo.pipeline.factories`) and the
-    rewards that `members` name. `files` are pinned with its module. `models.training_logs` is the path of all that it
-    may be fitted on.
+    Called as `function(models, members, **options)`, see `adagrpo.pipeline.factories`. It may be fitted on
+    `models.training_logs` only.
     """
 
     beside = frozenset({"policy", "ranker.user_share"})  # what it may read of the run besides its files
@@ -129,12 +123,7 @@ class FactoryOptions(_Options):
 
 
 class HttpOptions(_Options):
-    """A batched endpoint, see `adagrpo.rewards.http`.
-
-    `version` names what answers there, since it cannot be hashed: change it when the model behind it changes.
-    `token_env` names the environment variable of a bearer token, which is written nowhere. `batch_size`, `concurrency`,
-    `timeout_seconds`, `retries` and `backoff_seconds` are for endpoints with limits of their own.
-    """
+    """A batched endpoint, see `adagrpo.rewards.http`. Change `version` with the model: it cannot be hashed."""
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset(
         {"batch_size", "concurrency", "timeout_seconds", "retries", "backoff_seconds", "token_env"}
@@ -155,7 +144,7 @@ class HttpOptions(_Options):
 
 
 class LightGBMOptions(_Options):
-    """A LightGBM model in text format over the features of `adagrpo.rewards.features`."""
+    """A LightGBM model in text format over `adagrpo.rewards.features`."""
 
     elsewhere = True
     kind: Literal["lightgbm"] = "lightgbm"
@@ -163,20 +152,20 @@ class LightGBMOptions(_Options):
 
 
 class LambdaRankOptions(_Options):
-    """The second family of rankers, which the stage `ranker` fits; see `adagrpo.trainer.lambdarank`."""
+    """The LambdaRank model of the stage `ranker`; see `adagrpo.trainer.lambdarank`."""
 
     kind: Literal["lambdarank"] = "lambdarank"
 
 
 class NoiseOptions(_Options):
-    """A reward that knows nothing, see `adagrpo.rewards.noise`: alone a control, in a weighted sum what degrades."""
+    """Random reward, see `adagrpo.rewards.noise`: a control, or noise in a weighted sum."""
 
     kind: Literal["noise"] = "noise"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 class FeatureOptions(_Options):
-    """One count of `adagrpo.rewards.features` as a reward: `knn_history` is item-kNN, `popularity` popularity."""
+    """A count of `adagrpo.rewards.features`: `knn_history` is item-kNN, `popularity` popularity."""
 
     beside = frozenset({"ranker.user_share"})  # whose interactions are counted
     kind: Literal["feature"] = "feature"
@@ -184,9 +173,9 @@ class FeatureOptions(_Options):
 
 
 class WeightedOptions(_Options):
-    """A sum of rewards, each times its weight; weights may be negative.
+    """A weighted sum of rewards; weights may be negative.
 
-    Without weights each member counts in units of its spread within a list, as the stage `reranking` measures it.
+    Without weights each member is divided by its within-list standard deviation, measured by the stage `reranking`.
     """
 
     kind: Literal["weighted"] = "weighted"
@@ -195,7 +184,7 @@ class WeightedOptions(_Options):
 
     @property
     def in_spreads(self) -> bool:
-        """True where no weights are given."""
+        """True if no weights are given."""
         return self.weights is None
 
     @model_validator(mode="after")
@@ -211,7 +200,7 @@ class WeightedOptions(_Options):
 
 
 def reward_name(options: RewardOptions) -> str:
-    """What messages and features call a reward: its function, address or kind."""
+    """Return the display name of a reward: its function, address or kind."""
     match options:
         case CallableOptions() | FactoryOptions():
             return options.function
@@ -222,7 +211,6 @@ def reward_name(options: RewardOptions) -> str:
 
 
 def _kind(value: Any) -> Any:
-    """The kind of a mapping or model, `sequential` if it is not said."""
     return value.get("kind", "sequential") if isinstance(value, dict) else getattr(value, "kind", None)
 
 

@@ -1,4 +1,4 @@
-"""The base class of every section of a configuration."""
+"""Base class of configuration sections."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ __all__ = ["Finite", "NonNegativeFloat", "Positive", "PositiveFloat", "Section",
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and strict about its keys.
+    """An immutable section that rejects unknown keys.
 
-    `not_of_the_result` names the keys that decide nothing about any result, such as how often a fit is saved. `tags`
-    names those that tell one kind of section from another, which are never left out as a default.
-
-    A section of which some keys are given has the others as they are by default in its place: `train.fit: {epochs: 4}`
-    leaves the learning rate at that of `train.fit`, which is not that of `sft`.
+    `not_of_the_result` names keys without influence on results; `tags` names discriminators, never omitted as defaults.
+    A partly given section keeps its parent's defaults: `train.fit: {epochs: 4}` has the learning rate of `train.fit`.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset()
@@ -51,7 +48,6 @@ class Section(BaseModel):
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of."""
     if get_origin(annotation) is Literal:
         return {type(choice) for choice in get_args(annotation)}
     if get_origin(annotation) is Annotated:

@@ -1,9 +1,4 @@
-"""Settings of a configuration that a stage reads, and that decide its result, by the keys that it declares.
-
-A key that has its default is left out. So a new option with a default makes no stage
-again, and neither does a default that is written down. What is left out is the same for every stage: defaults, and the
-keys that a section declares as `not_of_the_result`.
-"""
+"""Settings that determine a stage's result. Defaults are omitted, so that new options invalidate no stage."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ NO_DEFAULT = object()
 
 
 class Change(NamedTuple):
-    """A key of the configuration with two values."""
+    """A key with two values."""
 
     key: str
     before: Any
@@ -24,19 +19,15 @@ class Change(NamedTuple):
 
 
 def read_settings(config: Section, reads: Collection[str], but: Collection[str] = ()) -> dict[str, Any]:
-    """The settings below some keys of a configuration, JSON-able.
+    """Return the non-default settings below some keys, JSON-able.
 
     Args:
-        reads: dotted keys, of values or of whole sections, by the names of the fields.
-        but: dotted keys below those that are not read.
-
-    Returns:
-        What differs from its default, by the keys of `reads`. A section is held against the default of its place: two
-        sections of the same class may have different ones.
+        reads: dotted keys of values or sections, by field name.
+        but: dotted keys below those to omit.
 
     Raises:
-        KeyError: a key names nothing.
-        ValueError: a key is one that decides nothing.
+        KeyError: a key is unknown.
+        ValueError: a key is in `not_of_the_result`.
 
     Example:
         >>> from adagrpo.config import Config
@@ -61,12 +52,10 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
 
 
 def changed_settings(config: Section, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Compare two results of `read_settings`, key by key, with defaults where one of them has nothing.
+    """Compare two results of `read_settings` by key; omitted keys have their defaults.
 
     Args:
         config: to which `now` belongs.
-        before: of an earlier configuration of the same keys.
-        now: of this one.
 
     Example:
         >>> from adagrpo.config import Config
@@ -91,14 +80,13 @@ def changed_settings(config: Section, before: Mapping[str, Any], now: Mapping[st
 
 
 def _leaves(value: Any, key: str) -> dict[str, Any]:
-    """The values below a key, by their whole keys."""
     if not isinstance(value, Mapping):
         return {key: value}
     return {name: leaf for below, part in value.items() for name, leaf in _leaves(part, f"{key}.{below}").items()}
 
 
 def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
-    """Return the default of a key: in its section, or where the section is not given either."""
+    """Return the default of a key; with `of_place` that of an absent section."""
     *above, name = key.split(".")
     section: Any = type(config).model_construct() if of_place else config
     for part in above:
@@ -112,7 +100,6 @@ def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
 
 
 def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tuple[Any, Any]:
-    """A value and its default, both reduced."""
     field = type(section).model_fields[name]
     default = NO_DEFAULT
     if not field.is_required() and name not in section.tags:
@@ -121,7 +108,7 @@ def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tu
 
 
 def _reduced(value: Any, key: str, but: Collection[str]) -> Any:
-    """A value without what is as by default below it, without `but`, and without what decides nothing."""
+    """Drop defaults, `but` and keys in `not_of_the_result`."""
     if isinstance(value, Section):
         kept = {}
         for name in type(value).model_fields:

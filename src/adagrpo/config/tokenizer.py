@@ -1,4 +1,4 @@
-"""The section `tokenizer`: item vectors, their quantiser, and what becomes of collisions."""
+"""The section `tokenizer`: item vectors, quantiser and collisions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Se
 
 
 class PublishedIds(Section):
-    """Semantic IDs made elsewhere: a Parquet file with one list of codes an item, or an index of token names.
+    """Semantic IDs from elsewhere: a Parquet file with a list of codes per item, or an index of token names.
 
-    An index is a JSON file, `{"item id": ["<a_236>", "<b_231>", ..], ..}`, or a text file with a line
-    `<a_236><b_231>.. TAB title TAB item id` for each item; the code is the last number of a name. `column` and
-    `id_column` are of Parquet alone.
+    An index is a JSON file, `{"item id": ["<a_236>", "<b_231>", ..], ..}`, or a text file with lines
+    `<a_236><b_231>.. TAB title TAB item id`; the code is the last number of a name.
     """
 
     path: str
@@ -29,10 +28,7 @@ class PublishedIds(Section):
 
 
 class RqVaeConfig(Section):
-    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`.
-
-    Its keys are for those who repeat a paper's RQ-VAE, each of which has other sizes.
-    """
+    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`."""
 
     epochs: Positive = 100
     batch_size: Positive = 256
@@ -43,13 +39,9 @@ class RqVaeConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """Item vectors and their residual quantisation; see `docs/reference/tokenizers.md` for what each choice is worth.
+    """Item vectors and their residual quantisation.
 
-    `vectors` weighs the kinds of item vectors, from which also hybrid policies and rankers of next items start;
-    `language_model` is the folder of the sentence-transformers model of the vectors of that name (null: the one
-    that the extra `text` brings). Items with the same codes get one more `level`, or each goes to the `nearest`
-    free code of its last level.
-    `width` and `window` are for catalogues and sessions of another size than the public sets.
+    Hybrid policies and next-item rankers are initialised from `vectors` too.
     """
 
     vectors: dict[Literal["attributes", "text", "cooccurrence", "language_model"], PositiveFloat] = Field(

@@ -1,4 +1,4 @@
-"""The sections `train` and its arms: each is one way to post-train from the same starting policy."""
+"""The section `train` and its arms."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ TAKEN = ("sft", "rerank", "fuse", "fuse-without-reward", *MATCHED, "baselines", 
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
 _TAKEN = re.compile(rf"reward-\d+|{_ARM.pattern}")
 
-# After each whole training history, the policy's own beam takes the order of log-probability + weight · reward;
-# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL. The beam is
-# held to the catalogue, as the one is whose order validation judges, and what it holds of the policy's probability is
-# held too: research/small_data says what happens on small data without either.
+# After each whole training history, the policy's own beam is distilled in the order of log-probability + weight ·
+# reward. The weight is chosen on validation cases; at 0 the arm is continued NLL. The beam is constrained to the
+# catalogue, as in validation, and its probability mass is kept: see research/small_data for small data without either.
 PRESETS: dict[str, dict[str, Any]] = {
     "distill-tuned": {
         "objective": "distill",
@@ -49,14 +48,11 @@ def _known(objective: str) -> str:
 
 
 class ArmConfig(Section):
-    """One way to post-train from the same starting policy.
+    """A way to post-train from the starting policy.
 
-    A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-tuned]`; the last is of
-    `PRESETS`, with settings chosen on validation users of Beauty.
-    `options` are keys of the section `objective` that this arm sees otherwise than the others, its own reward term's
-    and gate's among them; such an arm has a `name` of its own:
-    `{objective: adagrpo, name: rho-0.5, options: {adagrpo: {rho: 0.5}}}`,
-    `{objective: mixture, name: clipped, options: {grpo: {epsilon: 0.1}}}`.
+    An arm is given by name, `arms: [nll, adagrpo-random-lambda5, distill-tuned]`, the last from `PRESETS` (tuned on
+    validation users of Beauty), or as a mapping. `options` override keys of `objective` and need a `name`:
+    `{objective: adagrpo, name: rho-0.5, options: {adagrpo: {rho: 0.5}}}`.
     """
 
     objective: Annotated[str, AfterValidator(_known)]
@@ -110,53 +106,51 @@ class ArmConfig(Section):
 
     @property
     def _pressed(self) -> bool:
-        """Check that there is a reward term that may be admitted, and an anchor to hold it against."""
         return self.learns_from_reward and OBJECTIVES[self.objective].anchored
 
     @property
     def learns_from_reward(self) -> bool:
-        """Check that there is a reward term, and that its gate may admit it."""
+        """True if there is a reward term that the gate may admit."""
         return self.term is not None and self.admits != "none"
 
     @property
     def term(self) -> str | None:
-        """The name of the reward term; None: NLL alone."""
+        """Name of the reward term; None for NLL only."""
         term = OBJECTIVES[self.objective].term
         return None if term is None else term.name
 
     def resolved_objective(self, common: ObjectiveConfig) -> ObjectiveConfig:
-        """The section `objective` as this arm sees it."""
+        """Return the section `objective` with the arm's options."""
         seen = common.model_dump(by_alias=False)
         for key, value in self.options.model_dump(by_alias=False, exclude_unset=True).items():
             seen[key] = seen[key] | value if isinstance(value, dict) else value
         return ObjectiveConfig.model_validate(seen)
 
     def weight_of(self, common: ObjectiveConfig) -> float:
-        """λ, its own or the common one."""
+        """Return λ, the arm's own or the common one."""
         return common.lambda_ if self.lambda_ is None else self.lambda_
 
     def pressure_of(self, common: ObjectiveConfig) -> float | None:
-        """The pressure that its λ is to come from, its own or the common one; None where λ is as given.
+        """Return the pressure, the arm's own or the common one; None if λ is used.
 
-        An arm's own λ goes before the common pressure. An objective that takes no pressure goes by the common λ.
+        An arm's own λ overrides the common pressure, and objectives without pressure use the common λ.
         """
         if self.pressure is not None or self.lambda_ is not None or not self._pressed:
             return self.pressure
         return common.pressure
 
     def left_to_validation(self, common: ObjectiveConfig) -> str | None:
-        """The option of its term that validation is to choose."""
+        """Return the option of the term that validation chooses, if any."""
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
         return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
-        """All that the arm's training reads of the section `objective`, JSON-able.
+        """Return the settings of `objective` that the arm's training reads, JSON-able.
 
         Args:
-            common: the section as all arms see it.
-            defaults: False leaves out what is as it would be if nobody had said anything.
+            defaults: False omits values equal to their defaults.
         """
         resolved = self.resolved_objective(common)
         content: dict[str, Any] = {"objective": self.objective}
@@ -177,7 +171,7 @@ class ArmConfig(Section):
 
     @property
     def own_gate(self) -> str | None:
-        """The gate where none is named; None for an objective that has no reward to admit."""
+        """Default gate of the objective; None without a reward."""
         return OBJECTIVES[self.objective].gate
 
     @property
@@ -187,12 +181,12 @@ class ArmConfig(Section):
 
     @property
     def reads_truth(self) -> bool:
-        """True where its gate needs the true utility."""
+        """True if the gate needs the true utility."""
         return self.admits is not None and GATES[self.admits].reads_truth
 
     @property
     def name(self) -> str:
-        """In folders and in metrics.json: its own, or `<objective>[-<gate>][-lambda<number> or -pressure<number>]`."""
+        """Own name, or `<objective>[-<gate>][-lambda<number> or -pressure<number>]`."""
         if self.own_name is not None:
             return self.own_name
         gate = "" if self.admits == self.own_gate else f"-{self.gate}"
@@ -202,10 +196,10 @@ class ArmConfig(Section):
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The arm that has a name; the other way round from `name`.
+        """Return the arm with a `name`.
 
         Raises:
-            UserError: no arm is called that; the nearest name is said.
+            UserError: there is none; the nearest name is suggested.
 
         Example:
             >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
@@ -221,7 +215,7 @@ class ArmConfig(Section):
 
 
 def _arm_of(name: str) -> dict[str, Any]:
-    """The fields of the arm that has a name; where there is none the error says the nearest."""
+    """Parse the name of an arm into fields."""
     if name in PRESETS:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)
@@ -234,13 +228,7 @@ def _arm_of(name: str) -> dict[str, Any]:
 
 
 class TrainConfig(Section):
-    """Post-training: every arm starts from the sft policy and sees the same batches.
-
-    `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
-    `rl_split_nll` they are NLL positions in post-training, in every arm.
-    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false, for those who
-    study what a wrong reward does to the end.
-    """
+    """Post-training: all arms start from the SFT policy and see the same batches."""
 
     arms: tuple[ArmConfig, ...] = (
         ArmConfig(objective="nll"),

@@ -1,1 +1,1 @@
-"""Data: logs to numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
+"""Data: numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""

@@ -1,4 +1,4 @@
-"""The canonical column names, in one place."""
+"""Canonical column names."""
 
 USER_ID = "user_id"  # as in the logs
 ITEM_ID = "item_id"  # as in the logs
@@ -10,7 +10,7 @@ EVENT = "event"
 RATING = "rating"
 CLICKED = "clicked"  # a shown item was chosen
 CLICKED_AT = "clicked_at"  # when that was known, where it was later than the impression
-SLOT = "slot"  # place in the slate, 0 is the top
+SLOT = "slot"  # rank in the slate, 0 is the top
 PROPENSITY = "propensity"  # probability that the item was shown
 EXPOSURE = "exposure"  # how a held-out impression came about: validation and biased (the platform's), or random
 HISTORY_LENGTH = "history_length"  # interactions of the user before an impression

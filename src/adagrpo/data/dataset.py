@@ -1,9 +1,7 @@
-"""Logs to numbered users and items, each user's interactions in order, and what was shown to whom after how many.
+"""Number the users and items of logs, and order each user's interactions.
 
-Items are numbered by a keyed hash of their ids (`adagrpo.data.item_order`): the number of an item says nothing about
-when it first appeared or how popular it is. Users are numbered by the rank of their id; no model, metric or tie reads
-the number of a user. The k-core keeps the users and items with at least so many interactions, again and again until
-nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
+The k-core repeatedly drops users and items with too few interactions (Seidman, Network structure and minimum degree,
+1983). Items are numbered by `adagrpo.data.item_order`, users by id.
 """
 
 from __future__ import annotations
@@ -40,10 +38,10 @@ from adagrpo.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Numbered users and items, and each user's interactions from the oldest to the newest.
+    """Numbered users and items, with interactions from oldest to newest.
 
-    An impression's `history_length` counts its user's interactions before it, `history_until` those before or at the
-    same time, or that of its click: it is known to precede interaction number `n` only if `history_until <= n`.
+    For an impression, `history_length` counts the user's interactions before it, and `history_until` those up to its
+    time or that of its click: it is known to precede interaction `n` only if `history_until <= n`.
     """
 
     users: pl.DataFrame  # user Int32, user_id
@@ -63,14 +61,13 @@ def build_dataset(
     min_item_interactions: int = 1,
     keep_unseen_items: bool = False,
 ) -> Dataset:
-    """Take the k-core of the interactions, number users and items, and put each user's interactions in order.
+    """Take the k-core, number users and items, and sort each user's interactions by time.
 
-    Interactions at the same time keep the order of the file; repeats of an item are kept.
+    Ties keep the order of the file; repeated items are kept.
 
     Args:
-        items: of `read_items`; items without a row there have no text and no attributes.
-        min_user_interactions: users with fewer are dropped, with their interactions; so are items.
-        keep_unseen_items: keep the items of the table that no interaction is left of, too.
+        items: from `read_items`; may lack items of the logs.
+        keep_unseen_items: also keep items of the table without interactions.
 
     Raises:
         UserError: fewer than two users or items are left.
@@ -116,7 +113,6 @@ def build_dataset(
 
 
 def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
-    """The item table of a data set; items that are not described have no text and no attributes."""
     return (
         pl.DataFrame({ITEM_ID: catalogue})
         .join(described, on=ITEM_ID, how="left", maintain_order="left")
@@ -130,7 +126,6 @@ def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame
 
 
 def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
-    """Item ids of the logs and the item table, of one type."""
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
     if items[ITEM_ID].dtype == ids.dtype:
@@ -152,7 +147,6 @@ def _k_core_rows(
     min_user: int,
     min_item: int,
 ) -> NDArray[np.int64]:
-    """The rows that are left of interactions when nothing changes any more."""
     rows = np.arange(len(users))
     while True:
         enough = (np.bincount(users)[users] >= min_user) & (np.bincount(items)[items] >= min_item)
@@ -165,7 +159,6 @@ def _count_duplicates(
     numbered: pl.DataFrame,  # user, item and the time, by user and time
     time: str,
 ) -> int:
-    """Count the interactions that repeat the user, item and time of another one."""
     user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
     tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
     tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
@@ -174,13 +167,13 @@ def _count_duplicates(
 
 
 def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Row of each id in `known`, null where it is not."""
+    """Return the index of each id in `known`, or null."""
     lookup = pl.DataFrame({"id": known}).with_columns(index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
 
 
 def index(name: str, length: int) -> pl.Expr:
-    """A column that counts the rows from 0."""
+    """Return an Int32 row number from 0."""
     return pl.int_range(length, dtype=pl.Int32).alias(name)
 
 
@@ -194,7 +187,6 @@ def _with_history(
     chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,
 ) -> pl.DataFrame:
-    """Impressions by user and time, with the user's interactions that precede each one."""
     before, until = _counts_at(shown.select(USER, time), chosen, time)
     if CLICKED_AT in shown.columns:
         _, until = _counts_at(shown.select(USER, pl.max_horizontal(time, CLICKED_AT).alias(time)), chosen, time)
@@ -211,11 +203,7 @@ def _counts_at(
     chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Interactions of the user before each moment, and before it or at the same time.
-
-    Both tables are put in one order; then a count at the start of a run of equal times is what came strictly before it,
-    and a count at its end includes what came with it.
-    """
+    """Count each user's interactions before each moment, and up to it."""
     lengths = np.bincount(chosen[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
     both = pl.concat([chosen.select(USER, time), moments], how="vertical_relaxed")

@@ -1,19 +1,15 @@
-"""Impressions that no order is known of: a ranker is fitted and examined on them, and a history is a set.
+"""Impressions without a known order: a ranker is fitted and evaluated on them, and a history is a set.
 
-A user's clicks in training are put into random order, once. A click at place `p` is scored from the `p` clicks before
-it, and what was shown and not clicked from a number of them drawn from 0 .. n - 1, with `n` the user's clicks: so
-neither the length of a history nor its items say whether an impression was clicked, and leaving out those without any
-history (as fitting does) keeps each user's click rate. Held-out impressions are scored from all of the user's clicks
-in training.
+A user's `n` training clicks are shuffled once. The click at position `p` is scored from the `p` before it, an
+impression without a click from a random number of them, uniform on 0 .. n - 1: so histories do not reveal clicks.
+Held-out impressions are scored from all training clicks.
 
-    train.parquet          the clicks of training, in that order
-    training_logs.parquet  the same in the ids of the logs: user_id, item_id
+    train.parquet          the training clicks, in that order
+    training_logs.parquet  the same with original ids
     impressions.parquet    what was shown, clicked or not
-    held_out.parquet       user, item, clicked, exposure: `validation` and `biased` as the platform shows, or `random`
+    held_out.parquet       user, item, clicked, exposure: `validation` and `biased` (the platform's), or `random`
 
-A user meets an item once: of repeats the clicked one is kept, else the first, and what is shown at random is left out
-where training holds the pair. An interaction whose impression was not logged (an empty cell of the clicks) is left out
-and counted: it says nothing of what was shown beside it.
+Random exposures of training pairs, and interactions without a logged impression, are dropped.
 """
 
 from __future__ import annotations
@@ -53,16 +49,14 @@ KINDS = ("biased", "random")  # of held-out impressions that a ranker is examine
 def write_exposures(
     biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
 ) -> None:
-    """Write impressions without order, cut at random. The same input gives the same bytes.
+    """Write unordered impressions, split at random, reproducibly.
 
     Args:
-        biased: what the platform showed; `random` what was shown at random.
-        items: of `read_items`; items without a row there have no text and no attributes.
-        held_out: the share of the impressions for validation, and again as much for the report.
-        seed: of the cut and of the order of clicks.
+        biased: what the platform showed; `random` is what was shown at random.
+        held_out: the share of impressions for validation, and again for the report.
 
     Raises:
-        UserError: the logs hold no impressions, or fewer than two users have a click to learn from.
+        UserError: there are no impressions, or fewer than two users have a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -134,20 +128,19 @@ def write_exposures(
 
 
 def load_held_out(directory: Path) -> pl.DataFrame:
-    """Held-out impressions of users with a history: user, item, clicked, exposure; sorted by exposure and user."""
+    """Load held-out impressions of users with a history, by exposure and user."""
     table = pl.read_parquet(directory / "held_out.parquet").cast({CLICKED: pl.Boolean})
     return table.sort(EXPOSURE, USER, maintain_order=True)
 
 
 def once(table: pl.DataFrame) -> pl.DataFrame:
-    """Each pair of user and item once, in the order of the log."""
+    """Keep each pair of user and item once, a clicked one or else the first, in log order."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
     return first.sort("row").drop("row")
 
 
 def _numbered(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """With the rows of users and items in place of their ids; users who are not known are left out."""
     numbered = table.join(users, on=USER_ID, how="inner", maintain_order="left")
     return numbered.join(items, on=ITEM_ID, how="inner", maintain_order="left").drop(PAIR)
 
@@ -155,7 +148,6 @@ def _numbered(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> 
 def _with_random_order(
     shown: pl.DataFrame, num_users: int, draw: np.random.Generator
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Impressions with a history length, and the clicks in the order that it counts in; see the module's text."""
     shown = shown[draw.permutation(len(shown))].sort(USER, maintain_order=True)
     user, clicked = shown[USER].to_numpy(), shown[CLICKED].to_numpy()
     counts = np.bincount(user[clicked], minlength=num_users)
@@ -169,7 +161,6 @@ def _with_random_order(
 
 
 def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
-    """The items with what is said of them, and whether anything is."""
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
     described = items.with_columns(pl.col(ITEM_ID).cast(pl.String), pl.lit(True).alias(MET))

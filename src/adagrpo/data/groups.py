@@ -1,8 +1,6 @@
-"""Named groups of items: which items have a value of a column of the item table.
+"""Named groups of items: a column and a value, such as `category` and `toys`, compared as text.
 
-A group is a column, such as `category`, and a value of it, such as `toys`. They come from the columns that
-`data.items.groups` names, and from attributes of the form `column=value`, which is how the item table's columns of
-single values enter the attributes. Everything is compared as text; true and false are as a request writes them.
+They come from the columns in `data.items.groups` and from attributes `column=value`.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FAL
 
 
 class UnknownGroup(UserError):
-    """Items have no such column or value. `public_message` says so without the value, which others may not read."""
+    """Unknown column or value; `public_message` omits the value."""
 
     def __init__(self, message: str, public_message: str) -> None:
         super().__init__(message)
@@ -40,7 +38,7 @@ class _Column(NamedTuple):
 
 
 class ItemGroups:
-    """The groups of `V` items; made of the prepared items.
+    """The groups of `V` items.
 
     Example:
         >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
@@ -50,7 +48,7 @@ class ItemGroups:
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
-        """Index rows of item and of attributes, groups or both, each a list of `column=value`."""
+        """Index items by their attributes and groups, lists of `column=value`."""
         self.count = len(items)
         self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]
@@ -68,7 +66,7 @@ class ItemGroups:
         self._columns = {str(name): _column(part) for (name,), part in pairs.group_by(["column"], maintain_order=True)}
 
     def about(self, item: int) -> list[str]:
-        """All that the table says of an item, attributes that are no group among it.
+        """Return all attributes and groups of an item.
 
         Example:
             >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
@@ -80,30 +78,26 @@ class ItemGroups:
 
     @property
     def names(self) -> list[str]:
-        """The columns."""
+        """Return the sorted column names."""
         return sorted(self._columns)
 
     def values(self, name: str) -> list[str]:
-        """The values of a column.
-
-        Raises:
-            UnknownGroup: there is no such column.
-        """
+        """Return the values of a column."""
         return list(self._of(name, name).values)
 
     def check(self, name: str, field: str) -> None:
-        """Refuse a column that is not there; `field` is how a message calls it."""
+        """Raise `UnknownGroup` for an unknown column; `field` names it in the message."""
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
-        """The items that have a value, in ascending order.
+        """Return the items with a value, ascending.
 
         Args:
-            value: of the column; true and false also find the spellings of other programs.
-            field: how a message calls the column.
+            value: booleans also match other spellings.
+            field: the column's name in messages.
 
         Raises:
-            UnknownGroup: there is no such column, or no item has the value.
+            UnknownGroup: the column or value is unknown.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)
@@ -125,12 +119,11 @@ class ItemGroups:
 
 
 def no_groups() -> ItemGroups:
-    """Those of items of which nothing is known."""
+    """Return groups without any items."""
     return ItemGroups(pl.DataFrame({ITEM: []}, schema={ITEM: pl.Int32}))
 
 
 def _column(pairs: pl.DataFrame) -> _Column:
-    """One column's pairs of item and value, sorted by value."""
     counts = pairs["value"].rle().struct.unnest()
     offsets = np.concatenate([[0], counts["len"].to_numpy().cumsum()]).astype(np.int64)
     return _Column({value: place for place, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())

@@ -1,9 +1,9 @@
-"""Files of users to recommend to: ids, and the items that each has had, oldest first.
+"""Files of users to recommend to, with their items, if given, oldest first.
 
     {"user_id": "u7", "history": [3, 17, 4]}        JSONL, and Parquet with a list column
-    u7,3 17 4                                       CSV: ids with spaces between them, or a JSON list
+    u7,3 17 4                                       CSV: ids separated by spaces, or a JSON list
 
-A file without histories names users of the logs. It is read in parts, so that memory does not grow with it.
+They are read in parts, to bound memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ItemId = int | str
 
 
 class UserHistories(NamedTuple):
-    """Some users of a file, in its order."""
+    """A batch of users, in the order of the file."""
 
     users: list[ItemId]
     histories: list[list[ItemId]] | None  # None: the file has none
@@ -45,12 +45,11 @@ def read_histories(
     """Read a file of users, `size` at a time.
 
     Args:
-        path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
-        size: users of a part.
-        history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
+        path: CSV, Parquet or JSONL.
+        history: an optional column; `user.id` is a nested field.
 
     Raises:
-        UserError: the file or the column of users is missing, or a row holds no id, or no list of ids; it is named.
+        UserError: the file or the user column is missing, or a row is malformed.
     """
     columns = columns_of(path)
     require(path, [user], columns)
@@ -74,7 +73,7 @@ def read_histories(
 
 
 def about_how_many(path: Path) -> int:
-    """Rows of a file, to say how much is left: of a text file its lines, so that quoted line breaks count too."""
+    """Count the rows of a file, or the lines of a text file, for progress."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -83,7 +82,7 @@ def about_how_many(path: Path) -> int:
 
 
 def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
-    """Number of the row from 1, user and, if it is known to have one, history."""
+    """Yield row number from 1, user, and history if `known`."""
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):
@@ -117,7 +116,6 @@ def _json_rows(path: Path, user: str, history: str, known: bool) -> Iterator[tup
 
 
 def _field(record: Any, name: str) -> Any:
-    """A field of a line, which may lie within another one."""
     if name in record:
         return record[name]
     for part in path_of(name):
@@ -126,7 +124,7 @@ def _field(record: Any, name: str) -> Any:
 
 
 def _listed(text: str | None) -> Any:
-    """The ids of a cell of a CSV file; what is no list is left as it is.
+    """Parse the ids of a CSV cell.
 
     >>> _listed("3 17"), _listed('["a b", 4]'), _listed("")
     (['3', '17'], ['a b', 4], [])

@@ -1,14 +1,9 @@
-"""The order in which items are numbered: by a keyed hash of their ids, so that a number says nothing about its item.
+"""Number items by a keyed hash of their ids, so that numbers carry no information.
 
     order(ids) = ids by (blake2b_64(key, text of the id), id)
 
-Ids often ascend by first appearance, popularity or date of release, and the rank of an id then carries that order: to
-a model through the order of its rows, and to a metric wherever a tie is broken by the lower number. The hash depends on
-the id alone. Neither the order of the rows of a log, nor its other items, nor the machine changes which of two items
-comes first. An integer and its text have one hash.
-
-The key is written here and is no setting: runs of one log and other seeds have the same numbers, so that they share
-their prepared data and are compared item by item.
+Ids often ascend by first appearance, popularity or release date, which could leak through row order and ties. The key
+is fixed, so that runs share their prepared data.
 """
 
 from __future__ import annotations
@@ -23,11 +18,7 @@ _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8
 
 
 def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
-    """The distinct ids in the order of their hashes.
-
-    Args:
-        ids: integers or text, in any order, repeats allowed.
-        key: of the hash, at most 64 bytes.
+    """Return the distinct ids in the order of their hashes; an integer and its text have equal hashes.
 
     >>> in_hash_order(pl.Series("item_id", [1, 2, 3, 4, 5, 5])).to_list()
     [4, 1, 3, 2, 5]

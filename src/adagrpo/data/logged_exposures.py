@@ -1,8 +1,6 @@
-"""Answers and feedback of the exposure log to a log of impressions, as `adagrpo.data.logs` reads it.
+"""Convert an exposure log to impressions, one row per item of each list.
 
-One row for each item of each list: the user's hash, the item, when it was shown and where, whether feedback of a kind
-that counts as a click came of it, and the probability of being shown where the list was drawn. The time of a click is
-that of its impression, so that what a user did with a list is no history of the list itself.
+A click gets the time of its impression, so that it is never history of its own list.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback m
 
 @dataclass(frozen=True)
 class ExposureCounts:
-    """Counts of the rows of an exposure log, by what became of them."""
+    """Row counts of an exposure log."""
 
     answers: int  # that were read
     answers_repeated: int  # of a request id that was read before; left out
@@ -39,7 +37,7 @@ class ExposureCounts:
 
 
 class Timely(NamedTuple):
-    """Feedback that came in time, and how much came before its answer or too late."""
+    """Feedback in time, and the numbers of early and late rows."""
 
     feedback: pl.DataFrame
     early: int
@@ -47,11 +45,11 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Leave out feedback that can be no answer to a list.
+    """Drop feedback from before its list was shown, or too long after.
 
     Args:
-        feedback: with `time`, and `shown`, the time of its answer.
-        within_seconds: that may lie between; None waits for ever.
+        feedback: with `time` and `shown`, the time of its list.
+        within_seconds: None for no limit.
     """
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
@@ -67,19 +65,18 @@ def impressions_of(
     within_seconds: float | None = None,
     only_sampled: bool = False,
 ) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join what was shown with what came of it.
+    """Join the shown lists with their feedback.
 
     Args:
-        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
-        feedback: one row a request, item and kind.
-        clicks: kinds of feedback that make an impression a clicked one.
-        within_seconds: feedback that comes later is no click; None waits for ever.
-        only_sampled: keep the lists alone that were drawn, of which every item has a propensity.
+        exposures: one row per answer, see `adagrpo.exposures.exposure_parts`.
+        feedback: one row per request, item and kind.
+        clicks: the kinds of feedback that count as clicks.
+        within_seconds: limit of a click's delay; None for none.
+        only_sampled: keep only sampled lists, which have propensities.
 
     Returns:
-        user_id, item_id, timestamp, clicked, slot, propensity, request_id, clicked_at in the order of the log; and the
-        counts. The propensity is null where nothing was drawn; clicked_at is the time of the first feedback that makes
-        the impression a clicked one.
+        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id and clicked_at (the
+        first click), in log order; and the counts.
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
     said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)

@@ -1,12 +1,6 @@
-"""Long sequences that stay on disk: a batch reads its own histories, and a caller that needs all values maps them.
+"""Training sequences on disk, so that memory does not grow with the log.
 
-    train.parquet -> a file without a name, 4 bytes a value -> the stretches that a batch asks for
-
-A step of training reads some hundred histories of a log, so what it holds need not grow with the log. The file is
-written from the Parquet some rows at a time, and the system removes it with the process. Values, and therefore every
-batch, are those that are read into memory.
-
-Batches do not go through the mapping: where the system keeps a file in large pages, each history would be 2 MB of it.
+Batches use `pread`, not the mapping: with large pages each history would cost 2 MB.
 """
 
 from __future__ import annotations
@@ -43,20 +37,16 @@ class MappedRagged(Ragged):
         return np.frombuffer(b"".join(os.pread(place, size * n, size * start) for start, n in wanted), np.int32)
 
     def release(self) -> None:
-        """Forget the pages that were read; the next reader has them from the file again."""
+        """Drop the mapped pages from memory."""
         if hasattr(self.pages, "madvise"):  # not on Windows
             self.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
-    """The integers of a column of a Parquet file, on disk beside it; None where there is no room to write them.
-
-    Args:
-        name: of the column, without nulls.
-        rows: of the file, at least 1.
+    """Copy an integer column without nulls to a temporary file next to it; None if that cannot be written.
 
     Returns:
-        The values, what maps them, and their file, which is gone once no reference is left.
+        The values, their mapping, and the file, which disappears with its last reference.
     """
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it

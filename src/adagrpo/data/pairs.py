@@ -1,7 +1,7 @@
-"""Counts of pairs of items in training: which users have both, and what followed what.
+"""Counts of item pairs in training.
 
 c(i, j) = |U_i ∩ U_j|                          U_i: users with item i, so c(i, i) = |U_i|
-n(j, i) = number of times that i came after j in a sequence, directly or within some places
+n(j, i) = number of times that i came after j in a sequence, directly or within some steps
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PRODUCTS = 2**24  # of one user's items that are summed at a time
 
 
 def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
-    """(U, V) float32, 1 where a user has an item; columns ascend in each row."""
+    """Return a (U, V) float32 matrix, 1 if a user has an item; columns ascend."""
     # copies: summing repeats moves what is there
     entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
     held: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
@@ -30,7 +30,7 @@ def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
 
 
 def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
-    """(V, V) float32 `c`, with its diagonal, columns ascending in each row.
+    """Return the (V, V) float32 counts `c`; columns ascend.
 
     >>> common_users(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3).toarray().astype(int).tolist()
     [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
@@ -45,13 +45,10 @@ def common_users_of(
     held: sparse.csr_array,  # (U, V)
     items: NDArray[np.int64],  # (N,)
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
-    """The rows of `common_users` of some items, some at a time: (n,) items and their (n, V) counts.
-
-    All rows together are as many numbers as there are pairs of items with a common user, which a long log of many items
-    has by the billion.
+    """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
 
     Args:
-        held: of `users_of_items`.
+        held: from `users_of_items`.
         items: ascending and distinct.
 
     >>> held = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
@@ -71,12 +68,10 @@ def common_users_of(
 
 
 def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr_array:
-    """(V, V) float32 `n`: rows are the earlier item; columns ascending in each row.
+    """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
     Args:
-        training: item sequences.
-        num_items: `V`.
-        within: places; of items that come `d` places later, up to this many, each counts 1/d.
+        within: the maximum number of steps; an item `d` steps later counts 1/d.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
@@ -94,7 +89,7 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
 
 
 class PairCounts(NamedTuple):
-    """A matrix of counts, to look up many single entries at once: whole where it is small, else as a sorted list."""
+    """A count matrix for fast lookup: dense if small, else sorted keys."""
 
     keys: NDArray[np.int64]  # (nnz,) row · V + column, ascending; (0,) where the matrix is whole
     values: NDArray[np.number]  # (nnz,) or (V · V,)
@@ -102,7 +97,7 @@ class PairCounts(NamedTuple):
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> PairCounts:
-        """The entries of a (V, V) matrix of counts whose columns ascend in each row."""
+        """Convert a (V, V) matrix whose columns ascend."""
         size = matrix.shape[1]
         if size * size <= _WHOLE:
             small = not matrix.nnz or matrix.data.max() < 2**16
@@ -111,7 +106,7 @@ class PairCounts(NamedTuple):
         return cls(rows * size + matrix.indices, matrix.data.astype(np.float32), size)
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The entries at rows and columns of any one shape; 0 where there is none.
+        """Return the entries at rows and columns of equal shape; 0 if absent.
 
         >>> PairCounts.of(sparse.csr_array(np.array([[0.0, 3.0], [5.0, 0.0]]))).at(np.array([0, 1]), np.array([1, 1]))
         array([3., 0.], dtype=float32)
@@ -130,7 +125,7 @@ def largest_of_rows(
     weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
     limit: int,
 ) -> NDArray[np.bool_]:
-    """(N,) True for the `limit` largest weights above 0 of each row; of equal ones, the earlier.
+    """Mark the `limit` largest positive weights of each row, (N,); ties go to the earlier entry.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
     array([ True,  True, False,  True])

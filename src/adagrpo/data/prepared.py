@@ -1,18 +1,15 @@
-"""The prepared data of a run: one Parquet file a purpose, so that a reader of one cannot see another.
+"""The prepared data of a run: one Parquet file per purpose, so that reading one cannot leak another.
 
-    users.parquet, items.parquet    the ids of the logs, by row
-    train.parquet                   all that a model may be fitted on
-    training_logs.parquet           the same in the ids of the logs, for a reward of one's own: user_id, item_id and,
-                                    where the logs have it, timestamp, by user and time
-    validation.parquet              what happened from the end of training up to the test target; the target is marked
-    test.parquet                    the test target, and nothing else
-    later.parquet                   all that comes after what the other three hold, as a split in time leaves it
-    impressions.parquet             what was shown before a split in time; or, where each user's last interactions are
-                                    held out, up to the last one of training: what came between it and the next, none
-                                    of which was clicked, is left out, since the next may be shown there
-    rejects.parquet, summary.json   what was read, and what was refused
-
-Changing a test target changes `test.parquet` alone, byte for byte: no statistic of it is written anywhere else.
+Files of a run:
+    users.parquet, items.parquet    original ids, by row
+    train.parquet                   what models may be fitted on
+    training_logs.parquet           the same with original ids: user_id, item_id and, if known, timestamp
+    validation.parquet              from the end of training up to the test target; `target` marks the target
+    test.parquet                    the test targets; no other file changes with them
+    later.parquet                   everything after that, under a split in time
+    impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
+                                    later ones may show the held-out item
+    rejects.parquet, summary.json   rejected rows; counts
 """
 
 from __future__ import annotations
@@ -49,10 +46,10 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a data set, cut by a split of its `U` users, into a folder. The same input gives the same bytes.
+    """Write a split data set into a folder, reproducibly.
 
     Raises:
-        ValueError: a target lies in what its model would see.
+        ValueError: a target lies within its own history.
     """
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +59,6 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     lengths = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, split.train_lengths))  # (U,)
 
     def of_rows(values: NDArray[np.int64]) -> NDArray[np.int32]:
-        """(U,) to the rows of the table, whose number decides how much memory this takes."""
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
@@ -108,7 +104,6 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 
 def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Path) -> None:
-    """Write the training interactions in the ids of the logs, with a part of them in memory at a time."""
     users = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
     items = dataset.items.lazy().select(ITEM, ITEM_ID)
     times = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
@@ -119,10 +114,7 @@ def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Pat
 
 
 def load_training(directory: Path) -> Ragged:
-    """Training sequences, one row for each of the `U` users, empty for users that training does not see.
-
-    Those of a long log stay on disk, see `adagrpo.data.mapped`.
-    """
+    """Load the training sequences, one row per user, possibly empty; long logs stay on disk."""
     path = directory / "train.parquet"  # written by user and position
     rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
     for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result
@@ -136,17 +128,17 @@ def load_training(directory: Path) -> Ragged:
 
 
 def load_until_test(directory: Path) -> Ragged:
-    """Interactions of each of the `U` users up to the test target, which is the last: nothing that is not evaluated."""
+    """Load each user's interactions through the test target."""
     return _with(directory, "validation.parquet", "test.parquet")
 
 
 def load_whole(directory: Path) -> Ragged:
-    """All interactions of each of the `U` users: what is known when the logs end."""
+    """Load all interactions of each user."""
     return _with(directory, "validation.parquet", "test.parquet", "later.parquet")
 
 
 def _with(directory: Path, *names: str) -> Ragged:
-    """Training sequences, and after each what these tables have of its user."""
+    """Append the interactions of some tables to the training sequences."""
     training = load_training(directory)
     tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
     later = pl.concat(tables).sort(USER, POSITION)  # few rows: a training sequence is all that comes before them
@@ -156,10 +148,7 @@ def _with(directory: Path, *names: str) -> Ragged:
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
-    """Evaluation cases of a split, in the order of users; the history of a test case holds the validation period too.
-
-    Only `test` reads test.parquet.
-    """
+    """Load the cases of a split, by user; test histories include validation, and only `test` reads test.parquet."""
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
@@ -182,25 +171,22 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
 
 
 def load_items(directory: Path) -> pl.DataFrame:
-    """The catalogue: item, item_id, text, attributes, and groups where the recipe names some."""
+    """Load the catalogue: item, item_id, text, attributes and any groups."""
     return pl.read_parquet(directory / "items.parquet")
 
 
 def load_item_ids(directory: Path) -> pl.Series:
-    """(V,) ids of the logs, in the order of items."""
+    """Load the (V,) original item ids."""
     return pl.read_parquet(directory / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
 
 
 def load_user_ids(directory: Path) -> pl.Series:
-    """(U,) ids of the logs, in the order of users."""
+    """Load the (U,) original user ids."""
     return pl.read_parquet(directory / "users.parquet", columns=[USER_ID])[USER_ID]
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Impressions that a ranker may be fitted on; None where the logs have none.
-
-    Columns: user, item, history_length, clicked, and slot and propensity where they are known.
-    """
+    """Load the impressions for fitting, if any: user, item, history_length, clicked [, slot, propensity]."""
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
 

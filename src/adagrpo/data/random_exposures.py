@@ -1,8 +1,6 @@
-"""What was shown at random beside a log with an order: a user, an item, and whether it was clicked.
+"""Items shown at random: user, item, clicked. They evaluate lists (`adagrpo.pipeline.random_judge`), and fit nothing.
 
-Nothing is fitted on it: it judges lists (`adagrpo.pipeline.random_judge`), since what it shows no list and no platform
-chose. What a user's log or impressions hold is left out, clicked or not: training would know the answer, and held-out
-items would have a part in the choice.
+Pairs in the user's log or impressions are dropped, as training knows them.
 """
 
 from __future__ import annotations
@@ -23,14 +21,10 @@ LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet"
 
 
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The table user, item, clicked, in the numbers of a prepared log, each pair once; and counts for its summary.
-
-    Args:
-        shown: of `read_logs`, with clicks.
-        directory: of `write_prepared`.
+    """Return the distinct user, item, clicked, numbered as in a prepared log, and counts.
 
     Raises:
-        UserError: the logs do not say what was clicked, or hold nothing that can judge.
+        UserError: there are no clicks, or no usable exposures.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")
@@ -57,13 +51,11 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """The exposures, by user and item, of users with a history who clicked some of theirs and left some.
+    """Return the exposures, by user and item, of users with a history who clicked some items and skipped others.
 
     Args:
-        shown: of `random_exposures`.
-        lengths: (U,) of the histories.
-        most: users that are drawn, if there are more.
-        generator: of the draw.
+        lengths: (U,) history lengths.
+        most: maximum number of users, drawn at random.
     """
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()

@@ -1,8 +1,4 @@
-"""Padded batches of sequences, and their order as a function of (seed, epoch).
-
-Histories are short and of uneven length (half of the Amazon ones have six items or fewer): padding all of them to the
-longest would waste most of the work, so sequences of similar length are batched together.
-"""
+"""Padded batches of sequences of similar length (half of Amazon's histories have six items or fewer)."""
 
 from __future__ import annotations
 
@@ -15,14 +11,11 @@ from adagrpo.types import Histories, Ragged
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
-    """The last `max_length` items of some rows, padded on the right with 0.
+    """Return the last `max_length` items of some rows, padded on the right with 0.
 
     Args:
-        rows: (B,) which of them; each holds at least one item.
-        max_length: longest history kept, at least 1.
-
-    Returns:
-        Histories of `B` rows, as wide as the longest of them.
+        rows: (B,) indices of non-empty rows.
+        max_length: at least 1.
 
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
@@ -40,14 +33,10 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
-    """Return what `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
+    """Return the items that `pad` leaves out, oldest first, padded with -1: (B, O) int64, where O may be 0.
 
     Args:
-        rows: (B,) which of them.
-        max_length: of `pad`.
-
-    Returns:
-        (B, O) int64; O is 0 where no row is longer than `max_length`.
+        rows: (B,) row indices.
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],
@@ -61,7 +50,6 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> T
 
 
 def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  # (B,)
-    """Those of some rows: a batch need not look at all users."""
     return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 
 
@@ -69,7 +57,7 @@ def emptied(
     ragged: Ragged,
     rows: NDArray[np.bool_],  # (N,)
 ) -> Ragged:
-    """The same `N` rows, of which those that are True hold nothing any more.
+    """Empty the rows that are marked True.
 
     >>> emptied(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([True, False])).offsets
     array([0, 0, 1])
@@ -86,19 +74,13 @@ def length_bucketed_batches(
     epoch: int,
     bucket_factor: int = 50,
 ) -> list[NDArray[np.int64]]:
-    """Cut the rows of two items or more into batches of similar length, in random order.
+    """Batch the rows with two items or more by similar length, in an order that depends on (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
 
     Args:
-        lengths: (N,) length of every row.
-        batch_size: rows a batch; the last batch of the last bucket may be smaller.
-        seed: of the order.
-        epoch: each epoch has its own order; nothing else is remembered from one to the next.
-        bucket_factor: batches a bucket: more is less padding and less randomness.
-
-    Returns:
-        Batches of row indices; every row of two items or more is in exactly one.
+        batch_size: the last batch of the last bucket may be smaller.
+        bucket_factor: more is less padding and less randomness.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

@@ -1,11 +1,6 @@
-"""Splits: leave-one-out, and two points in time. A split says where in each user's sequence training ends.
+"""Splits: leave-one-out, and two points in time; a target's history is everything before it.
 
-Test is never read by a model: `train_lengths` cuts what is trained on, and the positions name the two targets. The
-history of a target is all that the user did before it.
-
-Within training there are two more cuts: users into folds, for cross-fitting, and a share of each user's positions that
-is kept apart for reinforcement. Both are hashes of (seed, user) and (seed, user, position) alone, so that no other
-user's data, and no order of reading, can move a user or a position from one side to the other.
+Folds and samples of users are hashes of (seed, user), independent of other users.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """The cuts of each of `U` users."""
+    """The split points of each of `U` users."""
 
     train_lengths: Ints  # (U,) interactions that training may see, from the oldest
     validation_positions: Ints  # (U,) position of the validation target, -1 where there is none
@@ -29,12 +24,9 @@ class Split:
 
 
 def leave_one_out(lengths: Ints) -> Split:
-    """The last interaction is test, the second last validation, the rest training.
+    """Use each user's last interaction for test, the second last for validation, the rest for training.
 
-    Users of fewer than three interactions are trained on whole and not evaluated.
-
-    Args:
-        lengths: (U,) interactions of each user.
+    Users with fewer than three interactions are only trained on.
 
     >>> leave_one_out(np.array([5, 2])).train_lengths
     array([3, 2])
@@ -53,16 +45,13 @@ def temporal(
     validation_from: float,
     test_from: float,
 ) -> Split:
-    """Cut at two points in time that are the same for all users.
+    """Split at two points in time.
 
     Training is strictly before `validation_from`. A user's validation target is their first interaction in
-    `[validation_from, test_from)`, the test target their first at or after `test_from`; a target needs a history.
-
-    Args:
-        timestamps: (total,) of all interactions, users end to end, ascending within each user.
+    `[validation_from, test_from)`, the test target their first from `test_from` on; a target needs a history.
 
     Raises:
-        ValueError: the points are not in order, or a user's timestamps are not ascending.
+        ValueError: the points are not in order, or a user's timestamps do not ascend.
     """
     if not validation_from < test_from:
         raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")
@@ -84,11 +73,11 @@ def temporal(
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """The split with targets for some of the users alone, a function of (seed, user).
+    """Keep the targets of some users, sampled as a function of (seed, user).
 
     Args:
-        count: how many of those with a target keep it; all, if there are no more.
-        lengths: (U,) interactions of each user, where the others may then be trained on whole.
+        count: the maximum number of these users.
+        lengths: (U,) interactions; if given, the other users are trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))
     >>> split.train_lengths, split.test_positions
@@ -103,12 +92,11 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that are a function of the seed and of their own keys: SplitMix64 (Steele et al. 2014).
-
-    Keys are (N,) each, at least 0, such as user and position; their order matters.
+    """Return numbers in [0, 1) that depend on seed and keys only: SplitMix64 (Steele et al. 2014).
 
     Args:
-        seed: at least 0; unrelated numbers for another seed.
+        seed: at least 0.
+        keys: (N,) each, at least 0; their order matters.
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])
@@ -124,15 +112,11 @@ def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
     return np.asarray((state >> np.uint64(11)) * 2.0**-53)
 
 
-_OF_FOLDS = 2**40  # a key that is no place of a history and not that of another draw of users
+_OF_FOLDS = 2**40  # a key unlike any position in a history or that of another draw of users
 
 
 def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
-    """The fold of each user, in `0 .. folds - 1`: a function of (seed, user), and none of who is evaluated.
-
-    Raises:
-        ValueError: `folds` is below 1.
-    """
+    """Return each user's fold, in `0 .. folds - 1`, as a function of (seed, user)."""
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}")
     every = np.arange(users)
@@ -140,7 +124,7 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 
 
 def check_leakage(split: Split) -> None:
-    """Raise a ValueError that names the first user whose training reaches a target, or validation not before test.
+    """Check that no training sequence reaches a target, and that validation precedes test.
 
     Raises:
         ValueError: naming the first user.

@@ -1,11 +1,8 @@
-"""Ties: interactions whose order the logs do not know, and what a result owes to the order they were written in.
+"""Shuffle ties: interactions whose order the logs do not know.
 
-Logs that are exact to the day put a user's purchases of one day in some order of the file, often that of the item ids;
-a model can learn that order and be rewarded for it. `shuffle_ties` puts tied interactions into a random order instead,
-before anything is split. Where there are timestamps, equal ones are ties. Where there are none but ties are known to
-stand in ascending order of an item column (the public Amazon files: by ASIN within a day), every maximal ascending run
-of that column is shuffled. Such a run holds whole days and, by chance, purchases of different days too, so results on
-data shuffled this way are a lower bound of what is left without the tie order.
+Logs exact to the day often order a day by item id, which a model can learn and be rewarded for. Ties are equal
+timestamps or, without timestamps, maximal ascending runs of the sorting column (the public Amazon files: ASIN within a
+day). Such a run may join several days, so results on shuffled data are a lower bound.
 """
 
 from __future__ import annotations
@@ -33,16 +30,15 @@ def shuffle_ties(
     column: str | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> Dataset:
-    """The data set with tied interactions in random order.
+    """Return the data set with tied interactions in random order.
 
     Args:
-        table: item table that holds `column`.
-        column: in whose ascending order ties were written; None: equal timestamps are ties.
-        max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.logs.unpacking`.
+        table: the item table that holds `column`.
+        column: that ties were sorted by; None: equal timestamps are ties.
 
     Raises:
-        UserError: there are no timestamps and no column, impressions are there (their place among ties is unknown), or
-            an item has no value in the column.
+        UserError: there are neither timestamps nor a column, there are impressions, or an item has no value in the
+            column.
     """
     interactions = dataset.interactions
     if dataset.impressions is not None:
@@ -68,7 +64,7 @@ def ascending_runs(
     users: NDArray[np.integer],  # (N,) end to end
     values: NDArray[np.integer],  # (N,)
 ) -> NDArray[np.int64]:
-    """(N,) number of the maximal strictly ascending run, within a user, that each row belongs to.
+    """Number the maximal strictly ascending runs within users, (N,).
 
     Example:
         >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()
@@ -79,7 +75,6 @@ def ascending_runs(
 
 
 def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expansion: float) -> NDArray[np.int64]:
-    """(V,) rank of each item's value in the column."""
     rows = read_table(table, [id_column, column], max_expansion, [id_column])
     keys = blank_to_null(rows[column])
     if keys.dtype == pl.String and numbers(keys).null_count() == keys.null_count():

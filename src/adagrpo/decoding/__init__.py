@@ -1,16 +1,12 @@
-"""Writing Semantic IDs with a policy: ancestral sampling and beam search, free or held to a catalogue by a trie.
+"""Decoding of Semantic IDs: ancestral sampling and beam search, free or constrained to a catalogue by a trie.
 
     sample           draws with replacement           `adagrpo.decoding.sampling`
     score sequences  of given codes, with gradients   `adagrpo.decoding.sampling`
     beam search      the most probable sequences      `adagrpo.decoding.beams`
 
-A trie narrows sampling and search in different ways, on purpose. `sample` and `score_sequences` mask the logits and
-renormalise, because a policy gradient needs the probabilities of the very distribution that was sampled from.
-`beam_search` rules continuations out *after* the log-softmax and does not renormalise, as Hugging Face's `generate`
-does with a prefix function, so that items are ranked by the policy's own probability; a hypothesis whose siblings are
-ruled out gains nothing from it.
-
-Many open implementations let a row run on unconstrained when its prefix is not in the trie. Here that is `DeadEnd`.
+`sample` and `score_sequences` mask the logits by the trie and renormalise, since a policy gradient needs the
+probabilities of the distribution that was sampled. `beam_search` masks *after* the log-softmax, as Hugging Face's
+`generate` does with a prefix function, so items are ranked by the policy's own probability.
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_and_score, beam_search_both

@@ -1,16 +1,8 @@
-"""Beam search: the most probable sequences, free, held to a catalogue, or both at once.
+"""Beam search: the most probable sequences, free, constrained to a catalogue, or both at once.
 
     beam search      the W highest of  Σ_l log π(c_l | x, c_<l)  that a width of W keeps in sight
 
-A search that is held to the catalogue looks at the children of its prefixes alone, but ranks them by the policy's own
-free probability, as Hugging Face's `generate` does with a prefix function.
-
-A free and a held search of one context write mostly the same prefixes. `beam_search_both` therefore lets them share
-hypotheses: those of the held search, and behind them what the free one alone has. Each prefix meets the policy once,
-and each search finds what it would have found by itself.
-
-Items can be ruled out for each sample. They are never written, and neither is a prefix that only they complete, so that
-no hypothesis is lost to them: a search of `W` hypotheses finds `W` items wherever the trie holds as many others.
+Prefixes that lead only to excluded items are not expanded, so a search of width `W` finds `W` items if they exist.
 """
 
 from __future__ import annotations
@@ -31,28 +23,28 @@ StateT = TypeVar("StateT", bound=DecoderState)
 
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.
 _SPAN = 32
-_SHORTEST_SPAN = 8  # a level whose size has no divisor from here to there is filled up
+_SHORTEST_SPAN = 8  # a level whose size has no divisor in this range is padded
 
 
 class Beams(NamedTuple):
-    """The `W` best Semantic IDs that beam search found for each of `B` samples, best first."""
+    """The `W` best Semantic IDs of each of `B` samples, best first."""
 
     codes: Tensor  # (B, W, L) int64, -1 where no sequence was found
     scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf where no sequence was found
-    log_probs: Tensor  # (B, W, L) float32, the policy's log-probability of each code, -inf where scores are
-    leaves: Tensor  # (B, W) int64, of the trie that the search was held to; -1 where nothing was found, or held
+    log_probs: Tensor  # (B, W, L) float32, the policy's log-probability of each code, -inf where the score is
+    leaves: Tensor  # (B, W) int64, of the trie; -1 where no sequence was found, or without a trie
 
 
 class _Step(NamedTuple):
-    """The hypotheses of a search after one more code."""
+    """Hypotheses after one more code."""
 
     scores: Tensor  # (B, W) float32, best first
-    parents: Tensor  # (B, W) int64, the hypothesis that each continues
+    parents: Tensor  # (B, W) int64, index of the parent hypothesis
     codes: Tensor  # (B, W) int64
 
 
 class _Written(NamedTuple):
-    """The code that each hypothesis of a search has written at one level; what is before it, its parent has."""
+    """Codes that hypotheses added at one level."""
 
     parents: Tensor  # (B, W) int64
     codes: Tensor  # (B, W) int64
@@ -68,26 +60,21 @@ def beam_search(
     trie: Trie | None = None,
     excluded: Excluded | None = None,
 ) -> Beams:
-    """Find the `W` most probable Semantic IDs of each sample, as far as a beam of `W` hypotheses sees them.
+    """Return the `W` most probable Semantic IDs of each sample that a beam of width `W` finds.
 
-    The search is exact where `W` is at least the number of prefixes at every level but the last. Equal scores are
-    ordered by the rank of the parent hypothesis, then by the lower code, on every device.
+    Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
+    parent, then by the lower code, on every device.
 
     Args:
-        context: `B` encoded samples.
-        width: `W`, hypotheses kept at each level and sequences returned.
-        trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
-            not by one renormalised over what the trie allows.
-        excluded: of the trie's `excluding`: items that each sample's search leaves out.
+        trie: restricts the search to its sequences, without renormalising.
+        excluded: items that each sample's search leaves out, from `trie.excluding`.
 
     Returns:
-        Beams, best first. Where fewer than `W` sequences of positive probability exist, the hypotheses left over hold
-        codes -1 and score -inf.
+        Beams, best first. If too few sequences have positive probability, the rest hold codes -1 and score -inf.
 
     Raises:
-        ValueError: `width` is below 1, the trie's levels are not the policy's, or items are excluded without a trie.
-        DeadEnd: the trie allows no continuation of one of its own prefixes.
-        NotFinite: the policy's logits hold NaN, or +inf.
+        DeadEnd: a prefix has no continuation in the trie.
+        NotFinite: the policy's logits hold NaN or +inf.
     """
     return _search(policy, context, width, trie, excluded, None)[0]
 
@@ -102,17 +89,13 @@ def beam_search_and_score(
     trie: Trie,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Tensor]:  # (B, G)
-    """Search, and score other sequences in the same passes: for a few histories `Policy.score` takes longer.
+    """Run `beam_search`, and score other sequences in the same passes, faster for a few histories.
 
     Args:
-        codes: (B, G, L) sequences.
         policy, context, width, trie, excluded: as in `beam_search`.
 
     Returns:
-        What `beam_search` finds, and the (B, G) float32 log-probabilities of the sequences.
-
-    Raises:
-        ValueError, DeadEnd, NotFinite: as `beam_search` does.
+        The beams, and the (B, G) float32 log-probabilities of the sequences.
     """
     return _search(policy, context, width, trie, excluded, codes)
 
@@ -125,7 +108,7 @@ def _search(
     excluded: Excluded | None,
     others: Tensor | None,  # (B, G, L)
 ) -> tuple[Beams, Tensor]:
-    """`beam_search`, and the (B, G) log-probabilities of other sequences; G is 0 without them."""
+    """Return the beams, and the (B, G) log-probabilities of others."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -136,7 +119,7 @@ def _search(
     asked = scores[:, :0] if others is None else scores.new_zeros(others.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
-        log_probs = logits.float().log_softmax(-1)  # of the W hypotheses, and of the G other sequences behind them
+        log_probs = logits.float().log_softmax(-1)  # of the W hypotheses, then the G other sequences
         if others is not None:
             own = log_probs[:, log_probs.shape[1] - others.shape[1] :] if level else log_probs
             own = own.expand(-1, others.shape[1], -1)
@@ -169,20 +152,15 @@ def beam_search_both(
     held_width: int | None = None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Search with the trie and without it, at little more than the price of one of them.
+    """Search with and without the trie, for little more than the cost of one.
+
+    The policy evaluates shared prefixes once; each search finds what it would find alone.
 
     Args:
-        context: `B` encoded samples.
-        width: `W` of the free search.
-        trie: what the other search is held to.
-        held_width: `W` of that one; None is the same.
-        excluded: of the trie's `excluding`: items that the held search of each sample leaves out.
+        held_width: `W` of the constrained search; None: the same.
 
     Returns:
-        The beams that are held to the trie, and the free ones.
-
-    Raises:
-        ValueError, DeadEnd, NotFinite: as `beam_search` does.
+        The constrained beams, and the free ones.
     """
     levels = check(policy, trie)
     _check_width("width", width)
@@ -190,8 +168,8 @@ def beam_search_both(
     _check_width("held_width", held_width)
     state = policy.start(context)
     logits = policy.logits(state)
-    held_scores, nodes = _root(logits)  # nodes (B, J); the first are the held search's
-    free_scores, hypotheses = _root(logits)  # hypotheses (B, W): where the free search's are among all
+    held_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
+    free_scores, hypotheses = _root(logits)  # hypotheses (B, W): indices of the free search's among the J
     held_written: list[_Written] = []
     free_written: list[_Written] = []
     for level in range(levels):
@@ -214,27 +192,27 @@ def beam_search_both(
 
 
 class _Shared(NamedTuple):
-    """Hypotheses that serve two searches: those of the held one, then what the free one alone has."""
+    """Hypotheses of the constrained search, followed by those that only the free one has."""
 
-    hypotheses: Tensor  # (B, W) int64, where each hypothesis of the free search is among the J
+    hypotheses: Tensor  # (B, W) int64, index of each free hypothesis among the J
     parents: Tensor  # (B, J) int64
     codes: Tensor  # (B, J) int64
-    nodes: Tensor  # (B, J) int64, -1 for a prefix that no item has
+    nodes: Tensor  # (B, J) int64, -1 for a prefix outside the trie
 
 
 def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
-    """Lay out the hypotheses of both searches; `parents` of both are places among the hypotheses before."""
+    """Merge the hypotheses of both searches; `parents` are indices among the previous merged hypotheses."""
     samples, count = held_nodes.shape
     ordered, order = held_nodes.sort(dim=1)
     place = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
     is_held = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
-    dead = free.scores == -torch.inf  # nothing will come of it wherever it is put
+    dead = free.scores == -torch.inf  # of probability 0, so its index does not matter
     place = order.gather(1, place).masked_fill(~is_held, 0)
     alone = ~(is_held | dead)
     number = alone.cumsum(1) - 1
     extra = int(number.max()) + 1
     hypotheses = torch.where(alone, count + number, place)
-    target = torch.where(alone, hypotheses, count + extra)  # what has a place goes to one more, to drop
+    target = torch.where(alone, hypotheses, count + extra)  # the others go to an extra column, which is dropped
 
     def joined(first: Tensor, second: Tensor, filling: int) -> Tensor:
         behind = first.new_full((samples, extra + 1), filling)
@@ -249,17 +227,16 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
 
 
 def _root(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (B, 1) and nodes (B, 1) of one hypothesis a sample in which nothing is written."""
+    """(B, 1) scores and nodes of one empty hypothesis per sample."""
     shape, device = logits.shape[:2], logits.device
     return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
 
 def _write(
     step: _Step,  # (B, W)
-    log_probs: Tensor,  # (B, J, K) of the codes that may follow
-    origins: Tensor,  # (B, W) which of the J each hypothesis of the step continues
+    log_probs: Tensor,  # (B, J, K) of the next codes
+    origins: Tensor,  # (B, W) index of each one's parent among the J
 ) -> _Written:
-    """One more code."""
     new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
     return _Written(step.parents, step.codes, new)
 
@@ -270,7 +247,7 @@ def _beams(
     width: int,
     nodes: Tensor | None,  # (B, W) of the last level
 ) -> Beams:
-    """Read what was written from the last code back; mark what found nothing, and fill up to what was asked for."""
+    """Trace the codes back from the last level, and pad to `width`."""
     last = written[-1]
     codes, log_probs, places = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):
@@ -296,8 +273,7 @@ def _best_children(
     scores: Tensor,  # (B, W)
     width: int,
     excluded: Excluded | None = None,
-) -> tuple[_Step, Tensor]:  # and the node of each hypothesis (B, W')
-    """The best continuations that the trie knows, best first; most of the codes of a level are none."""
+) -> tuple[_Step, Tensor]:  # with the node of each hypothesis (B, W')
     (samples, hypotheses), (_, stride, size) = nodes.shape, log_probs.shape
     branches = trie.branches(level, nodes)
     counts = branches.counts.view(samples, hypotheses)
@@ -308,7 +284,7 @@ def _best_children(
     rows = torch.repeat_interleave(of_sample)  # (T,)
     parents = branches.parents if stride == hypotheses else branches.parents + rows * (stride - hypotheses)
     flat = parents * size + branches.codes
-    # index_select: on a CPU indexing by a tensor takes three times as long
+    # index_select is three times as fast as tensor indexing on a CPU
     totals = scores.flatten().index_select(0, branches.parents) + log_probs.flatten().index_select(0, flat)
     if bool(totals.isnan().any()):
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
@@ -334,18 +310,15 @@ def _best_continuations(
     log_probs: Tensor,  # (B, J, K)
     scores: Tensor,  # (B, W)
     width: int,
-    hypotheses: Tensor | None = None,  # (B, W) which of the J each is; None: they are the J
-) -> _Step:  # parents count the W
+    hypotheses: Tensor | None = None,  # (B, W) indices among the J; None: the same
+) -> _Step:  # parents are indices among the W
     """The `W' = min(width, W * K)` best continuations of all hypotheses, best first.
 
-    The codes of a hypothesis are cut into spans. The best `W'` continuations lie in the `W'` spans with the highest
-    maxima (any other span has `W'` continuations ahead of it), so only those are sorted, and the W * K totals are never
-    written out. On a CPU that settles equals at the price of one `torch.topk` over the totals, which does not; settling
-    them over all totals takes five times as long, and a top-k in each hypothesis first takes four.
+    Only the `W'` spans of codes with the highest maxima are sorted, five times faster on a CPU.
     """
     samples, count, size = log_probs.shape
     span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
-    if span < _SHORTEST_SPAN and size > _SPAN:  # say a prime: filled up with codes that cannot be
+    if span < _SHORTEST_SPAN and size > _SPAN:  # e.g. a prime: pad with impossible codes
         filled = torch.nn.functional.pad(log_probs, (0, -size % _SPAN), value=-torch.inf)
         step = _best_continuations(filled, scores, min(width, scores.shape[1] * size), hypotheses)
         return step._replace(codes=step.codes.clamp(max=size - 1))
@@ -357,7 +330,7 @@ def _best_continuations(
     maxima = (maxima + scores.unsqueeze(-1)).flatten(1)  # (B, W * parts)
     if bool(maxima.isnan().any()):
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
-    # in ascending order, so that a candidate's place says who comes first among equals
+    # ascending, so that ties are broken by index
     spans = top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
     parents = spans // parts
     places = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts

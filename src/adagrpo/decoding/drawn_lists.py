@@ -1,23 +1,17 @@
-"""Lists of different items, drawn from the policy, with the probability of what was drawn.
+"""Lists of distinct items, sampled from the policy, with exact probabilities.
 
     g_i = φ_i + Gumbel(0),   φ_i = log π(i),   the list is the k items of the highest g, best first
 
-That is drawing one item after the other in proportion to π without putting any back (Plackett-Luce; the Gumbel-top-k
-trick). The search goes down the trie and keeps the k + 1 prefixes of the highest g, where the g of a prefix is the
-maximum over what is below it: its children's g are drawn given that maximum, so no leaf that belongs into the list is
-ever lost (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
+This is sampling without replacement (Plackett-Luce, the Gumbel-top-k trick). The search descends the trie and keeps the
+k + 1 prefixes of the highest g, where the g of a prefix is the maximum over its leaves and its children's g are drawn
+given that maximum (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
 
-    log P(place j holds i_j | those above) = φ_{i_j} - log(Σ_{m≥j} exp φ_{i_m} + ρ)
-    log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the place after the last
+    log P(rank j is i_j | those above)     = φ_{i_j} - log(Σ_{m≥j} exp φ_{i_m} + ρ)
+    log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the item after the last
 
-ρ is the probability of all other items: of the prefixes that were looked at and lead to none of these. It is summed, as
-1 - Σ_{m<j} exp φ_{i_m} has no digits left where the items above have nearly all of the probability.
-
-Here π is the policy's softmax at each level, its logits divided by the temperature and renormalised over the codes that
-lead to an item that may be drawn. So Σ_i exp φ_i is 1 over those items alone, and both probabilities are exact. A list
-that is cut to its first places keeps the first probabilities and has a threshold of its own for the second.
-
-The noise of a node is a function of the sample's seed and the node: a list does not depend on its batch.
+ρ is the probability of all other items, summed over pruned prefixes, since 1 - Σ_{m<j} exp φ_{i_m} would cancel.
+π renormalises the softmax of each level, at the given temperature, over codes that lead to an eligible item. The noise
+is a function of a sample's seed and the node, so a list does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -40,10 +34,9 @@ GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111E
 
 
 class Slates(NamedTuple):
-    """`k + 1` different items for each of `B` samples in the order in which they were drawn.
+    """`k + 1` distinct items for each of `B` samples, in the order of the draw.
 
-    The last one is for the threshold and not for the list. Where fewer items may be drawn, the places left over hold
-    -1 and -inf.
+    The last item gives the threshold and is not in the list. Missing items are -1 and -inf.
     """
 
     items: Tensor  # (B, k + 1) int64
@@ -58,9 +51,9 @@ class _Kept(NamedTuple):
     nodes: Tensor  # (B, W) int64, -1 where there is none
     log_probs: Tensor  # (B, W) float64
     keys: Tensor  # (B, W) float64
-    parents: Tensor  # (B, W) int64, which of the prefixes before each continues
+    parents: Tensor  # (B, W) int64, index of the parent among the previous prefixes
     codes: Tensor  # (B, W) int64
-    rest: Tensor  # (B,) float64, log-probability of what no prefix leads to
+    rest: Tensor  # (B,) float64, log-probability of items under no kept prefix
 
 
 @torch.no_grad()
@@ -77,15 +70,10 @@ def draw_slates(
     """Draw lists of `k` items without replacement, and the item after them.
 
     Args:
-        context: `B` encoded samples.
-        count: `k`.
-        seeds: (B,) int64, of the noise of each sample.
-        temperature: divides the logits of each level, above 0.
-        excluded: of the trie's `excluding`: items that each sample does not draw; the others share their probability.
+        excluded: items that each sample does not draw, from `trie.excluding`.
 
     Raises:
-        ValueError: `count` is below 1, `seeds` has another shape, or the trie's levels are not the policy's.
-        NotFinite: the policy's logits hold NaN, or +inf.
+        NotFinite: the policy's logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if count < 1:
@@ -116,17 +104,10 @@ def slate_log_probs(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Tensor:  # (B, N) float64
-    """Compute the log-probability of each item of given lists at its place, as they are drawn.
-
-    Args:
-        policy: that other policy.
-        context: `B` encoded samples.
-        items: (B, N) int64, -1 for none.
-        temperature: see `draw_slates`.
-        excluded: see `draw_slates`.
+    """Return the log-probability of each item of given lists at its rank, as `draw_slates` would draw them.
 
     Returns:
-        (B, N) given the items above; -inf where an item may not be drawn, and where there is none.
+        (B, N), given the items above; -inf for items that are absent or not eligible.
     """
     return place_log_probs(*_followed(policy, context, items, trie, temperature, excluded))
 
@@ -144,9 +125,9 @@ def _followed(
     rest = torch.full((len(items),), -torch.inf, dtype=torch.float64, device=items.device)
     if len(trie.items) == 0:
         return rest.unsqueeze(1).expand(items.shape).clone(), rest
-    items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last of these is no item
+    items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last index is no item
     real = (items >= 0) & (trie.leaf_of[items] >= 0)
-    codes = _codes(trie, items)  # (B, N, L); any, where an item is not of the catalogue
+    codes = _codes(trie, items)  # (B, N, L); arbitrary for items outside the catalogue
     nodes, total = torch.zeros_like(items), torch.zeros(items.shape, dtype=torch.float64, device=items.device)
     state = policy.start(context)
     for level in range(levels):
@@ -166,12 +147,12 @@ def _followed(
 
 def _beside(
     branches: Branches,  # T children of B * N prefixes
-    nodes: Tensor,  # (B, N) the prefixes, of which some are the same
-    below: Tensor,  # (B, N) the child that is followed, -1 where none is
+    nodes: Tensor,  # (B, N) the prefixes, possibly repeated
+    below: Tensor,  # (B, N) the child that is followed, or -1
     log_probs: Tensor,  # (B, N) of the prefixes
     shares: Tensor,  # (T,) of the children
 ) -> Tensor:  # (B,)
-    """Log-probability of the children that are not followed, each prefix taken once."""
+    """Log-probability of the children that are not followed, counting each prefix once."""
     samples, count = nodes.shape
     real = below >= 0
     same = (nodes.unsqueeze(2) == nodes.unsqueeze(1)) & real.unsqueeze(1)  # (B, N, N)
@@ -188,11 +169,10 @@ def place_log_probs(
     log_probs: Tensor,  # (B, n) float64, in the order of the draw
     rest: Tensor,  # (B,) float64
 ) -> Tensor:  # (B, n) float64
-    """Log-probability of each item at its place, given those above it; -inf where there is no item.
+    """Return (B, n) log-probabilities of items at their ranks, given those above; -inf where there is none.
 
     Args:
         log_probs: (B, n) of drawing each item first.
-        rest: (B,) of drawing none of them first, `Slates.rest`.
 
     >>> place_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
     [[0.5, 0.5]]
@@ -202,11 +182,10 @@ def place_log_probs(
 
 
 def inclusion_log_prob(log_prob: float, threshold: float) -> float:
-    """Log-probability that an item is in a list, given the threshold.
+    """Return the log-probability that an item is in a list, given the threshold.
 
     Args:
-        log_prob: φ of the item.
-        threshold: g of the first item that is not in the list; -inf where all are, and then the result is 0.
+        threshold: g of the first item not in the list; -inf where all are in it.
 
     >>> import math
     >>> round(math.exp(inclusion_log_prob(math.log(0.5), 0.0)), 6)  # 1 - exp(-1/2)
@@ -219,7 +198,6 @@ def inclusion_log_prob(log_prob: float, threshold: float) -> float:
 
 
 def _codes(trie: Trie, items: Tensor) -> Tensor:
-    """(..., L) the codes of items."""
     nodes, codes = trie.leaf_of[items], list[Tensor]()
     for level in reversed(range(trie.num_levels)):
         codes.append(trie.codes[level][nodes])
@@ -228,7 +206,7 @@ def _codes(trie: Trie, items: Tensor) -> Tensor:
 
 
 def _root(seeds: Tensor, *, empty: bool) -> _Kept:
-    """The empty prefix; none where nothing may be drawn at all."""
+    """The empty prefix, or no prefix where nothing can be drawn."""
     first = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
     keys = _gumbel(seeds.unsqueeze(1), first)
     if empty:
@@ -246,9 +224,8 @@ def _children(
     width: int,
     excluded: Excluded | None,
 ) -> _Kept:
-    """The prefixes of the highest g that are one code longer."""
     samples, hypotheses = kept.nodes.shape
-    if bool((kept.nodes < 0).all()):  # nothing may be drawn
+    if bool((kept.nodes < 0).all()):  # nothing can be drawn
         return kept
     branches, rows, shares = _shares(trie, level, kept.nodes, logits, excluded)
     log_probs = kept.log_probs.flatten()[branches.parents] + shares
@@ -267,7 +244,7 @@ def _shares(
     logits: Tensor,  # (B, W, K) float64
     excluded: Excluded | None,
 ) -> tuple[Branches, Tensor, Tensor]:
-    """The T children of B * W prefixes, the sample of each (T,), and its log-probability given its parent (T,)."""
+    """The T children of B * W prefixes, their samples (T,), and their log-probabilities given their parents (T,)."""
     samples, hypotheses = nodes.shape
     branches = trie.branches(level, nodes)
     rows = branches.parents // hypotheses
@@ -281,7 +258,7 @@ def _shares(
 
 
 def _highest(
-    parents: Tensor,  # (T,) places among B * W
+    parents: Tensor,  # (T,) indices among B * W
     codes: Tensor,  # (T,)
     nodes: Tensor,  # (T,)
     log_probs: Tensor,  # (T,)
@@ -289,7 +266,7 @@ def _highest(
     shape: torch.Size,  # B, W
     width: int,
 ) -> _Kept:
-    """The children of the highest g of each sample; `rest` is of the others."""
+    """Keep the children of the highest g of each sample; `rest` is of the others."""
     samples, hypotheses = shape
     rows = parents // hypotheses
     counts = torch.bincount(rows, minlength=samples)
@@ -317,7 +294,7 @@ def _of_parents(values: Tensor, parents: Tensor, count: int) -> Tensor:
 
 
 def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
-    """(count,) log of the sum of exp of each owner's values, -inf where it has none."""
+    """(count,) logsumexp of each owner's values, -inf where it has none."""
     highest = _of_parents(values, owners, count)
     parts = (values - highest[owners]).exp().nan_to_num(0.0)
     return highest + parts.new_zeros(count).index_add(0, owners, parts).log()
@@ -326,7 +303,7 @@ def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
 def _given_maximum(
     free: Tensor,  # (T,) independent g of children
     best: Tensor,  # (T,) the highest among their siblings
-    maximum: Tensor,  # (T,) what the highest is to be
+    maximum: Tensor,  # (T,) the required maximum
 ) -> Tensor:  # (T,)
     """-log(exp(-maximum) - exp(-best) + exp(-free)): the same draw, given its maximum (Kool et al., appendix B.3)."""
     gap = maximum - free + torch.log1p(-(free - best).exp())  # -inf for the highest one itself
@@ -336,9 +313,9 @@ def _given_maximum(
 
 def _gumbel(
     seeds: Tensor,  # (...) int64
-    places: Tensor,  # (...) int64, of one seed each another one
+    places: Tensor,  # (...) int64, distinct for each seed
 ) -> Tensor:  # (...) float64
-    """Gumbel noise of a place: output `places` of SplitMix64 from that seed, as a uniform of 53 bits."""
+    """Gumbel noise from output number `places` of SplitMix64 with that seed, as a uniform of 53 bits."""
     bits = _mixed(seeds + _signed(GAMMA) * (places + 1))
     uniforms = (_right(bits, 11).double() + 0.5) * 2.0**-53
     return -(-uniforms.log()).log()
@@ -351,7 +328,7 @@ def _mixed(state: Tensor) -> Tensor:
 
 
 def _right(bits: Tensor, count: int) -> Tensor:
-    """Shift right, zeros from the left."""
+    """Shift right logically."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 

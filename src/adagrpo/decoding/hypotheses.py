@@ -1,4 +1,4 @@
-"""Hypotheses of sampling and the searches, and the order of what they hold."""
+"""Checks and ordering shared by sampling and the searches."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 
-PART = 8  # values that `top_of_many` looks at together; N should be a multiple
+PART = 8  # block size of `top_of_many`; N should be a multiple
 
 
 class DeadEnd(RuntimeError):
-    """A hypothesis cannot go on: the trie or the policy's logits rule out every code, or the one that was given."""
+    """The trie or the logits exclude every code of a hypothesis, or the given one."""
 
 
 def top(
     values: Tensor,  # (B, N) float32
     count: int,
 ) -> Tensor:  # (B, count) int64
-    """Indices of the highest values, best first, the lower index first among equals.
-
-    `torch.topk` leaves the order of equals open; here each value and its index become one integer without equals.
-    """
+    """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
     index = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)
@@ -37,17 +34,17 @@ def top_of_many(
     values: Tensor,  # (B, N) float32
     count: int,
 ) -> Tensor:  # (B, count) int64
-    """`top` for N far above `count`: only the parts with the highest maxima, one for each wanted, are sorted."""
+    """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
     if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
         return top(values, count)
     parts = values.view(len(values), -1, PART)
-    places = top(parts.amax(-1), count).sort(-1).values  # (B, count), ascending as equals are
+    places = top(parts.amax(-1), count).sort(-1).values  # (B, count), ascending, since ties are broken by index
     best = top(take(parts, places).flatten(1), count)
     return places.gather(1, best // PART) * PART + best % PART
 
 
 def check(policy: Policy[Any, Any], trie: Trie | None, temperature: float = 1.0) -> int:
-    """The number of levels, once the trie is known to be made for this policy."""
+    """Check trie and temperature, and return the number of levels."""
     if trie is not None and tuple(trie.level_sizes) != tuple(policy.level_sizes):
         raise ValueError(f"the trie has levels {tuple(trie.level_sizes)}, the policy {tuple(policy.level_sizes)}")
     if not temperature > 0:
@@ -59,7 +56,7 @@ def check_hypotheses(
     logits: Tensor,  # (B, W, K), -inf where a code is not allowed
     level: int,
 ) -> None:
-    """Every hypothesis must have a code to draw, and a softmax to draw it from."""
+    """Raise DeadEnd or NotFinite for a hypothesis without a code to draw."""
     highest = logits.amax(-1)
     if bool(highest.isfinite().all()):
         return

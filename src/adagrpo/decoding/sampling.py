@@ -1,11 +1,9 @@
-"""Drawing Semantic IDs, and scoring given ones, under the distribution that is drawn from.
+"""Sampling of Semantic IDs, and scoring of given ones under the same distribution.
 
     sample           c_l = min {k : F_l(k) > u_l},   F_l the cumulative distribution of softmax(z_l / temperature)
     score sequences  log π(c_l | x, c_<l) of given codes
 
-Sampling inverts the distribution function at uniforms that the caller passes in (one a code), so what is drawn is a
-function of the weights and the uniforms alone, and does not depend on how a batch was split. A trie masks the logits
-and renormalises: a policy gradient needs the probabilities of the very distribution that was sampled from.
+Samples depend only on the weights and the given uniforms, not on the batch. A trie masks the logits and renormalises.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ class Samples(NamedTuple):
     """`G` sampled Semantic IDs for each of `B` samples."""
 
     codes: Tensor  # (B, G, L) int64
-    log_probs: Tensor  # (B, G, L) float32, of the distribution that was really sampled
+    log_probs: Tensor  # (B, G, L) float32, under the sampling distribution
 
 
-# no_grad and not inference_mode: the log-probabilities enter a loss later, which inference tensors may not
+# no_grad, not inference_mode: the log-probabilities enter a loss later
 @torch.no_grad()
 def sample(
     policy: Policy[ContextT, StateT],
@@ -40,23 +38,16 @@ def sample(
     temperature: float = 1.0,
     trie: Trie | None = None,
 ) -> Samples:
-    """Draw `G` Semantic IDs a sample, code by code, by inverting the distribution function of each softmax.
+    """Draw `G` Semantic IDs per sample, code by code, by inverse transform sampling.
 
     Args:
-        context: `B` encoded samples.
-        uniforms: (B, G, L) numbers in [0, 1), one for each code.
+        uniforms: (B, G, L) numbers in [0, 1), one per code.
         temperature: divides the logits, above 0.
-        trie: where given, only codes that continue to an item can be drawn, with the others' mass shared out among
-            them, and `log_probs` are those of this constrained distribution.
-
-    Returns:
-        Codes and their log-probabilities under the distribution that was sampled.
+        trie: restricts the codes to those that lead to an item; `log_probs` are then renormalised.
 
     Raises:
-        ValueError: `uniforms` has another shape or leaves [0, 1), `temperature` is not positive, or the trie's levels
-            are not the policy's.
-        DeadEnd: a hypothesis has no code to draw.
-        NotFinite: the policy's logits hold NaN, or +inf.
+        DeadEnd: no code can be drawn for a hypothesis.
+        NotFinite: the policy's logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if uniforms.ndim != 3 or uniforms.shape[2] != levels:
@@ -91,8 +82,8 @@ def _invert(
     probabilities: Tensor,  # (B, W, K), W = 1 or G
     uniforms: Tensor,  # (B, G)
 ) -> Tensor:  # (B, G) int64
-    """The first code whose cumulative probability exceeds the uniform; never one of probability 0."""
-    # A code of probability 0 gets a cumulative value of 0, which no draw is below.
+    """Return the first code whose cumulative probability exceeds the uniform; never one of probability 0."""
+    # A code of probability 0 gets a cumulative value of 0, so it is never drawn.
     cumulative = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)
     total = cumulative.amax(-1)  # (B, W): 1 up to rounding
     # Rounding may carry u * total up to total, where no code would be left.
@@ -108,19 +99,12 @@ def score_sequences(
     temperature: float = 1.0,
     trie: Trie | None = None,
 ) -> Tensor:  # (B, G, L)
-    """Log-probabilities of given codes under the distribution that `sample` draws from, with gradients.
+    """Return (B, G, L) log-probabilities of given codes under the distribution of `sample`, with gradients.
 
     Args:
-        context: `B` encoded samples.
-        codes: (B, G, L) int64.
-        temperature: divides the logits, above 0.
-        trie: where given, each code's probability is renormalised over the codes that the trie allows in its place.
-
-    Returns:
-        (B, G, L) float32 log-probability of each code given the codes before it.
+        trie: renormalises each code's probability over the allowed ones.
 
     Raises:
-        ValueError: `codes` has another shape, `temperature` is not positive, or the trie's levels are not the policy's.
         DeadEnd: a sequence is not in the trie.
     """
     levels = check(policy, trie, temperature)

@@ -1,4 +1,4 @@
-"""Does re-ranking by this reward help, and is its sign right? A fixed policy and a ranker on validation cases."""
+"""Diagnosis of a reward: does re-ranking by it help, and is its sign right?"""
 
 from adagrpo.diagnosis.assessment import Observations, diagnose
 from adagrpo.diagnosis.orders import Lists, cross_fitted_mix

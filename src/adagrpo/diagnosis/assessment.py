@@ -1,10 +1,10 @@
-"""The whole diagnosis of a reward on validation cases, from arrays to one JSON-able result.
+"""The whole diagnosis of a reward on validation cases, as a JSON-able result.
 
-orders     the beam ordered by policy, ranker and mix                              `adagrpo.diagnosis.orders`
-strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
-drawn      a curve of weights, the order by exposure                               `adagrpo.diagnosis.curves`
-leak       signs that the reward has seen the held-out items                       `adagrpo.diagnosis.leaks`
-verdict    `use` or `do_not_use`, and whether the sign is wrong                    `adagrpo.diagnosis.judgement`
+orders     the beam ordered by policy, ranker and mix                       `adagrpo.diagnosis.orders`
+strata     the same by cells of the cases                                   `adagrpo.diagnosis.strata`
+curves     metrics by weight, accuracy by exposure                          `adagrpo.diagnosis.curves`
+leak       signs that the reward has seen the held-out items                `adagrpo.diagnosis.leaks`
+verdict    `use` or `do_not_use`, and whether the sign is wrong             `adagrpo.diagnosis.judgement`
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) tru
 
 @dataclass(frozen=True)
 class Observations:
-    """Measurements behind a diagnosis: `N` validation cases, in one order."""
+    """Inputs of a diagnosis: `N` validation cases, in one order."""
 
     lists: Lists
     history_lengths: Ints  # (N,)
@@ -42,12 +42,12 @@ class Observations:
 
     @property
     def counts(self) -> Ints:
-        """(V,) `exposures`, or what stands for them."""
+        """(V,) `exposures`, or training interactions if those are unknown."""
         return self.training_counts if self.exposures is None else self.exposures
 
     @property
     def counted(self) -> str:
-        """What `counts` are."""
+        """What `counts` are, in words."""
         return "training interactions" if self.exposures is None else "times shown"
 
 
@@ -59,18 +59,15 @@ def diagnose(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Say whether re-ranking by a reward helps, and whether its sign is right.
+    """Diagnose whether re-ranking by a reward helps, and whether its sign is right.
 
     Args:
-        observed: lists of the cases, and what else was measured of them.
-        leak: of `adagrpo.diagnosis.leaks.leak_signs`; a sign makes the verdict `do_not_use`. None: not looked for.
-        exposure_power: of `adagrpo.evaluation.exposure_weights.case_weights`, in the advised weight.
-        seed: of the halvings, of the bootstrap that the tables' intervals are from, and of the controls.
-        resamples: of the bootstrap; the verdict reads none of it.
+        leak: from `leak_signs`; any sign makes the verdict `do_not_use`. None: not tested.
+        exposure_power: of `case_weights`, in the advised weight.
+        resamples: of the bootstrap, which the verdict does not use.
 
     Returns:
-        JSON-able: `verdict` with its `evidence`, `settings` and the tables. Rates are fractions, log-probabilities
-        nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
+        JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
     """
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     shown = observed.counts[lists.targets]
@@ -104,7 +101,6 @@ def diagnose(
 
 
 def _chance(lists: Lists, seed: int) -> dict[str, Floats]:
-    """Score the order of a shuffled ranker in each case, a mean over draws."""
     generator = np.random.default_rng(seed)
     drawn = [gains(target_ranks(lists, permuted(lists.rewards, lists.usable, generator))) for _ in range(DRAWS)]
     return {metric: np.mean([values[metric] for values in drawn], axis=0) for metric in drawn[0]}
@@ -118,7 +114,6 @@ def _strata(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The tables of all cases and of the cells that read the logged item; none of them enters the verdict."""
     lists = observed.lists
     tables = {
         "all": [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))],

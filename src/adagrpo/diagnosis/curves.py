@@ -1,12 +1,10 @@
-r"""Curves of re-ranking over the weight, and of the reward's accuracy over exposure.
+"""Curves of re-ranking by weight, and of the reward's accuracy by exposure.
 
     curve(w)     mean over cases of  m(order by log π + w RM / σ) - m(order by log π)        w = ∞: by the reward alone
     order(bin)   mean over cases of the share of the list's other items of the same bin that score below the logged one
 
-A bin holds items that were shown about as often. Comparing within a bin leaves out what popularity alone explains: a
-reward that has only learned what is shown often is at one half in each of them. Cases whose list does not hold the
-logged item are left out, since the policy's score of it is then not known. Where the truth is known, `truth` is the
-share of the pairs of items of the bin, the logged one left out, that a score orders as the true utility does.
+A bin holds items shown about equally often, so that popularity alone scores one half. Cases whose list lacks the logged
+item are left out. In simulated worlds, `truth` is the share of pairs of other items in the order of true utility.
 """
 
 from __future__ import annotations
@@ -29,11 +27,10 @@ DRAWS = 5  # of a shuffled reward
 
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """The change of each metric at each weight, for the ranker and for a shuffled one.
+    """Compute the change of each metric at each weight, for the ranker and a shuffled one.
 
     Returns:
-        `weights` (None: the reward alone), `chosen`, and for `ranker`, `shuffled` a list of intervals by metric; for
-        `mix` those of the cross-fitted mix, which no case helped to choose its own weight for.
+        `weights` (None: the reward alone), `chosen`, and intervals of `ranker`, `shuffled` and the cross-fitted `mix`.
     """
     policy = gains(target_ranks(lists, lists.log_probs))
 
@@ -70,19 +67,14 @@ def order_by_exposure(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure how well ranker and policy order items that were shown about equally often.
+    """Measure how well ranker and policy order items shown about equally often.
 
     Args:
-        lists: `N` lists.
-        counts: (V,) how often each item was shown, or whatever stands for it.
-        counted: what the counts are, such as "times shown".
-        utility: (N, W) items to their true utility, where the world is simulated.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        counts: (V,) how often each item was shown, or a substitute, named `counted`.
+        utility: (N, W) items to their true utility, in simulated worlds.
 
     Returns:
-        `counted`, and `bins`: name, items of the catalogue, cases, and the intervals of `ranker` and `policy`, None
-        where no case has anything to compare; with a truth also `truth`, of the same form.
+        `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.
     """
     edges = np.unique(np.floor(np.quantile(counts[lists.targets], QUANTILES)).astype(np.int64))
     place = np.searchsorted(edges, counts)  # (V,) the bin of each item
@@ -109,7 +101,7 @@ def order_by_exposure(
 
 
 def _names(edges: Ints) -> list[str]:
-    """Name the bins whose upper ends are given, the last one being open.
+    """Names of the bins, from their upper edges.
 
     >>> _names(np.array([0, 12, 13]))
     ['0', '1 to 12', '13', '14 and more']
@@ -120,7 +112,7 @@ def _names(edges: Ints) -> list[str]:
 
 
 def _pairs_in_order(scores: Floats, utility: Floats, kept: Masks) -> Floats:
-    """(N,) the share of the kept pairs of different utility in the order of the scores; NaN where there is no pair."""
+    """(N,) share of kept pairs of different utility in the scores' order; NaN without pairs."""
     right, pairs = np.zeros(len(scores)), np.zeros(len(scores))
     for column in range(scores.shape[1]):  # a loop over the list keeps the memory at (N, W)
         at = slice(column, column + 1)

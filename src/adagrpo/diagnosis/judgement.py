@@ -1,10 +1,7 @@
-"""The verdict on a reward, from beams alone: a function of models and data, whatever the seed.
+"""The verdict on a reward from beams alone, by the rule of `adagrpo.diagnosis.verdict`.
 
-Its questions are those of `adagrpo.diagnosis.verdict`. Beside them stands, as evidence that decides nothing, what the
-reward's order alone gains: `leads_as_logged`, and `leads` with each case weighted by one over how often its logged item
-was shown. All that is drawn are the halvings by which the weights of the
-mix are chosen, and it is averaged over them: `draws` says how far another seed would move it. True utility is read by
-nothing here, also where it is known.
+Further evidence, without influence: the gain of the reward's own order, `leads_as_logged`, and with cases weighted by
+inverse exposure, `leads`. Only the halvings are random; `draws` gives the effect of another seed.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ WORTH_HAVING = 0.01  # of the policy's NDCG@10, a convention: a gain below it is
 
 
 class Judgement(NamedTuple):
-    """A verdict, and what it was made from."""
+    """A verdict with its inputs."""
 
     verdict: Verdict
     evidence: dict[str, Any]  # by question, see `_evidence`
@@ -48,12 +45,12 @@ class Judgement(NamedTuple):
     reached: bool  # False: no gain is shown, and the cases are too few to rule out one that is worth having
 
     def metrics(self, width: int) -> dict[str, dict[str, float]]:
-        """The means over all cases, by order; lists are `width` long."""
+        """Return the mean metrics over all cases, by order; lists have `width` items."""
         means = {name: metrics.measure(metrics.RankedLists(ranks, width)) for name, ranks in self.ranks.items()}
         return means | {"mix": {name: float(values.mean()) for name, values in self.mixed.items()}}
 
     def as_json(self) -> dict[str, Any]:
-        """The section `verdict` of a diagnosis, without its sentences."""
+        """Return the section `verdict` of a diagnosis, without its sentences."""
         verdict = self.verdict
         return {
             "decision": verdict.decision,
@@ -76,14 +73,12 @@ def judge(
     seed: int,
     level: float = 0.05,
 ) -> Judgement:
-    """Say whether re-ranking by a reward helps, and whether its sign is right.
+    """Judge whether re-ranking by a reward helps, and whether its sign is right.
 
     Args:
-        lists: the starting policy's beams on `N` cases, with the reward's scores.
-        shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
-        case_weights: (N,) what a case weighs in the advised weight of the reward; None: all alike.
+        shown: exposures of each case's logged item, or its training interactions.
+        case_weights: for the choice of the advised weight; None: equal.
         seed: of the halvings.
-        level: see `decide`.
     """
     keys = {"policy": lists.log_probs, "ranker": lists.rewards}
     ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
@@ -114,10 +109,7 @@ def serving_tests(
     history_lengths: Ints,  # (N,)
     difference: Floats,  # (N,)
 ) -> tuple[list[Cell], list[CellTest]]:
-    """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
-
-    The cells, all cases first, and the test of each; `difference` is the NDCG@10 of the mix less that of the policy.
-    """
+    """Return the cells known at serving time, all cases first, and the tests of the mix's gain in NDCG@10."""
     cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
     for name, values in serving_quantities(lists, history_lengths).items():
         cells += thirds(name, values)
@@ -125,24 +117,18 @@ def serving_tests(
 
 
 def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
-    """(N,) every metric of each case under the mix, a mean over the halvings."""
     by_weight = [metrics.measure_users(metrics.RankedLists(ranks, width)) for ranks in repeated.ranks]
     return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
 
 
 def _advice(repeated: RepeatedMix, case_weights: Floats | None) -> dict[str, Any]:
-    """The weight to re-rank with, chosen over all cases as the pipeline's stage `reranking` does, and its unit."""
     weights = 1.0 if case_weights is None else case_weights
     weight = best_weight({w: weights * metrics.ndcg(r, 10) for w, r in zip(WEIGHTS, repeated.ranks, strict=True)})
     return {"weight": weight, "spread": repeated.spread, "warning": edge_warning(weight)}
 
 
 def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
-    """Say how many draws the verdict is a mean of, and how far another set of them would move it.
-
-    `error_of_the_draws` is the standard error of the mix's gain over the halvings; `share_of_the_error` that over the
-    standard error over the users, which says by how much of its own uncertainty a verdict hangs on the seed.
-    """
+    """Standard error of the mix's gain over the halvings, and its ratio to that over users."""
     halvings = len(repeated.ndcg)
     error = float(repeated.ndcg.std(ddof=1)) / np.sqrt(halvings)
     of_users = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
@@ -151,7 +137,6 @@ def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
 
 
 def _evidence(questions: dict[str, tuple[Interval, float]], level: float) -> dict[str, Any]:
-    """Each question over all cases: estimate, interval, adjusted p-value, and a word for the strength of its answer."""
     return {
         name: interval._asdict() | {"adjusted_p": p, "strength": strength_of(interval.mean, p, level=level)}
         for name, (interval, p) in questions.items()

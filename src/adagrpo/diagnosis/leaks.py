@@ -1,39 +1,16 @@
-r"""Is a reward too good for what the logs allow? Signs that it has seen the held-out items.
+"""Signs that a reward has seen the held-out items.
 
-Of each user two questions are asked among the same drawn items: where is the held-out item of validation, and where is
-the last training item, each after what came before it. HR@1 is the share of questions whose logged item comes first.
-References are rankers that the run itself makes of training alone: item-kNN, how often one item followed another, the
-sequential ranker. With `r` the reward's HR@1 on held-out items and `r⁰` that of the best reference:
+For each user the reward ranks, among the same sampled items, the held-out item and the last training item, each after
+its own history. HR@1 is the share ranked first, `r` the reward's on held-out items, `r⁰` the best of rankers fitted on
+training data alone (item-kNN, item successions, the sequential ranker):
 
-    remembers   r is above the reward's own HR@1 on the last training items. A reward that was fitted on those knows
-                them at least as well as what comes later, and one that was fitted on neither knows both alike
-    ahead       (r - r⁰) / (1 - r⁰) ≥ `AHEAD`: it takes that share of what the references leave
-    certain     the same over the tenth of the cases in which the reward's first item is furthest above its second:
-                that share is at least `CERTAIN`, and r at least `FIRST` there. A reward that knows the answer of a few
-                users is sure of these, and never wrong
+    remembers   r is above the reward's own HR@1 on the last training items
+    ahead       (r - r⁰) / (1 - r⁰) ≥ `AHEAD`
+    certain     the same share is at least `CERTAIN`, and r at least `FIRST`, in the tenth of the cases with the largest
+                margin between the first and second item: a reward that knows some users' answers
 
-A sign counts at p ≤ `STRONG`, where at least 20 cases differ. One is enough to name the reward. Simulated worlds, a
-marketplace or a noisy ring each (12 in all, on most of which the thresholds were chosen), and how often the reward was
-named (`research/leaks`):
-
-    honest: sequential ranker, trees, item-kNN, popularity      0 of 48
-    honest: the truth, alone, with noise, with trees            0 of 36
-    knows the held-out items of all users                      12 of 12
-    the same of 30 % of the users                               8 of 12
-    the same of 10 %                                            9 of 12
-    noise, the held-out item 1 to 3 σ above                    36 of 36
-    trees, the held-out item 1 σ above                          7 of 12
-    knows held-out and training items of all users             12 of 12
-    the same of 30 % of the users                               7 of 12
-    the same of 10 %                                            6 of 12
-    noise, both 3 σ above                                      10 of 12
-    noise, both 1 or 2 σ above                                  2 of 24
-    trees, both 1 σ above                                       6 of 12
-    trees, fitted on the whole logs                             4 of 12
-    sequential ranker or item-kNN, fitted on the whole logs     0 of 24
-
-A ranker that was fitted on the whole logs looks like an honest one that is good, and is mostly not named: fit rewards
-on `training_logs`. What is named may still be honest and know more than the logs.
+A sign counts at p ≤ `STRONG` if at least 20 cases differ; one sign flags the reward. Detection rates in simulated
+worlds: docs/how-to/diagnose.md, `research/leaks`.
 """
 
 from __future__ import annotations
@@ -56,22 +33,22 @@ SUREST = 0.1  # share of the cases
 
 
 class Questions(NamedTuple):
-    """Two questions of each of `N` users."""
+    """Two cases for each of `N` users."""
 
     held_out: Cases
     fitted: Cases  # the last training item, after what came before it
 
 
 class Answers(NamedTuple):
-    """What a ranker says to the questions of `N` users."""
+    """Results of a ranker on the questions of `N` users."""
 
-    held_out: Floats  # (N,) 1 where the held-out item comes first, 1/n where n items share the first place, else 0
+    held_out: Floats  # (N,) 1 if the held-out item comes first, 1/n if n items tie for first, else 0
     fitted: Floats  # (N,) the same of the last training item
     margins: Floats  # (N,) by how much the first item is above the second, in standard deviations of the case's scores
 
 
 def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
-    """Take the cases of users with at least two training items, and beside each the user's last training item."""
+    """Pair the cases of users who have at least two training items with their last training items."""
     kept = np.flatnonzero(training.lengths[cases.users] >= 2)
     users = cases.users[kept]
     lengths, ends = training.lengths[users] - 1, training.offsets[users + 1] - 1
@@ -89,16 +66,7 @@ def answers(
     batch_size: int,
     device: torch.device,
 ) -> Answers:
-    """Ask a reward where the logged items are among drawn ones.
-
-    Args:
-        reward: the one to ask.
-        questions: of `N` users.
-        drawn: (N, K) items of neither question, the same for both; -1 where there is none.
-        max_history: items of a history that are seen, the last ones.
-        batch_size: questions at a time.
-        device: where scores are made.
-    """
+    """Rank the logged items among sampled ones by a reward."""
     options: dict[str, Any] = {"max_history": max_history, "batch_size": batch_size, "device": device}
     held_out, margins = _firsts(reward, questions.held_out, drawn, **options)
     return Answers(held_out, _firsts(reward, questions.fitted, drawn, **options)[0], margins)
@@ -108,7 +76,7 @@ def answers(
 def _firsts(
     reward: Reward, cases: Cases, drawn: Ints, *, max_history: int, batch_size: int, device: torch.device
 ) -> tuple[Floats, Floats]:
-    """(N,) what each logged item gets for the first place, and (N,) margins."""
+    """(N,) credit of each logged item for being first, and (N,) margins."""
     first, margins = np.zeros(len(cases)), np.zeros(len(cases))
     for begin in range(0, len(cases), batch_size):
         rows = np.arange(begin, min(begin + batch_size, len(cases)))
@@ -128,14 +96,13 @@ def _firsts(
 
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
-    """Say whether a reward has probably seen the held-out items, by the rule of the module's text.
+    """Test whether a reward has probably seen the held-out items, see the module's docstring.
 
     Args:
-        references: what rankers of training alone answered, by name; at least one.
+        references: answers of rankers fitted on training data alone, by name; at least one.
 
     Returns:
-        JSON-able: `signs`, the names of those that hold, none for an honest reward; `cases`; `hr@1` of the reward on
-        held-out and on fitted items and of each reference; the shares that `ahead` and `certain` are read from.
+        JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
 
     Example:
         >>> answered = np.repeat([1.0, 0.0], [60, 40])

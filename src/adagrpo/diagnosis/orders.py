@@ -1,15 +1,12 @@
-r"""Orders one beam in several ways: by the policy, by the ranker, by both, and by rankers that know nothing.
+"""Orders of one beam: by the policy, the ranker, both, and rankers that know nothing.
 
     policy    log π(o | x)
     ranker    RM(x, o)
-    mix       log π(o | x) + w RM(x, o) / σ        σ and the weights that are tried: `adagrpo.evaluation.reranking`
+    mix       log π(o | x) + w RM(x, o) / σ        σ and the grid of w: `adagrpo.evaluation.reranking`
 
-`w` is chosen by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
-no case is scored with a weight that it helped to choose; 0 is a candidate. Which users are in which half is chance, and
-which weight wins hangs on it: what is said of the mix is therefore a mean over `HALVINGS` halvings. Re-ranked beams are
-Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would
-serve, and two controls: a shuffled ranker (the scores of each list permuted, so that its values stay and their items
-are forgotten) and a random one (independent normal scores).
+The mix is cross-fitted: `w` is chosen by NDCG@10 on one half of the users and applied to the other, averaged over
+`HALVINGS` random halvings. Re-ranked beams are Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we add the
+mix and two controls, rewards shuffled within each list and random normal scores.
 """
 
 from __future__ import annotations
@@ -30,16 +27,16 @@ Ints = NDArray[np.int64]
 
 
 class Lists(NamedTuple):
-    """A beam for each of `N` cases, with what policy and ranker say of its items."""
+    """A beam for each of `N` cases, scored by policy and ranker."""
 
-    items: Ints  # (N, W) best first by the policy, -1 where a place holds no item
+    items: Ints  # (N, W) best first by the policy, -1 where there is no item
     log_probs: Floats  # (N, W) nats; not read where there is no item
     rewards: Floats  # (N, W); not read where there is no item
     targets: Ints  # (N,) logged items
 
     @property
     def usable(self) -> NDArray[np.bool_]:  # (N, W)
-        """True where a place holds an item."""
+        """True where there is an item."""
         return self.items >= 0
 
 
@@ -55,9 +52,7 @@ def target_ranks(
     lists: Lists,
     keys: Floats,  # (N, W)
 ) -> Ints:
-    """(N,) rank from 1 of the logged item when each list is sorted by `keys`, the largest first; 0 where it is not.
-
-    Ties keep the policy's order. Places without an item come last.
+    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0.
 
     Example:
         >>> lists = Lists(np.array([[7, 4, -1]]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([4]))
@@ -73,7 +68,7 @@ def share_below(
     target: NDArray[np.bool_],  # (N, W)
     others: NDArray[np.bool_],  # (N, W)
 ) -> Floats:
-    """(N,) the share of the others of each row that score below its target; ties count one half, NaN without both.
+    """Return the (N,) share of each row's others below its target; ties count one half; NaN if either is missing.
 
     Example:
         >>> there = np.array([[False, True, False, False]])
@@ -87,7 +82,7 @@ def share_below(
 
 
 def mixed_keys(lists: Lists, weight: float, spread: float) -> Floats:
-    """(N, W): `log π + weight · RM / spread`, in single precision, so that the order is the one that is served."""
+    """Return (N, W) `log π + weight · RM / spread`, in single precision as in the service."""
     log_probs, rewards = (values.astype(np.float32) for values in (lists.log_probs, lists.rewards))
     return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, spread), -np.inf).astype(np.float64)
 
@@ -96,11 +91,7 @@ def cross_fitted_mix(
     lists: Lists,
     half: NDArray[np.bool_],  # (N,)
 ) -> Mix:
-    """Choose the weight of each half by the mean NDCG@10 of the other one; of equally good ones the smallest.
-
-    Raises:
-        ValueError: `half` is not a mask of the cases.
-    """
+    """Choose the weight of each half by the mean NDCG@10 of the other, the smallest if several are equal."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
     spread = reward_spread(lists.items, lists.rewards)
@@ -111,7 +102,7 @@ def cross_fitted_mix(
 
 
 class RepeatedMix(NamedTuple):
-    """The cross-fitted mix under `S` halvings of the users, `K` weights to choose from."""
+    """The cross-fitted mix over `S` halvings of the users, with `K` candidate weights."""
 
     ranks: Ints  # (K, N) of the logged item under each of `WEIGHTS`, as `target_ranks`
     spread: float  # σ
@@ -122,12 +113,12 @@ class RepeatedMix(NamedTuple):
         self,
         values: Floats,  # (K, N)
     ) -> Floats:
-        """(N,) what each case gets from the mix, a mean over the halvings, from what it gets at each weight."""
+        """Average (K, N) values by weight over the halvings to (N,)."""
         return np.asarray((self.shares * values).sum(axis=0))
 
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
-    """`cross_fitted_mix` under many random halvings; the beams are sorted once a weight."""
+    """Compute `cross_fitted_mix` over many random halvings; beams are sorted once per weight."""
     spread, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
     ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, spread)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
@@ -146,7 +137,7 @@ def permuted(
     real: NDArray[np.bool_],  # (N, C)
     generator: np.random.Generator,
 ) -> Floats:
-    """Permute the values of each row among its real places; the others are left as they are.
+    """Shuffle the real values within each row.
 
     Example:
         >>> row, real = np.array([[1.0, 2.0, 3.0]]), np.array([[True, True, False]])
@@ -154,7 +145,7 @@ def permuted(
         [np.float64(1.0), np.float64(2.0)]
     """
     draws = np.where(real, generator.random(values.shape), np.inf)
-    # the real places in their own order, and in a random one
+    # the real positions in their own order, and in a random one
     places, source = np.argsort(~real, axis=1, kind="stable"), np.argsort(draws, axis=1, kind="stable")
     result = np.empty_like(values)
     np.put_along_axis(result, places, np.take_along_axis(values, source, axis=1), axis=1)
@@ -165,12 +156,12 @@ def serving_quantities(
     lists: Lists,
     history_lengths: Ints,  # (N,)
 ) -> dict[str, Floats]:
-    """Compute the quantities of a case that are known when it is served: none reads the logged item.
+    """Compute the quantities of a case that are known at serving time.
 
     Returns:
-        By name, (N,) each: the entropy of the policy over the beam (nats), the spread of the rewards over the beam
-        (standard deviation), the rank correlation of both scores over it, the policy's rank of the item that the
-        ranker likes best, and the length of the history. NaN where a list has too few items.
+        (N,) each, by name: the policy's entropy (nats), the standard deviation of the rewards, the rank correlation of
+        both, the policy's rank of the ranker's top item, the history length. All but the last are NaN for fewer than
+        two items.
     """
     usable, count = lists.usable, lists.usable.sum(axis=1)
     log_probs = np.where(usable, lists.log_probs, -np.inf)

@@ -1,4 +1,4 @@
-"""The recommendation in words, from the numbers of a diagnosis. A loss is said as plainly as a gain."""
+"""The recommendation in words, from the numbers of a diagnosis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAINING = (
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """Say whether re-ranking helps, and why, from the result of `adagrpo.diagnosis.diagnose`."""
+    """Return the recommendation and its reasons, from the result of `adagrpo.diagnosis.diagnose`."""
     leak = leak_reason(result["leak"])
     opening = [_OPENINGS[result["verdict"]["decision"]], _why(result), *_weight(result)]
     if leak is not None:
@@ -29,7 +29,7 @@ _OPENINGS = {
 
 
 def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
-    """Say by which of `leak_signs` a reward has probably seen the held-out items; None without a sign."""
+    """Return how `leak_signs` shows that a reward has probably seen the held-out items; None without a sign."""
     if leak is None or not leak["signs"]:
         return None
     first, best = leak["hr@1"], max(leak["references"], key=lambda name: leak["references"][name])
@@ -57,7 +57,6 @@ def _leak(reason: str, leaking: Sequence[str]) -> list[str]:
 
 
 def _why(result: Mapping[str, Any]) -> str:
-    """Say how sure the decision is, or that the data allow none."""
     verdict, evidence = result["verdict"], result["verdict"]["evidence"]
     adds, alone = evidence["adds"], evidence["leads_as_logged"]
     said = []
@@ -82,7 +81,6 @@ def _why(result: Mapping[str, Any]) -> str:
 
 
 def _weight(result: Mapping[str, Any]) -> list[str]:
-    """The weight of the reward that is best on validation, where re-ranking by it helps."""
     if result["verdict"]["decision"] == "do_not_use":
         return []
     weight, spread, warning = (result["reranking"][name] for name in ("weight", "spread", "warning"))

@@ -1,13 +1,10 @@
-"""Cuts cases into cells and measures the orders of the beam in each.
+"""Splits cases into cells and measures the orders of the beam in each.
 
-Two kinds of cells, which must not be confused:
+    serving      by what is known at serving time; a gain there can be realised
+    target       by the logged item (popularity, exposure, difficulty): biased against the policy where its own failure
+                 defines the cell
 
-    serving      by what is known when a case is served; a gain there is a gain that can be had
-    target       by the logged item (popularity, exposure, difficulty for the policy): fair to the ranker, and not to
-                 the policy where the cell is formed by its own failure
-
-We depart from Tables 2 and 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480) in that no cell is formed by the scores that
-are then judged: there any ranker gains where it was lucky.
+Unlike Tables 2 and 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480), no cell is defined by the scores under test.
 """
 
 from __future__ import annotations
@@ -23,25 +20,25 @@ from adagrpo.diagnosis.orders import Floats, Ints
 from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
 
 METRICS = ("hr@10", "ndcg@10")
-MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and an interval of so few is too sure of itself
+MIN_MOVED = 20  # non-zero differences; with fewer the interval is too narrow
 
 Gains = Mapping[str, Floats]  # metric -> (N,) one number a case
 
 
 class Cell(NamedTuple):
-    """Some of the cases."""
+    """A subset of the cases."""
 
     name: str
     rows: NDArray[np.bool_]  # (N,)
 
 
 def gains(ranks: Ints) -> dict[str, Floats]:
-    """HR@10 and NDCG@10 of each case from the (N,) rank of its logged item."""
+    """Return HR@10 and NDCG@10 of each case from the (N,) ranks of the logged items."""
     return {"hr@10": metrics.hit_rate(ranks, 10), "ndcg@10": metrics.ndcg(ranks, 10)}
 
 
 def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
-    """Three cells of about equal size by a quantity, NaN in none; ties stay together, so that cells may be fewer.
+    """Return up to three cells of about equal size by a quantity; NaN is in none, and ties stay together.
 
     Example:
         >>> [(cell.name, cell.rows.sum()) for cell in thirds("x", np.array([1.0, 2.0, 3.0, 3.0]))]
@@ -65,7 +62,7 @@ def popularity_cells(
     targets: Ints,  # (N,)
     counts: Ints,  # (V,)
 ) -> list[Cell]:
-    """Head, middle and tail: the items that hold the upper, middle and lower third of the training interactions."""
+    """Return cells by head, middle and tail items, with a third of the training interactions each."""
     tail, below_head = metrics.tail_items(counts, 1 / 3), metrics.tail_items(counts, 2 / 3)
     masks = {"head": ~below_head, "middle": below_head & ~tail, "tail": tail}
     cells = [Cell(f"{name} ({int(mask.sum()):,} items)", mask[targets]) for name, mask in masks.items()]
@@ -73,7 +70,7 @@ def popularity_cells(
 
 
 def bounded_interval(differences: Floats, weights: Floats | None = None) -> Interval:
-    """Normal interval of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
+    """Return the normal interval of a mean difference; p is 1 if fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
         return Interval(0.0, 0.0, 0.0, 1.0)
     interval = mean_interval(differences, weights)
@@ -88,10 +85,7 @@ def measure(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """A row a cell: cases, share with the logged item in the beam, each order's metrics, differences to `policy`.
-
-    The differences come with intervals of the bootstrap.
-    """
+    """Return a row per cell: cases, share with the logged item in the beam, metrics and differences from `policy`."""
     table = []
     for cell in cells:
         row: dict[str, Any] = {"cell": cell.name, "cases": int(cell.rows.sum())}

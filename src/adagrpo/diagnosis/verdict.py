@@ -1,20 +1,15 @@
-r"""From intervals to a recommendation, `use` or `do_not_use`, and whether the reward's sign is wrong.
+"""From intervals to `use` or `do_not_use`, and whether the reward's sign is wrong.
 
     adds      the mix beats the policy's order in NDCG@10: over all cases, at half the level, or in a cell known at
-              serving time, Holm over the cells at the other half
+              serving time, Holm (1979) over the cells at the other half
     orders    the share of a beam's other items that the reward puts below the logged one, less one half
 
-    use           adds: re-ranking the policy's list by the reward helps
+    use           adds
     do_not_use    adds nowhere: no gain is shown
-    inverted      orders is below 0 beyond doubt (p ≤ `STRONG`): the reward ranks logged items worse than chance
+    inverted      orders is below 0 with p ≤ `STRONG`: the reward ranks logged items worse than chance
 
-Whether training on the reward helps is no part of it: in simulated shops nothing that is measured before training
-predicted that (`research.decisions.shops`), and `adagrpo decide --train` measures it.
-
-All cases are the question that is asked first; one test among many cells would make it depend on how many there are.
-A test counts only in the direction of a gain. A reward that knows nothing gets anything but `do_not_use` with a
-probability of at most `level`, however many cells are looked at. Holm 1979. No step but the halvings of `repeated_mix`
-draws anything, and these are averaged, so that the verdict is one of models and data.
+An uninformative reward gets `use` with probability at most `level`. Nothing measured before training predicted in
+simulated shops whether training helps (`research.decisions.shops`); see `adagrpo decide --train`.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ Strength = Literal["strong", "some", "none", "against"]
 
 
 class CellTest(NamedTuple):
-    """The mix against the policy's order in a cell; the first one given to `decide` is that over all cases."""
+    """The mix minus the policy's order in a cell."""
 
     name: str
     difference: Interval
@@ -48,11 +43,11 @@ class Verdict(NamedTuple):
 
 
 def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength:
-    """A word for the evidence that a quantity is above 0, by a two-sided p-value, adjusted where it is one of several.
+    """Return a word for the evidence that a quantity is above 0, by its two-sided, adjusted p-value.
 
     Example:
-        >>> [strength_of(1.0, 0.0005), strength_of(1.0, 0.02), strength_of(1.0, 0.2), strength_of(-1.0, 0.02)]
-        ['strong', 'some', 'none', 'against']
+        >>> [strength_of(1.0, 0.0005), strength_of(1.0, 0.2), strength_of(-1.0, 0.02)]
+        ['strong', 'none', 'against']
     """
     if p_value > level or mean == 0:
         return "none"
@@ -62,12 +57,12 @@ def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength
 
 
 def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) -> Verdict:
-    """Apply the rule of the module's text.
+    """Apply the rule of the module's docstring.
 
     Args:
-        cells: all cases first, then the cells; none of them may be formed by the logged item.
-        orders: the share of the other items below the logged one, less one half.
-        level: of all that is said about the cells.
+        cells: all cases first; no cell may be defined by the logged item.
+        orders: see the module's docstring.
+        level: of the family of all cells.
     """
     raw = [test.difference.p_value for test in cells]
     cell_p = tuple(min(1.0, 2 * p) for p in (*raw[:1], *holm(raw[1:])))
@@ -78,5 +73,5 @@ def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) 
         over_all = strengths[0] in ("some", "strong")
         best = strengths[0] if over_all else "strong" if "strong" in strengths else "some"
         return Verdict("use", best, inverted, where, cell_p)
-    # with no gain anywhere, the order over all cases says whether a loss is shown or nothing is
+    # with no gain anywhere, the test over all cases decides between a loss and no evidence
     return Verdict("do_not_use", "strong" if strengths[0] == "against" else "none", inverted, where, cell_p)

@@ -1,1 +1,1 @@
-"""Lists over the whole catalogue, baselines, the statistics of a comparison, and the quality of a reward."""
+"""Full-catalogue evaluation, statistics of comparisons, and the quality of a reward."""

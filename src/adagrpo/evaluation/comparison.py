@@ -1,18 +1,15 @@
-r"""Says whether an arm is better than a baseline: user by user, over seeds, and over a family of arms fixed beforehand.
+"""Compares arms with a baseline, user by user, over seeds, and over a family of arms fixed in advance.
 
-For arm `a`, seed `s` of `S` and user `u` of the `n_s` test cases of that seed, with a metric `m` of each user's list,
+For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-user metric `m`,
 
     d_su = m(a, s, u) - m(baseline, s, u)                     at the same kind of checkpoint: best, or final
     D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
     users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
     seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
-    both      for other users and other seeds together, see `adagrpo.evaluation.crossed`
-    family    Holm over the p-values of all family arms and checkpoints, on one metric: those of `both`, and of `users`
-              where there is one seed
+    both      over users and seeds, see `adagrpo.evaluation.crossed`; decides the verdict
+    family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
-Sources: Efron 1979, Holm 1979, see `adagrpo.evaluation.statistics`. We depart from tests that take each (seed, user)
-for a draw of its own: a user meets every seed with the same history and target. A claim is about other users and other
-runs of the training, so `both` decides it; the intervals over either alone say where the doubt comes from.
+Sources: Efron 1979, Holm 1979. We do not treat each (seed, user) as an independent sample.
 """
 
 from __future__ import annotations
@@ -53,14 +50,7 @@ class Measured(NamedTuple):
 
 
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
-    """The metrics of each user's lists.
-
-    Args:
-        users: (N,) ids.
-        lists: of these users, one each.
-
-    Returns:
-        user_id in ascending order, and every metric of the table that is one of each user.
+    """Return a table of the per-user metrics, user_id ascending; `users` are (N,) ids.
 
     Example:
         >>> lists = RankedLists(np.array([4, 2]), width=5)
@@ -74,18 +64,14 @@ def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
 def compare(
     measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
 ) -> list[dict[str, Any]]:
-    """Every arm and checkpoint against the baseline's checkpoint of the same kind (its only one, if it has one).
+    """Compare each arm and checkpoint with the baseline's checkpoint of the same kind (or its only one).
 
     Args:
-        measured: by arm and checkpoint, one entry a seed, in the order of `seeds`.
+        measured: one entry per seed, in the order of `seeds`.
 
     Returns:
-        One JSON-able row for each arm and checkpoint, in the order given: `arm`, `checkpoint`, `verdict`, `p_holm`,
-        `test` (mean, interval over seeds, and the value of each seed), `validation` (means), `against` (differences
-        from the baseline with their intervals) and `margins`. What is unknown is None.
-
-    Raises:
-        ValueError: an entry lacks a seed, or the users of two arms are not the same under a seed.
+        One JSON-able row per arm and checkpoint: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`,
+        `against` (differences from the baseline) and `margins`; None if unknown.
     """
     short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
     if short:
@@ -105,14 +91,10 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """The arms of every pair of the plan against each other, at the same kind of checkpoint; as `compare`.
+    """Compare the arms of each pair of the plan, as `compare`.
 
     Returns:
-        One JSON-able row for each pair and kind of checkpoint that either has: `arm`, `other`, `checkpoint`, `against`
-        (the first less the second, as in a row of `compare`), and `p_holm` of the metric, over these rows alone.
-
-    Raises:
-        ValueError: the users of two arms are not the same under a seed.
+        One JSON-able row per pair and kind of checkpoint; `against` is first minus second.
     """
     rows: list[dict[str, Any]] = []
     for arm, other in options.pairs:
@@ -126,13 +108,13 @@ def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: Compare
 
 
 def corrected_pairs(rows: Sequence[dict[str, Any]], options: CompareConfig) -> list[dict[str, Any]]:
-    """The rows of pairs with Holm's p-values of the plan's metric, over these rows alone."""
+    """Add Holm's p-values on the plan's metric to the rows of pairs."""
     corrected = holm([row["against"][options.metric]["p"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
 def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
-    """Write Holm's p-values into the rows of the family, and a verdict into each; see `compare` for the rows."""
+    """Set Holm's p-values in the rows of the family, and a verdict in every row of `compare`."""
     left_out = ("sft", options.baseline)
     family = {row["arm"] for row in rows}.difference(left_out) if options.family is None else options.family
     tested = [row for row in rows if row["arm"] in family]
@@ -145,7 +127,6 @@ def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> Non
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    """By metric, the difference from the baseline, with its intervals over users, over seeds and over both."""
     places = _places(arm, baseline)
     by_seed = {metric: _differences(arm, baseline, metric) for metric in metrics}
     values = np.stack([_user_values(differences, places) for differences in by_seed.values()])
@@ -169,11 +150,7 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """The interval over users and seeds together, its p-value, and the variances that it was made of, as in `compare`.
-
-    Of the mean differences by seed `users` is the variance over users, and `rest` the part of it that is of each user
-    under each seed, see `adagrpo.evaluation.crossed`.
-    """
+    """Return the interval over users and seeds from the parts R and E of `adagrpo.evaluation.crossed`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -182,13 +159,13 @@ def over_both(by_seed: Sequence[float], users: float, rest: float, level: float)
 
 
 def reported(against: Mapping[str, Any]) -> Sequence[float]:
-    """The interval that a difference is reported with: over users and seeds, and over users where that is not known."""
+    """Return the interval over users and seeds, or over users if that is unknown."""
     ends: Sequence[float] = against.get("both") or against["users"]
     return ends
 
 
 def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
-    """(n_s,) of each seed: which user of all of them each test case is."""
+    """(n_s,) per seed: the index of each test case's user among all users."""
     for ours, theirs in zip(arm, baseline, strict=True):
         if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
             raise ValueError("the arm and the baseline were not measured on the same users")
@@ -197,7 +174,6 @@ def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArr
 
 
 def _differences(arm: Sequence[Measured], baseline: Sequence[Measured], metric: str) -> list[NDArray[np.float64]]:
-    """(n_s,) of each seed: what each user gains."""
     pairs = zip(arm, baseline, strict=True)
     return [ours.users[metric].to_numpy() - theirs.users[metric].to_numpy() for ours, theirs in pairs]
 
@@ -205,14 +181,14 @@ def _differences(arm: Sequence[Measured], baseline: Sequence[Measured], metric: 
 def _user_values(
     differences: Sequence[NDArray[np.float64]], places: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
-    """(U,) one number a user, whose mean is the mean over the seeds of their means."""
+    """(U,) one value per user, whose mean is the mean of the seeds' means."""
     weighted = [difference / (len(differences) * len(difference)) for difference in differences]
     sums = np.bincount(np.concatenate(places), weights=np.concatenate(weighted))
     return np.asarray(sums * len(sums), dtype=np.float64)
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
-    """Return how much worse than the baseline the interval allows the arm to be, and whether that is in bounds."""
+    """Return the worst loss that the interval allows, and whether it is within the margin."""
     low, high = reported(against)
     worst = high if lookup(metric).better == "lower" else -low
     return {"margin": margin, "worst": worst, "kept": worst <= margin}
@@ -242,11 +218,10 @@ def _holds_zero(ends: Sequence[float]) -> bool:
 
 
 def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
-    """The mean of one number a seed, with its interval, as a row of `compare` has it."""
+    """Return the mean of one value per seed with its interval, as in a row of `compare`."""
     interval = seed_interval(values, level=level)
     return {"mean": interval.mean, "interval": _ends(interval), "by_seed": list(values)}
 
 
 def _ends(interval: Interval) -> list[float] | None:
-    """Both ends; None for a single seed, which has no interval."""
     return None if math.isnan(interval.low) else [interval.low, interval.high]

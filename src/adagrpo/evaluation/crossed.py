@@ -1,24 +1,15 @@
-r"""One interval for other users and other seeds together: a mean over users that all meet the same seeds.
+"""Confidence interval of a mean over users and seeds together, when all users meet the same seeds.
 
-A difference of user `u` under seed `s` is taken as  d_su = μ + a_s + b_u + e_su:  what a seed does to everybody, what a
-user brings under every seed, and the rest. The population effect is μ. With the means D_s of the S seeds and D of all,
-
+    d_su = μ + a_s + b_u + e_su    difference of user u under seed s; D_s are the means of the S seeds, D that of all
     seeds    X = s²(D_s) / S                       estimates  σ_a²/S + σ_e²/(SU),  on ν = S - 1 degrees of freedom
     users    R, the variance of D over users       estimates  σ_b²/U + σ_e²/(SU)
     rest     E, what X would be were all a_s 0     estimates  σ_e²/(SU)
-    V = X + A,  A = max(0, R - E),  w = X / V      what the seeds measured badly, and what thousands of users measured
+    V = X + A,  A = max(0, R - E),  w = X / V
     D ± √(V c²),  c² = (1 - g) z² + g t_ν²,  g = w - .9 w (1 - w)
 
-Sources: the sum of the two variances and its degrees of freedom are those of Satterthwaite (1946); the square of the
-critical value as a mean of the two parts' squares is Cochran's (1964). We depart from both: with three seeds
-Satterthwaite covers 92.2 % where neither part dominates and Cochran 97.7 %. A weight `g` of w - k w (1 - w) lies
-between the two, and k = .9 covers 94.4-95.9 % at three seeds and 94.8-95.4 % at five; `benchmarks.coverage` has the
-simulation.
-
-Users need not be the same under every seed. R and E are made of the users' covariances of the D_s, which are 0 for two
-seeds without a user in common. The interval may be narrower than that over users alone, when the seeds agree better
-than chance lets them: it claims 95 % over many repetitions, not more than its neighbour each time. Where few hits move,
-seeds may agree exactly, and X is 0; that is no proof of an effect, and the interval is then the one over users alone.
+Sources: Satterthwaite (1946) for the sum of variances, Cochran (1964) for averaging squared critical values. Our `g`
+lies between them, for better coverage at few seeds (`benchmarks.coverage`). Users may differ between seeds. If all
+seeds agree exactly, the interval is over users alone.
 """
 
 from __future__ import annotations
@@ -37,7 +28,7 @@ _BETWEEN = 0.9  # 0 is Cochran's critical value; the larger, the nearer to Satte
 
 
 class CrossedParts(NamedTuple):
-    """A mean over seeds and users, and the parts of its variance as the module's docstring names them."""
+    """A mean over seeds and users with the parts of its variance."""
 
     mean: float
     seeds: float  # X
@@ -50,15 +41,11 @@ def crossed_parts(
     values: Sequence[NDArray[np.floating]],  # S arrays of (n_s,)
     places: Sequence[NDArray[np.integer]] | None = None,  # S arrays of (n_s,)
 ) -> CrossedParts:
-    """The mean of the seeds' means and the parts of its variance.
+    """Return the mean of the seeds' means and the parts of its variance.
 
     Args:
-        values: a number of each user, one array a seed; at least two seeds, and two users in each.
-        places: which user each number is of, an index from 0 that is the same under every seed and occurs once in
-            each; None says that the arrays hold the same users in the same order.
-
-    Raises:
-        ValueError: fewer than two seeds or two users, a number that is not finite, or arrays that do not fit.
+        values: one array per seed; at least two seeds with two users each.
+        places: user index of each value, the same under every seed; None: the same users in the same order.
 
     Example:
         >>> parts = crossed_parts([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
@@ -83,12 +70,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """The interval for other users and other seeds, and the p-value at which its end would be zero.
-
-    Where no user differs from another the interval is the mean, and p is 1 for a mean of 0 and else 0.
-
-    Raises:
-        ValueError: `level` out of range.
+    """Return the interval for other users and other seeds; without variance it is the mean, and p is 1 for 0, else 0.
 
     Example:
         >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))
@@ -110,13 +92,11 @@ def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
 
 
 def _critical(tail: float, weight: float, degrees: int) -> float:
-    """c² of both tails together."""
     normal, student = special.ndtri(tail / 2), special.stdtrit(degrees, tail / 2)
     return float((1 - weight) * normal**2 + weight * student**2)
 
 
 def _tail(square: float, weight: float, degrees: int) -> float:
-    """The tails at which c² is `square`, by halving the interval of their logarithm."""
     low, high = float(np.log(1e-100)), 0.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What a logged choice weighs where the logs say what was shown: what was shown often is chosen often."""
+"""Weights of logged choices by how often their items were shown."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ Ints = NDArray[np.int64]
 
 
 def exposure_weights(shown: Ints) -> Floats:
-    """(N,) one over how often each case's logged item was shown, at least as often as a tenth of the cases' items.
+    """Return (N,) 1 / (times the logged item was shown), counts clipped from below at their tenth percentile.
 
-    What was shown often is clicked often, so that the cases are of items that were shown; weighted so, they stand for
-    what users would have chosen of items shown alike, as far as popularity alone decided what was shown (inverse
-    propensities, clipped: Schnabel et al. 2016).
+    Clipped inverse propensities (Schnabel et al. 2016), as if popularity alone decided what is shown.
 
     Example:
         >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
@@ -27,19 +25,14 @@ def exposure_weights(shown: Ints) -> Floats:
 
 
 def case_weights(shown: Ints, power: float = 0.5) -> Floats:
-    """(N,) a power of `exposure_weights`, of mean 1: what a validation case weighs in a choice between lists.
+    """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
-    A case whose item the impressions never show was chosen elsewhere, in a search say, and weighs 1.
-
-    The root, since counts overstate the bias: what users like is shown more often too. In simulated shops it gains most
-    of what the whole weight does in true utility, and costs fewer hits (`research/decisions`). At 0 all cases are
-    alike: the lists are then those for what the platform shows.
+    A case whose item was never shown weighs 1. The default is the root, since what users like is also shown more
+    (`research/decisions`).
 
     Example:
         >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
         [1.51, 0.92, 0.92, 0.65, 1.0]
-        >>> case_weights(np.array([1, 10, 10, 20, 0]), power=0.0).tolist()
-        [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     known, weights = shown > 0, np.ones(len(shown))
     if known.any():

@@ -1,9 +1,8 @@
-"""The checkpoints of one run held against its starting policy and against continued NLL, user by user.
+"""Compares the checkpoints of one run with its starting policy and with continued NLL, user by user.
 
     difference(arm, reference) = (1/N) Σ_u  m(arm, u) - m(reference, u)        over the N test cases
 
-The interval is a percentile bootstrap over the users (Efron 1979); all checkpoints meet the same resamples. It says
-that other users would agree. Whether another seed of the training would is for a comparison to say.
+Percentile bootstrap over users (Efron 1979), with shared resamples; other seeds are not covered.
 """
 
 from __future__ import annotations
@@ -23,18 +22,13 @@ Point = tuple[str, str]  # arm and checkpoint
 
 
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
-    """Intervals of every checkpoint's metrics, and of its differences from the references.
+    """Return intervals of each checkpoint's metrics, and of its differences from the references.
 
     Args:
-        users: by arm and checkpoint, what `adagrpo.evaluation.comparison.per_user` gives; (`sft`, `start`) among them.
+        users: tables of `per_user` by arm and checkpoint, including (`sft`, `start`).
 
     Returns:
-        JSON-able: `users`, `checkpoints` (arm, checkpoint, metrics), `against` (arm, checkpoint, reference, metrics); a
-        metric has `mean`, `low` and `high` (95 %), rates as fractions, and a difference `p_value` too. The reference
-        `nll` is taken at the checkpoint of the same kind.
-
-    Raises:
-        ValueError: two checkpoints were not measured on the same users.
+        JSON-able: `users`, `checkpoints` and `against`, with 95 % intervals; rates are fractions.
     """
     start = users[START, "start"]
     for point, table in users.items():
@@ -54,7 +48,7 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
     parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
 
     def named(*, tested: bool) -> dict[str, dict[str, float]]:
-        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # no rate is held against 0
+        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # rates are not tested
         return {
             name: {field: getattr(interval, field) for field in kept}
             for name, interval in zip(names, next(parts), strict=True)

@@ -1,8 +1,7 @@
-"""Full-catalogue evaluation of one policy, and of a ranker, on the same cases.
+"""Full-catalogue evaluation of policies and rankers, without sampled negatives (Krichene and Rendle 2020).
 
-Retrieval comes from beam search held to the catalogue; hallucination from free beam search of the same width, as the
-share of the first K sequences that name no item. Never sampled negatives (Krichene and Rendle 2020). Items are ranked
-one target a user, so recall@K and HR@K are the same.
+Retrieval uses constrained beam search; hallucination is the share of invalid sequences among the first K of an
+unconstrained beam of the same width. With one target per user, recall@K equals HR@K.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Predictions(NamedTuple):
 
 
 def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
-    """A fixed random sample of cases, in their own order; all of them if there are no more than `count`."""
+    """Return a random sample of at most `count` cases, in their own order."""
     if count >= len(cases):
         return cases
     return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
@@ -57,7 +56,7 @@ def select_cases(
     cases: Cases,
     rows: NDArray[np.int64],  # (K,)
 ) -> Cases:
-    """The cases in some rows, in the order of the rows."""
+    """Select cases by row."""
     return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows])
 
 
@@ -76,12 +75,11 @@ def predict(
     precision: Precision = "auto",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
-    """Beam search for every case, constrained and free.
+    """Run constrained and unconstrained beam search for every case.
 
     Args:
-        exclude_history: leave items of the history out of the constrained list, also of what the policy does not see.
-        eligible: of the trie's `eligible`: what may be in the constrained list; None: the catalogue.
-        precision: of the policy, see `adagrpo.networks.layers.precision_used`.
+        exclude_history: leave the whole history out of the constrained list.
+        eligible: items allowed in that list; None: all.
         report: called with (cases done, cases in all).
     """
     policy = policy.eval().frozen()
@@ -133,17 +131,11 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Mean metrics over all cases.
+    """Return mean metrics over all cases, as fractions; with a masked history also `*_unmasked` accuracy.
 
     Args:
-        cases: `N` cases.
-        tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
-        utility: true utility of (N, K) items for these cases, where the world is simulated.
-
-    Returns:
-        The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
-        true utility where these are known. Where the history was masked, also what the accuracy in a run's main table
-        is without masking. Rates are fractions.
+        tail: (V,) True for tail items, see `adagrpo.metrics.tail_items`.
+        utility: true utility of (N, K) items, in simulated worlds.
     """
     lists = metrics.RankedLists(
         *_ranked(predictions.items, cases),
@@ -163,15 +155,9 @@ def summarise(
 
 
 def reordered(predictions: Predictions, weight: float, spread: float) -> Predictions:
-    """The constrained beam in the order of `log-probability + weight · reward / spread`, which becomes the score.
+    """Re-rank the constrained beam by `log-probability + weight · reward / spread`; ties keep the policy's order.
 
-    Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
-    without masking, which the reward has not scored, is dropped.
-
-    Args:
-        predictions: with rewards.
-        weight: in spreads, see `adagrpo.evaluation.reranking`; infinity orders by the reward alone.
-        spread: σ.
+    An infinite weight orders by the reward alone. The list without masking, which has no rewards, is dropped.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards
@@ -196,7 +182,7 @@ def rank_by_ranker(
     exclude_history: bool = False,
     eligible: Tensor | None = None,  # (V,) bool
 ) -> dict[str, float]:
-    """The ranker's own retrieval over the full catalogue, or what is eligible of it: how good is the reward model?"""
+    """Measure the ranker's own retrieval over the full catalogue or its eligible items."""
     ranker.eval()
     wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
@@ -219,10 +205,7 @@ def rank_by_ranker(
 
 
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """Which cases are sampled from, and with what: (N,) row of each case in the uniforms or -1, and the uniforms.
-
-    Cases are batched by length, so the first ones would all have long histories.
-    """
+    """(N,) row of each sampled case in the uniforms, else -1, and the uniforms."""
     size = min(count, SAMPLED_CASES)
     places = np.full(count, -1, dtype=np.int64)
     places[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
@@ -230,12 +213,11 @@ def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
 
 
 def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
-    """HR, NDCG and what else needs no more than ranked lists (N, W) of items, -1 for none."""
+    """Return the metrics of ranked lists (N, W) of items, -1 for none."""
     return metrics.measure(metrics.RankedLists(*_ranked(items, cases), items=items))
 
 
 def _ranked(items: NDArray[np.int64], cases: Cases) -> tuple[NDArray[np.int64], int]:
-    """(N,) the ranks of the logged items in lists (N, W), and W."""
     return metrics.target_rank_in(items, cases.targets.astype(np.int64)), items.shape[1]
 
 
@@ -250,16 +232,15 @@ def without_history(
     *,
     precision: Precision = "auto",
     closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
-    eligible: Sequence[Eligible | None] | None = None,  # what the search was held to, see `Trie.excluding`
+    eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
+    """Return the found items outside the whole histories and their scores, padded with -1 and -inf.
 
-    A beam that has `T` hypotheses to spare gives full lists as long as it holds no more than `T` items of the history.
-    The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
+    Samples with short lists are searched again with their histories excluded.
 
     Args:
-        closed: (B, X) int64, other items that the search left out, -1 for none.
-        eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
+        closed: other items that the search excluded.
+        eligible: mask of each sample's search, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
@@ -282,7 +263,6 @@ def _unseen(
     histories: Histories,
     width: int,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Move the items of the history behind the others, in order, and cut to the width."""
     seen = histories.holds(items)
     order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     dropped = seen.gather(1, order)
@@ -292,7 +272,7 @@ def _unseen(
 def batches(
     cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    """Cases of similar length together, so that little is padded; with `whole` also what the policy does not see."""
+    """Yield rows and histories of cases of similar length; with `whole` also what the policy does not see."""
     order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]

@@ -1,13 +1,11 @@
-r"""Measures how good a ranker is as a reward, case by case, for the whole and for strata.
+"""Quality of a ranker as a reward, per case, overall and by strata that do not depend on its scores.
 
-    AUC         = share of the other items that the ranker puts below the logged one, ties count one half
+    AUC         = share of the other items that score below the logged one, ties count one half
     NDCG@k      = 1[r <= k] / log2(1 + r)                   r: the logged item's rank in the whole catalogue, ties above
     ECE         = Σ_bins (n_bin / N) |hit rate_bin - mean confidence_bin|        (Naeini et al. 2015)
-    correlation = Spearman's, of scores and true utilities over items, where a truth is known
+    correlation = Spearman's, of scores and true utilities over items, in simulated worlds
 
-Confidence is the ranker's probability of the item that it ranks first. Strata are made from what the ranker did not
-score: exposure, popularity, activity, difficulty for the policy. We depart from reports of one number: a reward that is
-good on average can be worthless on the items that were never shown, and that is where a policy is pushed to go.
+Confidence is the ranker's probability of its top item.
 """
 
 from __future__ import annotations
@@ -44,13 +42,9 @@ def case_quality(
 ) -> CaseQuality:
     """Rank the whole catalogue in every case.
 
-    Args:
-        scores: (N, V) of every item, at least two.
-        targets: (N,) logged items.
-
     Example:
         >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
-        >>> quality.auc, quality.ndcg  # above one, level with one, below one; third at worst
+        >>> quality.auc, quality.ndcg
         (array([0.5]), array([0.5]))
     """
     own = np.take_along_axis(scores, targets[:, None], 1)
@@ -70,7 +64,7 @@ def case_quality(
 
 
 class ShownQuality(NamedTuple):
-    """Quality of a ranker's scores of `N` impressions, each among those of the same user."""
+    """Quality of a ranker's scores of `N` impressions, each within those of the same user."""
 
     auc: Floats  # (N,) of a clicked one: the share of the user's others, not clicked, that it is put above; else NaN
     ndcg: Floats  # (N,) of the user's whole list, at a user's first impression; else NaN
@@ -83,18 +77,15 @@ def shown_quality(
     *,
     k: int = 10,
 ) -> ShownQuality:
-    """Rank what was shown to each user; users to whom nothing, or everything, was to their liking say nothing.
+    """Rank the impressions of each user; users who clicked nothing or everything get NaN.
 
     Args:
-        scores: (N,) of the impressions.
-        clicked: (N,) whether they were chosen.
-        users: (N,) to whom they were shown, ascending.
-        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks'
-            mean gain.
+        users: (N,) ascending.
+        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain.
 
     Example:
         >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
-        >>> quality.auc, quality.ndcg.round(3)  # above one of two; second
+        >>> quality.auc, quality.ndcg.round(3)
         (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
     """
     auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
@@ -113,7 +104,7 @@ def shown_quality(
 
 
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Ten bins of equal width over [0, 1], those that hold a case: how many, their mean confidence and hit rate."""
+    """Return cases, mean confidence and hit rate of the non-empty of ten equal bins over [0, 1]."""
     place = np.minimum((confidence * 10).astype(np.int64), 9)
     return [
         {
@@ -126,15 +117,11 @@ def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[st
 
 
 def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
-    """The mean distance of hit rate and confidence over the cases' bins.
-
-    Args:
-        confidence: (N,) in [0, 1], N at least 1.
-        hit: (N,) whether what was claimed with that confidence is so.
+    """Return the ECE of (N,) confidences in [0, 1], N at least 1.
 
     Example:
         >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
-        >>> round(expected_calibration_error(confidence, hit), 3)  # half of |.5 - .15|, half of |1 - .95|
+        >>> round(expected_calibration_error(confidence, hit), 3)
         0.2
     """
     rows = calibration_bins(confidence, hit)
@@ -146,7 +133,7 @@ def rank_correlation(
     utilities: NDArray[np.floating[Any]],  # (N, K)
     known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Spearman's correlation of each row over the places that are known, NaN where either side is constant.
+    """Return Spearman's correlation of each row over its known entries, NaN if either side is constant.
 
     Example:
         >>> rank_correlation(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[0.0, 9.0, 8.0], [1.0, 2.0, 3.0]]))
@@ -155,7 +142,7 @@ def rank_correlation(
     there = np.ones(scores.shape, np.bool_) if known is None else known
 
     def centred(values: NDArray[np.floating[Any]]) -> Floats:
-        # the other places share the lowest ranks, which shifts these alike and is centred away
+        # unknown entries share the lowest ranks, a common shift that centring removes
         ranks = stats.rankdata(np.where(there, values, -np.inf), axis=1)
         mean = np.where(there, ranks, 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
         return np.where(there, ranks - mean[:, None], 0.0)
@@ -166,9 +153,7 @@ def rank_correlation(
 
 
 def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
-    """Tail and head: the least and the most popular items that hold about 20 % of the interactions; else middle.
-
-    Both ends are those of `adagrpo.metrics.tail_items`: the tail holds at most 20 %, tail and middle at most 80 %.
+    """Return (V,) "tail" (at most 20 % of the interactions), "middle" (with the tail at most 80 %) or "head".
 
     Example:
         >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
@@ -179,7 +164,7 @@ def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
 
 
 def band_names(edges: tuple[int, ...]) -> list[str]:
-    """Name the bands of counts that begin at 0 and at the edges.
+    """Return the names of the bands of counts that begin at 0 and at the edges.
 
     Example:
         >>> band_names((1, 10))
@@ -190,22 +175,12 @@ def band_names(edges: tuple[int, ...]) -> list[str]:
 
 
 def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
-    """The name of the band that each count is in.
-
-    Example:
-        >>> band(np.array([0, 1, 9, 10, 500]), (1, 10)).tolist()
-        ['0', '1-9', '1-9', '10+', '10+']
-    """
+    """Return the name of each count's band."""
     return np.array(band_names(edges))[np.searchsorted(edges, values, side="right")]
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no values.
-
-    Args:
-        values: (N,), NaN where there is none.
-        users: (N,) whose values they are.
-    """
+    """Return the mean over users of their mean values, NaN ignored, with its 95 % bootstrap interval."""
     known = ~np.isnan(values)
     if not known.any():
         return None

@@ -1,14 +1,12 @@
-"""Intervals and tests for differences between policies, over users and over seeds.
+"""Confidence intervals and tests for differences between policies, over users and over seeds; all deterministic.
 
-    bootstrap   mean of N values resampled with replacement; the interval is that of the percentiles     (Efron 1979)
-    paired      the same on the differences a_u - b_u of the same users
-    normal      mean ± z_{1-α/2} s / √N, which nothing is drawn for: where a decision must not hang on a draw
+    bootstrap   percentile bootstrap of the mean of N values (Efron 1979), also of paired differences
+    normal      mean ± z_{1-α/2} s / √N
     all pairs   mean difference ± c s, c the quantile of max |t| over all pairs, Gaussian with their covariance
-                (Tukey's comparisons where covariances differ: Hothorn, Bretz and Westfall 2008)
     seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
-    Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i)   (1979)
+    Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i) (1979)
 
-Everything is a function of its arguments: the bootstrap draws from a generator seeded by the caller.
+All pairs are Tukey's comparisons with unequal covariances (Hothorn, Bretz and Westfall 2008).
 """
 
 from __future__ import annotations
@@ -41,19 +39,14 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a mean.
+    """Return the percentile bootstrap interval of a mean.
+
+    The p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` counts the observed sample, so it is at least `2 / (resamples + 1)`.
 
     Args:
-        values: (N,) one number a user, N at least 1.
-        resamples: bootstrap samples; the p-value is not below `2 / (resamples + 1)`.
-        level: of the interval, in (0, 1).
-        seed: of the resampling; equal seeds resample equal users, so intervals of arms can be compared.
-
-    Returns:
-        Mean, interval, and the p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` with the observed sample counted in.
-
-    Raises:
-        ValueError: no values, one that is not finite, or `level` out of range.
+        values: (N,) one per user, N at least 1.
+        level: in (0, 1).
+        seed: equal seeds resample equal users.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -68,17 +61,7 @@ def bootstrap_means(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once.
-
-    Args:
-        values: (A, N) `A` numbers a user.
-
-    Returns:
-        `A` intervals, those of `bootstrap_mean` on each row.
-
-    Raises:
-        ValueError: no values, one that is not finite, or `level` out of range.
-    """
+    """Return `bootstrap_mean` of each row of (A, N) values, with shared resamples."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}: expected (A, N) finite numbers, N at least 1")
@@ -113,26 +96,16 @@ def mean_interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Normal interval of a mean, by its standard error; the same numbers give the same interval.
+    """Return the normal interval of a mean by its standard error; if that is 0 the interval is the mean, and p is 1.
 
     Args:
-        values: (N,) one number a user, N at least 1.
-        weights: (N,) above 0, divided by their mean: `Σ w x / Σ w`, whose standard error is that of `w (x - mean)`
-            (the linearised ratio, Hájek); None weighs all alike.
-        level: of the interval, in (0, 1).
-
-    Returns:
-        Mean, interval, and the two-sided p-value; where all values are equal the interval is the mean, and p is 1.
-
-    Raises:
-        ValueError: no values, one that is not finite, weights that are not above 0, or `level` out of range.
+        values: (N,) one per user, N at least 1.
+        weights: (N,) above 0, for `Σ w x / Σ w` with the error of the linearised ratio (Hájek); None: equal.
 
     Example:
         >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
         >>> round(mean, 3), round(low, 3), round(high, 3), round(p, 3)
         (1.0, -0.6, 2.6, 0.221)
-        >>> mean_interval(np.array([0.0, 1.0]), np.array([1.0, 3.0])).mean
-        0.75
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -158,22 +131,15 @@ def all_pairs(
     level: float = 0.95,
     draws: int = 10_000,
 ) -> dict[tuple[str, str], Interval]:
-    """Every mean paired difference with an interval such that all of them hold together.
-
-    The largest |t| over all pairs is drawn from means that are Gaussian with the covariance over users, divided by the
-    root of a chi-square of N - 1 degrees; the same numbers give the same intervals.
+    """Return simultaneous intervals of all paired differences of means; max |t| is simulated with a fixed seed.
 
     Args:
-        values: (N,) one number a user by name, the same users in the same order, N at least 2.
+        values: (N,) one per user by name, the same users in the same order, N at least 2.
         level: with which all intervals hold, in (0, 1).
-        draws: of the largest |t|; p-values are multiples of one over them.
+        draws: of max |t|; p-values are multiples of 1 / draws.
 
     Returns:
-        By (one, other), the first minus the second; p-values are corrected for the number of pairs. Where all
-        differences of a pair are equal the interval is the mean, and p is 1.
-
-    Raises:
-        ValueError: fewer than two users, unequal lengths, or a value that is not finite.
+        By (one, other), first minus second; p-values are corrected for all pairs.
 
     Example:
         >>> same = np.random.default_rng(0).normal(size=200)
@@ -217,11 +183,7 @@ def paired_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap of `mean(arm - baseline)` over the same N users, in the same order.
-
-    Raises:
-        ValueError: the two are not as long as each other; else as `bootstrap_mean`.
-    """
+    """Return the bootstrap interval of `mean(arm - baseline)` over the same N users, in the same order."""
     if np.shape(arm) != np.shape(baseline):
         raise ValueError(f"arm has shape {np.shape(arm)}, baseline {np.shape(baseline)}: expected the same users")
     difference = np.asarray(arm, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
@@ -229,11 +191,7 @@ def paired_difference(
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """t-interval over seeds; with one seed there is none: its ends and its p-value are NaN.
-
-    Raises:
-        ValueError: no values.
-    """
+    """Return the t-interval over seeds; for one seed its ends and p-value are NaN."""
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0:
         raise ValueError("values is empty: expected one number a seed")
@@ -247,10 +205,7 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values of a family of m tests, in the order given; reject where they are at most α.
-
-    Raises:
-        ValueError: a p-value is not in [0, 1].
+    """Return Holm's adjusted p-values, in the order given; reject where they are at most α.
 
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]

@@ -1,10 +1,9 @@
-"""Users to arms: a pure function of the user, the salt and the weights, so that nothing has to be stored.
+"""Assign users to arms by a pure function of user, salt and weights.
 
     u = HMAC-SHA256(salt, user) / 2^64 of its first 64 bits, uniform in [0, 1)
     held out where u of (salt, "holdout") < holdout; else the arm in whose slice of the cumulated weights u falls
 
-Two salts give independent numbers, so an experiment tells nothing of who was in another one. The holdout has a number
-of its own, and changing its size moves no user from one arm to another.
+The size of the holdout moves no user between arms.
 """
 
 from __future__ import annotations
@@ -15,26 +14,23 @@ from collections.abc import Mapping
 
 
 def uniform(user: str, salt: str) -> float:
-    """A number in [0, 1) that is the user's under a salt.
+    """Return the number in [0, 1) of a user under a salt.
 
     Example:
         >>> round(uniform("u1", "2026-11"), 6) == round(uniform("u1", "2026-11"), 6)
         True
     """
     digest = hmac.new(salt.encode(), user.encode(), hashlib.sha256).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: what a float holds, so never 1
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits, the precision of a float, so never 1
 
 
 def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float = 0.0) -> str | None:
-    """The arm of a user.
+    """Return the arm of a user, or None if held out.
 
     Args:
-        user: id or keyed hash; the service and the analysis must use the same one.
-        weights: of the arms, positive; arms are taken by name, so the order of the keys is nothing.
-        holdout: share of users that are in no arm.
-
-    Returns:
-        A key of `weights`, or None for a user who is held out.
+        user: id or keyed hash, the same for service and analysis.
+        weights: by arm, positive.
+        holdout: share of users in no arm.
     """
     if uniform(user, f"{salt}/holdout") < holdout:
         return None
@@ -43,4 +39,4 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
         passed += weight
         if place < passed:
             return arm
-    return arm  # what rounding leaves above the last sum
+    return arm  # rounding above the last sum

@@ -1,10 +1,7 @@
-"""The arm of a user in a running experiment: the hash of `allocation`, the ramp, and the switches.
+"""Arm of a user in a running experiment: allocation, ramp and switches.
 
-    in        u(salt "/ramp", user) < share of the experiment at that time
-    arm       `assign`; who is in an arm stays there as the share grows, since neither number changes
-
-All arms grow together. So at each moment they have users by their weights, and a day with a larger share counts for all
-of them alike; if the treatment alone grew, a good day late in the ramp would look like its effect.
+A user takes part where u(salt "/ramp", user) < share at that time. All arms ramp up together, so that no trend looks
+like an effect.
 """
 
 from __future__ import annotations
@@ -15,25 +12,25 @@ from adagrpo.experiments.allocation import assign, uniform
 from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.switches import Switches
 
-# "arm": the user's own; "interleaved": a list of both. All others get the control: "stopped", as the arm is off;
-# "held out"; "outside", as the share of the experiment does not reach the user, or its time is not now
+# "arm": the user's own; "interleaved": a list of both. All others get the control: "stopped" arm, "held out",
+# "outside" of ramp or window, or excluded
 Deal = Literal["arm", "interleaved", "stopped", "held out", "outside"]
 
 
 class Dealt(NamedTuple):
-    """The arm of a user, and why it is that."""
+    """Arm of a user, and the reason."""
 
-    arm: str  # of the plan; of an interleaved list the control, into which the other arm's items are drafted
+    arm: str  # of the plan; the control for an interleaved list
     deal: Deal
 
 
 def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
-    """The arm that a user is served.
+    """Return the arm that a user is served.
 
     Args:
-        user: keyed hash, as the exposure log has it.
+        user: keyed hash, as in the exposure log.
         moment: seconds since 1970.
-        switches: that were made until then; later ones change nothing.
+        switches: later ones have no effect.
     """
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Dealt(plan.control, "outside")

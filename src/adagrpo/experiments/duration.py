@@ -1,9 +1,8 @@
-"""Sample size: the users, and so the days, that an expected effect takes.
+"""Sample size: users, and days, needed to detect an expected effect.
 
     N = (z + z_power)² (s / x̄)² (1/p_c + 1/p_t) / log(1 + effect)²
 
-`p` are the shares of control and treatment, `z` is that of one of m tests at α / m, as the first step of Holm has it,
-or the factor of `anytime_factor` where the plan looks daily.
+`p` are the shares of the arms, `z` that of one of m tests at α / m, or `anytime_factor` with daily looks.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ def tests_of(plan: Plan) -> int:
 
 
 def users_needed(variation: float, effect: float, shares: tuple[float, float], z: float) -> int:
-    """Users of the whole experiment.
+    """Return the users of the whole experiment.
 
     Args:
-        variation: deviation over mean of one user's number, taken to be the same in both arms.
-        effect: relative, of the treatment; below 0 it is a fall.
-        shares: of the users, in control and in treatment.
-        z: of the test and of the power together.
+        variation: deviation over mean, the same in both arms.
+        effect: relative, negative for a fall.
+        shares: of all users, in control and treatment.
+        z: of test and power, summed.
 
     Example:
         >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
@@ -43,10 +42,10 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
 
 
 def duration(plan: Plan) -> list[dict[str, Any]]:
-    """Users and days of each metric that expects an effect.
+    """Return users and days for each metric with an expected effect.
 
     Raises:
-        UserError: none does, or one does not say what its mean and deviation are.
+        UserError: there is none, or mean or deviation is missing.
     """
     if not any(metric.expected for metric in plan.metrics.values()):
         raise UserError("metrics: none has `expected`; say which relative effect the experiment is made for")
@@ -71,12 +70,10 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
 
 
 def baselines(plan: Plan, earlier: Earlier) -> Plan:
-    """The plan with mean and deviation of each metric, and new users a day, as earlier days had them.
-
-    What the plan says itself is kept, and a metric that expects no effect is left as it is.
+    """Fill in missing means, deviations and users a day from earlier days.
 
     Raises:
-        UserError: fewer than two users, or none of what a metric sums.
+        UserError: fewer than two users, or nothing to sum.
     """
     users = earlier.users
     if len(users) < 2:
@@ -84,7 +81,7 @@ def baselines(plan: Plan, earlier: Earlier) -> Plan:
     metrics = {
         name: _measured(name, metric, users) if metric.expected else metric for name, metric in plan.metrics.items()
     }
-    met = len(users) / (1 - plan.holdout)  # `users` leaves out who is held out, whom the shares of arms leave out too
+    met = len(users) / (1 - plan.holdout)  # `users` excludes held-out users, as the arms' shares do
     a_day = plan.users_a_day or met / earlier.days
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
 

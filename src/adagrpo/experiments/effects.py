@@ -2,17 +2,13 @@
 
     ratio    var(x̄ / ȳ) = (s²_x - 2 r s_xy + r² s²_y) / (n ȳ²), r = x̄ / ȳ          Deng, Knoblich & Lu, KDD 2018
     CUPED    x - θ (c - c̄), θ = s_xc / s²_c over both arms                          Deng et al., WSDM 2013
-    interval all that log(b / a) ± z σ and (b - a) / a ± z σ' hold, above -1
-    p        the larger of the two: at most α where the interval at α leaves out 0, and there alone
+    interval union of log(b / a) ± z σ and (b - a) / a ± z σ', above -1
+    p        the larger of the two
 
-The logarithm errs too often where a few users have most of the sum, and the difference where an arm is small. Where
-both are so that the difference is skewed, p is that of users dealt anew (`permutation`), and the interval holds each R
-less 1 for which b - R a lies within as many of its own errors from 0 as chance leads there (Fieller, 1954).
+If the difference is skewed, p is that of a permutation test (`permutation`), and the interval holds each R - 1 for
+which b - R a is within the permutation quantiles of 0 (Fieller, 1954).
 
-A few users may all be the same by chance, and their number has then no error of its own. It gets that of so many users
-of both arms, users are dealt anew too, and p and the interval hold what either way holds.
-
-Elsewhere the normal distribution is used: a sequence of looks has no other, and experiments have thousands of users.
+An arm whose users are all alike gets the pooled variance; p and interval then cover both tests.
 """
 
 from __future__ import annotations
@@ -31,10 +27,10 @@ from adagrpo.experiments.permutation import Permutation, permutation, skew
 
 Floats = NDArray[np.float64]
 
-# of a difference that is held against the normal distribution: a tail of 2.5 % is then off by a quarter of a percent,
+# largest skewness for the normal approximation: a tail of 2.5 % is then off by a quarter of a percent,
 # which is γ (2 z² + 1) φ(z) / 6, the first term of Edgeworth's expansion
 MOST_SKEW = 0.03
-ROUNDING = 1e-7  # a smaller error, as a share of the number, is one of rounding: nothing varies
+ROUNDING = 1e-7  # relative; smaller errors count as no variance
 
 
 class Effect(NamedTuple):
@@ -48,11 +44,11 @@ class Effect(NamedTuple):
     p_value: float  # two-sided, of one look
     control_error: float  # standard error of the control's number by its own users, as a share of it
     treatment_error: float  # of the treatment's, as a share of the control's
-    alike: bool  # all users of an arm are the same
-    chance: Permutation | None  # of a difference that is skewed, or of such an arm
+    alike: bool  # all users of one arm have the same number
+    chance: Permutation | None  # if the difference is skewed or an arm is alike
 
     def within(self, factor: float) -> tuple[float, float]:
-        """The interval of so many standard errors to each side, relative."""
+        """Return the relative interval of `factor` standard errors to each side."""
         if self.chance is not None:
             ends = self._ratios(*self.chance.reach(factor))
             if not self.alike:
@@ -64,33 +60,32 @@ class Effect(NamedTuple):
         return min(low, max(self.relative - reach, -1.0)), max(high, self.relative + reach)
 
     def _ratios(self, above: float, below: float) -> tuple[float, float]:
-        """Those R less 1 for which b - R a lies at most so many of its errors above and below 0."""
         ratio, control, treatment = 1 + self.relative, self.control_error**2, self.treatment_error**2
 
         def end(errors: float) -> float:
             squares = ratio**2 - errors**2 * treatment
             return squares / (ratio + errors * math.sqrt(max(treatment + control * squares, 0.0)))
 
-        low = end(above) if ratio > above * math.sqrt(treatment) else 0.0  # else the treatment may be nothing
+        low = end(above) if ratio > above * math.sqrt(treatment) else 0.0  # else the treatment may be 0
         if below**2 * control < 1:
             return low - 1, end(-below) - 1
-        # the control may be nothing, and R has no upper end but those of the two ways
+        # the control may be 0: R has no upper limit but those of log and difference
         return low - 1, max(math.expm1(math.log(ratio) + below * self.error), ratio - 1 + below * self.difference_error)
 
     def fixed(self, alpha: float) -> tuple[float, float]:
-        """The interval of a single look."""
+        """Return the interval of a single look."""
         return self.within(float(stats.norm.isf(alpha / 2)))
 
     def detectable(self, factor: float, power: float) -> float:
-        """The smallest relative gain that so many users find with this power, by an interval of so many errors."""
+        """Return the smallest relative gain that is detected with this power."""
         return math.expm1((factor + float(stats.norm.ppf(power))) * self.error)
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm that tea-tasting needs.
+    """Collect the aggregates of one arm.
 
     Args:
-        columns: (N,) by name, one number a user.
+        columns: (N,) by name, one number per user.
     """
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
@@ -105,14 +100,13 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """The effect of a treatment on `sum`, or on `sum` over `per`, less what `before` explains.
+    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`.
 
     Args:
-        control: (N,) `sum`, and `per` or `before` where the metric has them, one number a user.
+        control: (N,) by name, one number per user.
 
     Returns:
-        None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large
-        that their squares are none.
+        None if undefined: fewer than two users, no variance, a zero, or overflow.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None
@@ -120,7 +114,7 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         return None
     explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of no variance, or numbers too large
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no variance, or overflow
         alike = [_all_alike(arm) for arm in (control, treatment)]
         if all(alike):
             return None
@@ -130,7 +124,7 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
             arms = [_varying(arm, both) if same else arm for arm, same in zip(arms, alike, strict=True)]
         try:
             found = metric.analyze_aggregates(*arms)
-        except ValueError:  # of no variance, but for rounding to below 0
+        except ValueError:  # a variance rounded to below 0
             return None
     z = float(stats.norm.ppf((1 + metric.confidence_level) / 2))
     if not (found.control > 0 and found.treatment > 0 and -1 < found.rel_effect_size_ci_upper < math.inf):
@@ -165,21 +159,19 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 
 
 def _all_alike(arm: Mapping[str, Floats]) -> bool:
-    """Check that the number does not vary among the users of an arm."""
     per = arm.get("per", np.ones(len(arm["sum"])))
     value = arm["sum"].mean() / per.mean()
     return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())
 
 
 def _varying(arm: Aggregates, both: Aggregates) -> Aggregates:
-    """An arm whose users are all the same, with the variances of the users of both arms."""
     return Aggregates(count_=arm.count_, mean_=arm.mean_, var_=both.var_, cov_=both.cov_)
 
 
 def _linearised(
     control: Mapping[str, Floats], treatment: Mapping[str, Floats], explains: bool
 ) -> tuple[Floats, Floats]:
-    """One number a user whose means differ and vary as the metric does, (N,) and (M,)."""
+    """Return one number per user, (N,) and (M,), whose means vary as the metric does."""
     pooled = {name: np.concatenate([control[name], treatment[name]]) for name in control}
     numbers = pooled["sum"]
     if "per" in pooled:

@@ -1,15 +1,10 @@
-"""One list of two arms, and which of them its users prefer: team-draft interleaving.
+"""Team-draft interleaving: one list of two arms, and which of them users prefer.
 
-    each round     a coin says which arm picks first; each then picks its best item that nobody has picked
+    each round     a coin decides which arm picks first; each then picks its best item that nobody has picked
     p_u            clicks of user u on the treatment's items, of u's clicks on either's
     preference     the mean of p_u over users who clicked; 1/2 where neither is preferred
 
-Radlinski, Kurup and Joachims, CIKM 2008. Both arms meet the same user at the same moment, so what users differ by falls
-out. It says which arm is preferred and not by how many clicks: an A/B test has to say that. Of fewer than 30 users who
-clicked it says nothing.
-
-Coins are bits of HMAC-SHA256(salt, request id), so that a request that is sent again is drafted the same way. An item
-that both arms would show belongs to the arm that picked it, by a fair coin.
+Radlinski, Kurup and Joachims, CIKM 2008. Coins are bits of HMAC-SHA256(salt, request id), so a retry is drafted alike.
 """
 
 from __future__ import annotations
@@ -33,13 +28,13 @@ from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
 
 ItemT = TypeVar("ItemT")
-INTERLEAVED = "interleaved"  # the deal of a list that two arms made together
+INTERLEAVED = "interleaved"  # `deal` of an interleaved list
 REQUEST, USER, ITEM = "request_id", "user_hash", "item"
-FEWEST = 30  # users who clicked; of fewer the normal interval is too sure of itself
+FEWEST = 30  # users who clicked; with fewer, the normal interval is too narrow
 
 
 def coins(salt: str, request_id: str) -> Iterator[bool]:
-    """Fair coins of a request, without end: True where the first arm of the draft picks first."""
+    """Yield endless fair coins of a request: True lets the first arm pick first."""
     block = 0
     while True:
         digest = hmac.new(salt.encode(), f"{request_id}/{block}".encode(), hashlib.sha256).digest()
@@ -52,9 +47,7 @@ def coins(salt: str, request_id: str) -> Iterator[bool]:
 def team_draft(
     first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
 ) -> list[tuple[int, int]]:
-    """Arm, 0 or 1, and place in its list for each place of a list of both; fewer than `count` where both lists end.
-
-    A coin a round is True where `first` picks first.
+    """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`.
 
     Example:
         >>> [(first, second)[arm][place] for first, second in [("abc", "bda")] for arm, place in
@@ -75,19 +68,19 @@ def team_draft(
 
 
 class Preference(NamedTuple):
-    """The mean of p_u, with what its interval is made of."""
+    """Mean of p_u and its standard error."""
 
     share: float
     error: float  # standard error over users
     users: int  # who clicked
 
     def within(self, factor: float) -> tuple[float, float]:
-        """The interval of so many standard errors to each side."""
+        """Return the interval of `factor` standard errors to each side."""
         return self.share - factor * self.error, self.share + factor * self.error
 
 
 def estimate_preference(credits: pl.DataFrame) -> Preference | None:
-    """The preference by the clicks of each user on items of either arm; None where fewer than two clicked."""
+    """Estimate the preference from clicks by user and arm; None for fewer than two users."""
     clicked = credits.filter(pl.col("control") + pl.col("treatment") > 0)
     shares = (clicked["treatment"] / (clicked["control"] + clicked["treatment"])).to_numpy()
     if len(shares) < 2:
@@ -104,18 +97,18 @@ def analyse_interleaving(
     stops: Mapping[str, float] = MappingProxyType({}),
     mismatch: str | None = None,
 ) -> dict[str, Any]:
-    """The result of an experiment of kind `interleaving`.
+    """Analyse an experiment of kind `interleaving`.
 
     Args:
-        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
-        feedback: one row a request, item and kind.
-        now: of the look; a plan that looks at the end shows nothing before.
-        stops: seconds since 1970 by arm that was switched off; that was a look, so it is never `preferred`.
-        mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
+        exposures: one row per answer.
+        feedback: one row per request, item and kind.
+        now: time of the look; `looks: end` shows nothing before the end.
+        stops: by arm, seconds since 1970; a stopped arm is never `preferred`.
+        mismatch: why the log is invalid, see `provenance`.
 
     Returns:
-        JSON: `verdicts` and `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests
-        that failed or got an empty list.
+        JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that
+        failed or got an empty list.
 
     Raises:
         UserError: the log has no interleaved list of the experiment.
@@ -132,7 +125,7 @@ def analyse_interleaving(
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
     credits, clicks = _credits(plan, answers, feedback), _clicks(plan, answers, feedback)
-    of_both = answers.filter(pl.col("teams").list.n_unique() == 2)  # else one arm had no list, and no coin decided
+    of_both = answers.filter(pl.col("teams").list.n_unique() == 2)  # else one arm had no list, so no coin was used
     first = int((of_both["teams"].list.first() == treatment).sum())
     fair = float(stats.binomtest(first, len(of_both)).pvalue) if len(of_both) else 1.0
     result: dict[str, Any] = {
@@ -199,7 +192,6 @@ def _factor(plan: Plan, answers: int) -> float:
 
 
 def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
-    """One row a user who clicked: clicks on items of the control and of the treatment."""
     places = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
     clicks = _clicks(plan, answers, feedback).feedback.select(REQUEST, ITEM).unique()
     found = places.join(clicks, on=[REQUEST, ITEM], how="inner")

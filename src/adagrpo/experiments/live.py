@@ -1,4 +1,4 @@
-"""An experiment as a service has it: the frozen plan, and the switches as they are now."""
+"""Running experiment of a service: the frozen plan and the current switches."""
 
 from __future__ import annotations
 
@@ -16,81 +16,73 @@ from adagrpo.experiments.plan import freeze, hash_of, moment_of, read_frozen, re
 from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
-LOOK_SECONDS = 0.5  # after which the file of switches is looked at again
+LOOK_SECONDS = 0.5  # polling interval of the file of switches
 
 
 class LiveExperiment:
-    """Deals users by a plan; implements `adagrpo.serving.arms.Trial`."""
+    """Assign users by a plan; implements `adagrpo.serving.arms.Trial`."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Hold a plan to what was frozen, if it is.
+        """Read a plan.
 
         Raises:
-            UserError: it is no plan, or was changed, or its switches cannot be read.
+            UserError: plan or switches are invalid, or the plan changed since its freeze.
         """
         self.path, self.plan, self._clock = path, read_plan(path), clock
         self.frozen = read_frozen(path, self.plan) is not None
         self.hash = hash_of(path, self.plan)[:PLAN_DIGITS]
-        self._seen, self._looked = self._stamp(), clock()  # before reading: a switch in between is seen later
+        self._seen, self._looked = self._stamp(), clock()  # before reading, so that a switch in between is seen later
         self.switches = self._joined(read_switches(path, self.plan), Switches())
 
     def freeze(self) -> None:
-        """Freeze the plan, before anybody is dealt."""
+        """Freeze the plan, before any user is assigned."""
         freeze(self.path, self.plan, now=datetime.now(UTC))
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """Name of the experiment."""
         return self.plan.name
 
     def arms(self) -> tuple[str, ...]:
-        """The control, then all others."""
+        """Return the control, then all other arms."""
         return (self.plan.control, *self.plan.treatments)
 
     def deal(self, user: str) -> Dealt:
-        """The arm that a user is served now."""
-        switches = self._now()  # before the time, which none of them is to be after
+        """Return the arm that a user is served now."""
+        switches = self._now()  # before the time, so that none is after it
         return deal(self.plan, user, self._clock(), switches)
 
     def draft(
         self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int
     ) -> list[tuple[int, int]]:
-        """A list of both arms, see `adagrpo.experiments.interleaving.team_draft`; 0 is the control."""
+        """Return a draft of both lists, see `team_draft`; 0 is the control."""
         return team_draft(control, treatment, count, coins(self.plan.salt, request_id))
 
     def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-        """Make a switch, see `adagrpo.experiments.switches.add_switch`; it holds here at once.
-
-        Raises:
-            UserError: it is none.
-        """
+        """Add a switch, see `add_switch`; it takes effect here at once."""
         made = add_switch(self.path, self.plan, now=self._clock(), share=share, stop=stop)
         self._looked = float("-inf")
         return made
 
     def state(self) -> dict[str, Any]:
-        """Return the state as JSON: name, plan, share and stopped arms."""
+        """Return name, plan, share and stopped arms, as JSON."""
         switches, moment = self._now(), self._clock()
         off = {arm: moment_of(at) for arm, at in switches.stops.items()}
         return {"name": self.name, "plan": self.hash, "share": switches.share(self.plan, moment), "stopped": off}
 
     def _now(self) -> Switches:
-        """The switches; of a file that cannot be read the last ones that could."""
         moment = self._clock()
         if not 0 <= moment - self._looked < LOOK_SECONDS:
             self._looked = moment
             stamp = self._stamp()
             if stamp != self._seen:
-                with suppress(UserError):  # an arm that is off stays off, and requests are answered
+                with suppress(UserError):  # keep the last readable switches
                     self.switches = self._joined(read_switches(self.path, self.plan), self.switches)
                     self._seen = stamp
         return self.switches
 
     def _joined(self, found: Switches, before: Switches) -> Switches:
-        """Switches that were read, with those of before: none is taken back if the file goes, or an older one comes.
-
-        What the file says has happened, also where the clock of who wrote it is ahead of this one.
-        """
+        """Merge switches with earlier ones: none is revoked, and none is in the future."""
         now = self._clock()
         shares = {*before.shares, *((min(time, now), share) for time, share in found.shares)}
         stops = {arm: min(time, now) for arm, time in found.stops.items()}

@@ -1,18 +1,7 @@
-"""The result of an experiment: ship, harm, inconclusive or invalid, with effects, intervals and detectable effects.
+"""Verdict on an experiment: ship, harm, inconclusive or invalid; docs/how-to/ab.md defines them.
 
-    invalid        the log has answers of another plan or of another key of users, or that were given before the plan
-                   was frozen, an arm has not its share of users, users were served another arm than theirs, feedback
-                   is of unknown requests or left out more often in one arm, or an arm was served by another model from
-                   some time on: no effect is shown
-    harm           a metric is worse, or a guardrail is beyond its margin, for certain
-    ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
-    inconclusive   anything else
-
-A metric of which neither arm has anything says "nothing yet". So does a guardrail of a kind of feedback that the log
-does not have at all, which may be misspelt, and nothing is shipped on it.
-
-Metrics and treatments share α: by Holm at the end, in equal parts where a plan looks daily. The guardrails do not: all
-have to hold for `ship`, and a rule of that kind errs no more often than each of them.
+Metrics and treatments share α: by Holm at the end, in equal parts with daily looks. Guardrails do not: all must hold
+for `ship`, an intersection-union test.
 """
 
 from __future__ import annotations
@@ -35,12 +24,12 @@ from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_left_out, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
-NOTHING = "nothing yet"  # said of what has not happened in either arm
+NOTHING = "nothing yet"  # for metrics that are 0 in both arms
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
 
 class Stopped(NamedTuple):
-    """An arm that was switched off: when, and the users until then."""
+    """A stopped arm: when, and the users until then."""
 
     time: float  # seconds since 1970
     units: Units
@@ -54,13 +43,12 @@ def analyse(
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
     mismatch: str | None = None,
 ) -> dict[str, Any]:
-    """The result of an experiment.
+    """Analyse an experiment.
 
     Args:
-        units: users of the experiment, see `users_of`.
-        now: of the look; outcomes of a plan that looks at the end are not shown before.
-        stopped: arms that were switched off; each is held against the control until then, and is never shipped.
-        mismatch: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
+        now: time of the look; `looks: end` shows nothing before the end.
+        stopped: arms compared with the control until their stop, and never shipped.
+        mismatch: why the log is invalid, see `provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
@@ -125,17 +113,12 @@ def _notes(units: Units) -> list[str]:
 
 
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
-    """Judge an arm that was switched off: that was a look, so the arm is never shipped."""
     verdict, reason = found
     said = f"it was stopped on {moment_of(time)}, until when: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said
 
 
 def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[list[RatioCheck], dict[str, str]]:
-    """The checks of sample ratios, and why effects of a treatment are not worth reading, of those where they are not.
-
-    Arms that run on are checked together; one that was stopped against the control, until then.
-    """
     running = [name for name in plan.arms if name not in stopped]
     parts = [(units, running)] if len(running) > 1 else []
     parts += [(stop.units, [plan.control, name]) for name, stop in stopped.items()]
@@ -152,7 +135,6 @@ def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[
 
 
 def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | None:
-    """Say why no effect is worth reading; None where it is."""
     if not checks:
         return "no user was shown anything in the window"
     failed = next((check for check in checks if not check.passes), None)
@@ -180,7 +162,6 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
 
 
 def _unequal(plan: Plan, units: Units, treatment: str) -> str | None:
-    """Of which kind more feedback is left out in one arm than in the other; None where chance may have done it."""
     tests = len(plan.treatments) * units.events["kind"].n_unique()
     for check in check_left_out(units.events, plan.control, treatment, tests) if tests else []:
         if not check.passes:
@@ -195,7 +176,6 @@ def _unequal(plan: Plan, units: Units, treatment: str) -> str | None:
 
 
 def _changed(units: Units, control: str, treatment: str) -> str | None:
-    """Which arm became another one within the window; None where both are what they were."""
     for arm in (treatment, control):
         seen = units.models.get(arm, {})
         if len(seen) > 1:
@@ -218,14 +198,7 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
 
 
 def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a treatment and metric; `says` is better, worse, unclear, or nothing yet.
-
-    All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
-
-    Args:
-        stopped: see `analyse`.
-        shown: treatments.
-    """
+    """Return one row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
     alpha = plan.alpha / tests_of(plan)
     every = units
     rows: list[dict[str, Any]] = []
@@ -270,7 +243,7 @@ def _numbers(found: Effect, plan: Plan, factor: float | None, reach: float) -> d
 
 
 def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail) -> dict[str, Any]:
-    """Test that a number is worse by less than the margin, by the end of the interval on the worse side."""
+    """Test non-inferiority."""
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):
@@ -299,20 +272,10 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
 def _without_interval(
     guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], one: float, strict: float
 ) -> str:
-    """Judge a guardrail for which no share of the control's number can be given.
-
-    Nothing in the treatment is not too much where chance would hardly leave it nothing at the margin, and is too little
-    where chance would hardly leave it nothing. It is within where the control has nothing either. Something, where the
-    control has nothing, is beyond the margin where chance would hardly leave the control nothing. And numbers that do
-    not vary are what they are.
-
-    Args:
-        one: standard errors that hold for this guardrail alone, of which "within" is said.
-        strict: those that hold for all guardrails at once, of which "beyond" is said.
-    """
+    """Judge a guardrail without a relative effect; `one` and `strict` are errors for "within" and "beyond"."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
-        return "unclear"  # a share of nothing
+        return "unclear"  # division by 0
     if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
         some = control["sum"].any()
         known = not some or _hardly_by_chance(control["sum"], treatment["sum"], one, 1 + guard.margin)
@@ -332,32 +295,19 @@ def _without_interval(
 
 
 def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float, rate: float = 1.0) -> bool:
-    """Nothing is left in the treatment of what the control has, and chance would hardly have taken it all.
-
-    `rate` is the share of the control's users who have something that the treatment would have at the least.
-    """
+    """Return whether the treatment significantly lost all, `rate` being the relative share of users with something."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
-        return False  # nothing shown is nothing to have it of
+        return False  # nothing was shown
     return _hardly_by_chance(control["sum"], treatment["sum"], reach, rate)
 
 
 def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> bool:
-    """Neither arm has any of what is summed, or of what it is divided by."""
     return any(not control[name].any() and not treatment[name].any() for name in ("sum", "per") if name in control)
 
 
 def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:
-    """Test that chance would hardly leave one arm nothing of what users of another arm have.
-
-    A user who has something is in one arm or the other with the probabilities that their sizes give.
-
-    Args:
-        some: (N,) of the arm that has something.
-        nothing: (M,) of the arm that has nothing.
-        reach: standard errors, whose tail says how hardly.
-        rate: of a user of `nothing` to have something, over that of a user of `some`.
-    """
+    """Return whether chance would hardly leave an arm nothing; `rate` is the relative share of users with something."""
     own = len(some) / (len(some) + max(rate, 0.0) * len(nothing))
     return bool(np.count_nonzero(some) * math.log(own) <= stats.norm.logsf(reach))
 

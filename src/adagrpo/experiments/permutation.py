@@ -1,12 +1,11 @@
-"""Permutation test: how far chance alone moves an effect, from dealing the users of two arms again and again.
+"""Permutation test of an effect, for skewed differences, where the normal distribution errs.
 
-    T     (mean of treatment - mean of control) / its standard error, of users dealt anew to arms of the same sizes
-    p     twice the share of T, with the T that was seen, that lie as far to its side
+    T     (mean of treatment - mean of control) / its standard error
+    p     twice the share of T, the observed one included, at least as extreme on its side
     skew  m3 (1/n_t² - 1/n_c²) / (s² (1/n_t + 1/n_c))^(3/2): of the difference, 0 where the arms are equal in size
 
-The test is exact where the arms do not differ, and valid for the mean where they do, since T is divided by its own
-error (Chung & Romano, Annals of Statistics 2013). It costs draws, so it is for differences that are skewed: where arms
-are unequal in size and a few users have most of a number, the normal distribution errs several times too often.
+Asymptotically valid for means also under unequal distributions, since T is studentised (Chung & Romano, Annals of
+Statistics 2013).
 """
 
 from __future__ import annotations
@@ -21,31 +20,31 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 DRAWS = 1999
-PARTS = 20_000  # of more users than that as many parts are dealt, drawn beforehand
-COUNTED = 10  # draws beyond which a tail is counted; further out it has the shape of the normal one
-EQUAL = 1e-6  # share of T within which two are one but for rounding, where all users of an arm are the same
+PARTS = 20_000  # more users are first grouped into as many random parts, which are permuted
+COUNTED = 10  # fewest draws in a counted tail; further out it is normal
+EQUAL = 1e-6  # relative tolerance for ties of T
 
 
 class Permutation(NamedTuple):
-    """The errors that a difference lies from 0 by chance."""
+    """Null distribution of the studentised difference."""
 
     errors: Floats  # (draws,) T, ascending
 
     def reach(self, factor: float) -> tuple[float, float]:
-        """Errors to take from a difference and to add to it, where a normal one would have so many on either side."""
+        """Return the errors to subtract and to add, in place of `factor` normal ones."""
         tail = float(stats.norm.sf(factor))
         return _quantile(self.errors[::-1], tail), _quantile(-self.errors, tail)
 
     def p_value(self, errors: float) -> float:
-        """Two-sided, of a difference that lies so many of its errors from 0."""
+        """Return the two-sided p-value of so many standard errors."""
         return min(1.0, 2 * (_tail(self.errors[::-1], errors) if errors > 0 else _tail(-self.errors, -errors)))
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """The skewness of the difference of two means, of users taken to be alike.
+    """Return the skewness of the difference of two means under equal distributions.
 
     Args:
-        control: (N,) one number a user, of which not all are the same.
+        control: (N,) one number per user, not all the same.
         treatment: (M,).
     """
     users = np.concatenate([control, treatment])
@@ -55,15 +54,12 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
-    """Two-sided p-value of the difference of two means by counting draws alone, so exact where the arms do not differ.
-
-    It is for levels so small that `Permutation.p_value` would extrapolate the tail. Where the normal distribution gives
-    more than the level nothing is drawn.
+    """Return the two-sided p-value by counting draws, for levels too small for `Permutation.p_value`.
 
     Args:
-        control: (N,) one number a user.
+        control: (N,) one number per user.
         treatment: (M,).
-        level: which a p-value has to be able to fall below; half of it is the smallest one.
+        level: a normal p-value above it is returned as is.
     """
     users = np.concatenate([control, treatment])
     if min(len(control), len(treatment)) < 2 or np.ptp(users) <= EQUAL:
@@ -84,12 +80,11 @@ def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
 
 
 def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permutation:
-    """Deal the users of two arms anew.
+    """Draw the permutation distribution of T.
 
     Args:
-        control: (N,) one number a user, of which not all are the same; two users or more.
-        treatment: (M,), two or more.
-        draws: of arms.
+        control: (N,) one number per user, not all the same, N ≥ 2.
+        treatment: (M,), M ≥ 2.
     """
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
@@ -105,17 +100,12 @@ def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permu
 
 
 def _means(sums: Floats) -> tuple[Floats, Floats]:
-    """The means of arms, and the squares of their errors; not quite 0, where all users of an arm are the same.
-
-    Args:
-        sums: (draws, 3) users, their numbers and the squares of these.
-    """
+    """Return means and squared errors of sums (draws, 3): users, numbers, squares."""
     users, total, squares = sums.T
     return total / users, np.maximum(squares - total**2 / users, 1e-12) / (users - 1) / users
 
 
 def _tail(descending: Floats, errors: float) -> float:
-    """The share of draws as far out; below what can be counted, that of a normal distribution as wide there."""
     beyond = int(np.count_nonzero(descending >= errors - EQUAL * max(errors, 1.0)))
     if beyond >= COUNTED:
         return (beyond + 1) / (DRAWS + 1)
@@ -123,7 +113,6 @@ def _tail(descending: Floats, errors: float) -> float:
 
 
 def _quantile(descending: Floats, tail: float) -> float:
-    """The errors, at least 0, beyond which `_tail` is at most `tail`."""
     allowed = math.floor(tail * (DRAWS + 1) + 1e-9) - 1
     if allowed >= COUNTED:
         return max(_past(float(descending[allowed])), 0.0)
@@ -131,7 +120,6 @@ def _quantile(descending: Floats, tail: float) -> float:
 
 
 def _past(errors: float) -> float:
-    """Compare with a threshold, up to rounding."""
     return errors + 2 * EQUAL * max(errors, 1.0)
 
 

@@ -1,7 +1,6 @@
-"""The plan of an experiment: one YAML file, written before the first user, frozen before the first outcome is read.
+"""Plan of an experiment: a YAML file, frozen before the first outcome is read.
 
-What is frozen is the content, so comments and spaces may change. The hash lies beside the plan, in
-`PLAN.frozen.json`, and is printed with every result: a reader who has it beforehand can hold the result to it.
+The hash of its content is stored next to it, in `PLAN.frozen.json`, and printed with every result.
 """
 
 from __future__ import annotations
@@ -50,11 +49,9 @@ class RampStage(Section):
 
 
 class PlannedMetric(Section):
-    """A number a user, or a ratio of two; see `adagrpo.experiments.units` for the names that may be summed.
+    """A number per user, or a ratio of two; see `adagrpo.experiments.units` for the sums.
 
-    `cuped` takes out what the same number was in the days before the start. `expected` is the relative effect that
-    the experiment is made for. `mean` and `deviation` are of the control arm, for `duration`: of a ratio, the ratio
-    and its deviation by the delta method.
+    `mean` and `deviation` are of the control arm: of a ratio, the ratio and its deviation by the delta method.
     """
 
     sum: Name
@@ -82,7 +79,7 @@ class Guardrail(Section):
 
 
 class ShipRule(Section):
-    """Ship where one of these metrics is better, none of them is worse, and every guardrail is within its margin."""
+    """Metrics that ship: one is better, none worse, and every guardrail within its margin."""
 
     metrics: tuple[Name, ...] = ()  # none: all
 
@@ -96,23 +93,23 @@ class Plan(Section):
     control: Name
     salt: Annotated[str, Field(min_length=4)]
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    exclude: tuple[str, ...] = ()  # hashes of users, as the log has them
+    exclude: tuple[str, ...] = ()  # user hashes, as in the log
     start: Annotated[date, Field(ge=date(1970, 1, 1), le=date(2200, 1, 1))]
     days: Annotated[int, Field(ge=1, le=1000)]
-    days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
+    days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # for covariates and popularity
     ramp: tuple[RampStage, ...] = ()  # none: all users from the start
     metrics: dict[Name, PlannedMetric] = Field(default_factory=dict)
-    credit: Name = "click"  # feedback that counts for the arm of an item, where lists are interleaved
+    credit: Name = "click"  # kind of feedback credited to an item's arm, for interleaving
     guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
     alpha: Level = 0.05
     power: Level = 0.8
     looks: Literal["end", "daily"] = "end"
-    answers: Positive | None = None  # that are expected until the end, for `looks: daily`
-    within_seconds: PositiveFloat = 604_800.0  # feedback that comes later than so after its answer counts nowhere
-    slow_ms: PositiveFloat = 500.0  # an answer that took longer is `slow`
-    users_a_day: PositiveFloat | None = None  # that are new in the experiment, for `duration`
-    catalogue: str | None = None  # a text file beside the plan, one item a line
-    most_misassigned: Annotated[float, Field(ge=0, lt=1)] = 0.001  # share of answers of another arm than the user's
+    answers: Positive | None = None  # expected until the end, for `looks: daily`
+    within_seconds: PositiveFloat = 604_800.0  # later feedback does not count
+    slow_ms: PositiveFloat = 500.0  # a longer answer is `slow`
+    users_a_day: PositiveFloat | None = None  # new users, for `duration`
+    catalogue: str | None = None  # a text file, relative to the plan, one item per line
+    most_misassigned: Annotated[float, Field(ge=0, lt=1)] = 0.001  # share of answers of a wrong arm
     rule: ShipRule = ShipRule()
 
     @model_validator(mode="after")
@@ -148,16 +145,16 @@ class Plan(Section):
 
     @property
     def begins(self) -> float:
-        """Seconds since 1970 at which the first day starts, UTC."""
+        """Start of the first day, UTC, in seconds since 1970."""
         return datetime.combine(self.start, time(), UTC).timestamp()
 
     @property
     def ends(self) -> float:
-        """Seconds since 1970 at which the last day is over."""
+        """End of the last day, in seconds since 1970."""
         return self.begins + self.days * DAY
 
     def share(self, moment: float) -> float:
-        """The share of the users that is in the experiment at a time, by the plan alone."""
+        """Return the planned share of users at a time."""
         if not self.begins <= moment < self.ends:
             return 0.0
         if not self.ramp:
@@ -167,7 +164,7 @@ class Plan(Section):
 
     @property
     def deciding(self) -> tuple[str, ...]:
-        """The metrics that the rule is of."""
+        """Metrics of the ship rule."""
         return self.rule.metrics or tuple(self.metrics)
 
     @property
@@ -177,15 +174,15 @@ class Plan(Section):
 
 
 def moment_of(time: float) -> str:
-    """Seconds since 1970 as people write them."""
+    """Format seconds since 1970 as an ISO time in UTC."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan.
+    """Read a plan.
 
     Raises:
-        UserError: the file is no plan; the line names file and key.
+        UserError: names file and invalid key.
     """
     try:
         content = read_yaml(path)
@@ -207,10 +204,10 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write the hash of a plan beside it, or hold the plan to the one that is there: `plan`, the hash, and `time`.
+    """Write the hash of a plan and the time, or check them if present.
 
     Raises:
-        UserError: the plan or its catalogue was changed since it was frozen, or the file beside it is damaged.
+        UserError: plan or catalogue was changed, or the file damaged.
     """
     if (frozen := read_frozen(path, plan)) is not None:
         return frozen
@@ -220,11 +217,7 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
 
 
 def hash_of(path: Path, plan: Plan) -> str:
-    """The hash of a plan and of its catalogue.
-
-    Raises:
-        UserError: there is no such catalogue.
-    """
+    """Return the hash of a plan and its catalogue."""
     content: dict[str, Any] = plan.model_dump(mode="json")
     if plan.catalogue is not None:
         content["catalogue"] = sorted(read_catalogue(path, plan))
@@ -232,11 +225,7 @@ def hash_of(path: Path, plan: Plan) -> str:
 
 
 def read_frozen(path: Path, plan: Plan) -> Mapping[str, Any] | None:
-    """What `freeze` wrote beside a plan; None where it is not frozen.
-
-    Raises:
-        UserError: as `freeze` says.
-    """
+    """Return what `freeze` wrote; None if the plan is not frozen."""
     target, found = frozen_path(path), hash_of(path, plan)
     if not target.exists():
         return None
@@ -254,11 +243,7 @@ def read_frozen(path: Path, plan: Plan) -> Mapping[str, Any] | None:
 
 
 def read_catalogue(path: Path, plan: Plan) -> frozenset[str]:
-    """Items of the file that the plan names, which lies relative to the plan; none where it names none.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """Read the plan's catalogue, relative to the plan; empty if it names none."""
     if plan.catalogue is None:
         return frozenset()
     file = path.parent / plan.catalogue

@@ -1,11 +1,7 @@
-"""Answers in the window of an experiment that its plan, or one key of users, has not made.
+"""Answers that invalidate an experiment.
 
-    salt_version    the first digits of the hash of the plan by which the service dealt
-    key_version     fingerprint of the key that user ids were hashed with
-
-Under another plan a user may have had another arm, and under another key every user is a new one, in an arm of its own.
-Answers of a router name no plan, so the time at which it was frozen has to show that it was there before them.
-So where a log has such rows nothing can be said of the experiment.
+They are of another plan (`salt_version`), of another user key (`key_version`), or of a router, which names no plan,
+before the freeze.
 """
 
 from __future__ import annotations
@@ -17,12 +13,12 @@ import polars as pl
 
 from adagrpo.experiments.plan import Plan, moment_of
 
-PLAN_DIGITS = 12  # of the hash of a plan, as rows have it
+PLAN_DIGITS = 12  # of a plan's hash, in rows
 NUMBER = "number"
 
 
 class MismatchedRows(NamedTuple):
-    """Answers of another plan, of another key of users, or from before the plan."""
+    """Answers of another plan or user key, or from before the plan."""
 
     count_name: str
     answers: int
@@ -31,12 +27,11 @@ class MismatchedRows(NamedTuple):
 
 
 def mismatched_rows(plan: Plan, digest: str, frozen: float, exposures: pl.DataFrame) -> list[MismatchedRows]:
-    """The answers in the window that the plan has not made; none where all is as it should be.
+    """Return the invalidating answers in the window of a plan.
 
     Args:
         digest: hash of the plan.
-        frozen: seconds since 1970 at which it was.
-        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`.
+        frozen: time of the freeze, seconds since 1970.
     """
     window = exposures.with_row_index(NUMBER).filter(
         (pl.col("time") >= plan.begins) & (pl.col("time") < plan.ends) & pl.col("user_hash").is_not_null()

@@ -1,15 +1,9 @@
-"""Test of the sample ratio: Pearson's χ² of the counts of users against the weights of the arms.
+"""Sample ratio test: Pearson's χ² of the counts of users against the weights of the arms.
 
-A user counts once, on the day and under the catalogue of the first answer: later days hold who came back, which an arm
-may change. Where the p-value is below .001 something but chance chose the users, and no effect is worth reading
-(Fabijan et al., KDD 2019). The parts share that level, so that many days do not make a false alarm.
+A user counts on the day and under the catalogue of the first answer, since an arm may change who returns. A p-value
+below .001, shared by the parts, invalidates the effects (Fabijan et al., KDD 2019).
 
-The same level holds for the feedback that is left out, since an arm that loses more of it looks worse. Events of a user
-go together, so users are permuted (`permutation`), each with
-
-    left out - share left out of both arms * events
-
-whose mean is 0 where an event is left out as often in both arms, however many events an arm makes.
+Left-out feedback is tested by permuting users, each with left out - share left out of both arms * events.
 """
 
 from __future__ import annotations
@@ -24,11 +18,11 @@ from scipy import stats
 from adagrpo.experiments.permutation import counted_p_value
 
 LEVEL = 0.001
-FEWEST = 5.0  # expected users of the smallest arm, below which χ² is no χ²
+FEWEST = 5.0  # expected users of the smallest arm for the χ² approximation
 
 
 class RatioCheck(NamedTuple):
-    """Users of one part of the experiment."""
+    """Sample ratio of one part of the experiment."""
 
     part: str  # "all", or "day 2026-11-02", "catalogue 7"
     counts: Mapping[str, int]
@@ -37,7 +31,7 @@ class RatioCheck(NamedTuple):
 
 
 def check_ratio(counts: Sequence[int], weights: Sequence[float]) -> float:
-    """The p-value of counts under weights.
+    """Return the p-value of counts under weights.
 
     Example:
         >>> round(check_ratio([5000, 5200], [1, 1]), 4)
@@ -48,7 +42,7 @@ def check_ratio(counts: Sequence[int], weights: Sequence[float]) -> float:
 
 
 def check_ratios(users: pl.DataFrame, weights: Mapping[str, float]) -> list[RatioCheck]:
-    """All users, then those of each first day and of each catalogue."""
+    """Test all users, then each first day and catalogue."""
     smallest = min(weights.values()) / sum(weights.values())
     parts = [("all", users)]
     for column in ("day", "catalogue"):
@@ -66,19 +60,19 @@ def check_ratios(users: pl.DataFrame, weights: Mapping[str, float]) -> list[Rati
 
 
 class LeftOut(NamedTuple):
-    """Feedback of a kind that counts nowhere, of a treatment and the control."""
+    """Feedback of one kind that is left out."""
 
     kind: str
-    counts: Mapping[str, tuple[int, int]]  # by arm: events that are left out, and all
+    counts: Mapping[str, tuple[int, int]]  # by arm: events left out, and all events
     p_value: float
     passes: bool
 
 
 def check_left_out(events: pl.DataFrame, control: str, treatment: str, tests: int) -> list[LeftOut]:
-    """Test for each kind of feedback that both arms have the same share of it left out.
+    """Test for each kind of feedback that both arms leave out the same share.
 
     Args:
-        events: of `Units`, one row a user and kind.
+        events: `Units.events`.
         tests: that share `LEVEL`.
     """
     level = LEVEL / tests

@@ -1,13 +1,9 @@
-"""Switches of a running experiment: a larger share of the users, or an arm off.
+"""Switches of a running experiment: increase the share of users, or stop an arm. Neither is revoked.
 
-The switches lie beside the plan, in `PLAN.switches.jsonl`: one line each, in the order of time, only ever added to.
-All that serve the plan read them there, and so does the analysis.
+Lines of `PLAN.switches.jsonl`, next to the plan, only ever added:
 
-    {"time": 1764547200.0, "share": 0.5}     half of the users are in the experiment from now on
-    {"time": 1764550800.0, "stop": "new"}    users of the arm get the control from now on
-
-Neither is taken back: the share only grows, so that no user leaves an arm, and users of an arm that was off have seen
-two of them.
+    {"time": 1764547200.0, "share": 0.5}
+    {"time": 1764550800.0, "stop": "new"}
 """
 
 from __future__ import annotations
@@ -26,23 +22,23 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan
 from adagrpo.storage.writing import sync_folder
 
-BEGINNING = b'{"time": '  # of every line
+BEGINNING = b'{"time": '  # prefix of every line
 
 
 class Switches(NamedTuple):
-    """Switches that were made."""
+    """Switches made so far."""
 
-    shares: tuple[tuple[float, float], ...] = ()  # when, and the share from then on
-    stops: Mapping[str, float] = MappingProxyType({})  # when, by arm
+    shares: tuple[tuple[float, float], ...] = ()  # time, and the share from then on
+    stops: Mapping[str, float] = MappingProxyType({})  # time by arm
 
     def share(self, plan: Plan, moment: float) -> float:
-        """The share of the users that is in the experiment at a time: the plan's, or a larger one that was set."""
+        """Return the share of users at a time: the plan's, or a larger one set by a switch."""
         planned = plan.share(moment)
         made = [share for time, share in self.shares if time <= moment]
         return max([planned, *made]) if plan.begins <= moment < plan.ends else planned
 
     def stopped(self, arm: str, moment: float) -> bool:
-        """Check that an arm is off at a time."""
+        """Return whether an arm is stopped at a time."""
         return arm in self.stops and moment >= self.stops[arm]
 
 
@@ -52,10 +48,10 @@ def switches_path(plan: Path) -> Path:
 
 
 def read_switches(path: Path, plan: Plan) -> Switches:
-    """The switches of a plan; none where the file is not there. A line that is being written does not count yet.
+    """Read the switches of a plan; an unfinished last line is ignored.
 
     Raises:
-        UserError: a line is no switch.
+        UserError: a line is invalid.
     """
     file = switches_path(path)
     try:
@@ -84,18 +80,17 @@ def read_switches(path: Path, plan: Plan) -> Switches:
 def add_switch(
     path: Path, plan: Plan, *, now: float, share: float | None = None, stop: str | None = None
 ) -> dict[str, Any]:
-    """Make a switch; durable when this returns.
+    """Add a switch, durably.
 
     Args:
         now: seconds since 1970.
-        share: of the users that are in the experiment from now on.
+        share: of the users, from now on.
 
     Returns:
-        The line that was written; of an arm that is off already, the one that was.
+        The line; of an arm stopped before, the earlier one.
 
     Raises:
-        UserError: neither or both are given, the share would not grow, there is no such arm to switch off, or a link or
-            a file of something else has the place of the switches. Nothing is changed then.
+        UserError: not one of `share` and `stop`, a share that does not grow, an unknown arm, or a foreign file.
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")
@@ -118,7 +113,6 @@ def add_switch(
 
 
 def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str | None) -> tuple[dict[str, Any], bool]:
-    """The line of a switch, and whether it stands there already; refused as `add_switch` says."""
     made = read_switches(path, plan)
     if stop is None:
         assert share is not None
@@ -133,11 +127,7 @@ def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str |
 
 
 def _drop_torn(target: FileIO, file: Path) -> None:
-    """Cut off the beginning of a line behind the last whole one: its writer was stopped halfway, and it never held.
-
-    Raises:
-        UserError: it is anything else, and stays.
-    """
+    """Truncate an unfinished last line, if it is the beginning of a switch."""
     target.seek(0)
     content = target.read()
     whole = content.rfind(b"\n") + 1
@@ -150,7 +140,6 @@ def _drop_torn(target: FileIO, file: Path) -> None:
 
 
 def _append(target: FileIO, line: bytes) -> None:
-    """Write a line to the end, all of it or none."""
     before = target.seek(0, os.SEEK_END)
     try:
         if target.write(line) != len(line):

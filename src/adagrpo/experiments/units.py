@@ -1,20 +1,20 @@
-"""One row a user from the exposure log: the arm, when it was first seen, and the sums that a plan names.
+"""One row per user from the exposure log: arm, first appearance, and the sums named in a plan.
 
     answers          lists that were shown
-    errors           requests that got none, since the service failed or was too late; `requests` are both together
+    errors           requests that got none; `requests` are both together
     impressions      their items; `distinct_items` counts each once
-    fallbacks        answers that were the popular list
-    degraded         answers without the reward that orders the arm's lists, since it failed or was late
-    latency_ms       of all answers together; `slow` counts answers above the plan's `slow_ms`
+    fallbacks        answers with the popular list
+    degraded         answers without the reward that orders the arm's lists
+    latency_ms       summed over answers; `slow` counts answers above the plan's `slow_ms`
     empty            answers without an item
-    tail             impressions of items outside `HEAD` of those shown in the days before the start
-    unlisted         impressions of items that are not in the plan's catalogue, as hallucinated codes would be
-    KIND             feedback of a kind, such as click; the first of each request, item and kind, where it is on an
-                     item of the list, and came after its answer and within the plan's `within_seconds`
+    tail             impressions of items outside the most shown `HEAD` of the days before
+    unlisted         impressions of items outside the plan's catalogue
+    KIND             feedback of a kind: the first per request, item and kind, on an item of the list, within
+                     `within_seconds` after its answer
     KIND.value       its values, such as the seconds of dwell
 
-The arm is the one that the plan assigns, whatever was served: who is moved for a reason stays where chance put them.
-Answers to users outside of the ramp, and those after their arm was switched off, are of no arm and left out.
+The arm is the one that the plan assigns, whatever was served (intention to treat). Answers outside the ramp, and to
+users of a stopped arm, are left out.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ REQUEST, USER, ITEM, KIND = "request_id", "user_hash", "item", "kind"
 
 
 def column_of(name: str) -> str:
-    """The column of a sum in `Units.users`; a prefix, since a kind of feedback may be called `day` or `arm`."""
+    """Return the column of a sum, prefixed since a kind may be called `day`."""
     return f"sum: {name}"
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of feedback that a sum is of; None for what answers and items say."""
+    """Return the kind of feedback that a sum counts, or None."""
     return None if name in {*OF_ANSWERS, *OF_ITEMS, SLOW} else name.removesuffix(".value")
 
 
 def before_of(name: str) -> str:
-    """The column of the same sum in the days before the start."""
+    """Return the column of the sum before the start."""
     return f"before: {name}"
 
 
@@ -66,29 +66,29 @@ NO_EVENTS = pl.DataFrame(schema={USER: pl.String, "arm": pl.String, KIND: pl.Str
 
 
 class Units(NamedTuple):
-    """Users of an experiment, and what was left out; an event of feedback is left out for the first cause alone."""
+    """Users, and counts of what was left out, each event by its first cause."""
 
     users: pl.DataFrame  # user_hash, arm, day, catalogue, `sum: NAME` of each sum, `before: NAME` of covariates
     answers: int
-    answers_excluded: int  # of users that the plan excludes
+    answers_excluded: int  # of excluded users
     answers_held_out: int
     answers_misassigned: int  # of another arm than the user's
-    answers_outside: int = 0  # of users that the ramp had not reached
-    answers_stopped: int = 0  # of users whose arm was off, so that they got the control
-    requests_failed: int = 0  # that got no list
-    feedback_early: int = 0  # on answers that count, before the answer
-    feedback_late: int = 0  # longer after it than the plan waits
-    feedback_not_shown: int = 0  # on items that the answer does not have
-    feedback_repeated: int = 0  # of a request, item and kind that was counted already
-    feedback_unknown: int = 0  # of the plan's kinds in its window, of requests that the log does not have
-    events: pl.DataFrame = NO_EVENTS  # of each user and kind of the plan: all feedback on answers that count
-    models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
-    kinds: tuple[str, ...] = ()  # of feedback that the log has
-    unseen: tuple[str, ...] = ()  # that the plan names and the log does not have; of users these are 0
+    answers_outside: int = 0  # of users not reached by the ramp
+    answers_stopped: int = 0  # of users of a stopped arm, who got the control
+    requests_failed: int = 0  # without a list
+    feedback_early: int = 0  # before the answer
+    feedback_late: int = 0  # more than `within_seconds` after the answer
+    feedback_not_shown: int = 0  # on items not in the answer
+    feedback_repeated: int = 0  # of a request, item and kind counted already
+    feedback_unknown: int = 0  # of the plan's kinds in its window, of requests not in the log
+    events: pl.DataFrame = NO_EVENTS  # per user and kind: all feedback on counted answers, and left out
+    models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # by arm: models, and when each was first seen
+    kinds: tuple[str, ...] = ()  # of feedback in the log
+    unseen: tuple[str, ...] = ()  # kinds in the plan but not in the log, counted as 0
 
 
 class Earlier(NamedTuple):
-    """Users of the days before the start that the log covers, and which days these are."""
+    """Users of the covered days before the start."""
 
     users: pl.DataFrame  # as of `Units`
     begin: float  # seconds since 1970
@@ -96,7 +96,7 @@ class Earlier(NamedTuple):
 
     @property
     def days(self) -> float:
-        """The days that the log covers; one that it covers in part counts in part."""
+        """Covered days, fractional."""
         return (self.end - self.begin) / DAY
 
 
@@ -108,16 +108,17 @@ def users_of(
     until: float = math.inf,
     since: float | None = None,
 ) -> Units:
-    """Users that were shown something in the window of a plan.
+    """Return the users that were shown something in the window of a plan.
 
     Args:
-        exposures: one row an answer, see `adagrpo.exposures.exposure_parts`; `feedback` one a request, item and kind.
-        catalogue: items that exist, for `unlisted`.
-        until: seconds since 1970 at which the window ends, where that is before its end.
-        since: seconds since 1970 at which it begins; the start of the plan if not given.
+        exposures: one row per answer.
+        feedback: one row per request, item and kind.
+        catalogue: existing items, for `unlisted`.
+        until: end of the window, seconds since 1970, at most the plan's.
+        since: its start; None: the plan's.
 
     Raises:
-        UserError: a metric is of what cannot be known.
+        UserError: a metric cannot be computed.
     """
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
@@ -188,7 +189,7 @@ def users_of(
 
 
 def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    """Find when arms were off for the first time: users of the arm got the control. Seconds since 1970."""
+    """Return when users of each stopped arm first got the control, seconds since 1970."""
     given = exposures.filter((pl.col("experiment") == plan.name) & (pl.col("deal") == "stopped"))
     weights = {name: arm.weight for name, arm in plan.arms.items()}
     found: dict[str, float] = {}
@@ -200,13 +201,10 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
 
 
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Earlier:
-    """`users_of` for the last `days_before` days that the log covers up to the start, of which nothing is an outcome.
-
-    Only metrics whose mean or deviation the log is to say are summed: a guardrail may need the days before these.
+    """Return `users_of` for the `days_before` covered days, with metrics whose mean or deviation is missing.
 
     Raises:
-        UserError: less than a day is covered, a metric is of a kind of feedback that the log does not have, or see
-            `users_of`.
+        UserError: less than a day is covered, or feedback of a metric is missing.
     """
     begin, end = _covered(plan, exposures["time"])
     asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
@@ -215,12 +213,11 @@ def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, ca
         raise UserError(f"the log has no feedback of kind {kind!r}; its kinds are {known}")
     part = plan.model_copy(update={"metrics": asked, "guardrails": {}})
     rows = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
-    until = min(math.nextafter(end, math.inf), plan.begins)  # the last answer of the log belongs to it
+    until = min(math.nextafter(end, math.inf), plan.begins)  # includes the last answer of the log
     return Earlier(users_of(part, rows, feedback, catalogue, until, begin).users, begin, end)
 
 
 def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
-    """From when to when the log has the last `days_before` days up to the start, in seconds since 1970."""
     instead = "give users_a_day, and mean and deviation of the metrics, and leave --exposures out"
     before = times.filter(times < plan.begins)
     if before.is_empty():
@@ -237,16 +234,12 @@ def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
 
 
 def _of_experiment(answers: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Answers of an experiment; where none of the log names it, those that name none: a router before services dealt.
-
-    The whole log says which it is: on the first days of a window a service may not have had the plan yet.
-    """
+    """Return answers of the experiment, or, if none in the log, those without one (of a router)."""
     named = answers.filter(pl.col("experiment") == name)
     return named if len(named) else answers.filter(pl.col("experiment").is_null())
 
 
 def _as_dealt(plan: Plan) -> pl.Expr:
-    """Check that an answer is of the user's arm: by name, or by what the arm serves where a router dealt."""
     return pl.any_horizontal(
         (pl.col("place") == name)
         & pl.when(pl.col("deal").is_null())
@@ -269,7 +262,6 @@ def _kinds(feedback: pl.DataFrame) -> tuple[str, ...]:
 
 
 def _unseen(names: set[str], feedback: pl.DataFrame) -> tuple[str, ...]:
-    """Kinds of feedback that names are of and the log does not have."""
     asked = {kind_of(name) for name in names} - {None, *_kinds(feedback)}
     return tuple(sorted(kind for kind in asked if kind is not None))
 
@@ -282,7 +274,6 @@ def _check_known(names: set[str], earlier: pl.DataFrame, catalogue: Iterable[str
 
 
 def _head(earlier: pl.DataFrame) -> pl.Series:
-    """The most shown items, `HEAD` of all that were shown; ties go by id, so that the log's order decides nothing."""
     counts = earlier.select(pl.col("slate").explode().alias(ITEM)).drop_nulls().group_by(ITEM).len()
     return counts.sort("len", ITEM, descending=[True, False])[ITEM].head(max(1, round(HEAD * len(counts))))
 
@@ -295,7 +286,6 @@ def _sums(
     listed: pl.Series,
     slow_ms: float,
 ) -> pl.DataFrame:
-    """One row a user of `answers`, one column of floats a name, see `column_of`."""
     wanted = sorted(names)
     items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM)).explode(ITEM).drop_nulls(ITEM)
     found = said.join(items.unique([REQUEST, ITEM]), on=[REQUEST, ITEM], how="inner")

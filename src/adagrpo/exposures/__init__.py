@@ -1,1 +1,1 @@
-"""The log of what was shown: rows of lists and feedback, the folder that keeps them, and logs of several machines."""
+"""Exposure log: rows of lists and feedback, their storage, and collection from several machines."""

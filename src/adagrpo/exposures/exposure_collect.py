@@ -1,12 +1,7 @@
-"""Rows of exposure logs of other machines, brought into one folder, where all that reads logs finds them.
+"""Collect rows of other machines' exposure logs into one folder.
 
-    DIR/collected.txt    what was read: `SHA256 PATH`, a line for each file of JSON lines and each part
-
-A line is written once the rows of its file are on disk. So after a kill some rows are read again, and none is left out;
-the log keeps the first row of each request id. A file that has grown is read again.
-
-Of a whole exposure log, rows that are in no part yet are first put into one, also where a service is writing to it: it
-locks the folder only while it makes a part itself, and of the database SQLite gives each its turn.
+`collected.txt` has a line `SHA256 PATH` for each file whose rows are on disk. Of a whole log, rows in no part are first
+put into one, even while a service writes to it.
 """
 
 from __future__ import annotations
@@ -30,12 +25,12 @@ from adagrpo.storage.hashes import hash_file
 
 COLLECTED = "collected.txt"
 OF_A_PART = "exposures.parquet"
-AT_ONCE = 5000  # rows of a transaction
+AT_ONCE = 5000  # rows per transaction
 
 
 @dataclass
 class Collected:
-    """Counts of the rows that were read, and of those already there; file, row and reason of each refused one."""
+    """Counts of rows; file, row and reason of refused ones."""
 
     answers: int = 0
     answers_repeated: int = 0
@@ -45,17 +40,14 @@ class Collected:
 
 
 def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
-    """Bring what is new in some files into a folder.
+    """Collect the new rows of some files.
 
     Args:
-        sources: files of JSON lines, parts of exposure logs, or folders that hold such, or whole logs.
+        sources: files of JSON lines, parts, folders of such, or whole logs.
         directory: new, empty, or of an exposure log.
 
-    Returns:
-        The counts; a part that is not whole is among what is refused, and so are rows that cannot be put into one.
-
     Raises:
-        UserError: there is no such file, or the folder cannot be used.
+        UserError: a file is missing, or the folder unusable.
     """
     total = Collected()
     for database in sorted({file for source in sources for file in source.rglob(OPEN)}):
@@ -72,7 +64,7 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
                 continue
             try:
                 _collect_file(log, file, total)
-            except UserError as error:  # such as a part that is still being copied; it is read the next time
+            except UserError as error:  # such as a part still being copied; read next time
                 total.refused.append(str(error))
                 continue
             with record.open("a", encoding="utf-8") as target:
@@ -85,11 +77,11 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
 
 
 def _left_open(database: Path) -> list[str]:
-    """Put the rows of a log that are in no part into one; where that cannot be, say how many stay out, and why."""
+    """Put rows in no part into one; return why any stay out."""
     try:
         close_part(database.parent)
     except UserError as error:
-        alone = "" if database.with_name(f"{OPEN}-wal").exists() else "&immutable=1"  # of a folder that is only read
+        alone = "" if database.with_name(f"{OPEN}-wal").exists() else "&immutable=1"  # for a read-only folder
         try:
             with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro{alone}", uri=True)) as connection:
                 waiting = waiting_rows(connection)
@@ -100,7 +92,6 @@ def _left_open(database: Path) -> list[str]:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """The files of JSON lines of a source, and one file of each of its parts, by name."""
     if source.is_file():
         yield source
     elif source.is_dir():
@@ -113,7 +104,6 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _whole_lines(record: Path) -> set[str]:
-    """The lines of a record; what a kill left of the last one is cut off, so that the next line begins anew."""
     if not record.exists():
         return set()
     content = record.read_bytes()
@@ -137,7 +127,6 @@ def _collect_file(log: LocalExposureLog, file: Path, total: Collected) -> None:
 def _together(
     rows: Iterable[Exposure | Feedback | str],
 ) -> Iterator[tuple[list[Exposure], list[Feedback], list[str]]]:
-    """Rows, and reasons where there is none, so many at a time."""
     shown, events, refused = list[Exposure](), list[Feedback](), list[str]()
     for row in rows:
         if isinstance(row, Exposure):

@@ -1,13 +1,7 @@
-"""Rows of the exposure log in SQLite: what is written, what is known of a request, and which rows are in which part.
+"""Rows of the exposure log in SQLite, in write-ahead mode and synced at each commit.
 
-    exposures (number, request_id, row)                          row: JSON of an `Exposure`
-    feedback  (number, request_id, item, kind, time, value)      unique by request, item and kind
-    parts     (number, last_exposure, last_feedback, published, seal)
-                                                                 holds the rows after those of the part before it
-
-The log is in write-ahead mode and synced at each commit. Numbers only grow, also over rows that were deleted.
-
-`seal` is a hash of its row: one that was edited by hand, or damaged, could leave rows out of every part.
+A part holds the row numbers after those of the part before; numbers only grow. `seal` is a hash of a row of `parts`,
+since an edited one could leave rows out.
 """
 
 from __future__ import annotations
@@ -38,8 +32,8 @@ from adagrpo.exposures.exposure_log import (
 from adagrpo.storage.hashes import hash_json
 
 OPEN = "open.sqlite"
-BUSY_SECONDS = 30.0  # that a writer waits for one of another process
-LOOK_SECONDS = 0.0005  # after which it looks again
+BUSY_SECONDS = 30.0  # that a writer waits for another process
+LOOK_SECONDS = 0.0005  # polling interval
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS exposures (
   number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE, row TEXT NOT NULL);
@@ -51,13 +45,13 @@ CREATE TABLE IF NOT EXISTS parts (
   published INTEGER NOT NULL DEFAULT 0, seal TEXT NOT NULL DEFAULT '');
 """
 KNOWN = "SELECT number, row FROM exposures WHERE request_id IN (SELECT value FROM json_each(?))"
-# the last rows that a part holds: of the newest part, or none
+# newest part, and the last rows it holds; 0 if none
 LAST = "SELECT coalesce(max(number), 0), coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts"
 LOGGER = logging.getLogger(__name__)
 
 
 class Refused(NamedTuple):
-    """A row of the database that is none."""
+    """An invalid row of the database."""
 
     table: str
     number: int
@@ -65,7 +59,7 @@ class Refused(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The rows of a part: those with numbers above the first and up to the last."""
+    """Rows of a part: numbers above the first and up to the last."""
 
     part: int
     exposures: tuple[int, int]
@@ -73,11 +67,11 @@ class Span(NamedTuple):
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open the database of a log, or make it. Any thread may use the connection, one at a time.
+    """Open or create the database; any thread may use it, one at a time.
 
     Raises:
-        UserError: a link stands in the folder, behind which something would be written.
-        sqlite3.Error: it cannot be opened, or is damaged.
+        UserError: the folder holds a link.
+        sqlite3.Error: the database is damaged.
     """
     path = directory / OPEN
     links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
@@ -92,28 +86,24 @@ def connect(directory: Path) -> sqlite3.Connection:
 
 
 def _text(content: bytes) -> str:
-    """A text of the database; one that is no Unicode is refused by the model of its row, and not here for all rows."""
     return content.decode(errors="surrogateescape")
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of a block or nothing of it; on disk when the block has ended."""
+    """Run the block as one durable transaction."""
     _begin(connection)
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # a full disk has rolled back already
+        if connection.in_transaction:  # SQLite rolls back on a full disk
             connection.execute("ROLLBACK")
         raise
 
 
 def _begin(connection: sqlite3.Connection) -> None:
-    """Begin to write, once no other process does.
-
-    SQLite itself looks again after up to 0.1 s, so that processes which write without a pause keep another one out.
-    """
+    """Begin to write; polls more often than SQLite, whose 0.1 s let busy writers starve others."""
     until = time.monotonic() + BUSY_SECONDS
     connection.execute("PRAGMA busy_timeout = 0")
     try:
@@ -135,10 +125,7 @@ def insert_exposures(
     texts: Sequence[str],
     together: Sequence[int],
 ) -> list[Exposure]:
-    """Insert rows whose request ids are new; see `ExposureSink.write`. `texts` are of `encode`.
-
-    A row on record that cannot be read is none, and gives way.
-    """
+    """Insert rows with new request ids, see `ExposureSink.write`; an invalid row on record is replaced."""
     known = _known(connection, [row.request_id for row in rows])
     new, pairs = [], zip(rows, texts, strict=True)
     for count in together:
@@ -153,7 +140,7 @@ def insert_exposures(
 
 
 def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> list[Outcome]:
-    """Insert feedback that is not on record. What is unknown is kept too: its exposure may be in an old part."""
+    """Insert new feedback, also if its exposure is unknown, as that may be in an old part."""
     known = _known(connection, [row.request_id for row in rows])
     shown = {(name, str(item)) for name, row in known.items() for item in row.slate}
     insert = "INSERT OR IGNORE INTO feedback (request_id, item, kind, time, value) VALUES (?, ?, ?, ?, ?)"
@@ -168,10 +155,10 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
 
 
 def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
-    """Hold each row of the table `parts` to its seal.
+    """Check the rows of table `parts` against their seals.
 
     Raises:
-        UserError: one is not as it was written; it says which rows are in a part, and rows could be left out.
+        UserError: a row was changed.
     """
     for number, exposures, feedback, published, seal in connection.execute(
         "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
@@ -188,7 +175,7 @@ def _seal(number: object, exposures: object, feedback: object, published: object
 
 
 def waiting_rows(connection: sqlite3.Connection) -> int:
-    """Count the exposures and feedback rows that are in no published part."""
+    """Count rows that are in no published part."""
     _, exposures, feedback = connection.execute(f"{LAST} WHERE published = 1").fetchone()
     counted = 0
     for table, last in (("exposures", exposures), ("feedback", feedback)):
@@ -197,16 +184,13 @@ def waiting_rows(connection: sqlite3.Connection) -> int:
 
 
 def unpublished(connection: sqlite3.Connection) -> Span | None:
-    """The part that was begun and is not known to be published."""
+    """Return the part that was begun and not published."""
     found = connection.execute("SELECT number FROM parts WHERE published = 0 ORDER BY number").fetchone()
     return None if found is None else _span(connection, found[0])
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
-    """Give all rows that are in no part to a new one `after` the newest of the folder; None where there are none.
-
-    A database that was made anew, or put back from a copy, knows fewer parts than the folder has.
-    """
+    """Assign all rows in no part to a new one, numbered above `after`; None if there are none."""
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
         newest = [
@@ -223,7 +207,7 @@ def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
 
 
 def finish_part(connection: sqlite3.Connection, part: int) -> None:
-    """Say that a part is published."""
+    """Mark a part as published."""
     with transaction(connection):
         last = connection.execute("SELECT last_exposure, last_feedback FROM parts WHERE number = ?", [part]).fetchone()
         seal = _seal(part, last[0], last[1], 1)
@@ -231,7 +215,7 @@ def finish_part(connection: sqlite3.Connection, part: int) -> None:
 
 
 def forget(connection: sqlite3.Connection, remembered: int) -> None:
-    """Delete rows of published parts but for the newest `remembered` of each table."""
+    """Delete rows of published parts, except the newest `remembered` per table."""
     published = "SELECT coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts WHERE published = 1"
     lasts = connection.execute(published).fetchone()
     for table, last in zip(("exposures", "feedback"), lasts, strict=True):
@@ -243,7 +227,7 @@ def forget(connection: sqlite3.Connection, remembered: int) -> None:
 def exposures_of(
     connection: sqlite3.Connection, span: Span, at_once: int
 ) -> Iterator[tuple[list[Exposure], list[Refused]]]:
-    """The exposures of a part, in the order in which they were written, so many at a time, and those that are none."""
+    """Yield valid and invalid exposures of a part, `at_once` at a time."""
     query = "SELECT number, row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.exposures)
     while rows := found.fetchmany(at_once):
@@ -251,7 +235,7 @@ def exposures_of(
 
 
 def feedback_of(connection: sqlite3.Connection, span: Span) -> tuple[list[Feedback], list[Refused]]:
-    """The feedback of a part, in the order in which it was written, and the rows that are none."""
+    """Return valid and invalid feedback of a part."""
     columns = ", ".join(FEEDBACK_FIELDS)
     query = f"SELECT number, {columns} FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.feedback)
@@ -263,7 +247,6 @@ def _feedback(values: Sequence[Any]) -> Feedback:
 
 
 def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], RowT]) -> tuple[list[RowT], list[Refused]]:
-    """Rows that are rows, and why the others are none."""
     read: list[RowT] = []
     refused: list[Refused] = []
     for number, content in rows:
@@ -277,7 +260,6 @@ def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], Row
 
 
 def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Exposure]:
-    """The rows on record of some requests."""
     found = connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
     rows, refused = _read("exposures", found, decode_exposure)
     for table, number, why in refused:

@@ -1,10 +1,6 @@
-"""Rows of the exposure log: the list shown, its user, version and propensities; and the feedback on it.
+"""Rows of the exposure log: lists shown, with versions and propensities, and the feedback on them.
 
-An answer may be sent once its row is durable: `write` returns then. A request id has one row, whatever is retried or
-killed. Feedback names the request and the item, arrives when it likes, and counts once for each kind.
-
-`Exposure` and `Feedback` decide what a row is, wherever it comes from: the service, a file, or the database. A value of
-another type is refused and never converted, and so is a number that is not finite or a time outside 1970 to 2286.
+Rows of any source are validated strictly: no type conversion, finite numbers, times from 1970 to 2286.
 """
 
 from __future__ import annotations
@@ -19,28 +15,26 @@ from pydantic.dataclasses import dataclass
 
 from adagrpo.lists.query import ItemId
 
-FAILED = "failed"  # the source of a request of an experiment that got no list; its row has a name of its own
+FAILED = "failed"  # source of a request of an experiment without a list
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Moment = Annotated[float, Field(ge=0, lt=1e10)]  # seconds since 1970, UTC
 RequestId = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # SQLite compares texts up to a NUL
 
 
 class SinkFailed(RuntimeError):
-    """A sink could not make rows durable; the message says what the disk said."""
+    """Raised with the disk's error when rows could not be made durable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Exposure:
     """One answer: the list as it was shown, best first.
 
-    `log_propensities` are of a list that was drawn, given that this request was one of those that draw: for each place
-    the log-probability, in nats, that its item is drawn there after those above it. Their sum is the log-probability
-    of the list. `log_inclusions` are, for each item, the log-probability that it is in the list at all, given the
-    threshold of the draw; 1 over it is an unbiased weight. Both are None where nothing was drawn.
+    Of a sampled list, given that its request samples, `log_propensities` are the log-probabilities (nats) of each item
+    given those above; their sum is that of the list. `log_inclusions` are those of being in the list at all, given the
+    threshold of the draw; the inverse probability is an unbiased weight. Both are None for other lists.
 
     Raises:
-        ValueError: a value is no such value, a field has not one value for each item, a hash of a user is without its
-            key, or an experiment without the hash of its plan.
+        ValueError: an invalid value, or fields that disagree.
     """
 
     request_id: RequestId
@@ -49,11 +43,11 @@ class Exposure:
     arm: str
     model_version: str
     catalog_version: str
-    user_hash: str | None = None  # keyed; None: the request named no user
+    user_hash: str | None = None  # keyed; None: no user in the request
     key_version: str | None = None  # fingerprint of that key
-    history_hash: str | None = None  # keyed, of the history, length and filters that the request named
+    history_hash: str | None = None  # keyed, of history, length and filters of the request
     experiment: str | None = None
-    salt_version: str | None = None  # the first digits of the hash of the experiment's plan
+    salt_version: str | None = None  # first digits of the plan's hash
     arm_version: str | None = None
     positions: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Field(strict=False)] = None
     source: str = "policy"  # what made the list: "policy", "fused", "sampled", "popular" ..
@@ -63,9 +57,9 @@ class Exposure:
     log_inclusions: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
     latency_ms: Annotated[float, Field(ge=0)] | None = None
     deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
-    teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # of an interleaved list: whose item is where
-    degraded: str | None = None  # why the list is not the one that the arm serves else; None: it is
-    narrowed: bool | None = None  # whether the request itself said what may be in the list; None: not known
+    teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # arm of each item of an interleaved list
+    degraded: str | None = None  # why this is not the arm's usual list; None: it is
+    narrowed: bool | None = None  # whether the request restricted its list; None: unknown
 
     @model_validator(mode="after")
     def _agrees(self) -> Exposure:
@@ -82,17 +76,17 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """One action of a user on an item of a list; the first of each request, item and kind counts.
+    """One action of a user on an item of a list; the first per request, item and kind counts.
 
     Raises:
-        ValueError: a value is no such value.
+        ValueError: an invalid value.
     """
 
     request_id: RequestId
     item: ItemId
     kind: str  # "click", "dwell", "purchase" ..
     time: Moment
-    value: float = 1.0  # of a dwell its seconds
+    value: float = 1.0  # seconds of a dwell
 
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
@@ -101,53 +95,49 @@ _EXPOSURE, _FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 
-# of a row of feedback; "unknown" is stored too: no such request, or its list has no such item, as far as is remembered
+# of a row of feedback; "unknown" is stored too: its request, or the item in its list, is not remembered
 Outcome = Literal["stored", "unknown", "repeated"]
 
 
 class ExposureSink(Protocol):
-    """A destination of exposures and feedback. All methods may be called by several threads at once."""
+    """Destination of exposures and feedback; its methods are thread-safe."""
 
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
-        """Put rows on record; they survive kill -9 and a loss of power once this returns.
+        """Log rows, durable once this returns.
 
         Args:
-            rows: answers that are not sent yet. Callers that wait at the same time share one transaction.
-            together: how many rows one body asked for, one body after the other; None: one each. Where a request id of
-                a body is on record for another request, see `same_request`, none of its rows is written.
+            rows: answers not yet sent.
+            together: rows per request body, in order; None: one each. A body with a request id of another request
+                (`same_request`) is not written.
 
         Returns:
-            For each the row that is on record under its request id: itself, or what was written under this id before.
-            A retry is answered with the slate of that one.
+            For each row the one on record under its request id: itself, or an earlier one, which answers a retry.
 
         Raises:
-            SinkFailed: nothing of `rows` may be taken as logged, so nothing of it may be sent.
+            SinkFailed: none of `rows` may be sent.
         """
         ...
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
-        """Put feedback on record, durable when this returns; a request, item and kind that is there is not repeated.
-
-        Returns:
-            What became of each row.
+        """Log feedback, durable once this returns.
 
         Raises:
-            SinkFailed: nothing of `rows` may be taken as logged.
+            SinkFailed: none of `rows` is logged.
         """
         ...
 
     def close(self) -> None:
-        """Finish what was begun; no other call comes after it."""
+        """Finish pending writes; no other call may follow."""
         ...
 
 
 def same_request(one: Exposure, other: Exposure) -> bool:
-    """Check whether two rows are of one user who asked for the same list."""
+    """Return whether two rows have the same user, history, length and filters."""
     return (one.user_hash, one.history_hash) == (other.user_hash, other.history_hash)
 
 
 def encode(row: Exposure | Feedback) -> str:
-    """A row as one line of JSON."""
+    """Return a row as one line of JSON."""
     names = EXPOSURE_FIELDS if isinstance(row, Exposure) else FEEDBACK_FIELDS
     return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"), allow_nan=False)
 
@@ -156,16 +146,16 @@ def decode_exposure(text: str | bytes) -> Exposure:
     """Decode an exposure.
 
     Raises:
-        ValueError: the text is no row; the message names the field.
+        ValueError: names the invalid field.
     """
     return _decoded(_EXPOSURE, text)
 
 
 def decode(text: str | bytes) -> Exposure | Feedback:
-    """Decode a row of either kind: feedback has a `kind`.
+    """Decode a row of either kind.
 
     Raises:
-        ValueError: the text is neither; the message names the field.
+        ValueError: names the invalid field.
     """
     try:
         content = json.loads(text)
@@ -184,7 +174,7 @@ def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
 
 
 def why_refused(error: ValidationError) -> str:
-    """The first thing that is wrong with a row, in one line and without its values, which may be of a user."""
+    """Return the first error in one line, without values."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     said = str(first["msg"]).removeprefix("Value error, ")

@@ -1,17 +1,10 @@
-"""Parts of the exposure log: Parquet, each row in exactly one of them, whatever is killed.
+"""Parts of the exposure log in Parquet; each row is in exactly one part, whatever is killed.
 
-    DIR/parts/000001/    exposures.parquet    one row an answer, lists for what is one value an item
-                         feedback.parquet     one row a request, item and kind
-                         refused.jsonl        rows of the database that are none, where there are any
-                         manifest.json        sha256 and size of each
+    1. commit the row numbers of the part to the database
+    2. write the part to a temporary folder and rename it
+    3. mark it as published, and delete rows no longer remembered
 
-One process at a time makes a part:
-
-    1. the database says which numbers the part will hold     committed before anything is written
-    2. the part is written beside its place and renamed       the same numbers give the same part again
-    3. the database says that it is published                 rows that nothing asks for any more are deleted
-
-A kill at any moment leaves a part that was begun, and the next process goes on from there.
+One process at a time makes parts; the next one resumes after a kill.
 """
 
 from __future__ import annotations
@@ -49,9 +42,9 @@ from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import make_folder, naming, temporary, write_file
 
 PARTS = "parts"
-PATIENCE = 60.0  # seconds, for a service that makes a part
-AT_ONCE = 64  # rows that are read before a rest
-LOOK_SECONDS = 0.05  # after which a caller who waits for another process looks again
+PATIENCE = 60.0  # seconds to wait for a service that makes a part
+AT_ONCE = 64  # rows read between pauses
+LOOK_SECONDS = 0.05  # polling interval while another process makes a part
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
 MEND = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
@@ -94,21 +87,19 @@ def rotate(
     rest_seconds: float = 0.0,
     patience: float | None = None,
 ) -> list[int]:
-    """Finish a part that was begun, then make one of all rows that are in none.
+    """Finish a part that was begun, then make one of all other rows.
 
     Args:
-        directory: of an exposure log; services may be writing to it meanwhile.
-        remembered: rows that stay known to the database after they are in a part.
-        rest_seconds: pause after some rows each, for a process that answers meanwhile: each small step of the others
-            would have to wait for the interpreter.
-        patience: seconds that are waited for another process which is at it, for a caller who is to read all rows; None
-            leaves them to that one.
+        directory: of an exposure log; services may be writing to it.
+        remembered: rows kept in the database once in a part.
+        rest_seconds: pause after every few rows, for a service's other threads.
+        patience: seconds to wait for another process that makes a part; None: leave the rows to it.
 
     Returns:
-        The numbers of the parts that were published; without patience none where another process is at it.
+        Numbers of the published parts.
 
     Raises:
-        UserError: a part is damaged, the folder cannot be written, or another process is at it for too long.
+        UserError: a damaged part, an unwritable folder, or `patience` exceeded.
         sqlite3.Error: the database is damaged or full.
     """
     until = time.monotonic() + (patience or 0.0)
@@ -125,19 +116,14 @@ def rotate(
 
 
 def close_part(directory: Path) -> None:
-    """Put what is in no part yet into one, for a caller who is to read it; services may be writing meanwhile.
-
-    Raises:
-        UserError: see `rotate`.
-    """
+    """Put rows that are in no part into one, for a reader."""
     try:
-        rotate(directory, patience=PATIENCE)  # a service that makes a part just now has the rows that are wanted
+        rotate(directory, patience=PATIENCE)  # a part being made has the wanted rows
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error
 
 
 def _make_parts(directory: Path, connection: sqlite3.Connection, remembered: int, rest_seconds: float) -> list[int]:
-    """Make parts, once no other process does."""
     made: list[int] = []
     check_parts(connection, directory)
     newest = max((int(path.name) for path in parts_of(directory)), default=0)
@@ -152,17 +138,17 @@ def _make_parts(directory: Path, connection: sqlite3.Connection, remembered: int
 
 
 def parts_of(directory: Path, through: int | None = None) -> list[Path]:
-    """The published parts of a log, oldest first; `through` is the number of the last one wanted."""
+    """Return the published parts, oldest first, up to number `through`."""
     folder = directory / PARTS
     paths = sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
     return [path for path in paths if through is None or int(path.name) <= through]
 
 
 def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Exposures and feedback of some parts, in the order in which they were written.
+    """Return exposures and feedback of parts, in order.
 
     Raises:
-        UserError: a part is not as it was written, or was written by another version of this program.
+        UserError: a part is damaged, or of another version.
     """
     for part in parts:
         verify(part, MEND)
@@ -172,13 +158,13 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def refused_rows(parts: Sequence[Path]) -> list[str]:
-    """Rows that the service's database had and no part has, since they were none: file, row and reason of each."""
+    """Return file, row and reason of each row that was invalid."""
     files = [part / "refused.jsonl" for part in parts]
     return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
 
 
 def place_of(parts: Sequence[Path], number: int) -> str:
-    """File and row, counted from 1, of a row of what `read_parts` gives of some parts."""
+    """Return file and row, counted from 1, of a row that `read_parts` returns."""
     for part in parts:
         file = part / "exposures.parquet"
         rows = int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())
@@ -197,7 +183,6 @@ def _read_table(file: Path, schema: pl.Schema) -> pl.DataFrame:
 
 
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
-    """Write a part, unless it was written before a kill."""
     target = directory / PARTS / f"{span.part:06d}"
     fingerprint = hash_json([span.part, *span.exposures, *span.feedback])
     there = manifest(target, MEND)
@@ -209,7 +194,7 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
     check_replaceable(target, PART_KIND)
     make_folder(target.parent)
     work = temporary(target)
-    remove(work, lambda name: True)  # of this process, when a disk was full
+    remove(work, lambda name: True)  # left by this process when the disk was full
     work.mkdir()
     tables, refused = [EXPOSURE_SCHEMA.to_frame()], list[Refused]()
     for rows, none in exposures_of(connection, span, AT_ONCE):
@@ -226,7 +211,6 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
 
 
 def _say_refused(directory: Path, work: Path, refused: Sequence[Refused]) -> None:
-    """Write which rows are in no part, and why."""
     if not refused:
         return
     said = [f"{directory / OPEN}, table {table}, row {number}: {why}" for table, number, why in refused]

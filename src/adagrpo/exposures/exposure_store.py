@@ -1,11 +1,6 @@
-"""The exposure log on local disk: SQLite for what is new, Parquet parts for what is old.
+"""Exposure log on local disk: SQLite for new rows, Parquet parts for old ones.
 
-    DIR/open.sqlite      what was written last, see `adagrpo.exposures.exposure_database`
-    DIR/parts/000001/    what is old, see `adagrpo.exposures.exposure_parts`
-
-A sync to disk takes milliseconds however much it writes, so callers put rows together, see
-`adagrpo.serving.exposure_rows`. Several processes may write to one folder. Rows stay in SQLite for a while after they
-are in a part, so that a retry is known as one.
+Rows stay in SQLite for a while after they are in a part, to recognise retries.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, SinkFail
 from adagrpo.exposures.exposure_parts import KIND, rotate
 from adagrpo.storage.marks import claim
 
-REST_SECONDS = 0.005  # of the thread that makes a part, after every few rows
+REST_SECONDS = 0.005  # pause of the rotation thread after every few rows
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 
@@ -47,17 +42,16 @@ class LocalExposureLog:
         rotate_seconds: float = 3600.0,
         remembered: int = 200_000,
     ) -> None:
-        """Open the log, or begin one; a part that a killed process left half made is finished with the next one.
+        """Open or create the log.
 
         Args:
             directory: new, empty, or of an exposure log.
-            rotate_rows: a part is made once this process has written so many rows.
-            rotate_seconds: or once so much time has passed, if there are rows.
-            remembered: exposures that stay known after they are in a part, and as much feedback. A retry that comes
-                later is written again, and is dropped by `adagrpo.data.logged_exposures`.
+            rotate_rows: rows of this process after which a part is made.
+            rotate_seconds: time after which one is made.
+            remembered: rows of each kind kept in SQLite once in a part.
 
         Raises:
-            UserError: the folder holds something else, its database is damaged, or it cannot be written.
+            UserError: the folder holds something else, is damaged, or not writable.
         """
         self.directory = directory
         self._rotate_rows, self._rotate_seconds, self._remembered = rotate_rows, rotate_seconds, remembered
@@ -82,31 +76,29 @@ class LocalExposureLog:
         return self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
 
     def rotate(self) -> list[int]:
-        """Put all rows into parts now; see `adagrpo.exposures.exposure_parts.rotate`."""
+        """Put all rows into parts now."""
         self._written = 0
         return rotate(self.directory, remembered=self._remembered, rest_seconds=REST_SECONDS)
 
     def close(self) -> None:
-        """See `ExposureSink.close`. Rows that are in no part stay in SQLite."""
+        """See `ExposureSink.close`. Rows in no part stay in SQLite."""
         self._ended = True
         self._due.set()
         self._rotation.join()
         self._connection.close()
 
     def _committed(self, work: Callable[[], list[T]], rows: int) -> list[T]:
-        """Return what `work` does, once its transaction is on disk."""
         try:
             with self._writing, transaction(self._connection):
                 result = work()
         except (sqlite3.Error, OSError) as error:
             raise SinkFailed(f"{self.directory / OPEN}: {error}") from error
-        self._written += rows  # by threads at once: a few may be lost, and the part be larger by as many
+        self._written += rows  # not atomic: a part may get a few rows more
         if self._written >= self._rotate_rows:
             self._due.set()
         return result
 
     def _rotate_when_due(self) -> None:
-        """Make parts from time to time, in a thread; a failure is tried again the next time."""
         while not self._ended:
             self._due.wait(self._rotate_seconds)
             self._due.clear()

@@ -1,7 +1,4 @@
-"""User ids that leave a request leave it as keyed hashes: HMAC-SHA256 under a key of the deployment.
-
-Without the key ids cannot be tried one after the other. Two deployments that share a key can join their logs.
-"""
+"""Keyed hashes of user ids: HMAC-SHA256. Deployments that share a key can join their logs."""
 
 from __future__ import annotations
 
@@ -22,18 +19,18 @@ SHORTEST = 16  # bytes
 
 
 class UserHash:
-    """Hashes user ids, and histories; `fingerprint` says which key does so and nothing else of it."""
+    """Hash user ids and histories; `fingerprint` identifies the key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self.fingerprint = self._digest(b"\0fingerprint of the key")[:12]
 
     def __call__(self, user: int | str) -> str:
-        """32 hexadecimal digits; `7` and `"7"` are the same user."""
+        """Return 32 hexadecimal digits; `7` and `"7"` are the same user."""
         return self._digest(str(user).encode())[:32]
 
     def of_history(self, items: Sequence[int | str], said: Mapping[str, object] | None = None) -> str:
-        """16 hexadecimal digits of a history as a request names it, and of what else it said of its list."""
+        """Return 16 hexadecimal digits of a history and the request's other fields."""
         rest = json.dumps(said) if said else ""
         return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode() + rest.encode())[:16]
 
@@ -42,10 +39,10 @@ class UserHash:
 
 
 def read_key(file: Path | None) -> UserHash:
-    """The key of a file, which is made if there is none; else of the environment; else one for this process alone.
+    """Read the key from a file, created if missing, or the environment; else make one for this process.
 
     Raises:
-        UserError: the file can be read by others, cannot be read or written, or the key is too short.
+        UserError: others can read the file, I/O failed, or the key is too short.
     """
     if file is None:
         given = os.environ.get(VARIABLE)
@@ -66,11 +63,7 @@ def read_key(file: Path | None) -> UserHash:
 
 
 def _make_key(file: Path) -> None:
-    """Write a new key, whole or not at all; of several processes that do so at once, one has written.
-
-    A file that has its name before it has its key would be read without one by a process that begins beside this one,
-    and stay without one where this one is killed. So the name comes last, and never to a file that takes another's.
-    """
+    """Write a new key; the file gets its name last, so that no process reads it empty."""
     work = temporary(file)
     try:
         with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:

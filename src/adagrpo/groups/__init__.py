@@ -1,1 +1,1 @@
-"""Groups of rollouts: drawn, scored, examined and admitted by a gate, the same for training, diagnosis and reports."""
+"""Groups of rollouts: drawing, scoring, diagnostics and gating, shared by training, diagnosis and reports."""

@@ -1,8 +1,6 @@
-"""Last step of a group: which samples the reward may move, by each gate of `adagrpo.objective.gates`.
+"""Fourth step of a group: the decision of a gate.
 
-`difficulty`, `discriminability`, `random`, `inverted` and `shuffled` are controls of a gate that tests the logged item;
-the option `control_of` says of which. At the ends of histories no logged item follows, so a gate that reads it admits
-there all groups whose rewards give an order.
+At the ends of histories, a gate that needs the logged item admits all groups that are not degenerate.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GATES, Evidence, GateDecision, all_gate, pairwise_agreement
 
-# (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
+# (B,) users, (B,) logged items, (B, N) items -> (B, N) utilities just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -31,14 +29,11 @@ def apply_gate(
     *,
     true_utility: TrueUtility | None = None,
 ) -> GateDecision:
-    """Decide as any gate does.
+    """Return the decision of a gate.
 
     Args:
-        groups: `B` groups.
-        own: their evidence by the rewards as they are.
-        permuted: the same by the shuffled rewards.
-        generator: of the draws of a gate that draws.
-        true_utility: what the reward is compared with, for a gate that reads the truth.
+        own: evidence by the actual rewards.
+        permuted: evidence by the shuffled rewards.
     """
     gate = GATES[name]
     if groups.target_codes is None and gate.reads_logged_item:
@@ -63,15 +58,13 @@ def gate_by_evidence(
     uniforms: Tensor | None = None,  # (B,)
     agreement: Tensor | None = None,  # (B,)
 ) -> GateDecision:
-    """Decide as a gate does, by what is known of its groups.
+    """Return the decision of a gate from evidence alone.
 
     Args:
-        evidence: of `B` groups; by shuffled rewards where the gate shuffles them.
-        uniforms: (B,) draws from [0, 1), for a gate that draws.
-        agreement: (B,) share of each group's pairs in the right order, for a gate that reads the truth.
+        evidence: by shuffled rewards if the gate shuffles them.
 
     Raises:
-        ValueError: the gate reads one of these that is not given.
+        ValueError: an input of the gate is missing.
     """
     gate = GATES[name]
     known: dict[str, Any] = {**evidence._asdict(), "uniforms": uniforms, "agreement": agreement}

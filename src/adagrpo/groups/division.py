@@ -1,8 +1,6 @@
-"""Groups that several processes draw and score together: each computes some rows of a step, and all hold every row.
+"""Division of a step's rows among processes: each draws and scores some rows, and all end up with every row.
 
-A row's rollouts and scores depend on its own history alone, so rows can be divided. What reads several rows at once,
-in-batch negatives, the spread of rewards, the gate and what a step logs, is computed from all of them, in every
-process, from the same draws.
+In-batch negatives, the gate and logged means are computed from all rows in every process, from the same random draws.
 """
 
 from __future__ import annotations
@@ -14,15 +12,14 @@ from torch import Tensor
 
 
 class Division(Protocol):
-    """Which rows of a step are whose."""
+    """Assigns the rows of a step to processes."""
 
     def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
         """Fill tensors whose first dimension is the rows of a step.
 
         Args:
-            wholes: zeros, which become what the processes computed.
-            compute: the part of each that is at the rows it is given; not called without any. What it raises in one
-                process is raised in all.
+            wholes: zeros, filled in place with the results of all processes.
+            compute: returns the parts at the given rows, at least one; its exceptions are raised in all processes.
         """
         ...
 
@@ -30,12 +27,11 @@ class Division(Protocol):
 def by_rows(
     division: Division | None, wholes: Sequence[Tensor], compute: Callable[[Tensor | None], Sequence[Tensor]]
 ) -> Sequence[Tensor]:
-    """Compute a function for all rows of a step, each process its own.
+    """Compute a function for all rows of a step, each process its own rows.
 
     Args:
-        division: of the rows; None where one process has them all.
-        wholes: zeros of the shapes and types of the result.
-        compute: takes the rows that are wanted, or None for all of them.
+        division: None where one process has all rows.
+        wholes: zeros with the shapes and dtypes of the result.
     """
     if division is None:
         return compute(None)

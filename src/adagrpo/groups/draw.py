@@ -1,12 +1,11 @@
-"""First step of a group: its rollouts, `G` Semantic IDs a sample, which GRPO compares with one another.
+"""First step of a group: its rollouts, `G` Semantic IDs per sample.
 
     drawn       o_bg ~ π(· | x_b), g = 1..G              unbiased: what the policy-gradient identity is about
     beam        the policy's own top G                    deterministic and biased, see `beam_rollouts`
     injected    the last rollout becomes the logged item  where the group does not hold it already
 
-GRPO: Shao et al. 2024, arXiv 2402.03300. The log-probabilities that come with a group are those of the distribution
-that the group was really drawn from: same constraint, same temperature. Codes that name no item stay in the group as
-item -1; they are never replaced by something plausible.
+GRPO: Shao et al. 2024, arXiv 2402.03300. Log-probabilities are those of the distribution that was sampled, with its
+constraint and temperature. Codes that name no item stay in the group as item -1.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ StateT = TypeVar("StateT", bound=DecoderState)
 
 
 class DrawnGroups(NamedTuple):
-    """Groups as they were drawn, before any reward."""
+    """Groups before any reward."""
 
     histories: Histories  # (B, T)
-    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories, which none follows
+    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories
     sampled: Rollouts  # (B, G, L) as they were drawn
     rollouts: Rollouts  # (B, G, L) the same, or with the logged item in every group
     target_codes: Tensor | None  # (B, L) int64; None at the ends of histories
-    target_log_probs: Tensor | None  # (B, L) of the distribution drawn from, where something asks for them
+    target_log_probs: Tensor | None  # (B, L) under the sampling distribution, if needed
 
 
 def draw_groups(
@@ -50,18 +49,13 @@ def draw_groups(
     score_targets: bool = False,
     division: Division | None = None,
 ) -> DrawnGroups:
-    """Draw a group a sample as the options say; each history is encoded once.
+    """Draw one group per sample; each history is encoded once.
 
     Args:
-        catalog: says which item a rollout names.
-        histories: `B` histories.
         targets: (B,) int64 logged items, or -1 everywhere.
-        options: which rollouts, how many, and whether the logged item is injected.
-        score_targets: score the logged items under the policy, whether or not an option asks for it.
-        division: of the samples among processes; one has them all where none is given.
 
     Raises:
-        ValueError: a logged item is to be scored among samples of the catalogue, and is delisted.
+        ValueError: a logged item to be scored under a constrained distribution is delisted.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
@@ -80,7 +74,7 @@ def draw_groups(
         drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
         if options.exclude_history:
             excluded = own.holds(drawn.items)
-            if options.inject_target:  # the logged item is taught, be it in the history
+            if options.inject_target:  # the logged item stays, even if it is in the history
                 excluded &= drawn.items != _at(targets, rows).unsqueeze(1)
             drawn = drawn._replace(items=drawn.items.masked_fill(excluded, -1))
         own_codes = _at(codes, rows)
@@ -125,7 +119,7 @@ def score_codes(
     catalog: Catalog,
     options: ObjectiveConfig,
 ) -> Tensor:  # (B, G, L)
-    """Log-probabilities of codes under the distribution that the options draw rollouts from."""
+    """Return log-probabilities of codes under the distribution that the options draw rollouts from."""
     if options.rollout == "beam":
         return score_sequences(policy, context, codes)
     trie = catalog.trie if options.constrained else None
@@ -141,18 +135,13 @@ def draw_rollouts(
     temperature: float = 1.0,
     constrained: bool = False,
 ) -> Rollouts:
-    """Draw `G` rollouts a sample.
+    """Draw `G` rollouts per sample.
 
     Args:
-        context: `B` encoded samples.
-        trie: the catalogue's codes; says which item a rollout names.
-        uniforms: (B, G, L) numbers in [0, 1), one for each code.
-        temperature: divides the logits.
-        constrained: draw only codes of the trie. `log_probs` are then those of the constrained distribution.
+        constrained: draw only codes of the trie; `log_probs` are then those of the constrained distribution.
 
     Raises:
-        ValueError: shapes, uniforms or temperature are wrong, see `adagrpo.decoding.sample`.
-        DeadEnd: a hypothesis has no code to draw.
+        ValueError, DeadEnd: see `adagrpo.decoding.sample`.
     """
     drawn = sample(policy, context, uniforms, temperature=temperature, trie=trie if constrained else None)
     return Rollouts(drawn.codes, trie.lookup(drawn.codes), drawn.log_probs)
@@ -167,25 +156,13 @@ def beam_rollouts(
     *,
     constrained: bool = False,
 ) -> Rollouts:
-    """Take the policy's own `G` most probable Semantic IDs, by beam search, as the group.
+    """Return the policy's own `G` most probable Semantic IDs, by beam search, as the group.
 
-    These are not samples. The group is the same each time, holds no sequence twice and leaves out the tail, so the
-    mean over it is a **biased** estimate of the expectation over the policy, and the share of rollouts that miss the
-    target is the beam's recall and not a miss probability.
-
-    Args:
-        context: `B` encoded samples.
-        trie: the catalogue's codes; says which item a rollout names.
-        group_size: `G`.
-        constrained: keep to sequences of the trie.
+    These are not samples: a mean over them is a **biased** estimate of the expectation over the policy.
 
     Returns:
-        Rollouts, best first. `log_probs` are the policy's free ones at temperature 1, by which the beam was ranked,
-        constrained or not; the search knew them, so nothing is scored again. Where fewer than `G` sequences exist the
-        hypotheses left over have item -1; their codes are all 0, so that they can be scored, and mean nothing.
-
-    Raises:
-        ValueError: `group_size` is below 1, or the trie's levels are not the policy's.
+        Rollouts, best first. `log_probs` are unconstrained, at temperature 1. With fewer than `G` sequences, the rest
+        have item -1 and codes 0.
     """
     beams = beam_search(policy, context, group_size, trie=trie if constrained else None)
     codes = beams.codes.clamp(min=0)
@@ -203,21 +180,10 @@ def inject_target(
     target_codes: Tensor,  # (B, L)
     target_log_probs: Tensor,  # (B, L)
 ) -> Rollouts:
-    """Put the logged item into every group: where it is missing, the last rollout is replaced by it.
-
-    The group is then no sample of the policy any more, and difficulty must be computed from the group without it.
+    """Replace the last rollout of each group that lacks the logged item with it.
 
     Args:
-        rollouts: groups of `G` rollouts.
-        targets: (B,) int64 logged items.
-        target_codes: (B, L) int64, their codes.
-        target_log_probs: (B, L) float32, of the distribution that the other rollouts were drawn from.
-
-    Returns:
-        New rollouts; the ones passed in are left as they are.
-
-    Raises:
-        ValueError: a shape does not fit the rollouts.
+        target_log_probs: (B, L) under the distribution that the rollouts were drawn from.
     """
     samples, group, levels = rollouts.codes.shape
     if targets.shape != (samples,):

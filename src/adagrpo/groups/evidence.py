@@ -1,6 +1,6 @@
-"""Third step of a group: what the gate reads of it, difficulty, discriminability and whether its rewards give an order.
+"""Third step of a group: the diagnostics that a gate reads.
 
-Difficulty is read from the rollouts as they were drawn, before a logged item is injected; the others from the rewards.
+Difficulty is measured on the rollouts before a logged item is injected; everything else on the rewards.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from adagrpo.objective import Evidence, degenerate_groups, discriminability, rew
 def gather_evidence(
     groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, spread: Tensor
 ) -> Evidence:
-    """Read every diagnostic of every group.
+    """Compute every diagnostic of every group.
 
     Args:
-        groups: `B` groups.
-        rewards: of the groups, as they are or shuffled.
-        options: the share of `spread` below which a group's rewards count as equal.
-        spread: () standard deviation of the rewards.
+        spread: scalar, the running standard deviation of rewards.
     """
     items, targets = groups.rollouts.items, groups.targets
     degenerate = degenerate_groups(rewards.rollouts, items, spread=spread, relative_floor=options.reward_floor)
@@ -48,10 +45,10 @@ def gather_evidence(
 
 
 def running_spread(before: float, rewards: Tensor) -> float:
-    """The running standard deviation of rewards: .9 of what it was and .1 of what it is now.
+    """Update the running standard deviation of rewards, an exponential average with decay 0.9.
 
     Args:
-        before: its value so far, 0 before the first step.
+        before: the value so far, 0 before the first step.
         rewards: (N,) of a step's valid rollouts; fewer than two change nothing.
 
     Example:
@@ -61,6 +58,6 @@ def running_spread(before: float, rewards: Tensor) -> float:
     if len(rewards) < 2:
         return before
     now = float(rewards.std())
-    if not math.isfinite(now):  # the square of what float32 can hold may be beyond it
+    if not math.isfinite(now):  # squares may overflow in float32
         now = float(rewards.double().std())
     return now if before == 0.0 else 0.9 * before + 0.1 * now

@@ -1,13 +1,11 @@
-"""The four steps in order: groups of rollouts are drawn, scored by the reward, examined, and admitted by the gate.
+"""The four steps of a group: drawing, scoring, diagnostics and the gate's decision.
 
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
     evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.evidence`
     decide    evidence -> which samples are admitted         `adagrpo.groups.apply_gates`
 
-All without gradients, and without any state: what runs from step to step (the spread of rewards) is passed in and comes
-back. Post-training and the ranker's report take all four steps at once. A diagnosis takes the first two batch by batch
-and the others once for all its cases, since it knows the spread of all rewards and asks for many thresholds.
+All run without gradients or state; the running standard deviation of rewards is passed in and returned.
 """
 
 from __future__ import annotations
@@ -34,28 +32,28 @@ class GatedGroups(NamedTuple):
     """The groups of `B` samples after the gate."""
 
     scored: ScoredGroups
-    evidence: Evidence  # by the rewards as they are, whatever the gate
+    evidence: Evidence  # by the actual rewards, whatever the gate
     shuffled_evidence: Evidence  # by the same scores, permuted within each group
     decision: GateDecision
-    shuffled_decision: GateDecision | None  # of the gate, or what it is a control of, by shuffled rewards; None where
-    # no logged item is read
+    shuffled_decision: GateDecision | None  # of the gate, or the one it is a control of, by shuffled rewards;
+    # None where no logged item is read
     rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
-    reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, where one was given
-    spread: float  # the running spread of rewards, these included
+    reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, if given
+    spread: float  # the running standard deviation of rewards, including these
 
     @property
     def histories(self) -> Histories:  # (B, T)
-        """The histories that the groups follow."""
+        """The histories of the groups."""
         return self.scored.histories
 
     @property
     def targets(self) -> Tensor:  # (B,)
-        """Logged items; -1 at the end of a history, which none follows."""
+        """Logged items, -1 at the ends of histories."""
         return self.scored.targets
 
     @property
     def rollouts(self) -> Rollouts:  # (B, G, L)
-        """The rollouts, with the logged item among them where it is injected."""
+        """The rollouts, including injected logged items."""
         return self.scored.rollouts
 
 
@@ -75,22 +73,13 @@ def gated_groups(
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
 ) -> GatedGroups:
-    """Draw a group a sample, score it, and let the gate decide.
+    """Draw and score one group per sample, and let the gate decide.
 
-    The order of the draws is part of the result: rollouts, negatives, the permutation, those of a random control.
+    Random numbers are drawn in a fixed order: rollouts, negatives, the permutation, the gate.
 
     Args:
-        policy: draws the rollouts.
-        catalog: says which item a rollout names.
-        reward: is asked once.
-        histories: `B` histories.
         targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
-        options: which rollouts, negatives and thresholds.
-        gate: the name of the one that decides; `shuffled` reads and trains on the shuffled rewards.
-        spread: the running spread of rewards so far, 0 before the first step.
-        reference: scores the rollouts as well, where given.
-        true_utility: for the gate `oracle`.
-        division: of the samples among processes, which draw and score their own; all gate all of them alike.
+        gate: its name; `shuffled` reads and trains on the shuffled rewards.
     """
     decides, tested = GATES[gate], GATES[options.tested_by(gate)]
     ranked = decides.reads_tests and "above_policy" in tested.reads and bool((targets >= 0).all())
@@ -129,8 +118,6 @@ def _scores(
     options: ObjectiveConfig,
     division: Division | None,
 ) -> Tensor:  # (B, G, L)
-    """Log-probabilities of all rollouts under another policy, each process those of its own rows."""
-
     def compute(rows: Tensor | None) -> list[Tensor]:
         if rows is None:
             return [score_codes(policy, policy.encode(histories), codes, catalog, options)]

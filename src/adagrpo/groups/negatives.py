@@ -1,4 +1,4 @@
-"""Negatives of a group: items of the other samples of a batch, scored for this sample's history.
+"""Negatives of a group: items of other samples of the batch, scored for this sample's history.
 
     rollouts    items that were generated for other samples, drawn as often as they occur there     the gate `adagrpo`
     targets     logged items of other samples, each as likely                                        `rollout_miss`
@@ -22,22 +22,14 @@ def in_batch_negatives(
     uniforms: Tensor,  # (B, B)
     count: int,
 ) -> Tensor:  # (B, M) int64
-    """Draw `M` negatives a sample, without replacement, uniformly from the distinct targets of the same set.
-
-    A sample's own target and the items of its history are never drawn.
+    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch.
 
     Args:
-        targets: (B,) int64 logged items.
-        histories: `B` histories.
         uniforms: (B, B) numbers in [0, 1); column `j` belongs to the `j`-th distinct target in ascending order, and the
             `M` lowest eligible ones of a row win.
-        count: `M`.
 
     Returns:
-        (B, M) int64 items, -1 where the set holds too few.
-
-    Raises:
-        ValueError: a shape is wrong or `count` is negative.
+        (B, M) int64, -1 where too few are eligible.
 
     >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
     >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
@@ -55,7 +47,7 @@ def in_batch_negatives(
 
 
 class RolloutPool(NamedTuple):
-    """The distinct items that the rollouts of a set name."""
+    """The distinct items among the rollouts of a batch."""
 
     items: Tensor  # (D,) int64, ascending
     counts: Tensor  # (B, D) int64, how many rollouts of each sample name them
@@ -64,16 +56,13 @@ class RolloutPool(NamedTuple):
 def distinct_rollouts(items: Tensor) -> RolloutPool:
     """Count the rollouts of each sample by item.
 
-    Args:
-        items: (B, G) int64, -1 where a rollout names no item.
-
     Example:
         >>> distinct_rollouts(torch.tensor([[7, 5, 7], [5, -1, -1]]))
         RolloutPool(items=tensor([5, 7]), counts=tensor([[1, 2],
                 [1, 0]]))
     """
     distinct = torch.unique(items[items >= 0])
-    counts = items.new_zeros(len(items), len(distinct) + 1)  # the last column is of no item
+    counts = items.new_zeros(len(items), len(distinct) + 1)  # the last column is for invalid rollouts
     column = torch.searchsorted(distinct, items).masked_fill(items < 0, len(distinct))
     return RolloutPool(distinct, counts.scatter_add_(1, column, torch.ones_like(items))[:, :-1])
 
@@ -85,23 +74,10 @@ def other_rollouts(
     uniforms: Tensor,  # (B, D)
     count: int,
 ) -> Tensor:  # (B, M) int64
-    """Draw `M` distinct items a sample at random from the rollouts of the other samples.
-
-    An item is as likely as it is frequent among those rollouts. A sample's logged item and the items of its history are
-    never drawn; what its own rollouts name may be, if another sample's do too.
-
-    Args:
-        targets: (B,) int64 logged items.
-        histories: `B` histories.
-        pool: of the set's rollouts, `D` distinct items.
-        uniforms: (B, D) numbers in [0, 1).
-        count: `M`.
+    """Draw `M` distinct items per sample from the rollouts of the other samples, proportional to their frequency there.
 
     Returns:
-        (B, M) int64 items, -1 where the others named too few.
-
-    Raises:
-        ValueError: a shape is wrong or `count` is negative.
+        (B, M) int64, -1 where too few are eligible.
 
     Example:
         >>> histories = Histories(torch.tensor([[3], [4]]), torch.tensor([1, 1]))
@@ -114,7 +90,7 @@ def other_rollouts(
         raise ValueError(f"uniforms must be {(len(targets), len(pool.items))}, got {tuple(uniforms.shape)}")
     _check_drawn(targets, histories, count)
     others = pool.counts.sum(0, keepdim=True) - pool.counts  # (B, D)
-    # the lowest of exponential variables with these rates: draws without replacement, proportional to them
+    # the lowest of exponential variables with these rates are a draw without replacement, proportional to the rates
     priority = -torch.log1p(-uniforms) / others.clamp(min=1)
     barred = _barred(pool.items, targets, histories) | (others == 0)
     return _lowest(pool.items, priority.masked_fill(barred, torch.inf), count)
@@ -132,14 +108,14 @@ def _barred(
     targets: Tensor,  # (B,)
     histories: Histories,
 ) -> Tensor:
-    """(B, D) bool: the items that are a sample's own target or in its history."""
+    """(B, D) bool: items that are a sample's own target or in its history."""
     size = len(distinct)
     own = torch.cat([histories.items, targets.unsqueeze(1)], dim=1)  # (B, T + 1)
     real = torch.arange(own.shape[1], device=own.device) < histories.lengths.unsqueeze(1)
     real[:, -1] = True
     barred = torch.zeros(len(targets), size + 1, dtype=torch.bool, device=own.device)
     if size:
-        column = torch.searchsorted(distinct, own)  # size where it is beyond all of them
+        column = torch.searchsorted(distinct, own)  # size if above all of them
         hit = real & (distinct[column.clamp(max=size - 1)] == own)
         barred.scatter_(1, column.masked_fill(~hit, size), True)
     return barred[:, :size]

@@ -1,16 +1,9 @@
-"""Second step of a group: one call to the reward for its target, its rollouts and its negatives.
+"""Second step of a group: the rewards of its target, rollouts and negatives.
 
     pairs(b) = {y_b} ∪ {item(o_bg) valid} ∪ {n_b1 .. n_bM}         each distinct (x_b, item) is scored once
 
-The negatives are items of other samples: of their rollouts, or their logged items (`adagrpo.groups.negatives`).
-
-Candidates are integer items in the row of their own history; scores are read back by slot. Implementations that key
-rewards by the text of a history give equal histories with different targets the wrong label, and ones that fill in a
-score for a Semantic ID that names no item reward hallucination. Here an invalid rollout has no slot and reads NaN.
-
-The scores of one call are read twice (`read_rewards`): as they are, and `shuffled` among the candidates of each row. A
-shuffled reward keeps the row's values and forgets which item each belongs to: the control for every claim that the
-reward's content mattered.
+Negatives are items of other samples (`adagrpo.groups.negatives`). An invalid rollout has no slot and its reward is NaN.
+`shuffled` scores are a control for the content of the reward.
 """
 
 from __future__ import annotations
@@ -29,7 +22,7 @@ from adagrpo.types import Histories, Rollouts
 
 
 class Candidates(NamedTuple):
-    """The distinct items to score in each row, and where to find each one's score."""
+    """The distinct items to score in each row, and the slot of each one's score."""
 
     items: Tensor  # (B, N) int64, distinct within a row and ascending, then -1 as padding
     target: Tensor  # (B,) int64, slot of the target
@@ -43,18 +36,18 @@ class GroupRewards(NamedTuple):
     target: Tensor  # (B,) float32
     rollouts: Tensor  # (B, G) float32, NaN where invalid
     negatives: Tensor  # (B, M) float32, NaN where absent
-    scored: int  # distinct (history, item) pairs that the reward was asked for
+    scored: int  # distinct (history, item) pairs that the reward scored
 
 
 class ScoredGroups(NamedTuple):
-    """Groups once their rewards are known: what was drawn, and what the reward says of it."""
+    """Drawn groups with their rewards."""
 
     histories: Histories  # (B, T)
-    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories, which none follows
+    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories
     sampled: Rollouts  # (B, G, L) as they were drawn
     rollouts: Rollouts  # (B, G, L) the same, or with the logged item in every group
     target_codes: Tensor | None  # (B, L) int64; None at the ends of histories
-    target_log_probs: Tensor | None  # (B, L) of the distribution drawn from, where something asks for them
+    target_log_probs: Tensor | None  # (B, L) under the sampling distribution, if needed
     negatives: Tensor  # (B, M) int64, -1 where absent
     rewards: GroupRewards
     shuffled_rewards: GroupRewards  # the same scores, permuted among the distinct items of each group
@@ -70,17 +63,9 @@ def score_groups(
     source: NegativeSource = "rollouts",
     division: Division | None = None,
 ) -> ScoredGroups:
-    """Ask the reward for all that the groups need, once. Draws the negatives, then the permutation.
+    """Score all items of the groups in one call of the reward.
 
-    At the ends of histories, where no logged item follows, the rollouts alone are scored, and nothing is a negative.
-
-    Args:
-        reward: scores target, rollouts and negatives.
-        drawn: `B` groups.
-        num_negatives: `M`, drawn from the other samples of the same set.
-        generator: of the negatives and the permutation.
-        source: what they are: of the others' rollouts, or their logged items.
-        division: of the groups among processes, each of which asks for its own; one asks for all where none is given.
+    Negatives are drawn first, then the permutation. At the ends of histories only rollouts are scored.
 
     Raises:
         BadReward, NotFinite: see `adagrpo.rewards.ask_reward`.
@@ -123,15 +108,8 @@ def distinct_candidates(
     """List each distinct item of a row once.
 
     Args:
-        targets: (B,) int64 items.
+        targets: (B,) int64 items, -1 at the ends of histories.
         rollout_items: (B, G) int64 items, -1 where invalid.
-        negatives: (B, M) int64 items, -1 where absent.
-
-    Returns:
-        Candidates, as wide as the row with the most distinct items.
-
-    Raises:
-        ValueError: the arguments disagree on `B`.
 
     >>> distinct_candidates(torch.tensor([7]), torch.tensor([[9, -1, 7]]), torch.tensor([[4]])).items
     tensor([[4, 7, 9]])
@@ -145,7 +123,7 @@ def distinct_candidates(
     fresh[:, 1:] &= mentioned[:, 1:] != mentioned[:, :-1]
     slot = fresh.cumsum(1) - 1  # -1 before the first item, which is where the -1 items are
     width = int(fresh.sum(1).max()) if samples else 0
-    # repeated mentions and -1 go to one column more, which is dropped
+    # repeated mentions and -1 go to an extra column, which is dropped
     items = torch.full((samples, width + 1), -1, dtype=mentioned.dtype, device=mentioned.device)
     items = items.scatter(1, slot.masked_fill(~fresh, width), mentioned)[:, :width]
     slots = torch.empty_like(order).scatter(1, order, slot)
@@ -154,13 +132,7 @@ def distinct_candidates(
 
 
 def constant_share(candidates: Candidates, scores: Tensor) -> float:
-    """The share of rows, among those with two or more candidates, whose candidates all have the same score.
-
-    Args:
-        scores: (B, N) from `ask_reward`.
-
-    Returns:
-        0 to 1; 0 where no row has two candidates.
+    """Return the share of rows with two or more candidates whose scores are all equal; 0 without such rows.
 
     >>> candidates = distinct_candidates(torch.tensor([7, 7]), torch.tensor([[9], [9]]), torch.tensor([[-1], [-1]]))
     >>> constant_share(candidates, torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
@@ -179,15 +151,7 @@ def read_rewards(
     candidates: Candidates,
     scores: Tensor,  # (B, N)
 ) -> GroupRewards:
-    """Read each group's rewards from the scores of its candidates.
-
-    Args:
-        candidates: where each item's score is.
-        scores: (B, N) from `ask_reward`, as they are or `shuffled`.
-
-    Raises:
-        ValueError: `scores` does not have the shape of the candidates.
-    """
+    """Read each group's rewards from the (B, N) scores of its candidates."""
     _check_scores(candidates, scores)
 
     def read(slots: Tensor) -> Tensor:
@@ -208,14 +172,10 @@ def shuffled(
     scores: Tensor,  # (B, N)
     uniforms: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N)
-    """Permute the scores among the distinct candidates of each row; padding stays where it is.
+    """Permute the scores among the distinct candidates of each row; padding stays in place.
 
     Args:
-        scores: (B, N) from `ask_reward`.
         uniforms: (B, N) numbers in [0, 1); their order is the permutation.
-
-    Raises:
-        ValueError: a shape is not that of the candidates.
     """
     _check_scores(candidates, scores)
     if uniforms.shape != scores.shape:

@@ -1,1 +1,1 @@
-"""Other people's training loops with our objective; each module needs the extra of its name."""
+"""The objective in other training loops; each module needs the extra of its name."""

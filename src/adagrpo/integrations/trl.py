@@ -1,16 +1,13 @@
-"""AdaGRPO's objective, with the earlier gate, for those who train with TRL: `GRPOTrainer` with the NLL anchor.
+"""AdaGRPO's objective in TRL: `GRPOTrainer` with the NLL anchor and a gate.
 
     loss = NLL(target) + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-TRL draws the completions and keeps its own loop, logging and generation back ends; this class replaces its advantages
-by those of `adagrpo.objective`, 0 where the gate does not admit, and adds the NLL of each prompt's target, once a
-prompt. The gate is `rollout_miss`, since TRL keeps no log-probability of a target that was not drawn, by which the
-paper's gate ranks it: the reward functions also score the target and `M` targets of other prompts, from which the gate
-reads whether the reward puts the logged item first. Prompts are copied for every completion, as TRL does it: for speed
-use `adagrpo.policies.causal_lm`.
+TRL generates and logs; advantages come from `adagrpo.objective`, and the NLL counts once per prompt. The gate is
+`rollout_miss`, not the paper's, as TRL keeps no log-probability of targets. TRL copies prompts for every completion;
+`adagrpo.policies.causal_lm` is faster.
 
-Where TRL's `loss_type: grpo` departs from ours: it takes the mean over a completion's own tokens, so that a completion
-that ends early weighs as much as a whole one.
+Departure of TRL's `loss_type: grpo`: it averages over a completion's own tokens, so short completions weigh as much as
+long ones.
 """
 
 from __future__ import annotations
@@ -40,10 +37,10 @@ except ImportError as error:
 
 
 class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """See the module's text. The data set has a text column `target` beside `prompt`: how the logged item is written.
+    """GRPO trainer with the AdaGRPO objective; the data set has a text column `target`, the logged item.
 
     Example:
-        A trainer is made as TRL's is::
+        Use it like TRL's trainer::
 
             trainer = AdaGRPOTrainer(
                 model, reward, GRPOConfig(loss_type="grpo", num_generations=16, max_completion_length=4, ...), data,
@@ -63,19 +60,16 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         reward_floor: float = 1e-3,
         **kwargs: Any,
     ) -> None:
-        """Make a trainer.
+        """Create a trainer; other arguments are those of `GRPOTrainer`.
 
         Args:
-            args: of `GRPOTrainer`.
-            item_of: the number of the item that the tokens of a completion name, -1 where they name none. What it says
-                to be none is invalid, whatever the reward functions say.
-            miss_min: least share of completions that miss the target.
-            q_min: least share of negatives that the reward puts below the target.
-            negatives: `M`, targets of other prompts that are scored beside the completions.
+            item_of: maps the tokens of a completion to its item number; -1 makes it invalid.
+            miss_min: minimum share of completions that miss the target.
+            q_min: minimum share of negatives with a reward below the target's.
+            negatives: `M`, targets of other prompts scored for the gate.
             lambda_: weight of the gated term.
-            invalid_penalty: advantage of an invalid completion is its negative.
-            reward_floor: a group's rewards must differ by more than this share of the running spread.
-            kwargs: of `GRPOTrainer`.
+            invalid_penalty: minus the advantage of an invalid completion.
+            reward_floor: minimum reward difference in a group, as a share of the running standard deviation.
 
         Raises:
             UserError: `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
@@ -101,14 +95,13 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> Tensor:
-        """TRL's, kept for the gate."""
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         weights = self.reward_weights.to(rewards.device)
         self._rewards = torch.where(rewards.isnan().all(1), torch.nan, (rewards * weights).nansum(1))
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's, with our advantages, and the targets for the anchor."""
+        """Replace TRL's advantages and add the targets for the anchor."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         group = self.num_generations if self.model.training else self.num_generations_eval
         rewards = self._rewards.view(-1, group)  # (B, G)
@@ -141,7 +134,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _admit(
         self, rows: list[dict[str, Any]], ids: list[list[int]], targets: Tensor, rewards: Tensor, items: Tensor
     ) -> Tensor:  # (B,) bool
-        """The gate's decision, by the rewards of targets (B,) and of completions (B, G), and of other targets."""
+        """Return the gate's decisions."""
         count = len(rows)
         itself = Histories(targets.unsqueeze(1), torch.ones_like(targets))
         negatives = in_batch_negatives(
@@ -168,7 +161,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         others[negatives >= 0] = scored[count:]
         q = discriminability(scored[:count], rewards, items, others, negatives, targets).q
         real = rewards[~rewards.isnan()]
-        if len(real) > 1 and self.model.training:  # an evaluation decides by the spread, and does not move it
+        if len(real) > 1 and self.model.training:  # evaluation uses the spread without updating it
             now = float(real.std())
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         spread = torch.tensor(self.spread, device=rewards.device)
@@ -177,7 +170,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return rollout_miss_gate(miss, q, degenerate, miss_min=self.miss_min, q_min=self.q_min).admitted
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's, plus the mean NLL of the prompts' targets, nats a token."""
+        """Add the mean NLL of the targets, in nats per token, to TRL's loss."""
         loss: Tensor = super()._compute_loss(model, inputs)
         rows = inputs["anchor"]
         mode = "train" if self.model.training else "eval"
@@ -190,7 +183,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         logits = model(input_ids=tokens, attention_mask=attention).logits[:, -ids.shape[1] - 1 : -1].float()
         log_probs = logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         nll = -(log_probs * mask).sum(1) / mask.sum(1)  # (prompts,)
-        anchor = nll.sum() * group / len(rows)  # each prompt stands in `group` rows
+        anchor = nll.sum() * group / len(rows)  # each prompt has `group` rows
         self._metrics[mode]["nll"].append(float(nll.detach().mean()))
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         total: Tensor = loss + anchor / steps

@@ -1,4 +1,4 @@
-"""Lists of items for a user: the beam, what may be in it, its order by a reward, and why a list is what it is."""
+"""Lists of items for a user: the beam, its filters, its order and its explanation."""
 
 from adagrpo.lists.query import ListOrder, Query, Recommendations
 from adagrpo.lists.recommender import Recommender

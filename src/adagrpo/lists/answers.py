@@ -1,4 +1,4 @@
-"""Lists for many histories at once, in the ids of the logs: what `recommend` of Python and of the command line do."""
+"""Batched recommendation in the ids of the logs, behind `recommend` in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adagrpo.lists.recommender import Recommender
 
 
 class Answer(NamedTuple):
-    """The list of one history, best first."""
+    """The list for one history, best first."""
 
     items: list[ItemId]
     scores: list[float]
@@ -34,19 +34,17 @@ def answer(
     batch_size: int = 256,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """The first `k` of the list of each history, in the ids of the logs.
+    """Return the first `k` items of the list for each history, in the ids of the logs.
 
     Args:
-        histories: item ids, oldest first. Where none of them names an item, the list is empty, or see `popular`.
-        k: at most the width of the beam.
-        exclude: for each history the ids that its list leaves out; those that name no item change nothing.
-        narrowing: what all lists are held to, of `Recommender.narrow`.
-        popular: answer with the most popular items where no id of a history names an item.
-        batch_size: histories at a time, those of similar length together.
+        histories: item ids, oldest first; without a known id the list is empty, or see `popular`.
+        exclude: ids to leave out, one list per history; unknown ids are ignored.
+        narrowing: from `Recommender.narrow`; applies to all lists.
+        popular: return the most popular items for a history without a known id.
         report: called with the number of histories done.
 
     Raises:
-        UserError: `k` is more than the beam holds, or `exclude` is not one list of ids for each history.
+        UserError: `k` exceeds the beam width, or `exclude` does not match the histories.
     """
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")

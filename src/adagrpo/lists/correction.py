@@ -1,13 +1,11 @@
-r"""What a fused list adds to its weighted sum where features act together: a small network over them.
+"""A small network that adds feature interactions to the weighted sum of a fused list.
 
     g(x, i) = v · gelu(B gelu(A z(x, i) + a) + b)
 
-`z` are the features of a candidate, their distance from the mean of the list, and −log(5 + place) of the candidate in
-the order of each, equals in the order of the list, all standardised over the candidates of the choices. `v` starts at
-0, so that the list begins in the order of the weights, and `A, B, v` are fitted by the likelihood of those
-(`adagrpo.lists.fit_fusion`) on top of them. How long is decided by users held out: the fewest of `EPOCHS` passes whose
-likelihood is within one standard error of the best one's (Breiman et al. 1984). Where that is none, and on fewer than
-`BATCH` choices, the weights stay alone.
+`z` holds the features of a candidate, their distances from the list mean, and −log(5 + rank) by each feature, all
+standardised. `v` starts at 0; `A, B, v` maximise the likelihood of the choices on top of the weights
+(`adagrpo.lists.fit_fusion`). The number of epochs, at most `EPOCHS`, is the smallest within one standard error of the
+best held-out likelihood (Breiman et al. 1984); 0 epochs, or fewer than `BATCH` choices, mean no network.
 """
 
 from __future__ import annotations
@@ -24,21 +22,16 @@ from torch.nn import functional
 EPOCHS = 8
 WIDTH, DROPOUT = 32, 0.1
 BATCH, LEARNING_RATE, WARM_UP = 128, 5e-3, 50  # cases, and steps
-HEAD = 5.0  # added to a place before its logarithm
+HEAD = 5.0  # added to a rank before its logarithm
 
 
 class Correction(nn.Module):
-    """`g`; at first 0."""
+    """The network `g`; its output is 0 before training."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, features: int) -> None:
-        """Draw the weights.
-
-        Args:
-            features: `F`.
-        """
         super().__init__()
         inputs = 3 * features
         self.register_buffer("mean", torch.zeros(inputs))
@@ -50,37 +43,32 @@ class Correction(nn.Module):
         self.layers = nn.Sequential(*activated, last)
 
     def standardise(self, held: Tensor) -> None:
-        """Take means and deviations of inputs, (M, 3F) of candidates."""
+        """Set the mean and standard deviation from candidates' inputs, (M, 3F)."""
         if len(held):
             self.mean.copy_(held.mean(dim=0))
             self.deviation.copy_(held.std(dim=0, correction=0).clamp(min=1e-6))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, N) what is added to the scores of candidates; `inputs` are (B, N, 3F) of `inputs_of`."""
+        """Return the (B, N) corrections for inputs (B, N, 3F) from `inputs_of`."""
         added: Tensor = self.layers((inputs - self.mean) / self.deviation)
         return added.squeeze(-1)
 
 
 class ChoiceTensors(NamedTuple):
-    """Choices of users, as the network reads them."""
+    """User choices as tensors."""
 
     inputs: Tensor  # (N, C, 3F) of `inputs_of`
     there: Tensor  # (N, C) bool
-    chosen: Tensor  # (N,) int64 places of the logged items
+    chosen: Tensor  # (N,) int64 positions of the logged items
     weights: Tensor  # (N,) of the cases
 
     def of(self, rows: Tensor) -> ChoiceTensors:
-        """Some of them."""
+        """Select rows."""
         return ChoiceTensors(*(values[rows] for values in self))
 
 
 def inputs_of(features: Tensor, there: Tensor) -> Tensor:
-    """(B, N, 3F) `z` before it is standardised; 0 where there is no item.
-
-    Args:
-        features: (B, N, F) float32.
-        there: (B, N) bool, where there is an item.
-    """
+    """Return the (B, N, 3F) inputs `z`, not yet standardised, of features (B, N, F); 0 where there is no item."""
     held = there.unsqueeze(-1)
     values = features.masked_fill(~held, 0.0)
     means = values.sum(dim=1, keepdim=True) / held.sum(dim=1, keepdim=True).clamp(min=1)
@@ -92,16 +80,7 @@ def inputs_of(features: Tensor, there: Tensor) -> Tensor:
 
 
 def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[Correction]:
-    """Fit the network to choices, on top of the weighted sum.
-
-    Args:
-        cases: `N` whose logged item is a candidate.
-        scores: (N, C) of the weights.
-        seed: of the order of cases, the first weights and dropout.
-
-    Yields:
-        The network, in evaluation mode, after each of `EPOCHS` passes; the same object each time.
-    """
+    """Fit the network to `N` choices on top of weighted sums (N, C); yield it, in evaluation mode, after each epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
@@ -126,16 +105,16 @@ def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[
 
 @torch.no_grad()
 def corrected(made: Correction, inputs: Tensor, scores: Tensor) -> NDArray[np.float64]:
-    """(N, C) scores with what the network adds."""
+    """Return the (N, C) scores with the network's corrections added."""
     added = torch.cat([made(part) for part in torch.split(inputs, 1024)])
     return (scores + added).double().numpy()
 
 
 def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
-    """The fewest passes that are no worse than the best number by more than one standard error.
+    """Return the smallest number of epochs whose likelihood is within one standard error of the best.
 
     Args:
-        likelihoods: (EPOCHS + 1, N) of held-out cases after 0, 1, ... passes, each times the weight of its case.
+        likelihoods: (EPOCHS + 1, N) weighted held-out log-likelihoods after 0, 1, ... epochs.
 
     Example:
         >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))

@@ -1,10 +1,9 @@
-r"""EASE: item weights in closed form, each item predicted by a ridge regression on all the others.
+"""EASE: closed-form item weights that predict each item by ridge regression on all the others (Steck, WWW 2019).
 
     B = I - P diag(1 / P_ii),   P = (XᵀX + λ I)⁻¹,   score(x, i) = Σ_t γ^(T - t) B[x_t, i]
 
-with `X` the (users, items) matrix of who has what in training. Source: Steck (WWW 2019). We depart in two places: items
-of a history weigh less the older they are, as in item-kNN here (`adagrpo.lists.sources`), and of each row the `KEPT`
-largest weights are kept, so that a list is looked up as quickly as one of item-kNN.
+`X` is the binary (users, items) matrix of the training split. Departures: older items of a history weigh less, as in
+item-kNN (`adagrpo.lists.sources`), and only the `KEPT` largest weights of each row are stored.
 """
 
 from __future__ import annotations
@@ -24,16 +23,7 @@ MOST_ITEMS = 20_000  # a dense matrix of so many items and its inverse take 3.2 
 
 
 def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, kept: int = KEPT) -> sparse.csr_array:
-    """(V, V) float32 `B`, the largest weights of each row by size, without the diagonal.
-
-    Args:
-        training: item sequences of the training split only.
-        num_items: `V`, at most `MOST_ITEMS`.
-        penalty: `λ`.
-        kept: weights of each row.
-
-    Raises:
-        ValueError: there are more items than a dense matrix is made for.
+    """Return `B` as (V, V) float32 for at most `MOST_ITEMS` items, with the `kept` largest absolute weights per row.
 
     Example:
         >>> training = Ragged(np.array([0, 1, 0, 1, 2], dtype=np.int32), np.array([0, 2, 4, 5]))

@@ -1,16 +1,11 @@
-"""Items that may be in a list: named groups and single items, resolved to a mask that searches share.
+"""Filters that restrict a list to some items, resolved to masks that searches share.
 
-    include   only items that match every column named; of a column, any of its values
-    exclude   no item that matches any column named
+    include   only items that match every column; within a column, any of its values
+    exclude   no item that matches any column
 
-A filter is `{"category": ["toys", "games"], "in_stock": true}`. The name `item_id` stands for single items, and a plain
-list of ids for that alone. Ids that name no item change nothing; an unknown column or value is an error, since a list
-that ignored it would hold what was not asked for.
-
-A mask is computed once for a filter and kept while there is room, the last used longest. It is found by a digest of
-the filter, which may be longer than the mask. It belongs to one catalogue: another version of that has an
-`Eligibility` of its own. A few single items are left out of each search instead, which
-costs no mask.
+A filter is `{"category": ["toys", "games"], "in_stock": true}`; the column `item_id`, or a plain list of ids, stands
+for single items. Unknown ids are ignored; an unknown column or value is an error. Masks are cached, the least recently
+used evicted first, for one version of a catalogue.
 """
 
 from __future__ import annotations
@@ -38,7 +33,7 @@ from adagrpo.semantic_ids.trie import Eligible
 
 FEW = 256  # single items that a search leaves out without a mask
 MEMORY = 2**28  # bytes of the masks that are kept
-OVERHEAD = 1024  # bytes of a mask beside its tensors: their heads, the digest, the places in dictionaries
+OVERHEAD = 1024  # bytes of a mask in addition to its tensors: headers, digest, dictionary entries
 MOST = 1024  # masks that are kept; small ones would bring little room and many objects
 
 Filter = Mapping[str, GroupValue | Sequence[GroupValue]] | Sequence[str | int]
@@ -65,14 +60,12 @@ class Eligibility:
         within: Tensor | None = None,  # (V,) bool
         memory: int = MEMORY,
     ) -> None:
-        """Hold what filters are resolved with.
+        """Initialise an empty cache.
 
         Args:
-            catalog: of which the items that are listed may be in a list.
-            groups: gives the groups of its items; called when the first filter names one.
-            known: the items that ids name, and the ids that name none, as `Recommender.known` has it.
-            within: (V,) what may be in a list at all, whatever a request says; None: everything.
-            memory: bytes that the masks may take; one more is always made.
+            groups: called when a filter first names a column.
+            within: (V,) bool, items that may be listed at all; None: all.
+            memory: bytes of the cache, which always keeps one mask.
         """
         self._trie, self._known, self._within, self._memory = catalog.trie, known, within, memory
         self._listed = catalog.listed.cpu().numpy()  # (V,)
@@ -92,15 +85,10 @@ class Eligibility:
         return len(self._masks)
 
     def resolve(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """Resolve the filters of a request.
-
-        Args:
-            include: what the list may hold; None: the catalogue.
-            exclude: what it may not.
+        """Resolve the filters of a request; None includes everything and excludes nothing.
 
         Raises:
-            UserError: a filter names a column or value that the items do not have, or is no filter; `include` or
-                `exclude` and the column are named.
+            UserError: a filter is malformed, or names an unknown column or value.
         """
         wanted, unwanted = (
             (None if include is None else _columns("include", include)),
@@ -122,7 +110,7 @@ class Eligibility:
                 return self._masks[key]
         made = self._trie.eligible(torch.from_numpy(self._items(wanted, unwanted)).to(self._trie.items.device))
         with self._lock:
-            if key in self._masks:  # another thread made it meanwhile
+            if key in self._masks:  # another thread computed it meanwhile
                 return self._masks[key]
             self._masks[key] = made
             self._used += made.memory + OVERHEAD
@@ -131,7 +119,6 @@ class Eligibility:
         return made
 
     def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
-        """(V,) what is eligible; the trie knows which of it is listed."""
         kept = np.ones_like(self._listed) if self._within is None else self._within.cpu().numpy().copy()
         for name, values in (wanted or {}).items():
             kept &= self._matching("include", name, values)
@@ -140,7 +127,6 @@ class Eligibility:
         return kept
 
     def _matching(self, field: str, name: str, values: tuple[GroupValue, ...]) -> NDArray[np.bool_]:
-        """(V,) the items that have one of the values."""
         matching = np.zeros_like(self._listed)
         if name == ITEM_ID:
             matching[self._known(values)[0]] = True
@@ -152,12 +138,10 @@ class Eligibility:
 
 
 def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
-    """Say why a list is shorter than was asked for; None where it is not.
+    """Return why a list is shorter than requested; None if it is not.
 
-    >>> why_short(Narrowing((), None, 0), 10, 0), why_short(Narrowing((), None, 7), 10, 7)
-    ('no item is eligible', 'only 7 eligible items are left')
-    >>> why_short(Narrowing((), None, 1), 10, 1), why_short(Narrowing((), None, 1), 10, 0)  # the history held the one
-    ('only 1 eligible item is left', 'no eligible item is left')
+    >>> why_short(Narrowing((), None, 7), 10, 7)
+    'only 7 eligible items are left'
     """
     if found >= wanted:
         return None
@@ -169,11 +153,10 @@ def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
 
 
 def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue]] | None:
-    """A filter as the command line takes it; None where nothing is said.
+    """Parse a filter of the command line; None without words.
 
     Args:
-        words: each `column=value`, a .json file that holds a filter, or another file with an item id in every line.
-        option: how a message calls it.
+        words: each `column=value`, a .json file with a filter, or a file with one item id per line.
 
     Raises:
         UserError: a word is none of these.
@@ -210,7 +193,6 @@ def _of_file(path: Path, option: str) -> _Columns:
 
 
 def _columns(field: str, given: object) -> _Columns:
-    """The values of each column of a filter."""
     if isinstance(given, Mapping):
         named = {str(name): values if _is_list(values) else [values] for name, values in given.items()}
     elif _is_list(given):
@@ -230,12 +212,11 @@ def _is_list(value: object) -> bool:
 
 
 def filter_key(given: Filter) -> object:
-    """Equal for filters that mean the same, and JSON."""
+    """Return a JSON-able key that is equal for filters with the same meaning."""
     return _key(_columns("", given))
 
 
 def _key(columns: _Columns | None) -> object:
-    """Equal for equal filters, in whatever order they are written; true is not 1."""
     if columns is None:
         return None
     return tuple(

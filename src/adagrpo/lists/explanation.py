@@ -1,8 +1,4 @@
-"""Explanation of a list: the probability of each code, the rewards, and the items that were left out.
-
-list       as a request gets it, with log π(c_l | x, c_<l) of every code and the rank of each item by the reward
-removed    items that would be in a list of the same length if nothing were left out
-"""
+"""Explains a list: log-probabilities of codes, ranks by the reward, and the items left out."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ LONGEST_TITLE = 90  # characters
 
 @dataclass
 class ItemTitles:
-    """Titles of items, found by their words or by ids."""
+    """Titles of items, searchable by words and ids."""
 
     recommender: Recommender
 
@@ -36,14 +32,14 @@ class ItemTitles:
         return table.with_columns(pl.concat_str(["item_id", "title"], separator=" ").str.to_lowercase().alias("words"))
 
     def of(self, item: int) -> dict[str, Any]:
-        """Id and title of an item, and whether it is listed."""
+        """Return id and title of an item, and whether it is listed."""
         title = self._table["title"][item].strip()
         title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."
         listed = bool(self._table["listed"][item])
         return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed}
 
     def search(self, text: str, count: int) -> list[dict[str, Any]]:
-        """The first items whose id or title holds every word, or without words the first, by number."""
+        """Return the first items whose id or title contains every word; without words, the first items."""
         found = self._table.with_row_index("item")
         for word in text.lower().split()[:8]:
             found = found.filter(pl.col("words").str.contains(word, literal=True))
@@ -51,15 +47,11 @@ class ItemTitles:
 
 
 def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) -> dict[str, Any]:
-    """The list of a query, and why it is that.
-
-    Args:
-        query: with a history or without.
+    """Explain the list of a query.
 
     Returns:
-        JSON-able: `source`; `list`, best first, each with item_id, title, codes, score, `log_probs` (one a code),
-        `reward` and `reward_rank` (None without a reward); and `removed`, with item_id, title and the rank that it
-        would have.
+        JSON-able: `source`; `list`, best first, with `log_probs` (one per code), `reward` and `reward_rank`; and
+        `removed`, items that an unrestricted list would hold, with their rank there.
     """
     found = recommender.recommend([query])[0]
     items = recommender.known(found.items[:k])[0]
@@ -84,10 +76,5 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    """From 1, the highest first; of equals the first.
-
-    >>> _ranks([0.5, 2.0, 0.5])
-    [2, 1, 3]
-    """
     order = sorted(range(len(values)), key=lambda place: -values[place])
     return [order.index(place) + 1 for place in range(len(values))]

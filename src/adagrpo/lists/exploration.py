@@ -1,11 +1,9 @@
-"""Serving that explores: a share of the lists is drawn from the policy, and how probable each was is known.
+"""Serving with exploration: a share of the lists is sampled from the policy, with known propensities.
 
-    a request draws     u(seed, request id) < share,   u uniform on [0, 1)
-    its list            k items without replacement from the policy at a temperature, see `adagrpo.decoding.drawn_lists`
+    a request is sampled if   u(seed, request id) < share,   u uniform on [0, 1)
+    its list                  k items without replacement, see `adagrpo.decoding.drawn_lists`
 
-Both follow from the seed of the service and the id of the request, so that a list can be drawn again from the log. Who
-draws does not depend on the user or the history: drawn lists alone are a sample of all requests, and their propensities
-are those of a list that is drawn. Lists that are not drawn have no propensity; off-policy estimates leave them out.
+Lists are reproducible from the log. Which requests are sampled is independent of user and history.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ from adagrpo.lists.query import Query
 
 
 class Exploration(NamedTuple):
-    """Settings of exploration: which share of the lists is drawn, and at which temperature."""
+    """Settings of exploration."""
 
     temperature: float  # divides the logits of each level
     share: float = 1.0  # of the requests whose list is drawn
     seed: int = 0
 
     def of(self, query: Query, request_id: str) -> Query:
-        """A query as the request asks it: with a temperature and a seed of its own where its list is drawn.
+        """Return the query, with a temperature and a seed if its list is to be sampled.
 
         >>> drawn = [Exploration(0.5, 0.25).of(Query([1]), str(n)).temperature for n in range(1000)]
         >>> {*drawn}, 0.22 < sum(map(bool, drawn)) / 1000 < 0.28

@@ -1,7 +1,7 @@
-"""A reward that orders lists may fail or hang; lists then come without it, and say why.
+"""A circuit breaker for rewards: if one fails or hangs, lists come without it and say why.
 
-Each call has a budget of time, and ends when the time of its requests does. After several failures in a row the reward
-is not asked for a while, then once again. That it gave no answer in less than a tenth of its budget is no failure.
+After several failures in a row the reward is not called for a while, then tried once. A timeout within a tenth of the
+budget, because a request ran out of time, is not a failure.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from adagrpo.types import Histories
 
 Ask = Callable[[Reward, Histories, Tensor], Tensor]
 
-LEAST_SHARE = 0.1  # of the budget, in which a reward can be said to fail
+LEAST_SHARE = 0.1  # of the budget; a timeout within less is not a failure
 LONGEST = 300  # characters of a message that the operator is shown
 AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
 class CircuitBreaker:
-    """Implements `adagrpo.rewards.protocol.Reward`: zeros, and `failed`, where the reward gave no scores in time."""
+    """Implements `adagrpo.rewards.protocol.Reward`; if the reward fails, scores are 0 and `failed` is set."""
 
     def __init__(
         self,
@@ -41,15 +41,13 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Put a reward behind a guard.
+        """Guard a reward.
 
         Args:
-            reward: may hang.
-            budget_seconds: for one call, at most.
-            failures: in a row, after which it is not asked for a while.
-            pause_seconds: the while.
-            clock: seconds, also those of `until`.
-            say: called with a line when the reward begins to fail, and when it answers again.
+            budget_seconds: time limit of a call.
+            failures: consecutive failures that open the breaker, for `pause_seconds`.
+            clock: seconds, also of `until`.
+            say: called with a message on failure and recovery.
         """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
         self.failed = False  # since the caller set it to false
@@ -65,21 +63,21 @@ class CircuitBreaker:
 
     @property
     def failing(self) -> str | None:
-        """Why the last call failed; None where the last one answered."""
+        """Why the last call failed; None if it succeeded."""
         return self.why if self._is_silent else None
 
     @property
     def open(self) -> bool:
-        """True while the reward is not asked."""
+        """True while the reward is not called."""
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
+        """Score (B, N) items; 0 if the reward fails."""
         scores = self.ask(ask_reward, histories, items)
         return torch.zeros(items.shape, device=items.device) if scores is None else scores
 
     def ask(self, ask: Ask, histories: Histories, items: Tensor) -> Tensor | None:
-        """The answer of `ask(reward, histories, items)`, zeros for NaN; None where it does not come in time."""
+        """Return `ask(reward, histories, items)` with NaN as 0; None if it fails or is late."""
         budget = min(self.budget, self.until - self._clock())
         if budget <= 0:
             self.why = "the request has no time left"  # which is no failure of the reward
@@ -94,7 +92,7 @@ class CircuitBreaker:
                 scores = call.result(budget)
             except BaseException as error:  # SystemExit would end the thread that asks
                 raised = call.done()  # else it is late: a reward may raise TimeoutError too
-                cause = error.__cause__ or error  # what another's code raised, where ours says so
+                cause = error.__cause__ or error  # the original exception, if ours wraps it
                 self.why = f"raised {type(cause).__name__}" if raised else f"no answer in {budget:.3g} s"
                 if raised or budget >= LEAST_SHARE * self.budget:
                     self._count(f"{self.why} ({str(error)[:LONGEST]})" if raised and str(error) else self.why)
@@ -130,12 +128,12 @@ class CircuitBreaker:
 
 
 def answer_of(ask: Ask, reward: Reward, histories: Histories, items: Tensor) -> Tensor | None:
-    """`ask(reward, histories, items)`, in time where a circuit breaker guards the reward; None where it fails there."""
+    """Return `ask(reward, histories, items)`; None if a guarded reward fails."""
     return reward.ask(ask, histories, items) if isinstance(reward, CircuitBreaker) else ask(reward, histories, items)
 
 
 def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
-    """Carry out calls; holds nothing of a guard that is gone."""
+    """Run calls; holds no reference to the circuit breaker."""
     while (call := calls.get()) is not None:
         call()
         del call

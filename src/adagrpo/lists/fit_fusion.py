@@ -1,13 +1,10 @@
-r"""Weights of a fused list from the choices of users: a conditional logit, shrunk toward the policy.
+"""Fits the weights of a fused list to user choices: a conditional logit (McFadden 1974), shrunk toward the policy.
 
     max_w  (1/N) Σ_n a_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
 
-over the cases whose logged item `y_n` is among the candidates (McFadden 1974), `a_n` the weight of a case. `w⁰` is the
-policy alone: weight σ_policy for the log-probability, which is its order, and 0 for the rest. A large `λ` is the
-policy's list, a small one trusts the choices; of `SHRINKAGE` the one of the highest log-likelihood of held-out users is
-taken, `FOLDS` folds over users. The same folds say how long the network that is added to the sum is fitted, if at all
-(`adagrpo.lists.correction`), and give the cross-fitted order, in which no case is ranked by weights that its user had a
-part in.
+over the cases whose logged item `y_n` is a candidate; `a_n` is the weight of a case. `w⁰` is the policy's own order:
+σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out log-likelihood over `FOLDS` folds of users,
+which also choose the epochs of the network (`adagrpo.lists.correction`) and give the cross-fitted order.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ Floats = NDArray[np.float64]
 
 
 class Choices(NamedTuple):
-    """Choices of users, and the candidates of each."""
+    """User choices with their candidates."""
 
     items: NDArray[np.int64]  # (N, C), -1 where there is no item
     features: NDArray[np.float32]  # (N, C, F)
@@ -57,7 +54,7 @@ class Choices(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Weights, and what they are worth."""
+    """Fitted weights with cross-validated results."""
 
     weights: Weights
     shrinkage: float  # λ
@@ -72,15 +69,7 @@ def fit_weights(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
-    """Fit the weights of some features.
-
-    Args:
-        choices: of `N` cases.
-        names: of all `F` features.
-        used: those that get a weight.
-        seed: divides users into folds, and is that of the network.
-        report: how many of all fits are done, as they go on.
-    """
+    """Fit the weights of the features `used`, among `names` of all `F`; call `report` with fits done and in all."""
     columns = [names.index(name) for name in used]
     spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
     prior = np.array([spread if name == POLICY else 0.0 for name, spread in zip(used, spreads, strict=True)])
@@ -103,12 +92,10 @@ def fit_weights(
         by_fold.append(fitted(folds != fold, SHRINKAGE))
 
     def held_out(place: int) -> Floats:
-        """(N, C) scores by the weights of a shrinkage in which a case's user had no part."""
         weights = np.stack([of_fold[place] for of_fold in by_fold])[folds]
         return np.where(there, np.einsum("ncf,nf->nc", scaled, weights), -np.inf)
 
     def likelihoods(scores: Floats, rows: NDArray[np.bool_]) -> Floats:
-        """(A,) of the logged items that are candidates, times the weights of their cases."""
         kept = answered[rows]
         return np.asarray(_log_shares(scores[kept], chosen[rows][kept]) * choices.case_weights[rows][kept])
 
@@ -150,7 +137,7 @@ def fit_weights(
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
-    """(N,) the fold of each case, the same for all of a user's; `users` is (N,)."""
+    """Return the (N,) fold of each case, the same for all cases of a user; `users` is (N,)."""
     known, place = np.unique(users, return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
     return np.asarray(folds[place])
@@ -164,7 +151,6 @@ def _conditional_logit(
     prior: Floats,  # (F,)
     shrinkage: float,
 ) -> Floats:  # (F,)
-    """The weights of the highest penalised likelihood; those of the prior where there is no choice."""
     if not len(features):
         return prior
     of_chosen = features[np.arange(len(chosen)), chosen]
@@ -184,14 +170,14 @@ def _conditional_logit(
 
 
 def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-    """(N,) log softmax of the chosen item; -inf where there is none."""
+    """(N,) log softmax of the chosen item; -inf if there is none."""
     highest = scores.max(axis=1, keepdims=True)
     sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
     return np.asarray(np.where(chosen, scores, -np.inf).max(axis=1) - sums)
 
 
 def _ranks(scores: Floats, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(N,) ranks of the chosen items from 1, behind those of equal score that stand before them; 0 for none."""
+    """(N,) ranks of the chosen items from 1, ties in order; 0 if there is none."""
     of_chosen = np.where(chosen, scores, -np.inf).max(axis=1, keepdims=True)
     earlier = np.arange(scores.shape[1]) < chosen.argmax(axis=1)[:, None]
     better = (scores > of_chosen) | ((scores == of_chosen) & earlier)

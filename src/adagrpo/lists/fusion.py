@@ -1,15 +1,11 @@
-r"""The fused list: what several sources find, in the order of a weighted sum of what they say.
+"""The fused list: candidates from several sources, ordered by a weighted sum of features.
 
     score(x, i) = Σ_f w_f φ_f(x, i) / σ_f + g(φ(x, i))
 
-Candidates `i` are the union of the policy's beam, the nearest items of item-kNN and the best items of the sequential
-ranker. Features `φ_f` are the log-probability under the policy (also of items that the beam does not hold), the reward
-(each member of a sum of rewards is a feature of its own), the ranker's logit, the logarithms of item-kNN and of what
-came next after items of the history, and popularity. `σ_f` is the spread of a feature within a list, as in
-`adagrpo.evaluation.reranking`: a weight of 1 adds as much to an item as its feature is above another's in units of σ.
-`g` is a small network (`adagrpo.lists.correction`), or 0 where choices are too few to show that it helps.
-Both are fitted on validation choices (`adagrpo.lists.fit_fusion`), once with the reward and once without it: a reward
-that gives no answer leaves the list of the second.
+Candidates are the policy's beam and the best items of item-kNN and the sequential ranker. Features are the policy's
+log-probability, the reward or its members, and the sources' scores. `σ_f` is a feature's within-list standard
+deviation, `g` a small network (`adagrpo.lists.correction`) or 0. Weights are fitted on validation choices
+(`adagrpo.lists.fit_fusion`), also without the reward, in case it fails.
 
 Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottrell (Information Retrieval 1999).
 """
@@ -35,20 +31,15 @@ POLICY = "policy"
 
 
 class Weights(NamedTuple):
-    """A linear order, and what is added to it."""
+    """Weights of features, with an optional correction."""
 
-    weights: Mapping[str, float]  # by feature, in spreads
+    weights: Mapping[str, float]  # by feature, in units of σ
     spreads: Mapping[str, float]  # σ by feature
     correction: Correction | None = None  # of the same features in the same order
 
     @torch.no_grad()
     def scores(self, candidates: Candidates, names: Sequence[str]) -> Tensor:
-        """(B, N) scores, -inf where there is no item.
-
-        Args:
-            candidates: whose features have these names.
-            names: of all features; those without a weight have no part.
-        """
+        """Return (B, N) scores, -inf where there is no item; `names` are all feature names."""
         there, device = candidates.items >= 0, candidates.items.device
         features = candidates.features[..., [names.index(name) for name in self.weights]]
         factors = torch.tensor([weight / self.spreads[name] for name, weight in self.weights.items()], device=device)
@@ -66,7 +57,7 @@ class FittedWeights(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """What the sources find for `B` histories."""
+    """Items that the sources propose for `B` histories."""
 
     scores: Mapping[str, Tensor]  # (B, V) of each source
     items: Tensor  # (B, P) int64, distinct in a row, -1 where there is none
@@ -81,7 +72,7 @@ class Candidates(NamedTuple):
 
 
 class Fusion:
-    """The sources of a fused list and, once they are fitted, its weights."""
+    """The sources of a fused list and, once fitted, its weights."""
 
     def __init__(
         self,
@@ -90,14 +81,12 @@ class Fusion:
         width: int,
         fitted: FittedWeights | None = None,
     ) -> None:
-        """Put sources together.
+        """Combine sources.
 
         Args:
-            sources: by name, in the order of the features behind that of the policy.
-            rewards: names of the features that the reward gives, one for each of its members or `REWARD` alone; empty:
-                it is not asked.
-            width: items that each source gives, but those that propose none.
-            fitted: the weights; None until they are known.
+            sources: by name, in the order of their features.
+            rewards: names of the reward's features, one per member or `REWARD` alone; empty: no reward.
+            width: items from each proposing source.
         """
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
         self._proposing = [name for name in self.sources if SOURCES[name].proposes]
@@ -109,13 +98,8 @@ class Fusion:
 
     @torch.no_grad()
     def propose(self, histories: Histories, closed: Tensor) -> Proposals:
-        """Ask the sources for what they find.
-
-        Args:
-            histories: `B` histories.
-            closed: (B, V) bool, True for what may not be listed.
-        """
-        # many small operations, quicker where no gradient can be asked for
+        """Collect the sources' scores and proposals, without the items that are True in `closed` (B, V)."""
+        # many small operations, faster in inference mode
         with torch.inference_mode():
             found = {name: source.scores(histories) for name, source in self.sources.items()}
             others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
@@ -131,18 +115,16 @@ class Fusion:
         log_probs: Tensor,
         reward: Reward | None,
     ) -> Candidates:
-        """Gather what the policy and the sources find, and what each of them says of all of it.
+        """Merge beam and proposals, and compute their features.
 
         Args:
-            histories: `B` histories.
-            beam: (B, W) items of the policy's beam, -1 where there is none, and their log-probabilities.
-            proposals: of `propose`.
-            log_probs: (B, P) of the items that are proposed, under the policy.
-            reward: scores the candidates where the fusion asks one.
+            beam: (B, W) items, -1 where there is none, and their log-probabilities.
+            log_probs: (B, P) of the proposed items.
+            reward: required if the fusion has reward features.
         """
         beyond = unite([beam[0], proposals.items])[:, beam[0].shape[1] :]
         kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
-        # what the beam lacks, moved to the front, so that nothing is said of places without an item
+        # items that the beam lacks, moved to the front, so that empty positions are not scored
         order = (beyond < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]
         items = torch.cat([beam[0], beyond.gather(1, order)], dim=1)
         log_probs = torch.cat([beam[1], log_probs.gather(1, order)], dim=1)
@@ -157,14 +139,11 @@ class Fusion:
         found: Mapping[str, Tensor],
         reward: Reward | None,
     ) -> Candidates:
-        """Say what the sources and the reward say of items.
+        """Compute the features of items (B, N), -1 for none.
 
         Args:
-            histories: `B` histories.
-            items: (B, N) int64, -1 where there is none.
-            log_probs: (B, N) under the policy.
             found: (B, V) scores of each source, by name.
-            reward: scores the items where the fusion asks one.
+            reward: required if the fusion has reward features.
         """
         there = items.clamp(min=0)
         columns = [log_probs]
@@ -181,27 +160,24 @@ class Fusion:
         return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
     def scores(self, candidates: Candidates) -> Tensor:
-        """(B, N) fused scores, -inf where there is no item; without the reward where that gave no answer."""
+        """Return (B, N) fused scores, -inf where there is no item; without the reward if it failed."""
         assert self.fitted is not None, "the weights are fitted first"
         weights = self.fitted.whole if candidates.rewarded else self.fitted.without_reward
         return weights.scores(candidates, self.features)
 
     def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
-        """(B, W) items in the order of the fused score, and the scores; -1 and -inf behind the last one.
-
-        Equal scores keep the order of the sources.
-        """
+        """Return the best (B, W) items and scores, padded with -1 and -inf; ties keep the candidates' order."""
         scores, order = self.scores(candidates).sort(dim=1, descending=True, stable=True)
         return candidates.items.gather(1, order)[:, :width], scores[:, :width]
 
 
 def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:
-    """(B, N, 1) scores of a reward that is one feature, also where it is a sum that the recipe does not know of."""
+    """(B, N, 1) scores of a reward as one feature, even if it is a sum."""
     return ask_reward(reward, histories, items).unsqueeze(-1)
 
 
 def unite(parts: list[Tensor]) -> Tensor:
-    """(B, ΣN) items of several lists (B, N) side by side; one that stands further left too is -1.
+    """Concatenate lists of items (B, N) to (B, ΣN), with -1 for repeated items.
 
     Example:
         >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()

@@ -1,11 +1,11 @@
-"""Names of lists, in one grammar for `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
+"""Names of lists, shared by `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
 
 sft, nll, ...                 the beam of a policy
-rerank, nll+rerank            that beam in the order of log-probability + weight · reward; `rerank` is of sft
-fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` is of sft
+rerank, nll+rerank            that beam ordered by log-probability + weight · reward; `rerank` alone is of sft
+fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` alone is of sft
 fuse-without-reward, ...      the same with weights that need no reward
 popularity, item_knn, ...     a source alone, see `adagrpo.lists.table`
-reward                        the reward alone over the whole catalogue; of a sum `reward-1`, `reward-2`, ...
+reward                        the reward alone over the whole catalogue; for a sum `reward-1`, `reward-2`, ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALONE = re.compile(rf"{REWARD}(?:-([1-9]\d*))?")
 
 
 class ListName(NamedTuple):
-    """The parts of a name."""
+    """The parts of a list's name."""
 
     policy: str | None  # the arm whose beam it is; None where no policy has a part
     order: str  # policy, rerank, fuse, fuse-without-reward, a reward alone, or a source
@@ -34,7 +34,7 @@ class ListName(NamedTuple):
 
 
 def parse_list(name: str) -> ListName:
-    """Take a name apart; what is no other list is the beam of an arm.
+    """Parse a name; any unknown name is the beam of an arm.
 
     Example:
         >>> parse_list("nll+fuse"), parse_list("item_knn")
@@ -49,7 +49,7 @@ def parse_list(name: str) -> ListName:
 
 
 def reward_number(order: str) -> int | None:
-    """Return which reward of a sum a list has alone, from 1; 0 for the only reward, None for any other list.
+    """Return which reward orders a list alone, from 1; 0 for the whole reward, None for other lists.
 
     Example:
         >>> reward_number("reward-2"), reward_number("reward"), reward_number("rerank")

@@ -1,4 +1,4 @@
-"""What a recommender is asked and what it answers: the request for one list, the list, and what orders lists."""
+"""Queries to a recommender, their answers, and the settings that order lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adagrpo.semantic_ids.trie import Eligible
 
 ItemId = int | str
 # what made a list: the policy, re-ranked or not; the policy with other sources; a source or reward without the policy;
-# the popular items, for a history that says nothing; a draw from the policy
+# the popular items, for a history without known items; a sample from the policy
 Source = Literal["policy", "fused", "alone", "popular", "sampled"]
 
 
@@ -27,23 +27,23 @@ class Query(NamedTuple):
     exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
     without: Sequence[int] = ()  # other items that are left out
     eligible: Eligible | None = None  # what may be in the list; None: the catalogue
-    temperature: float = 0.0  # above 0 the list is drawn, not searched
-    seed: int | None = None  # of the drawing
+    temperature: float = 0.0  # above 0 the list is sampled
+    seed: int | None = None  # of the sampling
 
 
 class Recommendations(NamedTuple):
-    """The list of one history, best first."""
+    """The list for one history, best first."""
 
     items: list[ItemId]
-    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over spread
+    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over its standard deviation
     codes: list[list[int]]  # the Semantic ID of each item
-    log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
+    log_propensities: list[float] | None = None  # of sampled lists: of each item at its rank, nats
     source: Source = "policy"
-    log_inclusions: list[float] | None = None  # of drawn lists: how likely each item was in the list, nats
-    draw_keys: list[float] | None = None  # what the draw was ordered by, with that of the item that would come next
+    log_inclusions: list[float] | None = None  # of sampled lists: of each item being in the list, nats
+    draw_keys: list[float] | None = None  # what the sample was ordered by, including the next item's
 
     def first(self, count: int) -> Recommendations:
-        """The first places, as they are shown; of a drawn list with the probability of being in those."""
+        """Return the first `count` items, with the inclusion probabilities of the shorter list."""
         kept = min(count, len(self.items))
         shown = self._replace(items=self.items[:kept], scores=self.scores[:kept], codes=self.codes[:kept])
         if self.draw_keys is None or self.log_propensities is None:
@@ -57,7 +57,7 @@ class Recommendations(NamedTuple):
 
 
 class ListOrder(NamedTuple):
-    """What orders the lists of a recommender beside the policy; see the arguments of `Recommender`."""
+    """What orders a recommender's lists besides the policy; see the arguments of `Recommender`."""
 
     reward: Reward | None = None
     reward_weight: float = 0.0
@@ -68,8 +68,8 @@ class ListOrder(NamedTuple):
 
 
 class ListPropensities(NamedTuple):
-    """Of `B` lists of at most `K` items, under a policy that did not make them."""
+    """Propensities of `B` lists of at most `K` items under a policy other than the one that made them."""
 
-    places: NDArray[np.float64]  # (B, K) log-probability of each item at its place; -inf where it is never drawn
-    items: NDArray[np.int64]  # (B, reach) that the policy draws, -1 where no more may be
+    places: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
+    items: NDArray[np.int64]  # (B, reach) sampled from the policy, padded with -1
     weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy

@@ -1,14 +1,9 @@
-"""Recommendations of a policy: beam search held to the catalogue, in the ids of the logs.
+"""Recommendations of a policy: constrained beam search over the catalogue, in the ids of the logs.
 
-The list of a history is the one that evaluation measures: the same beam width, masking and precision. It comes in the
-order of the policy; where a reward is given in that of `log-probability + w · reward`, which `rerank` stands for in a
-comparison; as a fused list (`adagrpo.lists.fusion`); or from a source or the reward alone, without the policy.
-
-What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
-query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
-
-A query with a temperature gets a list that is drawn (`adagrpo.lists.exploration`), in the order of the draw: a reward
-has no part in it, since the propensities would be those of another order.
+Lists equal those of evaluation. They are ordered by the policy, by `log-probability + w · reward`, as a fused list
+(`adagrpo.lists.fusion`), or by a source or the reward alone. A query without a history gets the most popular training
+items, with scores log((n_i + 1) / (n + V)). A query with a temperature gets a sampled list
+(`adagrpo.lists.exploration`), never re-ranked, since propensities hold for the sampling order only.
 """
 
 from __future__ import annotations
@@ -52,7 +47,7 @@ MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class _Beam(NamedTuple):
-    """The policy's beam for `B` histories, and what it says of `P` other items of each."""
+    """The policy's beam for `B` histories, and its log-probabilities of `P` other items."""
 
     items: Tensor  # (B, W) int64, best first, -1 behind the last one
     scores: Tensor  # (B, W) log-probabilities
@@ -60,7 +55,7 @@ class _Beam(NamedTuple):
 
 
 class Recommender:
-    """A policy that no longer trains, its catalogue, and the ids that the logs have for the items."""
+    """A frozen policy with its catalogue and the item ids of the logs."""
 
     def __init__(
         self,
@@ -86,22 +81,18 @@ class Recommender:
         """Freeze the policy.
 
         Args:
-            policy: put into evaluation mode.
-            item_ids: ids of the logs, in the order of items.
-            width: hypotheses of the beam; no list is longer.
-            max_history: items of a history that the policy sees, the last ones.
-            exclude_history: leave the items of the whole history out of the list, where a request says nothing of it.
-            precision: of the policy; the attribute of this name says what that is on this machine.
-            reward: re-ranks the beam, scores the candidates of `fusion`, or all items, see `reward_alone`.
-            reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
-            reward_spread: what is divided by.
-            fusion: fuses the beam with other sources; its weights are fitted.
-            alone: lists are its best items, and the policy has no part in them.
-            reward_alone: lists are the best items of the reward; where that fails, those of the policy.
-            catalog_version: what the catalogue is called; the attribute of this name is for answers.
-            popularity: (V,) training interactions of each item; without them a query without a history gets no item.
-            groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
-            texts: gives the text of each item, for people; none where it is empty.
+            width: beam width, the maximum length of a list.
+            max_history: the policy sees this many last items.
+            exclude_history: leave out the whole history, unless a query overrides it.
+            precision: requested precision; the attribute holds the one in use.
+            reward: re-ranks the beam, scores the candidates of `fusion`, or orders all items.
+            reward_weight: in units of `reward_spread`, the reward's within-list standard deviation.
+            fusion: with fitted weights.
+            alone: a source that makes the lists without the policy.
+            reward_alone: order all items by the reward, or by the policy if it fails.
+            popularity: (V,) training interactions; None: a query without a history gets an empty list.
+            groups: called when a filter first needs them; None: there are none.
+            texts: returns the text of each item, or nothing.
         """
         self._precision: Precision = precision
         self._set_policy(policy)
@@ -112,7 +103,7 @@ class Recommender:
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
-        # given no method of this object, which then goes with its last reference: a model that was exchanged is large
+        # not given a method of this object, to avoid a reference cycle: a replaced model is large
         self.eligibility = Eligibility(catalog, groups or no_groups, partial(_known, self._items))
         self._counts, self.texts = popularity, texts
         listed = catalog.listed.cpu().numpy()
@@ -120,13 +111,7 @@ class Recommender:
         self._popular = None if order is None else order[listed[order]]
 
     def with_policy(self, policy: Policy[Any, Any], max_history: int, order: ListOrder | None = None) -> Recommender:
-        """The same with another policy: catalogue, items, groups and popularity are held once for both.
-
-        Args:
-            policy: of the same catalogue; put into evaluation mode.
-            max_history: items of a history that it sees.
-            order: of its lists; None: the same.
-        """
+        """Return a recommender for another policy of the same catalogue; without an order, the order is kept."""
         made = copy.copy(self)
         made.max_history = max_history
         for name, value in ({} if order is None else order._asdict()).items():
@@ -136,25 +121,21 @@ class Recommender:
         return made
 
     def ordered(self, order: ListOrder) -> Recommender:
-        """The same policy with lists in another order."""
+        """Return a recommender with another order of lists."""
         return self.with_policy(self.policy, self.max_history, order)
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
-        """Serve a policy, its weights kept in the precision that they are used in."""
         self.policy = policy.eval().frozen()
         self.precision: Precision = precision_used(self.policy, self._precision)
         if self.precision == "bfloat16" and self.policy.small and isinstance(self.policy, nn.Module):
             self.policy = linear_weights_in(self.policy, torch.bfloat16)
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
-        """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
+        """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
         return _known(self._items, history)
 
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """Resolve the filters of a query, see `adagrpo.lists.eligibility`.
-
-        Raises:
-            UserError: a filter names what the items do not have.
+        """Resolve the filters of a query, see `Eligibility.resolve`.
 
         Example:
             `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
@@ -163,17 +144,12 @@ class Recommender:
 
     @property
     def parallel_batches(self) -> int:
-        """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
+        """Number of batches to process in parallel."""
         small = self.policy.small and self.catalog.codes.device.type == "cpu"
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        """The lists of `B` queries, none of which depends on the others.
-
-        Returns:
-            `B` lists of at most `width`; shorter where the catalogue, what is eligible of it, or the search holds no
-            more.
-        """
+        """Return the lists of `B` independent queries, of at most `width` items."""
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):
@@ -189,11 +165,9 @@ class Recommender:
 
     @torch.no_grad()
     def order_scores(self, histories: Sequence[Sequence[int]], items: Tensor) -> Tensor:
-        """(B, N) what orders items that are given, where lists are searched; -inf where there is no item.
+        """Return (B, N) scores of items (B, N) by the order of the lists, for non-empty histories; -inf at -1.
 
-        Args:
-            histories: `B` of at least one item.
-            items: (B, N) int64, -1 where there is none. What a fused list says of an item depends on the others.
+        Scores of a fused list depend on all items.
         """
         batch = self._batch(histories, False)
         items = items.to(self.catalog.codes.device)
@@ -217,15 +191,10 @@ class Recommender:
 
     @torch.no_grad()
     def score_items(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
-        """Score some items after a history, by policy and reward.
-
-        Args:
-            history: at least one item.
-            items: `N` of them.
+        """Score items after a non-empty history by policy and reward.
 
         Returns:
-            For each item the log-probability of each of its codes, nats; and its reward, None where there is no reward
-            or it gave no answer.
+            Log-probabilities of each item's codes, in nats; and rewards, None if there is no reward or it failed.
         """
         batch = self._batch([history], False)
         wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
@@ -244,12 +213,11 @@ class Recommender:
     def list_propensities(
         self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int
     ) -> ListPropensities:
-        """Compute the propensities of given lists, and draw items to take expectations of a first item by.
+        """Compute propensities of given lists, and sample items to estimate expectations over a first item.
 
         Args:
-            queries: `B` of one temperature above 0, with seeds, that all leave out their histories or all do not.
-            slates: `B` lists of items.
-            reach: items of the draw; more make its expectations spread less.
+            queries: with seeds, one temperature above 0 and one setting of `exclude_history`.
+            reach: number of sampled items.
         """
         batch = self._batch([query.history for query in queries], self._masks(queries[0]))
         device, longest = self.catalog.codes.device, max(map(len, slates))
@@ -268,7 +236,6 @@ class Recommender:
         return ListPropensities(places.cpu().numpy(), items[:, :-1], weights)
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
-        """Return the options of drawn lists at the temperature of the first query; whole histories are left out."""
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         if batch.older is not None:
             closed = torch.cat([closed, batch.whole], dim=1)
@@ -277,7 +244,7 @@ class Recommender:
 
     @torch.no_grad()
     def _draw(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
-        """The lists of queries that have the same temperature; those of one eligible mask follow each other."""
+        """Sample lists of queries with one temperature; those that share a mask are adjacent."""
         if any(query.seed is None for query in queries):
             raise ValueError("a list that is drawn needs the seed of its query")
         batch = self._batch([query.history for query in queries], masked)
@@ -294,11 +261,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """Collect the candidates of fused lists, and the scores of their sources; the weights need not be fitted yet.
-
-        Args:
-            queries: `B` with histories, that all leave them out or all do not.
-        """
+        """Return candidates of fused lists, fitted or not, for queries of one setting of `exclude_history`."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch([query.history for query in queries], masked)
@@ -329,7 +292,7 @@ class Recommender:
         return [self._named(*row)._replace(source=source) for row in rows]
 
     def _of_catalogue(self, batch: Histories) -> Tensor | None:
-        """(B, V) scores of lists that the policy has no part in; None of other lists, and where the reward fails."""
+        """(B, V) scores of lists made without the policy; None for other lists or a failed reward."""
         if self.alone is not None:
             return self.alone.scores(batch)
         if not self.reward_alone:
@@ -345,13 +308,12 @@ class Recommender:
         masked: bool,
         others: Tensor | None = None,  # (B, P) int64
     ) -> _Beam:
-        """The policy's beam, and what the policy says of other items, -1 for none."""
         held = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
-        # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
-        # reward is given is made outside, so that it may do with it what it likes
+        # several hundred small operations, faster in inference mode; a reward's inputs are created outside of it, as
+        # ordinary tensors
         trie = self.catalog.trie
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
@@ -368,13 +330,13 @@ class Recommender:
         return _Beam(*found, log_probs)
 
     def _closed(self, queries: Sequence[Query]) -> Tensor:
-        """(B, X) int64, the single items that each query leaves out, -1 for none."""
+        """(B, X) int64, single items that each query leaves out, padded with -1."""
         longest = max(len(query.without) for query in queries)
         rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
         return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
 
     def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:
-        """(B, V) bool, True for the items that may not be in a list."""
+        """(B, V) bool, True for items that may not be listed."""
         out = (~self.catalog.listed).repeat(len(queries), 1)
         for row, query in enumerate(queries):
             if query.eligible is not None:
@@ -383,7 +345,6 @@ class Recommender:
         return torch.nn.functional.pad(out, (0, 1)).scatter_(1, items.where(items >= 0, out.shape[1]), True)[:, :-1]
 
     def _most_popular(self, query: Query) -> Recommendations:
-        """The most popular items that the query admits; equals by the number of the item."""
         if self._popular is None or self._counts is None:
             return Recommendations([], [], [], source="popular")
         order = self._popular
@@ -404,7 +365,7 @@ class Recommender:
         return Histories(padded.items.to(device), padded.lengths.to(device), older=older)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
-        count = sum(item >= 0 for item in items)  # places without an item are last
+        count = sum(item >= 0 for item in items)  # empty positions are last
         found = items[:count]
         return Recommendations([self.item_ids[item] for item in found], scores[:count], self._codes[found].tolist())
 

@@ -1,17 +1,12 @@
-"""Sources of items other than the policy's beam: scores of the whole catalogue after a history.
+"""Sources of items other than the policy's beam; each scores the whole catalogue after a history.
 
     popularity   log((n_i + 1) / (n + V))    n_i training interactions of item i, n of all
     item-kNN     Σ_t γ^(T - t) s(x_t, i)     s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
-    successors   Σ_t γ^(T - t) f(x_t, i)     f(j, i) = n(j, i) / √(1 + Σ_j n(j, i)),  k first of each
+    successors   Σ_t γ^(T - t) f(x_t, i)     f(j, i) = n(j, i) / √(1 + Σ_j n(j, i)),  k largest of each
     ranker       h(x) · e_i + b_i            see `adagrpo.rewards.sequential`
 
-`U_i` are the users with item i in training, n(j, i) counts how often it came one to `WITHIN` places after j there, one
-over the places; `x_1 .. x_T` is the history. Source: Sarwar et al. (WWW 2001) for the cosine;
-the decay towards older items is that of session-based kNN (Ludewig & Jannach 2018). The ranker, fitted by
-cross-entropy, is SASRec.
-
-A source lists its best items alone, and gives a fused list its candidates and one of its features, see
-`adagrpo.lists.fusion`. Which sources there are: `adagrpo.lists.table`.
+`U_i` are the users with item i in training; n(j, i) sums 1/d over i at d ≤ `WITHIN` positions after j. Sources: Sarwar
+et al. (WWW 2001) for the cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ from adagrpo.types import Cases, Histories, Ragged
 
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
-WITHIN = 3  # places
+WITHIN = 3  # positions
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001
 SUCCESSOR_FLOOR = 1e-2  # the same of a share of successors
 
@@ -42,11 +37,11 @@ class CandidateSource(Protocol):
     """Scores of the whole catalogue after a history."""
 
     def scores(self, histories: Histories) -> Tensor:
-        """(B, V) float32 scores after `B` histories, -inf for what the source would never list."""
+        """Return (B, V) float32 scores for `B` histories, -inf for items that the source never lists."""
         ...
 
     def feature(self, scores: Tensor) -> Tensor:
-        """(B, N) scores of some items on the scale that a linear weight is given for; finite."""
+        """Return (B, N) finite features for a fused list, from scores of items."""
         ...
 
 
@@ -54,37 +49,27 @@ class Popularity:
     """Training interactions of each item, whatever the history."""
 
     def __init__(self, counts: NDArray[np.int64]) -> None:
-        """Take the counts.
-
-        Args:
-            counts: (V,) training interactions.
-        """
         shares = np.log((counts + 1) / (counts.sum() + len(counts)))
         self._scores = torch.from_numpy(shares.astype(np.float32))
 
     def scores(self, histories: Histories) -> Tensor:
-        """(B, V) the same for every history."""
+        """Return (B, V) scores."""
         return self._scores.to(histories.items.device).expand(len(histories.lengths), -1)
 
     def feature(self, scores: Tensor) -> Tensor:
-        """The logarithm of the share, as it is."""
+        """Return the scores unchanged."""
         return scores
 
 
 class NearestItems:
-    """Items that are near to those of the history, the latest weighing most: item-kNN, and successors."""
+    """Items near those of the history, recent ones weighing more."""
 
     def __init__(self, near: sparse.csr_array, floor: float = FLOOR) -> None:
-        """Take the similarities.
-
-        Args:
-            near: (V, V) float32, of `similarities` or `successors`.
-            floor: what is added before the logarithm.
-        """
+        """Store similarities (V, V); `floor` is added before the logarithm."""
         self.near, self.floor, self._nearest = near, floor, near.indices.astype(np.int64)
 
     def scores(self, histories: Histories) -> Tensor:
-        """(B, V) sums over the items of the history that a policy would see; -inf where no item is near."""
+        """Return (B, V) sums over the history; -inf where no item is near."""
         items, lengths = histories.items.tolist(), histories.lengths.tolist()
         weights = (DECAY ** np.arange(max(lengths, default=1))).astype(np.float32)
         dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
@@ -97,7 +82,7 @@ class NearestItems:
         return torch.from_numpy(dense).to(histories.items.device)
 
     def feature(self, scores: Tensor) -> Tensor:
-        """log(s + floor), since similarities spread over powers of ten."""
+        """Return log(s + floor)."""
         return (scores.clamp(min=0.0) + self.floor).log()
 
 
@@ -105,7 +90,7 @@ class RankerScores:
     """The sequential ranker over the whole catalogue."""
 
     def __init__(self, ranker: SequentialRanker) -> None:
-        """Take a fitted ranker, which is put into evaluation mode; its weights are converted once, if at all."""
+        """Put a fitted ranker into evaluation mode."""
         in_bfloat16 = precision_used(ranker) == "bfloat16"
         self.ranker = linear_weights_in(ranker.eval(), torch.bfloat16) if in_bfloat16 else ranker.eval()
         tables = ranker.items.weight.detach(), ranker.bias.weight.detach().squeeze(-1)
@@ -113,13 +98,13 @@ class RankerScores:
 
     @torch.no_grad()
     def scores(self, histories: Histories) -> Tensor:
-        """(B, V) logits."""
+        """Return (B, V) logits."""
         with mixed_precision(self.ranker):
             states = self.ranker.last_states(histories)
             return functional.linear(states, self._vectors, self._bias).float()
 
     def feature(self, scores: Tensor) -> Tensor:
-        """The logit, as it is: what is the same for all items of a list orders none of them."""
+        """Return the logits unchanged."""
         return scores
 
 
@@ -128,12 +113,7 @@ def best_of(
     closed: Tensor,  # (B, V) bool
     width: int,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """The best items by a source's scores, and the scores; -1 and -inf behind the last one.
-
-    Args:
-        scores: not changed.
-        closed: True for what may not be listed.
-        width: `W`, of which no more than `V` are given.
+    """Return the (B, W) best items and their scores, padded with -1 and -inf; `W` is at most `V`.
 
     Example:
         >>> best_of(torch.tensor([[0.5, 2.0, 1.0]]), torch.tensor([[False, True, False]]), 3)[0].tolist()
@@ -153,15 +133,12 @@ def list_cases(
     exclude_history: bool = False,
     eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
-    """(N, W) best items of a source after the history of each of `N` cases; -1 where it lists no further item.
+    """Return the (N, W) best items of a source for each case, padded with -1.
 
     Args:
-        cases: `N` cases.
-        batch_size: cases at a time.
-        width: `W`.
-        max_history: items of a history that the source sees, the last ones, as where it is served; None: all.
-        exclude_history: leave out the items of a case's whole history.
-        eligible: (V,) bool, what may be listed; None: everything.
+        max_history: the source sees this many last items; None: all.
+        exclude_history: leave out the whole history.
+        eligible: (V,) bool, items that may be listed; None: all.
     """
     longest, cpu = max_history or int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
     items = np.full((len(cases), width), -1, dtype=np.int64)
@@ -184,13 +161,10 @@ def similarities(
     neighbours: int = NEIGHBOURS,
     items: NDArray[np.int64] | None = None,  # (N,) ascending and distinct
 ) -> sparse.csr_array:
-    """(V, V) float32 cosines of the sets of users, without the diagonal, the nearest of each row.
+    """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, without the diagonal.
 
     Args:
-        training: item sequences of the training split only.
-        num_items: `V`.
-        neighbours: `k` kept for each item.
-        items: the rows that are wanted, the others stay empty; None: all.
+        items: rows to compute, the others stay empty; None: all.
     """
     items = np.arange(num_items) if items is None else items
     held = users_of_items(training, num_items)
@@ -208,13 +182,7 @@ def similarities(
 
 
 def successors(training: Ragged, num_items: int, neighbours: int = NEIGHBOURS) -> sparse.csr_array:
-    """(V, V) float32 `f`, the largest of each row; an item that follows itself is left out.
-
-    Args:
-        training: item sequences of the training split only.
-        num_items: `V`.
-        neighbours: `k` kept for each item.
-    """
+    """Return the (V, V) float32 matrix `f`, the `neighbours` largest per row, without the diagonal."""
     counts = successions(training, num_items, WITHIN).tocoo()
     popular = np.sqrt(1 + np.bincount(counts.col, counts.data, num_items)).astype(np.float32)
     other = counts.row != counts.col

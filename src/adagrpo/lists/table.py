@@ -1,8 +1,4 @@
-"""The table of sources: lists that no policy has a part in, and what a fused list combines with the policy.
-
-A row says what a source needs, how it is fitted and how it is loaded. The order is that of what they need at serving
-time, the least first. A new one is a module with what it computes, and a row here.
-"""
+"""The table of sources, ordered by what they need at serving time, the least first."""
 
 from __future__ import annotations
 
@@ -34,18 +30,18 @@ Matrix = sparse.csr_array  # (V, V) float32
 
 
 class Fitted(Protocol):
-    """What a run has of its sources."""
+    """The fitted parts of a run's sources."""
 
     def counts(self) -> NDArray[np.int64]:
-        """(V,) training interactions of each item."""
+        """Return (V,) training interactions of each item."""
         ...
 
     def matrix(self, source: str) -> Matrix:
-        """What `fit` of a source gave."""
+        """Return the matrix that a source's `fit` returned."""
         ...
 
     def ranker(self) -> SequentialRanker:
-        """The sequential ranker of the run."""
+        """Return the sequential ranker of the run."""
         ...
 
 
@@ -54,14 +50,13 @@ class Source:
     """A source of items.
 
     Attributes:
-        needs: what must be there at serving time, in words.
-        load: makes it of what a run has.
-        fit: of the item sequences of the training split and `V`, the matrix that the run keeps; None: it keeps none.
-        stage: in whose folder that is kept, or which it reads otherwise; None: training data alone.
-        file: what is read of that folder.
+        load: builds it from a run.
+        fit: computes the run's matrix from training sequences and `V`; None: there is none.
+        stage: the stage whose folder holds its file; None: it needs training data alone.
+        file: path in that folder.
         most_items: the largest catalogue that it is fitted to; None: any.
-        listed: it is a list by itself.
-        fused: it gives fused lists a feature.
+        listed: is a list by itself.
+        fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics of ranked lists: the formulas, and one table that says everything else about each metric."""
+"""Metrics of ranked lists: formulas, and the table of metrics."""
 
 from adagrpo.metrics.formulas import (
     coverage,

@@ -1,4 +1,4 @@
-r"""Scores ranked lists: how often they hold the logged item, and what else they hold.
+r"""Formulas of the metrics of ranked lists.
 
 For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
 
@@ -8,10 +8,9 @@ For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from
     tail share@k    = share of the items named in the first k that are in the tail
     coverage@k      = |items in anyone's first k| / V
 
-Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. Values come
-back one a user, for the caller to average, pair and put intervals on; coverage alone belongs to the whole set of users.
-We depart from lists that drop what is invalid: a sequence that names no item keeps its place in the ranking, since it
-would take a place in what is served.
+Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. All but
+coverage return one value per user. We depart in that invalid sequences keep their rank, as they would when served.
+Invalid inputs raise a ValueError.
 """
 
 from __future__ import annotations
@@ -28,17 +27,10 @@ def target_rank_in(
     ranked: Ints,  # (N, W)
     targets: Ints,  # (N,)
 ) -> NDArray[np.int64]:
-    """Rank of the logged item in each list.
+    """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
 
     Args:
-        ranked: (N, W) items, best first, -1 where a place holds no item.
-        targets: (N,) logged items.
-
-    Returns:
-        (N,) the first place that holds the target, counted from 1; 0 where no place does.
-
-    Raises:
-        ValueError: if a shape does not fit.
+        ranked: (N, W) items, best first, -1 for no item.
 
     Example:
         >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
@@ -55,17 +47,10 @@ def hit_rate(
     ranks: Ints,  # (N,)
     k: int,
 ) -> NDArray[np.float64]:
-    """`1[1 <= rank <= k]`.
+    """Return `1[1 <= rank <= k]` per user, (N,).
 
     Args:
         ranks: (N,) rank of the logged item from 1, 0 where absent.
-        k: depth, at least 1 and at most the length of the lists.
-
-    Returns:
-        (N,) 1.0 for a hit, else 0.0.
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is below 1.
 
     Example:
         >>> hit_rate(np.array([1, 10, 11, 0]), 10)
@@ -78,17 +63,7 @@ def ndcg(
     ranks: Ints,  # (N,)
     k: int,
 ) -> NDArray[np.float64]:
-    """`1[1 <= rank <= k] / log2(1 + rank)`: normalised discounted gain with one relevant item.
-
-    Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent.
-        k: depth, at least 1 and at most the length of the lists.
-
-    Returns:
-        (N,) in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is below 1.
+    """Return `1[1 <= rank <= k] / log2(1 + rank)` per user, (N,): NDCG with one relevant item.
 
     Example:
         >>> ndcg(np.array([1, 3, 7, 0]), 5)
@@ -102,17 +77,7 @@ def hallucination(
     valid: NDArray[np.bool_],  # (N, W) True where the sequence names an item
     k: int,
 ) -> NDArray[np.float64]:
-    """Share of the first `k` sequences that name no item.
-
-    Args:
-        valid: (N, W) True where the sequence names an item, best first.
-        k: depth, from 1 to `W`.
-
-    Returns:
-        (N,) in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit or `k` is out of range.
+    """Return the share of the first `k` sequences that name no item, (N,) in [0, 1].
 
     Example:
         >>> hallucination(np.array([[True, False, True, False]]), 2)
@@ -130,18 +95,10 @@ def coverage(
     k: int,
     num_items: int,
 ) -> float:
-    """Share of the catalogue that is in anyone's first `k`.
+    """Return the share of the catalogue that is in any user's first `k`.
 
     Args:
-        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 where a place holds no item.
-        k: depth, from 1 to `W`.
-        num_items: `V`, the size of the catalogue.
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 for no item.
 
     Example:
         >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
@@ -157,18 +114,10 @@ def tail_share(
     k: int,
     tail: NDArray[np.bool_],  # (V,)
 ) -> NDArray[np.float64]:
-    """Share of the items named in the first `k` places that are in the tail.
+    """Return the share of the items in the first `k` that are in the tail, (N,) in [0, 1]; 0 for a list without items.
 
     Args:
-        ranked: (N, W) items in `0 .. V - 1`, best first, -1 where a place holds no item.
-        k: depth, from 1 to `W`.
-        tail: (V,) True for the items of the tail, see `tail_items`.
-
-    Returns:
-        (N,) in [0, 1]; places without an item count on neither side, and a list that names no item has share 0.
-
-    Raises:
-        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+        ranked: (N, W) items in `0 .. V - 1`, best first, -1 for no item, which is not counted.
 
     Example:
         >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
@@ -189,13 +138,9 @@ def tail_items(
     popularity: NDArray[np.number[Any]],  # (V,)
     share: float = 0.2,
 ) -> NDArray[np.bool_]:
-    """The least popular items that together hold at most `share` of the training interactions.
+    """Return a (V,) mask of the least popular items that together have at most `share` of the training interactions.
 
-    Items are taken from the least popular up, ties by index (the smaller index first), while their interactions add
-    up to at most `share` of all. Items without interactions are always in the tail.
-
-    Raises:
-        ValueError: if `popularity` is no vector or has a negative or NaN entry, or `share` is out of range.
+    Items are added from the least popular up, ties by index, always including those without interactions.
 
     Example:
         >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)
@@ -209,13 +154,12 @@ def tail_items(
     order = np.argsort(popularity, kind="stable")
     held = np.cumsum(popularity[order], dtype=np.float64)
     tail = np.zeros(len(popularity), dtype=np.bool_)
-    # The margin is for products such as 0.29 * 100, which rounding puts just below 29.
+    # The margin is for products such as 0.29 * 100, which round to just below 29.
     tail[order] = held <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
     return tail
 
 
 def _hits(ranks: Ints, k: int) -> NDArray[np.bool_]:
-    """(N,) True where the rank is from 1 to `k`."""
     if ranks.ndim != 1:
         raise ValueError(f"ranks: expected shape (N,), found {ranks.shape}")
     if k < 1:
@@ -224,7 +168,7 @@ def _hits(ranks: Ints, k: int) -> NDArray[np.bool_]:
 
 
 def _named(ranked: Ints, k: int, num_items: int) -> NDArray[np.bool_]:
-    """(N, k) True where one of the first `k` places holds an item; items beyond the catalogue are an error."""
+    """(N, k) True where one of the first `k` ranks holds an item."""
     top = ranked[:, :k]
     if num_items < 1:
         raise ValueError(f"num_items: expected at least 1, found {num_items}")
@@ -234,7 +178,6 @@ def _named(ranked: Ints, k: int, num_items: int) -> NDArray[np.bool_]:
 
 
 def _check_ranked(name: str, lists: NDArray[Any], k: int) -> None:
-    """Check that lists are a matrix at least `k` wide."""
     if lists.ndim != 2:
         raise ValueError(f"{name}: expected shape (N, W), found {lists.shape}")
     if not 1 <= k <= lists.shape[1]:

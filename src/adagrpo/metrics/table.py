@@ -1,8 +1,7 @@
-"""The table of metrics: what each is called, how it is computed and printed, which way is better, where it is shown.
+"""The table of metrics: name, formula, print format, direction, and where each is shown.
 
-A value is called `name@k`, or `name` where the metric has no cut-off; what follows an underscore behind the cut-off, as
-in `hr@10_unmasked`, says of which lists it is. Evaluation, comparisons and reports read `METRICS`; a metric more is one
-entry there. Entries stand in the order in which tables print them.
+A value is called `name@k`, or `name` without a cut-off; a suffix after an underscore, as in `hr@10_unmasked`, names the
+kind of lists. A new metric is one entry in `METRICS`, whose order is that of printed tables.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ Ints = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The lists of `N` users, `W` places each, from which metrics are computed. What is unknown is None."""
+    """The lists of `N` users, of length `W`, from which metrics are computed; None where unknown."""
 
     ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent
     width: int  # W
-    items: Ints | None = None  # (N, W) best first, -1 where a place holds no item
+    items: Ints | None = None  # (N, W) best first, -1 for no item
     valid: NDArray[np.bool_] | None = None  # (N, W) of the free beam: True where the sequence names an item
     tail: NDArray[np.bool_] | None = None  # (V,) True for the items of the tail
     rewards: NDArray[np.floating[Any]] | None = None  # (N, W) of `items`, NaN at -1
-    utility: Callable[[Ints], Floats] | None = None  # (N, K) items, one row a user, to their true utility
+    utility: Callable[[Ints], Floats] | None = None  # (N, K) items, one row per user, to their true utilities
     invalid_samples: float | None = None  # share of plain samples that name no item
 
 
 class ReportPart(Flag):
-    """The tables and charts of the reports that pick metrics."""
+    """The tables and charts of reports that select metrics."""
 
     NOWHERE = 0
     RESULTS = auto()  # a run's main table: each arm and checkpoint
-    BREADTH = auto()  # the table of a run behind it
-    RANKING = auto()  # accuracy of policy, ranker and baselines beside each other, and of a diagnosis
+    BREADTH = auto()  # a run's second table
+    RANKING = auto()  # accuracy of policy, ranker and baselines, and in a diagnosis
     CURVES = auto()  # validation over the steps
-    COMPARISON = auto()  # the table of a comparison behind its metric
+    COMPARISON = auto()  # further metrics of a comparison
 
 
 Form = Literal["rate", "share", "decimals", "number"]  # 12.18 %, 12.2 %, 0.1218, four significant figures
@@ -52,17 +51,14 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of the table; one without a formula is measured elsewhere, and printed by what is said here.
+    """An entry of the table; without a formula, its values are measured elsewhere.
 
     Attributes:
-        name: what stands before the `@`.
-        label: the same in print.
-        at: the cut-offs at which it is measured, each with where it is shown; None is no cut-off.
-        form: how values are printed.
-        better: which way; None where neither is.
-        per_user: lists and cut-off (`W` without one) to (N,) values; None where what it reads is unknown.
-        of_all: one value of all lists, where that is not the mean over users; None as there.
-        everywhere: what it reads is known of any lists, so that a comparison may be planned on it.
+        at: cut-offs, each with where it is shown; None: no cut-off.
+        better: the better direction; None: neither.
+        per_user: maps lists and cut-off (`W` without one) to (N,) values; None where an input is unknown.
+        of_all: the same to one value, where that is not the mean over users.
+        everywhere: whether its inputs are always known, so that a comparison may be planned on it.
     """
 
     name: str
@@ -76,7 +72,7 @@ class Metric:
 
 
 def metric_names(where: ReportPart) -> list[str]:
-    """The names that a table or chart shows, in order.
+    """Return the names that a table or chart shows, in order.
 
     Example:
         >>> metric_names(ReportPart.RANKING)
@@ -86,12 +82,12 @@ def metric_names(where: ReportPart) -> list[str]:
 
 
 def measured() -> list[str]:
-    """The names of all that evaluation measures, where what it reads is known and the lists are long enough."""
+    """Return the names of all metrics that evaluation can compute."""
     return [_called(entry, k) for entry in METRICS.values() if entry.per_user or entry.of_all for k in entry.at]
 
 
 def comparable() -> list[str]:
-    """The names that a comparison may be planned on: of each user, with a better direction, known of any lists.
+    """Return the names that a comparison may be planned on: per user, with a better direction, known of any lists.
 
     Example:
         >>> comparable()
@@ -102,7 +98,7 @@ def comparable() -> list[str]:
 
 
 def lookup(name: str) -> Metric:
-    """The entry that a name belongs to; of a name that the table does not have, one that says nothing.
+    """Return the entry of a name, or an empty one for a name that is not in the table.
 
     Example:
         >>> lookup("hallucination@10").better, lookup("ndcg@10_unmasked").label, lookup("dwell_time").label
@@ -113,7 +109,7 @@ def lookup(name: str) -> Metric:
 
 
 def cutoff(name: str) -> int | None:
-    """The cut-off in a name; None where it has none.
+    """Return the cut-off in a name; None where it has none.
 
     Example:
         >>> cutoff("hr@50"), cutoff("ndcg@10_unmasked"), cutoff("invalid_samples")
@@ -124,12 +120,12 @@ def cutoff(name: str) -> int | None:
 
 
 def is_rate(name: str) -> bool:
-    """It is printed in per cent, and its differences in points."""
+    """Return whether a metric is printed in per cent, and its differences in percentage points."""
     return lookup(name).form == "rate"
 
 
 def measure(lists: RankedLists) -> dict[str, float]:
-    """Every metric of all lists, by name: those whose cut-off the lists reach and of which what they read is known.
+    """Return the metrics of all lists by name, where inputs are known and lists long enough.
 
     Example:
         >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
@@ -148,7 +144,7 @@ def measure(lists: RankedLists) -> dict[str, float]:
 
 
 def measure_users(lists: RankedLists) -> dict[str, Floats]:
-    """Every metric that is one of each user, (N,) by name; as `measure`.
+    """Return per-user metrics, (N,) by name, as `measure`.
 
     Example:
         >>> measure_users(RankedLists(np.array([1, 3]), width=5))
@@ -163,7 +159,6 @@ def measure_users(lists: RankedLists) -> dict[str, Floats]:
 
 
 def _within(width: int) -> Iterator[tuple[Metric, int | None]]:
-    """The entries with their cut-offs, up to a width."""
     for entry in METRICS.values():
         yield from ((entry, k) for k in entry.at if k is None or k <= width)
 
@@ -185,12 +180,12 @@ def _tail_share(lists: RankedLists, k: int) -> Floats | None:
 
 
 def _mean_reward(lists: RankedLists, k: int) -> float | None:
-    """Over all items of the lists, whatever the user."""
+    """Average over all items of all lists."""
     return None if lists.rewards is None else float(np.nanmean(lists.rewards[:, :k].astype(np.float64)))
 
 
 def _true_utility(lists: RankedLists, k: int) -> Floats | None:
-    """The mean over the items of each list; 0 of a list without any, which gives its user nothing."""
+    """Average over the items of each list; 0 for an empty one."""
     values = _utilities(lists, k)
     if values is None:
         return None
@@ -199,13 +194,13 @@ def _true_utility(lists: RankedLists, k: int) -> Floats | None:
 
 
 def _mean_true_utility(lists: RankedLists, k: int) -> float | None:
-    """Over all items of the lists, whatever the user."""
+    """Average over all items of all lists."""
     values = _utilities(lists, k)
     return None if values is None else float(values[~np.isnan(values)].mean())
 
 
 def _utilities(lists: RankedLists, k: int) -> Floats | None:
-    """(N, k) true utility of the items of each list, NaN where it holds none."""
+    """(N, k) true utility of the items of each list, NaN where there is none."""
     if lists.items is None or lists.utility is None:
         return None
     top = lists.items[:, :k]
@@ -278,7 +273,7 @@ _TABLE = (
         of_all=_mean_reward,
         everywhere=False,
     ),
-    # of the lists of a comparison, by another ranker; measured by earlier versions, in tables of research/
+    # by another ranker; measured by earlier versions, in tables of research/
     Metric("second_reward", "second reward", {10: ReportPart.COMPARISON}, better="higher"),
     Metric(
         "true_utility",
@@ -289,7 +284,7 @@ _TABLE = (
         of_all=_mean_true_utility,
         everywhere=False,
     ),
-    # of the groups of a training, not of lists
+    # of the groups of a training run, not of lists
     Metric("admission", "admission", {None: ReportPart.RESULTS}, form="share"),
 )
 METRICS: dict[str, Metric] = {entry.name: entry for entry in _TABLE}

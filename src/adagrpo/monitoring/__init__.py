@@ -1,1 +1,1 @@
-"""Signs, in what a service logs, that a reward is being followed where it is wrong."""
+"""Signs of reward hacking in the logs of a service."""

@@ -1,24 +1,8 @@
-"""Signs of a hacked reward in a log: what the last days show against the first ones.
+"""Signs of reward hacking in a log; docs/how-to/watch.md lists them.
 
-The first `baseline` days say what is usual. Each later day is looked at together with the `window - 1` days before it,
-as far as they are after the baseline. A sign is on where it stands out by more than `errors` standard errors, lists
-being the units. Its error is the larger of two: that of the two means by their own variances, and by the variance of
-all lists together. A window of few lists without a click has no variance of its own, and would be far from anything.
-
-    reward_up_feedback_down    the predicted reward of lists is higher and the share with a click lower; both stand out
-    feedback_down              the share of lists with a click is lower
-    calibration                predicted minus clicked, an item, is another one, in either direction
-    concentration              the Gini coefficient of how often items were shown is higher
-
-The Gini coefficient of few lists is higher than that of many. So it is held against that of as many lists, drawn from
-the baseline without replacement `DRAWS` times: with `m` and `s` their mean and deviation and `f` the share that is
-drawn, the deviation of a window about `m` is s √((1 + f) / (1 - f)).
-
-`signs_against` holds an arm against the others of the same days instead, with the same signs and the same errors:
-what moves everybody, and the ranker's own drift, is on both sides.
-
-A threshold of 3.29 lets one look in a thousand be on by chance where a sign has two sides. Windows overlap and share a
-baseline, so looks are not independent; `research/closed_loop` counts what comes of it in markets that stand still.
+Standard errors are over lists, the larger by own and by pooled variances, since a few lists without a click have no
+variance. Gini coefficients depend on the number of lists, so that of a window is compared with `DRAWS` samples of as
+many lists from the baseline: with deviation `s` and sampled fraction `f`, its error is s √((1 + f) / (1 - f)).
 """
 
 from __future__ import annotations
@@ -37,21 +21,21 @@ Ints = NDArray[np.int64]
 
 
 class Visits(NamedTuple):
-    """Lists, and what came of them."""
+    """Lists and their feedback."""
 
     day: Ints  # (N,)
-    clicked: Floats  # (N,) 1 where something of the list was clicked
+    clicked: Floats  # (N,) 1 if any item of the list was clicked
     predicted: Floats  # (N,) the reward's prediction of a click, mean over the list; NaN where there is none
     items: Ints  # (N, k) -1 where a list is shorter
 
     def only(self, kept: NDArray[np.bool_]) -> Visits:
-        """Some of them."""
+        """Return the selected lists."""
         return Visits(self.day[kept], self.clicked[kept], self.predicted[kept], self.items[kept])
 
 
 @dataclass(frozen=True)
 class SignRule:
-    """The thresholds of the signs."""
+    """Thresholds of the signs."""
 
     baseline: int = 7  # days
     window: int = 3  # days
@@ -59,10 +43,7 @@ class SignRule:
 
 
 class DailySigns(NamedTuple):
-    """Signs of one day: by how many standard errors each quantity is above the baseline, and which signs are on.
-
-    NaN stands for what is not known, such as `reward` where no list has a prediction.
-    """
+    """Standard errors above the baseline, and the signs that are on; NaN if unknown."""
 
     day: int
     lists: int  # of the window
@@ -77,10 +58,10 @@ class DailySigns(NamedTuple):
 
 
 def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
-    """Compute the signs of each day, from the day after the baseline on.
+    """Compute the signs of each day after the baseline.
 
     Raises:
-        ValueError: there is no day after the baseline, or the baseline has fewer than two lists.
+        ValueError: no day after the baseline, or fewer than two lists in it.
     """
     first = int(visits.day.min()) if len(visits.day) else 0
     begin = first + rule.baseline
@@ -100,10 +81,10 @@ def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
 
 
 def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule()) -> list[DailySigns]:
-    """Compare the lists of an arm with those of others on the same days, from its first day on; no baseline is used.
+    """Compare an arm with others on the same days, without a baseline.
 
     Raises:
-        ValueError: there is no day on which both have lists.
+        ValueError: there is no such day.
     """
     days = np.intersect1d(arm.day, others.day)
     if not len(days):
@@ -117,14 +98,14 @@ def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule()) -> l
 
 
 def first_on(found: list[DailySigns], sign: str) -> int | None:
-    """The first day on which a sign is on."""
+    """Return the first day on which a sign is on, or None."""
     return next((look.day for look in found if sign in look.on), None)
 
 
 def gini(
     counts: Ints,  # (V,)
 ) -> float:
-    """The Gini coefficient of how often items were shown: 0 is all alike, near 1 is one item alone.
+    """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all.
 
     Example:
         >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
@@ -151,12 +132,12 @@ def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule) -> Daily
 
 
 def _gap(visits: Visits) -> Floats:
-    """(N,) predicted minus clicked, an item of each list."""
+    """Return (N,) predicted minus clicked, per item."""
     return np.asarray(visits.predicted - visits.clicked / np.maximum((visits.items >= 0).sum(axis=1), 1))
 
 
 def _above(now: Floats, before: Floats) -> float:
-    """By how many standard errors the mean of `now` is above that of `before`; NaN where nothing is known."""
+    """Return the standard errors of `now` above `before`; NaN if unknown."""
     now, before = now[~np.isnan(now)], before[~np.isnan(before)]
     if len(now) < 2 or len(before) < 2:
         return float("nan")
@@ -167,7 +148,6 @@ def _above(now: Floats, before: Floats) -> float:
 
 
 def _more_concentrated(now: Ints, before: Ints, rng: np.random.Generator) -> tuple[float, float]:
-    """The Gini coefficient of a window, and by how many errors it is above that of as many lists of the baseline."""
     names, codes = np.unique(np.concatenate([now.ravel(), before.ravel()]), return_inverse=True)
     known = names >= 0
     codes = codes.reshape(-1, now.shape[1])
@@ -178,7 +158,7 @@ def _more_concentrated(now: Ints, before: Ints, rng: np.random.Generator) -> tup
     found, usual = concentration(codes[: len(now)]), codes[len(now) :]
     size = min(len(now), len(usual) // 2)
     drawn = [concentration(usual[rng.choice(len(usual), size, replace=False)]) for _ in range(DRAWS)]
-    if size < len(now):  # as many lists of the window as are drawn
+    if size < len(now):  # subsample the window to the same size
         rows = codes[: len(now)]
         halves = [concentration(rows[rng.choice(len(rows), size, replace=False)]) for _ in range(DRAWS)]
         found_alike = float(np.mean(halves))

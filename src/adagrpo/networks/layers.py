@@ -1,9 +1,8 @@
-"""Network blocks that the compact policy and the sequential ranker share: a causal transformer over item vectors.
+"""Network blocks of the compact policy and the sequential ranker: a causal transformer over item vectors.
 
-Pre-norm blocks (Xiong et al. 2020) with GELU feed-forward (by the error function: on a CPU its usual approximation by
-a hyperbolic tangent takes five times as long). Two departures from the textbook, both for speed on a CPU: histories are
-padded on the right, so that causal attention needs no mask at all, and dropout compares random bytes with a threshold
-instead of drawing a Bernoulli variable an element (the rate is therefore a multiple of 1/256).
+Pre-norm blocks (Xiong et al. 2020) with GELU by the error function, five times as fast as tanh on a CPU. Departures,
+for speed: right padding makes a padding mask unnecessary, and dropout compares random bytes with a threshold (rates are
+multiples of 1/256).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SHORT = 64  # positions
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype for mixed precision on a device, or None where it would be emulated and slower than float32."""
+    """Return the dtype for mixed precision, None if the device would emulate it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
@@ -32,7 +31,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 class HasParameters(Protocol):
-    """A module, or what is used like one."""
+    """A module, or an object used like one."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `torch.nn.Module`."""
@@ -40,14 +39,14 @@ class HasParameters(Protocol):
 
 
 def precision_used(model: HasParameters, precision: Precision = "auto") -> Literal["float32", "bfloat16"]:
-    """Return the precision that a model is computed in: `auto` is bfloat16 where the device has it natively."""
+    """Return the precision of a model; `auto` is bfloat16 where it is native."""
     if precision != "auto":
         return precision
     return "float32" if autocast_dtype(next(model.parameters()).device) is None else "bfloat16"
 
 
 def mixed_precision(model: HasParameters, precision: Precision = "auto") -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or none, also within a block that has it on, as validation is; see `precision_used`."""
+    """Return a context with autocast to bfloat16, or with autocast off; see `precision_used`."""
     device = next(model.parameters()).device.type
     if precision_used(model, precision) == "bfloat16":
         return torch.autocast(device, torch.bfloat16)
@@ -55,10 +54,7 @@ def mixed_precision(model: HasParameters, precision: Precision = "auto") -> Abst
 
 
 def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
-    """A module that shares all with another but the weights of its linear layers, which are in another precision.
-
-    Autocast converts these in every block that it is on for; a module that only reads batches may have it done once.
-    """
+    """Return a module that shares everything but its linear weights, converted to `dtype`."""
     made = copy.copy(module)
     made._modules = {name: child and linear_weights_in(child, dtype) for name, child in module._modules.items()}
     if isinstance(module, nn.Linear):
@@ -68,7 +64,7 @@ def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout from random bytes of the global generator; the trainer keys that generator by step."""
+    """Inverted dropout from random bytes of the global generator, which the trainer keys by step."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -78,7 +74,7 @@ class Dropout(nn.Module):
         self.scale = 256.0 / (256 - self.threshold)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Any shape in, the same shape out; the identity outside training."""
+        """Apply dropout; the identity outside training."""
         if not self.training or self.threshold == 0:
             return inputs
         random_bits = torch.empty((inputs.numel() + 7) // 8, dtype=torch.int64, device=inputs.device)
@@ -97,7 +93,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
+        """Map (..., D) to (..., D)."""
         hidden = functional.gelu(self.enter(self.norm(inputs)))
         output: Tensor = self.dropout(self.leave(hidden))
         return output
@@ -109,7 +105,7 @@ def _attend(
     value: Tensor,
     bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, T, D / heads)
-    """Causal attention with a bias on its scores. On a CPU two plain products beat the fused kernel on short ones."""
+    """Causal attention; two plain products beat the fused kernel on a CPU for short sequences."""
     length, fused = query.shape[2], query.device.type != "cpu" or query.shape[2] > _SHORT
     later = torch.full((length, length), -torch.inf, device=query.device).triu(1) + bias
     if fused:
@@ -126,7 +122,7 @@ def _attend_at(
     ends: Tensor,  # (B,)
     bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, 1, D / heads)
-    """One row of `_attend` for each sample."""
+    """Return one row of `_attend` per sample."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias[:, ends].transpose(0, 1).unsqueeze(2)
     later = torch.arange(key.shape[2], device=ends.device) > ends.unsqueeze(1)
     masked = scores.masked_fill(later[:, None, None], -torch.inf)
@@ -135,8 +131,6 @@ def _attend_at(
 
 
 class _Block(nn.Module):
-    """Causal self-attention, then feed-forward, each with its residual."""
-
     def __init__(self, width: int, heads: int, dropout: float, distances: int) -> None:
         super().__init__()
         self.heads = heads
@@ -165,11 +159,10 @@ class _Block(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """Item vectors of a history to one state a position; the state at `t` has seen items `0 .. t`.
+    """Causal transformer over the item vectors of a history; the state at `t` has seen items `0 .. t`.
 
-    The vectors are normalised before they are read: those that also make good scores are small, and what the blocks add
-    would drown them (`research/sequential_ranker`). Order is a learned number for each distance back, which each head
-    adds to its scores (Raffel et al. 2020): a prefix and a whole history then look alike to a state.
+    Inputs are normalised (`research/sequential_ranker`); order is a learned bias per distance and head (Raffel et al.
+    2020).
     """
 
     def __init__(self, *, width: int, layers: int, heads: int, max_length: int, dropout: float) -> None:
@@ -187,10 +180,7 @@ class CausalEncoder(nn.Module):
         inputs: Tensor,  # (B, T, D)
         ends: Tensor | None = None,  # (B,)
     ) -> Tensor:
-        """Item vectors, padded on the right, to (B, T, D) states; with `ends` to those of these positions, (B, 1, D).
-
-        Of the last block a state needs its own row alone, and what the rows before it have to say.
-        """
+        """Return (B, T, D) states of right-padded item vectors, or (B, 1, D) at the positions `ends`."""
         length = inputs.shape[1]
         if length > self.max_length:
             raise ValueError(f"inputs have {length} positions, the encoder takes {self.max_length}")
@@ -206,7 +196,7 @@ def take(
     rows: Tensor,  # (B, N, D)
     index: Tensor,  # (B, M)
 ) -> Tensor:  # (B, M, D)
-    """Rows `index[b]` of each sample `b`: whole rows are copied, which `gather` does one number at a time.
+    """Gather rows `index[b]` of each sample `b`, copying whole rows unlike `gather`.
 
     Example:
         >>> take(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[1, 1]])).tolist()
@@ -219,7 +209,7 @@ def take(
 
 
 def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Draw every weight matrix and embedding from N(0, std²), set biases to 0 and norms to 1."""
+    """Draw weight matrices and embeddings from N(0, std²), and set linear biases to 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             with torch.no_grad():

@@ -1,12 +1,9 @@
-"""Cross-entropy of a target among itself and sampled negatives that a batch shares.
+"""Cross-entropy of targets with uniform negatives that a batch shares (Klenitskiy and Vasilev 2023).
 
     loss_n = log(exp(s_n) + Σ_m exp(z_nm)) - s_n,    z_nm = h_n · v_m + b_m,    without the m that are the target of n
 
-With p_nm the softmax of the negatives alone and σ_n their share of the whole mass, the gradient is -σ_n for s_n and
-σ_n p_nm for z_nm. So p is all that is kept, in the type of the logits, and σ moves to the small factors of the two
-matrix products of the backward pass: no other pass over (N, M) numbers is needed, where autograd would make a dozen.
-
-Sampled softmax without a correction for the frequency of the samples, which are uniform (Klenitskiy and Vasilev 2023).
+With p_nm the softmax of the negatives and σ_n their share of the whole mass, the gradients are -σ_n for s_n and
+σ_n p_nm for z_nm, so only p is kept.
 """
 
 from __future__ import annotations
@@ -28,18 +25,15 @@ def sampled_softmax_loss(
     targets: Tensor,  # (N,)
     negatives: Tensor,  # (M,)
 ) -> Tensor:  # (N,)
-    """Cross-entropy of each target's logit among itself and the negatives'; accidental hits do not count.
+    """Return each target's cross-entropy in float32 nats, without accidental hits; 0 if every negative is the target.
 
     Args:
-        states: (N, D) `h`.
-        positive: (N,) logits of the targets, `s`.
-        vectors: (M, D) `v`, of the negatives.
-        bias: (M,) `b`, of the negatives.
-        targets: (N,) int64 items.
-        negatives: (M,) int64 items; one that was drawn twice counts twice.
-
-    Returns:
-        (N,) float32 nats, 0 where every negative is the target.
+        states: `h`.
+        positive: `s`, logits of the targets.
+        vectors: `v`, of the negatives.
+        bias: `b`, of the negatives.
+        targets: int64 items.
+        negatives: int64 items; repeated ones count repeatedly.
 
     Example:
         >>> one = torch.ones(1, 1)
@@ -54,7 +48,7 @@ def sampled_softmax_loss(
 
 
 class _LogSumExp(torch.autograd.Function):
-    """(N,) log Σ_m exp(z_nm), without some (n, m)."""
+    """(N,) log Σ_m exp(z_nm) without the masked (n, m)."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -88,7 +82,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """All (n, m) for which negative m is target n."""
+    """Return all (n, m) for which negative m is target n."""
     ordered, order = negatives.sort()
     first = torch.searchsorted(ordered, targets)
     counts = torch.searchsorted(ordered, targets, right=True) - first

@@ -1,6 +1,6 @@
 """The objective as pure functions of tensors: advantages, diagnostics, gates and losses.
 
-Each checks the shapes of its arguments, and that masks are bool; a ValueError names the one that does not fit.
+Arguments of a wrong shape, or masks that are not bool, raise a ValueError.
 """
 
 from adagrpo.objective.advantages import degenerate_groups, group_advantages, reward_std

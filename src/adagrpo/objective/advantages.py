@@ -1,14 +1,13 @@
-r"""Turns the rewards of a group of rollouts into advantages, and finds the groups that hold no signal.
+r"""Group advantages of rollouts, and the detection of groups without a learning signal.
 
 For sample `b` with rewards `r_bg` of its `G` rollouts,
 
     A_bg = (r_bg - mean_valid r_b) / (std_valid r_b + delta)    where the rollout names an item
          = -invalid_penalty                                     where it does not
 
-Source: GRPO (Shao et al. 2024, DeepSeekMath, arXiv 2402.03300), as AdaGRPO (Xu et al. 2026, arXiv 2606.08480) uses it.
-We depart in two places. Invalid rollouts have no reward, so they stay out of the mean and of the deviation instead of
-entering with a made-up reward. And a group is called degenerate by a floor on its reward range relative to the running
-spread, not by `std != 0`, because rounding noise alone makes a deviation that is not zero.
+Source: GRPO (Shao et al. 2024, DeepSeekMath, arXiv 2402.03300), as used by AdaGRPO (Xu et al. 2026, arXiv 2606.08480).
+We depart in leaving invalid rollouts out of mean and deviation, and in calling a group degenerate by its reward range
+relative to a running standard deviation: `std != 0` would let rounding noise pass.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from torch import Tensor
 
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
-    """Check that tensors agree on the sizes their letters stand for.
+    """Check that tensors agree on the sizes of their named dimensions.
 
     Args:
-        **arguments: for each argument its tensor and one letter a dimension, `""` for a scalar. The first tensor that
-            uses a letter fixes its size. `G` and `L` must be at least 1, since means are taken over them.
+        **arguments: tensor and one letter per dimension. The first use of a letter fixes its size; `G` and `L` must be
+            at least 1.
 
     Raises:
-        ValueError: naming the first argument that does not fit, the shape it has and the shape expected.
+        ValueError: naming the first mismatch.
     """
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in arguments.items():
@@ -38,11 +37,7 @@ def check_shapes(**arguments: tuple[Tensor, str]) -> None:
 
 
 def check_masks(**masks: Tensor) -> None:
-    """Check that masks are bool, since `~` on an integer mask gives nonsense without an error.
-
-    Raises:
-        ValueError: naming the first argument that is not bool.
-    """
+    """Raise a ValueError for the first mask that is not bool: `~` on an integer mask is silently wrong."""
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: a mask must be torch.bool, found {mask.dtype}")
@@ -56,20 +51,14 @@ def group_advantages(
     delta: float = 1e-4,
     scale_rewards: bool = True,
 ) -> Tensor:
-    """Standardise the valid rollouts of each group among themselves; invalid ones get a fixed penalty.
+    """Standardise the rewards of each group's valid rollouts; invalid ones get `-invalid_penalty`.
 
-    The deviation is the population one (divided by the count of valid rollouts, not by the count less one), so that
-    a group of one valid rollout has advantage 0 and not NaN.
+    The population standard deviation gives a single valid rollout advantage 0, not NaN.
 
     Args:
-        rewards: (B, G) float, any scale; the values where `valid` is False are never read and may be NaN.
-        valid: (B, G) bool, True where the rollout names an item.
-        invalid_penalty: an invalid rollout has advantage `-invalid_penalty`, in deviations when `scale_rewards`.
+        rewards: (B, G) float; may be NaN where `valid` is False.
         delta: added to the deviation, in reward units.
-        scale_rewards: False only centres (Liu et al. 2025, Dr. GRPO, arXiv 2503.20783).
-
-    Returns:
-        (B, G) advantages in the dtype of `rewards`.
+        scale_rewards: False only centres (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783).
 
     Example:
         >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
@@ -100,14 +89,10 @@ def reward_std(
     rewards: Tensor,  # (B, G)
     valid: Tensor,  # (B, G)
 ) -> Tensor:
-    """Standard deviation of the rewards of each group's valid rollouts, the population one; 0 where there is none.
+    """Return the population standard deviation of each group's valid rewards, (B,); 0 for groups without any.
 
     Args:
-        rewards: (B, G) float; the values where `valid` is False are never read and may be NaN.
-        valid: (B, G) bool, True where the rollout names an item.
-
-    Returns:
-        (B,) in the dtype of `rewards`.
+        rewards: (B, G) float; may be NaN where `valid` is False.
 
     Example:
         >>> reward_std(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
@@ -124,20 +109,15 @@ def degenerate_groups(
     spread: Tensor,  # ()
     relative_floor: float = 1e-3,
 ) -> Tensor:
-    """Find the groups whose rewards give no order to learn from.
+    """Return a (B,) mask of the groups whose rewards define no order.
 
-    A group is degenerate if it holds fewer than two distinct valid items, or if the range of their rewards is at most
-    `relative_floor * spread`. Standardising such a group would blow rounding noise up to advantages of size one. A
-    range that is NaN or infinite makes the group degenerate too.
+    A group is degenerate if it has fewer than two distinct valid items, or if the range of their rewards is not finite
+    or at most `relative_floor * spread`.
 
     Args:
-        rewards: (B, G) float; the values where `items` is -1 are never read and may be NaN.
-        items: (B, G) int64, -1 where the rollout names no item.
-        spread: scalar, the running spread of rewards over groups, in reward units.
-        relative_floor: share of `spread` that a range must exceed.
-
-    Returns:
-        (B,) bool, True where the group is degenerate.
+        rewards: (B, G) float; may be NaN where `items` is -1.
+        items: (B, G) int64, -1 where invalid.
+        spread: scalar, the running standard deviation of rewards.
 
     Example:
         >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
@@ -152,5 +132,5 @@ def degenerate_groups(
     highest = rewards.masked_fill(~valid, -torch.inf).amax(dim=1)
     lowest = rewards.masked_fill(~valid, torch.inf).amin(dim=1)
     width = highest - lowest
-    # Written as the negation of what is good, so that a NaN comes out as degenerate.
+    # Negated, so that NaN counts as degenerate.
     return ~((largest > smallest) & (width > relative_floor * spread) & width.isfinite())

@@ -1,4 +1,4 @@
-r"""Measures, sample by sample, how unsure the policy is and how well the reward knows the logged item.
+r"""Per-sample diagnostics: how uncertain the policy is, and how well the reward ranks the logged item.
 
 For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 
@@ -9,11 +9,9 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
     q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
     agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
 
-with the negatives `n` of `q` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source of `above`:
-AdaGRPO (Xu et al. 2026, arXiv 2606.08480), by a summary of its full text; ties and copies are our reading. In `q` every
-item counts once, however often it was sampled, so that a peaked policy does not fill it with copies of a single
-comparison; in `above` it counts as often as it was drawn, since the paper's ranks are among the rollouts.
-`agreement` needs a truth, which only a simulation has: it checks the gate, and no policy but the oracle's learns by it.
+The negatives of `q` are valid rollouts and in-batch items other than y_b, each counted once; `above` counts an item as
+often as it was drawn. Source of `above`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary
+of its full text; the treatment of ties and copies is ours. `agreement` needs true utilities, known only in simulation.
 """
 
 from __future__ import annotations
@@ -27,32 +25,26 @@ from adagrpo.objective.advantages import check_shapes
 
 
 class Discriminability(NamedTuple):
-    """Discriminability: how well the reward tells the logged item from negatives; 0 where there is no negative."""
+    """How well the reward separates the logged item from negatives; 0 where there are none."""
 
     q: Tensor  # (B,) float, over the union of rollouts and in-batch items
-    negatives: Tensor  # (B,) int64, distinct negatives in the union; 0 says that `q` means nothing
+    negatives: Tensor  # (B,) int64, distinct negatives in the union; `q` is undefined if 0
 
 
 def first_occurrence(
     items: Tensor,  # (B, N)
 ) -> Tensor:
-    """Mark the first time each item occurs in its row.
+    """Return a (B, N) mask of the first occurrence of each item in its row.
 
     Args:
-        items: (B, N) int64; negative entries are "no item" and never marked.
-
-    Returns:
-        (B, N) bool.
-
-    Raises:
-        ValueError: if `items` is not a matrix.
+        items: (B, N) int64; negative entries mean "no item" and are never marked.
 
     Example:
         >>> first_occurrence(torch.tensor([[5, -1, 5, 2]]))
         tensor([[ True, False, False,  True]])
     """
     check_shapes(items=(items, "BN"))
-    # A stable sort keeps equal items in their order of appearance, so the first of each run came first.
+    # A stable sort keeps equal items in their original order.
     ordered, order = items.sort(dim=1, stable=True)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -63,14 +55,10 @@ def rollout_miss(
     items: Tensor,  # (B, G)
     targets: Tensor,  # (B,)
 ) -> Tensor:
-    """Share of the rollouts that are not the logged item; an invalid rollout is a miss.
+    """Return the share of rollouts that are not the logged item, (B,) in [0, 1]; an invalid rollout is a miss.
 
     Args:
-        items: (B, G) int64, -1 where the rollout names no item.
-        targets: (B,) int64 logged items.
-
-    Returns:
-        (B,) float32 in [0, 1]: 0 when every rollout finds the target.
+        items: (B, G) int64, -1 where invalid.
 
     Example:
         >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
@@ -88,19 +76,17 @@ def share_above(
     rollout_scores: Tensor,  # (B, G)
     rollout_items: Tensor,  # (B, G)
 ) -> Tensor:
-    """Share of a group's rollouts that a score puts above each of some items; a tie counts one half.
+    """Return the share of a group's rollouts that score above each given item; a tie counts one half.
 
-    A rollout that is the item itself does not stand above it. An invalid rollout counts by its score where it has one,
-    as under the policy, and stands below everything where it has none, as under a reward.
+    Rollouts of the item itself, or without a score, are not above it.
 
     Args:
-        scores: (B, N) of the items; NaN where there is none.
-        items: (B, N) int64, -1 where there is none.
-        rollout_scores: (B, G) by the same score; NaN for a rollout that has none.
-        rollout_items: (B, G) int64, -1 where the rollout names no item.
+        scores: (B, N) of the items, NaN if absent.
+        items: (B, N) int64, -1 if absent.
+        rollout_scores: (B, G) likewise.
 
     Returns:
-        (B, N) in the dtype of `scores`, 0 to 1; NaN where there is no item or no score.
+        (B, N) in [0, 1], NaN if absent.
 
     Example:
         >>> share_above(
@@ -127,13 +113,7 @@ def share_above(
 def target_nll(
     target_log_probs: Tensor,  # (B, L)
 ) -> Tensor:
-    """Negative log-likelihood of the logged item, mean over its levels.
-
-    Args:
-        target_log_probs: (B, L) log-probability of each code of the target given the codes before it.
-
-    Returns:
-        (B,) nats a code.
+    """Return the negative log-likelihood of the logged item, (B,) nats per code.
 
     Example:
         >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
@@ -146,15 +126,12 @@ def target_nll(
 def rollout_entropy(
     log_probs: Tensor,  # (B, G, L)
 ) -> Tensor:
-    """Monte-Carlo estimate of the entropy of the distribution that was sampled, mean over levels.
+    """Estimate the entropy of the sampling distribution by Monte Carlo, (B,) nats per code.
 
-    It is unbiased for independent samples only; for a beam it is the mean surprise of the beam and no entropy.
+    Unbiased for independent samples only.
 
     Args:
-        log_probs: (B, G, L) log-probability of each sampled code under the distribution it was drawn from.
-
-    Returns:
-        (B,) nats a code.
+        log_probs: (B, G, L) under the sampling distribution.
 
     Example:
         >>> rollout_entropy(torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]]))
@@ -172,21 +149,14 @@ def discriminability(
     negative_items: Tensor,  # (B, M)
     targets: Tensor,  # (B,)
 ) -> Discriminability:
-    """Share of the distinct negatives that the reward puts below the logged item; a tie counts one half.
+    """Return the share of distinct negatives that the reward ranks below the logged item; a tie counts one half.
 
-    A reward is a function of history and item, so an item that occurs twice is read at its first place, rollouts
-    before in-batch items. A NaN reward of a present negative, or of the target, wins no comparison.
+    A repeated item counts once, at its first occurrence; NaN rewards win no comparison.
 
     Args:
-        target_reward: (B,) reward of the logged item.
-        rollout_rewards: (B, G) rewards; never read where the item is -1 or the target, may be NaN there.
-        rollout_items: (B, G) int64, -1 where the rollout names no item.
-        negative_rewards: (B, M) rewards of in-batch items, like `rollout_rewards`. `M` may be 0.
-        negative_items: (B, M) int64, -1 where there is none; the caller leaves out items of the history.
-        targets: (B,) int64 logged items.
-
-    Returns:
-        `q` in the dtype of `target_reward`, and the count of distinct negatives.
+        rollout_rewards: (B, G) rewards; never read where the item is -1 or the target.
+        negative_rewards: (B, M) likewise, of in-batch items; `M` may be 0.
+        negative_items: (B, M) int64, -1 where there is none, and without items of the history.
 
     Example:
         >>> result = discriminability(
@@ -219,10 +189,10 @@ def discriminability(
 
 
 class Agreement(NamedTuple):
-    """Agreement of the reward's order of each group's rollouts with a known truth."""
+    """Agreement between the reward's order of each group's rollouts and their true utility."""
 
     share: Tensor  # (B,) float, 0 where there is no pair
-    pairs: Tensor  # (B,) int64, distinct items of different utility; 0 says that `share` means nothing
+    pairs: Tensor  # (B,) int64, pairs of distinct items with different utilities; `share` is undefined if 0
 
 
 def pairwise_agreement(
@@ -230,14 +200,12 @@ def pairwise_agreement(
     utilities: Tensor,  # (B, G)
     items: Tensor,  # (B, G)
 ) -> Agreement:
-    """Share of the pairs of distinct valid rollouts that the reward orders as the utility does; a tie counts one half.
+    """Return the share of pairs of distinct valid rollouts that the reward orders as the utility does.
 
-    Pairs of equal utility have no right order and are not counted.
+    A reward tie counts one half; pairs of equal utility are not counted.
 
     Args:
-        rewards: (B, G) rewards, never read where the item is -1, may be NaN there.
-        utilities: (B, G) true utilities of the same items, likewise.
-        items: (B, G) int64, -1 where the rollout names no item.
+        rewards: (B, G); may be NaN where the item is -1, as may `utilities`.
 
     Example:
         >>> items = torch.tensor([[4, 4, 7, 9]])
@@ -259,5 +227,5 @@ def _share(
     whole: Tensor,  # (B,) int64
     dtype: torch.dtype,
 ) -> Tensor:
-    """`part / whole`, 0 where `whole` is 0 (then `part` is 0 too)."""
+    """Return `part / whole`, 0 where `whole` is 0."""
     return part.to(dtype) / whole.clamp(min=1).to(dtype)

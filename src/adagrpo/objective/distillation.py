@@ -1,4 +1,4 @@
-r"""Distillation of the reward, the first thing to try before GRPO. Losses of whole groups, elementwise over samples.
+r"""Distillation of the reward: losses of whole groups, elementwise over samples.
 
     distill    KL(q ‖ p) over the distinct rollouts of a group,   log π(o) = Σ_l log π(c_l | x, c_<l),
                p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
@@ -6,22 +6,14 @@ r"""Distillation of the reward, the first thing to try before GRPO. Losses of wh
     margin     (1/G) Σ_{o no item} max(0, 1 + log π(o) - min_{o' an item} log π(o'))
     mass       log(M_0 / M) + (1 - M_0) / M_0 · log((1 - M_0) / (1 - M)),   M = Σ_o π(o) over the distinct rollouts
 
-`q` is the distribution that re-ranking at serving time would use, so distillation trains the policy to be its own
-re-ranker; re-ranking serves nothing that is no item, so what the policy writes beside the catalogue loses its mass.
-That mass is small where the policy is sure, and so is what `distill` does about it; yet lists are made of orders, and
-beside a few likely items some invalid codes stand higher than the tenth. `margin` acts on the order itself and needs
-no reward: whatever names no item is to lie a nat below all items of its group.
-
-`distill` sees a group alone: if all rollouts of a group lose the same share of their probability, `p` and the loss stay
-as they were, and the margin takes probability out of the group at every step. What the group loses goes to sequences
-that nobody drew, most of which name no item where codes are many and items few; the next beam holds those, and a policy
-can be lost in a few steps. `mass` closes that way. With `M_0` the group's probability under the starting policy,
+`q` is the distribution that re-ranking at serving time would use. `margin` pushes sequences that name no item a nat
+below every item of their group, without a reward. `distill` is blind to the total probability `M` of a group, which can
+leak to sequences that were never drawn; `mass` holds `M` at its value `M_0` under the starting policy:
 
     distill + mass = KL(Q ‖ P) / M_0,    P over the rollouts and all else together, Q = M_0 q, and 1 - M_0 for all else
 
-so the reward orders what a group holds, and how much it holds stays as it was.
-Sources: listwise distillation in the manner of ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n as
-rejection sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
+Sources: listwise distillation after ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n as rejection
+sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
 """
 
 from __future__ import annotations
@@ -34,14 +26,14 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-LEAST_REST = 1e-4  # probability that is taken to be left beside a group, at least
+LEAST_REST = 1e-4  # least probability assumed to be outside a group
 
 
 class GroupMass(NamedTuple):
     """Probability mass of a policy on the distinct rollouts of each group."""
 
     losses: Tensor  # (B,)
-    mass: Tensor  # (B,) of the policy that is trained, no gradient
+    mass: Tensor  # (B,) of the trained policy, no gradient
     start: Tensor  # (B,) of the starting policy
 
 
@@ -52,17 +44,15 @@ def listwise_distillation(
     codes: Tensor,  # (B, G, L)
     ignored: Tensor,  # (B, G)
 ) -> Tensor:
-    """`KL(q ‖ p)` over the distinct rollouts of each group.
+    """Return `KL(q ‖ p)` over the distinct rollouts of each group, (B,) nats.
+
+    0, also the gradient, for a group without a valid rollout or with fewer than two distinct ones.
 
     Args:
-        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
-        target_logits: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
-        items: (B, G) int64 item of each rollout, -1 where it is invalid.
-        codes: (B, G, L) int64, the rollouts; equal ones count once.
-        ignored: (B, G) bool, rollouts that are left out of `p` and `q`: their probability is no mistake.
-
-    Returns:
-        (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
+        target_logits: (B, G) logits of `q`, finite where the rollout is valid; no gradient.
+        items: (B, G) int64, -1 where invalid.
+        codes: (B, G, L) int64; equal rollouts count once.
+        ignored: (B, G) bool, rollouts left out of both `p` and `q`.
 
     Example:
         >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
@@ -92,18 +82,13 @@ def group_mass(
     codes: Tensor,  # (B, G, L)
     ignored: Tensor,  # (B, G)
 ) -> GroupMass:
-    """Hold the probability of a group's rollouts together where the starting policy has it.
+    """Return a penalty in nats that keeps the total probability of a group at that of the starting policy.
+
+    0, also the gradient, for a group without a valid rollout.
 
     Args:
-        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
-        reference: (B, G, L) the same under the starting policy; a constant, no gradient.
-        items: (B, G) int64 item of each rollout, -1 where it is invalid.
-        codes: (B, G, L) int64, the rollouts; equal ones count once.
-        ignored: (B, G) bool, rollouts that count as beside the group.
-
-    Returns:
-        Nats, at least 0 and 0 where the mass is that of the start; 0, with gradient 0, for a group without a valid
-        rollout, which teaches nothing.
+        reference: (B, G, L) log-probabilities under the starting policy; no gradient.
+        ignored: (B, G) bool, rollouts that do not belong to the group.
 
     Example:
         >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
@@ -118,7 +103,7 @@ def group_mass(
     nothing = ~(counted & (items >= 0)).any(1)  # (B,)
 
     def log_mass(values: Tensor) -> Tensor:  # (B, G, L) to (B,)
-        # a group of nothing gets a finite stand-in before the sum, whose gradient would be NaN
+        # an empty group gets a finite stand-in, since the gradient of its logsumexp would be NaN
         kept = values.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing.unsqueeze(1), -1.0)
         return torch.where(nothing, -1.0, kept.logsumexp(1)).clamp(max=math.log1p(-LEAST_REST))
 
@@ -131,7 +116,6 @@ def group_mass(
 def _distinct(
     codes: Tensor,  # (B, G, L)
 ) -> Tensor:  # (B, G) bool
-    """The first of equal rollouts."""
     same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
     return ~same.tril(-1).any(2)
 
@@ -141,15 +125,9 @@ def best_of_n_loss(
     rewards: Tensor,  # (B, G)
     valid: Tensor,  # (B, G)
 ) -> Tensor:
-    """NLL of the valid rollout of the highest reward, the first of equals.
+    """Return the NLL of the valid rollout with the highest reward, (B,) nats per code; the first of equals.
 
-    Args:
-        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
-        rewards: (B, G), anything where a rollout is invalid.
-        valid: (B, G) bool.
-
-    Returns:
-        (B,) nats a code; 0, with gradient 0, for a group without a valid rollout.
+    0, also the gradient, for a group without a valid rollout.
 
     Example:
         >>> log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -4.0]]])
@@ -168,14 +146,12 @@ def validity_margin(
     log_probs: Tensor,  # (B, G, L)
     real: Tensor,  # (B, G)
 ) -> Tensor:
-    """Compute how far rollouts that name no item rise above a nat below the least probable one that does.
+    """Return how far rollouts that name no item rise above one nat below the least probable item, (B,) nats.
+
+    The gradient reaches those rollouts alone; 0 for a group without an item.
 
     Args:
-        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
-        real: (B, G) bool, whether the rollout names an item, whatever it is worth.
-
-    Returns:
-        (B,) nats a rollout, with a gradient on those that name no item alone; 0 for a group without an item.
+        real: (B, G) bool, whether the rollout names an item.
 
     Example:
         >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])

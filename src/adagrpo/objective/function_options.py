@@ -1,4 +1,4 @@
-"""Options of a gate or of a reward term: the keyword-only parameters of its function."""
+"""Options of a gate or reward term: the keyword-only parameters of its function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 
-@cache  # configurations ask for them again and again
+@cache  # called again and again by configurations
 def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Type and default of each option, by name.
+    """Return type and default of each option, by name.
 
     Example:
         >>> from adagrpo.objective.terms import TERMS

@@ -1,20 +1,14 @@
-r"""The gates: each decides, sample by sample, whether the reward may move the policy, and names the cause where not.
+r"""The gates: each decides, per sample, whether the reward may move the policy, and gives the cause of a rejection.
 
     adagrpo         1[above_π(y) ≥ τ] · 1[above_RM(y) < τ] · 1[above_RM(n) ≥ ρ for all M negatives n]
     rollout_miss    1[miss ≥ miss_min] · 1[q ≥ q_min]
 
 each times 1[group b is not degenerate]. `above` is a share of the group's rollouts (`adagrpo.objective.share_above`).
-Source of `adagrpo`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), by a summary of its full text; its negatives are items
-generated for other samples of the batch. The summary leaves open whether one τ serves both sides and how ρ counts, so
-both are options. `rollout_miss` is the gate of this project before that summary was known; its negatives are the
-group's own rollouts and logged items of other samples.
-We add counts of rejections by cause, each sample under one cause only, and the controls that a gate must beat: its
-difficulty test alone, all, none, a random choice of as many samples, one of a fixed rate, a choice among the samples
-that the gate rejects, the groups whose rewards vary most and, where the truth is known, the choice of the samples on
-which the reward is right.
+Source of `adagrpo`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary of its full text, which leaves open
+whether one τ serves both sides and how ρ counts, so both are options; its negatives are generated for other samples of
+the batch. `rollout_miss` is our own; its negatives are the group's rollouts and logged items of other samples.
 
-A new gate is a function here and its entry in `GATES`, see `adagrpo.objective.gate.Gate`, and its test; one that is to
-stay outside the package is added by `register`.
+A new gate is a function here with its entry in `GATES`, or is added by `register`.
 """
 
 from __future__ import annotations
@@ -43,21 +37,16 @@ def adagrpo_gate(
 ) -> GateDecision:
     """Admit samples whose logged item the policy ranks low and the reward high, above items of other samples.
 
-    A threshold that lets every value pass leaves its test out: `tau=0`, `tau_reward=1`, `rho=0`.
+    `tau=0`, `tau_reward=1` and `rho=0` each disable their test.
 
     Args:
-        above_policy: (B,) share of the rollouts that the policy puts above the logged item; NaN is rejected as easy.
-        above_reward: (B,) the same by the reward; NaN is rejected as undiscriminated.
-        negatives_above: (B, M) share of the rollouts that the reward puts above each item of another sample, NaN where
-            there is none. A sample without any is undiscriminated.
-        degenerate: (B,) bool, True where the group's rewards give no order.
+        above_policy: (B,) see `Evidence`; NaN is rejected as easy.
+        above_reward: (B,) NaN is rejected as undiscriminated.
+        negatives_above: (B, M) NaN for absent ones; a sample without negatives is undiscriminated.
         tau: the logged item must be outside the policy's top `tau` of the group's rollouts.
         tau_reward: it must be inside the reward's top `tau_reward`; `null` takes `tau`.
         rho: each item of another sample must be outside the reward's top `rho`.
         rho_from: `bottom`: outside its bottom `rho` instead.
-
-    Returns:
-        The decision; `closed` is nowhere True.
 
     Example:
         >>> decision = adagrpo_gate(
@@ -97,14 +86,9 @@ def rollout_miss_gate(
     """Admit samples whose logged item the rollouts miss and the reward puts above its own negatives.
 
     Args:
-        miss: (B,) share of the rollouts that are not the logged item; NaN is rejected as easy.
         q: (B,) discriminability; NaN is rejected as undiscriminated.
-        degenerate: (B,) bool, True where the group's rewards give no order.
         miss_min: least share of the rollouts that miss the logged item.
         q_min: least share of rollouts and negatives that the reward puts below the logged item.
-
-    Returns:
-        The decision; `closed` is nowhere True.
 
     Example:
         >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
@@ -145,12 +129,6 @@ def all_gate(
 ) -> GateDecision:
     """Admit everything, which is the mixture.
 
-    Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-
-    Returns:
-        The decision; only `admitted` and `degenerate` occur.
-
     Example:
         >>> all_gate(torch.tensor([False, True])).admitted
         tensor([ True, False])
@@ -164,12 +142,6 @@ def none_gate(
     degenerate: Tensor,  # (B,)
 ) -> GateDecision:
     """Admit nothing, which is continued NLL.
-
-    Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-
-    Returns:
-        The decision; only `closed` and `degenerate` occur.
 
     Example:
         >>> none_gate(torch.tensor([False, True])).closed
@@ -187,16 +159,8 @@ def random_gate(
 ) -> GateDecision:
     """Admit as many samples of the batch as the gate would, drawn by chance.
 
-    All that are not degenerate, if those are fewer. So the control receives as much reward signal as the gate, without
-    its selection.
-
     Args:
-        shadow: the decision of the gate to be matched, on the same `B` samples.
-        degenerate: (B,) bool, of this control's own groups.
-        uniforms: (B,) independent draws from [0, 1); the smallest are admitted, ties in order of place.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
+        uniforms: (B,) draws from [0, 1); the smallest are admitted, ties by index.
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
@@ -216,15 +180,9 @@ def bernoulli_gate(
 ) -> GateDecision:
     """Admit each sample with the probability `objective.bernoulli.admission_rate`, whatever the gate would do.
 
-    Beside `random_gate`, which learns from the gate how much of each batch to admit, it learns nothing.
-
     Args:
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        uniforms: (B,) independent draws from [0, 1); those below the rate are admitted.
+        uniforms: (B,) draws from [0, 1); those below the rate are admitted.
         admission_rate: the probability with which a sample is admitted.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
@@ -243,15 +201,8 @@ def inverted_gate(
 ) -> GateDecision:
     """Admit samples that the gate rejects, as many of them as it admits.
 
-    Where it admits more samples than it leaves, all that it leaves are admitted.
-
     Args:
-        shadow: the decision of the gate to be inverted, on the same `B` samples.
-        degenerate: (B,) bool, of this control's own groups.
-        uniforms: (B,) independent draws from [0, 1); the smallest are admitted, ties in order of place.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
+        uniforms: (B,) draws from [0, 1); the smallest are admitted, ties by index.
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
@@ -270,15 +221,10 @@ def variance_gate(
 ) -> GateDecision:
     """Admit as many samples of the batch as the gate would, those whose groups' rewards vary most.
 
-    Source: RAGEN-2 (arXiv 2604.06268), which keeps the groups of largest reward variance. It reads no logged item.
+    Source: RAGEN-2 (arXiv 2604.06268).
 
     Args:
-        shadow: the decision of the gate to be matched, on the same `B` samples.
-        degenerate: (B,) bool, of this control's own groups.
-        reward_std: (B,) standard deviation of each group's rewards; the largest are admitted, ties in order of place.
-
-    Returns:
-        The decision; samples that are neither admitted nor degenerate are `closed`.
+        reward_std: (B,) standard deviation of each group's rewards; the largest are admitted, ties by index.
 
     Example:
         >>> quiet = torch.tensor([False, False, True])
@@ -299,12 +245,7 @@ def oracle_gate(
     """Admit the samples on which the reward is right, known only in a simulated marketplace.
 
     Args:
-        agreement: (B,) share of the pairs in the right order, see `adagrpo.objective.pairwise_agreement`.
-        degenerate: (B,) bool, True where the group's rewards give no order.
         oracle_agreement: share of a group's pairs that the reward must order rightly.
-
-    Returns:
-        The decision; what is neither admitted nor degenerate is `closed`.
 
     Example:
         >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), oracle_agreement=0.7).admitted
@@ -319,7 +260,6 @@ def _control(
     admitted: Tensor,  # (B,) bool, nowhere True where `degenerate` is
     degenerate: Tensor,  # (B,) bool
 ) -> GateDecision:
-    """The decision of a control that looks at no diagnostic."""
     nothing = torch.zeros_like(degenerate)
     return GateDecision(admitted, nothing, nothing, degenerate, closed=~degenerate & ~admitted)
 
@@ -335,7 +275,6 @@ def _draw(
 
 
 def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> None:
-    """Check what controls that admit a number of samples are given."""
     named = {name: (values, "B") for name, values in keys.items()}
     check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), **named)
     check_masks(shadow=shadow.admitted, degenerate=degenerate)
@@ -363,8 +302,7 @@ GATES: dict[str, Gate] = {
 def register(gate: Gate) -> None:
     """Add a gate to the table of this process.
 
-    The sections of a recipe are made of the table when `adagrpo.config` is first imported, so a program registers
-    before it imports that, or anything that reads recipes.
+    Call it before anything imports `adagrpo.config`, which reads the table.
 
     Raises:
         ValueError: the name is taken, or `adagrpo.config` has been imported.

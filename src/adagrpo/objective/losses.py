@@ -1,4 +1,4 @@
-r"""The terms of the training loss, elementwise, and the reductions that put them together.
+r"""The terms of the training loss, elementwise, and their reductions.
 
     loss   = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
     NLL    = mean over NLL positions of -(1/L) Σ_l log π(c_l(y) | x, c_<l(y))
@@ -6,8 +6,8 @@ r"""The terms of the training loss, elementwise, and the reductions that put the
 
 Sources: AdaGRPO (Xu et al. 2026, arXiv 2606.08480) for the gated sum, PPO (Schulman et al. 2017, arXiv 1707.06347) for
 the clip, DAPO (Yu et al. 2025, arXiv 2503.14476) for `epsilon_high`, Schulman 2020 ("Approximating KL divergence") for
-k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not: a lower
-admission rate is then less RL, and not the same RL on fewer samples.
+k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not, so that a
+lower admission rate means a smaller reward term.
 """
 
 from __future__ import annotations
@@ -30,13 +30,7 @@ class Surrogate(NamedTuple):
 def nll(
     log_probs: Tensor,  # (N, L)
 ) -> Tensor:
-    """Negative log-likelihood of whole Semantic IDs, mean over levels.
-
-    Args:
-        log_probs: (N, L) log-probability of each code given the codes before it.
-
-    Returns:
-        (N,) nats a code.
+    """Return the negative log-likelihood of whole Semantic IDs, (N,) nats per code.
 
     Example:
         >>> nll(torch.tensor([[-1.0, -3.0]]))
@@ -54,17 +48,11 @@ def clipped_surrogate(
     epsilon: float = 0.2,
     epsilon_high: float = 0.2,
 ) -> Surrogate:
-    """Clipped policy-gradient loss of each code, `-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A)`.
+    """Return the clipped policy-gradient loss of each code, `-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A)`.
 
     Args:
-        log_probs: (B, G, L) log-probabilities under the policy that is trained.
-        old_log_probs: (B, G, L) the same under the distribution that was really sampled; a constant, no gradient.
-        advantages: (B, G) advantage of each rollout, shared by its codes; a constant, no gradient.
-        epsilon: how far below 1 the ratio may fall before a negative advantage stops pushing.
-        epsilon_high: how far above 1 it may rise before a positive advantage stops pushing.
-
-    Returns:
-        The loss of each code, and where the clip is active.
+        old_log_probs: (B, G, L) under the sampling distribution; no gradient.
+        advantages: (B, G) no gradient.
 
     Example:
         >>> old = torch.zeros(1, 1, 2)
@@ -85,16 +73,12 @@ def kl_k3(
     log_probs: Tensor,  # (B, G, L)
     reference_log_probs: Tensor,  # (B, G, L)
 ) -> Tensor:
-    """Estimate `KL(π ‖ π_ref)` at each code by `exp(x) - x - 1`, `x = log π_ref - log π`; never negative.
+    """Estimate `KL(π ‖ π_ref)` at each code by `exp(x) - x - 1`, `x = log π_ref - log π`, (B, G, L) nats, at least 0.
 
-    The value is unbiased when the codes were sampled from `π`.
+    Unbiased if the codes were sampled from `π`.
 
     Args:
-        log_probs: (B, G, L) log-probabilities under the policy that is trained.
-        reference_log_probs: (B, G, L) the same under the reference policy; a constant, no gradient.
-
-    Returns:
-        (B, G, L) nats.
+        reference_log_probs: (B, G, L) under the reference policy; no gradient.
 
     Example:
         >>> kl_k3(torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log())  # 1/2 + ln 2 - 1
@@ -102,20 +86,14 @@ def kl_k3(
     """
     check_shapes(log_probs=(log_probs, "BGL"), reference_log_probs=(reference_log_probs, "BGL"))
     difference = reference_log_probs.detach() - log_probs
-    # expm1 keeps the digits that exp(x) - 1 loses near 0, where training starts; the clamp takes what rounding leaves.
+    # expm1 is accurate near 0, where training starts; the clamp removes negative rounding errors.
     return (difference.expm1() - difference).clamp(min=0.0)
 
 
 def group_loss(
     loss: Tensor,  # (B, G, L)
 ) -> Tensor:
-    """Mean over the codes of a rollout, then over the rollouts of a group.
-
-    Args:
-        loss: (B, G, L) loss of each code.
-
-    Returns:
-        (B,) loss of each sample.
+    """Average (B, G, L) losses over the codes of a rollout, then over the rollouts of a group; (B,).
 
     Example:
         >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
@@ -129,17 +107,9 @@ def zero_rejected(
     values: Tensor,  # (B, ...)
     admitted: Tensor,  # (B,)
 ) -> Tensor:
-    """Put 0 in place of everything that belongs to a rejected sample, in value and in gradient.
+    """Set the values of rejected samples, and their gradients, to 0.
 
-    `gated_sum` does it to the losses. Where advantages or log-probabilities themselves may be NaN or infinite, do it
-    to them before `clipped_surrogate`: a zero gradient times an infinite slope inside the loss would be NaN.
-
-    Args:
-        values: (B, ...) anything of each sample.
-        admitted: (B,) bool.
-
-    Returns:
-        The shape of `values`.
+    Apply it before `clipped_surrogate` to inputs that may be NaN or infinite: zero times an infinite slope is NaN.
 
     Example:
         >>> zero_rejected(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))
@@ -159,20 +129,11 @@ def gated_sum(
     *,
     total: int | Tensor,
 ) -> Tensor:
-    """The gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`.
+    """Return the gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
 
     Args:
-        group_losses: (B,) loss of each sample; a rejected one may be NaN or infinite.
-        admitted: (B,) bool.
-        total: `B_rl`, all RL samples of the optimiser step, across micro-batches and processes, admitted or not.
-            With it the terms of the micro-batches add up to the term of the whole step. At least 1; the value of a
-            scalar tensor is not checked.
-
-    Returns:
-        A scalar, exactly 0 when nothing is admitted.
-
-    Raises:
-        ValueError: if a shape does not fit, `admitted` is not bool, or `total` is below 1.
+        group_losses: (B,), anything where rejected.
+        total: `B_rl`, all RL samples of the optimiser step across micro-batches and processes, admitted or not.
 
     Example:
         >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)

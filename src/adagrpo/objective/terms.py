@@ -1,15 +1,13 @@
-r"""The objectives and their reward terms: one table, which training, recipes and reports read.
+r"""The table of objectives and their reward terms, for training, recipes and reports.
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · term_b
-
-A reward term is a function of the tensors of `A` admitted groups; its keyword arguments are its options. They are the
-keys of the section `objective.<term>` of a recipe, with the ranges and defaults that stand here.
-A new objective is such a function, its entry in `OBJECTIVES`, and its test; one that is to stay outside the package is
-added by `register`.
 
     grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
     distill    KL(q ‖ p), q = softmax(log π_0 + w r), + the group's mass          `adagrpo.objective.distillation`
     best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.distillation`
+
+The keyword arguments of a term are the keys of section `objective.<term>` of a recipe. A new objective is an entry in
+`OBJECTIVES`, or is added by `register`.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 class TermInputs(NamedTuple):
     """Inputs of a reward term for `A` admitted groups; only `log_probs` has a gradient."""
 
-    log_probs: Tensor  # (A, G, L) under the policy that is trained
-    old_log_probs: Tensor  # (A, G, L) under the policy that the rollouts were drawn from
+    log_probs: Tensor  # (A, G, L) under the trained policy
+    old_log_probs: Tensor  # (A, G, L) under the sampling distribution
     rewards: Tensor  # (A, G), NaN where the rollout is invalid
     items: Tensor  # (A, G) int64, -1 where the rollout is invalid
     codes: Tensor  # (A, G, L) int64
-    in_catalog: Tensor  # (A, G) bool, the codes name an item, be it one that was excluded as invalid
+    in_catalog: Tensor  # (A, G) bool, the codes name an item, even if it was excluded as invalid
     reference: Tensor | None = None  # (A, G, L) log-probabilities under the starting policy, where the term needs them
     targets: Tensor | None = None  # (A,) int64 logged items, -1 at the ends of histories
 
 
 class TermLoss(NamedTuple):
-    """The loss of each group, and means over the groups to log beside it."""
+    """The loss of each group, and means over the groups to log."""
 
     losses: Tensor  # (A,)
     logged: Mapping[str, Tensor] = {}  # (), by name
@@ -57,15 +55,10 @@ def grpo(
     invalid_penalty: NonNegativeFloat = 1.0,
     scale_rewards: bool = True,
 ) -> TermLoss:
-    """GRPO of each group, with the share of codes that the clip has cut as `clip_fraction`.
+    """GRPO of each group; logs the share of clipped codes as `clip_fraction`.
 
     Args:
-        groups: `reference` is read where `beta` is above 0.
-        epsilon: the clip, downwards.
-        epsilon_high: the clip, upwards.
-        beta: weight of the KL to the starting policy.
-        invalid_penalty: an invalid rollout has advantage minus this.
-        scale_rewards: divide advantages by the group's deviation.
+        groups: `reference` is needed if `beta` is above 0.
     """
     advantages = group_advantages(
         groups.rewards, groups.items >= 0, invalid_penalty=invalid_penalty, scale_rewards=scale_rewards
@@ -88,15 +81,12 @@ def distill(
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
-    With a `mass_weight` it logs `mass` and `start_mass`, the probability that a group holds now and held at the start.
+    With a `mass_weight` it logs the probability of a group, `mass`, and that under the starting policy, `start_mass`.
 
     Args:
-        groups: what names an item and is invalid all the same was left out on purpose, and is ignored.
-        reward_weight: what the reward is multiplied by beside the starting policy's log-probability. A recipe gives it
-            in spreads of the reward, see `adagrpo.evaluation.reranking`; the pipeline divides by the spread.
-        validity_weight: weight of the margin that keeps what names no item below the items of a group.
-        mass_weight: weight of what holds the probability of a group where the starting policy has it; 1 makes the loss
-            a divergence of whole distributions.
+        groups: invalid rollouts that name an item are ignored.
+        reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.
+        mass_weight: weight of `group_mass`; 1 makes the loss a divergence of whole distributions.
     """
     reference = _needed(groups.reference)
     target_logits = reference.sum(-1) + reward_weight * groups.rewards
@@ -118,14 +108,12 @@ def best_of_n(groups: TermInputs) -> TermLoss:
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """A reward term: its loss, and what it needs.
+    """A reward term: its loss and its requirements.
 
     Attributes:
-        name: in logs, charts and recipes.
-        loss: takes `TermInputs` and options as keyword arguments.
-        needs_reference: whether, with these options, it reads the starting policy's log-probabilities.
-        in_spreads: options that weigh the reward. A recipe gives them in units of the reward's spread, or leaves them
-            to validation cases (`validation` in place of a number); the loss takes them divided by the spread.
+        needs_reference: whether it reads the starting policy's log-probabilities, given its options.
+        in_spreads: options that weight the reward, which a recipe gives in units of its within-list standard deviation
+            or as `validation`; the loss takes them divided by that deviation.
     """
 
     name: str
@@ -135,20 +123,18 @@ class RewardTerm:
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:
-        """Type and default of each option, by name: the keyword arguments of the loss."""
+        """Type and default of each option, by name."""
         return options_of(self.loss)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective that trains an arm.
+    """The training objective of an arm.
 
     Attributes:
-        name: in recipes, folders and results.
         term: the reward term; None: NLL alone.
-        anchored: with NLL on the logged item beside the term.
-        gate: which samples get the term where an arm names no gate; None without a term.
-        takes_gate: an arm may name another.
+        anchored: whether NLL on the logged item is added to the term.
+        gate: the default gate; None without a term.
     """
 
     name: str
@@ -179,13 +165,12 @@ TERMS: dict[str, RewardTerm] = {
 
 
 def register(objective: Objective) -> None:
-    """Add an objective, and its reward term, to the tables of this process.
+    """Add an objective and its reward term to the tables of this process.
 
-    The sections of a recipe are made of the tables when `adagrpo.config` is first imported, so a program registers
-    before it imports that, or anything that reads recipes.
+    Call it before anything imports `adagrpo.config`, which reads the tables.
 
     Raises:
-        ValueError: the name of the objective or of its term is taken, or `adagrpo.config` has been imported.
+        ValueError: the name of the objective or term is taken, or `adagrpo.config` has been imported.
     """
     term = objective.term
     if objective.name in OBJECTIVES or (term is not None and TERMS.get(term.name, term) is not term):

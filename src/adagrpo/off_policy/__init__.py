@@ -1,8 +1,8 @@
-"""Off-policy evaluation: the reward of another policy, from the log of the served one. Pure functions of arrays.
+"""Off-policy evaluation: the reward of another policy, estimated from the log of the served one.
 
 one item an answer      ips, snips, doubly_robust      `adagrpo.off_policy.estimators`
 a list an answer        cascade                        `adagrpo.off_policy.cascades`
-whether to believe it   overlap                        `adagrpo.off_policy.overlap`
+overlap of policies     overlap                        `adagrpo.off_policy.overlap`
 all of them on a log    summarise                      `adagrpo.off_policy.all_estimates`
 """
 

@@ -1,8 +1,7 @@
-"""All estimators on one log of drawn lists, each with its overlap; one that the log says too little for has no value.
+"""All estimators on one log of drawn lists; one with too little overlap is refused.
 
-The first position is judged by the weight of its item alone, a list by the weight of all of it and by the cascade. The
-model of `dr` is the click rate of each item at the first position, of the other half of the users, drawn towards the
-rate of all items:
+The first item is weighted by its own probability ratio, a list by its own and by the cascade. The model of DR is each
+item's click rate at the first position among the other half of the users, shrunk towards the overall rate:
 
     q(a) = (clicks_a + S r) / (answers_a + S),   r: clicks over answers of that half,   S = 20
 """
@@ -24,11 +23,11 @@ SMOOTHING = 20.0  # S, answers
 
 
 class Drawn(NamedTuple):
-    """A log of lists that were drawn, and what another policy would have drawn them with."""
+    """A log of drawn lists, with their probabilities under another policy."""
 
-    clicks: Floats  # (N, K), 0 at places that a list does not have
-    target: Floats  # (N, K) log-probability at the place under the target; 0 where there is no place
-    logged: Floats  # (N, K) the same under the policy that was served
+    clicks: Floats  # (N, K), 0 beyond the end of a list
+    target: Floats  # (N, K) log-probability of each item at its rank under the target, 0 beyond the end
+    logged: Floats  # (N, K) the same under the served policy
     users: Ints  # (N,)
     first: Ints  # (N,) item at the first position
     drawn: Ints  # (N, R) items that the target draws, -1 where none
@@ -41,18 +40,12 @@ class Row(NamedTuple):
     of: str  # "first item" or "list"
     estimator: str
     estimate: Estimate | None  # None: refused
-    overlap: Overlap | None  # None: of what was served, which needs none
+    overlap: Overlap | None  # None for what was served
     refused: str | None
 
 
 def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
-    """(V,) click rate of each item, drawn towards that of all: q(a) of the module.
-
-    Args:
-        items: (N,) that were shown.
-        clicks: (N,) whether they were clicked.
-        size: V.
-    """
+    """Return the shrunk click rate q(a) of each item, (V,)."""
     rate = float(clicks.mean()) if len(clicks) else 0.0
     return np.asarray(
         (np.bincount(items, weights=clicks, minlength=size) + SMOOTHING * rate)
@@ -61,11 +54,7 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
 
 
 def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
-    """Every estimator, and what was served.
-
-    Args:
-        log: at least two users.
-    """
+    """Estimate by every method, and add what was served; needs at least two users."""
     weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     one, whole = (overlap(each) for each in weights)
     first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users
@@ -93,7 +82,7 @@ def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:
 
 
 def _model(log: Drawn) -> tuple[Floats, Floats]:
-    """(N,) what a model says of what was shown, and of what the target would show; no user is in their own model."""
+    """(N,) predictions for the item shown and for the target's; no user contributes to their own model."""
     size = int(max(log.first.max(), log.drawn.max())) + 1
     half = np.unique(log.users, return_inverse=True)[1] % 2
     predicted, expected = np.zeros(len(half)), np.zeros(len(half))

@@ -1,14 +1,10 @@
-"""The reward of lists that another policy would have shown, where what users do at a place hangs on what is above it.
+"""The reward of another policy's lists under the cascade assumption.
 
     cascade (RIPS)    Σ_i Σ_k  W_ik r_ik / n,    W_ik = Π_{j ≤ k} π(i_j | those above) / π_0(i_j | those above)
 
-The reward of a place is weighted by the probability of the list down to that place alone. It is unbiased if users read
-from the top and what is below a place does not change what they do there; the weight of the whole list, which needs no
-such assumption, spreads far more (McInerney, Brost, Chandar, Mehrotra and Carterette 2020). Self-normalised, each place
-is divided by the mean of its weights.
-
-The probabilities are those that the exposure log has for each place of a drawn list (`log_propensities`), and those
-that the target would have drawn the same list with.
+The reward at a rank is weighted by the probability ratio of the list down to that rank. It is unbiased if users read
+from the top and are not influenced by what is below, and varies less than the weight of the whole list (McInerney,
+Brost, Chandar, Mehrotra and Carterette 2020). Self-normalised, each rank is divided by its mean weight.
 """
 
 from __future__ import annotations
@@ -29,21 +25,17 @@ def cascade(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """The mean sum of the rewards of a list.
+    """Estimate the mean sum of the rewards of a list.
 
     Args:
-        rewards: of each place, 0 at places that a list does not have.
-        target: log-probability of each item at its place under the target, given those above; -inf where the target
-            never shows it; 0 at places that a list does not have.
-        logged: the same under the policy that was served; always finite.
-        normalised: divide each place by the mean of its weights.
+        rewards: (N, K), 0 at ranks beyond the end of a list.
+        target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
+            target never shows it, 0 beyond the end of a list.
+        logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
         users: (N,) see `adagrpo.off_policy.ips`.
 
     Returns:
-        The estimate; its effective size is that of the weights of the place with the least, mostly the last one.
-
-    Raises:
-        ValueError: shapes differ, or a value is not what it may be.
+        The estimate, with the smallest effective size of all ranks.
     """
     if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")
@@ -61,7 +53,7 @@ def position_weighted(
     users: NDArray[np.integer] | None,
     level: float,
 ) -> Estimate:
-    """The mean sum of the rewards of a list, each place with a weight of its own; see `cascade`."""
+    """Estimate the mean sum of the rewards of a list, with a weight per rank; see `cascade`."""
     thinnest = weights[:, int(np.argmin([effective_size(column) for column in weights.T]))]
     if not normalised:
         return mean_of((weights * rewards).sum(1), thinnest, users, level)

@@ -1,4 +1,4 @@
-"""The mean reward that another policy would have had, from answers with logged probabilities.
+"""The mean reward of another policy, from answers with logged probabilities.
 
     w_i = π(a_i | x_i) / π_0(a_i | x_i)
 
@@ -6,9 +6,8 @@
     SNIPS    Σ w_i r_i / Σ w_i                                                (Swaminathan and Joachims 2015)
     DR       Σ [q(x_i, π) + w_i (r_i - q(x_i, a_i))] / n                      (Dudik, Langford and Li 2011)
 
-IPS and DR are unbiased where the logged probabilities are right; SNIPS is consistent and spreads less. Each estimate is
-the mean of one value an answer (of SNIPS, to first order), so its interval is one over users: answers of one
-user are added up first, since they are not independent.
+IPS and DR are unbiased if the logged probabilities are right; SNIPS is consistent and has a lower variance. Intervals
+are clustered by user; that of SNIPS is linearised.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from adagrpo.off_policy.overlap import effective_size
 
 
 class Estimate(NamedTuple):
-    """A mean reward an answer, with its interval."""
+    """A mean reward per answer, with its interval."""
 
     value: float
     low: float
@@ -39,12 +38,11 @@ def ips(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Inverse propensity scoring.
+    """Estimate the mean reward by inverse propensity scoring.
 
     Args:
-        rewards: (N,) of each answer.
         weights: (N,) probability under the target over that under the logging policy.
-        users: (N,) whose answers they are; None: all of different users.
+        users: (N,) user of each answer; None: all different.
 
     Raises:
         ValueError: shapes differ, or there are fewer than two users.
@@ -63,7 +61,7 @@ def snips(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Self-normalised inverse propensity scoring; arguments as of `ips`.
+    """Estimate the mean reward by self-normalised inverse propensity scoring; arguments as of `ips`.
 
     >>> round(snips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.5
@@ -73,7 +71,7 @@ def snips(
     if total <= 0:
         raise ValueError("weights must not all be 0")
     value = float((weights * rewards).sum()) / total
-    # the ratio of two means to first order: value + mean of w (r - value) / mean of w
+    # ratio of two means to first order: value + mean of w (r - value) / mean of w
     return mean_of(value + weights * (rewards - value) * len(weights) / total, weights, users, level)
 
 
@@ -86,12 +84,11 @@ def doubly_robust(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """A model's prediction, corrected by the weighted errors that it makes on the log; see `ips`.
+    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`.
 
     Args:
-        rewards: (N,) of each answer.
-        predicted: q(x_i, a_i): what the model says of what was shown; it must not have seen the answer.
-        expected: q(x_i, π) = Σ_a π(a | x_i) q(x_i, a): what it says of the target.
+        predicted: (N,) q(x_i, a_i), of the item shown, by a model that was not fitted on this answer.
+        expected: (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a).
     """
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)
@@ -103,7 +100,7 @@ def mean_of(
     users: NDArray[np.integer] | None,
     level: float,
 ) -> Estimate:
-    """The mean of values with an interval over users, Student's of m - 1 degrees of freedom.
+    """Return the mean of values with an interval over m users, Student's t with m - 1 degrees of freedom.
 
     With c_u the sum of (v_i - mean) over the answers of a user, the squared standard error is m / (m - 1) Σ c_u² / n².
     """

@@ -1,10 +1,10 @@
-"""Overlap of two policies: whether a log says enough about another one to estimate its reward.
+"""Overlap of two policies: whether a log supports an estimate of another policy's reward.
 
     effective size      n_eff = (Σ w)² / Σ w²                                      (Kish 1965)
-    what w must sum to  E[w] = 1 where the log's probabilities are right           (w = π / π_0)
+    mean weight         E[w] = 1 where the log's probabilities are right           (w = π / π_0)
 
-A log is refused where few answers carry all the weight, and where the weights are not 1 on average: the logged
-probabilities are then not those that were drawn from, or the target shows what the log never did.
+A log is refused where few answers carry most of the weight, or where the mean weight differs from 1: the logged
+probabilities are then wrong, or the target shows items that the log never did.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST = 100.0  # effective answers; below, a normal interval is not to be trusted
-LARGEST = 0.1  # of all weight on one answer
-ERRORS, SLACK = 4.0, 0.01  # standard errors, and what besides, that the mean of the weights may be away from 1
+LEAST = 100.0  # effective answers; normal intervals are unreliable below
+LARGEST = 0.1  # share of all weight on one answer
+ERRORS, SLACK = 4.0, 0.01  # tolerated |mean weight - 1|: standard errors, plus slack
 
 
 class ThinOverlap(ValueError):
-    """A log says too little about a policy; the message says why."""
+    """A log with too little overlap with a policy; the message says why."""
 
 
 class Overlap(NamedTuple):
@@ -33,7 +33,7 @@ class Overlap(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """The reason not to estimate from this log; None where there is none."""
+        """Why not to estimate from this log; None where there is no problem."""
         if self.effective_size < LEAST:
             return f"all answers together weigh as much as {self.effective_size:.0f}; at least {LEAST:.0f} are needed"
         if self.largest > LARGEST:
@@ -67,11 +67,7 @@ def effective_size(
 def overlap(
     weights: NDArray[np.floating],  # (N,)
 ) -> Overlap:
-    """Look at the weights of a log.
-
-    Raises:
-        ValueError: `weights` is empty, or holds what is no weight.
-    """
+    """Return the overlap statistics of importance weights."""
     if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")
     total = float(weights.sum())

@@ -1,4 +1,4 @@
-"""A recipe, carried out: stages that are skipped when nothing they read has changed."""
+"""Stages of a recipe, skipped while their inputs are unchanged."""
 
 from adagrpo.console import Console, Silent
 from adagrpo.pipeline.catalog_update import update_catalog

@@ -1,12 +1,7 @@
-"""A new version of a run's catalogue, without training: items that leave, and items that come.
+"""Make a new version of a run's catalogue without training.
 
-What leaves is not in the tree of codes any more. What comes gets a row at the end of the numbering, codes where the
-items that it is like have theirs (`adagrpo.semantic_ids.placement`), and in models with a row for each item the mean of
-their rows. Items that came earlier are placed again where interactions with them are given: what they are like is then
-known better.
-
-A version is a stage of its own, `catalogs/NNNN`, made from the Semantic IDs of the run and from what was asked for.
-The same request again, say after a kill, makes nothing new.
+A new item gets the next row, codes near similar items (`adagrpo.semantic_ids.placement`) and the mean of their per-item
+parameters; earlier additions are placed again where there are interactions. Repeating a request changes nothing.
 """
 
 from __future__ import annotations
@@ -50,13 +45,11 @@ from adagrpo.semantic_ids.placement import nearest_documents, nearest_of, place,
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 
-NEIGHBOURS = 3  # texts that a new item is likened to
-PRIOR = 2.0  # how many sightings beside another item the text is worth
+NEIGHBOURS = 3  # nearest texts of a new item
+PRIOR = 2.0  # weight of the text, in co-occurrences
 
 
 class _State(NamedTuple):
-    """The content of a version, while it is changed."""
-
     items: pl.DataFrame  # V rows: item, item_id, text, attributes
     codes: NDArray[np.int64]  # (V, L)
     listed: NDArray[np.bool_]  # (V,)
@@ -74,17 +67,15 @@ def update_catalog(
     """Make the next version.
 
     Args:
-        items: a table of items that come, with the columns of the recipe's `data.items`. One that was delisted is
-            listed again, with its codes.
-        delist: ids of items that leave, or files that hold them: a table with the id column, or a line for each.
-        start: the version that is changed, see `adagrpo.pipeline.versions.open_version`.
+        items: a table of new items with the columns of `data.items`; a delisted one gets its old codes.
+        delist: ids, or files of ids: a table with the id column, or one id per line.
+        start: the version to change, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:
-        The version, and whether it was made now; not where the request is the one that the latest was made by, or
-        changes nothing.
+        The version, and whether it is new.
 
     Raises:
-        UserError: an id or a file is not what it should be, or nothing says what a new item is like.
+        UserError: an id or file is invalid, or a new item is similar to nothing.
     """
     if items is None and not delist and not interactions:
         raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")
@@ -106,7 +97,7 @@ def update_catalog(
         catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
         digest = content_hash(changed.items[ITEM_ID], catalog)
         same = digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours)
-        if same and parent.number == latest.number:  # else what is served would stay as it is
+        if same and parent.number == latest.number:  # otherwise the served version would not change
             return parent, False
         number = latest.number + 1
         about = {"number": number, "version": f"{number:04d}-{digest[:DIGITS]}", "parent": parent.name}
@@ -129,7 +120,7 @@ def update_catalog(
 def _answers(
     run: RunDirectory, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str
 ) -> bool:
-    """Check that the latest version is what a request would make now: not one of earlier Semantic IDs."""
+    """Whether the latest version already fulfils the request."""
     if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
         return False
     return latest.about["request"] == request and (start == LATEST or latest.about["parent"] == parent.name)
@@ -143,7 +134,7 @@ def _changed(
     leaving: Sequence[str],
     interactions: Sequence[Path],
 ) -> tuple[_State, int]:
-    """The version after the changes, and how many items were placed, new ones and others."""
+    """The new state, and how many new and earlier items were placed."""
     rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
     came, there = len(state.items), state.listed
     if items is not None:
@@ -161,10 +152,7 @@ def _changed(
 
 
 def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, int]) -> _State:
-    """The state with new items at the end, whose codes are -1, and with those listed again that had left.
-
-    An item that is listed again keeps what its codes and weights were made of; its groups are those that it has now.
-    """
+    """Append new items with codes -1; relist delisted ones with their current groups."""
     source = log_source(run)
     if source.described is None:
         raise UserError("--items: the recipe has no data.items, which says what the columns of an item table are")
@@ -196,7 +184,6 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
 
 
 def _regrouped(items: pl.DataFrame, back: pl.DataFrame) -> pl.DataFrame:
-    """The items with the groups that some of them have in another table; the same where neither table has groups."""
     if GROUPS not in items or GROUPS not in back:
         return items
     now = back.select(ITEM, pl.col(GROUPS).alias("now"))
@@ -221,7 +208,7 @@ def _refuse_both(
 
 
 def _together(run: RunDirectory, parent: CatalogVersion, state: _State, files: Sequence[Path]) -> sparse.csr_array:
-    """(V - trained, trained) how often each item that came later was seen near each other one."""
+    """(V - trained, trained) co-occurrence counts."""
     if not files:
         return sparse.csr_array((len(state.items) - parent.trained, parent.trained))
     source = log_source(run)._replace(logs=list(files))
@@ -249,7 +236,6 @@ def _placed(
     moving: NDArray[np.int64],  # (N,) rows, ascending
     together: sparse.csr_array,  # (V - trained, trained)
 ) -> _State:
-    """The state in which some of the items that came later have codes of their own, and what they are like."""
     trained = parent.trained
     similarity = _similarity(run, state.items[:trained], state.items[moving.tolist()])
     weights = weights_of(similarity, together[moving - trained], PRIOR)
@@ -281,7 +267,7 @@ def _placed(
 
 
 def _similarity(run: RunDirectory, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:
-    """(N, V) how alike new items are to the trained ones, the nearest alone, by what the tokenizer reads of texts."""
+    """(N, V) text similarity of new to trained items, nearest only."""
     if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
         vectors = language_vectors(new[TEXT].to_list(), language_model_folder(run), device=str(RunData(run).device))
         every = pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy()
@@ -298,7 +284,6 @@ def _similarity(run: RunDirectory, known: pl.DataFrame, new: pl.DataFrame) -> sp
 
 
 def _leaving(run: RunDirectory, given: Sequence[str]) -> list[str]:
-    """The ids that leave, as text, each once."""
     ids: list[str] = []
     for one in given:
         path = Path(one)

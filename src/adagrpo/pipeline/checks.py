@@ -1,8 +1,6 @@
-"""Refusals of a command: a stage that is out of date anywhere above what it reads, and a `--set` it does not read.
+"""Refuse stale stages that a command reads, and `--set` keys that it does not.
 
-A command makes its own stages again where that is needed, and reads no stage that is stale. It refuses with the first
-stale stage in the order of the work, why it is stale, and the command that makes it again. Evaluation and the report go
-on without arms that are stale, and name them. `adagrpo run` makes again whatever is stale.
+A command rebuilds its own stages; evaluation and report skip stale arms.
 """
 
 from __future__ import annotations
@@ -32,21 +30,21 @@ from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upst
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 
-MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
-DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # whose stages `decide` makes
-# what makes logs itself: the key of `data`, the stage, and what it is called
+MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # no training depends on their results
+DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # commands whose stages `decide` makes
+# generated logs: key of `data` to stage and name
 MADE = {"marketplace": ("simulate", "simulated logs"), "exposures": ("exposures", "the log of a service")}
-ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
+ALL_OTHERS = ("diagnose", "evaluate")  # their `--set` may not make a finished stage stale
 
 
 def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
-    """Refuse to carry out a verb on what is out of date.
+    """Refuse a command whose inputs are stale or whose settings are not its own.
 
     Args:
-        stages: that it reads in this case, beside those that it always reads.
+        stages: inputs besides the usual ones.
 
     Raises:
-        UserError: a stage is stale or damaged, or a setting is not for this verb; with the command that mends it.
+        UserError: with the command that fixes it.
     """
     parts = parts_of(run, measuring=verb in MEASURES)
     reward = reward_stages(run) if verb in MEASURES_REWARD else []
@@ -69,13 +67,10 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
 
 
 def check_logs(run: RunDirectory) -> None:
-    """Refuse to make a run again from other logs than it was made from, which would replace all that it holds.
+    """Refuse to rebuild a run from other logs, which would replace its results.
 
-    Each file that it was made from has to be given, byte for byte, and no log beside them; impressions or a table of
-    items may come. Of simulated logs and those of a service, which a run makes itself, it is enough to be of that kind.
-
-    Raises:
-        UserError: naming the file that is another one, or what there was and what is given.
+    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
+    itself only have to be of the same kind.
     """
     done = manifest(run.folder("prepare"))
     kept = None if done is None else MadeFrom.of(done)
@@ -88,7 +83,7 @@ def check_logs(run: RunDirectory) -> None:
         [path for path in declared(run.config, ["prepare"])["prepare"](run).inputs if run.root_of(path) is None]
     )
     if not all(path.is_file() for path in given.values()):
-        return  # the command says so itself
+        return  # the command reports it itself
     digests = {label: cached_hash(path) for label, path in given.items()}
     changed = [label for label, digest in before.items() if digests.get(label, digest) != digest]
     logs = [digests[label] for label, path in given.items() if path in log_source(run).logs]
@@ -109,16 +104,16 @@ def check_logs(run: RunDirectory) -> None:
 
 
 def reward_stages(run: RunDirectory) -> list[str]:
-    """The stages that the reward of a run is read from."""
+    """Return the stages that the reward reads."""
     models = Models(RunData(run))
     try:
         return sources_of(run, [*models.reward_files, *models.group_reward_files])
-    except (UserError, OSError):  # the command says so itself
+    except (UserError, OSError):  # the command reports it itself
         return []
 
 
 def _read_by(run: RunDirectory, verb: str) -> list[str]:
-    """The stages that a command reads and does not make itself."""
+    """Stages that a command reads but does not make."""
     if verb not in commands_of_stages():
         return ["tokenize"]
     files: list[Path] = []
@@ -126,7 +121,7 @@ def _read_by(run: RunDirectory, verb: str) -> list[str]:
     for declare in declared(run.config, [verb], arms).values():
         try:
             files += declare(run).inputs
-        except (UserError, OSError):  # the command says so itself
+        except (UserError, OSError):  # the command reports it itself
             continue
     return [name for name in sources_of(run, files) if not _makes(verb, name)]
 
@@ -144,7 +139,7 @@ def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
 
 def _reads(run: RunDirectory, verb: str, key: str) -> bool:
     if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
-        return run.config.reward.holds("lambdarank")  # what else it is, does not concern the ranker
+        return run.config.reward.holds("lambdarank")  # other kinds do not concern the ranker
     return reads_key(verb, key)
 
 
@@ -156,7 +151,6 @@ def _not_read(verb: str, key: str) -> str:
 
 
 def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
-    """Explain why a verb that measures does not change the settings of other stages."""
     given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
     elsewhere = run.called.with_name(f"{run.called.name}-{verb}")
     first = (
@@ -169,7 +163,7 @@ def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
 
 
 def _asked_for(part: Part, keys: list[str]) -> str | None:
-    """The key, of those that are set for this command, that makes a stage stale."""
+    """The `--set` key that makes a stage stale."""
     return next((key for change in part.changes for key in keys if names_key(change.key, key)), None)
 
 
@@ -179,7 +173,6 @@ def _makes(verb: str, stage: str) -> bool:
 
 
 def _changes(run: RunDirectory, key: str) -> bool:
-    """Check that a key has another value in this command than in run.yaml."""
     if run.described is None:
         return True
     before, now = (_value(dump_config(config), key) for config in (run.described, run.config))

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant, by commands that take one."""
+"""Choose the checkpoint that a command uses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.storage.artifacts import manifest
 
-SHOWN = 12  # digits of a sha256 that name a version
+SHOWN = 12  # digits of a sha256 in a version name
 Checkpoint = Literal["best", "final"]
-MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
+MONITOR = "ndcg@10"  # also selects checkpoints in training
 
 
 class Chosen(NamedTuple):
@@ -22,28 +22,27 @@ class Chosen(NamedTuple):
     arm: str  # or sft
     weights: Path  # its folder
     step: int
-    why: str  # this one and no other
+    why: str  # reason for the choice
 
     @property
     def stage(self) -> str:
-        """The stage that it is of."""
+        """The stage that made it."""
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
     def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
-        """Return the versions that answers name; `run` is the run of the checkpoint."""
+        """Return the versions that answers report; `run` is the checkpoint's own."""
         model = run.hash_input(self.weights / "model.safetensors")[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
 def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint) -> Chosen:
-    """The checkpoint of an arm.
+    """Return a checkpoint of an arm.
 
     Args:
-        arm: a trained arm, or `sft`; None: the one of the best NDCG@10 on validation among those that were evaluated.
+        arm: a trained arm or `sft`; None takes the best by validation NDCG@10.
 
     Raises:
-        UserError: there is no such arm or checkpoint, its weights are not what they were, or none is named where there
-            are several and no evaluation to choose by.
+        UserError: there is no such arm or checkpoint, its weights were changed, or nothing was evaluated to choose by.
     """
     finished = set(run.trained())
     trained = [name.name for name in run.config.train.arms if name.name in finished]
@@ -55,17 +54,12 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
     weights = run.weights_of(arm, checkpoint)
     for name in ("model.safetensors", "checkpoint.json"):
-        run.hash_input(weights / name)  # or say that it is missing, or not what it was
+        run.hash_input(weights / name)  # raises if it is missing or changed
     return Chosen(arm, weights, read_json(weights / "checkpoint.json")["step"], why)
 
 
 def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> tuple[str, str]:
-    """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one.
-
-    An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing. One that
-    `evaluation.eligible` narrowed is of other cases: it is not compared with those of all cases, and the reason says
-    so. So is one of a sample of them, `evaluation.validation_users`.
-    """
+    """The first arm with the best `MONITOR`, and the reason; only current weights and equal cases are compared."""
     values: dict[str, float] = {}
     outdated: list[str] = []
     narrowed: list[str] = []
@@ -96,7 +90,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     apart = f"evaluated on part of the catalogue (evaluation.eligible): {', '.join(narrowed)}"
     if len(narrowed) < len(values):
         values = {arm: value for arm, value in values.items() if arm not in narrowed}
-    most = max(sampled.get(arm, inf) for arm in values)  # cases
+    most = max(sampled.get(arm, inf) for arm in values)  # number of cases
     few = [arm for arm in values if sampled.get(arm, inf) < most]
     values = {arm: value for arm, value in values.items() if arm not in few}
     best = max(values, key=lambda arm: values[arm])
@@ -109,18 +103,18 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
 
 
 def _ends_at_its_best(run: RunDirectory) -> bool:
-    """Check that the last weights of sft are its best, which alone are evaluated."""
+    """Whether the last sft weights are the best, which alone are evaluated."""
     first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
 
 
 def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
-    """Return the folder of the evaluation of a policy, in a run."""
+    """Return the folder of a policy's evaluation within a run."""
     return ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
 
 
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
-    """Check that an evaluation read the weights that are there."""
+    """Check that an evaluation used the current weights."""
     made_from = (manifest(evaluation) or {}).get("made_from")
     weights = run.weights_of(arm, "best" if arm == "sft" else checkpoint)
     return made_from is None or run.hash_input(weights / "model.safetensors") in made_from["inputs"].values()

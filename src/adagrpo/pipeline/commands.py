@@ -1,8 +1,4 @@
-"""The command that makes a stage, and the settings that a command reads: what messages and refusals are made of.
-
-A command that is named repeats what the user has set for it: `adagrpo train --set reward.kind=lambdarank` that lacks
-the trees names `adagrpo ranker --set reward.kind=lambdarank`, since run.yaml does not say so yet.
-"""
+"""Commands and settings for messages. Suggestions repeat the user's `--set`, which run.yaml lacks."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage_table import reads_key, row_of
 
-ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
+ALWAYS = ("name", "threads")  # accepted by every command, without effect on results
 
 
 def owner(run: RunDirectory, path: Path) -> str | None:
-    """The stage of a run that a file or folder is of; None for a file that is not in the run."""
+    """Return the stage of a path; None outside the run."""
     root = run.root_of(path)
     if root is None:
         return None
@@ -27,7 +23,7 @@ def owner(run: RunDirectory, path: Path) -> str | None:
 
 
 def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
-    """A verb on a run as the user would type it, in backticks."""
+    """Return a command as typed, in backticks."""
     place = shlex.quote(str(run.called))
     if verb in ("prepare", "run"):
         recipe = f"`adagrpo run RECIPE --out {place}`"
@@ -39,7 +35,7 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
         if verb == "run" or simulated:
             return recipe
         given = "".join(f" --set {key}=..." for key in data_settings(run.config))
-        if given:  # else `prepare` would go by the defaults
+        if given:  # otherwise `prepare` would use the defaults
             return f"{recipe} or `adagrpo prepare {logs.strip()} --out {place}{given}`"
         return f"`adagrpo prepare {logs.strip()} --out {place}` or {recipe}"
     words = ["adagrpo", verb, "--run", place, *(() if out is None else ("--out", shlex.quote(str(out))))]
@@ -47,18 +43,18 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
 
 
 def remake_command(run: RunDirectory, place: Path | str) -> str:
-    """The command that makes a stage, or the stage of a file, with what was set for it."""
+    """Return the command, with its `--set`, that rebuilds the stage of a path."""
     stage = (owner(run, place) or place.name) if isinstance(place, Path) else place
     if stage.startswith("evaluate/") and "+rerank" in stage:
         return "`adagrpo compare`, which alone re-ranks arms,"
-    if stage.startswith("catalogs/"):  # what was asked for is not kept; the latest version is stale itself
+    if stage.startswith("catalogs/"):  # the request is not kept; the latest version itself is stale
         return (
             f"`adagrpo catalog update --run {shlex.quote(str(run.called))} --from 0` with --items or --delist,"
             " or read the catalogue of training with --catalog 0"
         )
     row = row_of(stage)
     made_by = row.command if row is not None else stage.partition("/")[0]
-    if row is not None and row.shared and run.finished("fuse/*"):  # `decide` measures all again that it measured
+    if row is not None and row.shared and run.finished("fuse/*"):  # `decide` repeats its measurements
         made_by = "decide"
     if stage in OUTPUTS:
         made_by = "ranker" if run.config.without_order else "evaluate"

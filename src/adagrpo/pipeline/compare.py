@@ -1,13 +1,11 @@
-"""Carries out a comparison: one run directory a seed, whose arms share Semantic IDs, sft policy and ranker.
+"""Run a comparison: one run per seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         baseline, family, metric, margins, the reward and its ranker, hashes of the data and of the
-                          reward's files, the last part of an exposure log: written before the first run, held to
+    DIR/plan.json         pre-registered baseline, family, metric, margins, reward, and hashes of the data
     DIR/seed-<n>/         an ordinary run
-    DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
+    DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
 
-Some arms are no objective of their own. `rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists that more than a
-policy makes at serving time, see `adagrpo.lists.names`. `mixture-matched` and `mixture-norm-matched` are mixtures
-whose lambda is known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
+`rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists made at serving time (`adagrpo.lists.names`).
+`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.matching`).
 """
 
 from __future__ import annotations
@@ -72,18 +70,17 @@ class Comparison:
         console: Console | None = None,
         code: Path | None = None,
     ) -> None:
-        """Check what is asked for; nothing is written yet.
+        """Check the request without writing.
 
         Args:
-            config: of all runs, less seed and arms.
-            data: the folder that the recipe's relative paths are in.
+            config: of all runs, without seed and arms.
+            data: base folder of the recipe's relative paths.
             objectives: names of arms; None takes the recipe's.
             seeds: None takes the recipe's.
-            code: the folder in which the recipe's modules are looked for; None is the working directory.
+            code: folder of the recipe's modules; None is the working directory.
 
         Raises:
-            UserError: an arm or seed that is unknown or there twice, a plan that these arms cannot answer, or logs
-                without order, which have no arms.
+            UserError: an arm or seed is unknown or repeated, the plan does not fit, or the logs have no order.
         """
         refuse_without_order(config, "adagrpo run")
         check_kind(directory, "comparison")
@@ -93,7 +90,7 @@ class Comparison:
         if objectives is not None:
             own = {arm.own_name: arm for arm in config.train.arms}
             trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if not is_named_here(name)]
-        # an arm's own name, by which its folder is called: `mixture-lambda5` also where lambda was written 5.0
+        # the canonical name, as in the folder: `mixture-lambda5` for a lambda of 5.0
         names = iter(arm.name for arm in trained)
         self.arms = [*names] if objectives is None else [n if is_named_here(n) else next(names) for n in objectives]
         _check_list("--seeds", self.seeds)
@@ -109,7 +106,6 @@ class Comparison:
         self.plan = self._hold_to_plan()
 
     def _hold_to_plan(self) -> CompareConfig:
-        """The comparison that is fixed: this one, or that of an earlier start in the same folder."""
         options, known, path = self.config.compare, [START, *self.arms], self.directory / PLAN
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
@@ -128,13 +124,12 @@ class Comparison:
         return plan
 
     def _data_files(self) -> tuple[Run, list[Path]]:
-        """The run of a seed, and the files that the data of all are read from; none of what a run makes itself."""
+        """One seed's run, and data files not made by it."""
         run = self.run_of(self.seeds[0])
         paths = dict.fromkeys([*log_source(run).files, *files_named_by(run.config.reward, run)])
         return run, [path for path in paths if not path.is_relative_to(run.directory)]
 
     def _fix_plan(self) -> None:
-        """Write the plan, with what its data are, at the first start."""
         if not (self.directory / PLAN).exists():
             (run, files), through = self._data_files(), None
             data = run.hash_inputs(files)
@@ -147,42 +142,36 @@ class Comparison:
 
     @property
     def page(self) -> Path:
-        """The place of the page."""
+        """The path of the HTML page."""
         return self.directory / "comparison.html"
 
     def describe(self) -> dict[str, Any]:
-        """Describe what would be done, JSON-able."""
+        """Describe the plan, JSON-able."""
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
     def plan_of(self, seed: int) -> dict[str, Any]:
-        """Plan the run of one seed, its lists too, see `adagrpo.pipeline.dry_run.plan`.
-
-        An arm that is matched to another has stages here once that one is trained.
-        """
+        """Plan one seed's run; matched arms appear once their counterpart is trained."""
         run = self.run_of(seed)
         matched = self._matched_before(run)
         run.config = _with_arms(run.config, [*run.config.train.arms, *matched.values()])
         return plan(run, more=self._lists(names_in_run(matched)))
 
     def run_of(self, seed: int) -> Run:
-        """The run of one seed, of which nothing is made yet."""
+        """Return one seed's run without making it."""
         directory = self.directory / f"seed-{seed}"
         config = self.config.model_copy(update={"seed": seed})
         return Run(directory, config, self.data, _Prefixed(self.console, directory.name), self.code)
 
     def carry_out(self) -> dict[str, Any]:
-        """Make or continue the runs, and write the comparison; returns the content of comparison.json."""
+        """Run everything, write the comparison and return the content of comparison.json."""
         with lock_folder(self.directory, "comparison"):
             return self._carry_out()
 
     def make_runs(self, seeds: Sequence[int]) -> list[Path]:
-        """Make or continue the runs of some seeds, and compare nothing; others may make the other seeds meanwhile.
+        """Make or continue the runs of some seeds without comparing them.
 
-        A run keeps other processes out of its own folder, and so may be made on another machine and moved here.
-
-        Raises:
-            UserError: a seed is not one of the comparison's, or is there twice.
+        Each run locks only its own folder, so seeds can be made in parallel and on other machines.
         """
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
@@ -193,7 +182,6 @@ class Comparison:
         return [self._carry_out_seed(seed)[0].directory for seed in seeds]
 
     def _carry_out(self) -> dict[str, Any]:
-        """In a folder that no other process works in."""
         self._fix_plan()
         runs = [self._carry_out_seed(seed) for seed in self.seeds]
         measured: dict[tuple[str, str], list[Measured]] = {}
@@ -221,12 +209,11 @@ class Comparison:
         return content
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
-        """One seed's run, and the folder names of arms that are called otherwise there."""
         run = self.run_of(seed)
         config = run.config
         with run.locked():
             matched = self._matched_before(run)
-            while True:  # once more in the same directory, with some arms more, when their lambda has become known
+            while True:  # repeat with the matched arms once their lambda is known
                 run.config, known = _with_arms(config, [*config.train.arms, *matched.values()]), matched
                 run.complete()
                 matched = self._matched(run, run.results)
@@ -238,16 +225,14 @@ class Comparison:
         return run, names
 
     def _lists(self, names: Mapping[str, str]) -> dict[str, Declare]:
-        """The stages of lists in a run, by name; `names` has the arms that are called otherwise there."""
         arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
         return {stage: make for arm in arms for stage, make in list_stages(arm).items()}
 
     def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
-        """The matched arms by the names that they have here."""
         return {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
 
     def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
-        """The matched arms of an earlier start, so that none is left out and taken up again; none if it is damaged."""
+        """Matched arms of an earlier start; none if damaged."""
         try:
             metrics = run.find_content("metrics.json")
             return {} if metrics is None else self._matched(run, metrics)
@@ -256,8 +241,6 @@ class Comparison:
 
 
 class _Prefixed:
-    """Progress with the seed before the name of the stage."""
-
     def __init__(self, console: Console, prefix: str) -> None:
         self.console, self.prefix = console, prefix
 
@@ -278,7 +261,7 @@ def _check_list(option: str, values: Sequence[object]) -> None:
 
 
 def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
-    """The configuration with these arms, one that is there twice once, checked as if the recipe had named them."""
+    """The validated configuration with these arms, deduplicated."""
     different = {arm.name: arm for arm in arms}
     named = config.model_copy(update={"train": config.train.model_copy(update={"arms": (*different.values(),)})})
     try:

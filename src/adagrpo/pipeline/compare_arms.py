@@ -1,7 +1,4 @@
-"""Arms of a comparison by their names: which are lists of others, where each was measured, and what came of it.
-
-An arm that is matched to another one is called otherwise in a run: `names` maps the names of a comparison to those.
-"""
+"""Arms of a comparison by name. `names` maps matched arms to their names within a run."""
 
 from __future__ import annotations
 
@@ -18,18 +15,18 @@ from adagrpo.pipeline.matching import MATCHED
 
 
 def base_of(name: str) -> str | None:
-    """Return the arm whose beam a list of this name has; None of an arm itself."""
+    """Return the arm whose beam a list re-orders; None for an arm itself."""
     called = parse_list(name)
     return None if called.order == "policy" else called.policy
 
 
 def is_named_here(name: str) -> bool:
-    """Check whether an arm is none that a recipe names: it is matched to another one, or a list of one."""
+    """Return whether an arm is matched, or a list of one, and so in no recipe."""
     return name in MATCHED or base_of(name) is not None
 
 
 def names_in_run(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Map the names of matched arms, and of their lists, to those in a run."""
+    """Map matched arms and their lists to names in a run."""
     names = {name: arm.name for name, arm in matched.items()}
     orders = (RERANK, FUSE, FUSE_WITHOUT_REWARD)
     return names | {
@@ -38,18 +35,18 @@ def names_in_run(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
 
 
 def checkpoints_of(arm: str) -> tuple[str, ...]:
-    """The checkpoints that are measured: one evaluation is both of the starting policy and of every fused list."""
+    """Return the measured checkpoints, a single one for sft and fused lists."""
     once = arm == START or base_of(arm) == START or parse_list(arm).order in (FUSE, FUSE_WITHOUT_REWARD)
     return ("best",) if once else ("best", "final")
 
 
 def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
-    """Return the folder of the evaluation of an arm's checkpoint."""
+    """Return the folder of an arm's evaluation."""
     return run.path("evaluate", name, *(() if len(checkpoints_of(name)) == 1 else (checkpoint,)))
 
 
 def facts_of_arm(runs: Sequence[tuple[RunDirectory, str]]) -> dict[str, list[Any]]:
-    """Lambda, pressure, admission, the weight of validation, and where the policy was lost, of an arm a seed."""
+    """Return λ, pressure, admission, validation weight and collapse, a value per seed."""
     facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
     for run, name in runs:
         re_ordered = base_of(name) is not None
@@ -64,7 +61,7 @@ def facts_of_arm(runs: Sequence[tuple[RunDirectory, str]]) -> dict[str, list[Any
 
 
 def result_rows(run: RunDirectory, names: Mapping[str, str], arms: Sequence[str]) -> str:
-    """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
+    """Return a seed's results.jsonl under the comparison's names, with re-ranking."""
     rows = read_rows(run.checked("results.jsonl"))
     trained = [row | {"arm": arm} for row in rows for arm in arms_called(row["arm"], names, arms)]
     lines = list(trained)
@@ -80,6 +77,6 @@ def result_rows(run: RunDirectory, names: Mapping[str, str], arms: Sequence[str]
 
 
 def arms_called(folder: str, names: Mapping[str, str], arms: Sequence[str]) -> list[str]:
-    """The arms that a run's arm is here: two matched ones may be one mixture, or one that was asked for as well."""
+    """Return the comparison's names for a run's arm; mixtures may coincide."""
     own_names = [arm for arm, name in names.items() if name == folder]
     return [folder, *own_names] if folder in arms or not own_names else own_names

@@ -1,4 +1,4 @@
-"""plan.json of a comparison: what is fixed before its first run, and what later starts are held to."""
+"""plan.json of a comparison, fixed before its first run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ REWARD_READS = ("reward", "ranker")
 
 
 class FixedPlan(NamedTuple):
-    """The content of a plan.json; None for what it does not have, all of it before the first start."""
+    """The content of plan.json, None where absent."""
 
     options: CompareConfig | None = None
-    data: Mapping[str, str] | None = None  # hashes of the data files and of those that the reward names, by label
-    through: int | None = None  # the number of the last part of an exposure log that is read
-    reward: Mapping[str, Any] | None = None  # the settings that say what the reward is
+    data: Mapping[str, str] | None = None  # hashes of the data and reward files, by label
+    through: int | None = None  # number of the last part of the exposure log to read
+    reward: Mapping[str, Any] | None = None  # settings of the reward
 
     @classmethod
     def read(cls, path: Path) -> FixedPlan:
-        """The plan of an earlier start, if there was one."""
+        """Read an earlier plan, if any."""
         if not path.is_file():
             return cls()
         try:
@@ -39,14 +39,14 @@ class FixedPlan(NamedTuple):
             raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 
     def write(self, path: Path) -> None:
-        """Write it; of several processes, one writes it for all."""
+        """Write the plan, once for all processes."""
         assert self.options is not None
         others = {"data": self.data, "through": self.through, "reward": self.reward}
         content = self.options.model_dump(mode="json") | {k: value for k, value in others.items() if value is not None}
         write_file(path, json_lines(with_hash(content)), keep=True)
 
     def options_for(self, asked: CompareConfig, arms: Sequence[str], path: Path) -> CompareConfig:
-        """The comparison that is fixed: what is asked for now, with the family of an earlier start."""
+        """Return the current options with the planned family."""
         before, family = self.options, asked.family
         if family is None:
             family = before.family if before else tuple(arm for arm in arms[1:] if arm != asked.baseline)
@@ -70,7 +70,7 @@ class FixedPlan(NamedTuple):
         return options
 
     def check_reward(self, config: Config, path: Path) -> None:
-        """Refuse another reward than that of the runs before: their arms would be trained again in their place."""
+        """Refuse a changed reward, which would retrain the arms."""
         if self.reward is None:
             return
         changes = changed_settings(config, self.reward, read_settings(config, REWARD_READS))
@@ -82,7 +82,7 @@ class FixedPlan(NamedTuple):
             )
 
     def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
-        """Refuse other data than those of the runs before; a file that is gone is not compared."""
+        """Refuse changed data; missing files are not compared."""
         before = self.data or {}
         labelled = run.labels([*files])
         changed = [
@@ -95,7 +95,7 @@ class FixedPlan(NamedTuple):
             raise UserError(f"{changed[0]} {path} was fixed; take a new folder for the changed files, another --out")
 
     def held_to_part(self, config: Config, data: Path, path: Path) -> Config:
-        """The configuration that reads an exposure log up to the part of the plan, whatever was logged since."""
+        """Limit an exposure log to the planned last part."""
         options = config.data.exposures
         if options is None or self.through is None:
             return config

@@ -1,4 +1,4 @@
-"""The current files of a run: results whose stages are those that are there, and nothing stale."""
+"""The current files of a run, without stale results."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.staleness import parts_of
 
-SHOWN = ("train/", "ranker/report")  # stages that the page would show
+SHOWN = ("train/", "ranker/report")  # stages shown on the page
 
 
 class CurrentFiles:
-    """The files of a run without what is out of date; implements `adagrpo.report.page.RunFiles`."""
+    """The up-to-date files of a run; implements `adagrpo.report.page.RunFiles`."""
 
     def __init__(self, run: RunDirectory) -> None:
-        """Look at what there is.
-
-        Raises:
-            UserError: metrics.json is not of the stages that are there; with the command that makes it again.
-        """
+        """Find stale stages; UserError if metrics.json is stale."""
         self.run, self.directory = run, run.directory
         self.parts = parts_of(run, measuring=True)
         path = run.find("metrics.json")
@@ -39,7 +35,7 @@ class CurrentFiles:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on what is left out, a sentence each."""
+        """Return a sentence per omission."""
         left_out = [
             part for part in self.parts.values() if part.there and not part.usable and part.name.startswith(SHOWN)
         ]
@@ -51,16 +47,16 @@ class CurrentFiles:
         ]
 
     def find(self, *parts: str) -> Path | None:
-        """See `RunDirectory.find`; what is out of date is not there."""
+        """Find a file unless it is stale, see `RunDirectory.find`."""
         if parts == (DECISION,) and self.undecided:
             return None
         stage = "/".join(parts[:-1])
         return None if stage in self.parts and not self.parts[stage].usable else self.run.find(*parts)
 
     def trained(self) -> list[str]:
-        """The arms that are not out of date."""
+        """List the arms that are up to date."""
         return [arm for arm in self.run.trained() if self.parts[f"train/{arm}"].usable]
 
     def events(self) -> Sequence[Mapping[str, Any]]:
-        """See `RunDirectory.events`."""
+        """Read the events, see `RunDirectory.events`."""
         return self.run.events()

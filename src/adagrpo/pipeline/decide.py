@@ -1,22 +1,13 @@
-"""`adagrpo decide`: which list of a run to serve, by a written rule, and the command that serves it.
+"""`adagrpo decide`: choose which list to serve, by a fixed rule over the lists within the time budget.
 
-The rule, over the contenders whose list takes no longer than the budget; where none is, nothing is decided:
+1. Compare NDCG@10 on validation cases (fused lists cross-fitted), weighted by `RunData.case_weights`.
+2. With simultaneous 95 % intervals (`all_pairs`), take the simplest contender (`contenders`) whose loss against every
+   other is below `decide.margin` of the best NDCG@10, else the best.
+3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy, and
+   simpler lists that do so worse than the best: the interval of the AUC difference is below zero.
 
-1. Contenders are compared by NDCG@10 on validation cases; fused lists by weights that no case's user had a part in.
-   Where the logs say what was shown, a case weighs less the more often its logged item was (`RunData.case_weights`).
-2. All differences between contenders have intervals that hold together at 95 % (`all_pairs`). The simplest contender
-   is taken whose loss against every other is below `decide.margin` of the best one's NDCG@10 by these intervals, else
-   the best one. The order of simplicity is that of `contenders`: what needs fewer parts at serving time comes first.
-3. Where the logs say what was shown at random (`data.random`), a list is not taken that orders the clicks there worse
-   than the starting policy, nor a simpler one that does so worse than the best: the interval of the difference in AUC
-   is below zero (`RandomOrder.worse`).
-
-A reward alone over the whole catalogue is measured where that takes at most `MOST_SECONDS`, by the time of a few lists;
-where it takes longer, the decision says so. Of several rewards those that have probably seen the held-out items
-(`adagrpo.diagnosis.leaks`) are left out before anything is measured, and run.yaml keeps the rest. If all have, a list
-that asks them, or whose policy was trained with them, is measured and never taken. Test cases are read once,
-for the table, and have no part in the choice. decision.plan.yaml is the experiment that compares the chosen list with
-the one that users get today; a plan that is frozen, or changed by hand, is left as it is.
+Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
+cases only fill the table. A frozen or edited decision.plan.yaml is kept.
 """
 
 from __future__ import annotations
@@ -62,25 +53,25 @@ from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
-TIMED, WARM_UP = 8, 3  # histories that a list is timed with, and before those
-ROUNDS = 10  # in which lists take turns: load on the machine only adds to a time, and rarely to all of them
+TIMED, WARM_UP = 8, 3  # histories per list: timed, and run before timing
+ROUNDS = 10  # lists take turns, since load on the machine rarely affects all rounds
 TOP = 10
-TRIED, MOST_SECONDS = 4, 600.0  # lists of a reward alone that are timed, and what all of them may take
-FEW_CASES = 2000  # a convention, below which a doubt is said; the table has the intervals
+TRIED, MOST_SECONDS = 4, 600.0  # lists timed for a reward alone, and the limit for all its lists
+FEW_CASES = 2000  # a convention: with fewer, a doubt is reported
 CHECK = "Check that all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
 
 Values = NDArray[np.float64]
 
 
 class Milliseconds(NamedTuple):
-    """What one list takes."""
+    """Time per list."""
 
     wall: float
-    processor: float  # of all threads
+    processor: float  # CPU time of all threads
 
 
 class Choice(NamedTuple):
-    """A contender, and why it is that one."""
+    """A contender and the reason for choosing it."""
 
     chosen: str
     best: str
@@ -88,23 +79,20 @@ class Choice(NamedTuple):
 
 
 def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
-    """The lists that compete, from the one that needs least at serving time to the one that needs most."""
+    """Return the lists, simplest to serve first."""
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
     return [*LISTED, *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
-    """Take the rewards that have probably seen the held-out items out of a run's sum, and say which.
-
-    Nothing where none has, or all have: then none of the lists that ask them is taken, see `decision`.
-    """
+    """Drop leaking rewards from a run's sum and return a message for each; none if all leak."""
     options = run.config.reward
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []
     try:
         found = {name: leak_reason(signs) for name, signs in suspects(Models(RunData(run))).items()}
-    except NotFinite:  # the first look at the rewards says so
+    except NotFinite:  # reported by the first look at the rewards
         return []
     leaks = {name: reason for name, reason in found.items() if reason is not None}
     kept = [place for place in range(len(options.parts)) if f"{REWARD}-{place + 1}" not in leaks]
@@ -112,7 +100,7 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
         return []
     weights = None if options.weights is None else tuple(options.weights[place] for place in kept)
     rest: RewardOptions = WeightedOptions(members=tuple(options.parts[place] for place in kept), weights=weights)
-    if weights is None and len(kept) == 1:  # as one reward is given
+    if weights is None and len(kept) == 1:  # a single reward needs no sum
         rest = rest.parts[0]
     run.config = run.config.model_copy(update={"reward": rest})
     return [
@@ -122,13 +110,7 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
-    """Say why a list is left out; None if it is not.
-
-    A source may be made for smaller catalogues; a reward alone may fail over the whole catalogue, or be too slow there.
-
-    Args:
-        name: of a stage that measures a list or fits a source; None of any other, and where it is done.
-    """
+    """Return why a list is left out (catalogue too large, failure, too slow); None if it is measured."""
     kind, _, called = name.rpartition("/")
     source = SOURCES.get(called)
     if kind in ("", "evaluate") and source is not None and source.most_items is not None:
@@ -166,14 +148,14 @@ def choose(
     *,
     margin: float = 0.01,
 ) -> Choice:
-    """Apply the rule of the module's text.
+    """Apply the module's rule.
 
     Args:
-        values: (N,) NDCG@10 of each validation case, by contender, the simplest first.
-        pairs: every difference in NDCG@10 of two of them, with intervals that hold together.
-        milliseconds: of one list, by contender.
-        budget: milliseconds that a list may take; None: any.
-        judged: by what was shown at random; None: nothing was.
+        values: (N,) NDCG@10 per validation case, by contender, simplest first.
+        pairs: differences in NDCG@10 with simultaneous intervals.
+        milliseconds: per list, by contender.
+        budget: milliseconds per list; None is unlimited.
+        judged: results on random exposures, if any.
         margin: share of the best NDCG@10 that a simpler list may lose.
 
     Raises:
@@ -217,15 +199,12 @@ def decision(
     left_out: Mapping[str, str] = MappingProxyType({}),
     leaking: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Decide what to serve: the competing lists, the choice, and how sure it is.
+    """Return the contenders, the choice and its uncertainty.
 
     Args:
-        budget: milliseconds that a list may take; None: any.
-        left_out: lists that were not measured, and why.
-        leaking: what `leave_leaks_out` says.
-
-    Raises:
-        UserError: no list is within the budget.
+        budget: milliseconds per list; None is unlimited.
+        left_out: reasons for lists not measured.
+        leaking: from `leave_leaks_out`.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
@@ -302,13 +281,11 @@ def decision(
 
 
 def _on_random(judged: RandomOrder, name: str) -> dict[str, Any]:
-    """What random exposures say of a list."""
     against = judged.against(name)
     return {"auc": float(judged.auc[name].mean()), f"against {START}": [against.mean, against.low, against.high]}
 
 
 def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
-    """Say which lists were not taken since they order random exposures worse, or that these say nothing."""
     if judged is None and data.config.data.random is not None:
         return ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
     if judged is None or not harmful:
@@ -322,7 +299,6 @@ def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]
 
 
 def _of_catalogue(run: RunDirectory) -> list[str]:
-    """Say that the latest version of the catalogue cannot be served with what was decided."""
     latest = catalog_versions(run)[-1]
     if not latest.number or parts_of(run, measuring=True)[latest.stage].usable:
         return []
@@ -333,13 +309,12 @@ def _of_catalogue(run: RunDirectory) -> list[str]:
 
 
 def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
-    """Check that a list asks one of these rewards."""
     alone = reward_number(called.order) is not None
     return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
 def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
-    """(N,) a column of the validation cases, from the stage that measured a list there."""
+    """(N,) a column of the list's validation.parquet."""
     called = parse_list(name)
     measured = called.policy is None or called.order == RERANK
     path = run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
@@ -355,7 +330,7 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
 
 
 def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
-    """What one list takes, asked for alone, by name: the median over histories of the least of each one's rounds."""
+    """Single-request times: median over histories of the minimum over rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
     served = dict(maker.recommenders(names))
@@ -376,7 +351,6 @@ def _time(served: Recommender, history: list[int]) -> Milliseconds:
 
 
 def _below(values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval]) -> str | None:
-    """Name the first of two simple lists that the policy loses to."""
     for source in ("item_knn", "popularity"):
         lost = pairs[source, START]
         if lost.mean > 0:
@@ -395,7 +369,6 @@ def _of_interval(found: Interval) -> str:
 def _worth_of_training(
     values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval], arms: Sequence[str], chosen: str
 ) -> str | None:
-    """Say whether the best trained and fused list is above the fused list of the starting policy."""
     fused = [name for arm in arms if (name := str(ListName(arm, FUSE))) in values]
     if not fused or FUSE not in values:
         return None
@@ -410,7 +383,7 @@ def _worth_of_training(
 
 
 def _worth_of_reward(pairs: Mapping[tuple[str, str], Interval]) -> list[float] | None:
-    """[mean, low, high] of what the reward adds to the fused list; None where that is not measured without it."""
+    """[mean, low, high] of the reward's gain in the fused list, if measured."""
     found = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
     return None if found is None else [found.mean, found.low, found.high]
 
@@ -422,7 +395,6 @@ def _doubts(
     choice: Choice,
     leaks: Mapping[str, str],
 ) -> list[str]:
-    """List what a reader must know before acting on the choice, the gravest first."""
     doubts = [
         f"{reward_title(data.config.reward, name)} has probably seen the held-out items, so no list that asks it, or"
         f" whose policy was trained with it, was chosen: {reason}. {CHECK}"

@@ -1,11 +1,9 @@
-"""The demo: one policy, a reward that is good and one that is not, and what training on each did to users.
+"""The demo: train one policy on a good and a bad reward, and measure the effect on users.
 
-    DIR                  a run of recipes/demo.yaml, whose reward is good: trees on counts that the policy does not read
-    DIR-wrong-reward     the same run under a ranker fitted on what was shown alone; it reads what is the same from DIR
+    DIR                  a run of recipes/demo.yaml, its reward trees on counts that the policy does not read
+    DIR-wrong-reward     the same with a ranker fitted on impressions only; shared stages are read from DIR
 
-Both rewards are diagnosed before anything is trained on them. Then the same arms are trained under each, whatever the
-diagnosis said, and measured user by user against continued NLL, and `decide` chooses among all lists. The marketplace
-is simulated, so that what users would have liked is known; diagnosis, training and decision do not read it.
+The same arms are trained whatever the diagnosis. Diagnosis, training and `decide` do not read the simulated truth.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.rewards.boosted import require_lightgbm
 
 GOOD, WRONG = "trees", "shown items alone"
-WRONG_REWARD = ("reward.kind=sequential",)  # which the recipe fits on what was shown alone
+WRONG_REWARD = ("reward.kind=sequential",)  # fitted by the recipe on impressions only
 BASELINE = "nll"
 OUTPUT = "demo.json"
 
@@ -33,13 +31,13 @@ OUTPUT = "demo.json"
 class DemoResult(NamedTuple):
     """Results of the demo."""
 
-    metrics: dict[str, Any]  # content of metrics.json under the good reward
+    metrics: dict[str, Any]  # metrics.json under the good reward
     rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `decisions`, `fused_weights`, `rows` of comparison
     pages: dict[str, Path]  # the report under each reward
 
 
 def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Run]:
-    """The run under each reward, of which nothing is made yet; see `run_demo`."""
+    """Return the run under each reward without making it."""
     wrong = resolve_config(dump_config(config), WRONG_REWARD, "demo")
     beside = directory.with_name(f"{directory.name}-wrong-reward")
     return {
@@ -49,14 +47,11 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train, measure and decide under both rewards; what is done already is skipped.
+    """Diagnose, train, measure and decide under both rewards, skipping finished work.
 
     Args:
-        directory: of the run under the good reward; the other one lies beside it.
-        config: of recipes/demo.yaml, or of the like: a simulated marketplace, the arm `nll` among its arms.
-
-    Raises:
-        UserError: LightGBM is not installed, or one of the folders holds something else.
+        directory: of the good reward's run; the other is next to it.
+        config: a simulated marketplace with the arm `nll`, like recipes/demo.yaml.
     """
     require_lightgbm("reward")
     runs = demo_runs(directory, config, console)
@@ -80,14 +75,13 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
 
 
 def _fused_weights(run: Run) -> dict[str, float]:
-    """The weights of the policy and of the reward in the list `fuse`, in spreads."""
+    """Weights of policy and reward in `fuse`, in units of σ."""
     weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
-    own = [name for name in weights if name.startswith(REWARD)] or ["ranker"]  # the run's ranker is a part anyway
+    own = [name for name in weights if name.startswith(REWARD)] or ["ranker"]  # the run's ranker is always a part
     return {"policy": weights["policy"], "reward": sum(weights[name] for name in own)}
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
-    """Each arm's last checkpoint under each reward against continued NLL, which reads no reward."""
     measured: dict[tuple[str, str], list[Measured]] = {}
     for reward, run in runs.items():
         data = RunData(run)

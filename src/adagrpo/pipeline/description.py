@@ -1,4 +1,4 @@
-"""run.yaml: what a run was made of, with a hash of itself and those of the files that belong to no stage."""
+"""run.yaml: a run's recipe, with hashes of itself and of output files outside stages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from adagrpo.storage.writing import write_file
 
 DESCRIPTION = "run.yaml"
 PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
-# where logs are, and up to where
+# locations and extents of logs
 PLACES = ("data.exposures.path", "data.exposures.through", "data.impressions.logs", "data.random.logs")
-OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
+OUTPUTS = ("metrics.json", "results.jsonl")  # written by the program, so run.yaml must have their hashes
 
 
 def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code: Path) -> dict[str, Any]:
-    """Describe a run, as run.yaml has it."""
+    """Return the content of run.yaml."""
     content = {
         "config": dump_config(config),
         "arms": config.settings_of_arms(),
@@ -42,11 +42,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """The content of run.yaml.
-
-    Raises:
-        UserError: it is missing, damaged, or not as it was written.
-    """
+    """Read run.yaml; UserError if missing, damaged or edited."""
     path = directory / DESCRIPTION
     again = "carry out `adagrpo run` or `adagrpo prepare` again"
     if not path.is_file():
@@ -58,7 +54,7 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged; {again}") from error
     try:
         same = recorded == hash_json(content)
-    except (ValueError, TypeError):  # a value that was never written, such as a date
+    except (ValueError, TypeError):  # a value that is never written, such as a date
         same = False
     if not same:
         raise UserError(f"{path}: not as it was written; change keys by --set, or {again}")
@@ -66,7 +62,7 @@ def read_description(directory: Path) -> dict[str, Any]:
 
 
 def is_described(directory: Path) -> bool:
-    """Check that a run directory has a run.yaml that is as it was written."""
+    """Return whether run.yaml is intact."""
     try:
         return bool(read_description(directory))
     except UserError:
@@ -74,13 +70,13 @@ def is_described(directory: Path) -> bool:
 
 
 def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
-    """The settings of a run, and the folder of its data; no settings where there is no run yet, or a damaged one."""
+    """Return a run's settings and data folder; no settings without an intact run.yaml."""
     content = read_description(directory) if is_described(directory) else {}
     return dict(content.get("config", {})), Path(content.get("data_directory", ""))
 
 
 def reset_settings(directory: Path, config: Config) -> list[str]:
-    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default."""
+    """Return the `data` keys set in a run but default in `config`."""
     if not is_described(directory):
         return []
     before = Config.model_validate(read_description(directory)["config"])
@@ -88,18 +84,14 @@ def reset_settings(directory: Path, config: Config) -> list[str]:
 
 
 def write_description(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write run.yaml, with a hash of its content as the last key."""
+    """Write run.yaml, its hash as the last key."""
     text = dump_yaml(dict(content))
     digest = hash_json(parse_yaml(text, ours=True))
     write_file(directory / DESCRIPTION, text + dump_yaml({"sha256": digest}))
 
 
 def hash_of_output(root: Path, name: str) -> str:
-    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none.
-
-    Raises:
-        UserError: it is not the one that was written.
-    """
+    """Return an output file's hash; UserError if it differs from the one in run.yaml."""
     digest = cached_hash(root / name)
     if digest != outputs(root).get(name, None if name in OUTPUTS else digest):
         raise UserError(
@@ -109,16 +101,12 @@ def hash_of_output(root: Path, name: str) -> str:
 
 
 def outputs(root: Path) -> dict[str, str]:
-    """The hashes of the files that belong to no stage, such as metrics.json, by name.
-
-    Raises:
-        UserError: run.yaml is damaged.
-    """
+    """Return the hashes of output files, by name."""
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
 
 
 def data_settings(config: Config) -> dict[str, Any]:
-    """List the settings of `data` other than the place of the logs, by key: all that is not as by default.
+    """Return the non-default settings of `data`, without log locations.
 
     >>> config = Config.model_validate({"data": {"logs": ["a.csv"], "columns": {"user": "uid"}, "max_bad_rows": 3}})
     >>> data_settings(config)

@@ -1,8 +1,4 @@
-"""The diagnosis of the reward that is about to be trained on.
-
-A diagnosis names the policy and the reward that it is of, by the hashes of their files. One that is of others says
-nothing here.
-"""
+"""The diagnosis of the reward to train on, valid for the policy and reward whose hashes it names."""
 
 from __future__ import annotations
 
@@ -21,33 +17,31 @@ NO_GAIN = "no gain of re-ranking by it is shown"
 
 
 def diagnosed_models(models: Models) -> dict[str, Any]:
-    """The policy and the reward that a diagnosis is of, JSON-able."""
+    """Identify the policy and reward of a diagnosis, JSON-able."""
     policy = models.run.path("sft", "best", "model.safetensors")
     return {"policy": models.run.hash_input(policy), "reward": describe_reward(models)}
 
 
 def is_diagnosed(run: RunDirectory, content: Mapping[str, Any]) -> bool:
-    """Check that a diagnosis, the content of diagnose.json, is of the policy and the reward that are there."""
+    """Return whether diagnose.json is of the current policy and reward."""
     return bool(content.get("of") == diagnosed_models(Models(RunData(run))))
 
 
 def why_refused(content: Mapping[str, Any]) -> str | None:
-    """Say why a reward is not trained on, from the content of diagnose.json: it leaks or is inverted; else None."""
+    """Return why diagnose.json forbids training (leak, inversion), else None."""
     if leak_reason(content.get("leak")) is not None:
         return LEAKS
     return INVERTED if content["verdict"].get("inverted") else None
 
 
 def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
-    """Refuse to train on a reward that leaks or is inverted, or say in one line what the diagnosis said.
-
-    Nothing is asked where no arm reads a reward. Whether training helps, no diagnosis says.
+    """Refuse to train on a leaking or inverted reward, else note the verdict; skipped if no arm reads a reward.
 
     Args:
-        anyway: a note in place of the refusal.
+        anyway: note instead of refusing.
 
     Raises:
-        UserError: by the diagnosis of this policy and this reward it leaks or is inverted, and not `anyway`.
+        UserError: the reward is refused by a current diagnosis.
     """
     trained = run.trained()
     if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():

@@ -1,18 +1,8 @@
-"""A run directory: how it is opened and described, and how a stage is made; `run_folder` has how its files are read.
+"""A run directory: opening it, describing it and making its stages.
 
-A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
-folder (`adagrpo.pipeline.stage`). Its manifest carries a fingerprint: the hash of the settings that decide its result,
-of the files it reads, and of the number of its schema. `RunDirectory.make` skips a stage whose fingerprint is
-unchanged. One that was interrupted goes on from what its work folder holds, if that was begun under the same
-fingerprint.
-
-run.yaml has the settings of the work that was done. What a command changes by `--set` holds for that command, and is
-written when all of its work is done (`RunDirectory.keep_settings`).
-
-A run may go on from another one that it never writes to: what it lacks is read there (`adagrpo evaluate --out`).
-
-Where several processes were launched, the first one alone holds the lock and writes; the others take part in the stages
-that fit a model and wait for the end of every other one, see `RunDirectory.make`.
+`RunDirectory.make` skips a stage whose fingerprint, the hash of its settings, input files and schema, is unchanged, and
+resumes an interrupted one. `--set` enters run.yaml only when a command's work is done. A run may read what it lacks
+from a source run. With several processes, the first locks and writes; others only join in fits.
 """
 
 from __future__ import annotations
@@ -42,15 +32,11 @@ from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
-BUILD, DONE = "build", "done"  # what the first process sends to the others during a stage
+BUILD, DONE = "build", "done"  # messages from the first process to the others
 
 
 def refuse_without_order(config: Config, command: str) -> None:
-    """Refuse what predicts a next item where nothing says what came next; `command` is what there is to do instead.
-
-    Raises:
-        UserError: its logs are impressions without order.
-    """
+    """Refuse next-item prediction on logs without order; `command` is the suggested alternative."""
     if config.without_order:
         raise UserError(
             "data.split.kind: impressions has no order, so no next item for a policy to learn;"
@@ -59,7 +45,7 @@ def refuse_without_order(config: Config, command: str) -> None:
 
 
 class RunDirectory(RunFolder):
-    """The directory of a run, and its files; `adagrpo.pipeline.run.Run` adds what is done with them."""
+    """A run's directory and files; `adagrpo.pipeline.run.Run` adds the commands."""
 
     def __init__(
         self,
@@ -70,30 +56,27 @@ class RunDirectory(RunFolder):
         code: Path | None = None,
         source: Path | None = None,
     ) -> None:
-        """Look at a run directory; it is made, and marked as a run, when something is first written into it.
+        """Inspect a run directory, which is created at the first write.
 
         Args:
-            directory: of the run.
-            config: resolved.
-            data: the folder that the recipe's relative paths are in.
-            console: where progress is shown.
-            code: the folder in which the modules of a recipe are looked for; None is the working directory.
-            source: another run, from which this one reads what it lacks; nothing is written there.
+            data: base folder of the recipe's relative paths.
+            code: folder of the recipe's modules; None is the working directory.
+            source: a read-only run for missing stages.
 
         Raises:
-            UserError: the directory holds something else than a run, or an arm of the recipe has the name of a list.
+            UserError: the directory holds something else, or an arm has a list's name.
         """
         check_kind(directory, "run")
         for arm in config.train.arms:
             if parse_list(arm.name).policy is None:
                 raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
         self.directory, self.config, self.data, self.source = directory, config, data, source
-        self.called = directory  # as the user calls the run
-        self.overrides: tuple[str, ...] = ()  # of run.yaml, by this command
-        self.catalog = 0  # the version of the catalogue that is evaluated, see `adagrpo.pipeline.versions`
-        self.described: Config | None = None  # what run.yaml says; None where the run was not opened
-        self.made: list[str] = []  # the stages that were made, not skipped
-        self.remembered: dict[str, Any] = {}  # by the hash of what it was computed from, what another arm would repeat
+        self.called = directory  # the path as given by the user
+        self.overrides: tuple[str, ...] = ()  # this command's overrides of run.yaml
+        self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
+        self.described: Config | None = None  # content of run.yaml; None unless opened
+        self.made: list[str] = []  # stages built, not skipped
+        self.remembered: dict[str, Any] = {}  # results shared between arms, by hash of their inputs
         self._noted: dict[str, Any] = {}
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
@@ -114,20 +97,17 @@ class RunDirectory(RunFolder):
         *,
         progress: bool = False,
     ) -> Self:
-        """Open a run that is there; nothing is written.
+        """Open an existing run without writing.
 
         Args:
             directory: of the run.
-            settings: changes of the recipe, as `--set` makes them: `{"reward.kind": "noise"}`. run.yaml takes them on
-                when a command has done its work.
+            settings: like `--set`, `{"reward.kind": "noise"}`; kept in run.yaml when a command succeeds.
             console: where progress is shown.
-            out: another run directory, new or begun earlier in this way, for all that is written from here on; the
-                run itself is only read.
-            progress: show on stderr how far the work is.
+            out: another run directory, new or begun this way, for all output.
+            progress: show progress on stderr.
 
         Raises:
-            UserError: there is no run, or none where it goes on from, its run.yaml is damaged, a setting is none, or
-                `out` is given for a run that has a source itself or is a run that does not go on from this one.
+            UserError: a run is missing or damaged, a setting is invalid, or `out` does not continue this run.
         """
         directory, out = Path(directory), None if out is None else Path(out)
         overrides = as_overrides(settings)
@@ -159,7 +139,7 @@ class RunDirectory(RunFolder):
         except (KeyError, TypeError) as error:
             raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
         as_described = resolve_config(copy.deepcopy(before), (), str(described / DESCRIPTION))
-        # what is wrong now is wrong with what was set
+        # any error is now in the overrides
         config = resolve_config(before, overrides, "--set") if overrides else as_described
         run = cls(directory, config, data, StderrConsole() if progress else console, code, source)
         run.described, run.catalog = as_described, content.get("catalog", 0)
@@ -167,18 +147,12 @@ class RunDirectory(RunFolder):
         return run
 
     def reopened(self) -> Self:
-        """The run as it is now, which another process may have changed."""
+        """Return the run as now on disk."""
         return type(self).open(self.called, self.overrides)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the run directory while the block lasts; blocks of the same run may nest.
-
-        The directory is made and marked if need be.
-
-        Raises:
-            UserError: another process is at work here; its id is named. Or the directory cannot be written.
-        """
+        """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
         if self._locked or not self.processes.is_main_process:
             yield
             return
@@ -193,16 +167,16 @@ class RunDirectory(RunFolder):
 
     @property
     def config_hash(self) -> str:
-        """Hash of the whole resolved configuration."""
+        """Hash of the resolved configuration."""
         return hash_json(dump_config(self.config))
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
-        """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
+        """Write run.yaml."""
         if not self.processes.is_main_process:
             return
         content = describe(self.config, data_files, data=self.data, code=self.code)
         with self.locked():
-            with suppress(UserError):  # of a damaged one nothing is believed
+            with suppress(UserError):  # a damaged file is ignored
                 kept = read_description(self.path(DESCRIPTION).parent)
                 same_reward = kept["config"].get("reward") == content["config"]["reward"]
                 names = ("outputs", "collected", "decided", "catalog", *(("reward",) if same_reward else ()))
@@ -210,11 +184,11 @@ class RunDirectory(RunFolder):
             write_description(self.directory, content | self._noted)
 
     def note(self, key: str, value: Any) -> None:
-        """Have `keep_settings` add something to run.yaml."""
+        """Queue an entry for `keep_settings`."""
         self._noted[key] = value
 
     def keep_settings(self) -> None:
-        """Write the settings of this command into run.yaml, its work being done; nothing where they are there."""
+        """Write this command's settings into run.yaml."""
         if not self.processes.is_main_process:
             return
         content = read_description(self.path(DESCRIPTION).parent)
@@ -223,7 +197,7 @@ class RunDirectory(RunFolder):
             self.write_description(content["data"])
 
     def record(self, key: str, value: Any) -> None:
-        """Add to run.yaml what is known only later."""
+        """Add an entry to run.yaml."""
         if not self.processes.is_main_process:
             return
         with self.locked():
@@ -232,7 +206,7 @@ class RunDirectory(RunFolder):
                 write_description(self.directory, content | {key: value})
 
     def write_output(self, name: str, text: str) -> Path:
-        """Write a file that belongs to no stage, such as metrics.json, and its hash into run.yaml."""
+        """Write a file outside stages and its hash into run.yaml."""
         with self.locked():
             path = self.directory / name
             write_file(path, text)
@@ -240,21 +214,14 @@ class RunDirectory(RunFolder):
         return path
 
     def make(self, name: str, declared: Declaration) -> Path:
-        """Make a stage unless it is there already.
-
-        Args:
-            name: the stage's folder below the run directory, `/`-separated.
-            declared: what it is made from, and how.
-
-        Returns:
-            The finished folder.
+        """Make a stage, a `/`-separated folder, unless it is up to date; return its path.
 
         Raises:
-            UserError: an input is missing, or the stage's files were changed after they were made.
+            UserError: an input is missing, or the stage was changed.
         """
 
         def build(work: Path) -> None:
-            if declared.together:  # it begins in the other processes too
+            if declared.together:  # start it in the other processes too
                 self.processes.broadcast(BUILD)
             declared.build(work)
 
@@ -287,34 +254,26 @@ class RunDirectory(RunFolder):
             return self.folder(name)
 
     def has_made(self, name: str, declared: Declaration) -> bool:
-        """Return whether a stage is there and up to date."""
+        """Return whether a stage is up to date."""
         done = manifest(self.folder(name))
         wanted = declared.made_from(self.config, self.hash_inputs(declared.inputs))
         return done is not None and done["fingerprint"] == wanted.fingerprint(name)
 
     def refuse_without_order(self) -> None:
-        """Refuse what predicts a next item where nothing says what came next.
-
-        Raises:
-            UserError: the logs are impressions without order.
-        """
+        """Refuse next-item prediction on logs without order."""
         refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
 
     def events(self) -> list[dict[str, Any]]:
-        """Read the events of the stages: rows of time, stage, event and seconds, those of the source first.
-
-        Raises:
-            UserError: a row is not as it was written.
-        """
+        """Read the events, the source's first: rows of time, stage, event and seconds."""
         return [row for root in self.roots for row in read_events(root)]
 
     def remark(self, stage: str, sentence: str) -> None:
-        """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
+        """Log a warning about a stage that continues."""
         if self.processes.is_main_process:
             self._event(stage, sentence, 0.0)
 
     def go_on_alone(self) -> None:
-        """From here on the first process works without the others, which wait until it is done."""
+        """Continue in the first process while the others wait."""
         self.followed = False
 
     def _event(self, stage: str, event: str, seconds: float) -> None:
@@ -322,4 +281,4 @@ class RunDirectory(RunFolder):
         self.console.stage(stage, event, seconds)
 
 
-Declare = Callable[[RunDirectory], Declaration]  # what a stage of a run is made from, and how
+Declare = Callable[[RunDirectory], Declaration]  # declares a stage of a run

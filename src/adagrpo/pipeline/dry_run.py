@@ -1,10 +1,4 @@
-"""The plan of a command: stages, optimiser steps, data and time. Nothing of a run is written.
-
-A stage is to be made if it is not up to date (`adagrpo.pipeline.staleness`), or is made from one that is to be made.
-What is known only of prepared data is read from the run or, where that has none yet, from data that are prepared in a
-temporary folder and thrown away. Time is that of an earlier making in the same run, by optimiser steps where there are
-any; where there is none, nothing is said of it.
-"""
+"""The plan of a command, without writing to the run. Times come from earlier builds, scaled by optimiser steps."""
 
 from __future__ import annotations
 
@@ -27,18 +21,15 @@ from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 def plan(
     run: RunDirectory, commands: Collection[str] = RUN, more: Mapping[str, Declare] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Say what some commands would do with a run.
+    """Return what some commands would do with a run.
 
     Args:
-        commands: that make stages; those of `adagrpo run` if not given.
-        more: stages that are made after those, by name, and what declares each.
+        commands: by default those of `adagrpo run`.
+        more: further stages in order, by name.
 
     Returns:
-        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `seconds` in all, None
-        where a stage that would be made was never timed here.
-
-    Raises:
-        UserError: the logs or the settings are wrong in a way that is known by now.
+        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; total `seconds`, None
+        if a stage to make was never timed.
     """
     arms = None if "train" in commands else finished_arms(run)
     parts = parts_of(run, logs=True, more=more)
@@ -63,7 +54,6 @@ def plan(
 
 @contextmanager
 def _prepared(run: RunDirectory, *, unchanged: bool) -> Iterator[RunData]:
-    """The prepared data of a run, or those that it would have."""
     if unchanged and run.path("prepare").is_dir():
         yield RunData(run)
         return
@@ -75,7 +65,6 @@ def _prepared(run: RunDirectory, *, unchanged: bool) -> Iterator[RunData]:
 
 
 def _steps(data: RunData, stage: str) -> int | None:
-    """Optimiser steps of a stage; None for one that fits nothing."""
     config, lm = data.config, data.config.policy.lm
     arm = next((arm for arm in config.train.arms if f"train/{arm.name}" == stage), None)
     if stage == "ranker" or stage.startswith("ranker/fold-"):
@@ -93,14 +82,12 @@ def _steps(data: RunData, stage: str) -> int | None:
 
 
 class _Times:
-    """Times of stages of a run, from when they were made before."""
-
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.seconds = {row["stage"]: float(row["seconds"]) for row in run.events() if row["event"] == "end"}
 
     def of(self, name: str, steps: int | None) -> float | None:
-        """Seconds of a stage; of an arm that was never trained, by the steps of the slowest one that was."""
+        """Seconds of a stage; for an arm never trained, from the slowest trained one."""
         if steps is None:
             return self.seconds.get(name)
         same = [name] if name in self.seconds else []

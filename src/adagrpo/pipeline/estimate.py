@@ -1,9 +1,7 @@
-"""Off-policy evaluation on a service's log of drawn lists, with the histories of its requests.
+"""Off-policy evaluation on a service's log of drawn lists, with histories from a file by request id.
 
-The log has what was shown and how probable that was; histories stay where the requests came from. So a file says which
-history each request id had. Where the run still has the weights that answered, the probabilities of all lists are
-computed again: a list of which they are not those of the log is left out, since its history is not that of the request
-or the log was changed, and where many are, nothing is estimated.
+Where the weights that answered remain, logged probabilities are recomputed and mismatching lists dropped; if more than
+`MOST_OTHERS` mismatch, nothing is estimated.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
 
 BATCH = 64  # lists
-REACH = 20  # items of the target's draw, for what a model expects of it
-CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again
-MOST_OTHERS = 0.01  # share of the lists of a version whose probabilities may be others
+REACH = 20  # items of the target's draw that the model's expectation covers
+CLOSE = 0.05  # nats per rank, tolerance of recomputed log-probabilities
+MOST_OTHERS = 0.01  # tolerated share of mismatching lists of a version
 
 
 class _Lists(NamedTuple):
-    rows: list[dict[str, Any]]  # of the log, of drawn lists whose history is known
+    rows: list[dict[str, Any]]  # log rows of drawn lists with a known history
     histories: list[list[int]]  # items
     clicks: set[tuple[str, str]]  # request and item
     counts: dict[str, int]
@@ -55,22 +53,21 @@ def estimate_policy(
     exclude_history: bool | None = None,
     catalog: str = LATEST,
 ) -> dict[str, Any]:
-    """Estimates of the clicks that a policy would have had.
+    """Return estimates of the clicks under another policy.
 
     Args:
         requests: a file of request_id and history.
-        arm: the policy; its lists are drawn.
-        temperature: that it draws at; None: as each list was drawn.
-        reward: kind of feedback, counted once an item.
-        exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
+        arm: the policy, whose lists are drawn.
+        temperature: None keeps that of each logged list.
+        reward: kind of feedback, counted once per item.
+        exclude_history: drop a history's items from its list; None as in the run's evaluation.
         catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
 
     Returns:
         JSON: `policy`, `estimates` and `counts`.
 
     Raises:
-        UserError: nothing was drawn, there is no such feedback, no history is known, or the histories are not those of
-            the requests.
+        UserError: no drawn list with a known history, no such feedback, or mismatching histories.
     """
     latest_exposures(exposures, publish=True)
     served, about = recommender(run, ListOptions(arm, checkpoint, exclude_history=exclude_history, catalog=catalog))
@@ -93,7 +90,6 @@ def estimate_policy(
 
 
 def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, requests: Path, reward: str) -> _Lists:
-    """The drawn lists whose history is known, and what is left out."""
     answers = exposures.unique("request_id", keep="first", maintain_order=True)
     drawn = answers.filter(pl.col("log_propensities").list.len() > 0)
     if drawn.is_empty():
@@ -102,7 +98,7 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
         raise UserError(
             f"--reward: the log has no feedback of kind '{reward}'; its kinds are {listed(kinds) or 'none'}"
         )
-    narrowed = int(drawn["narrowed"].sum())  # the log does not say to what
+    narrowed = int(drawn["narrowed"].sum())  # the log does not record to which items
     drawn = drawn.filter(~pl.col("narrowed").fill_null(False))
     if drawn.is_empty():
         raise UserError(
@@ -133,7 +129,7 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
 
 
 def _owners(lists: _Lists) -> list[str]:
-    """Number the users of lists; a list without a user counts as a user of its own."""
+    """User numbers; a list without a user is its own user."""
     return [row["user_hash"] or f"request {row['request_id']}" for row in lists.rows]
 
 
@@ -160,7 +156,6 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Dra
 def _chances(
     served: Recommender, lists: _Lists, numbers: Iterable[int], temperature: float | None
 ) -> Iterable[tuple[Sequence[int], Any]]:
-    """Lists of one temperature together, `BATCH` at a time."""
     alike: dict[float, list[int]] = {}
     for number in numbers:
         alike.setdefault(temperature or lists.rows[number]["temperature"], []).append(number)
@@ -173,18 +168,11 @@ def _chances(
 
 
 def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models) -> tuple[_Lists, int]:
-    """Compute the log's probabilities again where the weights that answered are there, whatever is set by now.
-
-    Returns:
-        The lists without those of which they are others, and for how many lists they were computed.
-
-    Raises:
-        UserError: they are others for more than `MOST_OTHERS` of the lists of a version.
-    """
+    """Drop lists whose recomputed probabilities mismatch, and count those recomputed."""
     by_version: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(lists.rows):
         if row["catalog_version"] != models.data.version.name:
-            continue  # drawn among other items
+            continue  # drawn from other items
         by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
     checked, others = 0, set[int]()
     for (made_by, model), numbers in by_version.items():

@@ -1,4 +1,4 @@
-"""The log of a run: when each stage was started, ended or skipped, a checked line each."""
+"""The event log of a run: starts, ends and skips of stages, one checksummed line each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVENTS = "events.jsonl"
 
 
 def append_event(directory: Path, stage: str, event: str, seconds: float) -> None:
-    """Add a row to the log of a run directory."""
+    """Append a row to a run's log."""
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "stage": stage,
@@ -27,17 +27,13 @@ def append_event(directory: Path, stage: str, event: str, seconds: float) -> Non
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run directory's log; none where there is no log.
-
-    Raises:
-        UserError: a row is not as it was written.
-    """
+    """Return the rows of a run's log, if any; UserError if a row was changed."""
     log = directory / EVENTS
     return read_checked_lines(log) if log.is_file() else []
 
 
 def cut_half_line(directory: Path) -> None:
-    """Drop the end of a log that a crash left without its line break."""
+    """Drop an incomplete last line after a crash."""
     path = directory / EVENTS
     if path.is_file() and not path.is_symlink():
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""An experiment from its files: the plan, frozen before outcomes are read, and the exposure log."""
+"""Experiments from their files: a plan, frozen before outcomes are read, and an exposure log."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
-    """Write the hash of a plan beside it, or check the one that is there.
+    """Write the hash of a plan next to it, or check the existing one.
 
     Raises:
-        UserError: it is no plan, was changed since, or its window is over.
+        UserError: the plan is invalid, changed, or past its window.
     """
     plan = read_plan(path)
     if not frozen_path(path).exists() and plan.ends <= datetime.now(UTC).timestamp():
@@ -36,10 +36,10 @@ def freeze_experiment(path: Path) -> dict[str, Any]:
 
 
 def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict[str, Any]:
-    """Analyse an experiment; the plan is frozen first.
+    """Freeze a plan and analyse its experiment.
 
     Raises:
-        UserError: it is no plan or was changed, no log, or the log has not what the plan sums.
+        UserError: the plan is invalid or changed, or the log is missing or lacks a metric.
     """
     plan = read_plan(path)
     frozen = freeze(path, plan, now=datetime.now(UTC))
@@ -70,27 +70,20 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second.
-
-    Raises:
-        UserError: it is no plan or was changed, or there is no such switch to make.
-    """
+    """Admit a larger share of users or stop an arm; running services follow within a second."""
     plan = read_plan(path)
     freeze(path, plan, now=datetime.now(UTC))
     return add_switch(path, plan, now=datetime.now(UTC).timestamp(), share=share, stop=stop)
 
 
 def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str, Any]]:
-    """Users and days that the expected effects take, before anything is frozen.
+    """Return the users and days needed for the expected effects.
 
     Args:
-        exposures: folder of an exposure log, whose days before the start say what the plan does not.
+        exposures: an exposure log's folder; days before the start supply what the plan lacks.
 
     Returns:
-        The rows of `duration`; `read` of each says which days of the log were read, None where there is no log.
-
-    Raises:
-        UserError: it is no plan, or it does not say enough.
+        The rows of `duration`; `read` gives the days used, None without a log.
     """
     plan = read_plan(path)
     if exposures is None:
@@ -101,7 +94,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
 
 
 def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    """Find when arms were switched off, by the switches of the plan and by the log; the earlier of both."""
     found = stops_seen(plan, exposures)
     for arm, time in read_switches(path, plan).stops.items():
         found[arm] = min(time, found.get(arm, time))
@@ -116,7 +108,6 @@ def _until_each_day(
     stops: Mapping[str, float],
     shown: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The effects as they were when each day was over, from the same rows, of the treatments that may be shown."""
     over = min(plan.days, int((now.timestamp() - plan.begins) // DAY))
     daily = []
     for days in range(1, over + 1):

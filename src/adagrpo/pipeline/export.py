@@ -1,9 +1,9 @@
-"""Export: a policy as a folder that other stacks open, with the catalogue and a prefix function that stands alone.
+"""Export a policy as a Hugging Face folder.
 
-config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
-semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
-semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
-README.md, the model card; and the tokenizer of the model it came from, if there was one
+config.json, model.safetensors, generation_config.json     for `AutoModelForCausalLM.from_pretrained`
+semantic_ids.json, catalog.json                            token offsets of codes; items and their codes
+semantic_ids.py                                            `adagrpo.policies.prefix_function`, standalone
+README.md                                                  the model card; the base model's tokenizer, if any
 """
 
 from __future__ import annotations
@@ -33,19 +33,17 @@ def export(
     checkpoint: Checkpoint = "best",
     catalog: str = LATEST,
 ) -> dict[str, object]:
-    """Write a checkpoint of a run as a Hugging Face folder; adapters are merged, weights are float32.
+    """Write a checkpoint as a Hugging Face folder, with merged adapters and float32 weights.
 
     Args:
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
+        catalog: see `adagrpo.pipeline.versions.open_version`.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, why that one, items, catalogue, and the precision of the
-        weights.
+        Folder, arm, checkpoint, step, reason for the choice, items, catalogue and precision.
 
     Raises:
-        UserError: no such arm, checkpoint or version, or it is stale, the folder is in use, or the policy is none that
-            `transformers` opens.
+        UserError: a part is missing or stale, the folder is in use, or `transformers` cannot open the policy.
     """
     run.refuse_without_order()
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
@@ -61,7 +59,7 @@ def export(
         )
     with atomic_folder(to) as work:
         _write(RunData(run, version), chosen, checkpoint, work)
-        for path in work.rglob("*"):  # some libraries write for the owner alone
+        for path in work.rglob("*"):  # some libraries write owner-only permissions
             path.chmod(work.stat().st_mode & (0o777 if path.is_dir() else 0o666))
     items = int(version.codes.listed.sum())
     about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
@@ -69,7 +67,7 @@ def export(
 
 
 def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None:
-    # what needs the extra `hf`
+    # needs the extra `hf`
     from transformers import GenerationConfig
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
@@ -118,7 +116,6 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
 
 
 def _usage(run: RunDirectory, levels: int) -> str:
-    """Say what the folder is, and how it is used."""
     mask = run.config.evaluation.exclude_history
     masked = (
         "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "

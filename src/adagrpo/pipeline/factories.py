@@ -1,4 +1,4 @@
-"""Factories of what a configuration names: policies, rankers, rewards, batches, validation and beam search."""
+"""Factories for what a configuration names."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
 FIRST_LOOK = ("reward", "reward.json")  # of the stage `reward`
-PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not say all that decides their scores
+PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not fully determine their scores
 
 
 @runtime_checkable
 class _Borrows(Protocol):
-    """A model that holds something of each item beside its codes, and has none of an item that came later."""
+    """A model with per-item parameters, which new items lack."""
 
     def borrow(self, weights: Tensor) -> None: ...
 
 
 class Models:
-    """Makes the models of a run's configuration, over the data of that run."""
+    """Make the models of a run's configuration."""
 
     def __init__(self, data: RunData) -> None:
         self.data, self.run, self.config = data, data.run, data.config
 
     def policy(self, weights: Path | None = None) -> PolicyModule:
-        """A new policy, or one loaded from a checkpoint folder."""
+        """Return a policy, new or from a checkpoint folder."""
         spec = PolicySpec(
             self.config.policy,
             self.data.catalog,
@@ -90,7 +90,7 @@ class Models:
         return policy
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
-        """A new ranker, or one loaded from a checkpoint folder."""
+        """Return a ranker, new or from a checkpoint folder."""
         options = self.config.ranker
         ranker = SequentialRanker(
             self.data.num_items,
@@ -112,42 +112,38 @@ class Models:
         borrowed = self.data.version.borrowed
         try:
             load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
-        except RuntimeError as error:  # names or shapes that the configuration does not give
+        except RuntimeError as error:  # names or shapes differ from the configuration
             raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
         if borrowed is not None and isinstance(model, _Borrows):
             model.borrow(_sparse(borrowed).to(self.data.device))
 
     @property
     def reward_files(self) -> list[Path]:
-        """The files that decide `reward`."""
+        """The files that determine `reward`."""
         spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_spreads else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
     def probe_files(self) -> list[Path]:
-        """What is kept of the answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`; none of others."""
+        """The recorded answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`."""
         probed = not self.config.without_order and any(map(self.config.reward.holds, PROBED))
         return [self.run.path(*FIRST_LOOK)] if probed else []
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
-        """The keys of the configuration that decide `reward` beside its files."""
+        """The configuration keys that determine `reward`."""
         return ("reward", *sorted(self.config.reward.read_beside))
 
     @property
     def training_logs(self) -> Path:
-        """The logs as far as training goes, in their own ids: all that a reward of one's own may be fitted on.
+        """The logs up to the end of training, all that a custom reward may be fitted on.
 
-        A Parquet file with user_id, item_id and, where the logs have it, timestamp, by user and time. What is held out
-        for validation and test is not in it.
-
-        Raises:
-            UserError: the data were prepared by a version that did not write it, or the file was changed since.
+        A Parquet file with user_id, item_id and, if logged, timestamp, sorted by user and time.
         """
         return self.run.checked("prepare", TRAINING_LOGS)
 
     def reward(self) -> Reward:
-        """The reward of the configuration; a ranker that was fitted on all users."""
+        """Return the configured reward, fitted on all users."""
         options = self.config.reward
         if not options.in_spreads:
             return self.reward_of(options)
@@ -155,29 +151,25 @@ class Models:
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:
-        """The rewards that the configuration names, apart; of no sum it is one."""
+        """Return the members of the reward, one unless it is a sum."""
         options = self.config.reward
         return [self.reward_of(part) for part in (options.parts if isinstance(options, WeightedOptions) else [options])]
 
     @property
     def group_reward_files(self) -> list[Path]:
-        """The files that decide `group_reward`."""
+        """The files that determine `group_reward`."""
         folds = [self.run.path(name, "best", "model.safetensors") for name in self.data.fold_names]
         return folds or self.reward_files
 
     def group_reward(self) -> Reward:
-        """Make the scorer of groups in post-training: the reward or, cross-fitted, the ranker of each user's fold."""
+        """Return the reward for post-training; with cross-fitting, the ranker of each user's fold."""
         if not self.data.fold_names:
             return self.reward()
         rankers = [self.ranker(path.parent) for path in self.group_reward_files]
         return CrossFitted(rankers, self.data.fold_of_user)
 
     def files_of(self, options: RewardOptions) -> list[Path]:
-        """The files that decide a reward, each once.
-
-        Raises:
-            UserError: a module is not there, or a checkpoint is of a run with other items.
-        """
+        """Return the files that determine a reward."""
         run = self.run
         match options:
             case SequentialOptions():
@@ -195,11 +187,11 @@ class Models:
                 assert_never(options)
         own += [path for part in options.parts for path in self.files_of(part)]
         if isinstance(options, LightGBMOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
-            own += self.data.training_files[:2]  # features count in these
+            own += self.data.training_files[:2]  # features are counted in these
         return list(dict.fromkeys(own))
 
     def reward_of(self, options: RewardOptions) -> Reward:
-        """Make a reward ready to score."""
+        """Return a reward ready to score."""
         match options:
             case SequentialOptions():
                 return self.ranker(self._checkpoint(options))
@@ -241,12 +233,12 @@ class Models:
 
     @cached_property
     def features(self) -> Features:
-        """The engineered features of rewards of trees, counted in training."""
+        """The features of tree-based rewards, counted in training."""
         return self._features(self.data.training)
 
     @cached_property
     def ranker_features(self) -> Features:
-        """The same, counted among the users that the rankers of the run see."""
+        """The same, counted over users that rankers may see."""
         withheld = self.data.withheld
         return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
 
@@ -256,7 +248,7 @@ class Models:
         return Features(training, attributes, texts, first=self.data.version.trained)
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
-        """The order of training batches."""
+        """Return the order of training batches."""
         return BatchSchedule(
             self.data.training,
             self.config.max_history,
@@ -269,7 +261,7 @@ class Models:
     def validator(
         self, policy: Policy[Any, Any], fit: FitConfig, reward: Reward | None = None
     ) -> Callable[[], dict[str, float]]:
-        """Validation while training, on a fixed sample of users."""
+        """Return validation on a fixed sample of users, for training."""
         cases = sample_cases(self.data.cases("validation"), fit.validation_users, self.config.seed)
         return lambda: summarise(self.predict(policy, cases, reward), cases, tail=self.data.tail)
 
@@ -279,7 +271,7 @@ class Models:
         cases: Cases,
         items: NDArray[np.int64],  # (N, W)
     ) -> NDArray[np.float32]:  # (N, W)
-        """Ask a reward about lists of `N` cases, -1 where a place holds no item; NaN there."""
+        """Score the lists of `N` cases; NaN where the item is -1."""
         scores, options = np.full(items.shape, np.nan, dtype=np.float32), self.config
         parts = batches(cases, options.evaluation.batch_size, options.max_history, self.data.device)
         for rows, histories in parts:
@@ -296,7 +288,7 @@ class Models:
         *,
         eligible: Eligible | None = None,
     ) -> Predictions:
-        """Beam search as the configuration's evaluation section says, held to what is eligible where that is given."""
+        """Run the configured beam search, restricted to `eligible` if given."""
         options = self.config.evaluation
         return predict(
             policy,
@@ -314,18 +306,13 @@ class Models:
 
 
 def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
-    """Refuse a ranker of another run whose items are not these: it knows them by number alone.
-
-    Args:
-        checkpoint: `<run>/ranker/best` or `final`; of a folder elsewhere nothing is known.
-    """
+    """Refuse another run's `ranker/best` or `final` if its item numbers differ."""
     other = checkpoint.parent.parent / "prepare"
     if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):
         raise UserError(f"reward.checkpoint: {checkpoint} is of a run with other items; name one on the same data")
 
 
 def _sparse(weights: sparse.csr_array) -> Tensor:
-    """The same weights as a sparse tensor."""
     entries = weights.tocoo()
     places = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
     values = torch.from_numpy(entries.data.astype(np.float32))

@@ -1,7 +1,7 @@
-"""The data of a run: the prepared data, the catalogue, the truth, and the lists of files that stages read.
+"""The data of a run: prepared data, catalogue and truth.
 
-Every read goes through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so that what was changed after it was
-made is never used. Nothing here reads test data but `cases("test")`.
+Reads go through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so changed files are never used. Only
+`cases("test")` reads test data.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from adagrpo.types import Cases, Ragged
 
 
 class RunData:
-    """Reads what earlier stages of a run have made."""
+    """Read what a run's stages made."""
 
     def __init__(self, run: RunDirectory, version: CatalogVersion | None = None) -> None:
         """Read a run.
 
         Args:
-            version: of the catalogue; None is the one that its policies are trained with.
+            version: of the catalogue; None is the policies' own.
         """
         self.run, self.config = run, run.config
         self.version = version or CatalogVersion(run, 0)
@@ -49,52 +49,52 @@ class RunData:
 
     @cached_property
     def prepared(self) -> Path:
-        """The prepared data, as they were written; test cases are looked at where they are read, in `cases`."""
+        """The folder of prepared data; `cases` verifies test cases."""
         return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
 
     def prepared_file(self, name: str) -> Path:
-        """Return the path of a file of the prepared data."""
+        """Return the path of a prepared file."""
         return self.run.path("prepare", name)
 
     @property
     def training_files(self) -> list[Path]:
-        """The files that a model may be fitted on, and selected by: training and validation interactions."""
+        """The files of training and validation interactions."""
         return [self.prepared_file(f"{name}.parquet") for name in ("items", "train", "validation")]
 
     @property
     def shown_files(self) -> list[Path]:
-        """The files of impressions; none where the logs have none."""
+        """The impression files, if any."""
         return [path for path in [self.prepared_file("impressions.parquet")] if path.is_file()]
 
     @property
     def catalog_files(self) -> list[Path]:
-        """The Semantic IDs."""
+        """The files of the Semantic IDs."""
         return self.version.files
 
     @property
     def truth_files(self) -> list[Path]:
-        """The truth of a simulated marketplace; none where the logs are real."""
+        """The truth of a simulated marketplace; empty for real logs."""
         return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
 
     @property
     def truth_knows_all(self) -> bool:
-        """True where a truth knows all items of the catalogue; it knows none of those that came after training."""
+        """Whether the truth covers the whole catalogue; it lacks later items."""
         return bool(self.truth_files) and self.num_items == self.version.trained
 
     @property
     def truth_read(self) -> dict[str, str]:
-        """The reading of the truth, for fingerprints; nothing where the logs are real."""
+        """How the truth is read, for fingerprints."""
         return {"truth": "just before the target"} if self.truth_files else {}
 
     @property
     def language_model_files(self) -> list[Path]:
-        """The files of a policy from a local folder."""
+        """The files of a policy from a folder."""
         options = self.config.policy.lm
         if options is None or options.checkpoint is None:
             return []
         folder = self.run.data / options.checkpoint
         kinds = ["*.json", "*.safetensors"]
-        if not (folder / "tokenizer.json").is_file():  # which holds all that these do
+        if not (folder / "tokenizer.json").is_file():  # supersedes these
             kinds += ["*.txt", "*.model"]
         files = sorted(path for kind in kinds for path in folder.glob(kind))
         if not files:
@@ -103,7 +103,7 @@ class RunData:
 
     @cached_property
     def training(self) -> Ragged:
-        """Training sequences, one row a user."""
+        """Training sequences, one row per user."""
         return load_training(self.prepared)
 
     @cached_property
@@ -113,7 +113,7 @@ class RunData:
 
     @property
     def item_ids(self) -> pl.Series:
-        """(V,) ids of the logs, in the order of items."""
+        """(V,) log ids, in item order."""
         return self.items[ITEM_ID]
 
     @property
@@ -123,7 +123,7 @@ class RunData:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
+        """Item to codes and back, in the policy's level sizes."""
         catalog = self.version.codes
         if self.config.policy.can_leave_codes:
             catalog = catalog.with_outside()
@@ -131,12 +131,12 @@ class RunData:
 
     @cached_property
     def tail(self) -> NDArray[np.bool_]:
-        """(V,) the items of the tail, by training interactions."""
+        """(V,) tail items by training interactions."""
         return metrics.tail_items(self.training.counts(self.num_items))
 
     @cached_property
     def eligible(self) -> Eligible | None:
-        """The items that measured lists may hold, see `evaluation.eligible`; None: the catalogue."""
+        """The items allowed in measured lists (`evaluation.eligible`); None is all."""
         if self.config.evaluation.eligible is None:
             return None
         narrowing = self.narrowed(self.catalog)
@@ -145,11 +145,7 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """The items that `evaluation.eligible` leaves.
-
-        Raises:
-            UserError: the items have no such group, or nothing is left.
-        """
+        """Return the items left by `evaluation.eligible`; UserError if there are none or no such group."""
         options = self.config.evaluation.eligible
         assert options is not None
         numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
@@ -166,29 +162,23 @@ class RunData:
         return narrowing
 
     def groups(self) -> ItemGroups:
-        """The named groups of the items."""
+        """The named groups of items."""
         return ItemGroups(self.items)
 
     @property
     def admitted(self) -> torch.Tensor | None:
-        """(V,) bool, what may be in the lists that are measured: listed and eligible. None: everything."""
+        """(V,) bool, listed and eligible items; None is all."""
         eligible = None if self.eligible is None else self.eligible.items
         if not self.version.number:
             return eligible
         return self.catalog.listed if eligible is None else self.catalog.listed & eligible
 
     def ids_of(self, users: NDArray[np.int32]) -> pl.DataFrame:
-        """A column `user_id`: the users of cases in the ids of the logs."""
+        """Return users' log ids, a column `user_id`."""
         return pl.DataFrame({USER_ID: load_user_ids(self.prepared).gather(users)})
 
     def measured_cases(self, split: str) -> Cases:
-        """The cases of a split that metrics are of: those whose logged item may be in a list.
-
-        Of validation, where `evaluation.validation_users` says so, a sample.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the cases whose logged item may be in a list, for validation possibly sampled."""
         cases = self._drawn_cases(split)
         if self.eligible is None:
             return cases
@@ -198,17 +188,16 @@ class RunData:
         return select_cases(cases, kept)
 
     def _drawn_cases(self, split: str) -> Cases:
-        """The cases of a split, of validation the sample that `evaluation.validation_users` asks for."""
         cases, most = self.cases(split), self.config.evaluation.validation_users
         return cases if split != "validation" or most is None else sample_cases(cases, most, self.config.seed)
 
     @property
     def validation_draw(self) -> dict[str, int]:
-        """The settings that draw the sample of `measured_cases`, for fingerprints; nothing where all are measured."""
+        """The settings that sample validation, for fingerprints."""
         return {} if self.config.evaluation.validation_users is None else {"seed": self.config.seed}
 
     def measured(self) -> dict[str, Any]:
-        """The note on the measured cases in a file of metrics; nothing where they are all."""
+        """Return the note on measured cases for metrics files; empty if all are."""
         drawn = {split: len(self._drawn_cases(split)) for split in ("validation", "test")}
         sampled = drawn["validation"] < len(self.cases("validation"))
         sample = {"validation_sample": len(self.measured_cases("validation"))} if sampled else {}
@@ -219,7 +208,7 @@ class RunData:
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
     def case_weights(self, cases: Cases) -> NDArray[np.float64]:
-        """(N,) what each case weighs in a choice between lists: all alike where the logs do not say what was shown."""
+        """Return (N,) weights for choosing between lists; uniform without impressions."""
         shown = self.times_shown
         if shown is None:
             return np.ones(len(cases))
@@ -227,20 +216,20 @@ class RunData:
 
     @cached_property
     def times_shown(self) -> NDArray[np.int64] | None:
-        """(V,) how often the impressions of training show each item; None where the logs have none."""
+        """(V,) training impressions per item; None without impressions."""
         table = load_impressions(self.prepared)
         return None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)
 
     @cached_property
     def slots(self) -> int:
-        """The number of slots of a slate; 1 where the logs have none."""
+        """Slots per slate; 1 without impressions."""
         table = load_impressions(self.prepared)
         if table is None or "slot" not in table.columns or table["slot"].count() == 0:
             return 1
         return int(table["slot"].max()) + 1  # type: ignore[arg-type]
 
     def cases(self, split: str) -> Cases:
-        """Evaluation cases of `validation` or `test`."""
+        """Return the cases of `validation` or `test`."""
         if split == "test":
             self.run.checked("prepare", "test.parquet")
         cases = load_cases(self.prepared, split)
@@ -252,7 +241,7 @@ class RunData:
 
     @property
     def fold_names(self) -> list[str]:
-        """The stages of the rankers for cross-fitting; none where it is off."""
+        """The stages of cross-fitting rankers, if any."""
         folds = self.config.ranker.folds
         return [f"ranker/fold-{fold}" for fold in range(folds if folds > 1 else 0)]
 
@@ -263,19 +252,19 @@ class RunData:
 
     @property
     def ranker_loss(self) -> Literal["impressions", "cross_entropy", "sampled"]:
-        """The loss of the sequential ranker; `auto` takes impressions where there are some."""
+        """The loss of the sequential ranker; `auto` prefers impressions."""
         if self.config.ranker.loss != "auto":
             return self.config.ranker.loss
         return "impressions" if self.shown_files else "cross_entropy"
 
     @cached_property
     def withheld(self) -> NDArray[np.bool_]:
-        """(U,) the users that no ranker of the run is to see, see `ranker.user_share`."""
+        """(U,) users hidden from all rankers (`ranker.user_share`)."""
         users = np.arange(len(self.training))
         return keyed_uniforms(self.config.seed, users, np.zeros_like(users)) >= self.config.ranker.user_share
 
     def truth(self) -> Truth:
-        """The truth, in the rows of the prepared users and items. For evaluation and the oracle gate alone."""
+        """The truth by row, only for evaluation and the oracle gate."""
         if self.config.data.marketplace is None:
             raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
         for path in self.truth_files:
@@ -284,10 +273,7 @@ class RunData:
         return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
 
     def utility_at(self, cases: Cases) -> Utility | None:
-        """The utility just before each case's target was bought; None where no truth knows all items of the catalogue.
-
-        A case need not be the last purchase of its user: data may be cut by time, and items may be filtered out.
-        """
+        """Return the utility just before each target purchase; None without a complete truth."""
         if not self.truth_knows_all:
             return None
         users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
@@ -298,7 +284,7 @@ class RunData:
         return self.truth()
 
     def true_utility(self) -> TrueUtility:
-        """The utility just before each logged item was chosen."""
+        """Return the utility just before each logged choice."""
         truth = self.truth()
 
         def utility(users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

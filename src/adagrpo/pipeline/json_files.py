@@ -1,4 +1,4 @@
-"""JSON files of a run: of one object, indented, or of an object a line."""
+"""JSON and JSON Lines files of a run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from adagrpo.storage.writing import write_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a file."""
+    """Return the object of a file."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The object of each line."""
+    """Return the object of each line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def json_lines(content: Mapping[str, Any], *, allow_nan: bool = True) -> str:
-    """An object as the text of a file; without `allow_nan` a number that JSON does not know is an error."""
+    """Return an object as indented JSON; `allow_nan=False` refuses NaN and infinities."""
     return json.dumps(content, indent=1, allow_nan=allow_nan) + "\n"
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
-    """Write an object, see `json_lines`."""
+    """Write an object; see `json_lines`."""
     write_file(path, json_lines(content, allow_nan=allow_nan))

@@ -1,4 +1,4 @@
-"""Asks a reward that was made elsewhere whether it has seen the held-out items; see `adagrpo.diagnosis.leaks`."""
+"""Test whether an external reward has seen held-out items; see `adagrpo.diagnosis.leaks`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MOST_CASES, DRAWN = 2000, 50
 
 
 def leak_files(models: Models) -> list[Path]:
-    """The files that `suspect` reads beside those of the data; none where it asks nothing."""
+    """Return what `suspect` reads besides the data; empty if no reward is external."""
     return [models.run.path("ranker", "best", "model.safetensors")] if models.config.reward.is_made_elsewhere else []
 
 
 class LeakCheck:
-    """The questions to a run's users, and what rankers of training alone answer to them."""
+    """Questions about a run's users, answered by rewards and reference rankers."""
 
     def __init__(self, models: Models) -> None:
         """Draw the questions."""
@@ -45,7 +45,7 @@ class LeakCheck:
 
     @cached_property
     def references(self) -> dict[str, Answers]:
-        """The answers of rankers of training alone, by name."""
+        """Answers of rankers fitted on training data alone, by name."""
         models = self.models
         return {
             "item-kNN": self._asked(models.reward_of(FeatureOptions(name="knn_history"))),
@@ -54,7 +54,7 @@ class LeakCheck:
         }
 
     def signs(self, reward: Reward) -> dict[str, Any] | None:
-        """Return what `adagrpo.diagnosis.leaks.leak_signs` says; None where no user has two training items."""
+        """Return `leak_signs`; None if no user has two training items."""
         return leak_signs(self._asked(reward), self.references) if len(self.drawn) else None
 
     def _asked(self, ranker: Reward) -> Answers:
@@ -69,12 +69,7 @@ class LeakCheck:
 
 
 def suspects(models: Models) -> dict[str, dict[str, Any]]:
-    """Look for signs that rewards of a run have seen the held-out items of validation, each member of a sum apart.
-
-    Returns:
-        See `LeakCheck.signs`, by name as in `rewards_alone`, of each that the run does not make of training alone; none
-        where no user has two training items.
-    """
+    """Return each external reward's `LeakCheck.signs`, unless None, by name as in `rewards_alone`."""
     asked = {name: part for name, part in rewards_alone(models.config.reward).items() if part.is_made_elsewhere}
     check = LeakCheck(models) if asked else None
     found = {name: check.signs(models.reward_of(part)) for name, part in asked.items()} if check is not None else {}
@@ -82,10 +77,7 @@ def suspects(models: Models) -> dict[str, dict[str, Any]]:
 
 
 def suspect(models: Models) -> dict[str, Any] | None:
-    """Return the signs of the first reward that has some, else those of the first one; None where none was asked.
-
-    `leaking` in it names all that have signs.
-    """
+    """Return the first leaking reward's signs, else the first reward's; None without any. `leaking` names all."""
     found = suspects(models)
     leaking = [name for name, signs in found.items() if signs["signs"]]
     first = next(iter([*leaking, *found]), None)

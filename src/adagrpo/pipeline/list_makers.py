@@ -1,4 +1,4 @@
-"""Makers of the lists of a run, by name: the policy, its order, and the other sources."""
+"""Recommenders of a run's lists by name."""
 
 from __future__ import annotations
 
@@ -40,60 +40,50 @@ WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 
 @dataclass(frozen=True)
 class ListMaker:
-    """Makes the recommenders of a run's lists; what is changed against the recipe holds for each of them.
+    """Makes recommenders; overrides as in `ListOptions`."""
 
-    What is changed is as in `adagrpo.pipeline.named_lists.ListOptions`.
-    """
-
-    models: Models  # over the version of the catalogue that is served
+    models: Models  # for the served catalogue version
     exclude_history: bool | None = None
     precision: Precision | None = None
-    reward_weight: float | None = None  # None is the one that validation chose
+    reward_weight: float | None = None  # None: chosen on validation
     checkpoint: Checkpoint = "best"
-    loaded: list[Reward] = field(default_factory=list)  # the reward, once it is
-    sources: dict[str, CandidateSource] = field(default_factory=dict)  # likewise, which lists share: they are large
+    loaded: list[Reward] = field(default_factory=list)  # the reward, once loaded
+    sources: dict[str, CandidateSource] = field(default_factory=dict)  # likewise; shared by lists, since large
 
     def stages(self, name: ListName) -> list[str]:
-        """The stages that a list is read from, beside those of its reward and its policy's weights."""
+        """Return the stages of a list, without its reward's and its policy's weights."""
         return kind_of(name).stages(self, name)
 
     def files(self, name: ListName) -> list[Path]:
-        """The files that decide a list, beside the catalogue, the training data and its policy's weights."""
+        """Return the files of a list, without catalogue, training data and policy weights."""
         own = kind_of(name).files(self, name)
         if name.order in (alone := rewards_alone(self.models.config.reward)):
             return [*own, *self.models.files_of(alone[name.order]), *self.models.probe_files]
         return [*own, *(self.models.reward_files if name.order in (RERANK, FUSE) else [])]
 
     def asks_reward(self, name: ListName) -> bool:
-        """Check that a list is ordered by the run's reward when it is served."""
+        """Return whether serving a list calls the reward."""
         return kind_of(name).asks_reward(self.models.config.reward)
 
     def needs(self, name: ListName) -> list[str]:
-        """What must be there at serving time, in words."""
+        """Return what serving a list requires, in words."""
         reward = [reward_title(self.models.config.reward, name.order)] if self.asks_reward(name) else []
         return [*kind_of(name).needs, *reward]
 
     @property
     def reward(self) -> Reward:
-        """The reward of the run, loaded once."""
+        """The run's reward, loaded once."""
         if not self.loaded:
             self.loaded.append(self.models.reward())
         return self.loaded[0]
 
     def reward_of(self, name: ListName) -> Reward:
-        """The reward that a list asks: that of the run or, alone, one of those that it is the sum of."""
+        """Return a list's reward: the run's, or one member of a sum."""
         number = reward_number(name.order) or 0
         return self.reward.members[number - 1] if isinstance(self.reward, WeightedReward) and number else self.reward
 
     def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
-        """Make the recommender of a list.
-
-        Args:
-            changed: arguments of `Recommender` beside those that follow from the name.
-
-        Raises:
-            UserError: a file is missing or not as it was made.
-        """
+        """Make a list's recommender; `changed` are further arguments of `Recommender`."""
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()
         mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
@@ -113,7 +103,7 @@ class ListMaker:
         )
 
     def recommenders(self, names: Sequence[str]) -> Iterator[tuple[str, Recommender]]:
-        """Make the recommenders of lists, one after the other; a policy is loaded once for all of its lists."""
+        """Yield names and recommenders, loading each policy once."""
         called = {name: parse_list(name) for name in names}
         for arm in dict.fromkeys(one.policy or START for one in called.values()):
             loaded = self.recommender(ListName(arm, "policy"), self.models.run.weights_of(arm))
@@ -122,53 +112,49 @@ class ListMaker:
                     yield name, loaded.ordered(self.order(one))
 
     def order(self, name: ListName, reward: Reward | None = None) -> ListOrder:
-        """What a list is ordered by.
-
-        Args:
-            reward: asked in place of the run's own, such as that behind a circuit breaker.
-        """
+        """Return a list's order; `reward` replaces the run's own."""
         asked = (reward or self.reward_of(name)) if self.asks_reward(name) else None
         return kind_of(name).order(self, name, asked)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
-        """The sources of a fused list, and its weights where they are fitted."""
+        """Return a fused list's sources, with fitted weights."""
         sources = {kind: self.source(kind) for kind in FUSED}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
     @property
     def reward_features(self) -> list[str]:
-        """The features that the reward gives to a fused list, one of each that it is the sum of."""
+        """Reward features of a fused list, one per member of a sum."""
         options = self.models.config.reward
         if not isinstance(options, WeightedOptions):
             return [REWARD]
         return [_member_title(number, part) for number, part in enumerate(options.parts, 1)]
 
     def fitted(self, name: ListName) -> FittedWeights:
-        """The weights of a fused list, as its stage keeps them."""
+        """Return a fused list's weights."""
         weights, added = (self.models.run.checked(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS))
         found = read_weights(weights, added, self.models.data.device)
         return FittedWeights(found[name.order], found[FUSE_WITHOUT_REWARD])
 
     def source(self, name: str) -> CandidateSource:
-        """One of `adagrpo.lists.table.SOURCES`, loaded once."""
+        """Return one of `SOURCES`, loaded once."""
         if name not in self.sources:
             self.sources[name] = SOURCES[name].load(self)
         return self.sources[name]
 
     def counts(self) -> NDArray[np.int64]:
-        """(V,) training interactions of each item; of what came to the catalogue later, those of the rarest."""
+        """Return (V,) training interactions per item; added items get the smallest count."""
         data = self.models.data
         counts = data.training.counts(data.num_items)
         counts[data.version.trained :] = counts[: data.version.trained].min()
         return counts
 
     def ranker(self) -> SequentialRanker:
-        """The sequential ranker of the run."""
+        """Return the run's sequential ranker."""
         return self.models.ranker(self.models.run.path("ranker", "best"))
 
     def matrix(self, source: str) -> sparse.csr_array:
-        """(V, V) what a source was fitted to; what came to the catalogue later is as the items that it is like."""
+        """Return a source's (V, V) matrix; items added later use their neighbours' rows."""
         near = load_matrix(self.models.run.checked(*place_of(source)))
         borrowed = self.models.data.version.borrowed
         if borrowed is None:
@@ -177,14 +163,14 @@ class ListMaker:
         return sparse.csr_array(likened @ near @ likened.T)
 
     def _own_weight(self, name: ListName) -> Path | None:
-        """Find what a comparison measured of a trained arm's re-ranked list; None where it is of other weights."""
+        """Return the file of a trained arm's own re-ranking weight; None if the policy has changed since."""
         run, arm = self.models.run, name.policy or START
         found = None if arm == START else run.find("evaluate", str(name), self.checkpoint, "metrics.json")
         return found if found is not None and of_these_weights(run, found.parent, arm, self.checkpoint) else None
 
 
 def place_of(source: str) -> tuple[str, ...]:
-    """Where a run keeps what a source reads; empty where that is training data alone."""
+    """Return a source's path, in parts; empty if it reads only training data."""
     row = SOURCES[source]
     return () if row.stage is None else (row.stage, *row.file)
 
@@ -194,11 +180,11 @@ class ListKind:
     """A row of the table of lists.
 
     Attributes:
-        needs: what must be there at serving time beside a reward, in words.
-        order: what a list is ordered by; the reward is None where it asks none.
-        stages: that it is read from, beside those of its reward and its policy's weights.
-        files: that decide it, beside those of a reward, the catalogue, training data and its policy's weights.
-        asks_reward: it asks this reward when it is served.
+        needs: what serving requires besides a reward.
+        order: without a reward if it uses none.
+        stages: see `ListMaker.stages`.
+        files: see `ListMaker.files`; without the reward's.
+        asks_reward: whether serving calls this reward.
     """
 
     needs: tuple[str, ...]
@@ -256,24 +242,24 @@ def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
     )
 
 
-# the table of lists, in the order of what they need at serving time
+# table of lists, ordered by what serving needs
 KINDS: Mapping[str, ListKind] = {
     **{source: _source_alone(source) for source in LISTED},
     REWARD: ListKind((), lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True), asks_reward=_always),
     "policy": ListKind(("the policy",), lambda maker, name, reward: ListOrder()),
     FUSE_WITHOUT_REWARD: _fused(lambda options: False),
     RERANK: ListKind(("the policy",), _re_ranked, _re_ranked_stages, _re_ranked_files, _always),
-    FUSE: _fused(lambda options: options != SequentialOptions()),  # which is a source
+    FUSE: _fused(lambda options: options != SequentialOptions()),  # the ranker is a source
 }
 
 
 def kind_of(name: ListName) -> ListKind:
-    """The row of a list."""
+    """Return the row of a list."""
     return KINDS[name.order if reward_number(name.order) is None else REWARD]
 
 
 def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
-    """The rewards of a run that can order its catalogue alone, by the name of the list; its own ranker is a source.
+    """Return the rewards that order the catalogue alone, by list name; not the run's own ranker.
 
     Example:
         >>> list(rewards_alone(WeightedOptions(members=({"kind": "noise"}, {}), weights=(1.0, 1.0))))
@@ -286,7 +272,7 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
 
 
 def reward_title(options: RewardOptions, name: str) -> str:
-    """What people read of one of `rewards_alone`.
+    """Return the display name of one of `rewards_alone`.
 
     Example:
         >>> reward_title(WeightedOptions(members=({"kind": "noise"},), weights=(1.0,)), "reward-1")
@@ -301,14 +287,14 @@ def _member_title(number: int, part: RewardOptions) -> str:
 
 
 class Lists(NamedTuple):
-    """The lists of `N` cases, as they are served."""
+    """Served lists of `N` cases."""
 
     items: NDArray[np.int64]  # (N, W), -1 behind the last item
     scores: NDArray[np.float32]  # (N, W)
 
 
 def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
-    """Cases of similar length together, and what each is asked for: rows and queries."""
+    """Yield row indices and queries, in batches of similar length."""
     eligible, size = data.eligible, data.config.evaluation.batch_size
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
@@ -319,7 +305,7 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
 def lists_of(
     served: Recommender, data: RunData, cases: Cases, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Lists:
-    """Return the lists that a service would answer in every case."""
+    """Return the served list of each case."""
     found = Lists(
         np.full((len(cases), served.width), -1, dtype=np.int64),
         np.full((len(cases), served.width), -np.inf, dtype=np.float32),
@@ -335,21 +321,21 @@ def lists_of(
 
 
 def save_matrix(near: sparse.csr_array, path: Path) -> None:
-    """Write the (V, V) matrix of a source."""
+    """Write a source's (V, V) matrix."""
     parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
     with naming(path.parent):
         save_file(parts, path)
 
 
 def load_matrix(path: Path) -> sparse.csr_array:
-    """(V, V) float32 matrix of a source, over the items of training."""
+    """Read a source's (V, V) float32 matrix over the training items."""
     parts = load_file(path)
     items = len(parts["offsets"]) - 1
     return sparse.csr_array((parts["similarities"], parts["items"], parts["offsets"]), shape=(items, items))
 
 
 def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
-    """Write the networks of fused lists, by order; nothing of a list that has none."""
+    """Write the networks of fused lists that have one, by order."""
     parts: dict[str, Tensor] = {}
     for order, weights in fitted.items():
         if weights.correction is not None:
@@ -359,7 +345,7 @@ def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
 
 
 def read_weights(weights: Path, corrections: Path, device: torch.device) -> dict[str, Weights]:
-    """The weights of fused lists by order and, on its device, the network that is added to each."""
+    """Return weights and network (on `device`) of fused lists, by order."""
     parts, found = load_torch_file(corrections), {}
     for order, content in read_json(weights).items():
         own = {name.removeprefix(f"{order}/"): value for name, value in parts.items() if name.startswith(f"{order}/")}

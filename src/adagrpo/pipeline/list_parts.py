@@ -1,12 +1,9 @@
-"""The lists of a file of users in parts: which rows a part answers, how a part is made, what the folder says of them.
+"""Parts of the lists of a user file.
 
-    OUT/part-00000.parquet      a row for each row of the file, in its order: user_id, items, scores, best first
-    OUT/manifest.json           each part with its rows of the file, its size and its sha256
+    OUT/part-00000.parquet      a row per row of the file, in its order: user_id, items, scores, best first
+    OUT/manifest.json           rows, size and sha256 of each part
 
-A part is made whole under another name, synced to disk, and then takes its name in one move; what it answers stands in
-the part itself. So it does not matter which process makes a part, nor whether two do: a row is answered by the part
-that its number belongs to, and that part is there once or not at all. Who made it gives back its sha256, which says
-later whether it is still what was made.
+Parts are renamed when complete and name their rows, so any process may make any part, even twice.
 """
 
 from __future__ import annotations
@@ -37,18 +34,18 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
 
-FACTS = "adagrpo"  # the key in the metadata of a part
+FACTS = "adagrpo"  # metadata key of a part
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
 
 
 class Facts(NamedTuple):
-    """Facts of a part."""
+    """Metadata of a part."""
 
-    fingerprint: str  # of what the lists are made from
-    first_row: int  # of the file of users; 0 is the first row of data
+    fingerprint: str  # of the lists' inputs
+    first_row: int  # in the user file, from 0
     users: int  # rows
     users_without_a_list: int = 0
-    unknown_users: int = 0  # that the logs do not have
+    unknown_users: int = 0  # not in the logs
     unknown_item_ids: int = 0  # in histories
     popular_lists: int = 0
 
@@ -59,7 +56,7 @@ def part_path(out: Path, number: int) -> Path:
 
 
 def facts_of(path: Path) -> Facts | None:
-    """Read the facts of a part, None where there is no part that can be read."""
+    """Read a part's metadata; None if missing or unreadable."""
     if not path.is_file():
         return None
     try:
@@ -70,7 +67,7 @@ def facts_of(path: Path) -> Facts | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that decides the lists of a file of users, and where they go: enough to make any part of them, anywhere."""
+    """Everything that determines the lists of a user file."""
 
     run: Path
     overrides: tuple[str, ...]
@@ -79,7 +76,7 @@ class Wanted:
     part_users: int
     out: Path
     token: str  # of the process that holds the lock of `out`
-    fingerprint: str  # of what the lists are made from
+    fingerprint: str  # of the lists' inputs
     weights: str  # their sha256
     reward: dict[str, Any]  # see `list_read`
     k: int
@@ -87,10 +84,10 @@ class Wanted:
     include: Filter | None
     exclude: Filter | None
     popular: bool
-    kept: frozenset[str]  # names of the parts that were there, as they were written
+    kept: frozenset[str]  # names of existing, unchanged parts
 
     def facts(self, number: int) -> Facts | None:
-        """Of a part that is there and answers what it is to answer."""
+        """Return a part's metadata; None unless it matches this request."""
         found = facts_of(part_path(self.out, number))
         wanted = (self.fingerprint, number * self.part_users)
         return found if found is not None and (found.fingerprint, found.first_row) == wanted else None
@@ -98,7 +95,7 @@ class Wanted:
     def worker(
         self, loaded: tuple[RunDirectory, Recommender] | None = None
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Load what answers unless it is there, and give the function that makes a part."""
+        """Return the function that makes a part, with the recommender loaded unless given."""
         return _Answering(self, *(loaded or self._load())).make
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
@@ -114,10 +111,7 @@ class Wanted:
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
-    """The tasks of all parts in their order: which are there already, and the rows of the others.
-
-    The last one, `{"parts": ..., "rows": ...}`, says how many there were.
-    """
+    """Yield a task per part, with its rows unless it exists, then the totals `{"parts": ..., "rows": ...}`."""
     user, history = wanted.columns
     integers, number, rows = False, 0, 0
     parts = read_histories(wanted.users, wanted.part_users, user=user, history=history)
@@ -133,14 +127,13 @@ def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
 
 
 def _are_integers(users: Sequence[ItemId]) -> bool:
-    """Check that the ids of a file are whole numbers, plainly written."""
     texts = pl.Series([str(user) for user in users], dtype=pl.String)
     typed = texts.cast(pl.Int64, strict=False)
     return not typed.null_count() and typed.cast(pl.String).equals(texts)
 
 
 class LoggedHistories:
-    """All that the logs have of each user, oldest first."""
+    """Complete logged histories, oldest item first."""
 
     def __init__(self, data: RunData) -> None:
         self.whole = load_whole(data.run.checked_stage("prepare"))
@@ -148,7 +141,7 @@ class LoggedHistories:
         self.rows = {name: row for row, name in enumerate(names)}
 
     def of(self, user: ItemId) -> list[int] | None:
-        """Items of a user; None of one that the logs do not have."""
+        """Return the items of a user; None if not in the logs."""
         row = self.rows.get(str(user))
         if row is None:
             return None
@@ -158,8 +151,6 @@ class LoggedHistories:
 
 
 class _Answering:
-    """The recommender of one worker."""
-
     def __init__(self, wanted: Wanted, run: RunDirectory, served: Recommender) -> None:
         self.wanted, self.run, self.served = wanted, run, served
         self.narrowing = served.narrow(wanted.include, wanted.exclude)
@@ -169,12 +160,11 @@ class _Answering:
         self._logged: LoggedHistories | None = None
 
     def make(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make a part unless it is there; gives back number, rows and, if made, sha256, or the last task as it is."""
+        """Make a part unless it exists; return number, rows and, if made, sha256."""
         made = {"sha256": self._publish(task)} if "users" in task else {}
         return {name: value for name, value in task.items() if name in ("number", "rows", "parts")} | made
 
     def _publish(self, task: dict[str, Any]) -> str:
-        """Make a part, and give its sha256."""
         wanted, users = self.wanted, task["users"]
         histories, unknown_users = task["histories"], 0
         if histories is None:
@@ -193,7 +183,7 @@ class _Answering:
             wanted.fingerprint,
             task["first_row"],
             len(users),
-            users_without_a_list=sum(not one.items for one in answers),  # also where filter and history leave none
+            users_without_a_list=sum(not one.items for one in answers),  # also after filters and history
             unknown_users=unknown_users,
             unknown_item_ids=sum(len(one.unknown) for one in answers),
             popular_lists=sum(bool(one.items) and one.source == "popular" for one in answers),

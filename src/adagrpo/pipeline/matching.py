@@ -1,11 +1,10 @@
-"""The λ that an arm had, and arms whose λ is that of another: mixtures, as strong as the gate lets through.
+"""Mixture arms whose λ is matched to the gated arm's.
 
     mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
 
-Admission and norm do not agree: the gradient of a step averages the samples of a batch, so that the noise of a tenth of
-them is more than a tenth of the noise of all. The norms are those of every `train.gradient_norms_every` steps; where
-nothing was admitted the norm is 0.
+They differ because batch averaging reduces the noise of all samples more than that of an admitted few. Norms are
+measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from adagrpo.pipeline.json_files import read_rows
 from adagrpo.trainer.pressure import FILE
 
 MATCHED_BY_ADMISSION, NORM = NAMES
-MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
+MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each needs
 MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
 
 
 def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
-    """λ, given or computed from the pressure; None for an arm without a reward, or one that validation gave no use."""
+    """Return λ, given or from the pressure; None without a reward or a use for it."""
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:
         return None if arm.term is None else arm.weight_of(common)
@@ -35,11 +34,7 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
 
 
 def check_matched(arms: Sequence[str]) -> None:
-    """Refuse a matched arm without those that it is made from.
-
-    Raises:
-        UserError: naming what is to be added.
-    """
+    """Refuse a matched arm without the arms it is derived from."""
     for name, sources in MATCHED.items():
         missing = [source for source in sources if source not in arms]
         if name in arms and missing:
@@ -49,7 +44,7 @@ def check_matched(arms: Sequence[str]) -> None:
 
 
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
-    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
+    """Return the matched mixture, λ rounded to four digits.
 
     Raises:
         UserError: no norm was measured, or the mixture's is 0.
@@ -67,7 +62,6 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
 
 
 def _mean_norm(run: RunDirectory, arm: str) -> float:
-    """Of the reward term, over the steps at which norms were measured."""
     rows = read_rows(run.checked("train", arm, "steps.jsonl"))
     norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]
     return sum(norms) / len(norms) if norms else 0.0

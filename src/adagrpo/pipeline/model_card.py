@@ -1,8 +1,6 @@
-"""The model card of an exported policy: README.md with Hugging Face's metadata, from what the run has on record.
+"""Model card of an exported policy, after https://huggingface.co/docs/hub/model-cards.
 
-The metadata block is that of https://huggingface.co/docs/hub/model-cards. A licence is not ours to give, so it is left
-to the publisher of the folder. What the run has not measured is said to be missing; the files are read through the
-run, which refuses one that was changed after it was made.
+The licence is left to the publisher.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ LICENCE = "# license: name yours here before you publish this folder; adagrpo do
 
 
 def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
-    """The text of README.md."""
+    """Return the text of README.md."""
     measured = _measured(run, chosen, checkpoint)
     results = _results(run, chosen, checkpoint, measured.get("test") or {})
     parts = [
@@ -53,7 +51,6 @@ def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters
 def _metadata(
     run: RunDirectory, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]], of_part: str
 ) -> str:
-    """The YAML block; the values that Hugging Face's model index lists are those of the test cases."""
     content: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -123,10 +120,7 @@ def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
 def _results(
     run: RunDirectory, chosen: Chosen, checkpoint: str, means: Mapping[str, float]
 ) -> dict[str, Mapping[str, float]]:
-    """The metrics of the test cases: with intervals where they were computed, without them where only means are.
-
-    Empty where it was not these weights that were evaluated: of sft the best are, of an arm perhaps an earlier fit.
-    """
+    """Return metrics on test cases; empty if other weights were evaluated."""
     paired = run.find_content("report", "paired", "paired.json") if means else None
     if paired is not None:
         made_from = (manifest(run.folder("report/paired")) or {}).get("made_from")
@@ -139,7 +133,6 @@ def _results(
 
 
 def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
-    """Read the evaluation of these very weights; nothing where there is none."""
     path = run.find(*evaluation_of(chosen.arm, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}

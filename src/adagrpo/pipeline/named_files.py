@@ -1,4 +1,4 @@
-"""Early checks of the files that a recipe names for later stages: a run of hours ends with none missing."""
+"""Early checks of files that later stages need."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ ASK_REWARD = {"train", "diagnose", "evaluate"}
 
 
 def check_named(data: RunData, parts: Collection[str]) -> None:
-    """Look for what encodes texts, the files of the reward, and the groups that are measured.
-
-    Raises:
-        UserError: a file, a module or a group is not there; it is named.
-    """
+    """Refuse a missing text encoder, reward file or measured group."""
     run, config = data.run, data.config
     if config.without_order:
         return
@@ -33,18 +29,14 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
         check_model(language_model_folder(run))
     if ASK_REWARD & set(parts):
         for path in Models(data).reward_files:
-            if not path.is_relative_to(run.directory):  # what the run itself makes
+            if not path.is_relative_to(run.directory):  # not made by the run
                 run.hash_input(path)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
 
 
 def check_functions(run: RunDirectory, options: RewardOptions) -> None:
-    """Import what a reward and its members name, before anything is trained for it.
-
-    Raises:
-        UserError: there is no such function.
-    """
+    """Import the functions of a reward and its members."""
     if isinstance(options, CallableOptions | FactoryOptions):
         load_function(options.function, run.code)
     for part in options.parts:
@@ -52,7 +44,7 @@ def check_functions(run: RunDirectory, options: RewardOptions) -> None:
 
 
 def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
-    """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
+    """Return a reward's external files: modules, models, checkpoints of other runs."""
     match options:
         case CallableOptions() | FactoryOptions():
             own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
@@ -66,7 +58,7 @@ def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
 
 
 def check_test_cases(run: RunDirectory) -> None:
-    """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
+    """Refuse a temporal split without test cases."""
     prepared = run.content("prepare", "summary.json")
     split = run.config.data.split
     if split.kind == "temporal" and not prepared["test_cases"]:

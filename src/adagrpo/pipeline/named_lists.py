@@ -1,4 +1,4 @@
-"""Lists of a run by their names: which is meant, whether what it is made of is up to date, and what that is."""
+"""Lists of a run by name."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, CatalogVersion
 from adagrpo.storage.hashes import hash_json
 
-DECISION = "decision.json"  # in it: `chosen`
+DECISION = "decision.json"  # has `chosen`
 
 
 @dataclass(frozen=True)
 class ListOptions:
-    """The list that is asked for, and what is changed for it against the recipe.
+    """A requested list and its overrides of the recipe.
 
     Attributes:
         arm: a list, see `adagrpo.lists.names`; None: see `served_list`.
-        checkpoint: of its policy.
-        reward_weight: above 0, the run's reward re-ranks the beam of a policy with this weight, in spreads; a list that
-            is called re-ranked takes the weight that validation chose where none is given.
-        exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
-            evaluation does.
-        precision: of the policy; None is the recipe's, `evaluation.precision`.
-        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
+        reward_weight: above 0, re-rank the policy's beam with it, in within-list standard deviations; at 0, a re-ranked
+            list takes the weight chosen on validation.
+        exclude_history: default of requests; None: as in the run's evaluation.
+        precision: of the policy; None: `evaluation.precision`.
+        catalog: see `adagrpo.pipeline.versions.open_version`.
     """
 
     arm: str | None = None
@@ -55,18 +53,12 @@ class ListOptions:
 def served_list(
     run: RunDirectory, arm: str | None, checkpoint: Checkpoint, reward_weight: float = 0.0
 ) -> tuple[ListName, Chosen]:
-    """Find the list that a name and a weight of the reward mean, and the checkpoint of its policy.
-
-    Without a name it is the list that `decide` chose or, where nothing was decided or another checkpoint than the best
-    is asked for, that of the arm which is best on validation.
+    """Return the list for a name and a reward weight, and its policy's checkpoint.
 
     Args:
-        arm: see `adagrpo.lists.names`; None: see above.
-        reward_weight: in spreads; above 0 the beam of a policy is re-ranked with it.
-
-    Raises:
-        UserError: there is no such list or checkpoint, the decision is stale, or the weight is none or has no place in
-            the list.
+        arm: see `adagrpo.lists.names`; None: the decision or, without one or for a checkpoint other than the best, the
+            best arm on validation.
+        reward_weight: see `ListOptions`.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
@@ -97,14 +89,12 @@ def served_list(
 
 
 def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
-    """The lists of a run of which all stages are there, by name."""
     maker, finished = ListMaker(Models(RunData(run))), {*run.finished("*", "*/*", "*/*/*")}
     names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config.reward, arms)]
     return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
 
 
 def _decided(run: RunDirectory) -> str | None:
-    """Return the list that `decide` chose; None where nothing was decided."""
     decided = run.find_content(DECISION)
     if decided is None:
         return None
@@ -115,7 +105,7 @@ def _decided(run: RunDirectory) -> str | None:
 
 
 def decision_now(run: RunDirectory) -> dict[str, Any] | None:
-    """The content of decision.json; None where nothing was decided, or it is stale."""
+    """Return the content of decision.json; None if missing or stale."""
     decided = run.find_content(DECISION)
     return None if decided is None or is_stale(run, DECIDED, parts_of(run, measuring=True)) else decided
 
@@ -123,19 +113,14 @@ def decision_now(run: RunDirectory) -> dict[str, Any] | None:
 def check_served(
     run: RunDirectory, chosen: Chosen, version: CatalogVersion, name: ListName, checkpoint: Checkpoint = "best"
 ) -> None:
-    """Refuse to answer with what is stale.
-
-    Raises:
-        UserError: of the checkpoint, the catalogue, the reward or another part of the list, with the command that makes
-            it again.
-    """
+    """Refuse stale parts of a list, naming the command to run."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     reward = reward_stages(run) if maker.asks_reward(name) else []
     check(run, "serve", [chosen.stage, version.stage, *reward, *maker.stages(name)])
 
 
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-    """Describe what a list reads beside its policy: the reward and hashes of files; nothing for a policy's own."""
+    """Return the reward and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
@@ -147,11 +132,7 @@ def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Chec
 def list_versions(
     run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
 ) -> dict[str, str]:
-    """Return the versions that answers name; `model` is another one whenever anything of the list is.
-
-    Args:
-        weight: see `list_read`.
-    """
+    """Return the versions in answers; `model` changes with any part of the list."""
     versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
     read = list_read(run, name, weight, checkpoint)
     return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})

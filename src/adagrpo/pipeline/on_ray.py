@@ -1,9 +1,7 @@
-"""Tasks by Ray Data: one Ray task reads them as a stream, a pool of actors carries them out.
+"""Run tasks on a pool of Ray Data actors.
 
-Ray starts an actor that died again and gives it its task again, so a function writes what it makes in one move, under a
-name that the task alone decides. On several machines the folders that tasks name are the same everywhere: a shared file
-system. With `RAY_ADDRESS` in the environment that cluster is used, otherwise Ray is started on this machine for as long
-as the tasks last.
+Ray repeats the tasks of dead actors, so workers must rename their output to a name derived from the task. Several
+machines need a shared file system. Without `RAY_ADDRESS`, Ray runs on this machine.
 """
 
 from __future__ import annotations
@@ -23,14 +21,11 @@ TASK, ANSWER, REFUSED = "task", "answer", "refused"
 def each_on_ray(
     tasks: Callable[[], Iterator[Any]], worker: Callable[[], Callable[[Any], Any]], actors: int
 ) -> Iterator[Any]:
-    """Give the results of all tasks, in the order in which they are done.
+    """Yield task results in order of completion.
 
     Args:
-        tasks: gives the tasks, of what JSON holds; called by a Ray task.
-        worker: called once in each actor, such as to load a model; gives the function of a task.
-
-    Raises:
-        UserError: a task raised it, or Ray is not installed.
+        tasks: called in a Ray task; yields JSON-able tasks.
+        worker: called once per actor; returns the function that runs a task.
     """
     if find_spec("ray") is None:
         raise UserError(f"--ray needs the extra ray: {install('ray')}")
@@ -40,7 +35,7 @@ def each_on_ray(
     with _running(actors):
         context = DataContext.get_current()
         context.enable_progress_bars = False
-        context.target_max_block_size = 1  # a task is a block: a block goes to one actor
+        context.target_max_block_size = 1  # one task per block, since a block goes to one actor
         done = ray.data.read_datasource(_stream(tasks), override_num_blocks=1).map_batches(
             _Actor,
             fn_constructor_args=(worker,),
@@ -54,7 +49,6 @@ def each_on_ray(
 
 
 def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
-    """A source of Ray Data with the tasks, one a row, read by one Ray task."""
     import pyarrow as pa
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
@@ -64,8 +58,6 @@ def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
             yield pa.table({TASK: [json.dumps(task)]})
 
     class Stream(Datasource):  # type: ignore[misc]
-        """Of unknown length, since the tasks come from a generator."""
-
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
@@ -79,7 +71,7 @@ def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
 
 
 class _Actor:
-    """Carries out tasks; the word of a refusal travels as a result, since Ray wraps errors."""
+    """Runs tasks; returns a `UserError` as a result, since Ray wraps exceptions."""
 
     def __init__(self, worker: Callable[[], Callable[[Any], Any]]) -> None:
         self.worker = worker
@@ -96,7 +88,6 @@ class _Actor:
 
 @contextmanager
 def _running(actors: int) -> Iterator[None]:
-    """Ray, started here and ended again unless it runs already or an address is given."""
     import ray
 
     if ray.is_initialized():
@@ -105,7 +96,7 @@ def _running(actors: int) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        # "local": its own, also where another Ray runs on this machine, which would refuse a number of processors
+        # "local": a new instance, even if another Ray runs here, which would refuse a number of CPUs
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
         ray.init(address="local", num_cpus=actors + 1, **quiet)
     try:

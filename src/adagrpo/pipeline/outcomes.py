@@ -1,4 +1,4 @@
-"""Results of a finished stage, as few numbers as a person needs to go on."""
+"""Short summaries of finished stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adagrpo.pipeline.json_files import read_rows
 
 
 def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
-    """Of `tokenize`: items, levels, codes of each level, collisions before they were resolved, density."""
+    """Summarize `tokenize`: items, levels, codes per level, collisions before resolution, density."""
     audit = run.content("tokenize", "audit.json")
     names = ("items", "distinct_sequences", "collision_rate", "largest_collision", "density")
     levels = [{"size": level["size"], "codes_used": level["codes_used"]} for level in audit["per_level"]]
@@ -17,11 +17,7 @@ def catalog_outcome(run: RunDirectory) -> dict[str, Any]:
 
 
 def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
-    """Of a stage that fitted a model: steps, the loss of the first and the last one, and the best checkpoint.
-
-    Returns:
-        `steps`; `loss`, the first and the last value of each loss term; `best_step`; `validation`, its metrics there.
-    """
+    """Summarize a fit: `steps`, first and last `loss` of each term, `best_step` and `validation` there."""
     parts = stage.split("/")
     steps = read_rows(run.checked(*parts, "steps.jsonl"))
     validations = read_rows(run.checked(*parts, "validation.jsonl"))
@@ -38,7 +34,7 @@ def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
 
 
 def trained_outcomes(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """`fit_outcome` of the arms of the recipe that were trained, by name, behind that of sft."""
+    """Return `fit_outcome` of sft, then of each trained arm, by name."""
     trained = set(run.trained())
     names = [arm.name for arm in run.config.train.arms if arm.name in trained]
     return {"sft": fit_outcome(run, "sft")} | {name: fit_outcome(run, f"train/{name}") for name in names}

@@ -1,4 +1,4 @@
-"""The sources of metrics.json and decision.json: the fingerprint of each stage that they are of, in run.yaml."""
+"""Fingerprints, in run.yaml, of the stages behind metrics.json and decision.json."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 
-COLLECTED, DECIDED = "collected", "decided"  # keys of run.yaml, of metrics.json and of decision.json
+COLLECTED, DECIDED = "collected", "decided"  # keys of run.yaml, for metrics.json and decision.json
 
 
 def record_sources(run: RunDirectory, key: str, stages: Iterable[str]) -> None:
-    """Note from which stages a file that was just written was gathered."""
+    """Record the stages of a new file."""
     found = {name: manifest(run.folder(name)) for name in stages}
     run.record(key, {name: content["fingerprint"] for name, content in found.items() if content is not None})
 
 
 def is_stale(run: RunDirectory, key: str, parts: Mapping[str, Part]) -> str:
-    """Say why a file is not of the stages that are there and up to date; empty where it is.
-
-    Args:
-        parts: of the run, see `adagrpo.pipeline.staleness.parts_of`.
-    """
+    """Return why a file does not match the stages in `parts`; empty if it does."""
     noted = read_description(run.path(DESCRIPTION).parent).get(key, {})
     for name, fingerprint in noted.items():
         content = manifest(run.folder(name))

@@ -1,8 +1,6 @@
-"""The plan of the experiment that a decision asks for: the chosen list against the one that users get today.
+"""Experiment plan of a decision: the chosen list against the current one.
 
-What offline cases say is there: the relative gain of HR@10 on test cases, as the effect that is expected of clicks.
-What they do not say is left out, above all click rates; `adagrpo ab PLAN --power --exposures LOG` takes them from a
-log. A plan that is frozen, or that somebody has changed since it was written, is left as it is.
+The expected effect on clicks is the relative gain in HR@10 on test cases. Frozen or edited plans are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 
 PLAN = "decision.plan.yaml"
-MARK = "# as `adagrpo decide` wrote it: "  # before the sha256 of what stands above
+MARK = "# as `adagrpo decide` wrote it: "  # precedes the sha256 of the text above
 TEXT = """\
 # `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
 name: {name}
@@ -48,11 +46,14 @@ guardrails:
 def plan_experiment(
     run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
 ) -> dict[str, str] | None:
-    """Write decision.plan.yaml, and say how it is served; None where the control is chosen, or the plan is of others.
+    """Write decision.plan.yaml and return how to serve it.
 
     Args:
         hit_rates: HR@10 on test cases, by list.
-        today: in UTC; the experiment starts on the day after.
+        today: in UTC, the day before the experiment starts.
+
+    Returns:
+        None if the control is chosen, or a kept plan is damaged or compares other lists.
     """
     path = run.directory / PLAN
     said = _is_somebodys(path)
@@ -69,7 +70,7 @@ def plan_experiment(
         treated=json.dumps(chosen),
         controlled=json.dumps(control),
         name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
-        salt=json.dumps(secrets.token_hex(8)),  # a text, also where it has digits alone
+        salt=json.dumps(secrets.token_hex(8)),  # quoted, since it may be all digits
         start=start.isoformat(),
         expectation=f"expected {expectation}."
         if gain > 0
@@ -102,7 +103,7 @@ def plan_experiment(
 
 
 def _is_somebodys(path: Path) -> str | None:
-    """Say why a plan is not to be replaced: it is frozen, or no longer as `decide` wrote it; None if it may be."""
+    """Return why a plan must be kept (frozen or edited); None if it may be replaced."""
     if frozen_path(path).is_file():
         return "is frozen"
     if not path.is_file():

@@ -1,7 +1,6 @@
-"""What lists are worth where items were shown at random: the order that each gives what a user was shown there.
+"""Evaluation on randomly exposed items, free of the logging policy's bias.
 
-Hits on a log favour lists that resemble what the platform showed; a random exposure favours none. A user's AUC is the
-share of pairs of a clicked and another item that a list puts in the right order, after the user's training history.
+A user's AUC is the share of (clicked, not clicked) pairs that a list orders correctly.
 """
 
 from __future__ import annotations
@@ -22,37 +21,28 @@ from adagrpo.lists.names import START
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 
-MOST_USERS, LEAST = 5_000, 20  # that are judged by; that have to tell two lists apart
+MOST_USERS, LEAST = 5_000, 20  # sampled users; fewest users with another order for a test
 BATCH = 64
 
 
 class RandomOrder(NamedTuple):
-    """How lists order what was shown at random to `U` users."""
+    """AUC per user by list."""
 
     auc: Mapping[str, NDArray[np.float64]]  # (U,) by list
 
     def against(self, name: str, other: str = START, *, level: float = 0.95) -> Interval:
-        """The mean difference in AUC from another list over users, with its interval."""
+        """Return the mean difference in AUC from another list, with its interval."""
         return mean_interval(self.auc[name] - self.auc[other], level=level)
 
     def worse(self, names: Sequence[str], other: str = START) -> list[str]:
-        """The lists that order clicks worse than another one, corrected for their number (Bonferroni).
-
-        Fewer than `LEAST` users whose order another list changes say nothing.
-        """
+        """Return the lists significantly worse than another one (Bonferroni), if `LEAST` users' orders differ."""
         level = 1 - 0.05 / max(1, len(names))
         moved = {name: np.count_nonzero(self.auc[name] != self.auc[other]) for name in names}
         return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
 
 
 def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
-    """Judge lists by what was shown at random; None where nothing was, or no user says anything.
-
-    Args:
-        maker: of the lists.
-        data: of the run.
-        names: of lists whose stages are there; a sample of `MOST_USERS` users is the same for all.
-    """
+    """Evaluate finished lists on at most `MOST_USERS` users; None if none has a usable pair."""
     path = data.prepared / RANDOM
     if not path.is_file():
         return None

@@ -1,12 +1,11 @@
-"""Lists for many users: what `adagrpo serve` answers one by one, written as Parquet in parts.
+"""Batch recommendation: the lists of `adagrpo serve` as Parquet.
 
-    OUT/part-00000.parquet ...  a row for each row of the file, see `adagrpo.pipeline.list_parts`
-    OUT/begun.json              what the lists are made from, and the sha256 of each part that is finished
-    OUT/manifest.json           which rows each part answers
-    OUT/summary.json            counts, and what made the lists; written last
+    OUT/part-00000.parquet ...  lists, see `adagrpo.pipeline.list_parts`
+    OUT/begun.json              inputs, and the sha256 of each finished part
+    OUT/manifest.json           rows of each part
+    OUT/summary.json            counts and versions; written last
 
-Memory holds as many parts as are in hand, however many users there are. A command that was killed goes on with the
-parts that are not there, or not as they were written; which of them it had begun makes no difference.
+An interrupted command continues with missing or changed parts.
 """
 
 from __future__ import annotations
@@ -56,25 +55,16 @@ def recommend_users(
     popular: bool = False,
     ray_actors: int | None = None,
 ) -> dict[str, Any]:
-    """Write the lists of all users of a file.
+    """Write lists for all users of a file, and return summary.json with the folder.
 
     Args:
-        users: see `adagrpo.data.histories`. Without histories it names users of the run's logs, and the history is
-            all that the logs have of them, also what is held out and what came after that.
+        users: see `adagrpo.data.histories`; without histories, the complete logged ones are used, including held-out
+            and later items.
         out: a new folder, or one that the same command began.
-        asked: which lists; `exclude_history` is of the whole history.
-        columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
-            file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
-        include: what lists may hold, see `adagrpo.lists.eligibility`.
-        popular: give users without a known history the most popular items; a column `source` then says so.
-        ray_actors: so many actors of Ray Data make the parts, instead of this process; the lists are the same.
-
-    Returns:
-        The content of summary.json and the folder.
-
-    Raises:
-        UserError: the file cannot be read as above, nothing is eligible, or the folder holds the lists of something
-            else.
+        asked: which lists; `exclude_history` applies to the whole history.
+        columns: of users and histories. None: `user_id` or else the run's; `history`, if the file has it.
+        popular: give users without a known history the most popular items; adds a column `source`.
+        ray_actors: number of Ray Data actors; None: this process.
     """
     run.refuse_without_order()
     served, about = recommender(run, asked)
@@ -94,7 +84,7 @@ def recommend_users(
     inputs |= {"configuration": run.config_hash, "part_users": PART_USERS}
     reward = list_read(run, called, asked.reward_weight, asked.checkpoint)
     inputs |= {"reward": reward} if reward else {}
-    for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from
+    for name in ("test", "later"):  # of logged histories; the weights do not depend on them
         path = run.find("prepare", f"{name}.parquet")
         inputs |= {name: run.hash_input(path)} if path else {}
     if columns[1] is not None:
@@ -113,7 +103,7 @@ def recommend_users(
                 " --out takes a new folder"
             )
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
-            break  # read before anything is written: a file that is refused leaves no folder taken
+            break  # read before anything is written, so that a refused file leaves no folder
         finished = _as_written(run, out, finished)
         _note_finished(out, fingerprint, finished)
         wanted = Wanted(
@@ -128,7 +118,7 @@ def recommend_users(
             weights=weights,
             reward=reward,
             k=k,
-            # by name: a worker may begin after the next catalogue was made
+            # by name: a worker may start after the next catalogue was created
             asked=replace(asked, arm=about["arm"], catalog=about["catalog_version"]),
             include=include,
             exclude=exclude,
@@ -138,14 +128,13 @@ def recommend_users(
         worker = wanted.worker if ray_actors else partial(wanted.worker, (run, served))
         del served
         parts = _make(run, wanted, worker, ray_actors, finished)
-        remove_temporary(out, {TOKEN}, is_marked)  # of actors that were killed
+        remove_temporary(out, {TOKEN}, is_marked)  # of killed actors
         summary = made_from | _publish(wanted, parts, finished)
         write_json(out / SUMMARY, summary)
     return summary | {"folder": str(out)}
 
 
 def _user_column(run: RunDirectory, users: Path) -> str:
-    """`user_id`, or the column of the users in the run's logs, whichever a file has."""
     there, logged = columns_of(users), run.config.data.columns.user
     if USER_ID in there:
         return USER_ID
@@ -154,7 +143,7 @@ def _user_column(run: RunDirectory, users: Path) -> str:
 
 
 def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
-    """Read what the lists of a folder are made from, None where there are none yet, and the sha256 of its parts."""
+    """Return the fingerprint of a folder's lists, or None, and the sha256 of its parts."""
     path = out / BEGUN
     if not path.is_file():
         return None, {}
@@ -171,7 +160,6 @@ def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> 
 
 
 def _as_written(run: RunDirectory, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
-    """The finished parts that are there as they were written; it is said which are not, and those are made again."""
     there = {name: digest for name, digest in finished.items() if (out / name).is_file()}
     damaged = {name for name, digest in there.items() if hash_file(out / name) != digest}
     for name in sorted(damaged):
@@ -186,7 +174,6 @@ def _make(
     ray_actors: int | None,
     finished: dict[str, str],
 ) -> int:
-    """Make all parts, note the sha256 of each as it is finished, and give their number."""
     expected, started, users, parts = about_how_many(wanted.users), time.monotonic(), 0, 0
     tasks = partial(read_parts, wanted)
     for done in each_on_ray(tasks, worker, ray_actors) if ray_actors else map(worker(), tasks()):
@@ -201,7 +188,6 @@ def _make(
 
 
 def _publish(wanted: Wanted, parts: int, finished: Mapping[str, str]) -> dict[str, int]:
-    """Hold what is there against what there is to be, write the manifest, and give the counts of all parts."""
     counts, rows = dict.fromkeys(COUNTS, 0), {}
     for number in range(parts):
         path, facts = part_path(wanted.out, number), wanted.facts(number)

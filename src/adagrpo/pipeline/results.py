@@ -1,4 +1,4 @@
-"""Return types of the methods of a run: notebooks draw them, scripts read their tables."""
+"""Return types of `Run`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adagrpo.report.diagnosis_figures import weight_figures
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture that notebooks draw by themselves.
+    """A chart that notebooks display.
 
     Example:
         >>> Chart("<svg></svg>")._repr_svg_()
@@ -31,19 +31,19 @@ class Chart:
         return self.svg
 
     def save(self, path: str | Path) -> None:
-        """Write it as an SVG file."""
+        """Write the chart as an SVG file."""
         Path(path).write_text(self.svg, encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Does re-ranking by this reward help, and is its sign right? What `adagrpo diagnose` found.
+    """Whether re-ranking by the reward helps, and whether its sign is right.
 
     Attributes:
         verdict: `use` or `do_not_use`.
-        sentences: why, in words, and which list to serve where that is decided.
-        content: everything that was measured, the content of `diagnose/diagnose.json`.
-        serve: the command that serves the list which `decide` chose; None where nothing is decided.
+        sentences: reasons, and the list to serve.
+        content: content of `diagnose/diagnose.json`.
+        serve: command that serves the decision; None without one.
     """
 
     verdict: str
@@ -53,18 +53,17 @@ class Diagnosis:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> Self:
-        """The diagnosis that a diagnose.json holds.
+        """Build the diagnosis from the content of diagnose.json.
 
         Args:
-            decision: the content of decision.json; None where there is none, or it is stale.
-            called: how the command line names the run.
+            decision: content of decision.json; None if missing or stale.
         """
         verdict = content["verdict"]
         sentences = (*verdict["sentences"], *list_advice(content, decision, called))
         return cls(verdict["decision"], sentences, content, None if decision is None else decision["serve"])
 
     def plot(self) -> Chart:
-        """The first chart of diagnose.html: how much weight the reward should have."""
+        """Return the chart of reward weights from diagnose.html."""
         return Chart(weight_figures(self.content["weights"])[0].svg)
 
     def _repr_html_(self) -> str:
@@ -77,13 +76,12 @@ class Recommended:
     """Lists for some histories, best item first.
 
     Attributes:
-        items: for each history its list, in the ids of the input data.
-        scores: log-probability of each item in nats; with a reward weight, plus weight times reward over its spread.
-        codes: the Semantic ID of each item.
-        unknown: for each history the ids in it that name no item. They were left out of the history; where nothing is
-            left of it, the list is empty.
-        about: which checkpoint answered, and in which precision.
-        sources: for each history `policy`, or `popular` where nothing of it is known and popular items were asked for.
+        items: one list per history, in ids of the input data.
+        scores: log-probabilities in nats; with a reward weight, plus weight x reward / within-list standard deviation.
+        codes: Semantic ID of each item.
+        unknown: dropped ids per history; with no known item left, the list is empty.
+        about: checkpoint and precision.
+        sources: `policy` or `popular` per history.
     """
 
     items: list[list[ItemId]]
@@ -98,12 +96,12 @@ class Recommended:
 
     @property
     def unknown_ids(self) -> int:
-        """The number of ids of the histories that name no item."""
+        """Number of unknown ids in the histories."""
         return sum(map(len, self.unknown))
 
     @property
     def frame(self) -> pl.DataFrame:
-        """One row an item: history (its place in the input), rank from 1, item_id, score.
+        """One row per item: history (its index in the input), rank from 1, item_id, score.
 
         Example:
             >>> lists = Recommended([["b", "a"], []], [[-0.5, -1.0], []], [[[0], [1]], []], [[], ["x"]], {})
@@ -127,7 +125,7 @@ class Recommended:
 
 
 def metrics_table(content: Mapping[str, Any]) -> pl.DataFrame:
-    """One row a value of a metrics.json: stage, checkpoint, split, metric, value."""
+    """Return one row per value: stage, checkpoint, split, metric, value."""
     rows = [
         (stage, checkpoint, split, metric, value)
         for stage, checkpoint, splits in _splits(content)
@@ -139,7 +137,6 @@ def metrics_table(content: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _splits(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
-    """Stage, checkpoint and metrics by split."""
     for name, splits in content.get("baselines", {}).items():
         yield name, None, splits
     for name, entry in content.get("stages", {}).items():

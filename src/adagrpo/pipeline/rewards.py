@@ -1,13 +1,10 @@
-"""A first look at the reward that a configuration names, and what is noted of it.
+"""The stage `reward`: a check of the configured reward before training.
 
-The look is the stage `reward`: it asks about a few validation cases before anything is trained, so that a reward that
-fails, is not finite or says the same of every item is refused at once. `reward.json` keeps the spread of its scores and
-of its members', the standard deviation within a case; a sum without weights has no scores yet.
+It refuses a reward that fails, is not finite or is constant on some validation cases. `reward.json` keeps the
+within-case standard deviation of its scores and each member's; a sum without weights has no scores yet.
 
-Of the user's own rewards (`PROBED`) it also keeps the scores of a probe, `PROBE` pairs of a history and an item: a data
-file, an endpoint or a library can change where no file that is hashed does. They are compared whenever the reward is
-loaded for what was measured with it. The stages that ask the reward are made from `reward.json`, so that a look that is
-made again makes them again.
+For external rewards (`PROBED`), whose data or endpoints may change unnoticed, it also keeps the scores of `PROBE`
+(history, item) pairs, compared at every load.
 """
 
 from __future__ import annotations
@@ -36,29 +33,26 @@ from adagrpo.types import Cases, Histories
 LOOK_CASES, LOOK_ITEMS = 64, 50
 PROBE, PROBE_CASES = 200, 50
 Values = NDArray[np.float64]  # (B, N)
-# what may be noise of float32: a share of the score itself, and of the spread within a case
+# float32 noise, relative to the score and to the within-case standard deviation
 NOISE, NOISE_OF_SPREAD = 1e-6, 1e-3
 
 
 def check_reward(models: Models) -> str:
-    """Look at the reward before it is used; nothing is written.
-
-    Returns:
-        How it answers otherwise than when it was measured; empty where it does not, or where nothing was kept.
+    """Check the reward, and return how its answers have changed; empty if they have not.
 
     Raises:
-        UserError: it says the same of every item, is not finite, or is otherwise wrong in a way that the user can mend.
-        ServiceError: an endpoint failed, or what it answers is wrong.
+        UserError: it is constant, not finite or otherwise invalid.
+        ServiceError: an endpoint failed, or its answer is invalid.
     """
     data, options = models.data, models.config.reward
-    # the run's own reward is looked at as groups are scored by it
+    # the run's own reward is checked as it scores groups
     reward = models.group_reward() if options == SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
     return "" if not models.probe_files else _other_answers(models, models.run.content(*FIRST_LOOK))
 
 
 def first_look(run: RunDirectory) -> Declaration:
-    """A look at a reward that the run has not fitted itself, of which is kept how far its scores spread."""
+    """Declare the stage for a reward that the run does not fit itself."""
     data, options = RunData(run), run.config.reward
     models = Models(data)
 
@@ -77,7 +71,7 @@ def first_look(run: RunDirectory) -> Declaration:
     def changed(there: Path) -> str:
         try:
             return _other_answers(models, read_json(there / "reward.json"))
-        except Exception:  # it cannot be asked now; what asks it says so
+        except Exception:  # unavailable now; reported when it is used
             return ""
 
     return Declaration(
@@ -95,7 +89,7 @@ def _cases(data: RunData) -> Cases:
 
 
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:
-    """The root of the mean variance of the scores within a case, over the logged item and items drawn at random."""
+    """Return the root mean within-case variance of scores."""
     draw = np.random.default_rng(data.config.seed)
     padded = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
     users = torch.from_numpy(cases.users.astype(np.int64))
@@ -115,14 +109,13 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
 
 
 def _apart(models: Models) -> list[tuple[str, Reward]]:
-    """The rewards of a run by name, of a sum its members."""
     options = models.config.reward
     parts = options.parts if isinstance(options, WeightedOptions) else (options,)
     return [(reward_name(part), member) for part, member in zip(parts, models.members(), strict=True)]
 
 
 def _probe(models: Models, cases: Cases) -> dict[str, Any]:
-    """Pairs of histories and items drawn at random, and what each reward answers; null if it answers at random."""
+    """Return random (history, item) pairs and scores; null for a nondeterministic reward."""
     data, rows = models.data, np.arange(min(PROBE_CASES, len(cases)))
     draw, width = np.random.default_rng(data.config.seed), min(data.num_items, PROBE // len(rows))
     padded = pad(cases.histories, rows, data.config.max_history)
@@ -146,7 +139,6 @@ def _probe(models: Models, cases: Cases) -> dict[str, Any]:
 
 
 def _other_answers(models: Models, look: Mapping[str, Any]) -> str:
-    """Say which reward answers otherwise than a look kept, and how; empty where none does."""
     for (name, member), scores in zip(_apart(models), look["probe"]["scores"], strict=True):
         if scores is None:
             continue
@@ -164,7 +156,6 @@ def _ask(data: RunData, reward: Reward, probe: Mapping[str, Any]) -> Values:
 
 
 def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Values) -> str:
-    """Say how many scores differ by more than noise, and the first that does; empty where none does."""
     spread = float(np.sqrt(before.var(axis=1).mean()))
     differ = np.abs(now - before) > NOISE * np.abs(before) + NOISE_OF_SPREAD * spread
     if not differ.any():
@@ -178,7 +169,7 @@ def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Va
 
 
 def describe_reward(models: Models) -> dict[str, Any]:
-    """Describe the reward, JSON-able: its options and the sha256 of each file that decides it."""
+    """Return the reward's options and the sha256 of its files, JSON-able."""
     options, run = models.config.reward, models.run
     files = {run.label(path): run.hash_input(path) for path in [*models.files_of(options), *models.probe_files]}
     return {**options.identity(), "files": files}

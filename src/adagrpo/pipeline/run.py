@@ -1,13 +1,11 @@
-"""A run and what is done with it: each command of the command line is a method of `Run`.
+"""`Run`: each command is a method, and works in the same folder.
 
+Example:
     from adagrpo import Run
 
     run = Run.open("runs/mine")
     run.diagnose()
     run.recommend([["item-7", "item-3"]])
-
-A method makes the stages of its command, row by row of the table (`adagrpo.pipeline.stage_table`), in the folder that
-the command line works in: either can go on where the other stopped. Results are typed; tables are polars frames.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ from adagrpo.report import write_diagnosis
 
 
 class Run(StageMaker):
-    """A run directory and what is done with it; make one with `Run.open` or `Run.create`."""
+    """A run directory; create one with `Run.open` or `Run.create`."""
 
     @classmethod
     def create(
@@ -61,21 +59,20 @@ class Run(StageMaker):
         *,
         progress: bool = False,
     ) -> Self:
-        """A run of a recipe, whose stages are still to be carried out; where there are some, it goes on from them.
+        """Create or continue a run of a recipe; no stage is made yet.
 
         Args:
-            recipe: a YAML file, or its content as a mapping.
-            out: the run directory.
-            data: the folder that the recipe's relative paths are in.
+            recipe: a YAML file, or its content.
+            data: folder of the recipe's relative paths.
             settings: changes of the recipe, see `open`.
-            progress: show on stderr how far the work is.
+            progress: show progress on stderr.
 
         Raises:
-            UserError: the recipe has an unknown key or a bad value, or the folder holds something else.
+            UserError: the recipe is invalid, or the folder holds something else.
         """
         code = None
         if isinstance(recipe, Mapping):
-            content = json.loads(json.dumps(recipe, default=str))  # a path is its text
+            content = json.loads(json.dumps(recipe, default=str))  # paths as text
             config = resolve_config(content, as_overrides(settings), "recipe")
         else:
             config, code = load_config(Path(recipe), as_overrides(settings)), Path(recipe).parent
@@ -88,17 +85,17 @@ class Run(StageMaker):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe, resolved, as plain values; `Run.create` takes it back."""
+        """The resolved recipe as plain values, accepted by `Run.create`."""
         return dump_config(self.config)
 
     def remake_command(self, place: Path | str) -> str:
-        """The command that makes a stage, or the stage of a file, as a user types it."""
+        """Return the command line that makes a stage, or the stage of a file."""
         return remake_command(self, place)
 
     def complete(self) -> pl.DataFrame:
-        """Carry out every stage of the recipe that is not done, with a report; see `metrics` for what comes back.
+        """Make all missing stages and the report, and return `metrics`.
 
-        Of several processes, those that do not lead have no part in what follows training: they get an empty table.
+        Processes other than the main one return an empty table.
         """
         if self.processes.is_main_process:
             self._note_made_again(None)
@@ -119,13 +116,13 @@ class Run(StageMaker):
         return self.metrics
 
     def prepare(self) -> dict[str, Any]:
-        """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
+        """Read or simulate, filter, number and split the logs, and return the counts."""
         with self._doing("prepare"):
             self._make("prepare")
         return self.content("prepare", "summary.json")
 
     def tokenize(self) -> dict[str, Any]:
-        """Make the Semantic IDs of the items. Returns their audit."""
+        """Assign Semantic IDs to the items and return their audit."""
         with self._doing("tokenize"):
             self._make("tokenize")
         return self.content("tokenize", "audit.json")
@@ -137,7 +134,7 @@ class Run(StageMaker):
         return self
 
     def ranker(self) -> Self:
-        """Train the reward model; of impressions without order, its report too."""
+        """Train the reward model; with impressions without order, also write its report."""
         with self._doing("ranker"):
             self._make("ranker")
             if self.config.without_order and self.processes.is_main_process:
@@ -149,54 +146,41 @@ class Run(StageMaker):
         """Post-train every arm of the recipe.
 
         Args:
-            anyway: also on a reward that by `diagnose` leaks or is inverted.
-
-        Raises:
-            UserError: by the diagnosis the reward leaks or is inverted, and not `anyway`.
+            anyway: do not refuse a reward that leaks or is inverted according to `diagnose`.
         """
         with self._doing("train"):
             self._train(anyway=anyway)
         return self
 
     def evaluate(self) -> pl.DataFrame:
-        """Evaluate sft and every trained arm on validation and test; see `metrics` for what comes back."""
+        """Evaluate sft and every trained arm, and return `metrics`."""
         with self._doing("evaluate"):
             self._evaluate()
         return self.metrics
 
     def diagnose(self) -> Diagnosis:
-        """Does re-ranking by this reward help, and is its sign right? On validation cases; writes diagnose.html.
-
-        Raises:
-            UserError: a stage is missing.
-        """
+        """Test whether re-ranking by the reward helps and its sign is right; write diagnose.html."""
         with self._doing("diagnose"):
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
             self.make("diagnose", diagnosis(self))
             content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
-            self._renew_report()  # which shows the verdict
+            self._renew_report()  # it shows the verdict
         return Diagnosis.of(content, decided, self.called)
 
     def decide(self, budget_ms: float | None = None, *, train: bool = False, control: str = "sft") -> dict[str, Any]:
-        """Which list to serve: item-kNN, the policy, re-ranked, fused and others, by the rule of `pipeline.decide`.
-
-        Writes decision.json, and decision.plan.yaml, an experiment that holds the chosen list against another one.
+        """Choose the list to serve by the rule of `pipeline.decide`; write decision.json and decision.plan.yaml.
 
         Args:
-            budget_ms: milliseconds that a list may take; None: any.
-            train: train the arms of the recipe first, which then compete too, alone and fused.
-            control: the list that users get today, one of those that compete.
+            budget_ms: milliseconds per list; None: no limit.
+            train: first train the recipe's arms, which then compete too, alone and fused.
+            control: list that users get today, one of the contenders.
 
         Returns:
-            The content of decision.json: `chosen`, `why`, a `warning` where the policy loses to a simple list, what
-            `training` adds where there was some, what the reward adds to the fused list (`reward_in_fusion`), `doubts`,
-            the command to `serve` it, the `experiment`, None where the control is chosen, and all `contenders`.
-
-        Raises:
-            UserError: budget that is not above 0 or that no list is within, a control that does not compete, or
-                something that the lists are made from is stale.
+            The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
+            `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
+            `experiment` (None if the control is chosen) and `contenders`.
         """
         if self.catalog:
             raise UserError(
@@ -236,7 +220,7 @@ class Run(StageMaker):
             content = decision(self, arms, budget_ms, control, left_out, leaking)
             self.write_output(DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
-            self._renew_report()  # which opens with it
+            self._renew_report()  # it opens with the decision
             said = parts_of(self).get("diagnose")
             if said is not None and said.usable and (self.directory / "diagnose.html").is_file():  # it names the list
                 diagnosed = self.content("diagnose", "diagnose.json")
@@ -244,23 +228,12 @@ class Run(StageMaker):
         return content
 
     def report(self) -> Path:
-        """Write report.html of what was measured, and return where it is.
-
-        Raises:
-            UserError: nothing was measured, or what was is out of date.
-        """
+        """Write report.html and return its path."""
         with self._working():
             return self._write_report()
 
     def stage(self, name: str) -> Path:
-        """Make one stage that the recipe asks for, by its name, such as `train/nll`.
-
-        Returns:
-            Its folder.
-
-        Raises:
-            UserError: the recipe asks for no such stage, or what it is made from is missing or out of date.
-        """
+        """Make one stage by name, such as `train/nll`, and return its folder."""
         row = row_of(name)
         wanted = {} if row is None else declared(self.config, [row.command])
         if row is None or name not in wanted:
@@ -272,12 +245,11 @@ class Run(StageMaker):
             return self.make(name, wanted[name](self))
 
     def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
-        """Write a language-model policy as a Hugging Face folder, and return where it is.
+        """Write a language-model policy as a Hugging Face folder and return its path.
 
         Args:
             to: a new folder.
-            arm: sft or a trained arm; None is the one that the other commands take.
-            checkpoint: of that arm.
+            arm: sft or a trained arm; None: see `recommend`.
         """
         export(self, Path(to), arm, checkpoint)
         return Path(to)
@@ -295,37 +267,31 @@ class Run(StageMaker):
         popular: bool = False,
         catalog: str | int = LATEST,
     ) -> Recommended:
-        """The lists that `adagrpo serve` answers with and `evaluate` measures.
+        """Return the lists that `adagrpo serve` answers and `evaluate` measures.
 
-        The policy is loaded at the first call, and kept for the next ones. What another process has replaced
-        since is refused as stale; open the run anew to read it.
+        The policy is cached; if another process replaces it, calls fail as stale until the run is reopened.
 
         Args:
-            histories: item ids of the input data, oldest first. Ids that name no item are left out, and counted.
-            k: length of the lists, at most the beam's width.
-            arm: a list, see `adagrpo.lists.names`: sft, a trained arm, or such as `fuse` and `nll+rerank`; None is
-                the one that the other commands take.
-            checkpoint: of that arm.
-            exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
-                mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
-                `adagrpo.lists.eligibility`. What the recipe masks (`evaluation.exclude_history`) is left out anyway.
-            reward_weight: above 0, re-rank by log-probability + this weight x reward, in units of the reward's
-                spread, as `diagnose` advises it.
-            precision: of the policy; None is the recipe's, `evaluation.precision`.
-            include: named groups, or item ids: what the lists may hold.
-            popular: give histories of which nothing is known the most popular items.
-            catalog: the version of the catalogue: `latest`, or a number; 0 is the one of training.
+            histories: item ids of the input data, oldest first; unknown ids are dropped and counted.
+            k: length of the lists, at most the beam width.
+            arm: a list, see `adagrpo.lists.names`, such as `sft`, `fuse` or `nll+rerank`; None: see `served_list`.
+            exclude: item ids per history, or `"history"` for each whole history, or groups for all, such as
+                `{"brand": ["acme"]}`; in addition to `evaluation.exclude_history`.
+            reward_weight: above 0, re-rank by log-probability + weight x reward, in within-list standard deviations.
+            precision: of the policy; None: `evaluation.precision`.
+            include: groups or item ids that lists are restricted to.
+            popular: return the most popular items for histories without a known item.
+            catalog: catalogue version: `latest` or a number; 0 is the one of training.
 
         Raises:
-            UserError: there is no such arm, version, group or precision, `k` is too large, the weight is below 0 or not
-                finite, or `histories` is not a list of lists of ids.
+            UserError: an argument is out of range or names no list, version or group of the run.
         """
         self.refuse_without_order()
         name, chosen = served_list(self, arm, checkpoint, reward_weight)
         version = open_version(self, catalog)
         key = (str(name), checkpoint, reward_weight, precision, version.number)
         check_served(self, chosen, version, name, checkpoint)
-        weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
+        weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have retrained
         made_from = (weights, list_read(self, name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
             asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
@@ -358,19 +324,16 @@ class Run(StageMaker):
         *,
         start: str | int = LATEST,
     ) -> dict[str, Any]:
-        """Make the next version of the catalogue, without training; `recommend` takes it from then on.
+        """Create the next catalogue version without training, used by `recommend` from then on; return `catalog_diff`.
 
         Args:
-            items: a table of items that come, with the columns of the recipe's `data.items`.
-            delist: ids of items that leave, or files that hold them.
-            interactions: files like the run's logs, to see new items beside others in.
-            start: the version that is changed.
-
-        Returns:
-            What differs between the versions, see `adagrpo.pipeline.versions.catalog_diff`.
+            items: table of new items, with the columns of `data.items`.
+            delist: item ids, or files of them.
+            interactions: files like the run's logs, in which new items occur with others.
+            start: version to change.
 
         Raises:
-            UserError: an id or a file is not what it should be, or nothing says what a new item is like.
+            UserError: an id or file is invalid, or a new item cannot be related to any other.
         """
         with self._working():
             made, _ = update_catalog(
@@ -384,21 +347,14 @@ class Run(StageMaker):
 
     @property
     def results(self) -> dict[str, Any]:
-        """The content of metrics.json.
-
-        Raises:
-            UserError: nothing was evaluated, or the file was changed since.
-        """
+        """The content of metrics.json; `UserError` if missing or changed."""
         return self.content("metrics.json")
 
     @property
     def metrics(self) -> pl.DataFrame:
-        """Read what `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
+        """Results of `evaluate`, one row per value: stage, checkpoint, split, metric, value.
 
-        Baselines are stages too; `checkpoint` is null where a stage has one alone.
-
-        Raises:
-            UserError: nothing was evaluated, or something that it was evaluated on was made again since.
+        `checkpoint` is null for stages with only one, such as baselines.
         """
         content = self.results
         if why := is_stale(self, COLLECTED, parts_of(self, measuring=True)):
@@ -407,11 +363,7 @@ class Run(StageMaker):
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """Read the last diagnosis.
-
-        Raises:
-            UserError: nothing was diagnosed, or another policy or reward.
-        """
+        """The last diagnosis; `UserError` if missing or stale."""
         content = self.content("diagnose", "diagnose.json")
         if not is_diagnosed(self, content):
             again = self.remake_command("diagnose")

@@ -1,4 +1,4 @@
-"""Serving: a checkpoint of a run behind HTTP."""
+"""Serving a run's lists over HTTP."""
 
 from __future__ import annotations
 
@@ -39,39 +39,34 @@ from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.request_log import RequestLog
 
-# Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
-# second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
+# By default each small operation of the policy waits 5 ms for a busy event loop. At four times the load this value
+# answered 279 lists per second, the default 21; at 70 % of the peak it rejected more, 3,635 against 537. One run each.
 SWITCH_SECONDS = 0.0002
-# Without a token a page of another site could ask a service of this machine under a name of its own that leads here.
+# Against DNS rebinding: without a token, another site's page could query a local service under its own host name.
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Options of a service, other than what it serves."""
+    """Options of a service."""
 
     token_file: Path | None = None
-    without_token: bool = False  # others may reach it all the same
+    without_token: bool = False  # allow a public address
     user_key_file: Path | None = None
     exposures: Path | None = None  # folder of the exposure log; None writes none
-    explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
+    explore: Exploration | None = None  # sample a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
-    log_share: float = 0.0  # of the requests that are logged
-    rerank_seconds: float = 1.0  # that a reward may take for a batch, at most; never beyond a request's deadline
+    log_share: float = 0.0  # share of requests that are logged
+    rerank_seconds: float = 1.0  # limit of the reward per batch, within the request's deadline
     experiment: Path | None = None  # plan, whose arms are all served; needs `exposures` and a lasting key of users
 
     def guarded(self, reward: Reward) -> CircuitBreaker:
-        """Put a reward behind a circuit breaker, which tells the operator what it does."""
+        """Put a reward behind a circuit breaker that reports to the operator."""
         return CircuitBreaker(reward, budget_seconds=self.rerank_seconds, say=_say)
 
 
 def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any]]:
-    """Make the recommender of a list, and its facts.
-
-    Raises:
-        UserError: no such arm, checkpoint or version, what it was made from is stale, the reward cannot be had, or the
-            weight or the precision is none.
-    """
+    """Return the recommender of a list, and facts about it."""
     served, about, maker = _recommender(run, asked)
     if maker.asks_reward(parse_list(about["arm"])) and (other := check_reward(maker.models)):
         raise UserError(f"{run.called}: {other}; run {run.remake_command('reward')}")
@@ -79,7 +74,7 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
 
 
 def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker]:
-    """`recommender` without a look at the reward, and what makes other lists of the same run and catalogue."""
+    """`recommender` without checking the reward, and the maker of other lists."""
     if asked.precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
     name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
@@ -117,16 +112,11 @@ def serve(
     operation: Operation | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Serve until the process is told to end.
+    """Serve until terminated.
 
     Args:
-        port: 0 takes a free one.
-        operation: tokens, keys, limits and logs.
-        ready: called once requests are taken, with the address and what `/health` says.
-
-    Raises:
-        UserError: the extra is missing, nothing to serve, what would be served is stale, the address cannot be had, or
-            others can reach it and there is no token.
+        port: 0: any free port.
+        ready: called when requests are accepted, with the address and the content of `/health`.
     """
     run.refuse_without_order()
     operation = operation or Operation()
@@ -145,7 +135,7 @@ def serve(
             " exposure log or an experiment knows"
         )
     user_hash = read_key(operation.user_key_file)
-    if operation.exposures is not None:  # refused before anything is loaded
+    if operation.exposures is not None:  # refuse before loading
         LocalExposureLog(operation.exposures).close()
     wanted = _Wanted(run, asked)
     try:
@@ -158,17 +148,13 @@ def serve(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The request for a model to serve, as it was made at the start."""
-
     run: RunDirectory
     asked: ListOptions
 
     def load(self, operation: Operation, **other: Any) -> Serving:
-        """Load it from the run as it is now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         return self._load(self.run.reopened(), replace(self.asked, **other), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
-        """Load the model of each arm of an experiment, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
         asked = replace(self.asked, arm=control.serves, checkpoint=control.checkpoint, **other)
         runs = open_runs(trial, self.run.reopened())
@@ -186,12 +172,11 @@ class _Wanted:
             served.reward = operation.guarded(served.reward)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
-        served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
+        served.recommend([Query([0])])  # warm up before requests, also when models are exchanged
         return Serving(served, about, about["versions"]), maker
 
 
 def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> Plan:
-    """Refuse what would make an experiment worthless, before anything is loaded; else return its plan."""
     if asked.arm is not None or asked.checkpoint != "best":
         option = "--arm" if asked.arm is not None else f"--checkpoint {asked.checkpoint}"
         raise UserError(f"{option}: the plan of --experiment says what is served")
@@ -211,7 +196,6 @@ def _answer(
     user_hash: UserHash,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Load, open the log, and answer until told to end."""
     # what needs the extra `serve`
     from adagrpo.serving.app import Application, Options
     from adagrpo.serving.arms import ArmManager
@@ -237,7 +221,7 @@ def _answer(
     )
     app = Application(manager, options)
     server = Server(app)
-    if current_thread() is main_thread():  # which alone may
+    if current_thread() is main_thread():  # only it may set signal handlers
         signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
     _settle()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -248,20 +232,19 @@ def _answer(
     stands = {} if trial is None else {"experiment": trial.state()}
     ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
     server.run(sockets=[listener])
-    if manager.loading:  # in vain; the interpreter would take down what the thread that loads stands on
+    if manager.loading:  # exit now; otherwise interpreter shutdown breaks the loading thread
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
 def _say(line: str) -> None:
-    """Tell the operator, once a change."""
     sys.stderr.write(f"adagrpo serve: {line}\n")
     sys.stderr.flush()
 
 
 def _settle() -> None:
-    """Free what is of an exchanged model, and have the collector leave out all that stays: it would stop everybody."""
+    """Free a replaced model and freeze the rest: a full garbage collection would stall requests."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The arms of an experiment, made of the checkpoints that its plan names; what they have in common is held once."""
+"""Models of an experiment's arms, with shared parts loaded once."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ from adagrpo.serving.model_manager import Serving
 
 
 def open_runs(trial: LiveExperiment, served: RunDirectory) -> dict[str, RunDirectory]:
-    """The run of each arm; arms of one folder have the same.
-
-    Raises:
-        UserError: an arm names a folder that is no run; the line names plan and arm.
-    """
+    """Return the run of each arm, opening each folder once."""
     opened: dict[Path, RunDirectory] = {}
     runs = {}
     for name, arm in trial.plan.arms.items():
@@ -54,17 +50,10 @@ def load_treatments(
     catalog: str,
     guarded: Callable[[Reward], Reward],
 ) -> list[Serving]:
-    """Load the models of the treatments, in the order of the plan.
-
-    Args:
-        control: what the control serves; the others share its catalogue, items and groups.
-
-    Raises:
-        UserError: an arm is not trained or stale, or has another catalogue; the line names plan and arm.
-    """
+    """Load the treatments' models in plan order, with the control's catalogue, items and groups."""
     first, own = runs[trial.plan.control], trial.plan.arms[trial.plan.control]
     held = {id(first): maker}
-    rewards: dict[tuple[int, int], Reward] = {}  # by run, and by number where one of a sum is asked alone
+    rewards: dict[tuple[int, int], Reward] = {}  # by run and by member of a sum
     if control.recommender.reward is not None:
         rewards[id(first), reward_number(parse_list(own.serves).order) or 0] = control.recommender.reward
     known = choose_checkpoint(first, parse_list(own.serves).policy or START, own.checkpoint).weights
@@ -99,20 +88,16 @@ def load_treatments(
 
 
 def weight_said(name: ListName, served: Recommender) -> float | None:
-    """Return the weight of the reward in a policy's list; None of a list that is ordered otherwise."""
+    """Return the reward weight of a policy's list; None for other orders."""
     return served.reward_weight if name.order in ("policy", RERANK) else None
 
 
 def look_at_reward(models: Models) -> None:
-    """Say what is wrong with a reward that is to be asked; lists come without it, and it is asked again.
-
-    Raises:
-        UserError: it answers otherwise than when it was measured.
-    """
+    """Report a failing reward, which lists can do without; refuse one whose answers have changed."""
     run = models.run
     try:
         other = check_reward(models)
-    except Exception as error:  # a factory's reward raises what it likes
+    except Exception as error:  # user code may raise anything
         said = error if isinstance(error, UserError | ServiceError) else repr(error)
         run.console.note(f"note: the reward failed: {said}; until it answers, lists come without it")
     else:
@@ -121,7 +106,6 @@ def look_at_reward(models: Models) -> None:
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:
-    """Refuse two runs that do not name the same items by the same codes: their arms answer from one catalogue."""
     a, b = ours.data.catalog, theirs.data.catalog
     same = a.level_sizes == b.level_sizes and torch.equal(a.codes, b.codes) and torch.equal(a.listed, b.listed)
     if not same or ours.data.item_ids.to_list() != theirs.data.item_ids.to_list():

@@ -1,4 +1,4 @@
-"""The exposure log of a service as the data of a run: what was logged until now, and nothing that comes later."""
+"""A service's exposure log as data of a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from adagrpo.storage.marks import check_kind, is_marked
 
 
 def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
-    """`data.exposures` of a recipe: the log, up to the newest part that it has now.
+    """Return `data.exposures` of a recipe, up to the log's newest part.
 
     Args:
         directory: of the log; a service may be writing to it.
-        publish: put what is in no part yet into one, so that it is read too.
-
-    Raises:
-        UserError: the folder is no exposure log, or nothing was logged.
+        publish: first move rows in no part yet into one.
     """
     directory = Path(directory)
     if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
@@ -34,11 +31,7 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
 
 
 def publish_first(run: RunDirectory) -> None:
-    """Before the first run of a recipe on a log: put what is in no part yet into one, or it would be left out.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Move rows in no part yet into one, before a recipe first reads the log."""
     options = run.config.data.exposures
     if options is None or options.through is not None or run.path("exposures").exists():
         return

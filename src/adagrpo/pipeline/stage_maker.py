@@ -1,4 +1,4 @@
-"""What the commands of a run have in common: they work alone in its folder, and make the stages of the table's rows."""
+"""Base class of `Run`: locking and making stages."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from adagrpo.report import write_report
 
 
 class StageMaker(RunDirectory):
-    """A run directory whose stages are made; `adagrpo.pipeline.run.Run` has the commands."""
+    """A run directory that makes stages."""
 
     @cached_property
     def _ready(self) -> set[str]:
-        """The shared stages that this command has made or found up to date."""
+        """Shared stages known to be up to date in this command."""
         return set()
 
     @cached_property
     def _served(self) -> dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]]:
-        """What `recommend` has loaded, with what it was made from."""
+        """Recommenders cached by `recommend`, and what they were made from."""
         return {}
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Alone in the directory; what is served is loaded again afterwards."""
+        """Lock the directory, and clear the cache of `recommend` afterwards."""
         self._served.clear()
         self._ready.clear()
         try:
@@ -55,7 +55,7 @@ class StageMaker(RunDirectory):
 
     @contextmanager
     def _doing(self, command: str) -> Iterator[None]:
-        """Carry out a command that may be refused; run.yaml takes on its settings when all is done."""
+        """Run a command; run.yaml takes its settings only on success."""
         if command not in ("prepare", "ranker"):
             self.refuse_without_order()
         with self._working():
@@ -66,14 +66,14 @@ class StageMaker(RunDirectory):
                 self.keep_settings()
 
     def _note_made_again(self, commands: Sequence[str] | None) -> None:
-        """Say which finished stages, of some commands or all, are to be made again, and why."""
+        """Report which finished stages of some commands (None: all) will be rebuilt."""
         for part in made_again(self):
             row = row_of(part.name)
             if commands is None or (row is not None and row.command in commands):
                 self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
     def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
-        """Make the stages of a command but one, in the order of the table."""
+        """Make a command's stages, except `but`, in table order."""
         for name, declare in stages_of(self, [command], arms).items():
             if name == but or name in self._ready:
                 continue
@@ -85,9 +85,8 @@ class StageMaker(RunDirectory):
                 self._describe(wanted.inputs)
 
     def _describe(self, logs: Sequence[Path]) -> None:
-        """Write run.yaml, which says what the prepared data were made of."""
         by_name = {path.name: path for path in logs}
-        several = len(by_name) < len(logs)  # of one name, in different folders
+        several = len(by_name) < len(logs)  # same name in different folders
         hashes = {name: self.hash_input(path) for name, path in by_name.items()}
         self.write_description(self.hash_inputs(logs) if several else hashes)
 
@@ -99,11 +98,10 @@ class StageMaker(RunDirectory):
         self._make("train")
 
     def _look_at_reward(self) -> None:
-        """Look at the reward before it is used, and have run.yaml say what it is."""
         data = RunData(self)
         models = Models(data)
         for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
-            self.hash_input(path)  # of the stages that are missing, the first is named
+            self.hash_input(path)  # names the first missing stage
         if self.config.reward == SequentialOptions():
             check_reward(models)
         elif "reward" not in self._ready:
@@ -112,7 +110,7 @@ class StageMaker(RunDirectory):
         self.note("reward", describe_reward(models))
 
     def _evaluate(self, arms: list[str] | None = None) -> None:
-        """Measure some arms; None: all that are up to date once the reward was looked at."""
+        """Evaluate some arms; None: all that are up to date."""
         if not self.config.without_order:
             self._look_at_reward()
         arms = finished_arms(self) if arms is None else arms
@@ -120,7 +118,6 @@ class StageMaker(RunDirectory):
         self._collect(arms)
 
     def _collect(self, arms: list[str]) -> None:
-        """Gather the results of some arms into metrics.json, with the trained arms that are left out, and why."""
         if self.config.without_order:
             collect_exposures(self)
         else:
@@ -133,11 +130,10 @@ class StageMaker(RunDirectory):
         record_sources(self, COLLECTED, shown)
 
     def _renew_report(self) -> None:
-        """Write report.html again where it is."""
         if (self.directory / "report.html").is_file():
             try:
                 self._write_report()
-            except UserError as error:  # what else it shows is of other settings
+            except UserError as error:  # its other content is stale
                 self.console.note(f"report.html is left as it is: {error}")
 
     def _write_report(self) -> Path:

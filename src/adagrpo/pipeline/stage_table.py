@@ -1,8 +1,6 @@
-"""The table of stages: what each is called, which command makes it, what it is made from, and how.
+"""Table of stages, in execution order.
 
-A row is a stage, or the stages that differ in an arm, a fold or a checkpoint alone. Rows stand in the order of the
-work. `adagrpo run` makes what the rows of `RUN` ask for, one after the other; a command makes the rows of its name;
-status, dry runs and refusals ask the same rows (`adagrpo.pipeline.staleness`). A new stage is a module in
+A row is one stage, or stages that differ only in arm, fold or checkpoint. To add a stage, add a module to
 `adagrpo.pipeline.stages` and a row here.
 """
 
@@ -38,9 +36,9 @@ from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
-RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
+RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
-# the stages of a row that a recipe asks for, by name, for some of its arms
+# stages of a row that a recipe needs, by name
 Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
 
 
@@ -49,18 +47,18 @@ class Stage:
     """A row of the table.
 
     Attributes:
-        name: the folder of the stage; `*` is any one name, `a|b` one of two.
+        name: folder of the stage; `*` matches any name, `a|b` either.
         command: `adagrpo <command>` makes it.
-        settings: keys and sections of the recipe that its `Declaration` may read: what `--set` of the command takes.
-        declare: what it is made from and how it is built; None where that depends on more than the recipe.
-        when: the recipes that ask for it.
-        members: in place of these two, the stages of a row that has several, by name.
-        unused: why a recipe does not ask for a stage that is there; `{0}` is what `*` stands for.
-        selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
-        evaluation_only: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
-        on_request: `adagrpo run` does not make it.
-        shared: it is read by `diagnose`, `train`, `evaluate` and `decide`, and made by whichever of them comes first.
-        page_only: report.html shows it, and metrics.json holds nothing of it.
+        settings: recipe keys that its `Declaration` may read, and `--set` accepts.
+        declare: its declaration; None if that depends on more than the recipe.
+        when: whether a recipe needs it.
+        members: instead of `declare` and `when`: stages of a row with several, by name.
+        unused: why a recipe does not need it; `{0}` is the match of `*`.
+        selects: chooses a checkpoint or weight on validation cases.
+        evaluation_only: prefixes of files that no fit reads, which may be stored elsewhere.
+        on_request: not made by `adagrpo run`.
+        shared: made by whichever of `diagnose`, `train`, `evaluate` and `decide` comes first.
+        page_only: shown in report.html, absent from metrics.json.
     """
 
     name: str
@@ -77,17 +75,17 @@ class Stage:
     page_only: bool = False
 
     def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
-        """Return the stages of this row that a recipe asks for, by name, and what declares each."""
+        """Return the declarations of the stages that a recipe needs, by name."""
         if self.members is not None:
             return self.members(config, arms)
         return {self.name: self.declare} if self.declare is not None and self.when(config) else {}
 
     def made_by(self, command: str) -> bool:
-        """Return whether a command makes the stages of this row where that is needed."""
+        """Return whether a command makes this row's stages."""
         return command == self.command or (self.shared and command in MEASURES_REWARD)
 
     def matches(self, name: str) -> bool:
-        """Return whether a stage of this name is of this row."""
+        """Return whether a stage name belongs to this row."""
         ours, theirs = self.name.split("/"), name.split("/")
         return len(ours) == len(theirs) and all(
             any(fnmatchcase(part, option) for option in pattern.split("|"))
@@ -95,7 +93,7 @@ class Stage:
         )
 
     def why_unused(self, name: str, config: Config) -> str:
-        """Say why a recipe does not ask for a stage of this row; empty where it does, or where that is not known."""
+        """Return why a recipe does not need a stage; empty if it does, or unknown."""
         arms = [arm.name for arm in config.train.arms]
         if name in self.asked_for(config, arms):
             return ""
@@ -109,7 +107,6 @@ def _ordered(config: Config) -> bool:
 
 
 def _by_order(ordered: Declare, without_order: Declare) -> Declare:
-    """The declaration of a stage that is another one where the logs have no order."""
     return lambda run: (without_order if run.config.without_order else ordered)(run)
 
 
@@ -129,7 +126,6 @@ def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _sources(of: Sequence[str]) -> Members:
-    """The stages of sources that are fitted."""
     return lambda config, arms: {stage: partial(fit_sources, stage=stage) for stage in of if _ordered(config)}
 
 
@@ -142,7 +138,7 @@ def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    """The lists that are measured as they are served; of a reward that is the ranker of the run there is one less."""
+    """Return the lists evaluated as served."""
     if config.without_order:
         return {}
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
@@ -238,18 +234,18 @@ STAGES: tuple[Stage, ...] = (
 
 
 def commands_of_stages() -> tuple[str, ...]:
-    """Return the commands that read a recipe, in the order of the work."""
+    """Return the commands that read a recipe."""
     return tuple(dict.fromkeys(row.command for row in STAGES if row.settings))
 
 
 def declared(
     config: Config, commands: Collection[str] | None = None, arms: Sequence[str] | None = None
 ) -> dict[str, Declare]:
-    """The stages that a recipe asks for, by name and in the order of the work, and what declares each.
+    """Return a recipe's declarations by name, in execution order.
 
     Args:
-        commands: those that make the stages; None: `RUN`.
-        arms: that are evaluated; None: all of the recipe.
+        commands: None: `RUN`.
+        arms: arms to evaluate; None: all.
     """
     commands = RUN if commands is None else commands
     names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
@@ -258,12 +254,12 @@ def declared(
 
 
 def row_of(name: str) -> Stage | None:
-    """The row of a stage; None where no version of this program that is known made one of this name."""
+    """Return the row of a stage; None for an unknown name."""
     return next((row for row in STAGES if row.matches(name)), None)
 
 
 def names_key(key: str, other: str) -> bool:
-    """Return whether one of two dotted keys is the other or a section above it.
+    """Return whether one of two dotted keys equals or contains the other.
 
     >>> names_key("train", "train.arms"), names_key("train.arms", "train"), names_key("train.fit", "train.arms")
     (True, True, False)
@@ -273,10 +269,10 @@ def names_key(key: str, other: str) -> bool:
 
 
 def reads_key(command: str, key: str) -> bool:
-    """Return whether a command reads a key of the configuration, or something below it."""
+    """Return whether a command reads a key or anything below it."""
     return any(names_key(key, read) for row in STAGES if row.made_by(command) for read in row.settings)
 
 
 def readers(key: str) -> list[str]:
-    """The commands that read a key, in the order of the work."""
+    """Return the commands that read a key."""
     return [command for command in commands_of_stages() if reads_key(command, key)]

@@ -1,11 +1,7 @@
-"""Which stages a run has or is to have, what each would be made from now, and which are therefore out of date.
+"""Staleness of a run's stages; nothing is made, loaded or written.
 
-For each row of the table (`adagrpo.pipeline.stage_table`) the declaration is compared with the manifest: a stage is
-stale if its command would make it again, or if a stage that it is made from is stale. The reason is the first
-difference between what the manifest keeps and what is declared now. Nothing is made, loaded or written.
-
-Files outside the run that are gone make no stage stale: a run can be read where the logs are not. The logs themselves
-are read once, by `prepare`; whether they have changed since is only looked at where `logs` asks for it.
+A stage is stale if its manifest differs from its declaration or a stage that it reads is stale. Missing files outside
+the run make no stage stale; changed logs only with `logs`.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 
-GONE = "gone"  # in the place of a hash
+GONE = "gone"  # instead of a hash
 UNKNOWN = "unknown"
 ANOTHER_VERSION = "made by another version of this program"
 
@@ -41,14 +37,13 @@ def parts_of(
     measuring: bool = False,
     more: Mapping[str, Declare] = MappingProxyType({}),
 ) -> dict[str, Part]:
-    """Every stage that a run has or is to have, in the order of the work, by name.
+    """Return the state of every stage that exists or is needed, by name, in execution order.
 
     Args:
-        logs: also say whether the log files have changed since they were read, which hashes them, and whether test
-            cases or truth are gone.
-        measuring: for commands that only measure. In a run that goes on from another one, other settings of
-            `evaluation` then make no model stale whose best checkpoint was chosen by those of the other run.
-        more: stages that the recipe does not ask for, and what declares each.
+        logs: also check for changed logs, and missing test cases or truth.
+        measuring: in a run that continues another one, ignore changed settings of `evaluation` for models whose best
+            checkpoint the other run chose.
+        more: declarations of stages that the recipe does not need.
     """
     states = _States(run, logs=logs, lenient=measuring and run.source is not None)
     for name, declare in declared(run.config, [command for command in RUN if command != "evaluate"]).items():
@@ -56,7 +51,7 @@ def parts_of(
     evaluated = declared(run.config, ["evaluate"])
     arms = {arm.name: states.parts.get(f"train/{arm.name}") for arm in run.config.train.arms}
     usable = [name for name, part in arms.items() if part is not None and part.usable]
-    evaluated |= declared(run.config, ["evaluate"], usable)  # of the others, `report/paired` holds nothing
+    evaluated |= declared(run.config, ["evaluate"], usable)  # `report/paired` has only these
     for name, declare in {**evaluated, **more}.items():
         states.compare(name, declare)
     for name in _finished(run):
@@ -68,7 +63,7 @@ def parts_of(
 
 
 def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
-    """Some stages and all that they are made from, directly or not, in the order of the work."""
+    """Return stages with all their inputs, in execution order."""
     wanted, found = list(names), set()
     while wanted:
         name = wanted.pop()
@@ -79,14 +74,14 @@ def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
 
 
 def sources_of(run: RunDirectory, paths: Iterable[Path]) -> list[str]:
-    """The stages of a run that some files are of, each once."""
+    """Return the stages that files belong to."""
     return list(dict.fromkeys(name for path in paths if (name := owner(run, path)) is not None))
 
 
 def made_again(run: RunDirectory) -> list[Part]:
-    """The finished stages that `adagrpo run` makes again for a changed setting, file or log, not those that follow.
+    """Return finished stages that `adagrpo run` rebuilds for a changed setting, file or log, without downstream ones.
 
-    What the page alone shows is also made again when other arms are evaluated, which goes without saying.
+    Omits page-only stages if just the set of arms has changed.
     """
     parts, wanted = parts_of(run, logs=True), declared(run.config)
     silent = {name for name in wanted if (row := row_of(name)) is not None and row.page_only}
@@ -100,47 +95,40 @@ def made_again(run: RunDirectory) -> list[Part]:
 
 
 def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] | None = None) -> dict[str, Declare]:
-    """The stages that some commands make; of those that several commands share, the ones that are read.
-
-    Args:
-        arms: that are evaluated; None: all of the recipe.
-    """
+    """Return the stages that commands make; shared ones only if read."""
     wanted = declared(run.config, commands, arms)
     shared = {
         name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands
     }
-    read = {"reranking"} if run.config.reward.in_spreads else set[str]()  # every fit logs rewards, in those units
+    read = {"reranking"} if run.config.reward.in_spreads else set[str]()  # every fit logs rewards in these units
     for declare in wanted.values() if shared else ():
         try:
             read.update(sources_of(run, declare(run).inputs))
-        except (UserError, OSError):  # what is missing is named when it is made
+        except (UserError, OSError):  # reported when it is made
             continue
     return {name: declare for name, declare in wanted.items() if name not in shared - read}
 
 
 def left_out_arms(run: RunDirectory) -> dict[str, str]:
-    """The arms of a run that were trained and are not what its settings and files would give now, and why."""
+    """Return trained arms that do not match the current settings and files, and why."""
     parts = parts_of(run, measuring=True)
     trained = {name.removeprefix("train/"): part for name, part in parts.items() if name.startswith("train/")}
     return {name: part.why for name, part in trained.items() if part.there and not part.usable}
 
 
 def finished_arms(run: RunDirectory) -> list[str]:
-    """The arms of the configuration that have been trained, and are not out of date."""
+    """Return the configured arms that are trained and up to date."""
     usable = set(run.trained()) - left_out_arms(run).keys()
     return [arm.name for arm in run.config.train.arms if arm.name in usable]
 
 
 class _States:
-    """The stages of one run, each compared with what it would be made from now."""
-
     def __init__(self, run: RunDirectory, *, logs: bool, lenient: bool) -> None:
         self.run, self.parts = run, dict[str, Part]()
         self._logs, self._lenient = logs, lenient
-        self._read_manifest = cache(manifest)  # a folder is asked for once for each file that others read
+        self._read_manifest = cache(manifest)  # read for every file of a folder
 
     def compare(self, name: str, declare: Declare) -> None:
-        """Compare a stage with its declaration; where that cannot be had, with what its manifest keeps of it."""
         try:
             wanted = declare(self.run)
             paths = self.run.labels(wanted.inputs)
@@ -151,7 +139,6 @@ class _States:
         self._compare(name, now, paths)
 
     def compare_recorded(self, name: str, *, missing: bool = False) -> None:
-        """Compare a stage with what its manifest keeps of its declaration, under the settings of now."""
         was, damage = self._manifest(name)
         if was is None:
             if damage or missing:
@@ -174,7 +161,6 @@ class _States:
         self._compare(name, kept._replace(settings=settings, inputs=hashes), paths)
 
     def check_evaluation_files(self) -> None:
-        """Call a stage damaged whose test cases or truth are gone; what was made without them stays as it is."""
         for name, part in list(self.parts.items()):
             row, folder = row_of(name), self.run.folder(name)
             if row is None or not row.evaluation_only or not part.there:
@@ -186,13 +172,13 @@ class _States:
                 self.parts[name] = replace(part, state="damaged", why=why)
 
     def _hash(self, path: Path) -> str:
-        """Return the hash of a file, from the manifest of its stage if it is there; `GONE` where there is no file."""
+        """Return a file's hash, from its stage's manifest if possible; `GONE` if missing."""
         if not path.is_file():
             return GONE
         for folder in path.parents:
             try:
                 content = self._read_manifest(folder)
-            except UserError:  # its own part says that it is damaged
+            except UserError:  # reported by its own part
                 return GONE
             if content is not None:
                 entry = content["files"].get(path.relative_to(folder).as_posix())
@@ -202,12 +188,11 @@ class _States:
         return cached_hash(path)
 
     def _place(self, label: str) -> Path:
-        """Return the path of a label, of the run or below the data folder."""
         own = self.run.path(*label.split("/"))
         return own if own.exists() or row_of(str(owner(self.run, own))) is not None else self.run.data / label
 
     def _manifest(self, name: str) -> tuple[dict[str, Any] | None, str]:
-        """The manifest of a stage, and what is wrong with it."""
+        """Return a stage's manifest, and its defect in words."""
         folder, row = self.run.folder(name), row_of(name)
         try:
             found = self._read_manifest(folder)
@@ -218,7 +203,7 @@ class _States:
         gone = next((file for file in missing if not file.startswith(evaluation_only)), None)
         if gone is not None:
             return None, f"{folder / gone}: missing; delete {folder} to have it made again"
-        if self._logs and found is not None:  # a command reads what it needs, and says what is wrong there
+        if self._logs and found is not None:  # other commands check the files that they read
             for file, entry in found["files"].items():
                 if file not in missing and (folder / file).stat().st_size != entry["size"]:
                     return None, f"{folder / file}: of another size than it was made; delete {folder} to make it again"
@@ -261,7 +246,6 @@ class _States:
         self.parts[name] = found
 
     def _changed_logs(self, now: MadeFrom, kept: Mapping[str, str]) -> str:
-        """Which logs are other ones than were read, in words; empty where none is."""
         changed = [label for label, digest in kept.items() if now.inputs[label] not in (GONE, digest)]
         read = [label for label in changed if kept[label] != UNKNOWN]
         if read:
@@ -269,7 +253,7 @@ class _States:
         return f"made without {', '.join(changed)}" if changed else ""
 
     def _leniently(self, name: str, kept: MadeFrom, now: MadeFrom) -> tuple[MadeFrom, str]:
-        """Return what a stage is compared with, and a sentence where other settings of `evaluation` are passed over."""
+        """Return what to compare a stage with, and a note if settings of `evaluation` are ignored."""
         row = row_of(name)
         if not self._lenient or row is None or not row.selects:
             return now, ""
@@ -281,7 +265,6 @@ class _States:
         return now._replace(settings=settings), said
 
     def _differences(self, kept: MadeFrom, now: MadeFrom, owners: Mapping[str, str | None]) -> tuple[list[Change], str]:
-        """The settings that differ, and the first difference in words."""
         changes = changed_settings(self.run.config, kept.settings, now.settings)
         if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
             arms = ({"objective": in_sections(also["arm"])} for also in (kept.also, now.also))
@@ -312,5 +295,4 @@ def _text(value: Any) -> str:
 
 
 def _finished(run: RunDirectory) -> list[str]:
-    """The names of all stages that lie in a run."""
     return [name for name in run.finished("*", "*/*", "*/*/*") if not name.startswith(WORK)]

@@ -1,8 +1,4 @@
-"""Status of a run: its stages and whether each is done, stale, interrupted or missing, why, and what to do next.
-
-Nothing is written and no model is loaded, so it answers in a moment, also for a run that cannot be written or goes on
-from another one.
-"""
+"""State of a run's stages and the next command; writes nothing and loads no model."""
 
 from __future__ import annotations
 
@@ -27,11 +23,7 @@ from adagrpo.storage.marks import is_marked, read_mark
 
 
 def status(directory: Path) -> dict[str, Any]:
-    """Report the stages of a run or a comparison, JSON-able.
-
-    Raises:
-        UserError: it is neither, or its run.yaml or log is damaged.
-    """
+    """Return the state of a run or comparison, JSON-able."""
     if is_marked(directory) and read_mark(directory).get("kind") == "comparison":
         return _of_comparison(directory)
     run = Run.open(directory)
@@ -59,7 +51,7 @@ def status(directory: Path) -> dict[str, Any]:
 
 
 def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
-    """A table of the stages, if there are any, and sentences below it."""
+    """Return a table of the stages, or None, and sentences below it."""
     if content["kind"] == "comparison":
         runs = ", ".join(content["runs"]) or "none yet"
         done = "is written" if content["finished"] else "is not written yet"
@@ -83,7 +75,6 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
 
 
 def _busy(content: Mapping[str, Any]) -> str | None:
-    """Say in place of the next command that a process is at work."""
     if content["at_work"] is None:
         return None
     return f"process {content['at_work']} is at work here; what is interrupted or missing may be on its way"
@@ -122,7 +113,6 @@ def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
-    """The step of each checkpoint, by arm."""
     places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in run.trained()}
     found: dict[str, dict[str, int]] = {}
     for name, folder in places.items():
@@ -142,7 +132,6 @@ def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
 
 
 def _report(run: Run, shown: str) -> dict[str, str]:
-    """The state of the page, by that of the metrics that it shows."""
     page, metrics = run.path("report.html"), run.path("metrics.json")
     if not page.is_file():
         return {"state": "missing", "why": ""}
@@ -152,7 +141,6 @@ def _report(run: Run, shown: str) -> dict[str, str]:
 
 
 def _decided(run: Run, parts: Mapping[str, Part]) -> dict[str, dict[str, str]]:
-    """The state of the decision, if there is one."""
     if not run.path(DECISION).is_file():
         return {}
     why = is_stale(run, DECIDED, parts)
@@ -160,15 +148,11 @@ def _decided(run: Run, parts: Mapping[str, Part]) -> dict[str, dict[str, str]]:
 
 
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
-    """The command that makes the first of what is not done.
-
-    Before arms come, the reward is diagnosed; where it is not to be trained on, the best list without them is next.
-    """
     decided = run.path(DECISION).is_file()
     for part in parts.values():
         if part.state == "damaged":
             return f"{part.why}, then run {remake_command(run, part.name)}"
-        if part.outdated:  # what `decide` made of logs has no recipe that `run` could read
+        if part.outdated:  # a run by `decide` has no recipe for `run`
             return command(run, "decide" if decided and not run.trained() else "run")
     if decided and is_stale(run, DECIDED, parts):
         return command(run, "decide")
@@ -176,7 +160,7 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
         row = row_of(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
-            if asks and "diagnose" not in parts:  # whether to train on the reward is asked before
+            if asks and "diagnose" not in parts:  # before training on the reward
                 return command(run, "diagnose")
             return _best_list(run, parts) if asks and _is_refused(run, parts) else remake_command(run, part.name)
     if metrics["state"] != "done":
@@ -187,13 +171,11 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
 
 
 def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
-    """Check that the diagnosis, if it is up to date, finds that the reward leaks or is inverted."""
     content = run.find_content("diagnose", "diagnose.json")
     return content is not None and parts["diagnose"].usable and why_refused(content) is not None
 
 
 def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
-    """The command that serves what was decided, or the one that decides."""
     decided = run.path(DECISION)
     if not decided.is_file() or is_stale(run, DECIDED, parts):
         return command(run, "decide")
@@ -201,6 +183,5 @@ def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
 
 
 def _bare(text: str | None) -> str | None:
-    """A command that stands alone, without backticks, so that it can be carried out as it is."""
     alone = text is not None and text.count("`") == 2 and text.startswith("`") and text.endswith("`")
     return text.strip("`") if text is not None and alone else text

@@ -1,8 +1,7 @@
-"""A first recipe for a log: its columns, and sizes that follow from its users, items and lengths by written rules.
+"""Initial recipe for a log: columns, and sizes by fixed rules.
 
-Two levels of K balanced codes with K the least power of two for which K² >= 1.25 V, and items that collide moved to the
-nearest free code. Each first code then has at most 1.1 V / K <= K items, so there is room for all of them, and few code
-sequences name no item. docs/how-to/own-logs.md has what that is worth against three levels of 256 codes.
+Two levels of K balanced codes, K the least power of two with K² >= 1.25 V; colliding items move to the nearest free
+code. Each first code has at most 1.1 V / K <= K items, so all fit. Measurements: docs/how-to/own-logs.md.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from adagrpo.data.logs.formats import UNNAMED, one_line
 from adagrpo.data.logs.lists import ONE_EACH
 from adagrpo.errors import UserError
 
-DENSITY = 1.25  # code sequences for each item, at least; balanced codes need 1.1
-MOST_CODES = 512  # a level; more items than that has room for get three levels
-STEPS = 2000  # of sft, at least, where that takes no more than MOST_EPOCHS
+DENSITY = 1.25  # least code sequences per item; balanced codes need 1.1
+MOST_CODES = 512  # per level; more items get three levels
+STEPS = 2000  # least steps of sft, up to MOST_EPOCHS
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 MANY_USERS, MANY_ITEMS = 20_000, 20_000
-HR_50 = 50  # the beam that the margin on hr@50 needs, which comparisons have by default
-REPEATS = 0.01  # share of interactions with an item that the user had before, from which on they are answers too
+HR_50 = 50  # beam width for the default margin on hr@50
+REPEATS = 0.01  # share of repeated interactions from which repeats are allowed as answers
 
 
 class Sizes(NamedTuple):
-    """Sizes of a recipe, from the counts of a log."""
+    """Sizes of a recipe."""
 
     levels: int
     codes: int
@@ -42,11 +41,11 @@ class Sizes(NamedTuple):
 
 
 def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
-    """Sizes by the rules of this module.
+    """Return sizes by the rules of this module.
 
     Args:
-        longest: interactions that 95 % of the users have at most.
-        repeats: share of the interactions whose user had the item before.
+        longest: 95th percentile of interactions per user.
+        repeats: share of interactions with an item that the user had before.
 
     >>> sizes_for(users=3000, items=800, longest=31, repeats=0.0)[:4]
     (2, 32, 'balanced_kmeans', 'nearest')
@@ -63,7 +62,7 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
 
 
 def sizes_note(tokenizer: TokenizerConfig, items: int) -> str | None:
-    """Suggest sizes to a user without a recipe; None where the sizes were chosen, or are those of init.
+    """Suggest tokenizer sizes; None if set, or those of `init`.
 
     >>> sizes_note(TokenizerConfig(), 800).partition("; ")[2]
     'for 800 items `adagrpo init` chooses 2 levels of 32'
@@ -85,14 +84,11 @@ def recipe_text(
     shown: Mapping[str, Any] | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> str:
-    """A commented recipe for what `adagrpo.data.logs.preview.preview_logs` found in all rows of a log.
+    """Return a commented recipe for the result of `preview_logs` on all rows.
 
     Args:
-        shown: the same of impressions that stand beside them.
-        beside: keys of `data` for those, and for the exposure log of a service.
-
-    Raises:
-        UserError: a role is missing without which there is nothing to train on, or an item is a list.
+        shown: the same for impressions.
+        beside: keys of `data` for impressions and a service's exposure log.
     """
     if preview["missing"]:
         role = preview["missing"][0]
@@ -145,7 +141,6 @@ def recipe_text(
 
 
 def _more_vectors(items: Mapping[str, Any] | None) -> str:
-    """Name the other sources of item vectors than the logs."""
     if items is None:
         return "with data.items also text and attributes"
     kinds = [f"{kind}: 1.0" for kind in ("text", "attributes") if items[kind]]

@@ -1,14 +1,13 @@
-"""Versions of a run's catalogue: which there are, which one is meant, and what differs between two.
+"""Versions of a run's catalogue.
 
-    tokenize/              version 0, the one that the policies were trained with
+    tokenize/              version 0, used in training
     catalogs/NNNN/         versions 1, 2, ..., see `adagrpo.pipeline.catalog_update`
-        codes.parquet, codes.json     codes of all items, and which of them are listed
-        items.parquet                 item, item_id, text, attributes; the items of `prepare/` first, in their order
-        neighbours.parquet            item, neighbour, weight: what each item that came later is like
+        codes.parquet, codes.json     codes of all items, and which are listed
+        items.parquet                 item, item_id, text, attributes; items of `prepare/` first, in their order
+        neighbours.parquet            item, neighbour, weight, of added items
         version.json                  number, version, parent, and counts
 
-A version is called by its number and the hash of its content, `0003-1f0c4a7be2d9`: item ids, codes, and what is listed.
-An item keeps its row for good, so that trained weights stay aligned; one that was delisted is not in the tree of codes.
+Names are number and content hash, `0003-1f0c4a7be2d9`. Items keep their row, aligned with trained weights.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.semantic_ids import Catalog
 
 CATALOGS, LATEST = "catalogs", "latest"
-DIGITS = 12  # of the hash, in a name
+DIGITS = 12  # of the hash in a name
 
 
 @dataclass(frozen=True)
 class CatalogVersion:
-    """One version of the catalogue of a run. Every file is held against its manifest before it is read."""
+    """One catalogue version; files are verified when read."""
 
     run: RunDirectory
     number: int
 
     @property
     def stage(self) -> str:
-        """The stage that it is."""
+        """Name of its stage."""
         return f"{CATALOGS}/{self.number:04d}" if self.number else "tokenize"
 
     @property
     def files(self) -> list[Path]:
-        """The codes, and the sizes of their levels."""
+        """Files of the codes and level sizes."""
         return [self.run.path(*self.stage.split("/"), name) for name in ("codes.parquet", "codes.json")]
 
     @cached_property
@@ -59,30 +58,30 @@ class CatalogVersion:
 
     @cached_property
     def items(self) -> pl.DataFrame:
-        """The item table: item, item_id, text, attributes."""
+        """Item table: item, item_id, text, attributes."""
         folder = self.stage.split("/") if self.number else ["prepare"]
         return pl.read_parquet(self.run.checked(*folder, "items.parquet"))
 
     @property
     def item_ids(self) -> pl.Series:
-        """(V,) ids of the logs, in the order of items."""
+        """(V,) ids of the logs, in row order."""
         return self.items[ITEM_ID]
 
     @cached_property
     def trained(self) -> int:
-        """The number of items that the weights of the run know, the first ones."""
+        """Number of items in training, the first rows."""
         return len(pl.read_parquet(self.run.checked("prepare", "items.parquet"), columns=[ITEM_ID]))
 
     @cached_property
     def neighbours(self) -> pl.DataFrame:
-        """The neighbours of each item that came later: item, neighbour, weight."""
+        """Neighbours of added items: item, neighbour, weight."""
         if self.number:
             return pl.read_parquet(self.run.checked(*self.stage.split("/"), "neighbours.parquet"))
         return pl.DataFrame(schema={ITEM: pl.Int32, "neighbour": pl.Int32, "weight": pl.Float32})
 
     @property
     def borrowed(self) -> sparse.csr_array | None:
-        """(V - trained, trained) the neighbours as rows of weights; None where no item came later."""
+        """(V - trained, trained) neighbour weights; None without added items."""
         if len(self.items) == self.trained:
             return None
         table = self.neighbours
@@ -92,7 +91,7 @@ class CatalogVersion:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The content of version.json."""
+        """Content of version.json."""
         if self.number:
             return self.run.content(*self.stage.split("/"), "version.json")
         name = f"0000-{content_hash(self.item_ids, self.codes)[:DIGITS]}"
@@ -101,12 +100,12 @@ class CatalogVersion:
 
     @property
     def name(self) -> str:
-        """The name of the version."""
+        """Number and hash of the version."""
         return str(self.about["version"])
 
 
 def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
-    """The sha256 of what a version is: ids, codes, and what is listed."""
+    """Return the sha256 of ids, codes and listing."""
     digest = hashlib.sha256(json.dumps([item_ids.to_list(), catalog.level_sizes]).encode())
     digest.update(np.ascontiguousarray(catalog.codes.cpu().numpy(), dtype="<i8").tobytes())
     digest.update(np.packbits(catalog.listed.cpu().numpy()).tobytes())
@@ -114,25 +113,18 @@ def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
 
 
 def catalog_versions(run: RunDirectory) -> list[CatalogVersion]:
-    """All versions of a run, the first one first."""
+    """Return all versions of a run, oldest first."""
     names = [name.removeprefix(f"{CATALOGS}/") for name in run.finished(f"{CATALOGS}/*")]
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
 def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion:
-    """The version that is meant.
-
-    Args:
-        which: `latest`, a number, or a name as `CatalogVersion.name` has it.
-
-    Raises:
-        UserError: there is none, or its name has another hash.
-    """
+    """Return a version by `latest`, number or full name, whose hash must match."""
     versions, which = catalog_versions(run), str(which)
     if which == LATEST:
         return versions[-1]
     number, _, digits = which.partition("-")
-    wanted = number.lstrip("0") or number[:1]  # 0003 is 3; compared as text, however long it is
+    wanted = number.lstrip("0") or number[:1]  # 0003 is 3; compared as text, of any length
     found = [one for one in versions if wanted == str(one.number)]
     if not found:
         last = versions[-1].number
@@ -144,15 +136,7 @@ def open_version(run: RunDirectory, which: str | int = LATEST) -> CatalogVersion
 
 
 def evaluate_with(run: RunDirectory, which: str) -> None:
-    """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
-
-    Args:
-        run: opened with a directory of its own for what is written (`adagrpo evaluate --out`).
-        which: see `open_version`.
-
-    Raises:
-        UserError: there is no such version, the run is not another one's, or is about another version already.
-    """
+    """Set the catalogue version that a continued run evaluates; see `open_version`."""
     version = open_version(run, which)
     if run.source is None and version.number != run.catalog:
         raise UserError(
@@ -166,11 +150,11 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:
-    """Compare two versions, in the ids of the logs.
+    """Compare two versions, in ids of the logs.
 
     Returns:
-        JSON-able: `before`, `after`, and lists of ids: `added` (listed, where the other does not have it), `removed`
-        (had and listed before, not had after), `delisted`, `relisted`; `moved`, a list of id, codes before and after.
+        JSON-able: `before`, `after`, and ids: `added` (listed, not in the other version), `removed` (listed before,
+        absent after), `delisted`, `relisted`, `moved` (with codes before and after).
     """
     tables = [
         one.items.select(

@@ -1,4 +1,4 @@
-"""Watching a service: its exposure log by day, with a run's ranker, policy and histories."""
+"""Daily monitoring of a service's exposure log."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 
 DAY = 86_400
-ASKED = 200  # histories that the share of invalid codes is taken over
+ASKED = 200  # histories for the share of invalid codes
 TOP = 10
-CLICKS = ("click", "purchase")  # kinds of feedback that count
-BATCH = 1024  # lists that are scored at a time
+CLICKS = ("click", "purchase")  # feedback that counts
+BATCH = 1024  # lists per batch
 
 Floats = NDArray[np.float64]
 
@@ -47,29 +47,25 @@ def watch(
     against: str | None = None,
     since: int | None = None,
 ) -> dict[str, Any]:
-    """Watch a log by day against its first days.
+    """Compare each day of a log with its first days or another arm.
 
     Args:
-        directory: an exposure log; a service may be writing to it.
-        run: whose ranker says what a list was expected to bring; None leaves its signs out.
-        arm: the lists of one arm alone, as the log names it.
-        against: another arm, whose lists of the same days say what is usual; None: the first days do.
-        since: the first day, in days since 1970; None is the first of the log.
+        directory: exposure log; a service may be writing to it.
+        run: its ranker predicts clicks; None omits the signs that need it.
+        arm: only lists of this arm.
+        against: arm to compare with on the same days; None: the baseline days.
+        since: first day, in days since 1970; None: the log's first.
 
     Returns:
-        `days`, a row a day, None where something is not known; `signs`, the first day each was on, or None, those of
-        which no day knows anything left out; `invalid`, where there is a run: the share of histories whose freely
-        written codes name no item among the first ten, of the starting policy and each arm.
-
-    Raises:
-        UserError: no log, no such arm, too few days, or a stage of the run that is read is stale.
+        `days`, one row each, None for unknown values; `signs`, the first day of each or None, without those unknown on
+        all days; with a run `invalid`, see `invalid_lists`, of sft and each arm.
     """
     if run is not None:
         _check_together(run)
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
-    exposures = exposures.filter(pl.col("source") != FAILED)  # no list was seen
+    exposures = exposures.filter(pl.col("source") != FAILED)  # no list was shown
     feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(CLICKS)), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
@@ -115,11 +111,11 @@ def watch(
 def predicted_clicks(
     ranker: SequentialRanker, histories: list[NDArray[np.int64]], items: NDArray[np.int64], max_history: int
 ) -> Floats:
-    """(N,) the mean probability of a click, by the ranker, of the items of each list in their places.
+    """Return (N,) mean click probabilities of lists, each item at its position; NaN for an empty history.
 
     Args:
-        histories: `N` of them, oldest item first; of an empty one nothing is said.
-        items: (N, k) the lists, -1 where one is shorter.
+        histories: `N`, oldest item first.
+        items: (N, k), -1 for padding.
     """
     known = [row for row, history in enumerate(histories) if len(history)]
     result = np.full(len(histories), np.nan)
@@ -138,7 +134,7 @@ def predicted_clicks(
 
 
 def batch_of(histories: list[NDArray[np.int64]], max_history: int) -> Histories:
-    """Histories as a batch; none of them is empty."""
+    """Return non-empty histories as a batch."""
     offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
     ragged = Ragged(np.concatenate(histories).astype(np.int32), offsets)
     return pad(ragged, np.arange(len(histories)), max_history)
@@ -146,7 +142,7 @@ def batch_of(histories: list[NDArray[np.int64]], max_history: int) -> Histories:
 
 @torch.no_grad()
 def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histories, width: int) -> float:
-    """The share of histories after which the first ten freely written codes hold one that names no item."""
+    """Return the share of histories with an invalid item in the top ten of unconstrained beam search."""
     policy = policy.eval().frozen()
     context = policy.encode(histories)
     _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
@@ -155,7 +151,7 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
 
 
 def _check_together(run: RunDirectory) -> None:
-    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing."""
+    """Refuse weights made from files that have changed in the run."""
     arms = {arm.name for arm in run.config.train.arms}
     for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained() if arm in arms)):
         if (why := _made_otherwise(run, name)) is not None:
@@ -163,7 +159,6 @@ def _check_together(run: RunDirectory) -> None:
 
 
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:
-    """From which other file than is there a stage was made, in words; None where there is none."""
     kept = MadeFrom.of(manifest(run.folder(name)) or {})
     for label, digest in ({} if kept is None else kept.inputs).items():
         path = run.path(*label.split("/"))
@@ -173,18 +168,18 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
 
 
 def _known(value: Any) -> Any:
-    """A value of a look; None in place of a number that is not known, which JSON cannot say otherwise."""
+    """Return a value, with None for NaN and infinities."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
-    """The feedback on items of the list that it names, as `prepare` and `ab` count it."""
+    """Keep feedback on items of the list that it names."""
     items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
     return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
 
 
 def _says_chances(run: RunDirectory) -> bool:
-    """Check that the ranker was fitted on impressions: only then is the sigmoid of a score a click probability."""
+    """Return whether the ranker was fitted on impressions, so that it predicts click probabilities."""
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(
@@ -195,11 +190,10 @@ def _says_chances(run: RunDirectory) -> bool:
 
 
 def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
-    """Predict the clicks of each list by the run's ranker, from what its user had clicked before."""
     data = RunData(run)
     ranker = Models(data).ranker(run.path("ranker", "best"))
     numbers = {str(name): item for item, name in enumerate(data.item_ids.to_list())}
-    once = feedback.unique(["request_id", "item"], keep="first", maintain_order=True)  # bought and clicked, as trained
+    once = feedback.unique(["request_id", "item"], keep="first", maintain_order=True)  # buy + click is one, as trained
     clicks = once.join(exposures.select("request_id", "user_hash", pl.col("time").alias("shown")), on="request_id")
     by_user: dict[str, list[tuple[float, int]]] = {}
     for user, when, item in clicks.sort("shown", maintain_order=True).select("user_hash", "shown", "item").iter_rows():
@@ -226,6 +220,6 @@ def _invalid(run: RunDirectory) -> dict[str, float]:
 
 
 def _numbers(slates: pl.Series, numbers: Mapping[str, int]) -> NDArray[np.int64]:
-    """(N, k) lists of ids as numbers, -1 for one that has none and where a list is shorter."""
+    """Return (N, k) item indices, -1 for unknown ids and padding."""
     widest = max(int(slates.list.len().max() or 0), 1)  # type: ignore[arg-type]
     return np.array([[numbers.get(i, -1) for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])

@@ -1,7 +1,4 @@
-"""Policies over Semantic IDs.
-
-`adagrpo.policies.causal_lm` is imported where it is used: it needs the extra `hf`.
-"""
+"""Policies over Semantic IDs; import `adagrpo.policies.causal_lm` directly, as it needs the extra `hf`."""
 
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy

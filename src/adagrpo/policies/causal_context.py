@@ -1,4 +1,4 @@
-"""Context of a causal language model: prompts, the samples that share them, and the hypotheses of decoding."""
+"""Context of a causal language model: prompts, the samples that share them, and decoding states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Read:
 
 @dataclass(eq=False)
 class Prompts:
-    """`B` prompts but for the suffix, padded on the right; `read` is there once something needed it."""
+    """`B` prompts without the suffix, padded on the right; `read` is set on first use."""
 
     tokens: Tensor  # (B, S) int64
     lengths: Tensor  # (B,) int64, tokens before the padding
@@ -44,17 +44,17 @@ class CausalContext:
         return CausalContext(self.prompts, self.rows[rows], self.prompt_lengths[rows], False)
 
     def of_rows(self, values: Tensor) -> Tensor:
-        """(B, ...) of the prompts to (N, ...) of the samples; not a copy where the samples are the prompts."""
+        """Expand (B, ...) of the prompts to (N, ...) of the samples, without a copy if they are the same."""
         return values if self.whole else values[self.rows]
 
     @property
     def last(self) -> Tensor:
-        """(N, 1) the place of the last token that each sample sees."""
+        """(N, 1) position of the last visible token."""
         return (self.prompt_lengths - 1).unsqueeze(1)
 
     @property
     def prompt_mask(self) -> Tensor:
-        """(N, S) bool, True at the tokens that each sample sees."""
+        """(N, S) bool, True at visible tokens."""
         return torch.arange(
             self.prompts.tokens.shape[1], device=self.prompt_lengths.device
         ) < self.prompt_lengths.unsqueeze(1)
@@ -62,7 +62,7 @@ class CausalContext:
 
 @dataclass(frozen=True)
 class CausalState:
-    """Decoder state: one copy of a sample's prompt, and what each hypothesis wrote behind it."""
+    """Decoder state: the prompt of each sample, and the codes of each hypothesis."""
 
     hidden: Tensor  # (B, W, D), the state that the next code is read from
     level: int
@@ -77,7 +77,7 @@ def states_at(
     rows: Tensor,  # (N,) int64
     places: Tensor,  # (N, P) int64
 ) -> Tensor:  # (N, P, D)
-    """States at places of rows; the gradient of `index_select` is faster on a CPU than that of an index.
+    """Gather states at positions of rows, faster in the backward pass on a CPU than indexing.
 
     Example:
         >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])

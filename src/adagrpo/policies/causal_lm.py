@@ -1,25 +1,13 @@
-"""Any Hugging Face causal LM as the policy: histories are prompts of code tokens, and all else shares their one copy.
+"""Any Hugging Face causal LM as a policy: histories are prompts of code tokens, each read once.
 
     prompt(x) = preamble, c_1 .. c_L of the first item, between, c_1 .. c_L of the second, .., suffix
     target    = c_1 .. c_L
-
-    π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level;
-    code K_l ("outside") is all the other tokens together: what is written there names no item
-
-So a policy for a catalogue of sizes K_l has `level_sizes` K_l + 1 (`Catalog.with_outside`), NLL is the usual language
-modelling loss, and beam search ranks as `generate` of `transformers` does with a prefix function.
-
-Nothing that shares a prompt reads it twice. NLL at all positions is one causal pass, because the target at a position
-is the next item of the prompt; where there is a suffix, which a target stands behind and the next item does not, each
-position's suffix and target are packed behind the prompt. Scoring packs the suffix and the G completions behind it,
-each at the positions that follow, under a mask that lets a completion see the prompt, the suffix and itself; decoding
-keeps the prompt's keys and values once a sample and those of the codes written so far once a hypothesis. A hypothesis
-never has a copy of the prompt's.
-
+    π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level
     mask(q, k) = k in the prompt or the suffix, or k in the completion of q and not after q
 
-Where we depart: TRL and most open recommenders give each of the G completions a prompt of its own (see
-`adagrpo.policies.language_model` for the models and their tokens).
+Code K_l ("outside") is the sum over all other tokens, so `level_sizes` is K_l + 1 (`Catalog.with_outside`). NLL at all
+positions is one causal pass. Scoring packs completions behind one prompt under `mask`, and decoding keeps its keys and
+values once per sample. Departure: TRL and most open recommenders copy the prompt for each completion.
 """
 
 from __future__ import annotations
@@ -64,7 +52,7 @@ from adagrpo.types import Histories
 
 
 class CausalLMPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.policy.Policy`."""
+    """Causal LM policy; implements `adagrpo.policies.policy.Policy`."""
 
     tokens_of_codes: Tensor
     item_codes: Tensor
@@ -88,20 +76,17 @@ class CausalLMPolicy(nn.Module):
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """Make a policy of a model that has tokens for the codes.
+        """Wrap a model that has tokens for the codes (`adagrpo.policies.language_model`).
 
         Args:
-            model: see `adagrpo.policies.language_model`.
             preamble: tokens before every history.
-            between: tokens between the codes of an item and those of the next.
-            suffix: tokens between every history and what is written behind it.
-            dropout: on the embeddings that enter the body and on the states that leave it, while training; what the
-                model's own configuration says about dropout inside the body holds too.
-            gradient_checkpointing: keep the inputs of the layers alone, and compute the rest again for the gradient.
+            between: tokens between the codes of two items.
+            suffix: tokens between history and completion.
+            dropout: on input embeddings and final states, in addition to the model's own.
+            gradient_checkpointing: recompute the layers in the backward pass.
 
         Raises:
-            UserError: the model's attention, positions or logits are such that its completions cannot be packed, or
-                checkpointing meets dropout inside the body, which would not be drawn the same way twice.
+            UserError: completions cannot be packed, or checkpointing meets dropout inside the body.
         """
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(vocabulary.code_sizes):
@@ -137,33 +122,33 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 + 1 .. K_L + 1)`: the last code of each level is every token that is no code of the level."""
+        """`(K_1 + 1 .. K_L + 1)`; the last code of each level stands for all other tokens."""
         return tuple(size + 1 for size in self.vocabulary.code_sizes)
 
     @property
     def trains_on_nll(self) -> bool:
-        """See `Policy.trains_on_nll`."""
+        """See `Policy`."""
         return True
 
     @property
     def small(self) -> bool:
-        """False, see `Policy.small`."""
+        """See `Policy`."""
         return False
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy.same_in_training`; what is checkpointed keeps nothing that a second pass could use."""
+        """See `Policy`; False under checkpointing, which keeps nothing for a second pass."""
         return self._steady
 
     @property
     def checkpoint_files(self) -> dict[str, str]:
-        """Return the files with which `transformers`, and we, open a folder of weights: name to content."""
+        """Configuration and vocabulary of a folder of weights."""
         return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CausalContext:
-        """Lay out histories as prompts, see `Policy.encode`; they are read when something needs them, once."""
+        """Lay out histories as prompts, which are read on first use; see `Policy.encode`."""
         items, lengths = histories.items, histories.lengths
         if items.shape[1] > self.max_history:
             raise ValueError(f"histories have {items.shape[1]} positions, the policy takes {self.max_history}")
@@ -178,11 +163,11 @@ class CausalLMPolicy(nn.Module):
         return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, prompt_lengths, whole)
 
     def frozen(self) -> CausalLMPolicy:
-        """The policy itself: nothing is worth computing beforehand."""
+        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
-        """(N,) NLL of the logged items `targets` (N,), nats a code."""
+        """Return the (N,) NLL of targets (N,), in nats per code."""
         codes = self.item_codes[targets]
         hidden = self._teacher_forced(context, self.item_tokens[targets])
         if hidden is None:
@@ -190,7 +175,7 @@ class CausalLMPolicy(nn.Module):
         return nll(self._log_probs(hidden[:, :1], hidden[:, None, 1:], codes.unsqueeze(1), 1.0).squeeze(1))
 
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """(B, G, L) log-probabilities of given codes, the prompt read once for all of a sample's G."""
+        """See `Policy`."""
         samples, group, levels = codes.shape
         shared = len(self.suffix)
         layout = block(shared, group, levels - 1, codes.device)
@@ -211,7 +196,7 @@ class CausalLMPolicy(nn.Module):
         return self._log_probs(start, after, codes, temperature)
 
     def start(self, context: CausalContext) -> CausalState:
-        """(B, 1) hypotheses."""
+        """See `Policy`."""
         cache, shared = self._cache(context), len(self.suffix)
         if not shared:
             hidden = states_at(self._read(context.prompts).hidden, context.rows, context.last)
@@ -222,11 +207,11 @@ class CausalLMPolicy(nn.Module):
         return CausalState(hidden[:, -1:], 0, _joined(cache, new), prompt_mask, context.prompt_lengths + shared, ())
 
     def logits(self, state: CausalState) -> Tensor:
-        """(B, W, K_l + 1) float32."""
+        """See `Policy`."""
         return self._level_logits(state.hidden, state.level)
 
     def advance(self, state: CausalState, parents: Tensor, codes: Tensor) -> CausalState:
-        """Append codes (B, W') to hypotheses `parents` (B, W')."""
+        """See `Policy`."""
         level = state.level + 1
         if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these hypotheses
             return CausalState(state.hidden[:, :0], level, state.prompt, state.prompt_mask, state.prompt_lengths, ())
@@ -244,7 +229,6 @@ class CausalLMPolicy(nn.Module):
         return CausalState(hidden, level, state.prompt, state.prompt_mask, state.prompt_lengths, new)
 
     def _tokens(self, codes: Tensor) -> Tensor:
-        """(..., L) int64 codes to (..., L) tokens."""
         return self.tokens_of_codes[codes + self.code_offsets]
 
     def _body(
@@ -254,10 +238,7 @@ class CausalLMPolicy(nn.Module):
         mask: Tensor | None,
         parts: list[list[tuple[Tensor, Tensor]]] | None,
     ) -> tuple[Tensor, KeysValues]:
-        """States of tokens (B, Q) at positions (B, Q), in causal order where there is no mask, and the keys and values.
-
-        `parts` are what comes before the tokens, layer by layer; None: nothing does, and no keys and values are kept.
-        """
+        """Return states of tokens (B, Q), with keys and values unless the cache `parts` is None."""
         vectors = self.lm.get_input_embeddings()(tokens)
         vectors = self.dropout(vectors).to(self._dtype)
         layers = None if parts is None else [PrefixLayer(part) for part in parts]
@@ -274,7 +255,6 @@ class CausalLMPolicy(nn.Module):
         return hidden, new
 
     def _read(self, prompts: Prompts) -> Read:
-        """The prompts after one pass, kept for whoever asks next."""
         if prompts.read is not None:
             return prompts.read
         with torch.set_grad_enabled(prompts.differentiable):
@@ -283,23 +263,18 @@ class CausalLMPolicy(nn.Module):
         return prompts.read
 
     def _cache(self, context: CausalContext) -> KeysValues:
-        """(N, ..) keys and values of the prompt of each sample, which has been read, or is now."""
         cache = self._read(context.prompts).cache
         return tuple((context.of_rows(keys), context.of_rows(values)) for keys, values in cache)
 
     def _behind(
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
-        """States of tokens (N, P) behind the prompts of `cache`, and their keys and values."""
+        """Return states, keys and values of tokens (N, P) behind cached prompts."""
         mask = block_mask(context.prompt_mask, layout.sees)
         return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
     def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
-        """(N, L, D) states that the codes of targets (N, L) are read from, where these are what comes next in prompts.
-
-        Targets after the last item of a history are written behind it. None where a target is another item, where a
-        suffix or separator comes before it, or where the prompts have been read already.
-        """
+        """Return (N, L, D) states that predict targets (N, L), or None unless one causal pass gives them."""
         prompts, levels = context.prompts, targets.shape[1]
         if len(self.suffix) or len(self.between) or prompts.read is not None:
             return None
@@ -319,12 +294,12 @@ class CausalLMPolicy(nn.Module):
         real = torch.arange(length, device=targets.device) < prompts.lengths.unsqueeze(1)
         kept = self._steady and torch.equal(tokens[:, :length][real], prompts.tokens[real])
         hidden, cache = self._body(tokens[:, :-1], None, None, [[] for _ in range(self._layers)] if kept else None)
-        if kept:  # what is scored behind these prompts next need not read them again
+        if kept:  # later scoring reuses these prompts
             prompts.read = Read(hidden[:, :length], tuple((k[:, :, :length], v[:, :, :length]) for k, v in cache))
         return states_at(hidden, context.rows, columns - 1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
-        """(..., D) states to (..., K_l + 1) float32 logits."""
+        """Return (..., K_l + 1) float32 logits."""
         head: Any = self.lm.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()
         if self.vocabulary.tokens:
@@ -335,7 +310,7 @@ class CausalLMPolicy(nn.Module):
         return torch.cat([logits[..., first:past], outside], dim=-1)
 
     def _of_named(self, logits: Tensor, level: int) -> Tensor:
-        """(..., N) logits of all tokens to (..., K_l + 1) of a level's, where its tokens are anywhere among them."""
+        """Return (..., K_l + 1) logits of a level with scattered tokens."""
         first = int(self.code_offsets[level])
         codes = slice(first, first + self.vocabulary.code_sizes[level])
         tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
@@ -344,7 +319,7 @@ class CausalLMPolicy(nn.Module):
         return torch.cat([own, outside], dim=-1)
 
     def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:
-        """(B, G, L) log-probabilities of codes, from states (B, 1, D) for the first and (B, G, L - 1, D) for others."""
+        """Return (B, G, L) log-probabilities from states (B, 1, D), then (B, G, L - 1, D)."""
         scores = []
         for level in range(codes.shape[2]):
             hidden = start if level == 0 else after[:, :, level - 1]
@@ -353,7 +328,7 @@ class CausalLMPolicy(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _check_packing(self) -> None:
-        """Refuse a model whose log-probabilities, read our way, are not what it gives for a plain sequence."""
+        """Refuse a model whose packed log-probabilities differ from plain ones."""
         items = torch.arange(3) % len(self.item_codes)
         codes = self.item_codes[items[1:]].unsqueeze(0)  # (1, 2, L)
         histories = Histories(items[:2].unsqueeze(0), torch.tensor([2]))
@@ -379,12 +354,12 @@ class CausalLMPolicy(nn.Module):
             )
 
     def _plain(self, histories: Histories, codes: Tensor) -> Tensor:
-        """(L,) log-probabilities of the codes (L,) of one item, by the model's own forward pass."""
+        """Return (L,) log-probabilities by a plain forward pass."""
         prompt = self.encode(histories).prompts.tokens
         tokens = self._tokens(codes)
         written = torch.cat([self.suffix, tokens]).unsqueeze(0)
         sequence: dict[str, Tensor] = {"input_ids": torch.cat([prompt, written], dim=1)}
-        if self._dtype != torch.float32:  # embeddings are, and layers that normalise may not take what is not theirs
+        if self._dtype != torch.float32:  # embeddings are float32, norm layers may refuse them
             vectors = self.lm.get_input_embeddings()(sequence.pop("input_ids"))
             sequence = {"inputs_embeds": vectors.to(self._dtype)}
         logits: Tensor = self.lm(**sequence).logits[0].float()
@@ -393,7 +368,6 @@ class CausalLMPolicy(nn.Module):
 
 
 def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
-    """Keys and values of every layer, the second behind the first."""
     return tuple(
         (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
         for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
@@ -401,7 +375,7 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
-    """Make one over the catalogue of a run; items that share a Semantic ID are told apart by a level of its own."""
+    """Build the policy over the catalogue of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
     assert spec.options.lm is not None  # the configuration checks it
     model, vocabulary, template = _language_model(spec)
     levels = len(vocabulary.code_sizes)
@@ -421,7 +395,6 @@ KIND = PolicyKind(build)
 
 
 def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-    """The language model of a policy, where the codes are among its tokens, and the text around a history."""
     options, catalog = spec.options.lm, spec.catalog
     assert options is not None  # the configuration checks it
     sizes = tuple(size - 1 for size in catalog.level_sizes)

@@ -1,15 +1,9 @@
 """The compact policy: a causal history encoder and a small Semantic-ID decoder, trained from scratch on a CPU.
 
-Encoder: each item of the history is the sum of its code embeddings, `x_t = norm(Σ_l E_l[c_l(i_t)])`; a causal
-transformer that knows order by distance turns them into one state a position, so one forward pass serves the NLL of
-every position.
+    x_t = norm(Σ_l E_l[c_l(i_t)]),  h_0 = encoder(x)_t      one state per position
+    π(c_l | x, c_<l) = softmax(W_l norm(h_{l-1}))           h_l = u + FF_l(u),  u = h_{l-1} + E'_l[c_l]
 
-Decoder: from the state `h_0 = h(x)` of a position,
-
-    π(c_l | x, c_<l) = softmax(W_l norm(h_{l-1}))        h_l = u + FF_l(u),  u = h_{l-1} + E'_l[c_l]
-
-TIGER (Rajput et al. 2023) decodes with a transformer over the codes written so far. With at most a handful of levels a
-recurrent state does the same work, and the cache of a beam is one vector: that is what makes wide beams cheap.
+Departure: TIGER (Rajput et al. 2023) decodes with a transformer; a recurrent state makes wide beams cheap.
 """
 
 from __future__ import annotations
@@ -40,14 +34,14 @@ class CompactContext:
 
 @dataclass(frozen=True)
 class CompactState:
-    """Decoder state: one vector a hypothesis."""
+    """Decoder state: one vector per hypothesis."""
 
     hidden: Tensor  # (B, W, D)
     level: int
 
 
 class CompactPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.policy.Policy`."""
+    """Compact policy; implements `adagrpo.policies.policy.Policy`."""
 
     item_codes: Tensor
     code_rows: Tensor
@@ -88,32 +82,32 @@ class CompactPolicy(nn.Module):
 
     @property
     def small(self) -> bool:
-        """True, see `Policy.small`."""
+        """See `Policy`."""
         return True
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy.same_in_training`."""
+        """See `Policy`."""
         return not any(isinstance(part, Dropout) and part.threshold for part in self.modules())
 
     @property
     def trains_on_nll(self) -> bool:
-        """See `Policy.trains_on_nll`."""
+        """See `Policy`."""
         return True
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:
-        """None: the run's configuration says what the weights are of."""
+        """Empty: the run's configuration describes the weights."""
         return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CompactContext:
-        """Encode histories into samples, see `Policy.encode`. Histories longer than `max_history` are refused."""
+        """See `Policy.encode`; histories longer than `max_history` are refused."""
         return self.encode_vectors(self.code_vectors(histories.items), histories.lengths, rows, positions)
 
     def code_vectors(self, items: Tensor) -> Tensor:
-        """(...) int64 items to (..., D), the sum of each item's code embeddings."""
+        """Return (..., D) sums of the code embeddings of (...) items."""
         # embedding_bag sums the L code vectors of an item without writing them out
         bags = self.code_rows[items.reshape(-1)]
         vectors = nn.functional.embedding_bag(bags, self.codes.weight, mode="sum")
@@ -122,7 +116,7 @@ class CompactPolicy(nn.Module):
     def encode_vectors(
         self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None
     ) -> CompactContext:
-        """`encode` from the (B, T, D) vectors of the items of histories of the given (B,) lengths."""
+        """Encode histories given as (B, T, D) item vectors and (B,) lengths."""
         if rows is not None and positions is not None:
             return CompactContext(self.encoder(vectors)[rows, positions])
         if self.training or torch.is_grad_enabled():  # dropout is drawn for every position, whatever is read
@@ -131,11 +125,11 @@ class CompactPolicy(nn.Module):
         return CompactContext(self.encoder(vectors, lengths - 1).squeeze(1))
 
     def frozen(self) -> CompactPolicy:
-        """The policy itself: nothing is worth computing beforehand."""
+        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
-        """(N,) NLL of the logged items `targets` (N,), nats a code."""
+        """Return the (N,) NLL of targets (N,), in nats per code."""
         codes = self.item_codes[targets]
         state, losses = self.start(context), []
         for level in range(codes.shape[1]):
@@ -146,16 +140,16 @@ class CompactPolicy(nn.Module):
         return torch.stack(losses, dim=1).mean(1)
 
     def start(self, context: CompactContext) -> CompactState:
-        """(B, 1) hypotheses."""
+        """See `Policy`."""
         return CompactState(context.states.unsqueeze(1), 0)
 
     def logits(self, state: CompactState) -> Tensor:
-        """(B, W, K_l) float32."""
+        """See `Policy`."""
         output: Tensor = self.heads[state.level](self.norms[state.level](state.hidden))
         return output.float()
 
     def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
-        """Append codes (B, W') to hypotheses `parents` (B, W')."""
+        """See `Policy`."""
         if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these hypotheses
             return CompactState(state.hidden[:, :0], state.level + 1)
         # the single start is the parent of all: broadcast it
@@ -163,12 +157,12 @@ class CompactPolicy(nn.Module):
         return self._append(hidden, state.level, codes)
 
     def _append(self, hidden: Tensor, level: int, codes: Tensor) -> CompactState:
-        """The state after codes (B, W) of a level, from the hidden vectors (B, 1 or W, D) of the same hypotheses."""
+        """Return the state after codes (B, W) of hypotheses `hidden` (B, 1 or W, D)."""
         update = hidden + self.enter[level](codes)
         return CompactState(update + self.feed_forward[level](update), level + 1)
 
     def score(self, context: CompactContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
+        """See `Policy`."""
         state = self.start(context)
         scores = []
         for level in range(codes.shape[2]):
@@ -181,7 +175,7 @@ class CompactPolicy(nn.Module):
 
 
 def build(spec: PolicySpec) -> CompactPolicy:
-    """Make one over the catalogue of a run."""
+    """Build the policy over the catalogue of a run."""
     options = spec.options
     return CompactPolicy(
         spec.catalog.codes,

@@ -1,23 +1,13 @@
 """The hybrid policy: a Semantic-ID decoder and an item-level head over one encoder, pooled into one distribution.
 
-The decoder of the compact policy writes codes, `p(c_l | x, c_<l)`. The head is that of a sequential recommender: a
-softmax over all items, whose mass falls on the tree of the catalogue's codes,
-
     q(i | x) = softmax_i(g(h) · e_i + b_i),  e_i = item_i + Σ_l E_l[c_l(i)]     q(c_l | x, c_<l) = m(c_<l c_l) / m(c_<l)
-
-with `m(prefix)` the probability of all items below a prefix. Code by code the two are pooled geometrically:
-
     log π(c_l | x, c_<l) = (1 - w) log p(c_l | ..) + w log((1 - η) q(c_l | ..) + η / K_l) + const
 
-The decoder generalises over items that share a prefix, the head remembers the single item and tells apart what shares
-its prefix; an item enters the encoder both as its codes and as itself, the latter with dropout so that the codes are
-used too. What a run's policy holds of an item beside its codes starts from the vectors of the tokenizer. Everything
-else (sampling, scoring, beam search, GRPO) sees one policy over codes. η leaves codes that name no item a chance, so
-that hallucination stays visible; where a prefix has left the catalogue, only the decoder speaks.
+`p` is the compact policy's decoder, `m(prefix)` the probability of all items below a prefix. η keeps hallucination
+visible; outside the catalogue only the decoder counts.
 
-Source: LIGER (Yang et al. 2024) joins generative and dense retrieval, ranking the beam by the dense score; the pool of
-experts is Hinton's product (2002) with weights that sum to one. Where we depart: the dense scores take part in the
-search itself, so no second ranking stage is needed and the result is a proper distribution.
+Source: LIGER (Yang et al. 2024); Hinton's product of experts (2002). Departure: the dense scores take part in the
+search instead of ranking its result, so that the policy is a proper distribution.
 """
 
 from __future__ import annotations
@@ -54,12 +44,12 @@ from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
 _TINY = 1e-30
-_MANY = 2**22  # logits of all items; from here on those of the last level wait for the prefixes that ask
+_MANY = 2**22  # item logits; above, the last level is computed only for the prefixes that need it
 
 
 @dataclass(eq=False)
 class HybridContext:
-    """Encoded samples, and what the item head says about them."""
+    """Encoded samples with the scores of the item head."""
 
     compact: CompactContext  # N samples
     spoken: Spoken | None = None  # there once decoding without gradients began
@@ -73,7 +63,7 @@ class HybridContext:
 
 @dataclass(frozen=True)
 class HybridState:
-    """Decoder state: that of the compact policy, and each hypothesis's node in the tree."""
+    """Decoder state of the compact policy, and each hypothesis's node."""
 
     compact: CompactState
     nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
@@ -81,12 +71,12 @@ class HybridState:
 
     @property
     def level(self) -> int:
-        """The number of codes that have been written."""
+        """Number of codes written."""
         return self.compact.level
 
 
 class HybridPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.policy.Policy`. Lives on the device of the trie."""
+    """Hybrid policy, on the device of its trie; implements `adagrpo.policies.policy.Policy`."""
 
     item_tables = ("items.weight", "bias.weight")  # of a row an item
 
@@ -103,18 +93,15 @@ class HybridPolicy(nn.Module):
         prefix: int = 0,
         seed: int = 0,
     ) -> None:
-        """Join a head to a compact policy.
+        """Join an item head to a compact policy.
 
         Args:
-            item_dropout: share of the items of a history that enter as their codes alone while training.
-            item_weight: `w`, the share of the item head in the pool, in [0, 1].
+            item_dropout: share of history items that enter as codes only in training.
+            item_weight: `w`, in [0, 1].
             smoothing: `η`.
-            loss_weight: of the head's cross-entropy beside the NLL of the decoder.
-            negatives: uniformly sampled for that cross-entropy, shared by a batch; 0 takes the whole catalogue.
-            prefix: `p`; 0 is a softmax over all items, otherwise one over prefixes of `p` codes and one below each.
-
-        Raises:
-            ValueError: `prefix` is not below the number of levels.
+            loss_weight: of the head's cross-entropy relative to the NLL.
+            negatives: uniform samples for that cross-entropy, shared by a batch; 0: all items.
+            prefix: 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each.
         """
         super().__init__()
         if not 0 <= prefix < trie.num_levels:
@@ -142,28 +129,28 @@ class HybridPolicy(nn.Module):
 
     @property
     def small(self) -> bool:
-        """True, see `Policy.small`."""
+        """See `Policy`."""
         return True
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy.same_in_training`; what is drawn for the head's loss does not touch the context."""
+        """See `Policy`."""
         return self.item_dropout == 0 and self.compact.same_in_training
 
     @property
     def trains_on_nll(self) -> bool:
-        """False: each expert has a loss of its own, and none is the pool's, see `Policy.trains_on_nll`."""
+        """False: each expert has its own loss, see `Policy`."""
         return False
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:
-        """None: the run's configuration says what the weights are of."""
+        """Empty: the run's configuration describes the weights."""
         return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> HybridContext:
-        """Encode histories into samples, see `Policy.encode`; the head waits until decoding asks for it."""
+        """See `Policy.encode`; the head is evaluated when decoding starts."""
         vectors = self.items(histories.items)
         if self.training and self.item_dropout > 0:
             kept = torch.rand(histories.items.shape, device=vectors.device) >= self.item_dropout
@@ -172,7 +159,7 @@ class HybridPolicy(nn.Module):
         return HybridContext(self.compact.encode_vectors(vectors, histories.lengths, rows, positions))
 
     def frozen(self) -> HybridPolicy:
-        """See `Policy.frozen`: the vectors of all items are computed once."""
+        """Return a copy with precomputed item vectors, see `Policy.frozen`."""
         copied = copy.copy(self)
         with torch.no_grad():
             copied._leaves = HeadTable(self._item_vectors(self.trie.items), self.bias(self.trie.items))
@@ -184,34 +171,26 @@ class HybridPolicy(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`.
-
-        Args:
-            weights: `w`, rows of sum 1; the biases too are the means under them.
-        """
+        """Set the weights of the last `N` items to means: `item_i = Σ_j w_j item_j`, rows of sum 1."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 
     def item_states(self, context: HybridContext) -> Tensor:
-        """(N, D) queries of the item head, `g(h)`."""
+        """Return the (N, D) queries of the item head, `g(h)`."""
         output: Tensor = self.project(self.norm(context.compact.states))
         return output
 
     def item_logits(self, context: HybridContext, items: Tensor) -> Tensor:
-        """(N, I) float32 logits of `items` (I,)."""
+        """Return the (N, I) float32 logits of `items` (I,)."""
         vectors = self._item_vectors(items)
         return functional.linear(self.item_states(context), vectors, self.bias(items).squeeze(-1)).float()
 
     def supervised_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        """(N,) loss of the logged items `targets` (N,): each expert learns by itself, the pool adds nothing to learn.
-
-        The decoder's NLL in nats a code, plus `loss_weight` times the head's cross-entropy.
-        """
+        """Return the (N,) NLL of the decoder, in nats per code, plus the weighted loss of the head."""
         decoder = self.compact.supervised_loss(context.compact, targets)
         return decoder + self.loss_weight * (self._prefix_loss if self.prefix else self._item_loss)(context, targets)
 
     def _item_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        """(N,) cross-entropy of the target among all items, or among those drawn."""
         if self.negatives == 0:
             every = torch.arange(self.items.num_embeddings, device=targets.device)
             return functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
@@ -222,10 +201,7 @@ class HybridPolicy(nn.Module):
         return sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
 
     def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        """(N,) cross-entropies of the target's prefix among prefixes and of the target among the items below it.
-
-        A target that the tree does not hold has neither: 0.
-        """
+        """Return the (N,) cross-entropy of prefix and item; 0 for targets outside the tree."""
         held = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
         known = held >= 0
         leaves, states = held[known], self.item_states(context)[known]
@@ -249,7 +225,7 @@ class HybridPolicy(nn.Module):
         )
 
     def start(self, context: HybridContext) -> HybridState:
-        """(B, 1) hypotheses."""
+        """See `Policy`."""
         spoken = None if torch.is_grad_enabled() else context.spoken
         if spoken is None:
             spoken = self._speak(context)
@@ -259,13 +235,13 @@ class HybridPolicy(nn.Module):
         return HybridState(self.compact.start(context.compact), nodes, spoken)
 
     def logits(self, state: HybridState) -> Tensor:
-        """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a hypothesis."""
+        """Return (B, W, K_l) float32 log-probabilities of the pool, up to a constant per hypothesis."""
         decoder = self.compact.logits(state.compact)
         size, (queries, masses) = decoder.shape[-1], state.spoken
         weights = torch.where((state.nodes >= 0).unsqueeze(-1), 1 - self.item_weight, 1.0)
         # nobody else has the decoder's logits; where no gradient is wanted they need not be written again elsewhere
         pooled = decoder * weights if torch.is_grad_enabled() else decoder.mul_(weights)
-        # what the head adds above a code of no item, whose share is the floor η / K: log(((1 - η) q + η / K) / (η / K))
+        # the head's gain over a code of no item, whose share is the floor η / K: log(((1 - η) q + η / K) / (η / K))
         gain = (1 - self.smoothing) / max(self.smoothing / size, _TINY)
         known = masses[state.level : state.level + 2]  # of the nodes, and of those below; or the latter wait
         if len(known) == 2 and crowded(self.trie, state.level):
@@ -281,12 +257,12 @@ class HybridPolicy(nn.Module):
         return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
-        """Append codes (B, W') to hypotheses `parents` (B, W')."""
+        """See `Policy`."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.spoken)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
+        """See `Policy`."""
         hypotheses = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
         state, scores = self.start(context), []
         for level in range(codes.shape[2]):
@@ -296,22 +272,18 @@ class HybridPolicy(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _item_vectors(self, items: Tensor) -> Tensor:
-        """(..., D) `e_i`."""
         vectors: Tensor = self.items(items) + self.compact.code_vectors(items)
         return vectors
 
     def _leaf_vectors(self, leaves: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, D) `e_i` and (T,) `b_i` of some leaves."""
+        """Return (T, D) `e_i` and (T,) `b_i` of leaves."""
         if self._leaves is not None:
             return self._leaves.vectors().index_select(0, leaves), self._leaves.bias.index_select(0, leaves).squeeze(-1)
         items = self.trie.items.index_select(0, leaves)
         return self._item_vectors(items), self.bias(items).squeeze(-1)
 
     def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, D) and (n, 1) of prefixes, all or some (n,): means below each, and the log of the count in the bias.
-
-        A logit is then a lower bound of the log-mass of the items below (Jensen), and equal to it for one item.
-        """
+        """Return (n, D) and (n, 1) biases of prefixes; logits bound their log-mass from below (Jensen)."""
         if nodes is None:
             nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
         below = leaves_below(self.trie, self.prefix, nodes)
@@ -323,7 +295,7 @@ class HybridPolicy(nn.Module):
         return mean + levels * codes, bias + below.counts.log().unsqueeze(-1)
 
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Vectors and biases (V, 1) of what the head's first softmax is over: items by leaf, or prefixes by node."""
+        """Return vectors and biases (V, 1) of the head's first softmax."""
         frozen = self._prefixes if self.prefix else self._leaves
         if frozen is not None:
             return frozen.vectors(), frozen.bias
@@ -332,7 +304,7 @@ class HybridPolicy(nn.Module):
         )
 
     def _speak(self, context: HybridContext) -> Spoken:
-        """The masses of levels 0 .. p, or without a prefix of all levels that are not left to `shares_below`."""
+        """Return the masses of levels 0 .. p, or of all levels not left to `shares_below`."""
         queries, (vectors, bias) = self.item_states(context), self._table()
         level = self.prefix or self.trie.num_levels
         if torch.is_grad_enabled():
@@ -346,13 +318,13 @@ class HybridPolicy(nn.Module):
         return Spoken(queries, upwards(self.trie, masses, level))
 
     def _last_level_waits(self, samples: int) -> bool:
-        """Decide to compute the logits of all items twice rather than keep them: many, a few below a prefix."""
+        """Return whether computing item logits twice beats keeping them."""
         items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
         return items * samples >= _MANY and items <= 64 * prefixes
 
 
 def build(spec: PolicySpec) -> HybridPolicy:
-    """Make one over the catalogue of a run.
+    """Build the policy over the catalogue of a run.
 
     Raises:
         UserError: `item_prefix` is not below the number of levels.

@@ -1,14 +1,8 @@
-"""Sums of the hybrid policy's item head over the tree of the catalogue's codes, and what lies below single prefixes.
+"""Sums of the hybrid policy's item head over the tree of the catalogue's codes.
 
-With `z_i` the logit of item `i` and `m(prefix)` the sum of `exp z_i` over the items below a prefix, the head gives
+    q(c_l | c_<l) = m(c_<l c_l) / m(c_<l)        m(prefix) the sum of exp z_i over the items below
 
-    q(c_l | c_<l) = m(c_<l c_l) / m(c_<l)
-
-A factor that the whole tree shares cancels. So does one that the items below a prefix share, once a search has arrived
-there: the last shares need the items below its prefixes alone (`shares_below`). What has to be summed over everything
-are the masses above (`sums_by_node`, `upwards`).
-
-Everything is a function of tensors; the policy knows where vectors come from.
+Factors common to a prefix cancel, so `shares_below` needs only the items below it.
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from torch.nn import functional
 
 from adagrpo.semantic_ids.trie import Branches, Trie
 
-_BLOCK = 2**18  # logits; what is done to them is done while the processor's cache holds them
+_BLOCK = 2**18  # logits per block, to stay in the processor's cache
 _TINY = 1e-30
 _SMALL = 1e-18  # the inverse square of a mass from here on is far from the largest float32
 _GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a time
@@ -38,15 +32,12 @@ class Spoken(NamedTuple):
     masses: tuple[Tensor, ...]  # of levels 0 and on, (N, 1 + n_l), up to a factor a sample; 0 before the first node
 
     def of(self, rows: Tensor | slice) -> Spoken:
-        """About some of the samples."""
+        """Return the scores of some samples."""
         return Spoken(self.queries[rows], tuple(mass[rows] for mass in self.masses))
 
 
 class HeadTable:
-    """Vectors that a frozen policy multiplies states with, in the precision that was asked for last.
-
-    Autocast would convert all of them for every product, which takes longer than the product.
-    """
+    """Vectors of a frozen policy, cached in the precision last used: autocast would convert them for every product."""
 
     def __init__(
         self,
@@ -57,7 +48,7 @@ class HeadTable:
         self._low: Tensor | None = None
 
     def vectors(self) -> Tensor:
-        """(V, D), in the precision of autocast where that is on."""
+        """Return (V, D) vectors in the precision of autocast, if it is on."""
         device = self._vectors.device.type
         wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         if wanted == self._vectors.dtype:
@@ -68,9 +59,9 @@ class HeadTable:
 
 
 class Leaves(NamedTuple):
-    """All leaves below each of (B, W) nodes, `T` in all, one node after the other."""
+    """All leaves below each of (B, W) nodes, ordered by node."""
 
-    parents: Tensor  # (T,) int64, the node's place among the B * W
+    parents: Tensor  # (T,) int64, index of the node among the B * W
     leaves: Tensor  # (T,) int64
     counts: Tensor  # (B * W,) int64
 
@@ -80,7 +71,7 @@ def leaves_below(
     level: int,
     nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
 ) -> Leaves:
-    """The leaves below nodes of a level.
+    """Return the leaves below nodes of a level.
 
     >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
     >>> leaves_below(trie, 1, torch.tensor([[1, -1, 0]]))[:2]
@@ -101,7 +92,7 @@ def leaf_logits(
     queries: Tensor,  # (B, D)
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) float32
-    """The logit of each leaf for the sample that its node belongs to."""
+    """Return the logit of each leaf for the sample of its node."""
     if not len(below.leaves):
         return queries.new_zeros(0, dtype=torch.float32)
     of_sample = below.counts.view(len(queries), -1).sum(1)
@@ -123,7 +114,7 @@ def shares_within(
     below: Leaves,
     logits: Tensor,  # (T,)
 ) -> Tensor:  # (T,)
-    """The softmax of each leaf's logit among the leaves of its node."""
+    """Return the softmax of each leaf's logit among the leaves of its node."""
     highest = logits.new_full((len(below.counts),), -torch.inf)
     highest = highest.scatter_reduce(0, below.parents, logits.detach(), "amax")
     masses = (logits - highest.index_select(0, below.parents)).exp()
@@ -139,7 +130,7 @@ def shares_below(
     queries: Tensor,  # (B, D)
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) of the branches
-    """Each child's share of its node's mass, from the items below the node and no others."""
+    """Return each child's share of its node's mass, from the items below the node only."""
     below = leaves_below(trie, level, nodes)
     shares = shares_within(below, leaf_logits(below, queries, vectors_of))
     if level + 1 == trie.num_levels:
@@ -150,7 +141,7 @@ def shares_below(
 
 
 def crowded(trie: Trie, level: int) -> bool:
-    """Check that most codes lead somewhere, so that looking at each is less work than listing those that do."""
+    """Return whether most codes lead to a node, so that a table beats listing children."""
     nodes, below = trie.node_counts[level : level + 2]
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
@@ -162,7 +153,7 @@ def shares_of_codes(
     above: Tensor,  # (B, 1 + n_l)
     below: Tensor,  # (B, 1 + n_{l+1})
 ) -> Tensor:  # (B, W, K)
-    """Each code's share of its node's mass, 0 where it leads nowhere; the level has a dense table."""
+    """Return each code's share of its node's mass, 0 where it leads to no node; the level must be dense."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
     # the gradient -1 / m² overflows below 5e-20; a power of two brings such an m up and changes no bit of the result
@@ -180,7 +171,7 @@ def shares_of_branches(
     above: Tensor,  # (B, 1 + n_l)
     below: Tensor,  # (B, 1 + n_{l+1})
 ) -> Tensor:  # (T,) of the branches
-    """Each child's share of its node's mass."""
+    """Return each child's share of its node's mass."""
     total = above.gather(1, nodes + 1).clamp(min=_TINY).flatten()  # (B * W,)
     first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1]) + 1
     places = branches.nodes + first.index_select(0, branches.parents)
@@ -192,7 +183,7 @@ def exponentials(
     states: Tensor,  # (N, D)
     bias: Tensor,  # (V, 1)
 ) -> Tensor:  # (N, 1 + V) float32
-    """Exponentials of the logits below the highest of each sample, and 0 before the first."""
+    """Return exponentials of the logits minus each sample's maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
     padded[:, 0] = 0
@@ -215,10 +206,7 @@ def sums_by_node(
     bias: Tensor,  # (V, 1)
     first: Tensor,  # (n + 1,) int64
 ) -> Tensor:  # (N, 1 + n) float32
-    """Sum `exponentials` over items `first[j]` to `first[j + 1]`; (N, V) numbers are never written.
-
-    A block of logits is taken below its own highest, and its sums are brought to the highest of all at the end.
-    """
+    """Sum `exponentials` over items `first[j]` to `first[j + 1]` without a (N, V) matrix."""
     count, nodes = len(states), len(first) - 1
     sums = torch.zeros(1 + nodes, count, dtype=torch.float32, device=states.device)
     steps = torch.arange(0, len(vectors), max(1, 2 * _BLOCK // max(1, count)), device=first.device)
@@ -244,7 +232,7 @@ def upwards(
     masses: Tensor,  # (N, 1 + n_l), 0 before the first node
     level: int,
 ) -> tuple[Tensor, ...]:
-    """The masses (N, 1 + n) of levels 0 to `level`, from those of `level`."""
+    """Return the masses (N, 1 + n) of levels 0 to `level`."""
     levels, below = [masses], masses[:, 1:].t().contiguous()  # (n, N): a node's masses are added up side by side
     for first in reversed(trie.first[:level]):
         below = _sums_of_children(below, first)
@@ -254,7 +242,7 @@ def upwards(
 
 def _sums_of_children(
     below: Tensor,  # (n_{l+1}, N)
-    first: Tensor,  # (n_l + 1,) int64: the children of a node follow each other
+    first: Tensor,  # (n_l + 1,) int64: children of a node are contiguous
 ) -> Tensor:  # (n_l, N)
     if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
         return below.new_zeros(len(first) - 1, 0)

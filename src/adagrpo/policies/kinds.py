@@ -1,6 +1,6 @@
-"""The kinds of policies: the module `adagrpo.policies.<kind>` of each says in its `KIND` how one is made.
+"""Registry of policy kinds: the module `adagrpo.policies.<kind>` defines `KIND`.
 
-A kind is that module and its options in `adagrpo.config.models.PolicyConfig`; nothing else asks which kind a policy is.
+The options of a kind are in `adagrpo.config.models.PolicyConfig`; no other code depends on the kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adagrpo.semantic_ids.catalog import Catalog
 if TYPE_CHECKING:
 
     class PolicyModule(nn.Module, Policy[Any, Any]):
-        """A policy that is a module of torch, as that of every kind is."""
+        """A policy that is a `torch.nn.Module`."""
 else:
     PolicyModule = nn.Module
 
@@ -39,17 +39,17 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class PolicyKind:
-    """A kind of policies, and how one is made.
+    """A kind of policy.
 
     Attributes:
-        build: a policy with its initial weights.
+        build: returns a policy with its initial weights.
     """
 
     build: Callable[[PolicySpec], Policy[Any, Any]]
 
 
 def policy_kind(name: str) -> PolicyKind:
-    """Return the kind of a name, which is that of its module.
+    """Return the kind defined by the module of that name.
 
     Raises:
         UserError: a library that the kind needs is not installed.

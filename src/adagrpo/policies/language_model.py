@@ -1,13 +1,9 @@
-"""Causal language models of Hugging Face `transformers`, made ready to write Semantic IDs.
-
-A model comes from a configuration (random weights, a vocabulary of codes alone) or from a local folder (safetensors
-only, no code from the folder is ever run). Codes become tokens behind the ones it has, one block a level:
+"""Causal language models of Hugging Face `transformers` with tokens for Semantic IDs.
 
     token(l, c) = first_token + K_1 + .. + K_(l-1) + c
 
-`VOCABULARY_FILE` says so beside the weights, so that a folder of ours that comes back keeps its tokens. The body may be
-frozen, or moved by LoRA alone (Hu et al. 2021, `peft`); then embeddings and head train, and only they are float32 if
-the body is to be bfloat16.
+New tokens follow the existing ones, as `VOCABULARY_FILE` records. Folders must be safetensors, and none of their code
+is run. If the body is frozen or adapted by LoRA (Hu et al. 2021), embeddings and head still train, in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ except ImportError as error:
     raise UserError(f"policy.kind: 'causal_lm' needs transformers; {install('hf')}") from error
 
 VOCABULARY_FILE = "semantic_ids.json"
-PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
+PAD, END = 0, 1  # the other tokens of a vocabulary of codes
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,18 @@ class Vocabulary:
 
     first_token: int  # of the first code of the first level
     code_sizes: tuple[int, ...]  # (K_1 .. K_L)
-    outside_token: int  # what stands for all tokens that are no code of the level
+    outside_token: int  # stands for all tokens that are no code of the level
     tokens: tuple[tuple[int, ...], ...] = ()  # of each code of each level where they are in no blocks; -1: has none
 
     @property
     def of_levels(self) -> tuple[tuple[int, ...], ...]:
-        """The token of each code of each level, -1 for a code that has none."""
+        """Token of each code of each level, -1 for a code without one."""
         blocks = zip(self.starts, self.code_sizes, strict=True)
         return self.tokens or tuple(tuple(range(start, start + size)) for start, size in blocks)
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The token of code 0 of each level."""
+        """Token of code 0 of each level."""
         return tuple(self.first_token + sum(self.code_sizes[:level]) for level in range(len(self.code_sizes)))
 
     @property
@@ -63,7 +59,7 @@ class Vocabulary:
         return self.first_token + sum(self.code_sizes)
 
     def dump(self) -> str:
-        """As JSON."""
+        """Return the vocabulary as JSON."""
         content = {
             "first_token": self.first_token,
             "level_sizes": list(self.code_sizes),
@@ -73,7 +69,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read what `dump` gave.
+        """Read the JSON of `dump`.
 
         Raises:
             UserError: the file is damaged.
@@ -90,12 +86,12 @@ class Vocabulary:
 def from_configuration(
     options: dict[str, Any], code_sizes: tuple[int, ...], *, seed: int
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """A model with random weights, whose vocabulary is padding, end, and the codes.
+    """Return a model with random weights and a vocabulary of padding, end and codes.
 
-    `options` are `model_type` and any keys of that type's configuration but those of the vocabulary.
+    `options` are `model_type` and keys of its configuration.
 
     Raises:
-        UserError: an unknown model type or key, or a configuration that makes no model.
+        UserError: an unknown model type or key, or an invalid configuration.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
     settings = dict(options)
@@ -116,17 +112,16 @@ def from_configuration(
 def from_folder(
     folder: Path, code_sizes: tuple[int, ...], *, seed: int, weights: bool
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """A model from a local folder, with tokens for the codes.
+    """Load a model from a local folder and add tokens for the codes.
 
     Args:
-        folder: `config.json`, `model.safetensors` (or shards), and a tokenizer if there is one.
+        folder: `config.json`, `model.safetensors` (or shards), and optionally a tokenizer.
         code_sizes: `(K_1 .. K_L)`.
-        seed: of the new tokens' embeddings, which are drawn with the mean and spread of those that are there.
-        weights: False makes the same model with random weights, for weights that are loaded afterwards.
+        seed: of the new embeddings, drawn with mean and standard deviation of the existing ones.
+        weights: False: random weights.
 
     Raises:
-        UserError: no such folder, it holds no causal LM in safetensors or brings code, or it has codes of another
-            catalogue.
+        UserError: no causal LM in safetensors, code in the folder, or codes of another catalogue.
     """
     model = load_folder(folder, seed=seed, weights=weights)
     known = folder / VOCABULARY_FILE
@@ -141,7 +136,7 @@ def from_folder(
 
 
 def load_folder(folder: Path, *, seed: int, weights: bool) -> PreTrainedModel:
-    """A model from a local folder as it is; see `from_folder`."""
+    """Load a model from a local folder unchanged; see `from_folder`."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; policy.lm.checkpoint is a local Hugging Face folder")
     refuse_code(folder, "policy.lm.checkpoint")
@@ -159,29 +154,28 @@ def load_folder(folder: Path, *, seed: int, weights: bool) -> PreTrainedModel:
 
 
 def embedded_tokens(model: PreTrainedModel) -> int:
-    """Count the tokens that a model embeds."""
+    """Return the number of token embeddings."""
     return int(_embeddings(model).shape[0])
 
 
 def end_token(model: PreTrainedModel) -> int:
-    """The token that ends a text; the first one where the model has none."""
+    """Return the end-of-text token, or 0 if the model has none."""
     end = getattr(model.config, "eos_token_id", None)
     end = end[0] if isinstance(end, list) else end
     return end if isinstance(end, int) and 0 <= end < embedded_tokens(model) else 0
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Say what of a model trains: everything, or embeddings and head alone, or these and LoRA.
+    """Choose what trains: everything, embeddings and head, or these and LoRA; in place.
 
     Args:
-        model: changed in place.
-        frozen_body: keep everything but embeddings and head.
-        lora_rank: above 0, adapters of this rank on every linear layer of the body, which is kept otherwise.
-        lora_alpha: scale of the adapters, over the rank.
-        bfloat16: keep the weights that do not train in bfloat16.
+        frozen_body: freeze all but embeddings and head.
+        lora_rank: above 0: adapters of this rank on the linear layers of the frozen body.
+        lora_alpha: scale of the adapters, divided by the rank.
+        bfloat16: keep frozen weights in bfloat16.
 
     Raises:
-        UserError: LoRA is asked for and `peft` is not there.
+        UserError: LoRA without `peft`.
     """
     if not (frozen_body or lora_rank):
         return
@@ -208,20 +202,20 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
 
 def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
-    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before.
+    """Tokenize the text before (`preamble`) or after (`suffix`) every history.
 
     Raises:
-        UserError: the folder has no tokenizer, or brings code.
+        UserError: the folder has no tokenizer, or contains code.
     """
     tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
     return tuple(int(token) for token in tokens)
 
 
 def read_tokenizer(folder: Path, key: str) -> Any:
-    """The tokenizer of a folder, which `policy.lm.<key>` needs.
+    """Load the tokenizer of a folder for `policy.lm.<key>`.
 
     Raises:
-        UserError: the folder has none, or brings code.
+        UserError: the folder has none, or contains code.
     """
     refuse_code(folder, "policy.lm.checkpoint")
     try:
@@ -231,13 +225,13 @@ def read_tokenizer(folder: Path, key: str) -> Any:
 
 
 def under_model_names(module: nn.Module) -> None:
-    """Let a module save and load the weights of its model `lm` under the names of `transformers`, tied ones once."""
+    """Save and load the weights of `module.lm` under the names of `transformers`, tied ones once."""
     module.register_state_dict_post_hook(_to_model_names)
     module.register_load_state_dict_pre_hook(_from_model_names)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model in float32 with its adapters, if it has any, added to the weights that they adapt."""
+    """Return a float32 copy of a model with merged adapters."""
     plain = copy.deepcopy(model)
     for name, module in list(plain.named_modules()):
         if hasattr(module, "get_base_layer"):
@@ -249,17 +243,17 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Save the tokenizer of a folder into another, where there is one and no code beside it."""
+    """Copy the tokenizer of a folder to another, if there is one."""
     refuse_code(source, "policy.lm.checkpoint")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Let the layers of a model compute again for the gradient what is between their inputs and outputs.
+    """Enable gradient checkpointing of a model's layers.
 
     Raises:
-        UserError: no layer can, or there is dropout inside the body, which would not be drawn the same way twice.
+        UserError: no layer supports it, or there is dropout inside the body.
     """
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
@@ -271,7 +265,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def inner_dropout(model: PreTrainedModel) -> str | None:
-    """The first module of the body that drops something while it trains; None if there is none."""
+    """Return the name of the body's first module with dropout, or None."""
     for name, module in model.base_model.named_modules():
         rates = [rate for field, rate in vars(module).items() if "drop" in field and isinstance(rate, float)]
         if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
@@ -280,7 +274,7 @@ def inner_dropout(model: PreTrainedModel) -> str | None:
 
 
 def check_context_length(model: PreTrainedModel, longest: int) -> None:
-    """Raise UserError where a prompt with an item behind it, `longest` tokens, is more than the model sees at once."""
+    """Raise UserError if a prompt with an item, `longest` tokens, exceeds the model's context."""
     config = model.config
     room = getattr(config, "max_position_embeddings", None) or longest
     types = getattr(config, "layer_types", None)
@@ -323,7 +317,7 @@ def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> No
 
 
 def _tied_names(model: Any) -> dict[str, str]:
-    """Names of parameters that are others too and need not be stored, each with the name of the other."""
+    """Return names of tied parameters, each with its stored one."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})

@@ -1,10 +1,9 @@
-"""A checkpoint of somebody else's that writes Semantic IDs: which of its tokens are codes, and how it is prompted.
+"""Published checkpoints that write Semantic IDs: the tokens of their codes, and their prompts.
 
     prompt(x) = preamble  item(x_1) separator item(x_2) .. item(x_T)  suffix        item(i) = text with {codes}
 
-The names of tokens are templates, one a level: `<a_{code}>` (MiniOneRec, LC-Rec), `<s_a_{code}>` (OpenOneRec). Prompts
-are read by the checkpoint's own tokenizer as whole texts, and cut where the codes are. That the pieces are the same
-whatever the history is checked with three items.
+Token names are templates, one per level: `<a_{code}>` (MiniOneRec, LC-Rec), `<s_a_{code}>` (OpenOneRec). Whole prompts
+are tokenized and cut at the codes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Pieces(NamedTuple):
 
 
 class NamedTokens:
-    """The tokens that a checkpoint has for the codes of a catalogue."""
+    """Tokens of a checkpoint for the codes of a catalogue."""
 
     def __init__(
         self,
@@ -42,10 +41,10 @@ class NamedTokens:
         code_sizes: Sequence[int],  # (K_1 .. K_L)
         item_codes: Tensor,  # (V, L) int64
     ) -> None:
-        """Look the names, a template with `{code}` a level, up in the folder's tokenizer.
+        """Look up the names, templates with `{code}`, in the folder's tokenizer.
 
         Raises:
-            UserError: there is no tokenizer, or a code that an item has has no token in it.
+            UserError: there is no tokenizer, or it lacks the token of an item's code.
         """
         self.folder, self.templates, self.item_codes = folder, templates, item_codes
         self.tokenizer = read_tokenizer(folder, "tokens")
@@ -64,10 +63,10 @@ class NamedTokens:
                     )
 
     def vocabulary(self, end: int, rows: int) -> Vocabulary:
-        """The token ids of the codes in a model of so many embeddings; the token `end` stands for all others.
+        """Return the vocabulary in a model of `rows` embeddings; `end` stands for all other tokens.
 
         Raises:
-            UserError: the tokenizer has tokens that the model has no embedding of.
+            UserError: the model lacks the embedding of a token.
         """
         largest = max(map(max, self.tokens))
         if largest >= rows:
@@ -75,10 +74,10 @@ class NamedTokens:
         return Vocabulary(-1, tuple(map(len, self.tokens)), end, self.tokens)
 
     def pieces(self, preamble: str, item: str, separator: str, suffix: str) -> Pieces:
-        """The tokens of the texts around the codes; what opens a sequence comes first, what ends one is left out.
+        """Return the tokens around the codes, without those that end a sequence.
 
         Raises:
-            UserError: the tokenizer does not read a prompt piece by piece, or a code as one token.
+            UserError: the tokenizer does not split a prompt into such pieces.
         """
         rows = [0, len(self.item_codes) - 1, 0]
         names = [self._name(row) for row in rows]
@@ -108,7 +107,7 @@ class NamedTokens:
         return [self.tokens[level][code] for level, code in enumerate(self.item_codes[row].tolist())]
 
     def _read(self, text: str) -> list[int]:
-        """Tokens of a text, with what the tokenizer puts before a sequence and without what it puts behind it."""
+        """Tokenize with the special tokens before a sequence, without those after it."""
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
         plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         start = _find(whole, plain, 0)
@@ -116,7 +115,7 @@ class NamedTokens:
 
 
 def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int:
-    """Find where some tokens begin, from a place on; -1 where they do not occur.
+    """Return where `wanted` first occurs from `start` on, or -1.
 
     >>> _find([5, 1, 2, 1, 2], [1, 2], 2), _find([5], [1], 0)
     (3, -1)
@@ -134,7 +133,7 @@ def named_checkpoint(
     seed: int,
     weights: bool,
 ) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-    """A checkpoint that has tokens for the codes, which tokens these are, and those of the text around a history."""
+    """Load a checkpoint: the model, the tokens of its codes, and those around a history."""
     model = load_folder(folder, seed=seed, weights=weights)
     named = NamedTokens(folder, options.tokens, sizes, codes)
     vocabulary = named.vocabulary(end_token(model), embedded_tokens(model))

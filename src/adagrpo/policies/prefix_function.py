@@ -1,6 +1,6 @@
-"""Stand-alone: what an exported folder needs beside `transformers` to recommend items. Standard library alone.
+"""Recommend items with an exported folder and `transformers`; needs only the standard library.
 
-`adagrpo export` copies this file into the folder as `semantic_ids.py`, next to the catalogue that it reads:
+`adagrpo export` copies this file into the folder as `semantic_ids.py`:
 
     ids = SemanticIds(folder)
     prompt = ids.prompt(["item-7", "item-3"])            # a history, oldest item first
@@ -10,9 +10,8 @@
     )
     items = [ids.item(sequence) for sequence in output[:, len(prompt):].tolist()]
 
-Without the prefix function the model may write codes that name no item, and without `exclude` items of the history.
-Histories of several lengths in one batch are padded on the left, with an attention mask; `prefix_function` then takes
-the padded length.
+Without the prefix function the model may write codes that name no item. Pad batches on the left, with an attention
+mask; `prefix_function` takes the padded length.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 
 
 class SemanticIds:
-    """The catalogue of an exported folder: items to tokens and back, and which tokens may follow."""
+    """Catalogue of an exported folder: items to tokens and back, and allowed continuations."""
 
     def __init__(self, folder: str | Path) -> None:
         """Read `semantic_ids.json` and `catalog.json` of a folder."""
@@ -53,7 +52,7 @@ class SemanticIds:
         self.following = {prefix: sorted(next_tokens) for prefix, next_tokens in following.items()}
 
     def prompt(self, items: Sequence[Any]) -> list[int]:
-        """Tokens of a history, oldest item first; of a long one the last items, as in training.
+        """Return the tokens of a history, oldest item first, cut to the last `max_history` items.
 
         Raises:
             KeyError: an item is not in the catalogue.
@@ -66,18 +65,17 @@ class SemanticIds:
     def prefix_function(
         self, prompt_length: int, exclude: Sequence[Sequence[Any]] | None = None
     ) -> Callable[[int, Any], list[int]]:
-        """For `generate(prefix_allowed_tokens_fn=...)`: the tokens that may follow, after which comes the end.
+        """Return a function for `generate(prefix_allowed_tokens_fn=...)`: the tokens that may follow, then the end.
 
-        Nothing may follow what is no prefix of an item, or all if every item is excluded; `generate` refuses that.
+        It allows nothing if every item is excluded; `generate` refuses that.
 
         Args:
             prompt_length: tokens of the prompt, padding included.
-            exclude: for each prompt of the batch the items that are never written, say its whole history, however much
-                of it the prompt holds. A prefix that only such items complete is not entered.
+            exclude: for each prompt of the batch, items that are never written.
 
         Raises:
             KeyError: an excluded item is not in the catalogue.
-            TypeError: `exclude` is one list of items instead of one for each prompt.
+            TypeError: `exclude` is one list of items instead of one per prompt.
         """
         if any(isinstance(items, str) or not isinstance(items, Sequence) for items in exclude or ()):
             raise TypeError("exclude holds a list of items for each prompt: exclude=[history]")
@@ -95,7 +93,7 @@ class SemanticIds:
         return allowed
 
     def _closed(self, items: Iterable[Any]) -> set[tuple[int, ...]]:
-        """The token sequences of some items, and every prefix that only they complete."""
+        """Return the token sequences of items, and prefixes that only they complete."""
         last = {self.tokens_of[item] for item in items}
         closed = set(last)
         while last := {sequence[:-1] for sequence in last if sequence}:
@@ -108,5 +106,5 @@ class SemanticIds:
         return closed
 
     def item(self, tokens: Iterable[int]) -> Any:
-        """The item that the tokens after a prompt name, None where they name none."""
+        """Return the item that tokens after a prompt name, or None."""
         return self.item_of.get(tuple(int(token) for token in tokens)[: self.levels])

@@ -1,10 +1,8 @@
-"""Attention of many completions to one copy of the prompt they share, in models of Hugging Face `transformers`.
+"""Attention of many completions to one copy of their prompt, in models of Hugging Face `transformers`.
 
-    keys that attention reads = prompt's (one a sample), then those of what was written (one a hypothesis)
     mask(q, k) = k in the prompt, or k in the hypothesis of q and not after q
 
-Copying the prompt's keys and values for each hypothesis, as a batch of beams does, costs B · W · S of memory and of
-reading; this costs B · (S + W · L).
+Memory is B · (S + W · L) instead of the B · W · S of a batch of beams.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ KeysValues = tuple[tuple[Tensor, Tensor], ...]  # of every layer, (N, heads, tok
 
 
 class PrefixLayer(DynamicLayer):
-    """One layer's keys and values: those that are there, then those that come, which are not added to the others."""
+    """Cached keys and values of one layer, then new ones that are not cached."""
 
     def __init__(self, parts: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,19 +37,19 @@ class PrefixLayer(DynamicLayer):
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
     def get_seq_length(self) -> int:
-        """Tokens that are there already."""
+        """Return the number of cached tokens."""
         return sum(keys.shape[2] for keys, _ in self.parts)
 
 
 class Block(NamedTuple):
-    """Relations of `P` tokens behind a prompt to one another."""
+    """Layout of `P` tokens behind a prompt."""
 
-    steps: Tensor  # (P,) int64, how far behind the prompt's last token each stands, from 0
+    steps: Tensor  # (P,) int64, offset of each behind the prompt, from 0
     sees: Tensor  # (P, P) bool, True where a token sees another
 
 
 class Packed(NamedTuple):
-    """Prompts and the blocks behind them, laid out for one pass: `B` rows of `S + Q` tokens."""
+    """Prompts with the blocks behind them: `B` rows of `S + Q` tokens."""
 
     tokens: Tensor  # (B, S + Q) int64
     positions: Tensor  # (B, S + Q) int64
@@ -65,7 +63,7 @@ def block(
     length: int,
     device: torch.device,
 ) -> Block:
-    """`shared` tokens, and behind them, side by side, `hypotheses` times `length` tokens that see these and their own.
+    """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own.
 
     Example:
         >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
@@ -81,9 +79,9 @@ def block(
 
 def block_mask(
     prompt_mask: Tensor,  # (B, S) bool, True at the tokens of a prompt
-    own: Tensor,  # (Q, Q') bool, True where a token sees what is behind the prompt
+    own: Tensor,  # (Q, Q') bool, True where a token sees another behind the prompt
 ) -> Tensor:  # (B, 1, Q, S + Q') bool, True where attention is paid
-    """Every token behind a prompt sees the prompt, and what `own` says.
+    """Return the mask under which tokens behind a prompt see the prompt, and each other as in `own`.
 
     Example:
         >>> block_mask(torch.tensor([[True, False]]), torch.eye(2, dtype=torch.bool))[0, 0].int().tolist()
@@ -100,9 +98,9 @@ def pack(
     rows: Tensor,  # (N,) int64, the prompt that each block is behind
     prompt_lengths: Tensor,  # (N,) int64, at least 1: how much of it the block sees
 ) -> Packed:
-    """Lay out blocks behind the prompts that they share; a block sees as many tokens of its prompt, and itself.
+    """Lay out blocks behind their shared prompts; each sees `prompt_lengths` tokens of its prompt, and itself.
 
-    Q is P times the most blocks of a prompt. What is empty sees a token and itself, and is of no use.
+    Q is P times the largest number of blocks per prompt; unused slots see one token and themselves.
     """
     (count, length), (blocks, width) = prompts.shape, tokens.shape
     counts = torch.bincount(rows, minlength=count)
@@ -133,7 +131,7 @@ def of_hypotheses(
     parents: Tensor,  # (B, W')
     level: int,
 ) -> Tensor:  # (B, heads, level * W', d)
-    """Keys or values of what the hypotheses `parents` wrote."""
+    """Gather the keys or values of the hypotheses `parents`."""
     samples, heads, tokens, width = written.shape
     hypotheses = written.view(samples, heads, level, tokens // level, width)
     index = parents.view(samples, 1, 1, -1, 1).expand(-1, heads, level, -1, width)
@@ -142,9 +140,9 @@ def of_hypotheses(
 
 @contextmanager
 def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Gradient checkpointing on, in evaluation mode too, or off, for the passes within the block.
+    """Switch gradient checkpointing on, also in evaluation mode, or off within the context.
 
-    Left to itself a layer of `transformers` checkpoints in training mode only, and drops the cache it was given.
+    `transformers` checkpoints in training mode only, and then drops the cache.
     """
     modules: list[Any] = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     modes = [module.training for module in modules]

@@ -1,4 +1,4 @@
-"""The report of a run or a comparison: one offline HTML page, and its tables as Markdown or plain text."""
+"""Reports of runs and comparisons: one offline HTML page, with tables as Markdown or plain text."""
 
 from adagrpo.report.comparison_page import (
     comparison_figures,

@@ -1,10 +1,4 @@
-"""The sheet that a chart is drawn on: opened by matplotlib, and written as an `<svg>` that stands inside a page.
-
-Text stays text, and the same input gives the same bytes: ids are salted with the title, and there is no date. A chart
-has a white ground of its own, so that it reads on dark pages too. We depart from matplotlib's file by its prologue, its
-names of groups, which two charts of a page would share, and its places, rounded to hundredths of a pixel. Nothing
-imports matplotlib before a chart is drawn.
-"""
+"""Draw charts with matplotlib, imported only then, as inline `<svg>` elements, reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -70,7 +64,7 @@ Content = ParamSpec("Content")
 
 
 def drawn_once(chart: Callable[Content, str]) -> Callable[Content, str]:
-    """Keep what a function has drawn: a page is written after each step of a process, and most of it is unchanged."""
+    """Cache what a function draws: pages are rewritten after each step."""
     drawn: dict[str, str] = {}
 
     @wraps(chart)
@@ -98,12 +92,12 @@ def draw(
     """Draw a chart.
 
     Args:
-        title: stands above the chart, and is what it is called where it is not seen.
-        description: what it shows, for those who do not see it.
-        paint: draws on the axes; what it labels stands in a legend below them.
+        title: also the accessible name.
+        description: for readers who cannot see the chart.
+        paint: draws on the axes.
         width: in pixels.
-        height: in pixels, without the title and the legend.
-        notes: what stands above the legend.
+        height: in pixels, without title and legend.
+        notes: text above the legend.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -141,7 +135,7 @@ def draw(
 
 
 def empty(title: str) -> str:
-    """Say that there is nothing to draw."""
+    """Return an empty chart that says so."""
 
     def paint(axes: Axes) -> None:
         axes.axis("off")
@@ -151,19 +145,19 @@ def empty(title: str) -> str:
 
 
 def tip(text: str) -> str:
-    """The id of a mark that shows a text on hovering."""
+    """Return the id of a mark that shows a text on hover."""
     return TIP + _clean(text)
 
 
 def in_percent(axis: Axis) -> None:
-    """Print the fractions of an axis in per cent."""
+    """Format the fractions of an axis in per cent."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 def name_axes(axes: Axes, x_label: str, y_label: str, *, percent: bool) -> None:
-    """Name both axes, the upward one above it, where it needs no turning; shares stay between 0 and 100 %."""
+    """Label both axes, the vertical one at the top; shares stay between 0 and 100 %."""
     axes.set_xlabel(shorten(x_label, 2 * LEGEND_LENGTH))
     axes.set_title(shorten(y_label, LEGEND_LENGTH))
     axes.grid(axis="y")
@@ -176,12 +170,11 @@ def name_axes(axes: Axes, x_label: str, y_label: str, *, percent: bool) -> None:
 
 
 def shorten(text: str, length: int) -> str:
-    """As much of a text as some characters hold, without what XML forbids."""
+    """Truncate a text, without characters that XML forbids."""
     return _clean(text if len(text) <= length else text[: length - 1] + "…")
 
 
 def _clean(text: str) -> str:
-    """The text without the control characters that XML forbids."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 

@@ -1,8 +1,4 @@
-"""The numbers of a chart as a table, for readers who do not see it or want the digits.
-
-A long series has a row for about every twentieth of its positions: a table of thousands of rows is not read, and
-the files that the chart was made from hold them all.
-"""
+"""The numbers of a chart as a table, thinned out if long."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ ROWS = 20
 
 
 def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:
-    """One row a position, one column a series; with more than `ROWS` positions, evenly chosen ones and the last.
+    """Tabulate series as columns; beyond `ROWS` positions, evenly chosen ones and the last.
 
     Example:
         >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
@@ -30,7 +26,7 @@ def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Ta
 
 
 def points_table(points: Sequence[Point], labels: tuple[str, str], percents: tuple[bool, bool]) -> Table:
-    """One row a point: its name, which checkpoint it is, and both quantities."""
+    """Tabulate points: name, checkpoint and both quantities."""
     rows = tuple(
         (
             point.name,

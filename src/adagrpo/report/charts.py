@@ -1,11 +1,6 @@
-"""Charts of runs: lines, points, stacked areas.
+"""Charts of runs, as `<svg>` elements. Each name has its method's colour and a marker or dashes of its own.
 
-matplotlib draws them (see `adagrpo.report.canvas`). A name has the colour of its method in every chart, and a marker or
-dashes of its own, so that none needs its colour. Curves of more than 80 steps are drawn as means,
-`y_j = mean of the values whose x falls in the j-th of 80 equal bins`, and the chart says so.
-
-Every function takes a title and a label with its unit for each axis, prints fractions in per cent where it is told to,
-and returns an `<svg>` element, which says so where there is nothing to draw.
+Curves of more than 80 steps are drawn as means, `y_j = mean of the values whose x falls in the j-th of 80 equal bins`.
 """
 
 from __future__ import annotations
@@ -32,7 +27,7 @@ DASHES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class Series:
-    """A line: `x` and `y` are of one length, None or NaN in `y` is a gap."""
+    """A line: `x` and `y` have equal lengths, None or NaN in `y` is a gap."""
 
     name: str
     x: Sequence[float]
@@ -42,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A point; those of one name are joined in the order given, and are one entry of the legend."""
+    """A point; points with the same name are joined in order."""
 
     x: float
     y: float
@@ -94,10 +89,7 @@ def scatter_chart(
     x_percent: bool = False,
     y_percent: bool = False,
 ) -> str:
-    """Draw points, each name in a shape and the colour of its method.
-
-    Args:
-        points: what to draw; a point that is not finite is left out.
+    """Draw points, except those that are not finite.
 
     Example:
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
@@ -135,11 +127,10 @@ def stacked_area_chart(
     y_label: str,
     overlay: tuple[str, Sequence[float | None]],
 ) -> str:
-    """Draw shares on top of each other, and a dashed line to compare the lowest one with.
+    """Draw stacked shares, and a dashed line to compare the lowest one with.
 
     Args:
-        x: the common positions.
-        layers: name and fractions, the lowest first; where some are missing they count as 0, where all are it is a gap.
+        layers: name and fractions, from the bottom; missing ones count as 0, or as a gap if all are missing.
         overlay: name and fractions of the dashed line.
 
     Example:
@@ -150,7 +141,7 @@ def stacked_area_chart(
     """
     binned = [bin_means(x, values) for _, values in layers]
     places, line, width = bin_means(x, overlay[1])
-    shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, places)
+    shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, positions)
     known = np.isfinite(shares).any(axis=0) if layers else np.zeros(0, dtype=bool)
     if not known.any():
         return empty(title)
@@ -173,10 +164,10 @@ def stacked_area_chart(
 def bin_means(
     x: Sequence[float], y: Sequence[float | None], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Average over bins of equal width, if there are more values than bins; positions that are not finite are dropped.
+    """Average over bins of equal width, if there are more values than bins.
 
-    The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width of a
-    bin, 0 if nothing was averaged.
+    Returns each non-empty bin's mean position and mean finite value (NaN if none), and the bin width (0 if not
+    averaged).
 
     Example:
         >>> x, y, width = bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)
@@ -197,7 +188,6 @@ def bin_means(
 
 
 def _steps(axes: Axes, x: NDArray[np.float64]) -> None:
-    """Ticks of an axis of steps stand at whole numbers; a single step stands between its neighbours."""
     whole = bool((x == np.round(x)).all())
     axes.locator_params(axis="x", nbins=6, integer=whole)
     if np.ptp(x) == 0:

@@ -1,8 +1,6 @@
-"""The page of a comparison: what came out in plain words, every number behind it, and the family that was fixed before.
+"""The page of a comparison, from `comparison.json`: findings, all numbers, and the hypotheses fixed in advance.
 
-It reads the content of `comparison.json` alone; rates are fractions there and per cent here, and their differences are
-percentage points. We depart from tables of winners: an arm that lost, and a control that was not beaten, are named in
-the same manner as a gain, and where nothing is significant the first sentence says so.
+Rates are fractions there and per cent here; differences are percentage points.
 """
 
 from __future__ import annotations
@@ -52,13 +50,10 @@ CONTROLS = [name for name, gate in GATES.items() if gate.control]
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """The content of a `comparison.json`.
-
-    Verdicts of earlier versions get their present names, and the finding is made anew of them.
+    """Read a `comparison.json`, upgrading old verdicts.
 
     Raises:
-        UserError: no such file, it is not one, or it is not as it was written. Files of a time when they had no hash of
-            themselves are read as they are.
+        UserError: the file is missing, malformed or modified; old files without a hash are not verified.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +71,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 
 def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
-    """Write `comparison.md` and `comparison.html`; returns the page."""
+    """Write `comparison.md` and `comparison.html`; return the path of the page."""
     page = directory / "comparison.html"
     write_file(directory / "comparison.md", comparison_markdown(content))
     write_file(page, comparison_page(content))
@@ -84,7 +79,7 @@ def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
 
 
 def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the charts of a comparison as SVG files of their own, for documents; other files of the folder stay."""
+    """Write the charts of a comparison as SVG files."""
     charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
     for path, svg in charts.items():
         write_file(path, svg)
@@ -92,7 +87,7 @@ def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[P
 
 
 def finding(content: Mapping[str, Any]) -> list[str]:
-    """Sum up the comparison in a few sentences."""
+    """Summarize the comparison in a few sentences."""
     plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
@@ -129,14 +124,14 @@ def finding(content: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_markdown(content: Mapping[str, Any]) -> str:
-    """The finding and the tables as Markdown."""
+    """Return the finding and the tables as Markdown."""
     parts = [f"# {content['name']}", " ".join(content["finding"])]
     parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in comparison_tables(content)]
     return "\n\n".join([*parts, _family(content)]) + "\n"
 
 
 def comparison_page(content: Mapping[str, Any]) -> str:
-    """The comparison as one HTML page that works offline."""
+    """Return the comparison as one HTML page that works offline."""
     return template("comparison.html.j2").render(
         name=content["name"],
         config_hash=content["config_hash"],
@@ -151,8 +146,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
 
 
 def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
-    """Charts of all arms, means over the seeds: `frontier`, HR@10 against hallucination, and in a simulated marketplace
-    `utility`, true utility against the mean reward."""
+    """Draw all arms: `frontier` (HR@10 against hallucination) and, if simulated, `utility`."""
     stages: dict[str, dict[str, Any]] = {}
     for row in content["rows"]:
         test = {"test": {name: value["mean"] for name, value in row["test"].items()}}
@@ -162,7 +156,6 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _differences(content: Mapping[str, Any]) -> list[Figure]:
-    """The differences from the baseline and their intervals over users and seeds, or over either if that is unknown."""
     plan = content["plan"]
     metric = plan["metric"]
     figures = []
@@ -187,7 +180,6 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
 
 
 def _how(content: Mapping[str, Any]) -> str:
-    """Explain the intervals of the first table, and what a claim rests on."""
     seeds = len(content["seeds"])
     parts = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
     if seeds > 1:
@@ -208,7 +200,6 @@ def _how(content: Mapping[str, Any]) -> str:
 
 
 def _family(content: Mapping[str, Any]) -> str:
-    """Say what was fixed before the runs, in a sentence."""
     plan = content["plan"]
     margins = [
         f"{metric_label(name)} worse by at most {format_size(name, size)}" for name, size in plan["margins"].items()
@@ -222,7 +213,6 @@ def _family(content: Mapping[str, Any]) -> str:
 
 
 def _decision(content: Mapping[str, Any]) -> list[str]:
-    """The list that validation would choose, and what that means for a thousand users."""
     plan, metric = content["plan"], content["plan"]["metric"]
     row = _picked(content["rows"], metric)
     baseline = next((one for one in content["rows"] if one["arm"] == plan["baseline"]), None)
@@ -241,7 +231,6 @@ def _decision(content: Mapping[str, Any]) -> list[str]:
 
 
 def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """Which controls the gate does not beat, by the means alone."""
     gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
     if gate is None:
         return []
@@ -257,7 +246,6 @@ def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """The arm that one would take without having seen the test cases."""
     picked = _picked(rows, metric)
     return [
         f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
@@ -271,7 +259,6 @@ def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]
 
 
 def _highest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The largest gain, where there is one."""
     sign = -1 if lookup(metric).better == "lower" else 1
     row = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
     if row is None or sign * row["against"][metric]["difference"] <= 0:
@@ -281,7 +268,6 @@ def _highest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Arms with their differences and intervals: over users and seeds, or over either where that is not known."""
     texts = []
     for row in rows:
         delta = row["against"][metric]

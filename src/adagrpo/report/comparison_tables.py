@@ -1,7 +1,4 @@
-"""The tables of a comparison, from the content of `comparison.json`.
-
-Rates are fractions there and per cent here, and their differences are percentage points.
-"""
+"""The tables of a comparison, from `comparison.json`, with rates in per cent and differences in percentage points."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 
 
 def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """All tables that have rows, with their titles."""
+    """Return all tables that have rows, with their titles."""
     named = [
         ("Against the baseline", comparison_table(content)),
         ("Against the baseline in true utility@10", _true_utility(content)),
@@ -38,7 +35,7 @@ def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 
 def comparison_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
+    """Tabulate arms and checkpoints, with intervals over seeds and differences from the baseline."""
     metric, baseline, kinds = content["plan"]["metric"], content["plan"]["baseline"], interval_kinds(content)
     unit = " (points)" if is_rate(metric) else ""
     header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {baseline}{unit}"]
@@ -64,18 +61,16 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
 
 
 def interval_kinds(content: Mapping[str, Any]) -> list[str]:
-    """The kinds of interval that the differences have; over users and seeds together, the one to read, is the first."""
+    """Return the kinds of interval of the differences, the preferred one first."""
     both = any("both" in against for row in content["rows"] for against in row["against"].values())
     return ["both", "users", "seeds"] if both else ["users", "seeds"]
 
 
 def _over(content: Mapping[str, Any]) -> list[str]:
-    """The headings of these intervals."""
     return [f"{100 * content['plan']['level']:g} % over {KINDS[kind]}" for kind in interval_kinds(content)]
 
 
 def _true_utility(content: Mapping[str, Any]) -> Table:
-    """Describe true utility, which a simulated world alone has."""
     name, kinds = "true_utility@10", interval_kinds(content)
     rows = []
     for row in content["rows"]:
@@ -93,7 +88,7 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
 
 
 def pairs_table(content: Mapping[str, Any]) -> Table:
-    """The first arm of each pair of the plan less the second, with the intervals of that difference."""
+    """Tabulate the planned pairs: the first arm less the second, with intervals."""
     metric, kinds = content["plan"]["metric"], interval_kinds(content)
     rows = []
     for row in content.get("pairs", ()):
@@ -109,7 +104,6 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
-    """Tabulate how much worse each arm may be at the far end of its interval."""
     names, over = list(content["plan"]["margins"]), KINDS[interval_kinds(content)[0]]
     header = ["arm", "checkpoint"]
     for name in names:
@@ -137,7 +131,6 @@ def _breadth(content: Mapping[str, Any]) -> Table:
 
 
 def _by_seed(content: Mapping[str, Any]) -> Table:
-    """Every single difference, so that a reader sees what the means are made of."""
     metric = content["plan"]["metric"]
     rows = tuple(
         (
@@ -153,7 +146,6 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, pressure, admission, the weight of validation, a number a seed where they differ; lost policies."""
     rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
     lost = {arm: lost_under(content, arm) for arm in content["arms"]}
     for arm, facts in content["arms"].items():
@@ -167,7 +159,7 @@ def _arms(content: Mapping[str, Any]) -> Table:
 
 
 def lost_under(content: Mapping[str, Any], arm: str) -> str:
-    """The seeds under which an arm lost its policy, and at which step."""
+    """List the seeds and steps at which an arm's policy collapsed."""
     found = zip(content["seeds"], content["arms"][arm].get("lost", ()), strict=False)
     return ", ".join(f"seed {seed} (step {lost['step']})" for seed, lost in found if lost)
 
@@ -177,23 +169,22 @@ def _scaled(metric: str, value: float) -> str:
 
 
 def format_difference(metric: str, value: float) -> str:
-    """A difference with its sign, that of a rate in points."""
+    """Format a signed difference; rates in percentage points."""
     text = _scaled(metric, value)
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
 
 
 def format_ends(metric: str, ends: Sequence[float] | None) -> str:
-    """Both ends of the interval of a difference."""
+    """Format both ends of the interval of a difference."""
     return MISSING if ends is None else f"{format_difference(metric, ends[0])} … {format_difference(metric, ends[1])}"
 
 
 def format_size(metric: str, value: float) -> str:
-    """A margin without a sign."""
+    """Format an unsigned margin."""
     return counted(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
 
 
 def _half(metric: str, value: Mapping[str, Any]) -> str:
-    """Half the interval over seeds."""
     return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
 
 
@@ -202,5 +193,5 @@ def _each(values: Sequence[float | None]) -> str:
 
 
 def counted(number: int | str, noun: str) -> str:
-    """A number with what it counts: "1 seed", "2 seeds"."""
+    """Format a count with its noun: "1 seed", "2 seeds"."""
     return f"{number} {noun}" + ("" if str(number) == "1" else "s")

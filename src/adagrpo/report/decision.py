@@ -1,4 +1,4 @@
-"""Output of `adagrpo decide`, for the terminal and for the report of a run, and what `diagnose` says of it."""
+"""Output of `adagrpo decide`, for the terminal and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTED = (
 
 
 def decision_table(content: Mapping[str, Any]) -> Table:
-    """All contenders, the simplest first; NDCG on validation, what the choice rests on, and metrics on test."""
+    """Tabulate all contenders, the simplest first, with validation NDCG and test metrics."""
     utility = any("true_utility@10" in row["test"] for row in content["contenders"])
     random = any("random" in row for row in content["contenders"])
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
@@ -49,7 +49,7 @@ def _cells(row: Mapping[str, Any], utility: bool, random: bool) -> tuple[str, ..
 
 
 def decision_sentences(content: Mapping[str, Any]) -> list[str]:
-    """What to serve and why, what that means for a thousand users, then each doubt."""
+    """Return what to serve and why, the effect per thousand users, then any doubts."""
     rows = {row["list"]: row for row in content["contenders"]}
     chosen, control = content["chosen"], content["control"]
     hits = {name: round(1000 * row["test"]["hr@10"]) for name, row in rows.items()}
@@ -68,7 +68,6 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
 
 
 def _time(row: Mapping[str, Any]) -> list[str]:
-    """How the milliseconds of the table were measured; earlier versions did not measure them so."""
     if "processor_milliseconds" not in row:
         return []
     return [
@@ -79,7 +78,6 @@ def _time(row: Mapping[str, Any]) -> list[str]:
 
 
 def _on_random(content: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """How the list orders what was shown at random, where something was."""
     if "random" not in row or row["list"] == START:
         return []
     gained = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in row["random"][f"against {START}"]))
@@ -90,13 +88,12 @@ def _on_random(content: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 
 def _said(content: Mapping[str, Any], key: str) -> list[str]:
-    """A sentence of the decision, or none."""
     sentence = content[key]
     return [] if sentence is None else [f"{sentence[0].upper()}{sentence[1:]}."]
 
 
 def decision_text(content: Mapping[str, Any]) -> str:
-    """The decision for the terminal, a warning first, and the commands that serve it and that try it on users."""
+    """Return the decision for the terminal, with the commands to serve and test it."""
     warning = _said(content, "warning")
     lines = [*warning, *(said for said in decision_sentences(content) if said not in warning), "", content["serve"]]
     trial = content["experiment"]
@@ -108,12 +105,11 @@ def decision_text(content: Mapping[str, Any]) -> str:
 
 
 def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> list[str]:
-    """What re-ranking means for a thousand users, and the list that `decide` chose or the command that chooses one.
+    """Return the effect of re-ranking per thousand users, and the list that `decide` chose or how to choose one.
 
     Args:
-        result: of a diagnosis.
-        decision: the content of decision.json; None where there is none, or it is stale.
-        called: how the command line names the run.
+        decision: the content of decision.json; None if missing or stale.
+        called: the run's name on the command line.
     """
     said = []
     if result["verdict"]["decision"] == "use":

@@ -1,8 +1,4 @@
-"""The charts of a diagnosis: at which weight the ranker lifts the policy, and whether it orders rare items.
-
-Made from the keys `weights` and `by_exposure` of `diagnose.json`, which `adagrpo.diagnosis.curves` computes. The
-numbers of a chart are in a table beside it.
-"""
+"""Charts of a diagnosis, from `weights` and `by_exposure` of `diagnose.json` (`adagrpo.diagnosis.curves`)."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 def weight_figures(content: Row) -> list[Figure]:
-    """The change of NDCG@10 and HR@10 over the weights of re-ranking, from `weights` of a diagnosis."""
+    """Draw the change of NDCG@10 and HR@10 over the weights of re-ranking."""
     names = [_weight(weight) for weight in content["weights"]]
     chosen = [_weight(weight) for weight in dict.fromkeys(content["chosen"])]
     figures = []
@@ -49,7 +45,7 @@ def weight_figures(content: Row) -> list[Figure]:
 
 
 def exposure_figures(content: Row) -> list[Figure]:
-    """How well ranker and policy order items that were shown about equally often, from `by_exposure` of a diagnosis."""
+    """Draw how well ranker and policy order items with similar exposure."""
     bins = content["bins"]
     logged = _order_figure(
         content,
@@ -69,7 +65,6 @@ def exposure_figures(content: Row) -> list[Figure]:
 
 
 def _order_figure(content: Row, values: Sequence[Row], title: str, caption: str) -> Figure:
-    """A chart and a table of the values of each bin."""
     bins, counted = content["bins"], content["counted"]
     svg = interval_chart(
         [row["bin"] for row in bins],

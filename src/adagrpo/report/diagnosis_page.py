@@ -1,8 +1,6 @@
 """The page of a diagnosis: what the ranker knows, and where; one offline HTML file.
 
-Made from the content of `diagnose/diagnose.json`, and of decision.json where there is one. Gains that a case's own
-target selected stand in tables of their own, beside what a shuffled ranker gets in the same place, and never in the
-verdict.
+Gains for strata selected by a case's own target never enter the verdict.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, decision: Row |
     """Write `diagnose.html` into a run directory.
 
     Args:
-        decision: the content of decision.json; None where there is none, or it is stale.
-        called: how the command line names the run.
+        decision: the content of decision.json; None if missing or stale.
+        called: the run's name on the command line.
     """
     path = run_directory / "diagnose.html"
     page = template("diagnosis.html.j2").render(
@@ -54,7 +52,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str, decision: Row |
 
 
 def diagnosis_tables(result: Row) -> dict[str, Table]:
-    """The tables of a diagnosis by name; `leak` and `exposure` only where they were measured."""
+    """Return the tables of a diagnosis by name; `leak` and `exposure` only if measured."""
     tables = {
         "evidence": _evidence(result["verdict"]["evidence"]),
         "orders": _orders(result["orders"]),
@@ -70,7 +68,6 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
 
 
 def _evidence(evidence: Row) -> Table:
-    """The questions that the verdict is made from, and what stands beside them."""
     lines = [
         (text, _interval(evidence[name], 4), format_p(evidence[name]["adjusted_p"]), evidence[name]["strength"])
         for name, text in QUESTIONS.items()
@@ -79,7 +76,6 @@ def _evidence(evidence: Row) -> Table:
 
 
 def _leak(leak: Row) -> Table:
-    """HR@1 among the same drawn items, of the reward and of rankers of training alone."""
     first = leak["hr@1"]
     own = (
         next(iter(leak.get("leaking") or ()), "the reward"),
@@ -110,7 +106,6 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
 
 
 def _cells(heading: str, rows: Sequence[Row]) -> Table:
-    """HR@10 in points, and NDCG@10 of the mix, beside what a shuffled ranker gets in the same cell."""
     header = (heading, "number", "target in beam", *(f"HR@10 {name}" for name in ORDERS), "shuffled ranker")
     lines = [
         (

@@ -1,7 +1,6 @@
-"""The page of an experiment on users: its verdict, effects, how they came about day by day, and what was checked first.
+"""The page of an online experiment: verdict, effects relative to the control, effects by day, and checks.
 
-Made from the result of `adagrpo.pipeline.experiment` alone. Effects are shares of the control's number. Where the
-result shows none, because the window is not over or the sample ratio fails, the page says so and draws nothing.
+Before the end of the window, or if the sample ratio fails, it shows no effects.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ COUNTS = {
 
 
 def write_experiment(path: Path, result: Row) -> Path:
-    """Write the page of an experiment; `result` is that of `adagrpo.pipeline.experiment.experiment`."""
+    """Write the page of a result of `adagrpo.pipeline.experiment.experiment`."""
     write_file(path, experiment_page(result))
     return path
 
 
 def experiment_page(result: Row) -> str:
-    """The page, one HTML text that works offline."""
+    """Return the page as HTML that works offline."""
     if result["kind"] == "interleaving":
         return _interleaving_page(result)
     return template("experiment.html.j2").render(
@@ -97,14 +96,13 @@ def _interleaving_page(result: Row) -> str:
 
 
 def _head(result: Row) -> dict[str, Any]:
-    """What both kinds of pages begin with."""
     verdicts = [(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()]
     notes = [keep_together(note) for note in result["notes"]]
     return {"name": result["experiment"], "verdicts": verdicts, "facts": _facts(result), "notes": notes}
 
 
 def preference_table(rows: Sequence[Row]) -> Table:
-    """The preference until each day."""
+    """Tabulate the preference up to each day."""
     lines = [
         (row["through"], f"{row['share']:.1%}", " to ".join(f"{end:.1%}" for end in row["interval"])) for row in rows
     ]
@@ -112,19 +110,19 @@ def preference_table(rows: Sequence[Row]) -> Table:
 
 
 def effects_table(rows: Sequence[Row]) -> Table:
-    """One row a treatment and metric."""
+    """Tabulate effects by treatment and metric."""
     head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
     return Table.of(head, [_effect_row(row) for row in rows], left=2, last=1)
 
 
 def guardrails_table(rows: Sequence[Row]) -> Table:
-    """One row a treatment and guardrail."""
+    """Tabulate guardrails by treatment."""
     head = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
     return Table.of(head, [_guard_row(row) for row in rows], left=2, last=1)
 
 
 def daily_table(rows: Sequence[Row]) -> Table:
-    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
+    """Tabulate effects up to each day; a fading one suggests novelty or a bug."""
     lines = [
         (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row)))
         for row in rows
@@ -145,7 +143,6 @@ def _facts(result: Row) -> list[tuple[str, str]]:
 
 
 def _forest(rows: Sequence[Row], of: str, *, title: str, x_label: str, caption: str) -> list[Figure]:
-    """A chart of the rows that have an effect, named by their arm and by `of`; none where none has."""
     drawn = [
         ForestRow(f"{row['treatment']}, {row[of]}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))})
         for row in rows
@@ -155,7 +152,6 @@ def _forest(rows: Sequence[Row], of: str, *, title: str, x_label: str, caption: 
 
 
 def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
-    """A chart a metric: the effect until each day, with its interval."""
     days = list(dict.fromkeys(row["through"] for row in rows))
     arms = list(dict.fromkeys(row["treatment"] for row in rows))
     known = {(row["metric"], row["treatment"], row["through"]): row for row in rows if "relative" in row}
@@ -177,7 +173,6 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _labels(days: Sequence[str]) -> list[str]:
-    """Month and day of some of the days, and nothing for the others."""
     step = -(-len(days) // MOST_LABELS) or 1
     return [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
 

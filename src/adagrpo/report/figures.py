@@ -1,9 +1,7 @@
-"""Chooses what is drawn of a run, and says beside each chart how to read it.
+"""The charts of a run, with captions on how to read them.
 
-Admission stands next to the admission that a shuffled reward would have had, since a rate alone is no evidence that the
-gate selects: a random ranker passes a demanding test on a fair share of small groups. Source of the frontier (HR@10
-against hallucination): AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we depart by joining each arm's best checkpoint to
-its final one, which shows what training on would have cost.
+Source of the frontier (HR@10 against hallucination): AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we depart by joining
+each arm's best checkpoint to its final one. Admission is drawn with that of a shuffled reward.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ _Plot = tuple[str, str, Sequence[Series], bool]  # title, y label, lines, whethe
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and how to read it."""
+    """A chart with its caption."""
 
     svg: str
     caption: str = ""
@@ -63,21 +61,21 @@ class Log:
     steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     validation: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     best_step: float | None = None
-    lost: Mapping[str, Any] | None = None  # step and why, where the arm lost its policy
+    lost: Mapping[str, Any] | None = None  # step and reason of a policy collapse
 
     @cached_property
     def groups(self) -> list[GroupSummary]:
-        """The summaries of the groups, one a step."""
+        """Return the group summaries, one per step."""
         return [GroupSummary.of_row(row) for row in self.steps]
 
 
 def learning_curves(logs: Sequence[Log]) -> list[Figure]:
-    """Validation metrics of the post-trained arms from step 0 on, one chart a metric; sft is left out."""
+    """Draw validation metrics of the post-trained arms from step 0, one chart per metric."""
     return _charts(_validation_plots([log for log in logs if log.arm != START], "Validation"))
 
 
 def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
-    """Draw the fit of the starting policy: its NLL and its validation metrics."""
+    """Draw the NLL and validation metrics of the starting policy's fit."""
     fits = [log for log in logs if log.arm == START]
     losses = [_series(log, log.steps, "nll") for log in fits]
     nll = ("Supervised fit: NLL of the logged items", "nats a code", losses, False)
@@ -91,7 +89,7 @@ def training_signals(logs: Sequence[Log]) -> list[Figure]:
 
 
 def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[Figure]:
-    """Admission and rejections by cause over the steps, for each arm to which `metrics.json` gives a gate."""
+    """Draw admission and rejections by cause over the steps, for each arm with a gate."""
     gates = {point.arm: point.gate for point in checkpoints(metrics)}
     figures = []
     for log in logs:
@@ -117,7 +115,7 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
 
 
 def frontier_figure(metrics: Mapping[str, Any]) -> Figure | None:
-    """HR@10 against hallucination of every checkpoint, or None where they were not measured."""
+    """Draw HR@10 against hallucination of every checkpoint; None if not measured."""
     return _scatter(
         metrics,
         ("hallucination@10", "hr@10"),
@@ -128,7 +126,7 @@ def frontier_figure(metrics: Mapping[str, Any]) -> Figure | None:
 
 
 def utility_figure(metrics: Mapping[str, Any]) -> Figure | None:
-    """True utility against the mean reward of every checkpoint, or None where the truth is not known."""
+    """Draw true utility against mean reward of every checkpoint; None if unknown."""
     return _scatter(
         metrics,
         ("mean_reward@10", "true_utility@10"),
@@ -151,7 +149,6 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
 
 
 def _charts(plots: Sequence[_Plot]) -> list[Figure]:
-    """A line chart for each quantity that anyone logged."""
     return [
         Figure(
             line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent),
@@ -165,7 +162,6 @@ def _charts(plots: Sequence[_Plot]) -> list[Figure]:
 def _scatter(
     metrics: Mapping[str, Any], names: tuple[str, str], *, title: str, caption: str, percent: bool
 ) -> Figure | None:
-    """Every checkpoint on two metrics: test where it was measured, else validation."""
     points = checkpoints(metrics)
     for split in ("test", "validation"):
         drawn = []
@@ -195,7 +191,6 @@ def _scatter(
 
 
 def _far_off(points: Sequence[Point]) -> list[str]:
-    """The arms that would leave many others no room: more than three of their spans beyond them on an axis."""
     arms, far = list(dict.fromkeys(point.name for point in points)), []
     if len(arms) <= CROWD:
         return []
@@ -225,7 +220,6 @@ def _admission_caption(log: Log) -> str:
 
 
 def _signal(log: Log, read: Quantity | tuple[str, ...]) -> Series:
-    """A line over the steps that have the quantity."""
     if isinstance(read, tuple):
         return _series(log, log.steps, _logged(log.steps, read))
     values = ((row, read(groups)) for row, groups in zip(log.steps, log.groups, strict=True))
@@ -234,12 +228,12 @@ def _signal(log: Log, read: Quantity | tuple[str, ...]) -> Series:
 
 
 def _logged(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Which of several quantities the rows have; the first if they have none."""
+    """Return the first name that the rows have, or else the first."""
     return next((name for name in names if any(name in row for row in rows)), names[0])
 
 
 def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
-    """A line over the rows that have the quantity: what is measured every n steps is a line, not n gaps."""
+    """Return a line over the rows that have the quantity, without gaps."""
     mark = log.best_step if rows is log.validation else None
     measured = [row for row in rows if name in row]
     return Series(log.arm, _column(measured, "step"), _column(measured, name), mark)
@@ -250,7 +244,6 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> float | None:
-    """Of the steps that have the quantity; None where they have none, or no weight."""
     pairs = zip(values, weights or [1.0] * len(values), strict=True)
     known = [(value, weight) for value, weight in pairs if is_finite(value) and is_finite(weight)]
     total = sum(weight for _, weight in known)

@@ -1,8 +1,4 @@
-"""Charts of estimates with their intervals: over categories, and below each other as a forest.
-
-An interval is drawn wherever an estimate is: a mean without one says nothing about what another sample would give.
-Titles, labels and results are as in `adagrpo.report.charts`.
-"""
+"""Charts of estimates with intervals: by category, or as a forest plot."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
 
 
 class IntervalMark(NamedTuple):
-    """A mean with its interval; None for ends that are not known."""
+    """A mean with its interval; None for unknown ends."""
 
     mean: float
     low: float | None = None
@@ -32,11 +28,11 @@ class IntervalMark(NamedTuple):
 
     @classmethod
     def of(cls, interval: Mapping[str, float]) -> IntervalMark:
-        """What a result says of an estimate: `mean`, `low` and `high`."""
+        """Read `mean`, `low` and `high` of a result."""
         return cls(interval["mean"], interval["low"], interval["high"])
 
     def times(self, factor: float) -> IntervalMark:
-        """In another unit."""
+        """Scale the mean and the ends."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))
         return IntervalMark(factor * self.mean, low, high)
 
@@ -52,7 +48,7 @@ class Band:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """A row of a forest: its name, its estimates by method, and the heading that it stands under."""
+    """A row of a forest plot: name, estimates by method, and heading."""
 
     name: str
     marks: Mapping[str, IntervalMark]
@@ -70,7 +66,7 @@ def interval_chart(
     reference: float,
     percent: bool = False,
 ) -> str:
-    """Draw estimates with intervals over an axis of categories, and a line at no difference, or chance.
+    """Draw estimates with intervals by category, and a reference line.
 
     Example:
         >>> band = Band("ranker", [IntervalMark(0.1, 0.0, 0.2), None])
@@ -110,13 +106,12 @@ def forest_chart(
     percent_points: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> str:
-    """Draw estimates below each other with their intervals, against a line at a reference.
+    """Draw a forest plot with a reference line.
 
     Args:
-        rows: the uppermost first; rows of one heading follow each other.
-        reference: no difference, or chance.
-        percent_points: the values are differences of fractions, to be shown in points.
-        names: of the methods in the legend, which is left out without them.
+        rows: from top to bottom; rows with the same heading are adjacent.
+        percent_points: values are differences of fractions.
+        names: legend names of the methods; None for no legend.
 
     Example:
         >>> row = ForestRow("nll, best", {"nll": IntervalMark(0.1, -0.1, 0.3)})
@@ -157,7 +152,6 @@ def forest_chart(
 
 
 def _with_headings(rows: Sequence[ForestRow]) -> list[tuple[str, ForestRow | None]]:
-    """The rows with a line of its own for each heading."""
     lines: list[tuple[str, ForestRow | None]] = []
     for heading, group in itertools.groupby(rows, lambda row: row.heading):
         lines += [(heading, None)] if heading else []

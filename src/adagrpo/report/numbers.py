@@ -1,4 +1,4 @@
-"""Failures while a run was trained: skipped steps, rewards that said nothing, empty groups, a lost policy."""
+"""Failures in training: skipped steps, uninformative rewards, empty groups, collapsed policies."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ COUNTED = "not_finite_"
 
 
 def numbers_table(logs: Sequence[Log]) -> Table | None:
-    """One row an arm that something happened to; None where all went well.
-
-    Skipped steps by cause, the share of samples whose rewards were all the same, the groups without a single item, and
-    the step at which the policy was lost.
-    """
+    """Tabulate failures, one arm per row; None if there were none."""
     rows = []
     for log in logs:
         causes = Counter(key.removeprefix(COUNTED) for row in log.steps for key in row if key.startswith(COUNTED))

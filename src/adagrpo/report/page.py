@@ -1,11 +1,4 @@
-"""The page of a run: everything a reader needs to judge it, in one HTML file that works offline.
-
-It reads `metrics.json`, which must be there, and whatever else the run directory holds: `run.yaml`, `events.jsonl`, and
-the `steps.jsonl` and `validation.jsonl` of `sft/` and of each arm below `train/`, `report/`, `diagnose/`. A section
-that has no content is left out.
-We depart from dashboards in that nothing is loaded from elsewhere, no script runs, and the same run gives the same
-bytes.
-"""
+"""The report of a run: one HTML file that works offline, without scripts, and is reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -54,11 +47,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
-    """Write `report.html` into a run directory; a crash leaves the old page or the new one. See `build_report`.
-
-    Raises:
-        UserError: as `build_report`.
-    """
+    """Write `report.html` into a run directory, atomically; see `build_report`."""
     files = _files(run)
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
@@ -66,11 +55,7 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
-    """Write the charts of a run's report as SVG files of their own, `<what it shows>-<number>.svg`, for documents.
-
-    Raises:
-        UserError: as `build_report`.
-    """
+    """Write the charts of a report as SVG files."""
     files = _files(run)
     drawn = _figures(files, _metrics(files))
     written = []
@@ -83,14 +68,13 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
 
 
 def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
-    """The page of a run.
+    """Return the report of a run as HTML.
 
     Args:
-        run: or a folder that holds `metrics.json` and, optionally, the other files.
-        notes: sentences on what is left out of it, and why.
+        notes: sentences on what is left out, and why.
 
     Raises:
-        UserError: `metrics.json` is not there, or a file is there but cannot be read.
+        UserError: `metrics.json` is missing, or a file cannot be read.
     """
     files = _files(run)
     metrics = _metrics(files)
@@ -146,12 +130,12 @@ def _metrics(files: RunFiles) -> Mapping[str, Any]:
 
 
 def keep_together(sentence: str) -> str:
-    """A sentence for a page: no line break between a number and its per cent sign, no backticks."""
+    """Prepare a sentence for HTML: unbroken percentages, no backticks."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("`", "")
 
 
 def template(name: str) -> Template:
-    """A page's template; text that is filled in is escaped, and what is missing is an error."""
+    """Load a template with escaping; undefined variables are errors."""
     environment = Environment(
         loader=PackageLoader("adagrpo.report", "."),
         autoescape=True,
@@ -176,7 +160,6 @@ def _figures(files: RunFiles, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
-    """The logs of sft and of each folder below `train/`, in the order of `metrics.json`, then by name."""
     points = checkpoints(metrics)
     best = {point.arm: point.step for point in points if point.kind == "best"}
     folders = {START: ("sft",)} | {arm: ("train", arm) for arm in files.trained()}
@@ -198,13 +181,11 @@ def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
 
 
 def _results(metrics: Mapping[str, Any], split: Split) -> Table | None:
-    """The table of a split, or None where it was not measured."""
     measured = any(point.value(split, "hr@10") is not None for point in checkpoints(metrics))
     return results_table(metrics, split) if measured else None
 
 
 def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
-    """Tabulate the metrics behind HR@10: a gain at the head can be a loss in the tail."""
     points = checkpoints(metrics)
     for split in SPLITS:
         columns = shown_columns(points, split, ReportPart.BREADTH)
@@ -214,11 +195,6 @@ def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
 
 
 def _read(files: RunFiles, path: Sequence[str], show: Callable[[Mapping[str, Any]], Section]) -> Section | None:
-    """Show a JSON file of a stage; None where the stage was not made.
-
-    Raises:
-        UserError: the file is not laid out as the stage writes it.
-    """
     found = files.find(*path)
     if found is None:
         return None
@@ -229,8 +205,6 @@ def _read(files: RunFiles, path: Sequence[str], show: Callable[[Mapping[str, Any
 
 
 def _decision(files: RunFiles) -> dict[str, Any] | None:
-    """Return what to serve, if that was asked for."""
-
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         said = [keep_together(sentence) for sentence in decision_sentences(content)]
         return {**content, "sentences": said, "table": decision_table(content)}
@@ -239,8 +213,6 @@ def _decision(files: RunFiles) -> dict[str, Any] | None:
 
 
 def _diagnosis(files: RunFiles, decision: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the diagnosis of the reward, if it was asked for."""
-
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         verdict = content["verdict"]
         return {
@@ -256,8 +228,6 @@ def _diagnosis(files: RunFiles, decision: Mapping[str, Any] | None) -> dict[str,
 
 
 def _paired(files: RunFiles) -> dict[str, Any] | None:
-    """The checkpoints against sft and against continued NLL."""
-
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         tables = [(REFERENCES[name], paired_table(content, name)) for name in REFERENCES]
         figures = [figure for name in REFERENCES for figure in paired_figures(content, name)]
@@ -267,7 +237,6 @@ def _paired(files: RunFiles) -> dict[str, Any] | None:
 
 
 def _quality(files: RunFiles) -> dict[str, Any] | None:
-    """The tables of the ranker's report, or None where it was not made."""
     return _read(
         files,
         ("ranker", "report", "report.json"),

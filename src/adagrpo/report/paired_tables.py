@@ -1,7 +1,6 @@
-"""The checkpoints of a run against its starting policy and continued NLL, user by user: tables and charts.
+"""Paired comparison of checkpoints with the starting policy and continued NLL, from `report/paired/paired.json`.
 
-Read from `report/paired/paired.json` (`adagrpo.evaluation.paired`). An interval that holds 0 shows no difference,
-and nothing in these tables is bold: the best of several differences is not thereby a finding.
+Nothing is bold: the best of several differences is no finding.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ DRAWN = ("hr@10", "true_utility@10")
 
 
 def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
-    """One row a checkpoint, one column a metric: the mean difference and its 95 % interval.
-
-    `reference` is `sft` or `nll`; None where nothing was compared with it.
-    """
+    """Tabulate mean differences from `sft` or `nll` with 95 % intervals; None if not compared."""
     rows = _rows(content, reference)
     if not rows:
         return None
@@ -35,7 +31,7 @@ def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
 
 
 def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
-    """The differences in HR@10 and, where it is known, in true utility; `reference` is `sft` or `nll`."""
+    """Draw the differences in HR@10 and, if known, true utility, from `sft` or `nll`."""
     rows = _rows(content, reference)
     names = [name for name in DRAWN if rows and name in rows[0]["metrics"]]
     figures = []
@@ -56,7 +52,7 @@ def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
 
 
 def own_interval(content: Mapping[str, Any], arm: str, checkpoint: str) -> Mapping[str, Mapping[str, float]]:
-    """The metrics of a checkpoint with their intervals, by name; empty where it was not measured."""
+    """Return the metrics of a checkpoint with their intervals, by name."""
     for row in content["checkpoints"]:
         if (row["arm"], row["checkpoint"]) == (arm, checkpoint):
             return dict(row["metrics"])

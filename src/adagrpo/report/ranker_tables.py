@@ -1,7 +1,6 @@
-"""Tables of the ranker: its retrieval, and its quality by stratum.
+"""Tables of the ranker: retrieval, and quality by stratum (`ranker/report/report.json`).
 
-The second is read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of
-them says anything about other seeds.
+Intervals do not cover variation over seeds.
 """
 
 from __future__ import annotations
@@ -17,11 +16,7 @@ from adagrpo.report.tables import START, Split, Table, checkpoints, format_inter
 
 
 def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
-    """The ranker's own retrieval, the re-ranked beam and the baselines beside the starting policy, on one split.
-
-    The best of a column is marked within the split: a rate on validation is no rival of one on test. None where none of
-    it was measured there.
-    """
+    """Tabulate the ranker, the re-ranked beam, the baselines and the starting policy; None if not measured."""
     ranker = metrics.get("ranker")
     if not isinstance(ranker, Mapping):
         return None
@@ -53,7 +48,7 @@ def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
 
 
 def strata_table(report: Mapping[str, Any]) -> Table:
-    """One row a stratum; columns that no row has are left out."""
+    """Tabulate quality by stratum, without empty columns."""
     columns = {"auc": "AUC", "ndcg@10": metric_label("ndcg@10"), "true_correlation": "correlation with true utility"}
     shown = [key for key in columns if any(row.get(key) for row in report["strata"])]
     calibrated = any("ece" in row for row in report["strata"])
@@ -72,7 +67,7 @@ def strata_table(report: Mapping[str, Any]) -> Table:
 
 
 def exposure_table(report: Mapping[str, Any]) -> Table:
-    """One row an exposure and stratum of the report on impressions without order."""
+    """Tabulate the report on unordered impressions, by exposure and stratum."""
     calibrated = any("ece" in row for entry in report["exposures"] for row in entry["strata"])
     names = ("exposure", "stratum", "impressions", "clicked", "AUC", "NDCG@10")
     rows = [
@@ -89,7 +84,7 @@ def exposure_table(report: Mapping[str, Any]) -> Table:
 
 
 def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
-    """The AUC of each stratum, a chart an exposure."""
+    """Draw the AUC of each stratum, one chart per exposure."""
     figures = []
     for entry in report["exposures"]:
         rows = [

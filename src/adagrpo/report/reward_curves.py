@@ -1,8 +1,7 @@
-"""Which arms measured their mean reward with the reward that the run has now.
+"""Drop logged mean rewards that were measured with another reward than the run's current one.
 
-An arm of continued NLL reads no reward, so another reward does not make it again. What it logged at its validations is
-the mean of the reward that the run had then. At step 0 every arm is the starting policy on the same users: where such
-an arm differs there from the arms that read the reward, it measured another one.
+Continued NLL is not retrained when the reward changes. At step 0 all arms are the starting policy, so another mean
+reward there means another reward.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ TOLERANCE = 1e-3  # relative; batches of another size round otherwise
 
 
 def of_this_reward(logs: Sequence[Log], metrics: Mapping[str, Any]) -> tuple[list[Log], list[str]]:
-    """The logs without mean rewards of another reward, and the arms of which they were left out.
+    """Drop mean rewards of another reward; also return the arms concerned.
 
-    Where no arm reads the reward there is nothing to compare with, and all are kept.
+    If no arm reads the reward, all are kept.
     """
     known = {log.arm: value for log in logs if log.arm != START and (value := _at_start(log)) is not None}
     untaught = {arm for arm in known if metrics.get("stages", {}).get(arm, {}).get("objective") == UNTAUGHT}

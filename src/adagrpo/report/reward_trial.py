@@ -1,8 +1,6 @@
-"""The table of the demo: the lists that compete under each reward, which one `decide` chose, and their true utility.
+"""The table of the demo: lists by reward, which one `decide` chose, and their true utility on test.
 
-Lists that no reward has a part in stand once. All are test cases; a trained arm is at its best checkpoint by
-validation, which hides what pressing on did, so the sentences say that of the last step. Milliseconds differ from
-machine to machine, and come last.
+Trained arms are at their best validation checkpoint; the sentences report the last step.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ FREE = ("popularity", "item_knn", "ranker", "sft", "nll", "fuse-without-reward")
 
 
 def contenders_table(content: Mapping[str, Any]) -> Table:
-    """One row a list and reward of demo.json, the simplest first; a list without a reward has one row."""
+    """Tabulate lists by reward from demo.json, the simplest first."""
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     chosen: dict[tuple[str, str], list[str]] = {}
     for reward, decision in content["decisions"].items():
@@ -36,7 +34,7 @@ def contenders_table(content: Mapping[str, Any]) -> Table:
 
 
 def trial_sentences(content: Mapping[str, Any]) -> list[str]:
-    """For each reward what was said before training, what is served, and what training on it to the end did."""
+    """Return for each reward the advice, what is served, and the effect of training to the end."""
     sentences = []
     for reward, verdict in content["rewards"].items():
         decision, weights = content["decisions"][reward], content["fused_weights"][reward]
@@ -55,7 +53,6 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
 
 
 def _trained(rows: Any, reward: str) -> str:
-    """What the last step of each arm did to true utility, in the arm's own words of gain and loss."""
     moved: dict[str, list[str]] = {"raised it": [], "lowered it": [], "did not change it": []}
     for row in rows:
         name, _, arm = row["arm"].rpartition(": ")

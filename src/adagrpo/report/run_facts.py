@@ -1,4 +1,4 @@
-"""Facts of a run, as cells and pairs of texts: data set, code levels, stages and their durations, versions."""
+"""Facts of a run: data set, code levels, stages and their durations, versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL_COLUMNS = {
 
 
 def code_levels(catalog: Any) -> Table | None:
-    """The codes of each level; both names of the list are read."""
+    """Tabulate the codes of each level; accepts both names of the list."""
     levels = (catalog.get("per_level") or catalog.get("level")) if isinstance(catalog, Mapping) else None
     if not levels:
         return None
@@ -27,7 +27,7 @@ def code_levels(catalog: Any) -> Table | None:
 
 
 def facts(values: Any) -> list[tuple[str, str]]:
-    """Names and texts of the plain values of a mapping."""
+    """Return the names and texts of the scalar values of a mapping."""
     if not isinstance(values, Mapping):
         return []
     plain = [(key, value) for key, value in values.items() if isinstance(value, str | int | float)]
@@ -45,7 +45,7 @@ def _fact(key: str, value: Any) -> str:
 
 
 def stage_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
-    """The duration of the last run of each stage, and what happened to the stage last."""
+    """Tabulate the duration of each stage's last run and its last event."""
     seconds: dict[str, float] = {}
     last: dict[str, str] = {}
     for event in events:
@@ -70,5 +70,5 @@ def _duration(seconds: float | None) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A part of run.yaml as it stands there; empty where there is none."""
+    """Format a part of run.yaml; empty if there is none."""
     return dump_yaml(value, allow_unicode=True) if value else ""

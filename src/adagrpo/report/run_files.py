@@ -1,4 +1,4 @@
-"""Files of a run for pages: found by name, held against their hashes where the run has them."""
+"""Files of a run for pages, found by name and, if the run has hashes, verified."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from adagrpo.errors import UserError
 
 
 class RunFiles(Protocol):
-    """Files of a run, as a page reads them."""
+    """Protocol for the files of a run."""
 
     directory: Path  # where the page goes
 
     def find(self, *parts: str) -> Path | None:
-        """A file of the run; None where there is none."""
+        """Return a file of the run, or None."""
         ...
 
     def trained(self) -> list[str]:
-        """The folders of trained arms, by name."""
+        """Return the folders of trained arms, sorted by name."""
         ...
 
     def events(self) -> Sequence[Mapping[str, Any]]:
-        """Rows of stage, event and seconds."""
+        """Return rows of stage, event and seconds."""
         ...
 
 
 class LooseFiles:
-    """The files of a folder as they are, held against nothing."""
+    """The files of a folder, without verification."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -54,11 +54,7 @@ class LooseFiles:
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
-    """A mapping from a JSON or YAML file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
+    """Read a mapping from a JSON or YAML file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -69,7 +65,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
+    """Read a JSON-lines file, if it exists, without a truncated last line."""
     if not path.is_file():
         return []
     try:

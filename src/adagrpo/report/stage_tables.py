@@ -1,4 +1,4 @@
-"""Small tables of what came out of a stage, for the terminal."""
+"""Small tables of stage results, for the terminal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def dataset_table(summary: Mapping[str, Any]) -> Table:
 
 
 def catalog_table(outcome: Mapping[str, Any]) -> Table:
-    """The Semantic IDs, see `adagrpo.pipeline.outcomes.catalog_outcome`."""
+    """Tabulate the Semantic IDs, see `adagrpo.pipeline.outcomes.catalog_outcome`."""
     levels = outcome["levels"]
     rows = (
         ("items", f"{outcome['items']:,}"),
@@ -70,7 +70,7 @@ def catalog_table(outcome: Mapping[str, Any]) -> Table:
 
 
 def fits_table(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row a fit, see `adagrpo.pipeline.outcomes.fit_outcome`; metrics are those of validation at the best step."""
+    """Tabulate fits (`adagrpo.pipeline.outcomes.fit_outcome`), with validation metrics at the best step."""
     shown = [name for name in METRICS if any(name in outcome["validation"] for outcome in outcomes.values())]
     rows = []
     for name, outcome in outcomes.items():

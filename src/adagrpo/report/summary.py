@@ -1,10 +1,7 @@
-"""Says in plain sentences what the arms did, in one manner for gains and for losses.
+"""Summarize in plain sentences what the arms did, gains and losses alike.
 
-The policy that is singled out is the one that serving takes: of the starting policy and the best checkpoints, the one
-with the highest NDCG@10 on validation. Its test number is then an honest one. The sampling error that goes with it is
-the binomial `1.96 sqrt(p (1 - p) / N)` of `N` cases, which says nothing about the seed. We depart from reports that
-print the winner alone: an arm that lost, a control that beat the gate, and re-ranking at serving time that beat
-training are said as plainly.
+The policy singled out is the one chosen by NDCG@10 on validation. The sampling error is the binomial
+`1.96 sqrt(p (1 - p) / N)` of `N` cases, without seed variance.
 """
 
 from __future__ import annotations
@@ -25,13 +22,13 @@ MOST_NAMED = 8  # values of a filter that a sentence names
 
 
 def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> list[str]:
-    """Sum up the run in a few sentences.
+    """Summarize the run in a few sentences.
 
     Args:
-        baselines: whether to say that the starting policy is below a list that needs none; a decision says it too.
+        baselines: whether to say that the starting policy is below a baseline; a decision says it too.
 
     Raises:
-        UserError: the metrics are not laid out as described.
+        UserError: the metrics are malformed.
     """
     points = checkpoints(metrics)
     split = _split(points)
@@ -54,7 +51,7 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
 
 
 def measured_over(eligible: Mapping[str, Any] | None) -> str:
-    """Say which cases the lists were measured on, and how many were not.
+    """Describe the evaluated items, and how many cases were left out.
 
     >>> measured_over({"include": {"brand": ["acme"]}, "items": 7, "cases_left_out": {"validation": 2, "test": 3}})
     'the 7 items of `evaluation.eligible`, include brand=acme (3 test cases of other items left out),'
@@ -75,13 +72,12 @@ def measured_over(eligible: Mapping[str, Any] | None) -> str:
 
 
 def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The serving-time re-rankings in `metrics.json`, each with its metrics, however deep they are nested."""
+    """Return the serving-time re-rankings in `metrics.json`, at any depth."""
     ranker = metrics.get("ranker")
     return list(_leaves(ranker.get("rerank"), ())) if isinstance(ranker, Mapping) else []
 
 
 def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> list[str]:
-    """Say that the starting policy is below a list that needs no policy, on validation."""
     own = None if start is None else start.value("validation", NDCG)
     values = {name: (metrics.get("baselines") or {}).get(name) or {} for name in ("item_knn", "popularity")}
     above = {name: splits.get("validation", {}).get(NDCG) for name, splits in values.items()}
@@ -95,7 +91,6 @@ def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> li
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    """Say which checkpoint validation picks, as serving does, and which ones are above it on the reported cases."""
     policies = arms if start is None or start.value(split, HR) is None else [start, *arms]
     picked = max(policies, key=_on_validation)
     if picked is start:
@@ -119,7 +114,6 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
 
 
 def _thousand(picked: Checkpoint, start: Checkpoint | None, split: str) -> str:
-    """What the picked policy means for a thousand users."""
     hits, before = (None if one is None else one.value(split, HR) for one in (picked, start))
     compared = "" if before is None or picked is start else f", with {START} {1000 * before:.0f}"
     return f"Of 1,000 users {1000 * (hits or 0):.0f} find their next item in a list of ten{compared}."
@@ -167,7 +161,6 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
 
 
 def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None, split: str) -> str:
-    """The relative changes of HR@10 in brackets, or nothing."""
     value, parts = point.value(split, HR), []
     for reference, name in ((start, "sft"), (nll, "continued NLL")):
         known = None if reference is None or reference.arm == point.arm else reference.value(split, HR)
@@ -177,7 +170,6 @@ def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None
 
 
 def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    """Warn of the arms whose reward rose while what it stands for fell."""
     if start is None:
         return []
     sentences = []
@@ -189,7 +181,7 @@ def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
 
 
 def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:
-    """Return how far a metric moved; 0 where it is not known, or where both print alike."""
+    """Return the change of a metric; 0 if unknown, or if both values print alike."""
     after, before = point.value(split, name), start.value(split, name)
     if after is None or before is None or format_metric(name, after) == format_metric(name, before):
         return 0.0
@@ -206,17 +198,14 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[st
 
 
 def _split(points: list[Checkpoint]) -> str:
-    """Test where it was evaluated, else validation."""
     return "test" if any(point.value("test", HR) is not None for point in points) else "validation"
 
 
 def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
-    """The best checkpoint of an arm, or the only one of the starting policy."""
     return next((point for point in points if point.arm == arm and point.kind != "final"), None)
 
 
 def _on_validation(point: Checkpoint) -> float:
-    """Return the metric that a policy is chosen by; HR@10 where NDCG@10 was not measured."""
     ndcg = point.value("validation", NDCG)
     return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
 

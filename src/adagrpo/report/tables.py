@@ -1,9 +1,7 @@
-"""Tables of a run: one row per arm and checkpoint, as Markdown, as plain text, or as cells for the HTML page.
+"""Tables of a run, by arm and checkpoint, as Markdown, plain text or HTML cells.
 
-The relative change of an arm is `HR@10 / HR@10(sft) - 1`. The best value of a column is marked by its printed digits,
-so that rows which print alike are marked alike; a column without a better direction (tail share, admission), or in
-which every row prints the same, has no mark. We depart from tables of final checkpoints alone: the best checkpoint was
-chosen on validation, the final one was not chosen, and the difference between them is a result.
+The relative change of an arm is `HR@10 / HR@10(sft) - 1`. We depart from tables of final checkpoints alone: the best
+one was chosen on validation, the final one was not.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ Split = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, with the alignment of each column and the cells that are the best of their column."""
+    """Text cells, with column alignments and the best cells of each column."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -42,7 +40,7 @@ class Table:
         last: int = 0,
         best: Iterable[tuple[int, int]] = (),
     ) -> Self:
-        """A table whose first `left` and `last` columns are text, and whose others are numbers."""
+        """Build a table with `left` and `last` text columns around numbers."""
         text: tuple[Alignment, ...] = ("left",)
         number: tuple[Alignment, ...] = ("right",)
         sides = text * left + number * (len(header) - left - last) + text * last
@@ -51,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The policy of an arm at one moment; `sft` has the single checkpoint `start`."""
+    """The policy of an arm at one step; `sft` has only the checkpoint `start`."""
 
     arm: str
     kind: str  # "start", "best" or "final"
@@ -61,15 +59,15 @@ class Checkpoint:
     gate: str | None = None
 
     def value(self, split: str, name: str) -> float | None:
-        """A metric, or None where it was not measured or is not finite; `admission` belongs to every split."""
+        """Return a metric, or None if missing or not finite."""
         return self.admission if name == "admission" else _finite(self.metrics.get(split, {}).get(name))
 
 
 def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
-    """The checkpoints in `metrics.json`: sft first, then each arm's best and final one.
+    """Return the checkpoints in `metrics.json`: sft first, then each arm's best and final one.
 
     Raises:
-        UserError: `stages`, a stage, a checkpoint or a split is not a mapping.
+        UserError: `metrics` is malformed.
 
     Example:
         >>> points = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
@@ -98,14 +96,10 @@ def results_table(
     split: Split = "test",
     columns: Sequence[str] | None = None,
 ) -> Table:
-    """One row per arm and checkpoint of `metrics.json`; after `hr@10` comes the relative change against sft.
+    """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`.
 
     Args:
-        columns: names of metrics, or "admission". Left out: those that the table of metrics shows here
-            (`adagrpo.metrics.ReportPart.RESULTS`), less those that no row has.
-
-    Raises:
-        UserError: the metrics are not laid out as described.
+        columns: metrics, or "admission"; by default those of `adagrpo.metrics.ReportPart.RESULTS` that any row has.
 
     Example:
         >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
@@ -134,7 +128,7 @@ def results_table(
 
 
 def shown_columns(points: Sequence[Checkpoint], split: Split, where: ReportPart) -> list[str]:
-    """The metrics that a table shows, less those that no checkpoint has."""
+    """Return the metrics of a table that any checkpoint has."""
     return [name for name in metric_names(where) if any(point.value(split, name) is not None for point in points)]
 
 
@@ -144,7 +138,7 @@ def metric_table(
     values: Sequence[Sequence[float | None]],
     columns: Sequence[str],
 ) -> Table:
-    """A table of named rows and metric columns, with the best of each column marked; `names` stand under `headings`."""
+    """Tabulate metrics of named rows, marking the best of each column."""
     known = [[_finite(value) for value in row] for row in values]
     cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in known]
     best = {
@@ -158,18 +152,18 @@ def metric_table(
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """False for what is no number, NaN, infinities, and numbers too large to be subtracted from each other."""
+    """Return whether a value is a finite number, and not too large to subtract."""
     return isinstance(value, int | float) and abs(value) < 1e100
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table, best values in bold; names are escaped.
+    r"""Format as a GitHub-flavoured Markdown table, best values in bold.
 
     Example:
         >>> print(to_markdown(Table(("arm", "HR@10"), (("a|b", "1.00 %"),), ("left", "right"), frozenset({(0, 1)}))))
         | arm | HR@10 |
         |---|--:|
-        | a\\|b | **1.00 %** |
+        | a\|b | **1.00 %** |
     """
     lines = [
         [_markdown(cell) for cell in table.header],
@@ -184,7 +178,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_text(table: Table) -> str:
-    """An aligned plain-text table for the terminal; the best values of a column carry a star."""
+    """Format as plain text; the best values of a column are starred."""
     starred = {column for _, column in table.best}
     grid = [[_printable(cell) + (" " if j in starred else "") for j, cell in enumerate(table.header)]]
     for i, row in enumerate(table.rows):
@@ -212,7 +206,7 @@ def metric_label(name: str) -> str:
 
 
 def format_p(value: float) -> str:
-    """A p-value; what would round to nothing is said to be less than what can be shown.
+    """Format a p-value.
 
     >>> format_p(0.0004), format_p(0.0005), format_p(1.0)
     ('< 0.001', '0.001', '1.000')
@@ -221,7 +215,7 @@ def format_p(value: float) -> str:
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """A value as the table of metrics says: rates in per cent, NDCG with four decimals, reward with four figures.
+    """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures.
 
     Example:
         >>> format_metric("hr@10", 0.1218), format_metric("ndcg@10", 0.05), format_metric("mean_reward@10", 1.5)
@@ -243,7 +237,7 @@ def format_metric(name: str, value: float | None) -> str:
 
 
 def format_number(value: float) -> str:
-    """Four significant figures; whole numbers with separators from 10,000 on.
+    """Format four significant figures; whole numbers get separators from 10,000 on.
 
     Example:
         >>> format_number(0.5), format_number(-1234.56), format_number(22363.0), format_number(0.0)
@@ -255,7 +249,7 @@ def format_number(value: float) -> str:
 
 
 def format_interval(interval: Mapping[str, float] | None, form: str, factor: float = 1.0) -> str:
-    """The mean and both ends of an interval.
+    """Format the mean and both ends of an interval.
 
     >>> format_interval({"mean": 0.02, "low": -0.01, "high": 0.05}, "+.1f", 100)
     '+2.0 (-1.0 to +5.0)'
@@ -267,7 +261,7 @@ def format_interval(interval: Mapping[str, float] | None, form: str, factor: flo
 
 
 def format_relative(value: float | None, reference: float | None) -> str:
-    """`value / reference - 1` as a signed percentage.
+    """Format `value / reference - 1` as a signed percentage.
 
     Example:
         >>> format_relative(0.1218, 0.1101), format_relative(0.1, 0.0)
@@ -279,7 +273,6 @@ def format_relative(value: float | None, reference: float | None) -> str:
 
 
 def _best_rows(name: str, values: Sequence[float | None], printed: Sequence[str]) -> list[int]:
-    """The rows that print the best value of a column; none where the column has no direction or no difference."""
     better = lookup(name).better
     known = [value for value in values if value is not None]
     if better is None or not known or len({*printed} - {MISSING}) < 2:
@@ -289,7 +282,6 @@ def _best_rows(name: str, values: Sequence[float | None], printed: Sequence[str]
 
 
 def _insert(table: Table, place: int, heading: str, cells: Sequence[str]) -> Table:
-    """The table with a right-aligned column more."""
     rows = tuple((*row[:place], cell, *row[place:]) for row, cell in zip(table.rows, cells, strict=True))
     return Table(
         (*table.header[:place], heading, *table.header[place:]),
@@ -314,14 +306,13 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
-    """The value as a float, or None where it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def _printable(text: str) -> str:
-    """Control characters would move the terminal's cursor or end a table row."""
+    """Replace control characters, which could move the terminal's cursor."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

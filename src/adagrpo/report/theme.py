@@ -1,8 +1,4 @@
-"""The colours of every chart: one for each method.
-
-They are those of Okabe & Ito 2008, which people with the common kinds of colour blindness tell apart, and a few darker
-ones.
-"""
+"""Chart colours, one per method: those of Okabe & Ito 2008, and a few darker ones."""
 
 from __future__ import annotations
 
@@ -40,7 +36,7 @@ LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the f
 
 
 def method_colors(names: Iterable[str]) -> dict[str, str]:
-    """The colour of each name: that of its method in every figure, or the next of the others.
+    """Return the colour of each name: its method's, or the next unused one.
 
     Example:
         >>> method_colors(["nll", "adagrpo-lambda5", "x"])

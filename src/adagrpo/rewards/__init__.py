@@ -1,4 +1,4 @@
-"""Rewards: what one is, the user's own and those made of others, and how one is asked."""
+"""Rewards: the protocol, implementations, and checked scoring."""
 
 from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, load_function, module_files, takes_training_logs

@@ -1,8 +1,7 @@
-"""A LightGBM model over the engineered features of `adagrpo.rewards.features` as a reward.
+"""A LightGBM model on the features of `adagrpo.rewards.features` as a reward.
 
-A model is read from LightGBM's own text format, checked by `adagrpo.rewards.trees` and never unpickled. Its feature
-names choose the columns, so a model may use some of the features, in any order. The score is the raw one, a sum over
-trees: only its order has a meaning for a ranking model.
+Models are in LightGBM's text format, checked by `adagrpo.rewards.trees`; their feature names select the columns. Scores
+are raw.
 """
 
 from __future__ import annotations
@@ -30,12 +29,11 @@ class BoostedReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, model: Booster, features: Features) -> None:
-        """Take a model whose feature names are among `FEATURES`, see `load_model`."""
         self.model, self.features = model, features
         self.columns = [FEATURES.index(name) for name in model.feature_name()]
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`; a history's user is left out of all counts."""
+        """Score (B, N) items, see `Reward.score`; each history's user is left out of all counts."""
         if not items.numel():
             return torch.zeros(items.shape, device=items.device)
         table = self.features.of(histories, items)[:, :, self.columns]
@@ -45,11 +43,7 @@ class BoostedReward:
 
 
 def require_lightgbm(key: str) -> None:
-    """Say which extra to install where LightGBM is missing.
-
-    Raises:
-        UserError: naming the extra and the key that needs it.
-    """
+    """Raise a UserError that names the key and the extra to install if LightGBM is missing."""
     try:
         import lightgbm  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: without its OpenMP library
@@ -57,10 +51,10 @@ def require_lightgbm(key: str) -> None:
 
 
 def load_model(path: Path) -> Booster:
-    """Read a model in LightGBM's text format, of which LightGBM itself sees what `checked_model` has written anew.
+    """Load a model in LightGBM's text format.
 
     Raises:
-        UserError: it is none, is malformed, has several outputs, or uses a feature that there is none of.
+        UserError: the file is unreadable, malformed or too large, has several outputs, or uses an unknown feature.
     """
     require_lightgbm("reward")
     from lightgbm import Booster

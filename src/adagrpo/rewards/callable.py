@@ -1,10 +1,9 @@
-"""A Python function of the user's as a reward.
+"""A Python function as a reward.
 
     scores = function(histories, candidates[, training_logs=path])
 
-The first two are lists of lists of item ids as they are in the input data; the answer holds, for each history, one
-number for each of its candidates. A function with a parameter `training_logs` gets the path of the logs as far as
-training goes. What the function raises, and an answer that is not whole, is the user's to mend.
+`histories` and `candidates` are lists of lists of item ids; the function returns one score for each candidate of each
+history. `training_logs`, if it is a parameter, is the path of the training logs.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ class CallableReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, name: str, function: ScoreFunction, ids: Sequence[ItemId]) -> None:
-        """Wrap a function, by what it is called in messages; `ids` are those of the `V` items."""
+        """Wrap a function; `name` is for messages, `ids` are (V,)."""
         self.name, self.function, self.ids = name, function, ids
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`.
+        """Score (B, N) items, see `Reward.score`.
 
         Raises:
-            UserError: the function raised, or its answer is not whole.
+            UserError: the function raised, or returned invalid scores.
         """
         request = score_request(histories, items, self.ids)
         if not request.candidates:
@@ -59,7 +58,7 @@ class CallableReward:
 
 
 def find_module(function: str, folder: Path) -> Path:
-    """The file of the module that a `module:function` names, without running it if it lies in the folder.
+    """Return the file of the module in `module:function`, without running it if it is in the folder.
 
     Raises:
         UserError: there is no such module, or it has no file.
@@ -79,10 +78,9 @@ def find_module(function: str, folder: Path) -> Path:
 
 
 def module_files(function: str, folder: Path) -> list[Path]:
-    """The file of a module that a `module:function` names, and of what it imports from beside it, directly or not.
+    """Return the module's file and those of its imports, also indirect, from the same folder.
 
-    Imports are read in the source, and nothing is run: those by a computed name are not seen. Of an installed package
-    it is the module alone.
+    Dynamic imports are missed. For an installed package only the module is returned.
 
     Raises:
         UserError: see `find_module`.
@@ -105,10 +103,10 @@ def module_files(function: str, folder: Path) -> list[Path]:
 
 @cache
 def _imported(source: bytes, package: tuple[str, ...]) -> list[str]:
-    """The modules that a module of a package imports, and of `from a import b` also `a.b`, which may be one."""
+    """Modules that a source imports; for `from a import b` also `a.b`, which may be one."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):  # importing it says so
+    except (SyntaxError, ValueError, RecursionError):  # importing it reports this
         return []
     names: list[str] = []
     for node in ast.walk(tree):
@@ -122,10 +120,10 @@ def _imported(source: bytes, package: tuple[str, ...]) -> list[str]:
 
 
 def load_function(function: str, folder: Path) -> Callable[..., Any]:
-    """Import what a `module:function` names, looked for in the folder first; this runs the module.
+    """Import the function in `module:function`, looking in the folder first.
 
     Raises:
-        UserError: the module cannot be imported, is another of the same name, or has no such function.
+        UserError: the module cannot be imported, another one has its name, or it has no such function.
     """
     name, _, attribute = function.partition(":")
     path = find_module(function, folder)

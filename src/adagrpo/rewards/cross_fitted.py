@@ -1,11 +1,9 @@
-"""Cross-fitting: each history is scored by the reward that never saw its user.
+"""Cross-fitting (Chernozhukov et al. 2018): each history is scored by a reward that was not fitted on its user.
 
     score(x_u, i) = RM_fold(u)(x_u, i)            RM_j fitted on the users u with fold(u) ≠ j
 
-A ranker fitted on the very pairs it must score looks more discriminating than it is. The device is that of double
-machine learning (Chernozhukov et al. 2018): nuisances are estimated on the other folds. Scores of different folds are
-on different scales. Advantages and discriminability are taken within one history; only what counts as a group without
-differences, a thousandth of the spread of a step's rewards, is read across folds.
+Folds differ in scale: advantages and discriminability are computed within a history, and only the threshold for groups
+without differences spans folds.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from adagrpo.types import Histories
 
 
 class CrossFitted:
-    """Implements `adagrpo.rewards.protocol.Reward` for histories that say whose they are."""
+    """Implements `adagrpo.rewards.protocol.Reward` for histories with users."""
 
     def __init__(
         self,
@@ -35,11 +33,7 @@ class CrossFitted:
         self.fold_of_user = torch.from_numpy(fold_of_user)  # (U,)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`.
-
-        Raises:
-            ValueError: the histories do not say whose they are; a fold is never guessed.
-        """
+        """Score (B, N) items, see `Reward.score`; the histories must have users."""
         if histories.users is None:
             raise ValueError("a cross-fitted reward needs histories with users")
         folds = self.fold_of_user.to(items.device)[histories.users]  # (B,)

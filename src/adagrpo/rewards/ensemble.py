@@ -1,8 +1,8 @@
-"""A sum of rewards, each times its weight.
+"""A weighted sum of rewards.
 
     r(x, i) = Σ_k w_k r_k(x, i)
 
-Members are taken as they are: of equal weights on different scales the member of the largest one decides.
+Members are not rescaled: at equal weights the one with the largest scale dominates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class WeightedReward:
         self.members, self.weights = tuple(members), tuple(weights)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`."""
+        """Score (B, N) items, see `Reward.score`."""
         parts = zip(self.members, self.weights, strict=True)
         scores = [weight * member.score(histories, items).double() for member, weight in parts]
         return torch.stack(scores).sum(0).float()

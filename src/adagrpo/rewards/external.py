@@ -1,8 +1,6 @@
-"""Shared parts of external rewards: requests in the ids of the input data, and responses that are checked.
+"""Shared parts of external rewards: requests in the ids of the input data, and checked responses.
 
-A question is a list of histories, the oldest item first, and for each the list of its candidates. An answer holds one
-row a history and in it one number a candidate. It is checked as a whole before any of it is used: a missing, extra,
-non-numeric or non-finite score is named by its place, and never filled in.
+A missing, extra, non-numeric or non-finite score is an error that names its position.
 """
 
 from __future__ import annotations
@@ -19,27 +17,22 @@ from adagrpo.types import Histories
 
 ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
-UNORDERED = (str, bytes, dict, set, frozenset)  # of which no place says whose score it is
+UNORDERED = (str, bytes, dict, set, frozenset)  # scores without a defined order
 
 
 class InvalidResponse(ValueError):
-    """An answer of the wrong length, or with something that is not a finite number."""
+    """A response of the wrong length, or with a value that is not a finite number."""
 
 
 class ScoreRequest(NamedTuple):
-    """A request for scores, row by row; rows without any candidate are left out."""
+    """A request for scores; rows without candidates are left out."""
 
     histories: list[list[ItemId]]
     candidates: list[list[ItemId]]
 
 
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
-    """Put a question into the ids of the input data.
-
-    Args:
-        histories: `B` histories, as much of them as the policy sees.
-        items: (B, N) int64 items, -1 where there is nothing to score.
-        ids: (V,) id of each item.
+    """Convert histories and items (B, N), -1 for none, into ids.
 
     Example:
         >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
@@ -56,10 +49,10 @@ def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) ->
 
 
 def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
-    """The scores of each row, if the answer is whole: a sequence of sequences of numbers, such as lists or an array.
+    """Return the scores of each row of a response, a sequence of sequences of numbers or an array.
 
     Raises:
-        InvalidResponse: naming the first place that is wrong.
+        InvalidResponse: naming the first position that is wrong.
 
     Example:
         >>> check_response([[1, 2.5]], [["a", "b"]])
@@ -94,7 +87,7 @@ def _short(value: Any) -> str:
 
 
 def scatter_scores(rows: Sequence[NDArray[np.float32]], items: Tensor) -> Tensor:
-    """(B, N) float32 scores from the rows of an answer to `score_request`; NaN where there was nothing to score."""
+    """Return (B, N) float32 scores from the rows of a response; NaN where there is no item."""
     scores = torch.full(items.shape, torch.nan)
     if rows:
         scores[(items >= 0).cpu()] = torch.from_numpy(np.concatenate(rows))

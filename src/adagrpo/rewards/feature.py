@@ -1,7 +1,4 @@
-"""One count of the training interactions as a reward, such as item-kNN or popularity.
-
-r(x, i) = one column of `adagrpo.rewards.features`        `knn_history` is item-kNN, `popularity` popularity
-"""
+"""One column of `adagrpo.rewards.features` as a reward, such as item-kNN (`knn_history`) or `popularity`."""
 
 from __future__ import annotations
 
@@ -13,14 +10,13 @@ from adagrpo.types import Histories
 
 
 class FeatureReward:
-    """Implements `adagrpo.rewards.protocol.Reward`; a history's user is left out of all counts."""
+    """Implements `adagrpo.rewards.protocol.Reward`; each history's user is left out of all counts."""
 
     def __init__(self, features: Features, name: str) -> None:
-        """Take one of `FEATURES`."""
         self.features, self.column = features, FEATURES.index(name)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`."""
+        """Score (B, N) items, see `Reward.score`."""
         if not items.numel():
             return torch.zeros(items.shape, device=items.device)
         return torch.from_numpy(self.features.of(histories, items)[:, :, self.column].copy()).to(items.device)

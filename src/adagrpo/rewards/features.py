@@ -1,6 +1,6 @@
-"""Engineered features of a history and a candidate, for models of trees: what a team has before it has embeddings.
+"""Engineered features of a history and a candidate, for tree models.
 
-    x_1 .. x_T   the history, oldest first, as much of it as the policy sees;  w_t = γ^(T - t),  γ = 0.7
+    x_1 .. x_T   the history that the policy sees, oldest first;  w_t = γ^(T - t),  γ = 0.7
     s(j, i)      = c(j, i) / √(n_i n_j),  c(j, i) users with both items, n_i users with item i       (item-kNN's cosine)
     J(j, i)      = |A_i ∩ A_j| / |A_i ∪ A_j|,  A_i the attributes of item i
     e_i          the text vector of item i, of length one, or zero
@@ -21,10 +21,9 @@
     text_last            e_xT · e_i
     text_history         Σ_t w_t e_xt · e_i / Σ_t w_t
 
-Counts are of training interactions, and never of those of the user in question: the user's own training sequence, or
-where it is not said whose the history is the history itself, is taken out of n_i, c(j, i), age and next_last. Without
-that a logged item would be known by the very interaction that is to be predicted. n_j of the history's items is not
-changed: every user whose history holds them has them.
+Counts are of training interactions without the user's own: the user's training sequence, or the history if the user is
+unknown, is taken out of n_i, c(j, i), age and next_last, since a logged item would otherwise be known by the
+interaction to predict. n_j of history items is unchanged: all users with that history have them.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Floats = NDArray[np.float32]
 
 
 class Features:
-    """The statistics that the features are read from."""
+    """Statistics of the training split from which features are computed."""
 
     def __init__(
         self,
@@ -67,11 +66,8 @@ class Features:
         """Count.
 
         Args:
-            training: item sequences of the training split only, one row a user.
-            attributes: V lists of attribute strings, empty where there are none.
-            texts: V texts, empty where there are none.
-            first: of how many items the texts say what is alike: those that there were when a model of these features
-                was fitted. Items that came later change nothing of the others' features. None: all.
+            training: item sequences of the training split only, one row per user.
+            first: text vectors are fitted on this many first items, so that later ones do not change them; None: all.
         """
         items = len(attributes)
         self.training = training
@@ -90,7 +86,7 @@ class Features:
         histories: Histories,
         items: Tensor,  # (B, N)
     ) -> Floats:  # (B, N, F)
-        """`table` of what a reward is asked, see `adagrpo.rewards.protocol.Reward`."""
+        """Return `table` for the arguments of `Reward.score`."""
         users = None if histories.users is None else histories.users.cpu().numpy()
         padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
         return self.table(padded, lengths, wanted, users)
@@ -102,18 +98,11 @@ class Features:
         items: Ints,  # (B, N)
         users: Ints | None = None,  # (B,) rows of the training sequences
     ) -> Floats:  # (B, N, F)
-        """The features of every candidate, in the order of `FEATURES`.
-
-        Args:
-            histories: (B, T) items, padded on the right.
-            lengths: (B,) at least 1.
-            items: (B, N); what stands at -1 is unspecified.
-            users: (B,) rows of the training sequences, whose histories they are; None where that is not known.
-        """
+        """Return the (B, N, F) features, in the order of `FEATURES`; `users` are rows of the training sequences."""
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
         per_row = max(items.shape[1], histories.shape[1]) * max(histories.shape[1], own_width, 1)
         values = np.empty((*items.shape, len(FEATURES)), np.float32)
-        # sums over eight places at a time are the same to the last bit however much is padded (of up to 128 places)
+        # sums in blocks of eight are bit-identical whatever the padding (up to 128 positions)
         histories = np.pad(histories, ((0, 0), (0, -histories.shape[1] % _LANES)))
         for first in range(0, len(items), step := max(1, _BLOCK // max(1, per_row))):
             rows = slice(first, first + step)
@@ -123,7 +112,7 @@ class Features:
         return values
 
     def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints]:
-        """(B, S) what is to be taken out of the counts, padded with -1, and its (B,) lengths."""
+        """(B, S) items to take out of the counts, padded with -1, and their (B,) lengths."""
         if users is not None:
             lengths = self.training.lengths[users]
             there = np.flatnonzero(lengths > 0)
@@ -169,13 +158,11 @@ class Features:
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
     def _cosine(self, histories: Ints, items: Ints, seen_by_others: Floats, has_both: Floats) -> Floats:
-        """(B, N, T) `s` without the user's part."""
         both = self.together.at(histories[:, None, :], items[:, :, None]) - has_both
         norms = np.sqrt(np.maximum(seen_by_others[:, :, None] * self.users[histories][:, None, :], 1.0))
         return np.asarray(np.maximum(both, 0.0) / norms, np.float32)
 
     def _next(self, last: Ints, items: Ints, own: Ints) -> Floats:
-        """(B, N) how often the item followed the last one, as a share, without the user's part."""
         before = own[:, None, :-1] == last[:, :, None]  # (B, 1, S - 1)
         mine = (before & (own[:, None, 1:] == items[:, :, None])).sum(2)
         any_of_mine = (before & (own[:, None, 1:] >= 0)).sum(2)
@@ -184,7 +171,6 @@ class Features:
         return np.asarray(others / (1.0 + any_others), np.float32)
 
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
-        """(B, N, T) `J`, 0 where neither has an attribute."""
         overlap = np.zeros((*items.shape, histories.shape[1]), np.float32)
         if self.attributes.nnz:
             row, candidate, place = np.nonzero(np.broadcast_to(real[:, None, :], overlap.shape))
@@ -195,7 +181,6 @@ class Features:
         return overlap
 
     def _text(self, histories: Ints, last: Ints, items: Ints, weights: Floats) -> tuple[Floats, Floats]:
-        """(B, N) each: the texts' similarity to the last item, and to the history."""
         if self.texts is None:
             nothing = np.zeros(items.shape, np.float32)
             return nothing, nothing
@@ -205,7 +190,7 @@ class Features:
 
 
 def _indicators(attributes: Sequence[Sequence[str]]) -> tuple[sparse.csr_array, Floats]:
-    """(V, A) which item has which attribute, and (V,) how many each has."""
+    """(V, A) indicators of attributes, and (V,) their number per item."""
     sets = [sorted(set(names)) for names in attributes]
     columns = {name: place for place, name in enumerate(sorted({name for names in sets for name in names}))}
     counts = np.array([len(names) for names in sets], np.int64)

@@ -3,12 +3,9 @@
     POST url   {"histories": [["a", "b"], ["c"]], "candidates": [["d", "e"], ["f"]]}
     200        {"scores": [[0.3, 0.1], [2.5]]}
 
-Ids are those of the input data, numbers or strings; histories are oldest first. A request that met a connection error,
-a time-out or one of the statuses 408, 429 and 5xx is sent again after a pause that doubles each time, or after the
-seconds that the answer's Retry-After asks for. Once one request has been told to wait, no other is sent before that: a
-service that is full is not asked by the other threads meanwhile. Any other status, and an answer that is not whole,
-ends the scoring at once. Redirects are not followed, and proxies are not used, so nothing is sent anywhere but to the
-address that was given.
+Histories are oldest first. Connection errors, time-outs and statuses 408, 429 and 5xx are retried after a pause that
+doubles, or after Retry-After, which holds back all other requests too. Any other status and an invalid response end the
+scoring. Redirects and proxies are not used.
 """
 
 from __future__ import annotations
@@ -37,13 +34,13 @@ from adagrpo.rewards.external import (
 )
 from adagrpo.types import Histories
 
-AGAIN = {408, 429}  # beside all from 500 on
+AGAIN = {408, 429}  # and all from 500 on
 LONGEST_PAUSE = 30.0  # seconds
 READ_BYTES = 2**16  # bytes read between two looks at the clock
 
 
 class _TryAgain(Exception):
-    """A failure that may pass."""
+    """A transient failure."""
 
     def __init__(self, problem: str, after: float | None = None) -> None:
         super().__init__(problem)
@@ -66,19 +63,13 @@ class HttpReward:
         token_env: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Describe an endpoint; nothing is sent yet.
+        """Configure an endpoint; nothing is sent yet.
 
         Args:
-            url: `http` or `https`.
-            ids: (V,) id of each item.
-            batch_size: histories a request.
-            concurrency: requests at a time.
-            timeout_seconds: for a whole request, from the connection to the last byte of the answer.
-            retries: how often a request is sent again.
-            backoff_seconds: the first pause; each is twice the one before. No pause is longer than 30 seconds, whether
-                it is one of these or was asked for by Retry-After.
-            token_env: environment variable that holds a bearer token.
-            sleep: called with seconds to wait.
+            batch_size: histories per request.
+            timeout_seconds: from the connection to the last byte of the response.
+            backoff_seconds: the first pause; each is twice the one before, up to 30 seconds.
+            token_env: environment variable with a bearer token.
 
         Raises:
             UserError: the variable is not set.
@@ -100,10 +91,10 @@ class HttpReward:
         self._resume_at = 0.0  # on the monotonic clock; of whichever request was told to wait longest
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`.
+        """Score (B, N) items, see `Reward.score`.
 
         Raises:
-            ServiceError: the endpoint failed for good, or its answer is not whole.
+            ServiceError: the endpoint failed for good, or its response is invalid.
         """
         whole = score_request(histories, items, self.ids)
         size = self.batch_size
@@ -119,7 +110,6 @@ class HttpReward:
         return scatter_scores(scores, items)
 
     def _batch(self, request: ScoreRequest) -> list[NDArray[np.float32]]:
-        """Ask until there is an answer, the failure is final, or the retries are used up."""
         body = json.dumps(request._asdict()).encode()
         limit = 2**16 + 64 * sum(map(len, request.candidates))  # bytes: far more than any number needs
         for attempt in range(self.retries + 1):
@@ -140,7 +130,6 @@ class HttpReward:
             self._resume_at = max(self._resume_at, time.monotonic() + min(asked, LONGEST_PAUSE))
 
     def _send(self, body: bytes, limit: int) -> bytes:
-        """One request, and the bytes of its answer."""
         deadline = time.monotonic() + self.timeout
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self.timeout)

@@ -1,7 +1,6 @@
-"""A reward that knows nothing: the control of every claim about a reward and, in a weighted sum, what degrades one.
+"""An uninformative reward: a control, or noise in a weighted sum.
 
-Scores are standard normal: numbers that are a function of seed, history and item, see `keyed_uniforms`, through the
-quantiles of the normal distribution. They are new for each history and item, and the same whenever they are asked for.
+Scores are standard normal, a function of seed, history and item (`keyed_uniforms`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ class NoiseReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, seed: int = 0) -> None:
-        """Another seed is other noise."""
         self.seed = seed
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`."""
+        """Score (B, N) items, see `Reward.score`."""
         seen, lengths = histories.items.cpu().numpy(), histories.lengths.cpu().numpy()
         state = np.zeros(len(lengths), np.int64)
         for place in range(seen.shape[1]):

@@ -13,13 +13,9 @@ class Reward(Protocol):
     """A reward model, typically a production ranker."""
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score items for histories.
-
-        Args:
-            histories: `B` histories.
-            items: (B, N) int64 items, `-1` where there is nothing to score.
+        """Score items (B, N) int64, -1 for none, for `B` histories.
 
         Returns:
-            (B, N) float32; the value at `-1` is unspecified and must not be read.
+            (B, N) float32; the value at -1 is unspecified and must not be read.
         """
         ...

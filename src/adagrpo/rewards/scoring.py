@@ -1,7 +1,4 @@
-"""Asking a reward, once for all items, and checking what it answers.
-
-A score of NaN or infinity is an error that names who gave it; it is never replaced by something plausible.
-"""
+"""Checked scoring by a reward: a NaN or infinite score is an error that names the reward, never replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-AT_ONCE = 2**17  # items that a reward is asked about at a time, of a whole catalogue
+AT_ONCE = 2**17  # items that a reward scores per call, for a whole catalogue
 
 
 class BadReward(ValueError):
@@ -26,18 +23,11 @@ def ask_reward(
     histories: Histories,
     items: Tensor,  # (B, N) int64, -1 where there is nothing to score
 ) -> Tensor:  # (B, N) float32, NaN at -1
-    """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
-
-    Args:
-        histories: `B` histories.
-        items: (B, N) int64, -1 where there is nothing to score.
-
-    Returns:
-        (B, N) float32, NaN at -1.
+    """Score all items in one call and check the result; without any item the reward is not called.
 
     Raises:
         BadReward: the shape is not (B, N).
-        NotFinite: the score of a real item is NaN or infinite; the reward, or the members of it that did so, are named.
+        NotFinite: the score of an item is NaN or infinite; names the reward or the members at fault.
     """
     if not bool((items >= 0).any()):  # no rollout of a whole step names an item
         return torch.full(items.shape, torch.nan, device=items.device)
@@ -59,11 +49,7 @@ def ask_catalogue(
     histories: Histories,
     items: Tensor,  # (B, V)
 ) -> Tensor:  # (B, V)
-    """`ask_reward` about very many items, a few histories at a time.
-
-    Raises:
-        BadReward, NotFinite: see `ask_reward`.
-    """
+    """Call `ask_reward` for many items, a few histories at a time."""
     rows, size = torch.arange(len(items), device=items.device), max(1, AT_ONCE // items.shape[1])
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
     return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in parts])
@@ -74,24 +60,13 @@ def ask_members(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
-    """Ask each member of a sum of rewards apart, unweighted; a reward that is no sum is its own and only member.
-
-    Args:
-        histories: `B` histories.
-        items: (B, N) int64, -1 where there is nothing to score.
-
-    Returns:
-        (B, N, M) float32, NaN at -1.
-
-    Raises:
-        BadReward, NotFinite: see `ask_reward`.
-    """
+    """Call `ask_reward` for each of the `M` members of a weighted sum; any other reward is its only member."""
     members = reward.members if isinstance(reward, WeightedReward) else (reward,)
     return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
 
 
 def _culprits(reward: Reward, histories: Histories, items: Tensor) -> list[str]:
-    """Names of the members whose own scores are not finite; of the reward itself where it has none, or none of them."""
+    """Names of the members with scores that are not finite, or of the reward itself."""
     names = [
         name
         for member in getattr(reward, "members", ())

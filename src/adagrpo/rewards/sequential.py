@@ -2,15 +2,11 @@
 
     score(x, i) = h(x) · e_i + b_i
 
-`h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018) with three changes, which
-`research/sequential_ranker` measured: embeddings are normalised before they are read, since those that make good scores
-are small; order is a learned number for each distance; `h` itself has no dropout. It is trained in one of three ways:
-on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
-left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
-baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
-
-A run's ranker of next items starts from the item vectors of the tokenizer in place of random ones, with the users it is
-not to see left out of them (`adagrpo.semantic_ids.embeddings.starting_rows`); one of impressions starts at random.
+`h` is SASRec (Kang and McAuley 2018) with three changes (`research/sequential_ranker`): input embeddings are
+normalised, order is a learned number for each distance, and `h` has no dropout. Losses: binary cross-entropy of
+`score + s_slot` on impressions, where `s_slot` absorbs position bias; cross-entropy of the next item over the catalogue
+(Klenitskiy and Vasilev 2023), or over uniform negatives. Next-item rankers start from the tokenizer's item vectors,
+without held-out users.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from adagrpo.types import Histories
 
 
 class SequentialRanker(nn.Module):
-    """See the module's text; implements `adagrpo.rewards.protocol.Reward`."""
+    """The ranker; implements `adagrpo.rewards.protocol.Reward`."""
 
     item_tables = ("items.weight", "bias.weight")  # of a row an item
 
@@ -56,38 +52,34 @@ class SequentialRanker(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items the vectors and biases of items that they are like, `e_i = Σ_j w_j e_j`.
-
-        Args:
-            weights: `w`, rows of sum 1.
-        """
+        """Set vectors and biases of the last `N` items to `e_i = Σ_j w_j e_j`; rows of weights sum to 1."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 
     def states(self, histories: Histories) -> Tensor:
-        """(B, T, D) states; the one at `t` has seen items `0 .. t`."""
+        """Return (B, T, D) states; the one at `t` has seen items `0 .. t`."""
         output: Tensor = self.encoder(self.items(histories.items))
         return output
 
     def last_states(self, histories: Histories) -> Tensor:
-        """(B, D) state of the whole history."""
+        """Return (B, D) states of the whole histories."""
         rows = torch.arange(len(histories.lengths), device=histories.lengths.device)
         return self.states(histories)[rows, histories.lengths - 1]
 
     def candidate_scores(self, states: Tensor, items: Tensor) -> Tensor:
-        """(B, D) states and (B, N) items to (B, N) float32 scores; `-1` is scored as item 0 and must not be read."""
+        """Return (B, N) float32 scores of items from states (B, D); unspecified at -1."""
         items = items.clamp(min=0)
         products = torch.bmm(self.items(items), states.unsqueeze(-1).to(self.items.weight.dtype)).squeeze(-1)
         scores: Tensor = products.float() + self.bias(items).squeeze(-1)
         return scores
 
     def catalogue_scores(self, states: Tensor) -> Tensor:
-        """(N, D) states to (N, V) float32 scores of every item."""
+        """Return (N, V) float32 scores of every item from states (N, D)."""
         return functional.linear(states, self.items.weight, self.bias.weight.squeeze(-1)).float()
 
     @torch.no_grad()
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`. Deterministic: no dropout."""
+        """Score (B, N) items, see `Reward.score`; deterministic."""
         was_training = self.training
         self.eval()
         scores = self.candidate_scores(self.last_states(histories), items)
@@ -95,7 +87,7 @@ class SequentialRanker(nn.Module):
         return scores
 
     def next_item_loss(self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """(N,) cross-entropy over the whole catalogue of `targets` (N,) after `positions` (N,) of `rows` (N,)."""
+        """Return the (N,) cross-entropy over the catalogue of `targets` after `positions` of `rows`."""
         states = self.states(histories)[rows, positions]
         everything = torch.arange(self.items.num_embeddings, device=targets.device)
         return self._cross_entropy(states, targets, self.items.weight, self.bias.weight, everything)
@@ -103,19 +95,19 @@ class SequentialRanker(nn.Module):
     def sampled_loss(
         self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor, negatives: Tensor
     ) -> Tensor:
-        """(N,) cross-entropy of the target among itself and the shared `negatives` (S,); accidental hits are masked."""
+        """Return the (N,) cross-entropy of targets and shared `negatives` (S,); accidental hits are masked."""
         states = self.states(histories)[rows, positions]
         return self._cross_entropy(states, targets, self.items(negatives), self.bias(negatives), negatives)
 
     def _cross_entropy(self, states: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor, others: Tensor) -> Tensor:
-        """(N,) that of targets among themselves and the items `others` (S,) of these `vectors` (S, D) and `bias`."""
+        """(N,) with `others` (S,) of `vectors` (S, D) and `bias`."""
         positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
         return sampled_softmax_loss(states, positive, vectors, bias.squeeze(-1), targets, others)
 
     def impression_loss(
         self, histories: Histories, rows: Tensor, positions: Tensor, items: Tensor, slots: Tensor, clicked: Tensor
     ) -> Tensor:
-        """(N,) binary cross-entropy of `clicked` (N,) for `items` (N,) shown in `slots` (N,) after `positions` (N,)."""
+        """Return the (N,) binary cross-entropy of `clicked` for `items` shown in `slots`, (N,) each."""
         states = self.states(histories)[rows, positions]
         logits = (states * self.items(items)).sum(-1) + (self.bias(items) + self.slot_bias(slots)).squeeze(-1)
         return functional.binary_cross_entropy_with_logits(logits.float(), clicked.float(), reduction="none")

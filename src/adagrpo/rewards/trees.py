@@ -1,13 +1,10 @@
-"""LightGBM's text format, checked before LightGBM sees it.
+"""Checks LightGBM's text format, which LightGBM trusts: a bad index is read out of bounds, a loop never ends.
 
-LightGBM trusts the text of a model: an index out of range is read out of bounds, a tree whose nodes form a loop is
-walked for ever. So nothing of a file is handed on. What a prediction needs is parsed and checked here, written down
-anew, and LightGBM reads that; the scores are the same, bit for bit. Format: LightGBM 4.x, `Tree::ToString` and
-`GBDT::SaveModelToString` (https://github.com/microsoft/LightGBM/tree/v4.6.0/src).
+What a prediction needs is parsed, checked and rewritten for LightGBM; scores are bit-identical. Format: LightGBM 4.x,
+`Tree::ToString` and `GBDT::SaveModelToString` (https://github.com/microsoft/LightGBM/tree/v4.6.0/src).
 
-What holds for a tree of `N` leaves and `N - 1` nodes, node 0 the root: children are nodes `> own number` or leaves
-`~leaf`, and each other node and each leaf is the child of exactly one node. Then every walk ends in a leaf. LightGBM
-numbers nodes in the order in which it makes them, so its own trees hold to it.
+In a tree of `N` leaves and `N - 1` nodes, node 0 the root, children are nodes `> own number` or leaves `~leaf`, and
+each but the root is the child of exactly one node.
 """
 
 from __future__ import annotations
@@ -31,15 +28,14 @@ CATEGORICAL, MISSING_TYPES = 1, (0, 1, 2)  # decision_type: bit 0; bits 2 and 3
 
 
 class MalformedTrees(ValueError):
-    """A model is malformed; the message names the place."""
+    """A malformed model; the message names the position."""
 
 
 def checked_model(text: str) -> tuple[str, list[str]]:
-    """The text to read in place of `Booster.save_model`'s, with what a raw score needs and no more; the feature names.
+    """Return the rewritten text of a model, with only what raw scores need, and its feature names.
 
     Raises:
-        MalformedTrees: it has another structure than LightGBM writes, several outputs, or leaves that are linear or not
-            finite.
+        MalformedTrees: the structure is not LightGBM's, it has several outputs, or leaves are linear or not finite.
     """
     sections = _sections(text)
     header = next(sections, {})
@@ -77,7 +73,6 @@ def checked_model(text: str) -> tuple[str, list[str]]:
 
 
 def _sections(text: str) -> Iterator[dict[str, str]]:
-    """The header and each tree as key to value; what stands after the trees says nothing of the scores."""
     fields: dict[str, str] = {}
     for line in _lines(text):
         if line == "end of trees":
@@ -104,7 +99,6 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _header(fields: dict[str, str]) -> list[str]:
-    """The names of the features."""
     if fields.get("version") not in VERSIONS:
         raise MalformedTrees(f"version '{_short(fields.get('version', ''))}'; {', '.join(VERSIONS)} are read")
     for key in ("num_class", "num_tree_per_iteration"):
@@ -120,7 +114,7 @@ def _header(fields: dict[str, str]) -> list[str]:
 
 
 def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
-    """A tree written down anew, and the largest value of its leaves, without sign."""
+    """A rewritten tree, and its largest absolute leaf value."""
     leaves, categories = _one(fields, "num_leaves"), _one(fields, "num_cat")
     if not 1 <= leaves <= MOST_LEAVES:
         raise MalformedTrees(f"num_leaves is {leaves}, expected 1 to {MOST_LEAVES}")
@@ -148,7 +142,6 @@ def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
 
 
 def _acyclic(left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-    """Check that the children make one tree, see the top of the module."""
     nodes = len(left)
     children = np.concatenate([left, right])
     parents = np.tile(np.arange(nodes), 2)
@@ -160,7 +153,7 @@ def _acyclic(left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
 
 
 def _categories(fields: dict[str, str], count: int, used: NDArray[np.float64]) -> None:
-    """Check the sets of categories: set `n` is the words `boundaries[n]` to `boundaries[n + 1]` of bits."""
+    """Check category sets: set `n` is words `boundaries[n]` to `boundaries[n + 1]` of bits."""
     if not 0 <= count <= MOST_LEAVES:
         raise MalformedTrees(f"num_cat is {count}")
     if ((used < 0) | (used >= count) | (used != np.floor(used))).any():
@@ -182,10 +175,9 @@ def _integers(fields: dict[str, str], key: str, count: int) -> NDArray[np.int64]
 
 
 def _tokens(fields: dict[str, str], key: str, count: int, form: re.Pattern[str]) -> list[str]:
-    """The words of a value, if they are `count` numbers of a form; their text is what is handed on."""
     if key not in fields:
         raise MalformedTrees(f"has no {key}")
-    length = fields[key].count(" ") + 1  # counted before anything is made of them
+    length = fields[key].count(" ") + 1  # counted before anything is allocated
     if length != count or length > MOST_TOKENS:
         raise MalformedTrees(f"{key} has {length} numbers, expected {count}")
     if not form.fullmatch(fields[key]):

@@ -1,12 +1,7 @@
-"""Points to places of limited capacity, the closest pairs first.
+"""Stable assignment of points to bins of limited capacity, closest pairs first.
 
-The pair (point, place) of the smallest distance is made, then the next smallest among points without a place and
-places with room, and so on. What comes out is stable: no point is nearer to another place that would rather have it
-than one of the points it holds.
-
-Source: deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). Where both sides rank by one distance
-it gives what the greedy loop over all sorted pairs gives, in rounds over arrays and without the sort: mostly a few
-dozen, as many as there are places in the worst case.
+Source: deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it
+equals the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays.
 """
 
 from __future__ import annotations
@@ -19,18 +14,14 @@ def assign_within(
     distances: NDArray[np.floating],  # (N, K)
     capacities: NDArray[np.integer],  # (K,)
 ) -> NDArray[np.int64]:
-    """Give every point a place, no place more points than its capacity.
+    """Return the (N,) int64 bin of each point, with no bin above its capacity.
 
     Args:
-        distances: (N, K) finite distances of the points from the places. Equal ones are decided for the point, then the
-            place, of lower index.
-        capacities: (K,) integers of at least 0.
-
-    Returns:
-        (N,) int64, the place of each point.
+        distances: finite; ties go to the lower point, then the lower bin.
+        capacities: integers, at least 0.
 
     Raises:
-        ValueError: the shapes disagree, a distance is not finite, or the places hold fewer than N points.
+        ValueError: shapes disagree, a distance is not finite, or capacities are too small.
 
     Example:
         >>> assign_within(np.array([[0.0, 5.0], [1.0, 9.0], [2.0, 3.0]]), np.array([2, 2])).tolist()
@@ -43,7 +34,7 @@ def assign_within(
     if (capacities < 0).any() or capacities.sum() < points:
         raise ValueError(f"capacities sum to {capacities.sum()}: expected none below 0 and at least {points} together")
     chosen = np.full(points, -1, dtype=np.int64)
-    # what a point must be below to be taken: the worst point that a full place holds, by (distance, index)
+    # threshold of each full bin: its worst point, by (distance, index)
     worst = np.where(capacities > 0, np.inf, -np.inf)
     worst_point = np.full(places, points)
     looking = np.arange(points)

@@ -1,14 +1,8 @@
-"""The catalogue: which codes name which item, how it is stored, and how good its codes are.
+"""The catalogue: the codes of each item, their storage and quality.
 
-An item is a row of an integer matrix, `codes[item] = (c_1 .. c_L)`, and no two rows are equal, so that a full code
-sequence names one item or none. An item that was delisted keeps its row and its codes, so that a history that holds it
-is still understood; the tree does not hold it, so nothing that is held to the tree can write it.
-
-Two items that share their codes are an error here; `adagrpo.semantic_ids.collisions` mends them beforehand, and `audit`
-says how much it had to mend. The published habit of counting every item with the right codes as a hit is what this
-rules out.
-
-The quality of a level is the entropy of its codes, `H_l = -Σ_k p_k log p_k` in nats, and its share of `log K_l`.
+Rows `codes[item] = (c_1 .. c_L)` are distinct, so a sequence names at most one item; collisions are resolved before
+(`adagrpo.semantic_ids.collisions`). A delisted item keeps its row for histories, but is not in the tree, so
+constrained decoding cannot write it.
 """
 
 from __future__ import annotations
@@ -42,9 +36,9 @@ class Catalog:
     """Codes of `V` items; build it with `Catalog.from_codes`.
 
     Attributes:
-        codes: (V, L) int64, distinct rows.
-        level_sizes: `(K_1 .. K_L)`, how many codes each level has, used or not.
-        trie: prefix tree of the codes of the items that are listed.
+        codes: distinct rows.
+        level_sizes: `(K_1 .. K_L)`, number of codes of each level, used or not.
+        trie: prefix tree of the listed items.
 
     Example:
         >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
@@ -65,16 +59,15 @@ class Catalog:
         level_sizes: Sequence[int] | None = None,
         listed: Tensor | NDArray[np.bool_] | None = None,  # (V,)
     ) -> Catalog:
-        """Check the codes and build their tree.
+        """Check codes and build their catalogue.
 
         Args:
             codes: row `i` names item `i`.
-            level_sizes: `(K_1 .. K_L)`; left out, each is the largest code of its level plus one.
-            listed: False for items that the tree is not to hold; None holds them all.
+            level_sizes: `(K_1 .. K_L)`; None: the largest code of each level plus one.
+            listed: False for items to leave out of the tree; None: all are listed.
 
         Raises:
-            UserError: two items share their codes, or a code is negative, not below its level's size, or of more than
-                31 bits.
+            UserError: two items share their codes, or a code is out of range.
         """
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
@@ -107,7 +100,7 @@ class Catalog:
 
     @property
     def listed(self) -> Tensor:
-        """(V,) bool, True for the items that can be written.
+        """(V,) bool, True for the items in the tree.
 
         Example:
             >>> some = torch.tensor([True, False, True])
@@ -122,17 +115,15 @@ class Catalog:
         self,
         codes: Tensor,  # (..., L) int64
     ) -> Tensor:
-        """(...) int64 items that full code sequences name, -1 where they name none."""
+        """Return (...) int64 items of full code sequences, -1 where they name none."""
         return self.trie.lookup(codes)
 
     def to(self, device: torch.device | str) -> Catalog:
-        """The same catalogue with its tensors on `device`."""
+        """Return the catalogue on `device`."""
         return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
 
     def with_outside(self) -> Catalog:
-        """The same items with one more code at the end of each level, which no item has.
-
-        A policy that can leave the codes of a level writes that code for whatever it wrote there.
+        """Return the catalogue with one more code per level, for whatever a policy writes other than codes.
 
         Example:
             >>> Catalog.from_codes(torch.tensor([[0, 1], [2, 0]])).with_outside().level_sizes
@@ -141,9 +132,9 @@ class Catalog:
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:
-        """Write `path` as Parquet, and `level_sizes` beside it as `.json`.
+        """Write Parquet, and `level_sizes` to a `.json` of the same name.
 
-        Columns: item int32, codes list<int32>, and listed bool where an item is not.
+        Columns: item int32, codes list<int32>, and listed bool if any item is not.
         """
         codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))
         columns = [pl.Series("item", np.arange(self.num_items, dtype=np.int32)), codes]
@@ -155,10 +146,10 @@ class Catalog:
 
     @classmethod
     def read(cls, path: Path) -> Catalog:
-        """Read what `write` wrote.
+        """Read the files of `write`.
 
         Raises:
-            UserError: a file is missing or damaged, items are not 0 .. V-1, or the codes do not name items uniquely.
+            UserError: a file is missing or damaged, items are not 0 .. V-1, or two share their codes.
         """
         sizes = _read_level_sizes(path.with_suffix(".json"))
         frame = _read_parquet(path, ["item", "codes"], optional=[LISTED]).sort("item")
@@ -181,21 +172,18 @@ def import_semantic_ids(
     id_column: str = "item_id",
     max_expansion: float = MAX_EXPANSION,
 ) -> NDArray[np.int64]:
-    """Codes that someone else published, in the order of our catalogue.
-
-    The codes are returned as they are, collisions included; see `adagrpo.semantic_ids.collisions` for those.
+    """Read published codes in the order of the catalogue; collisions are kept.
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
-        item_ids: of the catalogue; the file's ids are read as those of a log, and compared as text.
-        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
+        item_ids: (V,) ids of the catalogue, compared as text.
+        max_expansion: see `adagrpo.data.logs.unpacking`.
 
     Returns:
-        (V, L) int64; `(0, 0)` for an empty catalogue.
+        (V, L) int64; `(0, 0)` without items.
 
     Raises:
-        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers from 0 to
-            2**31 - 1.
+        UserError: a column is missing, or an item does not have one row of L codes.
     """
     frame = _read_parquet(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
@@ -228,18 +216,14 @@ def audit(
     *,
     reconstruction_error: float | None = None,
 ) -> dict[str, Any]:
-    """Measure how well the codes spread the items.
+    """Measure how well codes distinguish items.
 
     Returns:
-        JSON-able: `items`, `levels`, `distinct_sequences` and `largest_collision` (items that share one sequence, 1 if
-        none do), `collision_rate` (share of items that share theirs) and `reconstruction_error` of `codes_before`;
-        `density` = V / Π K_l and `log10_density` of the catalogue (None without items); and `per_level`, a list over
-        the catalogue's levels:
-        `size` K_l, `codes_used`, `entropy` in nats, `entropy_share` of log K_l (None where K_l is 1),
-        `largest_cluster` (most items on one code) and `prefixes` (distinct prefixes up to this level).
-
-    Raises:
-        ValueError: `codes_before` does not have one row per item.
+        JSON-able: `items`, `levels`; before resolution `distinct_sequences`, `largest_collision` (most items on one
+        sequence), `collision_rate` (share of items on shared ones) and `reconstruction_error`; `density` = V / Π K_l
+        and `log10_density` (None without items); and `per_level`, a list of `size` K_l, `codes_used`, `entropy`
+        -Σ_k p_k log p_k in nats, `entropy_share` of log K_l (None if K_l is 1), `largest_cluster` (most items on one
+        code) and `prefixes` (distinct ones so far).
     """
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:
@@ -279,7 +263,6 @@ def _check_range(
     codes: NDArray[np.int64],  # (V, L)
     level_sizes: tuple[int, ...],
 ) -> None:
-    """Raise UserError at the first code outside its level."""
     last = [min(size - 1, LARGEST_CODE) for size in level_sizes]
     outside = np.argwhere((codes < 0) | (codes > np.asarray(last)))
     if len(outside):
@@ -292,7 +275,6 @@ def _check_range(
 def _check_distinct(
     codes: NDArray[np.int64],  # (V, L)
 ) -> None:
-    """Raise UserError at the first item whose codes an earlier item has."""
     group, counts = sequence_groups(codes)
     if len(counts) < len(codes):
         earlier = np.unique(group, return_index=True)[1][group]
@@ -306,7 +288,6 @@ def _check_distinct(
 def _read_parquet(
     path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION, optional: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Columns of a Parquet file; UserError where it or one of them is missing."""
     try:
         schema = pl.read_parquet_schema(path)
         columns = [*columns, *(column for column in optional if column in schema)]
@@ -323,7 +304,6 @@ def _read_parquet(
 
 
 def _read_level_sizes(path: Path) -> tuple[int, ...]:
-    """`level_sizes` of the sidecar."""
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))["level_sizes"]
         if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
@@ -340,7 +320,7 @@ def _code_matrix(
     names: pl.Series,  # (V,) what to call each row in an error
     source: str,
 ) -> NDArray[np.int64]:
-    """(V, L) codes of a list column whose lists all have one length and no null."""
+    """Return (V, L) codes of a column of lists of one length."""
     if isinstance(lists.dtype, pl.Array):
         lists = lists.arr.to_list()
     if not isinstance(lists.dtype, pl.List) or not lists.dtype.inner.is_integer():
@@ -349,7 +329,7 @@ def _code_matrix(
         return np.empty((0, 0), dtype=np.int64)
     lengths = lists.list.len().fill_null(0).to_numpy()
     filled = lists.list.drop_nulls().list.len().fill_null(0).to_numpy()
-    levels = int(np.bincount(lengths[lengths > 0], minlength=1).argmax())  # what most have, of those that have any
+    levels = int(np.bincount(lengths[lengths > 0], minlength=1).argmax())  # most frequent length above 0
     bad = np.flatnonzero((lengths != levels) | (filled != levels) | (filled == 0))
     if len(bad):
         row = int(bad[0])

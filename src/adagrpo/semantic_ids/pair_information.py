@@ -1,14 +1,9 @@
-"""Which items occur near each other more than by chance: a sparse matrix, made a block of items at a time.
+"""Pointwise mutual information of items that occur near each other, computed in blocks of items.
 
     p_ij = max(0, log(n_ij n / (n_i n_j)))     n_ij pairs of items within a window, n_i = Σ_j n_ij, n = Σ_i n_i
 
-Source: positive pointwise mutual information, see `adagrpo.semantic_ids.embeddings`. How often an item is part of a
-pair is known without the pairs, so the pairs of some items can be listed, counted and weighed without those of others,
-and no more than a block of them is in memory beside what is kept. The places of the log are sorted by their item once,
-so that each block looks at its own places alone.
-
-Where a log has more than `PAIRS` pairs, an item keeps at most `PAIRS / V` neighbours: those of the largest
-`n_ij p_ij`, which is what the pair adds to the information of the whole (local mutual information, Evert 2005).
+Beyond `PAIRS` pairs an item keeps the `PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual information, Evert
+2005).
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from adagrpo.types import Ragged
 
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
 BLOCK = 2**25  # pairs that are counted at a time
-_PLACES = 2**22  # places of the log that are looked at together
+_PLACES = 2**22  # log positions processed at a time
 
 Ints = NDArray[np.int64]
 
@@ -39,18 +34,18 @@ def pair_information(
     most: int = PAIRS,
     block: int = BLOCK,
 ) -> sparse.csr_array:
-    """(V, V) information of pairs, symmetric where nothing was cut; columns ascend in each row.
+    """Return the (V, V) information of pairs, symmetric if nothing was cut; columns ascend in each row.
 
     Args:
-        window: at least 1; two items are a pair if they are at most this many places apart.
-        most: entries above which the neighbours of an item are cut.
-        block: pairs that are counted at a time.
+        window: maximum distance of two items, at least 1.
+        most: number of pairs above which neighbours are cut.
+        block: number of pairs counted at a time.
     """
     left = _left_in_sequence(training, window)
     totals = _pairs_of_items(training.values, left, num_items)
     total = int(totals.sum())
     limit = None if total <= most else max(1, most // num_items)
-    # what the exact solver may get stays exact
+    # float64 if the exact solver may be used
     kind = np.float64 if limit is None and num_items <= EXACT_ROWS else np.float32
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
@@ -77,7 +72,7 @@ def pair_information(
 
 
 def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteger]:
-    """(total,) how many items follow each in its sequence, at most `window`."""
+    """Return (total,) the number of items after each in its sequence, at most `window`."""
     reach = min(window, int(training.lengths.max(initial=0)))
     left = np.full(len(training.values), reach, np.min_scalar_type(reach))
     for distance in range(reach):
@@ -88,7 +83,6 @@ def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteg
 def _pairs(
     values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    """Pairs of different items, each once, of some places of the log at a time."""
     for start in range(0, len(values), _PLACES):
         here = slice(start, start + _PLACES)
         for distance in range(1, int(left[here].max()) + 1):
@@ -99,7 +93,7 @@ def _pairs(
 
 
 def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int) -> Ints:
-    """(V,) `n_i`."""
+    """Return (V,) `n_i`."""
     totals = np.zeros(num_items, np.int64)
     for pair in _pairs(values, left):
         for side in pair:
@@ -108,7 +102,7 @@ def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
 
 
 def _places_of_items(training: Ragged, num_items: int) -> tuple[NDArray[np.integer], Ints]:
-    """(total,) the places of the log by their item, and (V + 1,) where those of each item begin."""
+    """Return (total,) log positions by item, and the (V + 1,) start of each item's."""
     order = np.argsort(training.values, kind="stable")
     training.release()
     narrow = order.astype(np.int32) if len(order) < 2**31 else order  # half the memory
@@ -121,7 +115,7 @@ def _keys(
     places: NDArray[np.integer],  # (P,) of the log
     num_items: int,
 ) -> Ints:
-    """(N,) item · V + neighbour of every pair of the items at some places, in no order."""
+    """Return (N,) unsorted keys item · V + neighbour of pairs."""
     parts, farthest = [np.empty(0, np.int64)], int(left.max(initial=0))
 
     def add(items: NDArray[np.int32], neighbours: NDArray[np.int32]) -> None:
@@ -141,7 +135,7 @@ def _keys(
 
 
 def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
-    """(N',) rows, columns and counts of the keys that are there, ascending; `keys` is sorted in place."""
+    """Return (N',) ascending rows and columns, and counts; sorts `keys` in place."""
     keys.sort()
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
     distinct = keys[starts]

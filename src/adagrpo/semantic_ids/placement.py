@@ -1,21 +1,11 @@
-"""Codes for items that come after a tokenizer was fitted: near the items that they are like, where no item is yet.
+"""Codes for items that arrive after the tokenizer was fitted: free codes near those of similar items.
 
-What a new item is like is a row of weights over the `V` items that were trained with, from its text and from the items
-that it was first seen with:
+    w_j = (κ s_j / Σ s + n_j) / (κ + Σ n)              x = |x̄| Σ_j w_j x_j / |Σ_j w_j x_j|
 
-    w_j = (κ s_j / Σ s + n_j) / (κ + Σ n)
-
-`s_j` is the TF-IDF cosine of the texts, of the nearest alone, `n_j` how often the item was seen within a window of item
-`j`, and `κ` how many sightings the text is worth. The vector of the item is the mean of theirs, at their length,
-
-    x = |x̄| Σ_j w_j x_j / |Σ_j w_j x_j|
-
-and its codes are, level by level, the nearest centroid under which a sequence is left that no item begins with. A level
-that numbers the items of a sequence (`adagrpo.semantic_ids.collisions`) has no centroids: there the new item is number
-0, or the next one where every sequence of centroids is taken. A sequence of its own is better than the next number of
-the nearest: policies have seldom seen a number above 0 (`research/catalog_changes`).
-
-Items are placed one after the other, in the order that they are given in, and never moved for one another.
+`s_j` is the TF-IDF cosine with known item `j` (nearest only), `n_j` their co-occurrences, `κ` the weight of the text.
+Codes are, level by level, the nearest centroid of `x` under which a sequence is free. A level that numbers items
+(`adagrpo.semantic_ids.collisions`) gets 0 if possible, as policies have seldom seen other numbers
+(`research/catalog_changes`).
 """
 
 from __future__ import annotations
@@ -33,11 +23,11 @@ from adagrpo.semantic_ids.embeddings import tf_idf
 from adagrpo.semantic_ids.quantization import Quantization
 from adagrpo.types import Ragged
 
-_ENTRIES = 2**22  # similarities that are held at a time
+_ENTRIES = 2**22  # similarities in memory at a time
 
 
 def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str]], count: int) -> sparse.csr_array:
-    """(N, V) TF-IDF cosine of `N` new documents with the `count` nearest of `V` known ones; of equals the first.
+    """Return (N, V) TF-IDF cosines of new documents with their `count` nearest known ones; ties go to the first.
 
     Example:
         >>> nearest_documents([["red", "shoe"], ["red", "tent"], ["stove"]], [["shoe", "red"]], 1).toarray().round(3)
@@ -51,13 +41,10 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """(N, V) the `count` largest similarities of each row, of which a block of rows is held at a time.
+    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks.
 
     Args:
-        rows: `N`.
-        columns: `V`.
-        similarity: of some rows, (n, V).
-        count: how many are kept of each row, see `keep_largest`.
+        similarity: of a slice of rows, (n, V).
     """
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
@@ -65,7 +52,7 @@ def nearest_of(
 
 
 def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
-    """The `count` largest positive entries of each row; of equals those of the lower column."""
+    """Keep the `count` largest positive entries per row; ties go to the lower column."""
     entries = similarity.tocoo()
     row, column = entries.coords
     order = np.lexsort((column, -entries.data, row))
@@ -77,7 +64,7 @@ def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
 
 
 def seen_together(sequences: Ragged, known: int, total: int, window: int) -> sparse.csr_array:
-    """(total - known, known) how often each new item is within a window of each known one, which come first.
+    """Return (total - known, known) counts of each new item within a window of known ones, which come first.
 
     Example:
         >>> seen_together(Ragged(np.array([0, 2, 1, 0], np.int32), np.array([0, 4])), 2, 3, 1).toarray()
@@ -103,12 +90,7 @@ def weights_of(
     together: sparse.csr_array,  # (N, V)
     prior: float,
 ) -> sparse.csr_array:
-    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text.
-
-    Args:
-        similarity: `s`, at least 0.
-        together: `n`, at least 0.
-    """
+    """Return the (N, V) weights `w`, given `s` and `n`; rows sum to 1, or to 0 without any signal."""
     sums, seen = similarity.sum(axis=1), together.sum(axis=1)
     texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity
     total = np.where(sums > 0, prior, 0) + seen
@@ -122,13 +104,13 @@ def place(
     level_sizes: Sequence[int],  # (L,)
     taken: NDArray[np.int64],  # (V', L)
 ) -> NDArray[np.int64]:
-    """(N, L) codes that no item has, see the module's text.
+    """Return (N, L) free codes for new items, in the given order.
 
     Args:
-        weights: of `weights_of`.
-        quantization: points and codebooks, of the first levels or of all.
-        level_sizes: `(K_1 .. K_L)` of the catalogue. Codebooks may be shorter: their codes alone are chosen.
-        taken: the codes of all items that there are, also of those that were delisted.
+        weights: from `weights_of`.
+        quantization: of the first levels or of all.
+        level_sizes: of the catalogue; codebooks may be smaller.
+        taken: codes of all known items, delisted ones included.
 
     Raises:
         UserError: no sequence is left.
@@ -158,7 +140,7 @@ def place(
 
 
 class _Taken:
-    """Counts of the sequences of a tree that are taken below each prefix."""
+    """Number of used sequences below each prefix."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
@@ -166,11 +148,10 @@ class _Taken:
         self.below: Counter[tuple[int, ...]] = Counter()
 
     def add(self, codes: Sequence[int]) -> None:
-        """Take a sequence."""
         self.below.update(tuple(codes[: level + 1]) for level in range(len(codes)))
 
     def nearest_free(self, vector: NDArray[np.float64], books: Sequence[NDArray[np.float64]]) -> list[int] | None:
-        """The nearest sequence with room, level by level; None where none is left."""
+        """Return the nearest sequence with room, level by level; None if there is none."""
         codes: list[int] = []
         for level, size in enumerate(self.sizes):
             order: Iterable[int] = range(size)

@@ -1,21 +1,13 @@
-"""Residual k-means: item vectors to short code sequences that items alike begin alike.
+"""Residual k-means: item vectors to short code sequences, with shared prefixes for similar items.
 
     r_0 = x;   c_l = argmin_k |r_{l-1} - e_lk|²;   r_l = r_{l-1} - e_{l, c_l}          x ≈ Σ_l e_{l, c_l}
 
-Source: residual vector quantisation (Chen, Guan & Wang, Sensors 2010), the RQ-KMeans of OneRec-style tokenizers, with
-k-means++ seeding (Arthur & Vassilvitskii, SODA 2007) and Lloyd's iterations. Each level is fitted once, in order, on
-what the levels before it left over.
+Source: Chen, Guan & Wang, Sensors 2010 (RQ-KMeans of OneRec-style tokenizers); k-means++ (Arthur & Vassilvitskii, SODA
+2007); fitted on a sample as in faiss (Johnson, Douze & Jégou 2019).
 
-Balanced (`cluster_bound`): no code of a level names more than `⌈bound · V / K⌉` items; an item whose nearest centroid
-is taken by nearer ones goes to the next that has room, see `adagrpo.semantic_ids.assignment`. OneRec (Deng et al. 2025)
-fills one cluster after the other instead, which depends on their order.
-
-Sizes: codebooks are fitted on at most `FITTED` items, or 256 a code where that is more, as faiss does (Johnson, Douze &
-Jégou 2019); they are drawn by the seed. Every item is then assigned, a block at a time.
-
-Departures: a cluster that loses all its items is seeded again at the item farthest from its own centroid; a level
-whose residuals hold fewer distinct vectors than codes gets fewer codes. Items that still share all their codes are told
-apart afterwards, see `adagrpo.semantic_ids.collisions`.
+Departures: an empty cluster restarts at the item farthest from its centroid; a level has at most as many codes as
+distinct residuals; balanced clusters fill closest pairs first (`adagrpo.semantic_ids.assignment`), not one by one as in
+OneRec (Deng et al. 2025).
 """
 
 from __future__ import annotations
@@ -31,10 +23,10 @@ from torch import Tensor
 
 from adagrpo.semantic_ids.assignment import assign_within
 
-FITTED, A_CODE = 2**18, 256  # items that codebooks are fitted on at most, or so many a code where that is more
+FITTED, A_CODE = 2**18, 256  # codebooks are fitted on at most this many items, or this many per code if more
 DISTANCES = 2**26  # of points and centroids that are in memory at a time
 _NUMBERS = 2**26  # of vectors whose squares are summed at a time
-_ROWS = 2**12  # that are held against a new seed while they are in the cache
+_ROWS = 2**12  # compared with a new seed at a time, to stay in the cache
 
 # Squared distances below this share of the mean squared norm of the input are float32 rounding, not structure.
 _FLOOR = 1e-12
@@ -45,9 +37,9 @@ _Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and the codebooks they point into.
+    """Codes of `V` vectors and their codebooks.
 
-    `points` is what was quantised: the item vectors, or what an encoder made of them; `decode` leads back.
+    `points` is what was quantised: the vectors, or an encoding that `decode` maps back.
     """
 
     codes: NDArray[np.int64]  # (V, L)
@@ -61,14 +53,14 @@ class Quantization:
         return tuple(len(codebook) for codebook in self.codebooks)
 
     def residual(self, level: int) -> NDArray[np.float32]:
-        """(V, D) what the first `level` codes leave over of the points; all of them at 0."""
+        """Return the (V, D) residual after the first `level` codes."""
         left = self.points
         for codes, codebook in list(zip(self.codes.T, self.codebooks, strict=True))[:level]:
             left = left - codebook[codes]
         return left
 
     def reconstruct(self) -> NDArray[np.float32]:
-        """(V, D) the vectors that the codes stand for."""
+        """Return the (V, D) reconstructed vectors."""
         total = self.codebooks[0][self.codes[:, 0]]
         for level, codebook in enumerate(self.codebooks[1:], start=1):
             total += codebook[self.codes[:, level]]
@@ -84,17 +76,13 @@ def residual_kmeans(
     iterations: int = 20,
     cluster_bound: float | None = None,
 ) -> Quantization:
-    """Quantise item vectors level by level: codes (V, L) and `L` codebooks of at most (K, D).
+    """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
 
     Args:
-        codes: `K`, the most codes a level may have.
-        seed: equal seeds give equal codes on the same machine and number of threads.
-        iterations: the most Lloyd iterations a level; it stops earlier once no item moves.
-        cluster_bound: the most items a code may name, as a multiple of the mean V / K, rounded up; at least 1. None:
-            each item takes its nearest centroid.
-
-    Raises:
-        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
+        codes: `K`.
+        seed: codes repeat on the same machine and number of threads.
+        iterations: maximum number of Lloyd iterations per level.
+        cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
 
     Example:
         >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
@@ -133,17 +121,9 @@ def level_means(
     codes: NDArray[np.int64],  # (V, L)
     vectors: NDArray[np.float32],  # (V, D)
 ) -> Quantization:
-    """Codebooks for codes that came without any: the mean of what is left over, code by code and level by level.
+    """Fit codebooks (largest code + 1, D) to given codes: the mean residual of each code, level by level.
 
-    Args:
-        codes: (V, L) integers of at least 0, V and L at least 1.
-        vectors: (V, D) item vectors.
-
-    Returns:
-        The codes with `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
-
-    Raises:
-        ValueError: the shapes disagree or are empty.
+    An unused code gets the overall mean.
     """
     if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
         raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
@@ -163,11 +143,7 @@ def reconstruction_error(
     vectors: NDArray[np.float32],  # (V, D)
     reconstruction: NDArray[np.float32],  # (V, D)
 ) -> float:
-    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none.
-
-    Raises:
-        ValueError: the shapes disagree.
-    """
+    """Return `Σ |x - x̂|² / Σ |x - x̄|²`, the unexplained share of the variance; 0 without variance."""
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
     step = max(1, _NUMBERS // max(1, vectors.shape[1]))
@@ -185,7 +161,7 @@ def nearest_centroid(
     points: Tensor,  # (V, D)
     centroids: Tensor,  # (K, D)
 ) -> tuple[Tensor, Tensor]:
-    """(V,) int64 nearest centroid and (V,) squared distance to it."""
+    """Return the (V,) int64 nearest centroid and the (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
     for block in _blocks(points, max(1, DISTANCES // len(centroids))):
@@ -196,7 +172,6 @@ def nearest_centroid(
 
 
 def _blocks(points: Tensor, rows: int) -> list[Tensor]:
-    """The points, so many rows at a time; at least one block."""
     return [points[first : first + rows] for first in range(0, max(1, len(points)), rows)]
 
 
@@ -206,10 +181,7 @@ def _seed_centroids(
     floor: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """(K, D) k-means++ seeds, each drawn in proportion to its squared distance from the seeds before it.
-
-    K is less than `codes` where no point is left that is farther than the floor from every seed.
-    """
+    """Return at most (codes, D) k-means++ seeds."""
     uniforms = torch.rand(codes, generator=generator, dtype=torch.float64)
     seeds = [points[int(uniforms[0] * len(points))]]
     # Exact differences, not |x|² - 2x·c + |c|²: a duplicate of a seed must come out at zero.
@@ -230,7 +202,6 @@ def _squared_distances(
     points: Tensor,  # (V, D)
     seed: Tensor,  # (D,)
 ) -> Tensor:  # (V,)
-    """By exact differences, a few rows at a time: what is made of them stays in the cache."""
     return torch.cat([(block - seed).square_().sum(dim=1) for block in _blocks(points, _ROWS)])
 
 
@@ -240,7 +211,7 @@ def _lloyd(
     iterations: int,
     assign: _Assignment = nearest_centroid,
 ) -> tuple[Tensor, Tensor]:
-    """(K, D) centroids after at most `iterations` updates, and the (V,) int64 centroid of every point."""
+    """Return (K, D) centroids and the (V,) int64 centroid of every point."""
     nearest, distance = assign(points, centroids)
     for _ in range(iterations):
         counts = torch.bincount(nearest, minlength=len(centroids))
@@ -258,8 +229,6 @@ def _lloyd(
 
 
 def _balanced(bound: float) -> _Assignment:
-    """Like `nearest_centroid`, under a bound on the items of each centroid, `⌈bound · V / K⌉`."""
-
     def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         most = math.ceil(round(bound * len(points) / len(centroids), 9))  # rounded: 1.1 * 100 / 10 is above 11
         squares = points.square().sum(dim=1, keepdim=True) + centroids.square().sum(dim=1)

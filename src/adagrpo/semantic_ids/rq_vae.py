@@ -1,16 +1,12 @@
-"""RQ-VAE: item vectors are encoded, quantised level by level and decoded again, all fitted together.
+"""RQ-VAE: an autoencoder of item vectors with a residual quantiser, trained jointly.
 
     z = f(x);   r_1 = z;   c_l = argmin_k |r_l - e_lk|²;   r_{l+1} = r_l - e_{l, c_l};   ẑ = Σ_l e_{l, c_l}
     loss = |x - g(z + sg(ẑ - z))|² + Σ_l ( |sg(r_l) - e_{l, c_l}|² + β |r_l - sg(e_{l, c_l})|² )
 
-The gradient of the decoder passes the quantiser straight through; `sg` stops gradients; β is the commitment.
+Source: Zeghidour et al., SoundStream (2021); Lee et al., CVPR 2022; TIGER (Rajput et al., NeurIPS 2023). Codebooks
+start from residual k-means; codes unused for an epoch restart at random residuals, as in SoundStream and Jukebox.
 
-Source: Zeghidour et al., SoundStream (2021); Lee et al., CVPR 2022; as a tokenizer of items TIGER (Rajput et al.,
-NeurIPS 2023). The codebooks start from residual k-means of the encoded items, and a code that no item took for a whole
-epoch is put where the residual of a random item lies, as in SoundStream and Jukebox.
-
-Departures: the first tenth of the epochs fits encoder and decoder alone, so that k-means sees an encoding that says
-something; the learning rate falls along a cosine; everything runs in float32 on the CPU, since the net is small.
+Departures: the first tenth of the epochs trains the autoencoder alone; the learning rate follows a cosine.
 """
 
 from __future__ import annotations
@@ -40,23 +36,19 @@ def rq_vae(
     commitment: float = 0.25,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quantization:
-    """Fit an RQ-VAE to item vectors and quantise them with it.
+    """Fit an RQ-VAE to item vectors and quantise them, in float32 on the CPU.
 
     Args:
-        codes: `K`, the most codes a level may have.
-        seed: of weights, batches and restarts; equal seeds give equal codes on the same machine and number of threads.
-        epochs: passes over the items, at least 1.
-        learning_rate: peak of Adam's.
-        hidden: width of the one hidden layer of encoder and of decoder.
-        width: width of what is quantised.
+        codes: `K`, the maximum number of codes per level.
+        seed: results repeat on the same machine and number of threads.
+        learning_rate: peak, of Adam.
+        hidden: width of the hidden layers.
+        width: width of the encoding.
         commitment: β.
-        report: called after each epoch with how many are done, and how many there are.
+        report: called after each epoch with the number done and the total.
 
     Returns:
-        Codes (V, L), `L` codebooks of at most (K, width), the encoded items as points, and the decoder.
-
-    Raises:
-        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
+        Codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder.
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
@@ -104,7 +96,6 @@ def _layers(enter: int, hidden: int, leave: int) -> nn.Sequential:
 def _initial_codebooks(
     encoder: nn.Module, items: Tensor, levels: int, codes: int, seed: int
 ) -> list[nn.Parameter]:  # L of (K_l, width)
-    """Residual k-means of the encoded items."""
     start = residual_kmeans(encoder(items).numpy(), levels=levels, codes=codes, seed=seed)
     return [nn.Parameter(torch.tensor(codebook)) for codebook in start.codebooks]
 
@@ -113,10 +104,7 @@ def _quantise(
     encoded: Tensor,  # (B, width)
     codebooks: list[nn.Parameter],  # L of (K_l, width)
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """L of (B,) codes, and L + 1 of (B, width): the residual before each level and after the last.
-
-    Residuals carry the gradient of the encoder and none of the codebooks.
-    """
+    """Return L of (B,) codes and L + 1 of (B, width) residuals, without gradients of the codebooks."""
     chosen, residuals = [], [encoded]
     for codebook in codebooks:
         picked, _ = nearest_centroid(residuals[-1].detach(), codebook.detach())
@@ -132,10 +120,10 @@ def _losses(
     items: Tensor,  # (B, D)
     commitment: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """(B,) loss of each item and L of (B,) codes."""
+    """Return (B,) losses and L of (B,) codes."""
     encoded = encoder(items)
     chosen, residuals = _quantise(encoded, codebooks)
-    # ẑ = z - what the last level left over; with z's gradient
+    # ẑ = z - last residual, with z's gradient
     passed = encoded - residuals[-1].detach() if codebooks else encoded
     loss = (items - decoder(passed)).square().sum(dim=1)
     for picked, residual, codebook in zip(chosen, residuals[:-1], codebooks, strict=True):
@@ -152,7 +140,6 @@ def _restart(
     residual: Tensor,  # (>= K, width)
     optimiser: torch.optim.Adam,
 ) -> None:
-    """Put dead codes where residuals of random items are, and forget their momentum."""
     codebook[dead] = residual[: len(codebook)][dead]
     for name in ("exp_avg", "exp_avg_sq"):
         optimiser.state[codebook][name][dead] = 0

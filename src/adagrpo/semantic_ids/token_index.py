@@ -1,11 +1,10 @@
-"""Semantic IDs as other projects store them: the names of the tokens of each item.
+"""Semantic IDs as other projects store them: the token names of each item.
 
     {"7": ["<a_210>", "<b_231>", "<c_0>"], ..}        MiniOneRec's and LC-Rec's `*.index.json`
     <a_210><b_231><c_0> TAB title TAB 7               MiniOneRec's `info/*.txt`
 
-The code is the last number in the name of a token; what is around it is the same for all tokens of a level, and is not
-kept: `policy.lm.tokens` says it to a checkpoint. Items that share a sequence keep it. Lines end in a line feed alone: a
-title may hold what else a text is cut at, such as U+2028.
+The code is the last number in a name; the rest is the same for all tokens of a level. Only a line feed ends a line, as
+titles may contain U+2028.
 """
 
 from __future__ import annotations
@@ -28,18 +27,17 @@ TOKEN = re.compile(r"<[^<>]*>")
 
 
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
-    """Codes of an index, in the order of our catalogue.
+    """Read the codes of an index in the order of the catalogue; collisions are kept.
 
     Args:
-        path: ends in `.json` or `.txt`, see the module's text.
-        item_ids: (V,) the catalogue's original item ids, in item order; compared as text.
+        path: ends in `.json` or `.txt`.
+        item_ids: (V,) ids of the catalogue, compared as text.
 
     Returns:
-        (V, L) int64, collisions included; `(0, 0)` for an empty catalogue.
+        (V, L) int64; `(0, 0)` for an empty catalogue.
 
     Raises:
-        UserError: no such file, not of such a form, an item is missing or there twice, or its tokens are not of the
-            names and the number that the others have, or their number is above 2**31 - 1.
+        UserError: the file is missing or malformed, or an item is missing, repeated or named unlike the others.
     """
     entries = _read(path)
     index, counts = dict(entries), Counter(name for name, _ in entries)
@@ -74,11 +72,10 @@ def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
 
 
 def _read(path: Path) -> list[tuple[str, list[str]]]:
-    """Items with the names of their tokens, in the order of the file."""
     try:
         text = path.read_bytes().decode("utf-8")
         if path.suffix == ".json":
-            index = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a key that is there twice is seen
+            index = json.loads(text, object_pairs_hook=tuple)  # pairs, to detect repeated keys
             if not isinstance(index, tuple) or not all(_is_names(value) for _, value in index):
                 raise ValueError
             return list(index)

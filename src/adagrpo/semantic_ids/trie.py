@@ -1,18 +1,10 @@
-"""Prefix tree of the catalogue's codes: which codes may follow a prefix, and which item a full path names.
-
-The tree is a few flat tensors, one table per level, so that a query is one gather or one binary search over all beams:
+"""Prefix tree of the catalogue's codes: which codes may follow a prefix, and which item a full sequence names.
 
     child(l, n, k) = the node of level l + 1 whose prefix is prefix(n) followed by code k, or -1
 
-Nodes of level `l` are the distinct prefixes of length `l`, numbered in lexicographic order; level 0 is the root, 0.
-A level is stored dense, as an (n_l, K_l) table, while that fits `dense_limit` entries, and otherwise as sorted keys
-`n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys. For the same
-reason the children of a node follow each other, so that a search can look at those alone (`branches`), and so do the
-leaves below a node, so that two binary searches say how many of them are in a set of items (`excluding`, `closed`).
-A set as large as the catalogue is counted below every node instead, once for all samples that share it (`eligible`).
-
-Departure from the usual prefix dictionaries of generative retrieval: an unknown prefix is node -1, from which nothing
-is allowed. It is never left unconstrained.
+Nodes of a level are its distinct prefixes in lexicographic order, so the children and the leaves of a node are
+contiguous. Departure from the prefix dictionaries of generative retrieval: an unknown prefix is node -1, which allows
+nothing.
 """
 
 from __future__ import annotations
@@ -27,17 +19,17 @@ from torch import Tensor
 
 
 class Branches(NamedTuple):
-    """All children of `N` nodes, `T` in all, ordered by the place of their parent and then by code."""
+    """All children of `N` nodes, ordered by parent, then code."""
 
     counts: Tensor  # (N,) int64, how many children each node has
-    parents: Tensor  # (T,) int64, the parent's place among the N
+    parents: Tensor  # (T,) int64, index of the parent among the N
     codes: Tensor  # (T,) int64, the code that leads there
     nodes: Tensor  # (T,) int64, the node of the level below
 
 
 @dataclass(frozen=True, eq=False)
 class Eligible:
-    """The items that may be reached, for any number of samples; made by `Trie.eligible`."""
+    """Items that samples may reach; built by `Trie.eligible`."""
 
     items: Tensor  # (V,) bool
     below: tuple[Tensor, ...]  # per level 0 .. L, (max(n_l, 1),) int32, how many of them are below each node
@@ -45,12 +37,12 @@ class Eligible:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes."""
+        """Size in bytes."""
         return sum(tensor.nbytes for tensor in (self.items, *self.below))
 
 
 class Excluded(NamedTuple):
-    """Leaves that each of `B` samples may not reach; made by `Trie.excluding`."""
+    """Leaves that each of `B` samples may not reach; built by `Trie.excluding`."""
 
     keys: Tensor  # (X,) int64, sorted and distinct: sample * n_L + leaf, of eligible leaves
     starts: tuple[int, ...] = (0,)  # the first sample of each run that has one mask
@@ -62,12 +54,12 @@ class Trie:
     """Prefix tree of `V` distinct code sequences; build it with `Trie.build`.
 
     Attributes:
-        level_sizes: `(K_1 .. K_L)`, how many codes each level has.
-        node_counts: `(n_0 .. n_L)`, how many distinct prefixes of each length there are; `n_0` is 1.
-        tables: per level, either the (n_l, K_l) int32 dense child table (one row of -1 if there are no nodes), or the
-            (n_{l+1},) int64 sorted keys `node * K_l + code`.
-        items: (n_L,) int64, the item of each leaf.
-        first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, and the number of nodes below.
+        level_sizes: `(K_1 .. K_L)`, number of codes.
+        node_counts: `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1.
+        tables: per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64
+            sorted keys `node * K_l + code`, whose rank is the child.
+        items: item of each leaf.
+        first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, then the number of children.
         codes: per level, (n_{l+1},) int64, the last code of each child.
 
     Example:
@@ -95,15 +87,10 @@ class Trie:
         *,
         dense_limit: int = 2**26,
     ) -> Trie:
-        """Build the tree of a catalogue.
-
-        Args:
-            codes: (V, L) int64, one distinct code sequence per item, each code in `0 .. K_l - 1`; V may be 0.
-            level_sizes: `(K_1 .. K_L)`.
-            dense_limit: largest number of entries `n_l * K_l` of a dense table.
+        """Build the tree of a catalogue, with sorted keys for tables of more than `dense_limit` entries.
 
         Raises:
-            ValueError: if the shapes disagree, a code is out of range, or two items share their codes.
+            ValueError: shapes disagree, a code is outside `0 .. K_l - 1`, or rows are not distinct.
         """
         sizes = torch.tensor(level_sizes, dtype=torch.int64, device=codes.device)
         if codes.dim() != 2 or codes.shape[1] != len(level_sizes) or not level_sizes:
@@ -132,7 +119,7 @@ class Trie:
         self,
         items: Tensor,  # (n_L,) int64
     ) -> Trie:
-        """The same tree, in which `items[i]` is what was item `i`."""
+        """Return the same tree with item `i` renamed to `items[i]`."""
         return replace(self, items=items[self.items])
 
     @property
@@ -141,7 +128,7 @@ class Trie:
         return len(self.level_sizes)
 
     def to(self, device: torch.device | str) -> Trie:
-        """The same tree with its tensors on `device`."""
+        """Return the tree on `device`."""
         return Trie(
             self.level_sizes,
             self.node_counts,
@@ -156,7 +143,7 @@ class Trie:
         level: int,
         nodes: Tensor,  # (...) int64
     ) -> Tensor:
-        """(..., K_level) bool, which codes may follow nodes of a level; all False at node -1, an unknown prefix."""
+        """Return (..., K_level) bool, which codes may follow nodes of a level; none after node -1."""
         table = self.tables[level]
         if table.dim() == 2:
             return (table[nodes.clamp(min=0)] >= 0) & (nodes >= 0).unsqueeze(-1)
@@ -169,7 +156,7 @@ class Trie:
         nodes: Tensor,  # (...) int64
         codes: Tensor,  # (...) int64
     ) -> Tensor:
-        """(...) int64 node of the next level that a code leads to, -1 where there is none, as for one out of range."""
+        """Return (...) int64 nodes of the next level, -1 where there is none."""
         size = self.level_sizes[level]
         table = self.tables[level]
         known = (nodes >= 0) & (codes >= 0) & (codes < size)
@@ -188,20 +175,20 @@ class Trie:
         level: int,
         nodes: Tensor,  # (...) int64
     ) -> Branches:
-        """List the children of each node, one node after the other: the sparse form of `allowed` and `child`."""
+        """List the children of each node: the sparse form of `allowed` and `child`."""
         flat = nodes.flatten()
         known = flat.clamp(min=0)
         begin = self.first[level].index_select(0, known)  # on a CPU three times as fast as indexing
         counts = (self.first[level].index_select(0, known + 1) - begin).masked_fill_(flat < 0, 0)
         parents = torch.repeat_interleave(counts)
-        # children follow each other, so that they are counted on from the first one of their parent
+        # children are contiguous: count from the parent's first one
         before = counts.cumsum(0) - counts
         places = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
         return Branches(counts, parents, self.codes[level].index_select(0, places), places)
 
     @cached_property
     def leaf_ranges(self) -> tuple[Tensor, ...]:
-        """Per level `0 .. L`, (max(n_l, 1) + 1,) int64: the first leaf below each node, and the number of leaves."""
+        """Per level `0 .. L`, (max(n_l, 1) + 1,) int64: first leaf of each node, then the number of leaves."""
         leaves = self.node_counts[-1]
         ranges = [torch.arange(max(1, leaves) + 1, device=self.items.device).clamp(max=leaves)]
         for first in reversed(self.first):
@@ -210,7 +197,7 @@ class Trie:
 
     @cached_property
     def leaf_of(self) -> Tensor:
-        """(V' + 1,) int64, the leaf of each item up to the last one that has a leaf; -1 for those without, and last."""
+        """(V' + 1,) int64, leaf of each item up to the last with one, -1 for none, and a final -1."""
         leaves = self.items.new_full((int(self.items.max()) + 2 if len(self.items) else 1,), -1)
         leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
         return leaves
@@ -219,7 +206,7 @@ class Trie:
         self,
         items: Tensor,  # (N,) int64
     ) -> int:
-        """Count how many of some items the tree holds.
+        """Return how many of the given items are in the tree.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0]]), (3, 2)).named(torch.tensor([0, 2]))
         >>> trie.holds(torch.tensor([1, 2, 3]))
@@ -232,17 +219,12 @@ class Trie:
         self,
         items: Tensor,  # (V,) bool
     ) -> Eligible:
-        """Count what is eligible below each node, once for all searches that are held to it.
-
-        Of items that the tree does not hold none is counted.
+        """Count the eligible items below each node, once for all searches that share the mask.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
         >>> eligible = trie.eligible(torch.tensor([True, False, True]))
         >>> [below.tolist() for below in eligible.below], eligible.count
         ([[2], [2, 0], [1, 1, 0]], 2)
-
-        Raises:
-            ValueError: `items` is not one bool for each item.
         """
         least = len(self.leaf_of) - 1
         if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
@@ -256,12 +238,11 @@ class Trie:
         items: Tensor,  # (B, X) int64
         eligible: Sequence[Eligible | None] | None = None,
     ) -> Excluded:
-        """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
+        """Collect the items that each of `B` samples may not reach, for `closed`.
 
         Args:
-            items: (B, X) int64, a few for each sample. Those that the tree does not hold are not reached anyway.
-            eligible: for each sample the items that it may reach but for those; None: all. Samples that share a mask
-                should follow each other.
+            items: -1 and items outside the tree are ignored.
+            eligible: mask of each sample, None for all items; samples that share one should be adjacent.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
         >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
@@ -271,13 +252,13 @@ class Trie:
         masks = list(eligible or [None])
         starts = [place for place, mask in enumerate(masks) if place == 0 or mask is not masks[place - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
-        # -1 and what lies beyond the last item with a leaf both find the -1 at the end
+        # -1 and items beyond the last one with a leaf both hit the final -1
         leaves = self.leaf_of[items.clamp(max=len(self.leaf_of) - 1)]
         real = leaves >= 0
         for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
             mask = masks[start]
-            if mask is not None:  # what cannot be reached anyway would be counted twice
-                # an item beyond the mask has no leaf, so that it is none whatever is looked up
+            if mask is not None:  # items outside the mask would be counted twice
+                # items beyond the mask have no leaf, so the looked-up value does not matter
                 real[start:end] &= mask.items[items[start:end].clamp(0, len(mask.items) - 1)]
         return Excluded(torch.unique((samples + leaves)[real]), tuple(starts), tuple(masks[start] for start in starts))
 
@@ -288,17 +269,13 @@ class Trie:
         samples: Tensor,  # (...) int64
         excluded: Excluded,
     ) -> Tensor:
-        """Check that every item below a node is one that its sample may not reach.
+        """Return (...) bool, whether no item below a node may be reached by its sample; True at node -1.
 
         Args:
-            level: of the nodes, `0 .. L`.
-            nodes: (...) int64; -1 is an unknown prefix, below which there is no item.
-            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given;
-                ascending, row by row.
-            excluded: of `excluding`.
-
-        Returns:
-            (...) bool.
+            level: `0 .. L`.
+            nodes: of that level.
+            samples: ascending, broadcast against `nodes`: rows in the items of `excluding`.
+            excluded: from `excluding`.
         """
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)
@@ -313,7 +290,6 @@ class Trie:
         return (left == 0) | (nodes < 0)
 
     def _reachable(self, level: int, nodes: Tensor, samples: Tensor, excluded: Excluded) -> Tensor:
-        """(T,) how many items below each node are in the mask of its sample."""
         ends = samples.new_tensor(excluded.starts[1:])
         bounds = [0, *torch.searchsorted(samples, ends).tolist(), len(samples)]
         counts = []
@@ -330,7 +306,7 @@ class Trie:
         self,
         nodes: Tensor,  # (...) int64
     ) -> Tensor:
-        """(...) int64 items of level-L nodes; -1 stays -1."""
+        """Return (...) int64 items of level-L nodes; -1 stays -1."""
         if len(self.items) == 0:
             return torch.full_like(nodes, -1)
         return torch.where(nodes >= 0, self.items[nodes.clamp(min=0)], -1)
@@ -339,11 +315,7 @@ class Trie:
         self,
         codes: Tensor,  # (..., L) int64
     ) -> Tensor:
-        """(...) int64 items that full code sequences name, -1 where they name none.
-
-        Raises:
-            ValueError: if the last dimension of `codes` is not L.
-        """
+        """Return (...) int64 items of full code sequences, -1 where they name none."""
         if codes.dim() == 0 or codes.shape[-1] != self.num_levels:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (..., {self.num_levels})")
         nodes = torch.zeros_like(codes[..., 0])
@@ -357,7 +329,7 @@ def _dense(
     nodes: int,
     size: int,
 ) -> Tensor:
-    """(max(nodes, 1), size) int32 child table of one level, -1 where there is no child."""
+    """Return the (max(nodes, 1), size) int32 child table, -1 for no child."""
     table = torch.full((max(nodes, 1) * size,), -1, dtype=torch.int32, device=keys.device)
     table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
     return table.view(-1, size)

@@ -1,1 +1,1 @@
-"""Recommendations over HTTP: the server, what a request passes, and the routes."""
+"""Recommendations over HTTP: server, request checks and routes."""

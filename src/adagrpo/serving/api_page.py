@@ -1,4 +1,4 @@
-"""A page of the routes for people, written from the OpenAPI description; it loads nothing."""
+"""HTML page of the routes, written from the OpenAPI schema; it loads nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ h2 code { font-size: 1.1rem; }
 
 
 def api_page(description: Mapping[str, Any]) -> str:
-    """The page."""
+    """Return the page as HTML."""
     parts = [
         _operation(path, method, operation)
         for path, methods in description["paths"].items()

@@ -1,14 +1,4 @@
-"""The HTTP application: a history in, a list out. Needs the extra `serve`.
-
-POST /recommend      {"history": [ids, oldest first], "k": 10, "exclude_history": true}
-                     ->  {"items": [..], "scores": [..], "unknown": [..]}
-POST /v1/recommend   the same and more, one request or several; see /docs
-POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
-GET  /v1/admin/experiment, and POST: where all arms of an experiment are served, see `adagrpo.serving.arms`
-GET  /health         {"status": "ok", ...}
-GET  /livez /readyz /metrics /docs /openapi.json
-GET  /               a page to look at lists by hand, see `adagrpo.serving.playground`
-"""
+"""HTTP application: a history in, a list out. Needs the extra `serve`; docs/how-to/serve.md lists the routes."""
 
 from __future__ import annotations
 
@@ -45,26 +35,26 @@ from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
 from adagrpo.serving.service_metrics import ServiceMetrics
 
-LOOK_SECONDS = 0.1  # how often the event loop is looked at
-LINGER = 0.15  # of the time of a batch, for which the next one waits for as many requests
+LOOK_SECONDS = 0.1  # interval of lag measurements
+LINGER = 0.15  # see `BatchQueue`
 
 
 @dataclass
 class Options:
-    """Options of a service: limits, tokens, logs, exploration, threads."""
+    """Options of a service."""
 
     limits: Limits = field(default_factory=Limits)
     bearers: Bearers = field(default_factory=Bearers)
     log: RequestLog = field(default_factory=RequestLog)
     user_hash: UserHash = field(default_factory=lambda: read_key(None))
-    exposures: ExposureSink | None = None  # None logs no list
-    explore: Exploration | None = None  # None draws no list
-    hosts: Sequence[str] = ("*",)  # names that a request may call the service by
-    threads: int = 1  # that compute lists side by side, each on one processor
+    exposures: ExposureSink | None = None  # None: no log
+    explore: Exploration | None = None  # None: no sampling
+    hosts: Sequence[str] = ("*",)  # accepted Host headers
+    threads: int = 1  # that compute lists, each on one processor
 
 
 class Application:
-    """The application as a server calls it, and its parts."""
+    """ASGI application and its parts."""
 
     def __init__(self, manager: ModelManager, options: Options) -> None:
         self.manager, self.options, self.metrics = manager, options, ServiceMetrics()
@@ -124,11 +114,7 @@ class Application:
             self.exposures.close()
 
     def reload(self) -> None:
-        """Serve what is in the run now; what it comes to is logged.
-
-        Whoever comes while another one is loaded goes after it, since that may have read what was there before. One
-        that waits is enough for all.
-        """
+        """Serve the run's current files, after a running reload; one waiting call stands for all."""
         if not self._next_reload.acquire(blocking=False):
             return
         with self._reloading:
@@ -147,14 +133,13 @@ class Application:
             self.options.log.event("reload", outcome="done", versions=serving.versions)
 
     async def _watch_loop(self) -> None:
-        """See how far the event loop is behind: what has arrived waits unread as long."""
+        """Measure the lag of the event loop."""
         while True:
             due = time.monotonic() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
             self.intake.lag = max(0.0, time.monotonic() - due)
 
     def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log what went wrong outside of any request, without its message."""
         error = context.get("exception")
         if isinstance(error, BaseException):
             self.options.log.defect(error)
@@ -171,7 +156,6 @@ class Application:
 
 
 def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
-    """The routes, with what /openapi.json says of them."""
     app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
     refused: dict[int | str, dict[str, Any]] = {kind: {"model": schemas.Refusal} for kind in ("4XX", "5XX")}

@@ -1,13 +1,7 @@
-"""All arms of an experiment on users, served at once: each user by the arm that the plan deals.
+"""Serve all arms of an experiment at once, each user by the arm that the plan assigns.
 
-    a user of the experiment      the arm that is the user's
-    its arm was stopped           the control, and the answer says so
-    lists are interleaved         a list of both arms, drafted in turn
-    held out, or not reached      the control, and the answer says so
-    no user is named              the control; the answer is of no experiment and not logged as of one
-
-Arms have one catalogue, item table and history rule. Requests wait in one queue and are answered arm by arm, so an arm
-that is slow makes the others wait too: `latency_ms` compares what users of each arm met.
+Users in no active arm, and requests without a user, get the control. All arms share one queue, so a slow one delays the
+others too.
 """
 
 from __future__ import annotations
@@ -36,43 +30,43 @@ class _Dealt(Protocol):
 
 
 class Trial(Protocol):
-    """An experiment that goes on, see `adagrpo.experiments.live`."""
+    """Running experiment, see `adagrpo.experiments.live`."""
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """Name of the experiment."""
         ...
 
     @property
     def hash(self) -> str:
-        """The first digits of that of its plan."""
+        """First digits of the plan's hash."""
         ...
 
     def arms(self) -> Sequence[str]:
-        """The control, then all others."""
+        """Return the control, then all other arms."""
         ...
 
     def deal(self, user: str) -> _Dealt:
-        """The arm of a user, and why it is that."""
+        """Return a user's arm and the reason for it."""
         ...
 
     def draft(
         self, request_id: str, control: Sequence[ItemId], treatment: Sequence[ItemId], count: int
     ) -> list[tuple[int, int]]:
-        """For each place of a list of both arms the arm, 0 or 1, and the place in that arm's list."""
+        """Return arm (0 or 1) and rank in that arm's list, for each rank of the joint list."""
         ...
 
     def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-        """Let a larger share of the users in, or switch an arm off; raises `UserError` where that cannot be."""
+        """Increase the share of users, or stop an arm; raise `UserError` if impossible."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON: name, plan, share and the arms that were stopped."""
+        """Return name, plan, share and stopped arms, as JSON."""
         ...
 
 
 class ArmManager(ModelManager):
-    """Holds the arms of an experiment; `now` is the control."""
+    """Hold the arms of an experiment; `now` is the control."""
 
     def __init__(
         self,
@@ -84,10 +78,9 @@ class ArmManager(ModelManager):
         """Load the arms.
 
         Args:
-            load: makes what each arm serves, in the order of `Trial.arms`; it may be told of a version of the
-                catalogue, and raises `UserError` or `ServiceError`.
-            load_other: loads an arm of the run that is not served, to be looked at.
-            exchanged: see `ModelManager`.
+            load: loads all arms in the order of `Trial.arms`.
+            load_other: loads an arm of the run for inspection.
+            exchanged: called after each swap.
         """
         self.trial, self._load_arms = trial, load
         first = load()
@@ -96,11 +89,11 @@ class ArmManager(ModelManager):
 
     @property
     def arms(self) -> Mapping[str, Serving]:
-        """The model that each arm serves now; all were exchanged together."""
+        """Served models by arm, of one swap."""
         return dict(zip(self.trial.arms(), self._served, strict=True))
 
     def assign(self, users: Sequence[str | None]) -> list[Assignment]:
-        """Assign users, by their hashes, to arms; None: the request names none."""
+        """Assign users, by hash or None, to arms."""
         arms = self.arms
         return [self._assign(arms, user) for user in users]
 
@@ -127,15 +120,14 @@ class ArmManager(ModelManager):
 
 
 class Switching:
-    """`GET` and `POST /v1/admin/experiment`: how the experiment stands, and its switches."""
+    """Handlers of `GET` and `POST /v1/admin/experiment`."""
 
     def __init__(self, trial: Trial, metrics: ServiceMetrics, log: RequestLog, may_switch: bool) -> None:
-        """Stand before an experiment."""
         self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
         self.measure()
 
     def measure(self) -> dict[str, Any]:
-        """Set the figures of the experiment; returns its state."""
+        """Update the metrics of the experiment and return its state."""
         state = self.trial.state()
         self.metrics.trial_share.set(state["share"])
         for arm in self.trial.arms():
@@ -143,11 +135,11 @@ class Switching:
         return state
 
     async def experiment(self, request: Request) -> Response:
-        """Answer with the state of the experiment."""
+        """Return the state of the experiment."""
         return json_response(self.measure())
 
     async def switch(self, request: Request) -> Response:
-        """Let a larger share of the users in, or switch an arm off for good; its users get the control at once."""
+        """Increase the share of users, or stop an arm for good; its users get the control at once."""
         if not self.may_switch:
             raise BadRequest("only where a token is set", 403)
         body = validated(SwitchBody, parsed(request.state.body))

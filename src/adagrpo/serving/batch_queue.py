@@ -1,14 +1,10 @@
-"""A queue of requests in micro-batches for an event loop, with deadlines.
+"""Micro-batching queue for an event loop, with deadlines.
 
-A request is turned away at once where the queue will not be through by its deadline, by the times that batches of each
-size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
+A request that would miss its deadline, by measured batch times, is refused at once. After a batch of several, the next
+one waits a small share of its time for as many.
 
-Several threads may work on batches side by side. One of them at a time gathers the next batch. Right after a batch of
-several its clients ask again, one after the other; the next one then waits for as many, a small share of the time that
-the last one took. A request that comes to an idle queue does not wait for others.
-
-Larger batches are cut to a multiple of `STEP`. The libraries below keep what they made for each shape of a product, so
-batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size.
+Larger batches are multiples of `STEP`, since the libraries cache buffers per shape: 360 MB for 80 random sizes, 30 MB
+for one.
 """
 
 from __future__ import annotations
@@ -29,11 +25,11 @@ InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 
 STEP = 8
-MARGIN = 0.8  # of the time that is left, since batches may take longer than expected
+MARGIN = 0.8  # share of the time left, as batches may take longer than expected
 
 
 class Overloaded(RuntimeError):
-    """Too many requests wait; the answer would come too late."""
+    """Raised when the answer would be late."""
 
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
@@ -49,7 +45,7 @@ class _Ticket(Generic[InT, OutT]):
 
 
 class BatchQueue(Generic[InT, OutT]):
-    """Threads that work on requests, batch by batch, for the event loop that submits them."""
+    """Threads that work on submitted requests in batches."""
 
     def __init__(
         self,
@@ -64,19 +60,17 @@ class BatchQueue(Generic[InT, OutT]):
         """Start the threads.
 
         Args:
-            work: answers a batch, in its order; an exception stands for a request that cannot be answered. With several
-                threads it is called by several at a time.
-            most: requests of a batch.
-            waiting: requests that may wait.
-            linger: share of the time of the last batch for which the next one waits for as many requests.
-            begin: called by each thread first.
+            work: answers a batch, in order, with exceptions for failed requests; called concurrently.
+            most: largest batch.
+            linger: share of the last batch's time to wait for as many requests.
+            begin: called by each thread.
         """
         self._work, self._most, self._may_wait, self._linger, self._begin = work, most, waiting, linger, begin
         self._waiting: deque[_Ticket[InT, OutT]] = deque()
         self._work_waiting, self._gathering, self._closed = Condition(), Lock(), False
-        self._wanted = 1  # requests for which the thread that gathers is woken
-        self._last, self._pause = 1, 0.0  # size of the last batch, and seconds that it is worth to wait for as many
-        self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: requests of its batch, and when it was begun
+        self._wanted = 1  # waiting requests that wake the gathering thread
+        self._last, self._pause = 1, 0.0  # size of the last batch; seconds to wait for as many
+        self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: size of its batch, and start
         self.times = BatchTimes()
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
         self._counting = Lock()
@@ -89,12 +83,14 @@ class BatchQueue(Generic[InT, OutT]):
 
     @property
     def waiting(self) -> int:
-        """Requests that wait or are worked on."""
+        """Number of requests waiting or in progress."""
         return len(self._waiting) + sum(size for size, _ in self._in_hand.copy().values())
 
     def wait_seconds(self, more: int = 1) -> float:
-        """Estimate the seconds until `more` requests that come now are answered; 0 before anything was measured."""
-        before, last = divmod(len(self._waiting) + more - 1, self._most)  # batches, and who is before in the last one
+        """Estimate the seconds until `more` new requests are answered; 0 if unknown."""
+        before, last = divmod(
+            len(self._waiting) + more - 1, self._most
+        )  # full batches before, and requests before in the last one
         expected, now, threads = self.times.expected, time.monotonic(), len(self._threads)
         left = [max(0.0, expected(size) - (now - begun)) for size, begun in self._in_hand.copy().values()]
         soonest = min(left) if len(left) == threads else 0.0
@@ -102,9 +98,9 @@ class BatchQueue(Generic[InT, OutT]):
         return max(soonest, queued / threads) + expected(last + 1)
 
     def late(self, seconds: float, more: int = 1) -> float | None:
-        """By how much `more` requests would come later than in `seconds`; None where they are in time.
+        """Return by how many seconds `more` requests would miss an answer in `seconds`; None: in time.
 
-        Up to half a batch may always wait: with less the threads would be slower, and all would wait the longer.
+        Up to half a batch may always wait.
         """
         waits = len(self._waiting)
         if waits + more > self._may_wait:
@@ -115,11 +111,7 @@ class BatchQueue(Generic[InT, OutT]):
         return expected - seconds if expected > MARGIN * seconds else None
 
     def check(self, seconds: float, more: int = 1) -> None:
-        """See `late`.
-
-        Raises:
-            Overloaded: the requests cannot be answered in time.
-        """
+        """Raise `Overloaded` if `late` returns a delay."""
         late = self.late(seconds, more)
         if late is not None:
             raise Overloaded(late)
@@ -127,14 +119,14 @@ class BatchQueue(Generic[InT, OutT]):
     def submit(
         self, value: InT, deadline: float = math.inf, is_abandoned: Callable[[], bool] = lambda: False
     ) -> asyncio.Future[OutT]:
-        """Hand in a request from the event loop; its answer, or what `work` raised for its batch, comes by the future.
+        """Submit a request from the event loop; the future gets its answer.
 
         Args:
-            deadline: of `time.monotonic`; work on it does not begin later, and the future then raises `Overloaded`.
-            is_abandoned: whether the client has left; the future is then cancelled.
+            deadline: `time.monotonic` after which the future raises `Overloaded` unless work has begun.
+            is_abandoned: whether the client has disconnected; cancels the future.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: the queue is full.
         """
         if len(self._waiting) >= self._may_wait:
             raise Overloaded(self.wait_seconds())
@@ -148,7 +140,7 @@ class BatchQueue(Generic[InT, OutT]):
         return ticket.future
 
     def close(self) -> None:
-        """Answer what waits, then end."""
+        """Finish waiting requests and stop."""
         with self._work_waiting:
             self._closed = True
             self._work_waiting.notify()
@@ -157,12 +149,11 @@ class BatchQueue(Generic[InT, OutT]):
 
     def _serve(self, thread: int) -> None:
         self._begin()
-        while self._serve_next(thread):  # of which nothing is kept: a request may hold a model that was exchanged
+        while self._serve_next(thread):  # keeps no reference: a request may hold a replaced model
             pass
 
     def _serve_next(self, thread: int) -> bool:
-        """Wait for a batch and answer it; false at the end."""
-        with self._gathering, self._work_waiting:  # others wait for the first of these
+        with self._gathering, self._work_waiting:  # one thread at a time gathers
             self._gather()
             if not self._waiting:
                 return False
@@ -174,7 +165,6 @@ class BatchQueue(Generic[InT, OutT]):
         return True
 
     def _gather(self) -> None:
-        """Wait until there is something to do, and for more where much was done just now."""
         while not self._waiting and not self._closed:
             self._work_waiting.wait()
         until = time.monotonic() + self._pause
@@ -184,12 +174,11 @@ class BatchQueue(Generic[InT, OutT]):
         self._wanted, self._last, self._pause = 1, 1, 0.0
 
     def _next(self, thread: int) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
-        """Take the next batch, and the requests whose clients have left."""
         now = time.monotonic()
         batch: list[_Ticket[InT, OutT]] = []
         left: list[_Ticket[InT, OutT]] = []
         there = len(self._waiting)
-        free = len(self._threads) - len(self._in_hand)  # of which this is one
+        free = len(self._threads) - len(self._in_hand)  # this thread included
         share = -(-there // free) if there > 2 * STEP else there
         room = min(self._most, max(share - share % STEP, STEP - 1))
         while self._waiting and len(batch) < room:
@@ -204,7 +193,7 @@ class BatchQueue(Generic[InT, OutT]):
         started = time.monotonic()
         try:
             results: Sequence[OutT | Exception] = self._work([ticket.value for ticket in batch])
-        except BaseException as error:  # SystemExit would end this thread, and nothing would be answered any more
+        except BaseException as error:  # SystemExit would end this thread
             raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             results = [raised] * len(batch)
         seconds = time.monotonic() - started
@@ -224,7 +213,6 @@ class BatchQueue(Generic[InT, OutT]):
 
 
 def _settle(future: asyncio.Future[OutT], call: Callable[..., None], *arguments: object) -> None:
-    """Have the event loop of a future make a call, if there is one still."""
     with suppress(RuntimeError):  # it is closed
         future.get_loop().call_soon_threadsafe(call, *arguments)
 

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may ask. They come from a file or from the environment, never from the command line."""
+"""Bearer tokens, read from a file or the environment, never from the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 class Bearers:
-    """The tokens of a service; without any, everybody may ask."""
+    """Tokens of a service; without any, all requests are admitted."""
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
         self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
@@ -25,11 +25,7 @@ class Bearers:
         return bool(self._digests)
 
     def admit(self, authorization: bytes | None) -> bool:
-        """Check that the value of a header `Authorization` names one of the tokens.
-
-        Digests of equal length are compared, all of them and each in constant time, so that the time taken says
-        nothing of a token.
-        """
+        """Return whether an `Authorization` header holds a token, in constant time."""
         if not self._digests:
             return True
         scheme, _, given = (authorization or b"").partition(b" ")
@@ -39,10 +35,10 @@ class Bearers:
 
 
 def read_tokens(file: Path | None) -> Bearers:
-    """The tokens of a file, one a line, or those of the environment variable, apart by commas or white space.
+    """Read tokens from a file, one per line, or the environment, separated by commas or white space.
 
     Raises:
-        UserError: the file cannot be read or holds none, or one is so short that it can be guessed.
+        UserError: unreadable file, no token, or a short one.
     """
     if file is None:
         where, tokens = VARIABLE, os.environ.get(VARIABLE, "").replace(",", " ").split()
@@ -67,10 +63,10 @@ def read_tokens(file: Path | None) -> Bearers:
 
 
 def check_exposed(host: str, bearers: Bearers, without_token: bool) -> None:
-    """Refuse an address that others can reach while everybody may ask.
+    """Refuse a public address without tokens.
 
     Raises:
-        UserError: it is, and the flag that allows it is not set.
+        UserError: unless `without_token` is set.
     """
     if host not in LOCAL and not bearers and not without_token:
         raise UserError(

@@ -1,7 +1,4 @@
-"""Work in daemon threads, which the end of the process does not wait for.
-
-`asyncio.to_thread` is waited for at the end, however long it takes; loading a model takes as long as it takes.
-"""
+"""Work in daemon threads; unlike those of `asyncio.to_thread`, process exit does not wait for them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ OutT = TypeVar("OutT")
 
 
 async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """Return or raise what `work` does, in a daemon thread of its own."""
+    """Return or raise what `work` does, in a daemon thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[OutT] = loop.create_future()
 
@@ -27,10 +24,10 @@ async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: 
     def carry_out() -> None:
         try:
             settled = partial(settle, future.set_result, work(*arguments, **named))
-        except BaseException as error:  # SystemExit would end the thread, and the future never come
+        except BaseException as error:  # SystemExit would end the thread with the future pending
             raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             settled = partial(settle, future.set_exception, raised)
-        with suppress(RuntimeError):  # the loop is closed, and the result not awaited any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settled)
 
     Thread(target=carry_out, name="in-daemon-thread", daemon=True).start()

@@ -1,10 +1,7 @@
-"""The server: a listening socket, signals, and an end that drops nothing which was accepted.
+"""Server process: listening socket, signals and graceful shutdown.
 
-Told to end by SIGTERM or SIGINT, it first says so at /readyz and answers on, so that a proxy or an orchestrator sends
-no more. Then it takes no new connection, and answers what was asked on those that it has, within a bound of time.
-
-It stands behind a proxy. What a request may have beside its body is bounded here: head, trailers, extensions of chunks.
-How many connections there are, and how long a client may stay silent, is bounded by the proxy: see deploy/nginx.conf.
+On SIGTERM or SIGINT, /readyz turns 503 while requests are still answered. Then no connection is accepted, and requests
+on open ones are answered within `Limits.drain_seconds`.
 """
 
 from __future__ import annotations
@@ -23,28 +20,28 @@ from adagrpo.serving.app import Application
 from adagrpo.serving.limits import HEAD_BYTES
 
 BACKLOG = 1024
-LAST_WORD_SECONDS = 0.2  # for a request that is on its way on a connection which was accepted
+LAST_WORD_SECONDS = 0.2  # for requests in flight on accepted connections
 MOST_OPEN_FILES = 65_536
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket for the application; port 0 takes a free one.
+    """Open a listening socket; port 0 takes a free one.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: {error}; choose another") from error
-    # asyncio does so for sockets of its own alone; without, the body waits 40 ms for the head to be acknowledged
+    # asyncio sets it only on its own sockets; without it, the body waits 40 ms for the ACK of the head
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def raise_open_files() -> None:
-    """Raise the process's limit of open files as far as it may: each connection is one."""
+    """Raise the process's limit of open files, one per connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -52,36 +49,35 @@ def raise_open_files() -> None:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection as uvicorn's, closed where a request has more than `HEAD_BYTES` beside its body.
+    """uvicorn's protocol, with at most `HEAD_BYTES` outside a body.
 
-    uvicorn bounds that for its other parser alone, h11, which takes 66 µs more of a processor for each request.
+    uvicorn limits that only in its h11 parser, which takes 66 µs more per request.
     """
 
-    non_body_bytes = 0  # bytes of the present request that are no body
+    non_body_bytes = 0  # bytes of the current request outside its body
 
     def data_received(self, data: bytes) -> None:
-        """Read on."""
+        """Parse received bytes."""
         self.non_body_bytes += len(data)
         super().data_received(data)
         if self.non_body_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("too large a head, trailer or chunk extension")
 
     def on_body(self, body: bytes) -> None:
-        """Take part of a body."""
+        """Handle part of a body."""
         self.non_body_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request."""
+        """Handle the end of a request."""
         self.non_body_bytes = 0
         super().on_message_complete()
 
 
 class Server(uvicorn.Server):
-    """Answers with an application until it is told to end."""
+    """uvicorn server that drains before it stops."""
 
     def __init__(self, app: Application) -> None:
-        """Make a server of an application."""
         self.app = app
         limits = app.options.limits
         config = uvicorn.Config(
@@ -96,21 +92,21 @@ class Server(uvicorn.Server):
             date_header=False,
             access_log=False,
             log_config=None,
-            log_level="critical",  # its other lines hold what clients sent, and are bounded by nothing
+            log_level="critical",  # its other lines hold client data, without limit
         )
         super().__init__(config)
         app.routes.connections = lambda: len(self.server_state.connections)
 
     def end(self) -> None:
-        """Tell it to end, from any thread."""
+        """Shut down, from any thread."""
         self.app.draining = self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End at a signal, with status 0: uvicorn's own method would raise the signal again afterwards."""
+        """Shut down on a signal, with status 0."""
         self.end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End as the module says."""
+        """Drain, then stop."""
         log = self.app.options.log
         if log.share:
             log.event("ending", connections=len(self.server_state.connections))

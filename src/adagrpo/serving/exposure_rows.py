@@ -1,8 +1,4 @@
-"""Rows of the exposure log, made of answers before they are sent, and rows of feedback.
-
-Answers that wait at the same time are put on record together, by a thread of its own, so that neither the policy nor
-the event loop waits for a disk; so is feedback.
-"""
+"""Rows of the exposure log from answers and feedback, written in batches by other threads."""
 
 from __future__ import annotations
 
@@ -20,20 +16,20 @@ from adagrpo.serving.schemas import FeedbackEvent
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
-AT_ONCE = 1000  # rows of a transaction, for which the others wait
-SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer
+AT_ONCE = 1000  # rows per transaction
+SLOW, REST = 0.5, 1.0  # a failure that took longer than SLOW seconds pauses writes for REST seconds
 
 
 class Asker(NamedTuple):
-    """The user and history of a request as the log may hold them: keyed hashes."""
+    """User and history of a request, as keyed hashes."""
 
-    user: str | None  # None where the request names no user
+    user: str | None  # None: no user in the request
     key: str  # fingerprint of the key
-    history: str  # with what else the request said of its list
+    history: str  # with the other fields of the request
 
 
 def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: float) -> Exposure:
-    """The row of one answer, as it is shown; `ms` since the request was read."""
+    """Return the row of an answer as shown; `ms` since the request was read."""
     shown, query, trial, versions = answer.list, asked.query, asked.trial, asked.versions
     made_by, size = versions["arm"], len(shown.items)
     drawn = shown.log_propensities is not None and shown.log_inclusions is not None
@@ -64,17 +60,17 @@ def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: 
 
 
 def failure(request_id: str, asker: Asker, asked: Asked, ms: float) -> Exposure:
-    """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
+    """Return the row of a request without a list, under another id so that it can be retried."""
     nothing = Answered(Recommendations([], [], []), False)
     row = exposure(f"{request_id}!{FAILED}", asker, asked, nothing, ms)
     return replace(row, source=FAILED)
 
 
 class ExposureRows:
-    """A sink, as the event loop sees it."""
+    """Asynchronous interface to a sink."""
 
     def __init__(self, sink: ExposureSink, failed: Callable[[SinkFailed], None] = lambda error: None) -> None:
-        """Start the threads that write; `failed` hears of each failure: an operator must learn why 503 is answered."""
+        """Start the threads; `failed` is called with each failure."""
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._failing: dict[str, str] = {}
 
@@ -90,27 +86,27 @@ class ExposureRows:
 
     @property
     def failing(self) -> str | None:
-        """What could not be written the last time, and why; None where all could."""
+        """What could not be written last time, and why, or None."""
         return next((f"{what} cannot be written: {why}" for what, why in self._failing.copy().items()), None)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
-        """Put rows on record; see `ExposureSink.write`.
+        """See `ExposureSink.write`.
 
         Raises:
-            SinkFailed: nothing of them may be sent.
+            SinkFailed: none of the answers may be sent.
         """
         return await self._answers.submit(rows)
 
     async def feedback(self, rows: Sequence[Feedback]) -> Sequence[Outcome]:
-        """Put feedback on record; see `ExposureSink.feedback`.
+        """See `ExposureSink.feedback`.
 
         Raises:
-            SinkFailed: nothing of it is.
+            SinkFailed: none is logged.
         """
         return await self._events.submit(rows)
 
     def close(self) -> None:
-        """Finish what was begun."""
+        """Finish pending writes and close the sink."""
         self._answers.close()
         self._events.close()
         self._sink.close()
@@ -118,7 +114,6 @@ class ExposureRows:
     def _put(
         self, what: str, put: Callable[[list[RowT], list[int]], Sequence[T]], calls: Sequence[Sequence[RowT]]
     ) -> list[Sequence[T] | Exception]:
-        """Put the rows of several calls on record; what came of each, by call."""
         results: list[Sequence[T] | Exception] = []
         while len(results) < len(calls):
             some: list[Sequence[RowT]] = [calls[len(results)]]
@@ -137,7 +132,7 @@ class ExposureRows:
         return results
 
     def _try(self, what: str, work: Callable[[], T]) -> T:
-        """Return what `work` does. While a sink is away, rows that come right after a slow failure fail at once."""
+        """Call `work`; shortly after a slow failure, fail at once."""
         started = time.monotonic()
         if started < self._rest_until:
             raise SinkFailed("could not be written a moment ago")
@@ -147,7 +142,7 @@ class ExposureRows:
             now = time.monotonic()
             if now - started > SLOW:
                 self._rest_until = now + REST
-            self._failing[what] = str(error.__cause__ or error)  # what the disk said, without the folder
+            self._failing[what] = str(error.__cause__ or error)  # the disk's error, without the folder
             self._failed(error)
             raise
         self._failing.pop(what, None)
@@ -155,7 +150,7 @@ class ExposureRows:
 
 
 def feedback_row(event: FeedbackEvent) -> Feedback:
-    """The row of one event; what names no time has happened now."""
+    """Return the row of an event; its time defaults to now."""
     given: dict[str, Any] = {} if event.value is None else {"value": event.value}
     moment = time.time() if event.time is None else event.time
     return Feedback(request_id=event.request_id, item=event.item_id, kind=event.kind, time=moment, **given)

@@ -1,7 +1,6 @@
-"""Checks of every request before anything of it is parsed: token, queue, size. Then its route, its count, its log.
+"""ASGI middleware that checks token, queue and size of each request before its body is parsed.
 
-A pure ASGI application around another. It reads a body only as far as it may be, and hands it on whole as
-`scope["state"]["body"]`. It answers all that is refused itself, in one line of JSON.
+It passes the body on as `scope["state"]["body"]`, answers refusals, and counts and logs every request.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/livez", "/readyz")  # asked by those who start and stop the service, without a token
+OPEN = ("/livez", "/readyz")  # probes of orchestrators, without a token
 ROUTES = (
     *OPEN, "/health", "/metrics", "/docs", "/openapi.json", "/recommend", "/v1/recommend", "/v1/feedback",
     "/v1/admin/reload", "/v1/admin/experiment", "/", "/v1/items", "/v1/explain",
@@ -37,11 +36,11 @@ ASKING = ("/recommend", "/v1/recommend")
 WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/admin/experiment", "/v1/explain")
 JSON = (b"content-type", b"application/json")
 CLOSE = (b"connection", b"close")
-LINGER_SECONDS, LINGER_BYTES = 1.0, 16_000_000  # of what a client still sends that was told to close
+LINGER_SECONDS, LINGER_BYTES = 1.0, 16_000_000  # of further data read after a refusal
 
 
 class _Gone(Exception):
-    """The client has left."""
+    pass
 
 
 class _Refused(Exception):
@@ -51,7 +50,7 @@ class _Refused(Exception):
 
 
 class Intake:
-    """The application that faces the network."""
+    """ASGI middleware around the API."""
 
     def __init__(
         self,
@@ -64,17 +63,17 @@ class Intake:
         direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
         ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            late: by how much a list that is asked for now would come later than in so many seconds; None: in time.
-            direct: what answers a POST to some paths in the place of `inner`, whose routing takes as long as the rest.
-            ending: whether the service ends; each answer then closes its connection.
+            late: seconds by which a list requested now would miss an answer in the given seconds; None: in time.
+            direct: POST handlers by path that bypass the slow routing of `inner`.
+            ending: whether answers close their connection.
         """
         self._inner, self._limits, self._bearers = inner, limits, bearers
         self._metrics, self._log, self._late, self._direct = metrics, log, late, direct
         self._names, self._ending = _names(), ending
-        self.lag = 0.0  # seconds that a request has waited unread, about
+        self.lag = 0.0  # approximate seconds that a request has waited unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -86,7 +85,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
-        state["started"], state["disconnected"] = started, lambda: False  # before there is a body
+        state["started"], state["disconnected"] = started, lambda: False  # before the body is read
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 
@@ -121,7 +120,6 @@ class Intake:
             self._log.request(status, {**fields, "ms": round(1000 * seconds, 2)})
 
     async def _enter(self, path: str, scope: Scope, state: dict[str, Any], receive: Receive) -> None:
-        """Let a request in, with its body read, or raise `_Refused`."""
         headers = dict(scope["headers"])
         if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
             self._metrics.turned_away("token")
@@ -146,12 +144,12 @@ class Intake:
         except TimeoutError:
             self._metrics.turned_away("time")
             raise _Refused(408, "the body did not come in time", CLOSE) from None
-        state["disconnected"] = asyncio.ensure_future(receive()).done  # after a body nothing comes but the end
-        state["deadline"] = time.monotonic() + self._seconds_left()  # how long a client takes to send is bounded apart
+        state["disconnected"] = asyncio.ensure_future(receive()).done  # after the body, only a disconnect can come
+        state["deadline"] = time.monotonic() + self._seconds_left()  # sending the body has its own limit
         state["request_id"] = next(self._names)
 
     def _seconds_left(self) -> float:
-        """Until a request that is read now should be answered; at half of it the queue is short, and has work still."""
+        """Return the seconds left to answer a request, at least half the deadline."""
         whole = self._limits.deadline_seconds
         return max(whole - self.lag, whole / 2)
 
@@ -175,14 +173,13 @@ class Intake:
 
 
 def _names() -> Iterator[str]:
-    """Yield request ids that cannot be guessed, many for each call of the system."""
     while True:
         block = os.urandom(4096).hex()
         yield from (block[place : place + 32] for place in range(0, len(block), 32))
 
 
 async def _say(send: Send, refused: _Refused, receive: Receive) -> None:
-    """Refuse; where the connection is to be closed, only after the client could read that."""
+    """Refuse; before closing, drain the body so that the client can read the answer."""
     body = orjson.dumps({"detail": str(refused)})
     head = [JSON, (b"content-length", b"%d" % len(body)), *refused.headers]
     closes = CLOSE in refused.headers

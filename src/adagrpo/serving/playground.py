@@ -1,12 +1,6 @@
-"""A page at `/` to look at lists by hand, and the read-only routes that it asks.
+"""Page at `/` to inspect lists, with the routes `/v1/items?search=WORDS` and `POST /v1/explain`.
 
-GET  /                              the page: one file, nothing else is loaded
-GET  /v1/items?search=WORDS         items whose id or title holds the words
-POST /v1/explain                    a list and why it is that; by another arm of the run where one is named
-
-The page has no more rights than its user: where a token is set it is asked for like any other route, and a
-proxy must add it. One list is explained at a time, beside those that are served; another arm is loaded when it is first
-named, and the last one is kept.
+Where a token is set, these need it too, so a proxy must add it.
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ from adagrpo.serving.routes import answered, disconnected, json_response, known,
 from adagrpo.serving.schemas import BadRequest, Body, Filter, Id, parsed, validated
 
 MOST_FOUND = 20
-REWARD_SECONDS = 1.0  # that a page may ask the reward, for which requests wait
+REWARD_SECONDS = 1.0  # that the page may hold the reward, while requests wait
 
 
 class ExplainBody(Body):
@@ -50,28 +44,28 @@ class ExplainBody(Body):
 
 
 class DescribedItems(ItemTitles):
-    """Titles of items, and what else the item table says of them, such as categories."""
+    """Item titles with other columns of the item table."""
 
     def of(self, item: int) -> dict[str, Any]:
-        """As `ItemTitles.of`, and `about`, texts such as `category=toys`."""
+        """Return `ItemTitles.of` with `about`, texts such as `category=toys`."""
         return super().of(item) | {"about": self.recommender.eligibility.groups.about(item)}
 
 
 @dataclass
 class Playground:
-    """The handlers, and what was loaded for them."""
+    """Handlers of the page, and the model loaded for it."""
 
     manager: ModelManager
     other: Serving | None = None
     other_arm: str | None = None
-    loaded_for: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
+    loaded_for: Callable[[], Serving | None] = lambda: None  # served model when the other was loaded
     titles: WeakKeyDictionary[Serving, DescribedItems] = field(
         default_factory=WeakKeyDictionary
-    )  # go with what they are of
+    )  # freed with their model
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def page(self, request: Request) -> Response:
-        """A page to look at lists by hand."""
+        """Return a page to inspect lists."""
         text = resources.files("adagrpo.serving").joinpath("playground.html").read_text(encoding="utf-8")
         script = re.findall(r"<script>(.*?)</script>", text, re.S)[0]
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -80,7 +74,7 @@ class Playground:
         return HTMLResponse(text, headers=headers)
 
     async def search(self, request: Request) -> Response:
-        """Items whose id or title holds the words of `search`."""
+        """Return items whose id or title holds the words of `search`."""
         words = request.query_params.get("search", "")[:200]
         serving = self.manager.now
         async with self._lock:
@@ -88,10 +82,10 @@ class Playground:
         return json_response({"items": found})
 
     async def explain(self, request: Request) -> Response:
-        """A list and why it is that."""
+        """Return a list and its explanation."""
         body = validated(ExplainBody, parsed(request.state.body))
         async with self._lock:
-            if disconnected(request):  # while it waited for others
+            if disconnected(request):  # while waiting for the lock
                 return Response(status_code=499)
             return json_response(await in_daemon_thread(self._explained, body))
 
@@ -106,14 +100,12 @@ class Playground:
             return shown | explain(recommender, titles, query, body.k)
 
     def _titles(self, serving: Serving) -> DescribedItems:
-        """Of what is served now, or of the other arm."""
         kept = self.titles.get(serving)
         if kept is None:
             kept = self.titles[serving] = DescribedItems(serving.recommender)
         return kept
 
     def _serving(self, arm: str | None) -> Serving:
-        """Return the served model, or another arm with the same catalogue, loaded anew after an exchange."""
         served = self.manager.now
         if arm is None:
             return served
@@ -124,12 +116,12 @@ class Playground:
                 self.other = self.manager.load_other(arm=arm, catalog=served.versions["catalog"])
             except (UserError, ServiceError) as error:
                 raise BadRequest(str(error), 409) from error
-            self.other_arm, self.loaded_for = arm, ref(served)  # a model that was exchanged is not held for the page
+            self.other_arm, self.loaded_for = arm, ref(served)  # weak: does not keep a replaced model
         return self.other
 
 
 def add_page(app: FastAPI, manager: ModelManager) -> None:
-    """Put the page and its routes into an application."""
+    """Add the page and its routes to an application."""
     playground = Playground(manager)
     app.add_api_route("/", answered(playground.page), include_in_schema=False)
     app.add_api_route("/v1/items", answered(playground.search), operation_id="search", response_model=None)

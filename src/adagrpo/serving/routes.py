@@ -1,7 +1,6 @@
-"""The handlers of the routes. Bodies come read and bounded from `adagrpo.serving.intake`; answers are JSON.
+"""Route handlers. `adagrpo.serving.intake` has read the bodies.
 
-Handlers take the request alone: what a body may hold is validated by its schema in one call, and answers are written
-by orjson, since checks of every value on the way out would cost as much as the list.
+Answers are written by orjson: response validation would cost as much as the list.
 """
 
 from __future__ import annotations
@@ -46,21 +45,21 @@ from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
-FIGURES_SECONDS = 1.0  # for which /metrics says the same: each time that they are written out stops all others
-BYTES_IN_LOOP = 8192  # of a body; a longer one is read beside the event loop
-IDS_IN_LOOP = 256  # ids of a filter; one that is longer, or names groups, is resolved there too
+FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
+BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
+IDS_IN_LOOP = 256  # ids of a filter; longer ones and groups are resolved in a thread
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=Body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Content as JSON."""
+    """Return content as a JSON response."""
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def answered(handler: Handler) -> Handler:
-    """A handler whose refusals are answers."""
+    """Wrap a handler so that its refusals become responses."""
 
     async def wrapped(request: Request) -> Response:
         try:
@@ -68,17 +67,17 @@ def answered(handler: Handler) -> Handler:
         except BadRequest as error:
             return json_response({"detail": str(error)}, error.status)
         except Overloaded as error:
-            request.state.turned_away = "queue"  # counted where all requests are
+            request.state.turned_away = "queue"  # counted by `Intake`
             again = {"retry-after": str(error.retry_after)}
             return json_response({"detail": str(error)}, 503, again)
         except SinkFailed:
             return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
         except asyncio.CancelledError:
-            if disconnected(request):  # it is not read
+            if disconnected(request):  # nobody reads the answer
                 return Response(status_code=499)
             raise
         except Exception as error:
-            request.state.defect = error  # counted and logged where all requests are
+            request.state.defect = error  # counted and logged by `Intake`
             return json_response({"detail": DEFECT}, 500)
 
     wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
@@ -86,8 +85,6 @@ def answered(handler: Handler) -> Handler:
 
 
 class _One(NamedTuple):
-    """One list that a body asks for."""
-
     name: str  # its request id
     k: int
     asker: Asker
@@ -99,7 +96,7 @@ class _One(NamedTuple):
 
 @dataclass
 class Routes:
-    """The handlers, and what they share."""
+    """Route handlers and their shared state."""
 
     manager: ModelManager
     queue: BatchQueue[Asked, Answered]
@@ -110,12 +107,12 @@ class Routes:
     exposures: ExposureRows | None
     explore: Exploration | None
     connections: Callable[[], int] = lambda: 0
-    experiment: Callable[[], dict[str, Any]] | None = None  # how the one that is served stands; sets its figures
-    _figures: tuple[float, bytes] = (-math.inf, b"")  # when they were written out
-    _large: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one large body that is being read
+    experiment: Callable[[], dict[str, Any]] | None = None  # updates its metrics and returns its state
+    _figures: tuple[float, bytes] = (-math.inf, b"")  # time of rendering, and the text
+    _large: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a large body is read
 
     async def health(self, request: Request) -> Response:
-        """Answer with what is served."""
+        """Report the served model and its state."""
         trial = {} if self.experiment is None else {"experiment": self.experiment()}
         why = self.manager.degraded
         state = {"status": "ok"} if why is None else {"status": "degraded", "degraded": why}
@@ -125,16 +122,16 @@ class Routes:
         return json_response({**state, **self.manager.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
-        """Answer that the process is alive."""
+        """Report that the process is alive."""
         return json_response({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Answer whether requests should be sent here."""
+        """Report whether requests should be sent here."""
         ready = self.ready()
         return json_response({"status": "ok" if ready else "ending"}, 200 if ready else 503)
 
     async def metrics_text(self, request: Request) -> Response:
-        """Figures for Prometheus."""
+        """Return metrics for Prometheus."""
         made, text = self._figures
         if time.monotonic() - made > FIGURES_SECONDS:
             self.metrics.waiting.set(self.queue.waiting)
@@ -146,7 +143,7 @@ class Routes:
         return Response(text, media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
-        """A list for a history."""
+        """Return a list for a history."""
         one = await self._read(request, self._asked_plainly, request)
         answers = await self._lists(request, [one])
         reply = _reply(one, answers[0])
@@ -156,16 +153,16 @@ class Routes:
         return json_response(content, headers={"x-request-id": one.name})
 
     async def recommend_v1(self, request: Request) -> Response:
-        """Lists for one history, or for several in one body."""
+        """Return lists for one history, or for several in one body."""
         batch, bodies = await self._read(request, _bodies, request, RecommendBody, BatchBody, "requests")
         if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
             ones = await asyncio.to_thread(self._asked, request, bodies)
         else:
             ones = await self._read(request, self._asked, request, bodies)
-        del bodies  # they may be large, and the lists wait for others
+        del bodies  # may be large; free them while waiting
         try:
             answers = await self._lists(request, ones)
-        except Exception:  # whatever it was, these users got no list of their arm
+        except Exception:  # these users got no list of their arm
             await self._record_failed(request, ones)
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
@@ -173,7 +170,7 @@ class Routes:
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].name})
 
     async def item(self, request: Request) -> Response:
-        """An item of the catalogue."""
+        """Return an item of the catalogue."""
         serving = self.manager.now
         found, _ = serving.recommender.known([request.path_params["item_id"][:1000]])
         if not found:
@@ -184,7 +181,7 @@ class Routes:
         return json_response(content)
 
     async def feedback(self, request: Request) -> Response:
-        """Take what users did with lists."""
+        """Record feedback of users on lists."""
         rows = await self._read(request, _told, request)
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
@@ -195,7 +192,7 @@ class Routes:
         return json_response({"accepted": len(rows) - repeated, "duplicates": repeated, "unknown": unknown})
 
     async def reload(self, request: Request) -> Response:
-        """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
+        """Serve another checkpoint, or the run's current files. On failure the served model stays."""
         if not self.may_reload:
             raise BadRequest("only where a token is set", 403)
         body = validated(ReloadBody, parsed(request.state.body or b"{}"))
@@ -209,14 +206,9 @@ class Routes:
         self.metrics.serves(**serving.versions)
         return json_response({"status": "ok", "versions": serving.versions, **serving.about})
 
-    # ------------------------------------------------ parts of them
+    # ------------------------------------------------ helpers
 
     async def _read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
-        """Return what `work` makes of a body; of a large one in a thread, one after the other, while others go on.
-
-        Raises:
-            Overloaded: the time of the request has passed before its turn came.
-        """
         if len(request.state.body) <= BYTES_IN_LOOP:
             return work(*arguments)
         async with self._large:
@@ -225,7 +217,6 @@ class Routes:
             return await asyncio.to_thread(work, *arguments)
 
     def _asked_plainly(self, request: Request) -> _One:
-        """The list that a body of `POST /recommend` asks for."""
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.manager.now
         name = request.state.request_id
@@ -236,14 +227,13 @@ class Routes:
         return _One(name, body.k, self._asker(None, body), asked, unknown)
 
     def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
-        """The lists that bodies of `POST /v1/recommend` ask for."""
         ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         ones = []
         places = self.manager.assign(users)
-        serving = places[0].serving  # the others were put there with it, and have its items
+        serving = places[0].serving  # all are of one swap and share its items
         for name, body, user, place in zip(ids, bodies, users, places, strict=True):
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
@@ -254,11 +244,9 @@ class Routes:
         return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
-        """The query as it is asked: with a temperature and a seed where its list is drawn."""
         return query if self.explore is None else self.explore.of(query, request_id)
 
     async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
-        """The lists as they are shown; where two arms make one, both are asked."""
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
         found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
         others, shown = iter(found[len(ones) :]), []
@@ -269,9 +257,8 @@ class Routes:
         return shown
 
     async def _answers(self, request: Request, asked: Sequence[Asked], several: bool) -> list[Answered]:
-        """Collect the answers of the policy; `Overloaded` where they would come too late."""
         deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
-        self.queue.check(left / 2 if several else left, len(asked))  # who asks for one list comes after a short queue
+        self.queue.check(left / 2 if several else left, len(asked))  # batches leave room for single requests
         asked = [one._replace(deadline=deadline) for one in asked]
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
@@ -290,18 +277,13 @@ class Routes:
         return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, said))
 
     def _id(self, request: Request, place: int) -> str:
-        """A request id for the answer at a place, in a body of at most LONGEST_BATCH."""
         name: str = request.state.request_id
         return name if not place else f"{name}.{place % LONGEST_BATCH}"
 
     async def _record(
         self, request: Request, ones: Sequence[_One], answers: Sequence[Answered], replies: Sequence[dict[str, Any]]
     ) -> None:
-        """Put lists on record before they are sent; one that is on record under its id is answered as it is there.
-
-        Raises:
-            BadRequest: what is on record under an id is of another user, or of another history.
-        """
+        """Log lists before they are sent; a repeated request id gets the logged list, or 409."""
         fields = request.state.log
         fields |= {"request_id": ones[0].name, "lists": len(ones), "versions": replies[0]["versions"]}
         if ones[0].asker.user is not None:
@@ -318,23 +300,22 @@ class Routes:
                 why = "was used for another user, history, k or filter; send a new one"
                 raise BadRequest(f"request_id: {why}", 409)
             if recorded != row:
-                reply.pop("experiment", None)  # of the list that this request would get
+                reply.pop("experiment", None)  # it describes the new list
                 reply |= _repeated(recorded, one.asked.serving)
 
     async def _record_failed(self, request: Request, ones: Sequence[_One]) -> None:
-        """Put on record which requests of an experiment got no list."""
         ms = 1000 * (time.perf_counter() - request.state.started)
         rows = [failure(one.name, one.asker, one.asked, ms) for one in ones if one.asked.trial is not None]
         if self.exposures is not None and rows:
-            with suppress(SinkFailed):  # what the client is told is the first failure
+            with suppress(SinkFailed):  # the client gets the first error
                 await self.exposures.write(rows)
 
 
 def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:
-    """The items of a history, and its ids that name none.
+    """Return the items of a history, and its unknown ids.
 
     Raises:
-        BadRequest: the list would be longer than the beam holds.
+        BadRequest: `k` exceeds the beam.
     """
     if k > serving.recommender.width:
         raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
@@ -342,14 +323,14 @@ def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int
 
 
 def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> Narrowing:
-    """Resolve the filters of a request; groups and many ids take time.
+    """Resolve the filters of a request.
 
     Raises:
-        BadRequest: a filter names a column or value that the items do not have.
+        BadRequest: unknown column or value.
     """
     try:
         return serving.recommender.narrow(include, exclude)
-    except UserError as error:  # its message names the value, the public one does not
+    except UserError as error:  # its message holds the value
         content = (
             error.public_message
             if isinstance(error, UnknownGroup)
@@ -359,7 +340,7 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
 
 
 def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
-    """Whether a body holds several, under a name, and those that it holds."""
+    """Return whether a body is a batch, and its requests."""
     content = parsed(request.state.body)
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)
@@ -367,28 +348,25 @@ def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) 
 
 
 def _told(request: Request) -> list[Feedback]:
-    """The feedback that a body holds."""
     return [feedback_row(event) for event in _bodies(request, FeedbackEvent, FeedbackBody, "events")[1]]
 
 
 def _takes_time(body: RecommendBody) -> bool:
-    """Check whether the filters of a request may need a mask of the catalogue."""
     exclude = body.exclude
     few = exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)
     return body.include is not None or not few
 
 
 def disconnected(request: Request) -> bool:
-    """Check whether the client has closed its connection."""
+    """Return whether the client has closed its connection."""
     return bool(request.state.disconnected())
 
 
 def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
-    """Return the answer to a request whose id was answered before: that list, without scores and reasons."""
     recommender = serving.recommender
     rows = [recommender.known([item])[0] for item in recorded.slate]
     if recorded.catalog_version != serving.versions["catalog"]:
-        rows = [[] for _ in rows]  # the codes of today need not be those of then
+        rows = [[] for _ in rows]  # codes may have changed
     return {
         "items": list(recorded.slate),
         "scores": [],
@@ -408,7 +386,6 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
 
 
 def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) -> dict[str, Any]:
-    """Return the fields of an answer on its experiment; none where it is of none."""
     return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
 
 

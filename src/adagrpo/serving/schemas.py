@@ -1,4 +1,4 @@
-"""Schemas of requests and answers, and the reason that a bad one gets: short, and never with what it held."""
+"""Schemas of requests and answers. Error messages never repeat values of a request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY, MOST_VALUES
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-MOST_GROUPS = 16  # that a filter names; no object of a body has more fields
+MOST_GROUPS = 16  # per filter; also the most fields of any object
 
 
 def _few_fields(content: Any) -> Any:
-    """Refuse an object that has too many fields before something is said of each of them."""
     if isinstance(content, dict) and len(content) > MOST_GROUPS:
         raise PydanticCustomError("too_many_fields", f"has {len(content)} fields, more than {MOST_GROUPS}")
     return content
@@ -26,19 +25,19 @@ IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 TextId = Annotated[str, Strict(), Field(max_length=1000)]
 Id = IntegerId | TextId
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
-# lists end at the first value that is wrong: to describe each of 30,000 takes half a second
+# fail_fast: describing 30,000 invalid values takes half a second
 History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY, fail_fast=True)]
 GroupValue = Annotated[bool, Strict()] | Id
 Column = Annotated[str, Field(max_length=200)]
 Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000, fail_fast=True)]
 Groups = Annotated[dict[Column, Values], Field(max_length=MOST_GROUPS), BeforeValidator(_few_fields)]
 Filter = History | Groups
-TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # what pydantic calls members of a union
-PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
+TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # pydantic's names of union members
+PLAIN = re.compile(r"[a-z_]{1,32}")  # field names that a message may repeat
 
 
 class BadRequest(ValueError):
-    """A request that cannot be answered, and why."""
+    """Raised with the reason a request cannot be answered."""
 
     def __init__(self, reason: str, status: int = 422) -> None:
         super().__init__(reason)
@@ -46,7 +45,7 @@ class BadRequest(ValueError):
 
 
 class Body(BaseModel):
-    """A body, or an object in one; it has the fields that are described and no other."""
+    """A body, or an object in one; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,7 +92,7 @@ class Versions(BaseModel):
 
 
 class InExperiment(BaseModel):
-    """The experiment that an answer is of."""
+    """The experiment that an answer belongs to."""
 
     name: str
     plan: str = Field(description="First digits of the hash of its plan.")
@@ -164,7 +163,7 @@ class FeedbackBody(Body):
 
 
 class FeedbackAnswer(BaseModel):
-    """Counts of the events that were taken."""
+    """Counts of the events that were received."""
 
     accepted: int
     duplicates: int = Field(description="The same request, item and kind was there already.")
@@ -220,7 +219,7 @@ class Refusal(BaseModel):
 
 
 class ReloadBody(Body):
-    """The body of `POST /v1/admin/reload`: another checkpoint of the same run, or what is there now."""
+    """The body of `POST /v1/admin/reload`: another checkpoint of the same run, or its current files."""
 
     arm: Annotated[str, Field(max_length=100)] | None = None
     checkpoint: Literal["best", "final"] | None = None
@@ -228,20 +227,19 @@ class ReloadBody(Body):
 
 
 class SwitchBody(Body):
-    """The body of `POST /v1/admin/experiment`: one of both."""
+    """The body of `POST /v1/admin/experiment`: one of the two fields."""
 
     share: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Of the users, from now on.")
     stop: Annotated[str, Field(max_length=100)] | None = Field(None, description="An arm whose users get the control.")
 
 
 def parsed(body: bytes) -> Any:
-    """The content of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        BadRequest: it is none: bad syntax or UTF-8, lone surrogates, NaN or infinities, or nested too deeply; or it
-            holds more values than any body may.
+        BadRequest: invalid JSON, NaN and infinities included, or more than `MOST_VALUES` values.
     """
-    if body.count(b",") > MOST_VALUES:  # before anything is made of it; commas in texts count, and are few
+    if body.count(b",") > MOST_VALUES:  # before parsing; counts commas in texts too
         raise BadRequest(f"the body holds more than {MOST_VALUES:,} values")
     try:
         return from_json(body, allow_inf_nan=False)
@@ -253,10 +251,10 @@ def parsed(body: bytes) -> Any:
 
 
 def validated(kind: type[ModelT], content: Any) -> ModelT:
-    """Content as a body of a kind.
+    """Validate content by a schema.
 
     Raises:
-        BadRequest: it is none; the first thing that is wrong is named.
+        BadRequest: names the first invalid field.
     """
     try:
         return kind.model_validate(content)
@@ -280,7 +278,6 @@ def _plain(part: int | str) -> str:
 
 
 def _said(kind: str, message: str) -> str:
-    """Say what is wrong, without the value; the messages of pydantic that hold one are not passed on."""
     if kind == "extra_forbidden":
         return "there is no such field"
     return message if re.fullmatch(r"[A-Za-z0-9 ,.'_$^|:;\[\]{}()\\+-]{1,160}", message) else "not what it should be"

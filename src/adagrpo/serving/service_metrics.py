@@ -1,4 +1,4 @@
-"""Counters and gauges of `/metrics`, in the format of Prometheus."""
+"""Metrics of `/metrics`, in the Prometheus format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = (0, 1, 2, 4, 8, 10, 16, 20, 32, 50, 64, 100)
 
 
 class ServiceMetrics:
-    """Counts of one process."""
+    """Metrics of one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -61,16 +61,16 @@ class ServiceMetrics:
         self.arm_lists.labels(arm, deal, source).inc()
 
     def turned_away(self, why: str) -> None:
-        """Count a request or a connection that was not answered."""
+        """Count a refused request or connection."""
         self.refused.labels(why).inc()
 
     def serves(self, model: str, catalog: str, arm: str) -> None:
-        """Say what is served from now on."""
+        """Set the versions that are served."""
         for labels in self._versions:
             self.version.labels(*labels).set(0)
         self._versions = [*{*self._versions, (model, catalog, arm)}]
         self.version.labels(model, catalog, arm).set(1)
 
     def text(self) -> bytes:
-        """All of it."""
+        """Return all metrics in the text format."""
         return bytes(generate_latest(self.registry))

@@ -1,1 +1,1 @@
-"""Files and folders that survive a crash, belong to this program, and are what they were when written."""
+"""Crash-safe, verified files and folders of this program."""

@@ -1,11 +1,8 @@
-"""Crash-safe folders: a reader sees a whole artifact or none.
+"""Crash-safe artifact folders: a reader sees a complete artifact or none.
 
-A folder is written beside its place, its files are synced to disk, `manifest.json` lists them with size and sha256 and
-ends with a sha256 of itself, and one rename puts it in place. Readers verify. Weights are safetensors, everything else
-JSON, YAML, Parquet or JSON lines; nothing is ever unpickled. Of a folder that is replaced the files that its manifest
-lists are removed, and no others, see `adagrpo.storage.removal`.
-
-Versions of the manifest: 1 had no hash of itself and is still read; a newer or unknown one is refused by its number.
+A folder is written under a temporary name, synced, sealed with `manifest.json` (size and sha256 of each file, and of
+itself) and renamed. Readers verify. Nothing is unpickled: weights are safetensors, the rest JSON, YAML, Parquet or JSON
+lines. Manifest version 1 has no hash of itself and is still readable.
 """
 
 from __future__ import annotations
@@ -37,14 +34,12 @@ def seal(
     made_from: Mapping[str, Any] | None = None,
     files: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Sync every file below a folder and write its manifest.
+    """Sync a complete folder and write its manifest.
 
     Args:
-        directory: the finished, still unpublished folder.
-        kind: what the folder holds, for the reader's error messages.
-        fingerprint: hash of everything the content was made from, see `manifest`.
-        made_from: that itself, JSON-able, to tell why the fingerprint is another one.
-        files: those that the manifest lists, where there are others beside them, with what else it says of each.
+        fingerprint: hash of all inputs.
+        made_from: those inputs, JSON-able.
+        files: files to list, with extra manifest entries; None lists all.
     """
     listed = {}
     for path in sorted(directory.rglob("*") if files is None else (directory / name for name in files)):
@@ -61,15 +56,13 @@ def seal(
 
 
 def publish(directory: Path, target: Path) -> None:
-    """Put a sealed folder into its place, replacing the artifact that is there.
+    """Move a sealed folder to its target, replacing the artifact there.
 
-    Where the system can exchange two names, the place holds the old folder or the new one at every moment. Elsewhere
-    there is a moment between two renames at which it holds none; the old one is then beside `directory`, under its name
-    and `.<token>.old`.
+    Atomic where the system supports it; otherwise the target is briefly missing, and the old artifact is next to
+    `directory`, with the suffix `.<token>.old`.
 
     Raises:
-        UserError: what is there is no artifact, is one of another kind, or holds files that are not of it; all of it
-            is left alone.
+        UserError: the target is no artifact of the same kind, or holds unknown files; nothing is changed.
     """
     content = manifest(directory)
     assert content is not None, "sealed before"
@@ -92,15 +85,14 @@ def publish(directory: Path, target: Path) -> None:
 
 
 def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
-    """Refuse to replace what is not an artifact of the same kind and nothing else.
+    """Check that a target is free or an artifact of the same kind.
 
     Args:
-        kind: what is to come there: artifacts that have their place in it may be there before it.
-        writes: whether the artifact has a file of this name; a folder of such files alone lacks its manifest.
+        kind: of the new artifact. Nested artifacts `<kind>/<name>` may already exist.
+        writes: whether the artifact has a file of this name.
 
     Raises:
-        UserError: a file or a link has the name, the folder is marked or sealed as something else, lacks its manifest,
-            or holds a file that is not of the artifact; it is named.
+        UserError: it is a file or link, of another kind, lacks its manifest, or holds an unknown file.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
@@ -117,16 +109,12 @@ def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = l
 
 
 def remove_artifact(directory: Path, kind: str | None = None) -> None:
-    """Remove the files that a manifest lists, and each folder that is then empty; `kind` as in `check_replaceable`."""
+    """Remove the files in a manifest and emptied folders; `kind` as in `check_replaceable`."""
     remove(directory, _listed(directory, kind).__contains__)
 
 
 def _listed(directory: Path, kind: str | None) -> set[str]:
-    """The files that an artifact consists of, and those of the artifacts whose place is in it; none if there is none.
-
-    An artifact of the kind `ranker/report` has its place in one of the kind `ranker`, under the name `report`. There
-    may be no `ranker` yet, where the one that was reported on is of another run.
-    """
+    """Return the files of an artifact and those nested in it (kind `ranker/report` in `ranker`, as `report`)."""
     content = manifest(directory)
     if content is None and kind is None:
         return set()
@@ -141,11 +129,10 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
 
 
 def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is no sealed artifact.
+    """Return the manifest of a folder; None if it is not sealed.
 
     Raises:
-        UserError: it cannot be read, is not as it was written, or is of a version that this program does not read.
-            `mend` is what the message says to do about it; None: that it can be made again.
+        UserError: it is damaged or of an unknown version; `mend` is the remedy in the message.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -167,10 +154,10 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
 
 
 def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
-    """Check every file of an artifact against its manifest: the sha256 of each, by path relative to the folder.
+    """Check all files against the manifest; return the sha256 of each by relative path.
 
     Raises:
-        UserError: no manifest, or a file is missing or differs; the file is named. `mend` as in `manifest`.
+        UserError: the manifest or a file is missing, or a file differs.
     """
     content = manifest(directory, mend)
     if content is None:
@@ -179,10 +166,10 @@ def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
 
 
 def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
-    """Check one file of an artifact against the manifest that was read; its sha256.
+    """Check one file against a manifest and return its sha256.
 
     Raises:
-        UserError: it is not of the artifact, leaves it, is missing or differs; the file is named.
+        UserError: it is not listed, outside the folder, missing or different.
     """
     path, entry = directory / name, content["files"].get(name)
     mend = mend or f"delete {directory} to have it made again"
@@ -202,7 +189,6 @@ def _written(content: Mapping[str, Any]) -> str:
 
 
 def _check(text: str, content: dict[str, Any]) -> None:
-    """Raise one of what `manifest` catches where a manifest is not, byte for byte, what `seal` wrote."""
     for entry in content["files"].values():
         entry["size"], entry["sha256"]
     if content["schema_version"] > 1:
@@ -212,7 +198,7 @@ def _check(text: str, content: dict[str, Any]) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one move; False where the system or the file system cannot (renameat2 of Linux)."""
+    """Swap two paths atomically; False where that is unsupported."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

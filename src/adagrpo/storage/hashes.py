@@ -1,4 +1,4 @@
-"""Hashes of files and of JSON values, and what is written with a hash of itself: lines of a log, JSON files."""
+"""Hashes of files and JSON values, and log lines and JSON files that contain their own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ HASHES: dict[tuple[str, int, int, int], str] = {}  # of files that have been has
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file, as 64 hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cached_hash(path: Path) -> str:
-    """The sha256 of a file; one that has not changed since this process hashed it is not read again.
+    """Return the sha256 of a file, cached until the file changes.
 
-    A file written within the last second is hashed each time: it may change again under the same time stamp.
+    Files written within the last second are not cached: they may change again under the same time stamp.
     """
     status = path.stat()
     key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
@@ -37,21 +37,21 @@ def cached_hash(path: Path) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """The sha256 of a JSON value, independent of the order of keys."""
+    """Return the sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checked_line(row: Mapping[str, Any]) -> str:
-    """A line of a log, with a check of its content: the first digits of the sha256 of the rest."""
+    """Format a log line with `check`, the first digits of the sha256 of the rest."""
     return json.dumps({**row, "check": hash_json(row)[:CHECK_DIGITS]}) + "\n"
 
 
 def read_checked_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that `checked_line` wrote.
+    """Read lines of `checked_line`.
 
     Raises:
-        UserError: a line is not as it was written.
+        UserError: a line is damaged.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -68,15 +68,15 @@ def read_checked_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a JSON file, with a hash of the rest as its last key, `sha256`."""
+    """Add the content's hash as `sha256`."""
     return {**content, "sha256": hash_json(dict(content))}
 
 
 def without_hash(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Check and return what `with_hash` was given.
+    """Verify and remove the hash.
 
     Raises:
-        ValueError: the content is not as it was written, or has no hash.
+        ValueError: it is missing or differs.
     """
     rest = {name: value for name, value in content.items() if name != "sha256"}
     if content.get("sha256") != hash_json(rest):

@@ -1,8 +1,7 @@
-"""One process at a time in a folder of this program, which also clears what a killed one left there.
+"""One process at a time per folder, which also cleans up after killed ones.
 
-The lock file holds the process id and, a line each, the tokens of the processes whose temporary files may be there: its
-own, and those of holders that ended before they could clear up. The operating system drops the lock of a process that
-ends in whatever way, so a stale one cannot be met.
+The lock file holds the process id and, one per line, the tokens of processes that may have left temporary files. The
+operating system releases the lock of a dead process.
 """
 
 from __future__ import annotations
@@ -25,19 +24,16 @@ REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
 
 
 class FolderBusy(UserError):
-    """Another process is at work in a folder."""
+    """Another process holds the lock of a folder."""
 
 
 @contextmanager
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
-    """Claim a folder, see `adagrpo.storage.marks.claim`, and keep other processes out of it while the block lasts.
-
-    Args:
-        directory: to be claimed, see `adagrpo.storage.marks.claim`.
+    """Claim a folder (`adagrpo.storage.marks.claim`) and lock it.
 
     Raises:
-        FolderBusy: another process is at work here; its id is named.
-        UserError: it is not this program's, or cannot be written.
+        FolderBusy: another process holds the lock.
+        UserError: the folder is not ours or not writable.
     """
     try:
         claim(directory, kind, **facts)
@@ -61,7 +57,7 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
 
 
 def at_work(directory: Path) -> str | None:
-    """The id of the process that is at work in a folder; None if there is none, or it is not known."""
+    """Return the id of the process that holds the lock, if any."""
     try:
         with (directory / LOCK).open(encoding="utf-8", errors="replace") as file:
             try:
@@ -74,7 +70,6 @@ def at_work(directory: Path) -> str | None:
 
 
 def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
-    """Put this process and some tokens into the lock file; the longer content is written first, then cut."""
     content = "".join(f"{line}\n" for line in (os.getpid(), *dict.fromkeys(tokens))).encode()
     os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))
@@ -82,7 +77,6 @@ def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
 
 
 def _mend(directory: Path, tokens: Collection[str]) -> None:
-    """Remove what ended processes left half written, and put back what one had taken from its place."""
     remove_temporary(directory, tokens, is_marked)
     work = directory / WORK
     for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:

@@ -1,8 +1,8 @@
-"""Folders that this program owns: marked as such by a file that is written first.
+"""Folders of this program, marked by a file that is written first.
 
-    .adagrpo    {"kind": "run", "schema_version": 1}; a run that goes on from another one names it as `source`
+    .adagrpo    {"kind": "run", "schema_version": 1}; a run that continues another one names it as `source`
 
-A folder is taken if it is new, empty, or has the mark of the same kind already; any other is refused, untouched.
+Only new, empty or equally marked folders are claimed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Kind = Literal["run", "comparison", "list of recommendations", "exposure log", "
 
 
 def is_marked(directory: Path) -> bool:
-    """Check that a folder has a mark, of whatever kind."""
+    """Check whether a folder has a mark of any kind."""
     mark = directory / MARK
     return mark.is_file() and not mark.is_symlink()
 
 
 def read_mark(directory: Path) -> dict[str, Any]:
-    """Read the mark of a folder; empty where a crash left it so.
+    """Read the mark of a folder; empty after a crash.
 
     Raises:
-        UserError: it is damaged, or of a version that this program does not read.
+        UserError: it is damaged or of an unknown version.
     """
     path = directory / MARK
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -45,10 +45,10 @@ def read_mark(directory: Path) -> dict[str, Any]:
 
 
 def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
-    """Check that a folder is marked as one of a kind; False where it is free to be taken.
+    """Check that a folder is marked with a kind; return False if it can be claimed.
 
     Raises:
-        UserError: a file has its name, it holds something of another kind, or files of somebody else.
+        UserError: it is a file, of another kind, or holds other files.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; {option} takes a folder")
@@ -72,7 +72,7 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
 
 
 def claim(directory: Path, kind: Kind, option: str = "--out", **facts: str) -> None:
-    """Make a folder if need be, and mark it as one of a kind, unless it is marked already.
+    """Create and mark a folder.
 
     Raises:
         UserError: see `check_kind`.

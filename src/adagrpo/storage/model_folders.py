@@ -1,8 +1,4 @@
-"""Folders of models made elsewhere are data, not code: what would run something when it is read is refused before.
-
-Libraries differ in what they do with a folder that brings code: some ask on the terminal, some run it if an option says
-so. Here nothing gets that far.
-"""
+"""Refusal of model folders that would run code when loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that nam
 
 
 def refuse_code(folder: Path, setting: str) -> None:
-    """Check that a model folder, which the key `setting` of a recipe names, can be read without running anything in it.
+    """Check that a model folder, named by the recipe key `setting`, loads without running its code.
 
     Raises:
-        UserError: a configuration names code of its own, or there are weights that would have to be unpickled and no
-            safetensors beside them; the file is named. Code that nothing names is not run, and may lie there.
+        UserError: a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
+            that nothing names is allowed.
     """
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):

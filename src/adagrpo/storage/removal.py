@@ -1,8 +1,6 @@
-"""Removal of known files by name; of anybody else's nothing ever is removed.
+"""Removal of known files only: those the caller names, and temporary files with the token of a known process.
 
-A known file is one that a caller names, or a temporary file with the token of a process that is known to have written
-here. A file of another name is unknown, and so is every link: both are left where they are, and a link is never
-followed.
+Links are never known or followed.
 """
 
 from __future__ import annotations
@@ -18,11 +16,10 @@ TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 
 
 def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
-    """List the unknown files of a folder: those of other names, and all links, which are not followed.
+    """List unknown files of a folder, including all links.
 
     Args:
-        directory: itself no link, or it is the unknown file.
-        belongs: whether a file belongs here, by its path relative to the folder, `/`-separated.
+        belongs: whether a file is known, by `/`-separated relative path.
     """
     if directory.is_symlink() or not directory.is_dir():
         return [directory] if os.path.lexists(directory) else []
@@ -37,12 +34,12 @@ def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]
 
 
 def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove the known files of a folder, and each folder that is then empty. See `unknown_files`."""
+    """Remove known files and emptied folders; see `unknown_files`."""
     if directory.is_symlink() or not directory.is_dir():
         return
     for folder, _, files in os.walk(directory, topdown=False):
         here = Path(folder)
-        for name in sorted(files, key=lambda name: name == MANIFEST):  # the manifest last: it says what there was
+        for name in sorted(files, key=lambda name: name == MANIFEST):  # the manifest last: it lists the others
             path = here / name
             if not path.is_symlink() and belongs(path.relative_to(directory).as_posix()):
                 path.unlink()
@@ -51,11 +48,10 @@ def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
-    """Remove the temporary files and folders below a folder that killed processes of these tokens left.
+    """Remove temporary files and folders of dead processes.
 
     Args:
-        tokens: of processes that are known to have ended.
-        stop: whether a folder below is to be left alone, because it has an owner of its own.
+        stop: whether to skip a subfolder, which has its own owner.
     """
     for folder, inner, files in os.walk(directory):
         here = Path(folder)

@@ -1,7 +1,4 @@
-"""Files that are written whole or not at all.
-
-A file is written beside its place under a name with the token of this process, synced to disk, and renamed.
-"""
+"""Atomic writes: temporary file, sync, rename."""
 
 from __future__ import annotations
 
@@ -22,18 +19,18 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def temporary(path: Path) -> Path:
-    """Return a temporary name next to `path` that no other process takes."""
+    """Return a temporary name next to `path`, unique to this process."""
     return path.with_name(f".{path.name}.{TOKEN}.tmp")
 
 
 def write_file(path: Path, content: str, *, keep: bool = False) -> None:
-    """Write a text file so that a crash leaves the old content or the new, never a part.
+    """Write a text file atomically.
 
     Args:
-        keep: a file that is there is left as it is; of several processes that write at once, one has written.
+        keep: keep an existing file.
 
     Raises:
-        UserError: a link or a folder has the name already.
+        UserError: the path is a link or a folder.
     """
     if path.is_symlink() or path.is_dir():
         what = "link" if path.is_symlink() else "folder"
@@ -57,14 +54,12 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 
 @contextmanager
 def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
-    """Yield a place to write a file that becomes `path`, synced to disk, when the block ends; mode of new files.
+    """Yield a path whose file becomes `path` at the end of the block.
 
-    For libraries whose own temporary files have names that nothing tells from somebody else's: theirs are in a folder
-    that is known as this process's.
+    It is in a temporary folder of this process, so that the writing library's own temporary files are known too.
 
     Args:
-        holder: token of the process that holds the lock of the folder, if this is a worker of it: then what a killed
-            worker leaves is known as that one's.
+        holder: token under which remains of a worker are cleaned up: that of the process with the folder's lock.
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()
@@ -83,9 +78,9 @@ def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a place for a folder that becomes `path`, synced to disk, when the block ends; an empty one is replaced.
+    """Yield a folder that becomes `path` at the end of the block; an empty `path` is replaced.
 
-    It is locked while it is made. So what a killed process left of a folder of this name is known, and removed.
+    It is locked meanwhile, so that remains of killed processes are recognised and removed.
     """
     make_folder(path.parent)
     for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
@@ -110,7 +105,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; an OSError where another process does, or it is a link."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,9 +115,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of the system that names no file, as that of a full disk does, name the one that was being written.
+    """Add `path` to system errors without a file name, such as that of a full disk.
 
-    Libraries in Rust tell such an error by its words alone: `... (os error 28)`.
+    Rust libraries give them as text: `... (os error 28)`.
     """
     try:
         yield
@@ -139,7 +133,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each name synced to disk."""
+    """Create a folder and its parents, synced."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -147,7 +141,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Sync a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

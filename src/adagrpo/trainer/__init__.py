@@ -1,4 +1,4 @@
-"""Training: one loop, and the three things it fits (sft, ranker, post-training)."""
+"""Training loop and its tasks: supervised, ranker, post-training."""
 
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 from adagrpo.trainer.loop import fit

@@ -1,11 +1,7 @@
-"""Training batches: every position of a history is a sample, and their order is a function of (seed, step).
+"""Training batches in an order that is a function of (seed, step).
 
-A history of n items holds n - 1 samples: items `0 .. t` are seen, item `t + 1` is the target. Nothing about the order
-is stored in a checkpoint, since it can be computed from the step.
-
-An RL split keeps a share of the samples apart, each a function of (seed, user, place of its target in the user's
-sequence): NLL is taken at the others, the RL term at these. An item that is kept apart as a target is still part of the
-histories of later samples.
+A history of n items holds n - 1 samples: items `0 .. t` are the input, item `t + 1` is the target. An RL split assigns
+samples by (seed, user, position) to the RL term or NLL; RL targets still appear in later histories.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from adagrpo.types import Histories, Ragged
 
 
 class TrainingBatch(NamedTuple):
-    """`B` histories and the `N` samples that they hold."""
+    """`B` histories and their `N` samples."""
 
     users: NDArray[np.int64]  # (B,)
     histories: Histories  # (B, T)
@@ -38,7 +34,7 @@ class TrainingBatch(NamedTuple):
     rl: Tensor  # (N,) bool, True where the RL term may be taken
 
     def to(self, device: torch.device) -> TrainingBatch:
-        """The same batch on a device."""
+        """Move to a device."""
         items, lengths, users, _ = self.histories
         histories = Histories(items.to(device), lengths.to(device), None if users is None else users.to(device))
         samples = (part.to(device) for part in (self.rows, self.positions, self.targets, self.nll, self.rl))
@@ -47,11 +43,10 @@ class TrainingBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # one schedule is one key of the cache below
 class BatchSchedule:
-    """Which histories make up each optimiser step, `accumulation` micro-batches of `batch_size` histories each.
+    """Histories of each optimiser step: `accumulation` micro-batches of `batch_size`.
 
-    The histories of a step depend on the product of the two numbers, so that how a step is cut does not change them.
-    `processes` share a step, which is cut into a multiple of their number, more finely than said if need be.
-    Without an `rl_split` every sample is for both NLL and RL; with `rl_split_nll` NLL is taken at all of them anyway.
+    Only their product determines a step's histories. `processes` rounds the number of micro-batches up to a multiple.
+    Without `rl_split` all samples serve NLL and RL; `rl_split_nll` keeps NLL on all.
     """
 
     training: Ragged
@@ -70,18 +65,18 @@ class BatchSchedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that an epoch takes."""
+        """Optimiser steps per epoch."""
         return len(self._order(0))
 
     def batches(self, step: int) -> list[TrainingBatch]:
-        """The micro-batches of an optimiser step, counted from 0; a step of few histories may have fewer of them."""
+        """Return the micro-batches of a step, counted from 0."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         parts = -(-self.accumulation // self.processes) * self.processes
         return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (U,)
-        """Return the readable length of each user."""
+        """Usable training length of each user."""
         lengths = self.training.lengths
         return lengths if self.left_out is None else np.where(self.left_out, 0, lengths)
 
@@ -117,34 +112,32 @@ def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]
 
 
 class GroupSamples(NamedTuple):
-    """The samples of a micro-batch at which groups are drawn."""
+    """Samples of a micro-batch at which groups are drawn."""
 
     histories: Histories  # (N, T)
     targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
-    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+    places: Tensor | None  # (N,) int64, indices into the batch's samples; None at the ends of histories
 
 
 class GroupStep(NamedTuple):
-    """An optimiser step with groups: its micro-batches, their samples, and what everything else is drawn from."""
+    """An optimiser step with groups."""
 
     batches: list[TrainingBatch]
     samples: list[GroupSamples]  # one a micro-batch
     generator: torch.Generator  # keyed by (seed, step), once the samples are chosen
 
     def joined(self) -> tuple[Histories, Tensor] | None:
-        """Histories and targets of all micro-batches together; None where an RL split leaves a step without any."""
+        """Concatenate histories and targets; None if the RL split leaves none."""
         targets = torch.cat([part.targets for part in self.samples])
         return (Histories.stack([part.histories for part in self.samples]), targets) if len(targets) else None
 
 
 def group_step(schedule: BatchSchedule, step: int, objective: ObjectiveConfig, device: torch.device) -> GroupStep:
-    """The samples at which groups are drawn in an optimiser step.
+    """Choose the samples of a step at which groups are drawn.
 
     Args:
-        schedule: the order of training batches.
-        step: counted from 0.
-        objective: its `rl_positions`: `random`, one of the RL samples of each history; `last`; `all`; or `end`, after
-            the whole history. With `exclude_history` the histories know their older items too.
+        objective: `rl_positions` is `random` (one RL sample per history), `last`, `all`, or `end` (after the whole
+            history); `exclude_history` adds older items.
     """
     batches = [batch.to(device) for batch in schedule.batches(step)]
     generator = keyed_generator(schedule.seed, step, 1)
@@ -186,7 +179,7 @@ def _samples(
 
 
 def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories:
-    """One history a sample, (N, T'): items `0 .. position` of its row."""
+    """Return one history per sample, (N, T'): items `0 .. position` of its row."""
     length = int(positions.max()) + 1 if len(positions) else 1
     items = histories.items[rows, :length]
     beyond = torch.arange(length, device=items.device) > positions.unsqueeze(1)
@@ -195,10 +188,10 @@ def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories
 
 
 def step_key(seed: int, *parts: int) -> int:
-    """A 63-bit seed from a run's seed and, say, a step and a micro-batch; close keys give unrelated streams."""
+    """Derive a 63-bit seed; streams of close keys are unrelated."""
     return int(np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def keyed_generator(seed: int, *parts: int) -> torch.Generator:
-    """A generator that is a function of its key alone, so that a resumed run draws what it would have drawn."""
+    """Return a generator determined by its key."""
     return torch.Generator().manual_seed(step_key(seed, *parts))

@@ -1,8 +1,4 @@
-"""Checkpoints of an unfinished fit: model, optimiser, averaged and best weights, one sealed folder a checkpoint.
-
-The best weights travel inside the checkpoint, so that a kill between two writes cannot leave a best model that belongs
-to another history of the run.
-"""
+"""Checkpoints of an unfinished fit: model, optimiser, averaged and best weights in one sealed folder."""
 
 from __future__ import annotations
 
@@ -40,17 +36,14 @@ class Progress:
     best_step: int = 0
     best_value: float | None = None
     watch: Watch = field(default_factory=Watch)
-    lost: str | None = None  # why the policy counts as lost
+    lost: str | None = None  # why the policy counts as collapsed
     lost_step: int = 0
     task: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the parameters; empty without averaging
 
     def offer(self, value: float, model: nn.Module) -> None:
-        """Keep a copy of the weights if the validation metric is the highest so far; the earlier one wins a tie.
-
-        A metric that is NaN is below every other.
-        """
+        """Copy the weights if the metric is a new maximum; NaN is below all."""
         if self.best_value is None or math.isnan(self.best_value) or value > self.best_value:
             self.best_value, self.best_step = value, self.step
             self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -59,7 +52,7 @@ class Progress:
 def save_weights(
     directory: Path, weights: Mapping[str, Tensor], step: int, files: Mapping[str, str] | None = None
 ) -> None:
-    """Write a finished model's weights, the step they come from, and text files that the model wants beside them."""
+    """Write final weights, their step, and extra text files."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     _write(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -69,16 +62,13 @@ def save_weights(
 
 
 def load_weights(directory: Path, model: nn.Module, *, more_items: int = 0) -> int:
-    """Load what `save_weights` wrote into a model; returns the step.
+    """Load `save_weights` output into a model and return the step.
 
     Args:
-        directory: that holds the weights.
-        model: of the same kind and sizes.
-        more_items: how many items more the model has than the weights; their rows are zero in its tables of items,
-            which its attribute `item_tables` names.
+        more_items: additional items of the model; their rows in `item_tables` become zero.
 
     Raises:
-        UserError: a file is missing or damaged; it is named.
+        UserError: a file is missing or damaged.
         RuntimeError: the weights are of another model.
     """
     weights = _read(directory / WEIGHTS)
@@ -93,7 +83,7 @@ def load_weights(directory: Path, model: nn.Module, *, more_items: int = 0) -> i
 
 
 def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint and remove the ones before it."""
+    """Write a checkpoint and remove earlier ones."""
     target = work / "checkpoints" / f"{progress.step:09d}"
     temporary = target.with_name(f".{target.name}.tmp")
     moments = {
@@ -117,7 +107,7 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
 
 
 def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Load the newest whole checkpoint into model and optimiser; None where there is none."""
+    """Load the newest complete checkpoint; None if there is none."""
     folders = sorted((work / "checkpoints").glob("[0-9]*"), reverse=True)
     whole = next((folder for folder in folders if manifest(folder) is not None), None)
     if whole is None:
@@ -138,7 +128,6 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
 
 
 def _is_known(name: str) -> bool:
-    """Check that a file is of a checkpoint."""
     return name in FILES
 
 
@@ -146,7 +135,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] |
     try:
         with atomic_file(path) as place:
             save_file(dict(tensors), place, metadata=metadata)
-    except SafetensorError as error:  # a full disk is told in these words, and without a name
+    except SafetensorError as error:  # a full disk raises this, without a file name
         raise OSError(errno.EIO, str(error), str(path)) from error
 
 

@@ -1,9 +1,4 @@
-"""The gradient of an optimiser step, over its micro-batches and over the processes that share them.
-
-    gradient = Σ over micro-batches and terms of ∇ term
-
-Each process computes those of its own micro-batches; the sums over the processes come last.
-"""
+"""Gradients of an optimiser step, summed over loss terms, micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -22,14 +17,14 @@ Precision = Callable[[], AbstractContextManager[Any]]
 
 
 class TermGradients:
-    """Each loss term's own gradient, over the micro-batches of an optimiser step and over the processes."""
+    """Gradient of each loss term."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], shared_by: Processes) -> None:
         self.parameters, self.processes = parameters, shared_by
         self.sums: dict[str, list[Tensor]] = {}
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the gradients of a micro-batch's terms; their graphs are kept."""
+        """Add the gradients of a micro-batch, retaining its graph."""
         for name, term in terms.items():
             gradients = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
             sums = self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
@@ -38,7 +33,7 @@ class TermGradients:
                     total += gradient
 
     def norms(self) -> dict[str, float]:
-        """The length of each term's gradient, by its name; a process may lack a term."""
+        """Return gradient norms; processes may lack terms."""
         names = dict.fromkeys(name for process_names in self.processes.gather([*self.sums]) for name in process_names)
         for name in names:
             self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
@@ -47,7 +42,7 @@ class TermGradients:
 
 
 class Losses:
-    """The losses of the micro-batches of a step that are this process's, one after another."""
+    """Losses of this process's micro-batches."""
 
     def __init__(
         self,
@@ -64,14 +59,14 @@ class Losses:
         self.logged: dict[str, float] = {}
 
     def backward(self, each: Callable[[Tensor], None], norms: TermGradients | None = None) -> None:
-        """Add the gradient of every loss to those before it, and what it logs to `logged`.
+        """Accumulate gradients, and values to log in `logged`.
 
         Args:
-            each: begins the backward pass of a loss.
-            norms: takes each term's gradient too.
+            each: runs a backward pass.
+            norms: also collects each term's gradient.
 
         Raises:
-            NotFinite: in one of them.
+            NotFinite: in any loss.
         """
         for index, micro in self.processes.share(self.micros):
             terms = self._terms(index, micro)

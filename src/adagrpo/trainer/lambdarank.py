@@ -1,10 +1,9 @@
-"""LightGBM LambdaRank on engineered features: a second family of rankers, unlike the sequential one in all it sees.
+"""LightGBM LambdaRank on engineered features (Burges, *From RankNet to LambdaRank to LambdaMART*, 2010).
 
-A group is a moment of a user with candidates, labelled 1 where chosen: a logged next item among sampled ones, or what
-was shown with its clicks, beside sampled ones. Those are drawn uniformly, by popularity, and from the neighbours of an
-item of the history in turn: against uniform ones alone popularity would be nearly all there is to learn.
-Items that the user has are never drawn. Source of the objective: Burges, *From RankNet to LambdaRank to LambdaMART*,
-2010. Features leave the group's user out of every count, see `adagrpo.rewards.features`.
+A group is a user's candidates at one time: a logged next item or impressions with clicks, plus sampled items that the
+user does not have. Negatives come in turn from the uniform distribution, from popularity and from neighbours of the
+history; with uniform ones alone the model would mostly learn popularity. Features leave the group's user out of all
+counts, see `adagrpo.rewards.features`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ GROUPS_AT_ONCE = 20_000
 
 
 class RankingGroups(NamedTuple):
-    """`Q` moments with up to `N` candidates each."""
+    """`Q` groups of up to `N` candidates."""
 
     histories: Ints  # (Q, T) padded on the right with 0
     lengths: Ints  # (Q,)
@@ -42,13 +41,13 @@ class RankingGroups(NamedTuple):
     chosen: NDArray[np.bool_]  # (Q, N)
 
     def rows(self, kept: slice | NDArray[np.bool_]) -> RankingGroups:
-        """Some of the groups."""
+        """Select groups."""
         rows = (self.histories[kept], self.lengths[kept], self.users[kept])
         return RankingGroups(*rows, self.items[kept], self.chosen[kept])
 
 
 class NegativeSampler:
-    """Draws items that a user does not have: uniformly, by popularity, and near the history."""
+    """Sampler of items that a user does not have."""
 
     def __init__(
         self, training: Ragged, num_items: int, seed: int, sources: Sequence[NegativeSource] = NEGATIVE_SOURCES
@@ -68,7 +67,7 @@ class NegativeSampler:
         avoid: Ints,  # (Q, K)
         count: int,
     ) -> Ints:
-        """(Q, count) items, -1 where a draw met an item that the user has or that is to be avoided, or no neighbour."""
+        """Draw (Q, count) items; -1 for a repeated, owned or avoided item, or if there is no neighbour."""
         shape = (len(users), count)
         by_popularity = self.training.values[self.generator.integers(0, max(1, len(self.training.values)), shape)]
         anchor = (self.generator.random(shape) * lengths[:, None]).astype(np.int64)
@@ -81,7 +80,7 @@ class NegativeSampler:
         drawn = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), drawn).astype(np.int64)
         keys = users[:, None] * self.num_items + drawn
         owned = self.has[np.searchsorted(self.has, keys).clip(max=max(0, len(self.has) - 1))] == keys
-        # a group holds an item once: a chosen one would otherwise stand against itself
+        # no item twice in a group: a chosen one would otherwise be its own negative
         ordered = np.sort(drawn, axis=1)
         order = np.argsort(drawn, axis=1, kind="stable")
         again = np.zeros(shape, dtype=np.bool_)
@@ -91,13 +90,7 @@ class NegativeSampler:
 
 
 def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:
-    """Each user's last training interactions as targets, among sampled items.
-
-    Args:
-        positions: targets a user, the last ones that have a history.
-        negatives: draws a target.
-        max_history: items of a history that are seen, the last ones.
-    """
+    """Build groups from each user's last `positions` training interactions, with `negatives` draws each."""
     training = sampler.training
     counts = np.clip(training.lengths - 1, 0, positions)
     users = np.repeat(np.arange(len(training)), counts)
@@ -112,13 +105,12 @@ def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, m
 def shown_groups(
     sampler: NegativeSampler, shown: Impressions, *, negatives: int, max_history: int, most_shown: int = 50
 ) -> RankingGroups:
-    """Collect the items shown to a user between two interactions, if some were clicked, and sampled items.
+    """Build groups from the items shown between two interactions, if any was clicked, and sampled items.
 
     Args:
-        shown: impressions, sorted by user and history length.
-        negatives: draws a group.
-        max_history: items of a history that are seen, the last ones.
-        most_shown: of a longer list the first ones are taken; an item shown again counts once, clicked if it ever was.
+        shown: sorted by user and history length.
+        negatives: draws per group.
+        most_shown: first items kept per group; repeats are merged, clicked if any was.
     """
     training = sampler.training
     users = np.repeat(np.arange(len(shown.offsets) - 1), np.diff(shown.offsets))
@@ -142,7 +134,7 @@ def shown_groups(
 
 
 def validation_groups(sampler: NegativeSampler, cases: Cases, *, negatives: int, max_history: int) -> RankingGroups:
-    """Evaluation cases with sampled items, to choose the number of trees by; no measure of retrieval."""
+    """Build groups from evaluation cases and sampled items."""
     padded = pad(cases.histories, np.arange(len(cases)), max_history)
     histories, lengths = padded.items.numpy(), padded.lengths.numpy()
     users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)[:, None]
@@ -158,7 +150,7 @@ def exposed_groups(
     *,
     max_history: int,
 ) -> RankingGroups:
-    """Collect the held-out impressions of each user, behind all that the user has in training."""
+    """Build a group per user from held-out impressions."""
     owners, row, counts = np.unique(users, return_inverse=True, return_counts=True)
     place = np.arange(len(users)) - (np.cumsum(counts) - counts)[row]
     table = np.full((len(owners), int(counts.max(initial=1))), -1, np.int64)
@@ -175,7 +167,6 @@ def _once(
     items: Ints,  # (N,)
     clicked: NDArray[np.bool_],  # (N,)
 ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Each item of a group once, where it was first shown, and clicked if it ever was: else it stood against itself."""
     order = np.lexsort((np.arange(len(items)), items, group))
     repeats = np.flatnonzero(
         np.diff(group[order], prepend=-1).astype(bool) | np.diff(items[order], prepend=-1).astype(bool)
@@ -187,7 +178,7 @@ def _once(
 
 
 def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:
-    """(Q, T) what the users had before some places in the training values, padded on the right, and (Q,) lengths."""
+    """Return (Q, T) items before the indices `ends` of the training values, and (Q,) lengths."""
     lengths = np.minimum(ends - training.offsets[users], max_history)
     columns = np.arange(int(lengths.max(initial=1)))
     real = columns < lengths[:, None]
@@ -204,10 +195,7 @@ def _grouped(
     chosen: NDArray[np.bool_],
     drawn: Ints,
 ) -> RankingGroups:
-    """Given and drawn candidates in random order; groups in which nothing stands against the chosen are left out.
-
-    The order matters where a model gives equal scores: LightGBM's NDCG leaves those as they stand.
-    """
+    """Shuffle given and drawn candidates (LightGBM's NDCG keeps the order of ties); drop groups without a negative."""
     items = np.concatenate([items, drawn], axis=1)
     chosen = np.pad(chosen, ((0, 0), (0, drawn.shape[1])))
     order = sampler.generator.random(items.shape).argsort(1)
@@ -218,7 +206,7 @@ def _grouped(
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model and how it went."""
+    """A fitted model."""
 
     model: Booster
     trees: int
@@ -240,15 +228,13 @@ def fit_lambdarank(
     threads: int,
     report: Report = lambda done, total, values: None,
 ) -> Fitted:
-    """Fit, and keep as many trees as are best on the validation groups. Equal arguments give an equal model.
+    """Fit with early stopping on validation NDCG@10; deterministic.
 
     Args:
-        groups: at least one.
-        validation: at least one.
-        trees: at most; fewer if 50 in a row bring nothing.
-        leaves: a tree.
-        minimum_leaf: rows in a leaf.
-        report: called after each tree with how many there are, how many there may be, and the metric.
+        groups: at least one, as in `validation`.
+        trees: maximum; stops after 50 without improvement.
+        minimum_leaf: rows per leaf.
+        report: called after each tree.
     """
     require_lightgbm("reward")
     import lightgbm

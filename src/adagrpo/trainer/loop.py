@@ -1,20 +1,10 @@
-"""The training loop: accumulate, clip, step, validate, checkpoint, resume to the same bits.
+"""Training loop: accumulation, clipping, validation, checkpoints, and bitwise-reproducible resumption.
 
-What a step does is the task's business; the loop owns the optimiser (AdamW, linear warm-up, cosine to a tenth), the
-choice of the best checkpoint, and the files. A loss comes as named terms whose sum is minimised, so that the gradient
-norm of each can be measured. Every random number is keyed by (seed, step, micro-batch): a checkpoint needs no
-generator state.
+The optimiser is AdamW with linear warm-up and cosine decay to a tenth. Random numbers are keyed by (seed, step,
+micro-batch). A step with a non-finite loss, gradient, logit or reward is skipped; three in a row end the fit.
 
-A step with a number that is not finite, in a loss, its gradient, the logits or the reward, is counted and skipped:
-nothing of it reaches weights, optimiser, average or the task's running numbers. Three batches in a row end the fit.
-
-Several processes may fit a model together, see `adagrpo.trainer.processes`: each runs this loop on its share of the
-micro-batches (`adagrpo.trainer.gradients`); the first one alone validates and writes.
-
-With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
-whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
-
-A policy can be watched (`adagrpo.trainer.lost_policy`): once it is lost, the fit ends there with its best checkpoint.
+With `average` > 0, an exponential moving average of the weights (Polyak & Juditsky 1992) is validated and kept, with
+decay min(average, (1 + t) / (10 + t)).
 """
 
 from __future__ import annotations
@@ -56,24 +46,19 @@ def fit(
     report: Report = lambda step, steps, values: None,
     watched: Watched | None = None,
 ) -> FitResult:
-    """Fit a model, leaving `best/`, `final/`, `steps.jsonl` and `validation.jsonl` in `work`.
+    """Fit a model in place, continuing from the last checkpoint in `work`.
 
-    Continues from the last checkpoint in `work` if there is one.
+    Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`.
 
     Args:
-        model: changed in place; ends as the final model.
-        task: what to minimise and how to validate.
-        settings: epochs are the task's business and are not read here.
-        work: folder for files, may hold those of an interrupted fit.
-        seed: key of all random numbers.
-        files: text files that belong beside the weights, name to content.
-        report: called after every step with (step, steps, logged values, those of a validation among them).
-        watched: where given, a lost policy ends the fit, and `lost.json` says why.
+        settings: `epochs` is not read here.
+        files: text files to store with the weights, name to content.
+        report: called after every step with (step, steps, logged values).
+        watched: stop early and write `lost.json` if the policy collapses.
 
     Raises:
-        KeyboardInterrupt, Terminated: a signal came; the step in hand is finished, and the state after it saved.
-        Diverged: three batches in a row had numbers that were not finite; the last is named. The state before it is
-            saved where it can be, so that the same call repeats it at once.
+        KeyboardInterrupt, Terminated: on a signal, after the current step is saved.
+        Diverged: three consecutive steps were not finite; the state before them is saved where possible.
         NotFinite: in a validation.
     """
     loop = _Loop(model, task, settings, work, seed, files or {}, watched)
@@ -93,8 +78,6 @@ def fit(
 
 
 class _Loop:
-    """The state of a fit."""
-
     def __init__(
         self,
         model: nn.Module,
@@ -131,7 +114,7 @@ class _Loop:
         self.validate_at = {*range(every, task.steps + 1, every), task.steps}
 
     def resume(self) -> None:
-        """Take up the last checkpoint, or start: validate step 0, which is a candidate for the best checkpoint."""
+        """Restore the last checkpoint, or validate at step 0."""
         self.work.mkdir(parents=True, exist_ok=True)
         restored = restore(self.work, self.model, self.optimizer.optimizer)
         if restored is not None:
@@ -152,16 +135,15 @@ class _Loop:
         if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
             self._judge(lost)  # of step 0, or one that failed when it was due
             if restored is not None:
-                self._save()  # its row is there from now on, and so must be what it chose
+                self._save()  # the logged row and the best weights it selected belong together
 
     def ends_early(self) -> bool:
-        """Check whether the policy is lost and the fit is to end for it; all processes hear the same."""
+        """Check whether the policy has collapsed; the same in all processes."""
         if self.watched is None or self.watched.go_on:
             return False
         return bool(self.processes.gather(self.progress.lost)[0])
 
     def step(self) -> dict[str, float]:
-        """One optimiser step."""
         step = self.progress.step
         rate = self.settings.learning_rate * _schedule(step, self.task.steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
@@ -188,7 +170,7 @@ class _Loop:
         return values | self._close_step(values)
 
     def _gradients(self, step: int) -> dict[str, float]:
-        """Leave the clipped gradient of a step in the parameters; returns what to log."""
+        """Compute the clipped gradient; returns values to log."""
         self.model.eval()
         with self.accelerator.autocast():
             micros, values = self.task.begin(step)
@@ -207,11 +189,6 @@ class _Loop:
         return values if norms is None else values | _measured(norms)
 
     def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
-        """Sum up the logs of the micro-batches of all processes.
-
-        Raises:
-            NotFinite: in one of them; all processes raise it.
-        """
         reports = self.processes.gather([own, problem])
         for _, error in reports:
             if error is not None:
@@ -223,7 +200,6 @@ class _Loop:
         return values
 
     def _skip(self, values: dict[str, float], bad: Sequence[str], reason: str) -> dict[str, float]:
-        """Count a step that is not applied, and what of it was not finite; returns what to log."""
         step = self.progress.step
         if self.progress.skipped_in_a_row + 1 >= LIMIT * self.task.stride:
             raise Diverged(reason, step + 1, self.seed, self.task.users(step))
@@ -233,7 +209,7 @@ class _Loop:
         return finite | {"skipped": 1.0} | {f"not_finite_{name}": 1.0 for name in bad}
 
     def _close_step(self, values: dict[str, float]) -> dict[str, float]:
-        """Log, validate and save, which one process does for all; returns what a validation gave."""
+        """Log, validate and save; returns validation metrics."""
         self.torn, lost = True, None
         self.progress.step += 1
         if self.processes.is_main_process:
@@ -259,7 +235,6 @@ class _Loop:
                         self.progress.average[name].lerp_(parameter, 1 - decay)
 
     def _swap_average(self) -> None:
-        """Exchange the model's weights and their average; a second call puts them back."""
         self.torn = True
         for name, parameter in self.model.named_parameters():
             if name in self.progress.average:
@@ -267,7 +242,6 @@ class _Loop:
         self.torn = False
 
     def _judge(self, lost: str | None) -> dict[str, float]:
-        """Validate, and say once why the policy is lost: by its rollouts, which is given, or by this; what it gave."""
         metrics, fallen = self._validate(lost)
         lost = fallen or lost
         if lost and not self.progress.lost and self.watched is not None:
@@ -276,7 +250,7 @@ class _Loop:
         return metrics
 
     def _validate(self, lost: str | None = None) -> tuple[dict[str, float], str | None]:
-        """Measure, keep the best weights unless the policy is lost; returns what was measured, and why it is lost."""
+        """Validate and keep the best weights; returns metrics and the reason for a collapse."""
         metrics: dict[str, float] = {}
         fallen = None
         self.model.eval()
@@ -289,7 +263,7 @@ class _Loop:
                 if self.watched is not None:
                     with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
                         fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
-            # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
+            # with constrained decoding a collapsed policy may still rank well: it is no candidate
             if not (lost or fallen):
                 self.progress.offer(metrics.get(self.task.monitor, math.nan), self.model)
         finally:
@@ -297,7 +271,7 @@ class _Loop:
         return metrics, fallen
 
     def keep(self) -> None:
-        """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
+        """Save the state if it is consistent."""
         if self.writes and not self.torn and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
@@ -307,7 +281,7 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def finish(self) -> FitResult:
-        """Write the best and the final weights."""
+        """Write the best and final weights."""
         self._swap_average()
         rows: list[str] = []
         if self.writes:
@@ -322,12 +296,12 @@ class _Loop:
 
 
 def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-    """The optimiser of all fits."""
+    """Return the optimiser of all fits."""
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak learning rate at a step: linear up, then a cosine down to a tenth."""
+    """Return the factor of the peak learning rate."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -335,7 +309,6 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def _measured(gradients: TermGradients) -> dict[str, float]:
-    """The gradient norm of each term, and the pressure of the reward term, where it has an anchor."""
     norms = gradients.norms()
     pressure = pressure_of(norms)
     values = {f"grad_norm_{name}": norm for name, norm in norms.items()}
@@ -353,7 +326,6 @@ def _last_step(path: Path) -> int | None:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drop the rows after a step: the interrupted run got further than its last checkpoint, or wrote half a line."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -1,12 +1,11 @@
-"""Notices that a policy is lost while it is post-trained, so that hours are not spent on one that writes nothing.
+"""Detection of a policy that collapses during post-training.
 
-    rollouts      the share that names an item fell below half of the first step's, in three steps running
-    validation    HR@10 fell below half of what it was at step 0, by more than three standard errors of the count
-    free codes    the share that names an item fell so in a validation, and HR@10 is not above its start
+    rollouts      valid share below half of the first step's in three consecutive steps
+    validation    HR@10 below half of that at step 0, by more than three standard errors
+    free codes    valid share of a validation below half of that at step 0, and HR@10 not above its start
 
-A share that is small at the start says nothing by falling, so it is watched from a tenth on. The standard error is that
-of the difference of two counts, sqrt(h_0 + h) for h_0 and h hits, as if the users were others; of the same users it is
-smaller, so chance ends no fit.
+Valid shares are watched if they start at 0.1 or more. The standard error, sqrt(h_0 + h) for h_0 and h hits, assumes
+independent users, which is conservative.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from adagrpo.objective import GroupSummary
 KEPT = 0.5  # of what was there at the start
 ERRORS = 3.0  # standard errors of a count
 RUNNING = 3  # steps
-LEAST = 0.1  # share at the start from which on a fall says something
+LEAST = 0.1  # least initial share that is watched
 
 
 @dataclass
 class Watch:
-    """State of the watch over the steps of a fit.
+    """State of the watch over rollouts.
 
     Example:
         >>> watch = Watch()
@@ -40,14 +39,14 @@ class Watch:
 
     @property
     def verdict(self) -> str | None:
-        """Say why the policy counts as lost by its rollouts; None where it does not."""
+        """Why the policy counts as collapsed; None if it does not."""
         if self.first_valid is None or self.low_in_a_row < RUNNING:
             return None
         return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(self.last_valid)}"
 
     def after_step(self, groups: GroupSummary) -> str | None:
-        """Say why the policy counts as lost after a step, by the groups of the step; None where it does not."""
-        if groups.invalid_share is None:  # a step without groups of its own, which says nothing new
+        """Update with the groups of a step and return `verdict`."""
+        if groups.invalid_share is None:  # a step that reuses groups
             return self.verdict
         valid = 1 - groups.invalid_share
         if self.first_valid is None:
@@ -58,17 +57,15 @@ class Watch:
 
 
 def fallen_in_validation(start: Mapping[str, float], now: Mapping[str, float], cases: int) -> str | None:
-    """Say why the policy counts as lost by a validation; None where it does not.
+    """Return why a validation shows a collapse; None if it does not.
 
     Args:
         start: metrics at step 0.
-        now: metrics of the validation.
-        cases: that both were measured on.
+        cases: number of validation cases.
 
     Example:
         >>> fallen_in_validation({"hr@10": 0.4}, {"hr@10": 0.1}, 1000)
         'validation HR@10 fell from 40.0 % to 10.0 %'
-        >>> fallen_in_validation({"hr@10": 0.02}, {"hr@10": 0.005}, 1000)  # 20 hits and 5
     """
     before, after = start.get("hr@10", 0.0), now.get("hr@10", 0.0)
     errors = math.sqrt((before + after) * cases)

@@ -1,17 +1,10 @@
-"""Post-training: NLL on the logged item, and a GRPO term that a gate admits sample by sample.
+"""Post-training: NLL on the logged item plus a gated GRPO term.
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-or, in the place of GRPO, another reward term of `adagrpo.objective.terms`, on the same groups and behind the same gate.
-AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
-its micro-batches together, groups are drawn, scored and gated (`adagrpo.groups`), so that they are a function of
-(weights, seed, step) and not of how the step is cut. Then each micro-batch gets its NLL, in a pass of its own with
-dropout, and the surrogate of its admitted groups only, from a context without dropout, which is the one that the
-rollouts were drawn from. Where there is no dropout, one pass serves both. Several processes draw and score the groups
-of their own micro-batches, and gate those of the whole step.
-
-Where we depart: with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
-rounding between sampling and scoring is never mistaken for a policy change.
+AdaGRPO (Xu et al. 2026, arXiv 2606.08480); other terms of `adagrpo.objective.terms` can replace GRPO. NLL uses dropout;
+rollouts and the reward term do not. Departure: with one iteration, π/π_old is taken against the detached scores, so
+that rounding differences between sampling and scoring do not count as a policy change.
 """
 
 from __future__ import annotations
@@ -44,7 +37,7 @@ PART = 256  # samples of the stated anchor that are scored at a time
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to post-train: with or without the NLL anchor, which reward term, how much, and which samples get it."""
+    """A post-training variant: anchor, reward term, its weight and its gate."""
 
     anchored: bool
     lambda_: float
@@ -53,20 +46,17 @@ class Arm:
 
 
 class Micro(NamedTuple):
-    """A micro-batch, its admitted groups, and the counts of its optimiser step."""
+    """A micro-batch and its admitted groups."""
 
     batch: TrainingBatch
     total: int
     groups: GatedGroups | None  # of the whole step; None without RL samples, which an RL split can give
     admitted: Tensor  # (A,) int64 rows of `groups`
-    places: Tensor | None  # (A,) int64, their samples in the batch; None at the ends of histories, which are none
+    places: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
 
 
 class PostTraining:
-    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward.
-
-    Its state: the weights, and the running spread of rewards.
-    """
+    """A `Task` for one arm; its state is the running standard deviation of rewards."""
 
     monitor = "ndcg@10"
 
@@ -101,11 +91,11 @@ class PostTraining:
         self._micros: list[Micro] = []
 
     def users(self, step: int) -> list[int]:
-        """Rows of the users of a step."""
+        """Return the rows of the users of a step."""
         return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
-        """Draw and gate the groups of a step; with `num_iterations` above 1 they serve that many steps."""
+        """Draw and gate the groups of a step, reused for `num_iterations` steps."""
         draw, iteration = divmod(step, self.stride)
         if iteration > 0 and self._micros:
             return self._micros, {}
@@ -132,7 +122,7 @@ class PostTraining:
         return self._micros, summary(groups).to_json()
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""
+        """Return `nll` and, if a group was admitted, the reward term by its name."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
         batch, context = micro.batch, None
@@ -150,14 +140,11 @@ class PostTraining:
 
     @property
     def term(self) -> str:
-        """The name of the reward term."""
+        """Name of the reward term."""
         return self.arm.term
 
     def stated_anchor(self, micro: Micro) -> Iterator[Tensor]:
-        """Parts of the mean of -(1/L) Σ log π over the NLL positions, where the anchor is something else.
-
-        It is measured and never minimised, see `adagrpo.trainer.pressure`.
-        """
+        """Yield parts of the mean of -(1/L) Σ log π, only measured, if the anchor is another loss."""
         if self.policy.trains_on_nll or not self.arm.anchored:
             return
         self.policy.train()
@@ -169,11 +156,11 @@ class PostTraining:
             yield -self.policy.score(context[part], codes[part]).mean(-1).sum() / micro.total
 
     def state(self) -> dict[str, float]:
-        """The running spread of rewards."""
+        """Return the running standard deviation of rewards."""
         return {"spread": self.spread}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Take back `state`."""
+        """Restore `state`."""
         self.spread = state["spread"]
 
     def _groups(
@@ -184,7 +171,6 @@ class PostTraining:
         measure: bool,
         division: Division | None,
     ) -> GatedGroups:
-        """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
         term = self.arm.term
         needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
         return gated_groups(
@@ -203,14 +189,10 @@ class PostTraining:
         )
 
     def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:
-        """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
         return score_codes(policy, context, codes, self.catalog, self.objective)
 
     def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
-        """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
-
-        `context` is theirs, if NLL has encoded them already.
-        """
+        """Return `(λ / B_rl) Σ loss_b` over admitted groups and values to log; reuses `context` if given."""
         groups, rows = micro.groups, micro.admitted
         assert groups is not None, "nothing is admitted in a step without RL samples"
         if context is None:

@@ -1,20 +1,11 @@
-"""Pressure: how strongly a reward term moves a policy, and the λ at which it presses as strongly as was asked for.
+"""Calibration of λ by pressure, the relative gradient length of the reward term.
 
     ratio = rms_k ‖∇ term_k‖ / rms_k ‖∇ anchor_k‖          the steps k = 1 .. K at the starting policy, λ = 1
     λ     = pressure / ratio
 
-The term is linear in λ, so with this λ the ratio over those steps is the pressure. One number then means the same for
-every objective, gate, group and policy, where a λ does not: the terms are of different lengths, and so are the anchors.
-
-The gradients are those of training: of the arm's own groups, gate and options, with dropout, over all micro-batches and
-processes of an optimiser step. The anchor is what the arm really minimises beside the term, `Policy.supervised_loss`.
-The root of the mean square is taken over the steps since that is what Adam divides by; a step in which nothing was
-admitted counts as 0. No weight moves, and nothing is kept but λ, in `pressure.json` of the arm's stage: a fit that goes
-on reads it there.
-
-Beside it stands the length of the anchor that the equations of papers state, -(1/L) Σ_l log π of the policy that acts,
-where the policy trains on another one (`Policy.trains_on_nll`): over a few of the steps, since it takes longer than all
-the rest.
+A pressure is comparable between objectives, gates, groups and policies; a λ is not. The anchor is
+`Policy.supervised_loss`. The root mean square matches what Adam divides by; a step without admitted groups counts as 0.
+If the policy trains on another loss than -(1/L) Σ_l log π, the gradient of that is measured too, over a few steps.
 """
 
 from __future__ import annotations
@@ -44,7 +35,7 @@ STATED_STEPS = 4
 
 
 def pressure_of(norms: Mapping[str, float]) -> float | None:
-    """The ratio of a step, reward term over anchor; None where there is no anchor to hold it against.
+    """Return the ratio of reward term to anchor in a step; None without an anchor.
 
     >>> pressure_of({"nll": 2.0, "grpo": 0.5}), pressure_of({"nll": 2.0}), pressure_of({"grpo": 0.5})
     (0.25, 0.0, None)
@@ -55,10 +46,7 @@ def pressure_of(norms: Mapping[str, float]) -> float | None:
 
 
 def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
-    """The ratio over the steps of a fit at which norms were measured, as a calibration takes it; None without any.
-
-    Args:
-        rows: of `steps.jsonl`.
+    """Return the ratio over `rows` of `steps.jsonl`, as in a calibration; None without measurements.
 
     >>> mean_pressure([{"pressure": 0.5, "grad_norm_nll": 2.0}, {"nll": 1.0}, {"pressure": 0.0, "grad_norm_nll": 2.0}])
     0.3535533905932738
@@ -72,7 +60,7 @@ def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The λ that a pressure came to, and what it was computed from."""
+    """A calibrated λ and its measurements."""
 
     pressure: float
     lambda_: float
@@ -86,12 +74,12 @@ class Calibrated:
 
     @property
     def anchor_over_stated(self) -> float | None:
-        """The ratio of the anchor's gradient norm to that of -(1/L) Σ log π; None where they are one."""
+        """Gradient norm of the anchor over that of -(1/L) Σ log π; None if they are the same."""
         stated = _root_mean_square(self.stated_norms)
         return _root_mean_square(self.anchor_norms[: len(self.stated_norms)]) / stated if stated else None
 
     def sentence(self) -> str:
-        """Describe the calibration in a sentence."""
+        """Describe the calibration."""
         said = (
             f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
             f"{self.ratio:.3g} of the anchor's over {self.steps} steps"
@@ -106,16 +94,16 @@ def solve(
     anchor_norms: Sequence[float],
     stated_norms: Sequence[float] = (),
 ) -> Calibrated:
-    """The λ at which the ratio is the pressure, to four significant digits.
+    """Return the λ that gives the pressure, to four significant digits.
 
     Args:
-        pressure: the wanted ratio, above 0.
-        term_norms: (K,) of the reward term at λ 1, 0 where nothing was admitted.
-        anchor_norms: (K,) of the anchor.
-        stated_norms: of the stated anchor in the first of the steps, where it is another one.
+        pressure: above 0.
+        term_norms: (K,) at λ 1, 0 where nothing was admitted.
+        anchor_norms: (K,).
+        stated_norms: of -(1/L) Σ log π, if the anchor differs.
 
     Raises:
-        UserError: a norm is not finite, or the term or the anchor has no gradient at all.
+        UserError: a norm is not finite, or the term or the anchor has no gradient.
 
     >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
     0.7071
@@ -137,15 +125,15 @@ def solve(
 
 
 class Measurable(Task[Any], Protocol):
-    """A task whose reward term can be measured at λ 1."""
+    """A task with a reward term to calibrate."""
 
     @property
     def term(self) -> str:
-        """The name of its reward term among those of `loss`."""
+        """Name of the reward term in `loss`."""
         ...
 
     def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
-        """Parts of the stated anchor, to be added up; none where the policy trains on it."""
+        """Yield summands of -(1/L) Σ log π; nothing if the policy trains on it."""
         ...
 
 
@@ -160,20 +148,15 @@ def calibrate(
     shared_by: Processes,
     other: Calibrated | None = None,
 ) -> tuple[Calibrated, bool]:
-    """The λ of a pressure: measured, or as an interrupted attempt in `work` has measured it.
+    """Measure the λ of a pressure, or load it from `pressure.json` in `work`.
 
     Args:
-        model: of the task; nothing in it changes.
-        task: at λ 1, before its first step; its running numbers are put back.
-        work: folder of the fit, for `pressure.json`.
-        pressure: the wanted ratio.
-        steps: `K`, the first of the task.
-        seed: of the fit, whose randomness the gradients have.
-        shared_by: the processes that fit the model together.
-        other: the same arm at another pressure, whose norms are then taken; all processes have it or none.
+        task: at λ 1, before its first step; its state is restored.
+        steps: `K`.
+        other: the arm at another pressure, whose norms are reused; the same in all processes.
 
     Returns:
-        What was found, and whether it was found now.
+        The calibration, and whether it is new.
 
     Raises:
         UserError: see `solve`.
@@ -197,7 +180,6 @@ def calibrate(
 def _measured(
     model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
 ) -> tuple[list[float], list[float], list[float]]:
-    """The lengths of the reward term's, the anchor's and the stated anchor's gradients, by step."""
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
     try:
         norms = [
@@ -225,7 +207,6 @@ def _norms(
     *,
     stated: bool,
 ) -> dict[str, float]:
-    """The length of each term's gradient in a step, drawn and computed as the fit would do it."""
     device = next(model.parameters()).device
     dtype = autocast_dtype(device)
     gradients = TermGradients(parameters, shared_by)
@@ -256,7 +237,6 @@ def _norms(
 
 
 def _add_parts(gradients: TermGradients, parts: Iterable[Tensor], precision: Callable[[], Any]) -> None:
-    """Add the gradients of the stated anchor, one part after another, so that one part's graph is held at a time."""
     iterator = iter(parts)
     while True:
         with precision():

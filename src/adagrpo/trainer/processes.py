@@ -1,11 +1,8 @@
-"""Processes that fit one model together, started by `accelerate launch` or `torchrun`.
+"""Data-parallel processes, started by `accelerate launch` or `torchrun`.
 
-All of them draw the same optimiser step from (seed, step), each takes some of its micro-batches and draws and scores
-their groups, and gradients and logged numbers are summed, in the order of the processes, so that all hold the same
-weights and take the same decisions to the bit. The first process leads: it alone writes files, validates, and does what
-is not divided; the others follow it. What they tell each other is JSON and tensors, never a pickle.
-
-An error of one is raised by all. Where a process is gone, the others end too, with `LostProcess`.
+Each computes a share of the micro-batches; gradients and logs are summed in rank order, so that weights stay bitwise
+equal. The first process validates and writes. Messages are JSON and tensors, never pickles. An error in one process is
+raised in all; a dead one raises `LostProcess`.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ PATIENCE = timedelta(days=7)  # the others wait as long while the first one eval
 
 
 class LostProcess(ServiceError):
-    """Another process of the fit is gone, or cannot be reached."""
+    """Another process of the fit ended or is unreachable."""
 
     def __init__(self) -> None:
         super().__init__("another process of this fit has ended; the same command continues from the last checkpoint")
@@ -37,7 +34,6 @@ class LostProcess(ServiceError):
 
 @contextmanager
 def _in_touch() -> Iterator[None]:
-    """Say of a call that the others did not answer that they are gone; each library says it in words of its own."""
     try:
         yield
     except RuntimeError as error:
@@ -45,7 +41,7 @@ def _in_touch() -> Iterator[None]:
 
 
 class Processes:
-    """This process among those that fit together; one alone where nothing was launched."""
+    """The processes of a fit; a single one by default."""
 
     def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.count, self.device = rank, count, device or torch.device("cpu")
@@ -56,11 +52,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, parts: Sequence[T]) -> Iterable[tuple[int, T]]:
-        """This process's parts of a whole, each with its place in it."""
+        """Return this process's parts, with their indices."""
         return list(enumerate(parts))[self.rank :: self.count]
 
     def gather(self, value: Any) -> list[Any]:
-        """Gather a JSON value of each process, in their order."""
+        """Gather a JSON value from every process, in rank order."""
         if self.count == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
@@ -75,16 +71,16 @@ class Processes:
         return [json.loads(bytes(one[:size].tolist())) for one, size in zip(texts, sizes, strict=True)]
 
     def broadcast(self, value: str | None = None) -> str:
-        """The word of the first process, which alone gives one; the others wait for it."""
+        """Return the value of the first process."""
         return str(self.gather(value)[0])
 
     def part(self) -> None:
-        """Wait until the first process is done. One that has heard so may be gone before the first one knows of it."""
+        """Wait for the first process to finish."""
         with suppress(LostProcess):
             self.broadcast("done")
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of the same shapes in every process by their sums over the processes."""
+        """All-reduce tensors in place by their sum."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
@@ -96,7 +92,7 @@ class Processes:
                 tensor.copy_(part.view_as(tensor))
 
     def sum_gradients_(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum gradients over the processes; a parameter that none of them has used keeps none."""
+        """All-reduce gradients; parameters unused in all processes keep None."""
         if self.count == 1:
             return
         used = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
@@ -108,11 +104,10 @@ class Processes:
         self.sum_([parameter.grad for parameter in reached if parameter.grad is not None])
 
     def agree(self, compute: Callable[[], T]) -> T:
-        """Return what a computation of this process gives; an error of any process is raised in all of them.
+        """Return the result of a computation, or raise the error of any process in all.
 
         Raises:
-            NotFinite, UserError, ServiceError: the first process that met one met it. Anything else that is raised in
-                another process is a RuntimeError here.
+            NotFinite, UserError, ServiceError: of the first process with an error; other types become RuntimeError.
         """
         if self.count == 1:
             return compute()
@@ -120,7 +115,7 @@ class Processes:
         own: Exception | None = None
         try:
             result.append(compute())
-        except Exception as error:  # all are told before it goes on
+        except Exception as error:  # sent to all before it is raised
             own = error
         for rank, told in enumerate(self.gather(None if own is None else _told(own))):
             if told is not None:
@@ -128,11 +123,7 @@ class Processes:
         return result[0]
 
     def division(self, sizes: Sequence[int]) -> RowShare | None:
-        """This process's rows among those of the micro-batches that `share` gives out; None where it is alone.
-
-        Args:
-            sizes: rows of each micro-batch.
-        """
+        """Return this process's rows of micro-batches of some `sizes`; None for a single process."""
         if self.count == 1:
             return None
         rows = torch.split(torch.arange(sum(sizes), device=self.device), [*sizes])
@@ -140,7 +131,7 @@ class Processes:
         return RowShare(self, torch.cat(own) if own else rows[0][:0])
 
     def merge_(self, wholes: Sequence[Tensor]) -> None:
-        """Put tensors together of which each process has some rows, and zeros elsewhere."""
+        """Combine tensors in place; rows of other processes must be zero."""
         for whole in wholes:
             with _in_touch():
                 distributed.all_reduce(whole)
@@ -161,14 +152,12 @@ class RowShare:
 
 
 def _told(error: Exception) -> list[str]:
-    """An error as it is told to other processes: its kind, its message, and the word of one that is not finite."""
     kinds: dict[str, type[Exception]] = {"not finite": NotFinite, "user": UserError, "service": ServiceError}
     kind = next((name for name, one in kinds.items() if isinstance(error, one)), type(error).__name__)
     return [kind, str(error), error.what if isinstance(error, NotFinite) else ""]
 
 
 def _raised(rank: int, told: Sequence[str]) -> Exception:
-    """The error that another process told of."""
     kind, message, what = told
     match kind:
         case "not finite":
@@ -182,7 +171,7 @@ def _raised(rank: int, told: Sequence[str]) -> Exception:
 
 @cache
 def processes() -> Processes:
-    """The processes that this one was launched with."""
+    """Return the processes of this launch."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -1,16 +1,12 @@
-"""Fitting the sequential ranker: on impressions with clicks, or on logged next items.
+"""Fit of the sequential ranker, on impressions with clicks or on logged next items.
 
-What was shown is no random sample of what there is. Where the platform logged the probability `p` of showing an item,
-an impression may weigh 1 / max(p, floor), so that the mean loss over impressions estimates that over all items:
+Impressions with logged propensity `p` may be weighted by w = 1 / max(p, floor), to estimate the loss over all items:
 
-    ips    (1 / n) Σ w l         unbiased down to the floor, and as noisy as the weights
-    snips  Σ w l / Σ w           bounded weights that sum to one; a bias that falls with the batch
+    ips    (1 / n) Σ w l         unbiased down to the floor, high variance
+    snips  Σ w l / Σ w           bounded weights; a bias that vanishes with batch size
 
-Source: Schnabel et al., Recommendations as Treatments, 2016; Swaminathan & Joachims, The Self-Normalized Estimator for
-Counterfactual Learning, 2015. Where we depart: the sums are over the impressions of an optimiser step.
-
-How a step is cut into micro-batches changes neither: losses are summed and divided by the counts of the whole step, and
-its micro-batches share the items that are drawn as negatives.
+Schnabel et al., Recommendations as Treatments, 2016; Swaminathan & Joachims, The Self-Normalized Estimator for
+Counterfactual Learning, 2015. Departure: sums are over the impressions of an optimiser step.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ from adagrpo.types import Histories
 
 
 class Impressions(NamedTuple):
-    """Impressions: items shown to a user after so many interactions, sorted by user."""
+    """Items shown to users after a number of interactions, sorted by user."""
 
     offsets: NDArray[np.int64]  # (U + 1,)
     history_lengths: NDArray[np.int64]  # (total,)
@@ -42,12 +38,10 @@ class Impressions(NamedTuple):
 
     @classmethod
     def from_table(cls, table: pl.DataFrame, num_users: int, propensity_floor: float | None = None) -> Impressions:
-        """Impressions without any history are left out: there is no state to score them from.
+        """Build from `adagrpo.data.prepared.load_impressions`, without impressions that precede any interaction.
 
         Args:
-            table: see `adagrpo.data.prepared.load_impressions`.
-            num_users: `U`.
-            propensity_floor: where given, weights are 1 / max(propensity, floor), and the table has propensities.
+            propensity_floor: weight by 1 / max(propensity, floor); None weights all by 1.
         """
         table = table.filter(pl.col("history_length") > 0).sort("user", "history_length", maintain_order=True)
         counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
@@ -66,7 +60,7 @@ class Impressions(NamedTuple):
 
 
 class ShownItems(NamedTuple):
-    """The `N` impressions of a micro-batch, and the histories that they come after."""
+    """The `N` impressions of a micro-batch, and the histories before them."""
 
     histories: Histories  # (B + E, T) the batch's, and the whole ones of `E` users who were shown something after them
     rows: Tensor  # (N,) int64 of these histories
@@ -78,7 +72,7 @@ class ShownItems(NamedTuple):
 
 
 class RankerMicro(NamedTuple):
-    """A micro-batch, and what is common to all those of its optimiser step."""
+    """A micro-batch, with totals of its optimiser step."""
 
     batch: TrainingBatch
     shown: ShownItems | None  # for impressions
@@ -88,7 +82,7 @@ class RankerMicro(NamedTuple):
 
 
 class RankerFit:
-    """A `Task`: see `SequentialRanker` for the three losses."""
+    """A `Task`; see `SequentialRanker` for the losses."""
 
     term_norms_every = 0
     stride = 1
@@ -114,11 +108,11 @@ class RankerFit:
         self.monitor = monitor
 
     def users(self, step: int) -> list[int]:
-        """Rows of the users of a step."""
+        """Return the rows of the users of a step."""
         return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[RankerMicro], dict[str, float]]:
-        """Micro-batches of a step, what was shown in them, and the items drawn for all of them."""
+        """Return the micro-batches of a step."""
         device = self.ranker.items.weight.device
         batches = [batch.to(device) for batch in self.schedule.batches(step)]
         shown = [self._shown(batch) if self.impressions is not None else None for batch in batches]
@@ -142,7 +136,7 @@ class RankerFit:
         ], {}
 
     def loss(self, micro: RankerMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The term `loss`, the micro-batch's part of the mean over the step; `sampled` beside it for impressions."""
+        """Return the share of the mean `loss` and, for impressions with negatives, of `sampled`."""
         batch = micro.batch
         self.ranker.train()
         if micro.shown is not None:
@@ -160,10 +154,7 @@ class RankerFit:
         return {"loss": values.sum() / micro.total}, {}
 
     def _impression_terms(self, micro: RankerMicro, shown: ShownItems) -> dict[str, Tensor]:
-        """Clicks among what was shown and, with negatives, each clicked item among items drawn at random.
-
-        The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
-        """
+        """Return the click loss and, with negatives, a sampled loss, which is biased against unseen items."""
         histories, rows, positions, items, slots, clicked, weights = shown
         values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
         terms = {"loss": (weights * values).sum() / micro.total}
@@ -180,10 +171,6 @@ class RankerFit:
         return torch.randint(items.num_embeddings, (self.negatives,), device=items.weight.device)
 
     def _shown(self, batch: TrainingBatch) -> ShownItems:
-        """Every impression that falls into the batch's histories, or comes after all that its user has.
-
-        Of a batch's histories the last item is a target alone; a split in time leaves impressions that come after it.
-        """
         shown = self.impressions
         assert shown is not None
         starts, ends = shown.offsets[batch.users], shown.offsets[batch.users + 1]
@@ -208,8 +195,8 @@ class RankerFit:
         return ShownItems(histories, *(torch.from_numpy(column).to(batch.targets.device) for column in columns))
 
     def state(self) -> dict[str, float]:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""

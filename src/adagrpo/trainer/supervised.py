@@ -1,4 +1,4 @@
-"""NLL on the NLL positions of every history: sft, and continued NLL as the control of post-training."""
+"""NLL on logged histories."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 
 
 class SupervisedMicro(NamedTuple):
-    """A micro-batch, and how many NLL positions its optimiser step has."""
+    """A micro-batch, and the number of NLL positions of its optimiser step."""
 
     batch: TrainingBatch
     total: int
 
 
 def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Context | None = None) -> Tensor:
-    """The micro-batch's part of the mean NLL over all positions of the step, nats a code.
+    """Return the share of the step's mean NLL, in nats per code.
 
     Args:
-        policy: in training mode, so that dropout is on.
-        batch: `N` samples, of which those with `nll` count.
-        total: NLL positions in the whole step.
-        context: of all `N` samples, where they have been encoded already.
+        policy: in training mode, for dropout.
+        total: NLL positions of the step.
+        context: of all samples; None encodes them.
     """
     if context is None:
         context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
@@ -35,7 +34,7 @@ def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context
 
 
 class Supervised:
-    """A `Task` that minimises the NLL alone."""
+    """A `Task` that minimises NLL."""
 
     monitor = "ndcg@10"
     term_norms_every = 0
@@ -50,15 +49,7 @@ class Supervised:
         steps: int,
         validate: Callable[[], dict[str, float]],
     ) -> None:
-        """Say what is fitted.
-
-        Args:
-            policy: changed in place.
-            codes: (V, L) of the catalogue.
-            schedule: of the batches.
-            steps: optimiser steps in all.
-            validate: metrics on validation data.
-        """
+        """Take a policy, changed in place, and the catalogue's (V, L) codes."""
         self.policy = policy
         self.codes = codes
         self.schedule = schedule
@@ -66,23 +57,23 @@ class Supervised:
         self.validate = validate
 
     def users(self, step: int) -> list[int]:
-        """Rows of the users of a step."""
+        """Return the rows of the users of a step."""
         return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
-        """Micro-batches of a step."""
+        """Return the micro-batches of a step."""
         batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
         total = max(1, sum(int(batch.nll.sum()) for batch in batches))
         return [SupervisedMicro(batch, total) for batch in batches], {}
 
     def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The one term `nll`."""
+        """Return the term `nll`."""
         self.policy.train()
         return {"nll": nll_term(self.policy, micro.batch, micro.total)}, {}
 
     def state(self) -> dict[str, float]:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""

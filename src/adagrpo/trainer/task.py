@@ -1,4 +1,4 @@
-"""Protocol between the training loop and its callers: the task, the result of a fit, and how it can end early."""
+"""Protocol between the training loop and its tasks, and the results of a fit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ NAMED = 5  # users that a message names
 
 
 class Diverged(RuntimeError):
-    """Three batches in a row had a number that was not finite."""
+    """Three consecutive batches had non-finite numbers."""
 
     def __init__(self, what: str, step: int, seed: int, users: Sequence[int | str]) -> None:
-        """Say what it was.
+        """Build the message.
 
         Args:
-            what: what was not finite in the last one.
-            step: the last of the steps, counted from 1; the loop stands before it.
-            users: whose histories made up that step: rows or, where they are known, ids.
+            step: the last of the three, counted from 1.
+            users: of that step, rows or ids.
         """
         self.what, self.step, self.seed, self.users = what, step, seed, list(users)
         named = ", ".join(map(str, self.users[:NAMED])) + (", ..." if len(self.users) > NAMED else "")
@@ -40,57 +39,57 @@ class Task(Protocol[MicroT]):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Number of optimiser steps."""
         ...
 
     @property
     def monitor(self) -> str:
-        """The validation metric, higher is better, that chooses the best checkpoint."""
+        """Validation metric for the best checkpoint; higher is better."""
         ...
 
     @property
     def term_norms_every(self) -> int:
-        """The steps between measurements of each loss term's gradient norm; 0 is never."""
+        """Steps between measurements of gradient norms per loss term; 0 is never."""
         ...
 
     @property
     def stride(self) -> int:
-        """Checkpoints are taken at multiples of this many steps, where the task holds nothing from earlier steps."""
+        """Checkpoints are taken at multiples of this step count."""
         ...
 
     def users(self, step: int) -> Sequence[int]:
-        """Rows of the users whose histories make up a step."""
+        """Return the rows of the users of a step."""
         ...
 
     def begin(self, step: int) -> tuple[Sequence[MicroT], dict[str, float]]:
-        """The micro-batches of a step, and what is to be logged about it. Draws rollouts, without gradients."""
+        """Return the micro-batches of a step and values to log. Draws rollouts, without gradients."""
         ...
 
     def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Scalar loss terms of a micro-batch and numbers to log, both divided by the counts of the whole step."""
+        """Return scalar loss terms and values to log, both normalised by the whole step."""
         ...
 
     def validate(self) -> dict[str, float]:
-        """Metrics on validation data."""
+        """Return validation metrics."""
         ...
 
     def state(self) -> dict[str, float]:
-        """Running numbers that a resumed run needs."""
+        """Return running statistics for resumption."""
         ...
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Take back what `state` gave."""
+        """Restore `state`."""
         ...
 
 
 @dataclass(frozen=True)
 class Watched:
-    """That a policy's fit ends once the policy is lost.
+    """Early stopping when the policy collapses.
 
     Attributes:
-        cases: that validation is measured on.
-        say: called once, with the step and the reason.
-        go_on: train on all the same.
+        cases: validation cases.
+        say: called once, with step and reason.
+        go_on: keep training nevertheless.
     """
 
     cases: int

@@ -1,1 +1,1 @@
-"""Log files and item tables of all kinds, to rows that are accepted or rejected with a reason."""
+"""Readers of log files and item tables; rows are accepted, or rejected with a reason."""

@@ -1,8 +1,6 @@
-"""The values of a log: columns as text, or as a file types them, to ids, numbers and booleans; null where unusable.
+"""Parse the values of a log to ids, numbers and booleans; null if invalid.
 
-Nothing is repaired. An id that was cut, padded or decoded wrongly cannot be told from another one, so it is refused.
-Text is an id as it is written, and a number the id of the whole number that it is: `5.0` of a Parquet column or a JSON
-number is 5, and "5.0" is not.
+Nothing is repaired: a damaged id could be another valid one. The number `5.0` is the id 5; the text is not.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ LAST_TIME = 9_223_372_036_854_774_784.0  # the largest double that fits into 64 
 
 
 def blank_to_null(values: pl.Series) -> pl.Series:
-    """Replace text of blanks alone, and NaN, by null."""
+    """Replace blank text and NaN by null."""
     if values.dtype in (pl.Categorical, pl.Enum):
         values = values.cast(pl.String)
     if values.dtype == pl.String:
@@ -29,12 +27,12 @@ def blank_to_null(values: pl.Series) -> pl.Series:
 
 
 def where(keep: pl.Series, values: pl.Series) -> pl.Series:
-    """Keep values where `keep` is true; null elsewhere."""
+    """Keep values where `keep` is true, else null."""
     return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
 
 
 def identifiers(values: pl.Series) -> pl.Series:
-    """Read ids: Int64, or String of text; null where bytes were not UTF-8, hold a NUL, or are too many for an id."""
+    """Parse ids: Int64, or String for text; null if damaged or too long."""
     if values.dtype == pl.String:
         damaged = values.str.contains("[\ufffd\\x00]") | (values.str.len_chars() > LONGEST_ID)
         return where(~damaged, values)
@@ -50,7 +48,7 @@ def identifiers(values: pl.Series) -> pl.Series:
 
 
 def id_texts(values: pl.Series) -> pl.Series:
-    """Write ids as text, by which those of two files are the same or not; null where a value is no id.
+    """Convert ids to text, comparable across files.
 
     >>> id_texts(pl.Series([5.0, 5.5])).to_list(), id_texts(pl.Series(["5.0", " "])).to_list()
     (['5', None], ['5.0', None])
@@ -59,7 +57,7 @@ def id_texts(values: pl.Series) -> pl.Series:
 
 
 def id_of(value: Any) -> str | None:
-    """Read a value of JSON as an id, a text; None where it is none.
+    """Convert a JSON value to an id as text.
 
     >>> id_of("5.0"), id_of(5), id_of(5.0), id_of(5.5), id_of(True), id_of(10**30) == str(10**30)
     ('5.0', '5', '5', None, None, True)
@@ -69,14 +67,14 @@ def id_of(value: Any) -> str | None:
 
 
 def id_value(value: Any) -> int | str | None:
-    """Read a value of JSON as an id: text as it is, and the whole number that a number is; None where it is none."""
+    """Convert a JSON value to an id, a text or an integer; None if invalid."""
     if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def integers_if_all(ids: pl.Series) -> pl.Series:
-    """Turn strings into integers where nothing is lost."""
+    """Cast strings to integers if that is lossless for all."""
     if ids.dtype != pl.String:
         return ids
     integers = ids.cast(pl.Int64, strict=False)
@@ -84,10 +82,7 @@ def integers_if_all(ids: pl.Series) -> pl.Series:
 
 
 def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
-    """Read numbers: Int64 where all usable values are integers, else Float64.
-
-    A timestamp in nanoseconds needs all its digits. A time of day is no number: it says nothing of the day.
-    """
+    """Parse numbers: Int64 if all valid ones are integers, else Float64."""
     if values.dtype == pl.Time:
         return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
     if values.dtype in (pl.Date, pl.Datetime):
@@ -104,17 +99,17 @@ def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl
 
 
 def in_seconds(micros: pl.Series) -> pl.Series:
-    """Convert microseconds to seconds: Int64 where all are whole, else Float64."""
+    """Convert microseconds to seconds: Int64 if all are whole, else Float64."""
     return micros // 1_000_000 if (micros % 1_000_000 == 0).all() else micros / 1_000_000
 
 
 def slots(values: pl.Series) -> pl.Series:
-    """Read places in a slate, whole and from 0 on."""
+    """Parse whole numbers from 0."""
     slots = numbers(values, 0.0, 2.0**31 - 1)
     return where(slots == slots.floor(), slots).cast(pl.Int32)
 
 
 def booleans(values: pl.Series) -> pl.Series:
-    """Read 1, 0, true and false, in any case."""
+    """Parse 1, 0, true and false, in any case."""
     text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
     return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)

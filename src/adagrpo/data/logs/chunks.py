@@ -1,7 +1,6 @@
-"""Logs read chunk by chunk, so that memory does not grow with the text of a file.
+"""Read logs in chunks of whole records, to bound memory.
 
-The values of CSV and JSONL come as text: a parser that infers types either stops at the first bad value or hides it. A
-chunk ends at the end of a record, and what a record is does not depend on where chunks end.
+CSV and JSONL values come as text, as type inference hides bad ones.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason t
 
 
 class Chunk(NamedTuple):
-    """Some rows of a log, in their order."""
+    """Consecutive rows of a log."""
 
     first: int  # the row of the file that the chunk begins with; 0 is the first row of data
-    table: pl.DataFrame  # the columns that were asked for
+    table: pl.DataFrame  # the requested columns
     problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
 
     def before(self, row: int) -> Chunk:
-        """Cut what lies from a row of the file on."""
+        """Drop rows from file row `row` on."""
         rows = max(0, row - self.first)
         return Chunk(self.first, self.table.head(rows), None if self.problem is None else self.problem.head(rows))
 
@@ -60,20 +59,14 @@ def read_chunks(
     ids: Sequence[str] = (),
     max_expansion: float = MAX_EXPANSION,
 ) -> Iterator[Chunk]:
-    """Read some columns of a log: of a Parquet file as they are, of others as text.
+    """Read some columns of a log: typed from Parquet, else as text; yields at least one chunk.
 
     Args:
-        path: see `adagrpo.data.logs.formats.kind_of`.
-        columns: their names, each once; `user.id` is the field `id` of the field `user` where no column is called so.
-        ids: those that hold ids; a JSON `true` is none.
-        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
-
-    Yields:
-        Every row of the file once; at least one chunk.
+        columns: distinct; `user.id` is a nested field unless a column has that name.
+        ids: the id columns, in which a JSON `true` is invalid.
 
     Raises:
-        UserError: the file or a column is missing, a CSV header names it twice, the file cannot be read, a line is too
-            long, or too much unpacks.
+        UserError: a column is missing or repeated, or the file cannot be read or is too large.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
@@ -110,7 +103,7 @@ def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansi
 
 
 def named_fields(columns: Sequence[str], known: Sequence[str]) -> list[pl.Expr]:
-    """Select columns, or where no column is called so the fields within them that their names lead to."""
+    """Select columns by name, or else nested fields by path."""
     fields = []
     for name in columns:
         first, *rest = [name] if name in known else path_of(name)
@@ -119,7 +112,7 @@ def named_fields(columns: Sequence[str], known: Sequence[str]) -> list[pl.Expr]:
 
 
 def lines_of(block: bytes) -> list[str]:
-    """Split text into lines without their ends."""
+    """Split text into lines, without line ends."""
     lines = block.decode("utf-8", errors="replace").split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -127,12 +120,11 @@ def lines_of(block: bytes) -> list[str]:
 
 
 def json_lines(block: bytes) -> list[str]:
-    """Split a block of JSON lines; a blank line is no row."""
+    """Split a block of JSON lines, skipping blank ones."""
     return [line for line in lines_of(block) if line.strip()]
 
 
 def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Fields as text, null in a line that is not JSON."""
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
     for block, _ in read_blocks(path, CHUNK_BYTES, max_expansion):
         table, problem = json_fields(json_lines(block), columns, ids)
@@ -141,7 +133,7 @@ def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion
 
 
 def json_fields(texts: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Read fields of JSON lines as text, null where a line has none, and what is wrong with the type of one."""
+    """Read fields of JSON lines as text, and problems with their types."""
     lines = pl.DataFrame({"line": pl.Series(texts, dtype=pl.String)})
     fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
     return _typed(lines["line"], lines.select(fields), ids)
@@ -153,7 +145,6 @@ def _match(path: Sequence[str]) -> pl.Expr:
 
 
 def _value(record: Any, name: str) -> Any:
-    """The value of a field of a line, which may lie within another one."""
     if record.get(name) is not None:
         return record[name]
     for part in path_of(name):
@@ -162,10 +153,9 @@ def _value(record: Any, name: str) -> Any:
 
 
 def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Fields as text, where their text alone may say something else than the value.
+    """Check the types of ambiguous text: nested values, booleans and non-integer numbers.
 
-    Lists, objects and, among ids, booleans pass for a value. A whole number of more than 64 bits comes as the nearest
-    double, which other ids have too, and `5.0` does not say whether it is a number or a text.
+    An integer of more than 64 bits would come as a double, and `5.0` could be a number or a text.
     """
     suspect = [pl.col(name).str.contains(NESTED) for name in table.columns]
     suspect += [pl.col(name).str.contains(BOOLEAN) | pl.col(name).str.contains(REAL) for name in ids]
@@ -187,11 +177,9 @@ def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[p
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Columns as text, and what is wrong with a record as a whole.
+    """Yield columns as text, and problems with whole records.
 
-    The fast reader swallows, without an error, all that lies between two unclosed quotes. So lines and quotes are
-    counted first; where a record is not a line, records are read one by one. Empty lines before the header and at the
-    end are no rows.
+    The fast reader silently swallows everything between two unclosed quotes, so it needs one record per line.
     """
     names, separator = csv_header(path)
     header = carried = b""
@@ -215,7 +203,6 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
 
 
 def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    """Refuse a column that the header names more than once, since nothing says which of them is meant."""
     for name in columns:
         count = header.count(name)
         if name and count > 1:
@@ -224,7 +211,7 @@ def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) 
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
-    """The columns, if each line is one record of no more fields than the header; None where that is not sure."""
+    """Parse the block, or return None if any line may not be one record."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
     if b'"' in block and (_inner(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
         return None
@@ -237,7 +224,7 @@ def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = 
 
 @functools.cache
 def _inner(separator: str) -> re.Pattern[bytes]:
-    """A quote in the middle of a field."""
+    """Match a quote in the middle of a field."""
     outside = b'[^%s\r\n"]' % re.escape(separator.encode())
     return re.compile(outside + b'"' + outside)
 
@@ -245,7 +232,7 @@ def _inner(separator: str) -> re.Pattern[bytes]:
 def _one_by_one(
     lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str], separator: str = ","
 ) -> tuple[pl.DataFrame, pl.Series, int]:
-    """The records that begin before line `stop`, what is wrong with each, and how many lines they take."""
+    """Return the records that begin before line `stop`, their problems, and the number of lines."""
     places = {name: names.index(name) for name in columns}
     values: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
@@ -264,10 +251,9 @@ def _one_by_one(
 
 
 def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tuple[list[str] | None, int]:
-    """The fields of the record that begins in a line, None where it is malformed; and how many lines it takes.
+    """Return the fields of the record at a line, None if malformed, and its number of lines.
 
-    A record of several lines with a wrong number of fields is taken for a quote that was not closed: its first line is
-    malformed, and reading goes on with the second.
+    A multi-line record with a wrong number of fields counts as an unclosed quote.
     """
     if '"' not in lines[start]:
         return lines[start].split(separator), 1

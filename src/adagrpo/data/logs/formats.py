@@ -1,7 +1,4 @@
-"""The files that a user gives: CSV, Parquet and JSONL, by suffix; the separator of a CSV file, by its header.
-
-What is wrong with a whole file is a `UserError` of one line.
-"""
+"""Formats of input files: CSV, Parquet and JSONL, by suffix; the CSV separator, by the header."""
 
 from __future__ import annotations
 
@@ -31,10 +28,10 @@ SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
-    """Tell `CSV`, `Parquet` and `JSONL` by the suffix.
+    """Return `CSV`, `Parquet` or `JSONL`, by the suffix.
 
     Raises:
-        UserError: there is no such file, or it is a folder or of another kind.
+        UserError: there is no such file, or it is of another kind.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -48,7 +45,7 @@ def kind_of(path: Path) -> str:
 
 
 def names_file(word: str) -> bool:
-    """Say whether a word of a command line names a file; one too long for a name, or no name at all, does not."""
+    """Return whether a command-line word is the path of a file."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):
@@ -56,10 +53,7 @@ def names_file(word: str) -> bool:
 
 
 def columns_of(path: Path) -> list[str]:
-    """List the columns; of a JSONL file, the fields of its first lines, `SCHEMA_BYTES` of them.
-
-    A field within a field follows it, with a dot: `user`, `user.id`. A kind of event may have fields of its own.
-    """
+    """List the columns, or the fields in the first `SCHEMA_BYTES` of JSONL; nested ones as `user.id`, after `user`."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -83,7 +77,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def nested_names(fields: Mapping[str, Any], above: str = "", depth: int = 1) -> Iterator[str]:
-    """Name the fields of a JSON object or a schema, and those within them; one with a dot is of the top alone."""
+    """Yield the field names of a JSON object or schema, and nested ones."""
     for name, value in fields.items():
         if above and "." in name:
             continue
@@ -94,7 +88,7 @@ def nested_names(fields: Mapping[str, Any], above: str = "", depth: int = 1) -> 
 
 
 def path_of(name: str) -> list[str]:
-    """Split the name of a column into the fields that lead to it; one without a dot is itself.
+    """Split a column name into its field path.
 
     >>> path_of("user.id"), path_of("user"), path_of("..")
     (['user', 'id'], ['user'], ['..'])
@@ -104,7 +98,7 @@ def path_of(name: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """Shorten a name or value of the user's to one line of a message.
+    """Shorten text to one line of a message.
 
     >>> one_line("two" + chr(10) + "lines")
     'two lines'
@@ -113,10 +107,8 @@ def one_line(text: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names of the user's in a message of one line, the first of many.
+    """Join names for a message, abbreviating long lists.
 
-    >>> listed(["a", "b"])
-    'a, b'
     >>> listed([str(n) for n in range(10_000)])[-20:]
     '18, 19 and 9980 more'
     """
@@ -126,7 +118,7 @@ def listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a reader finds wrong with a whole file into one line."""
+    """Convert a reader's errors to a one-line `UserError`."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error) as error:
@@ -137,10 +129,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns are there, of which an `option` may say which they are.
+    """Check that columns are available; `option` is the setting for them.
 
     Raises:
-        UserError: one is not; the nearest name is part of it.
+        UserError: suggesting the nearest name.
     """
     for name in columns:
         if name not in available:
@@ -151,10 +143,7 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str], option
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
-    """Read the names of the columns of a CSV file, and what separates them.
-
-    A name that is there twice gets a number. The separator is what the header has most of.
-    """
+    """Read the column names of a CSV file, repeats numbered, and its separator."""
     block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
     separator = _separator(block)
     table = pl.scan_csv(
@@ -164,7 +153,7 @@ def csv_header(path: Path) -> tuple[list[str], str]:
 
 
 def _separator(block: bytes) -> str:
-    r"""Find the separator of a text by its first line, quoted names aside; commas if there is none.
+    r"""Detect the separator, ignoring quoted names.
 
     >>> _separator(b'user;item;"at, roughly"\n1,2;3,4;5,6')
     ';'
@@ -175,7 +164,7 @@ def _separator(block: bytes) -> str:
 
 
 def file_format(path: Path) -> dict[str, Any]:
-    """Describe how a file is written: its kind; of text the encoding and whether it is packed; of CSV the separator."""
+    """Describe a file: kind, encoding, compression and CSV separator."""
     kind = kind_of(path)
     found: dict[str, Any] = {"file": path.name, "format": kind}
     if kind == "CSV":

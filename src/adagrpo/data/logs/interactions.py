@@ -1,10 +1,8 @@
-"""Logs to the canonical table: who interacted with what in which order, and, where it is known, what was shown.
+"""Read logs to interactions and, if known, impressions.
 
-Input is CSV, Parquet or JSONL. A row that cannot be read is set aside with its file, row and reason, so that
+Unreadable rows are set aside, never repaired:
 
-    read = accepted + rejected + filtered + duplicates that were dropped
-
-and nothing is repaired. What was understood of the files is kept with what was read.
+    read = accepted + rejected + filtered + dropped duplicates
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ FILE, ROW, REASON = "file", "row", "reason"
 
 @dataclass(frozen=True)
 class Logs:
-    """What was read, in the order of the files. The time key is `timestamp` or `position`; without order, none."""
+    """The rows that were read, in file order. Without an order there is no time key."""
 
     interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
     impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
@@ -62,7 +60,7 @@ class Logs:
 
     @property
     def time_key(self) -> str:
-        """The column that orders a user's interactions."""
+        """Return the column that orders a user's interactions."""
         return TIMESTAMP if TIMESTAMP in self.interactions.columns else POSITION
 
 
@@ -80,28 +78,24 @@ def read_logs(
     drop_duplicates: bool = False,
     first_rows: int | None = None,
 ) -> Logs:
-    """Read interaction or impression logs, chunk by chunk: what is held in memory is what is kept, and one chunk.
+    """Read interaction or impression logs, in chunks to bound memory.
 
-    Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates, of
-    Parquet or written as ISO 8601, become seconds since 1970, see `adagrpo.data.logs.times`.
+    Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
 
     Args:
-        paths: CSV, JSONL or Parquet files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
-        columns: their names.
-        keep_events: only rows of these events; needs `columns.event`.
-        min_rating: only interactions rated at least so; needs `columns.rating`.
-        click_rating: a row is an impression, clicked if it is rated at least so, not if it has no rating; needs
-            `columns.rating`.
-        ordered: False where nothing says in which order a user's rows came; they are then kept as they stand.
-        max_bad_rows: how many rows may be rejected, over all files.
-        refuse: which rows are bad though each of their values can be read.
-        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
-        drop_duplicates: of rows of the same user, item and time keep the first; of impressions, if they also agree in
-            click, slot and propensity.
-        first_rows: of each file read only so many.
+        paths: files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
+        keep_events: keep only these; needs `columns.event`.
+        min_rating: lowest rating of an interaction; needs `columns.rating`.
+        click_rating: rows are impressions, clicked if rated at least this, not if unrated; needs `columns.rating`.
+        ordered: False if no column orders a user's rows; they keep the file order.
+        max_bad_rows: limit of rejected rows, over all files.
+        max_expansion: see `adagrpo.data.logs.unpacking`.
+        drop_duplicates: of rows with equal user, item and time (for impressions, also click, slot and propensity), keep
+            the first.
+        first_rows: limit for each file.
 
     Raises:
-        UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
+        UserError: a file or column is missing, nothing is left, or a limit is exceeded.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None
@@ -144,7 +138,6 @@ def read_logs(
 
 
 def _nothing(path: Path, accepted: int, rejects: pl.DataFrame, filtered: int, kept: int) -> UserError:
-    """Make the error of logs that nothing comes of; the reason of the first reject is part of it."""
     rows = accepted + len(rejects)
     if rows == 0:
         return UserError(f"{path}: no rows; a log has at least one interaction")
@@ -154,7 +147,7 @@ def _nothing(path: Path, accepted: int, rejects: pl.DataFrame, filtered: int, ke
 
 
 class _Reader:
-    """The rows that were read so far. Of more bad rows than may be, the first alone is kept."""
+    """Accumulates rows; beyond the limit of bad rows only the first is kept."""
 
     def __init__(self, fields: dict[str, Field], refuse: Refusals, max_bad_rows: int) -> None:
         self.fields, self.refuse, self.max_bad_rows = fields, refuse, max_bad_rows
@@ -165,7 +158,6 @@ class _Reader:
         self.files: list[dict[str, Any]] = []
 
     def read(self, path: Path, max_expansion: float, first_rows: int | None = None) -> None:
-        """Read a file, or its first rows."""
         self.paths.append(path)
         rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
@@ -179,7 +171,6 @@ class _Reader:
         self.files.append(file_format(path) | {"rows": rows} | ({"only_first": True} if rows == first_rows else {}))
 
     def detected(self, table: pl.DataFrame) -> dict[str, Any]:
-        """Describe the files, and the times of the rows that were read."""
         field = self.fields.get(TIMESTAMP)
         time = None if field is None or field.times is None else field.times.describe(table[TIMESTAMP], field.source)
         return {"files": self.files} | ({} if time is None else {"time": time})
@@ -228,7 +219,6 @@ class _Reader:
             self.bad.append(kept.select(self._file(), ROW, REASON))
 
     def _refused(self, parsed: pl.DataFrame) -> pl.Series:
-        """Why a row is refused whose values can be read; null where it is not."""
         reason = pl.lit(None, pl.String)
         if self.refuse.items is not None:
             item, source = pl.col(ITEM_ID).cast(pl.String), pl.lit(self.fields[ITEM_ID].source)
@@ -241,11 +231,6 @@ class _Reader:
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Join all good rows, and the rejects, in the order of the files.
-
-        Raises:
-            UserError: there are too many rejects.
-        """
         table = _stack(self.good) if self.good else pl.DataFrame()
         if self.refuse.repeats and self.good:
             names = list(self.fields)
@@ -270,7 +255,6 @@ class _Reader:
 
 
 def _refuse_lists(path: Path, items: pl.Series) -> None:
-    """Refuse a file most of whose first items are lists that are written as text; each would be one item."""
     row = first_list(items)
     if row is not None:
         name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
@@ -280,7 +264,6 @@ def _refuse_lists(path: Path, items: pl.Series) -> None:
 def _reasons(
     raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, Field], problem: pl.Series | None, refused: pl.Series
 ) -> pl.Series:
-    """One line for each bad row, about the first thing that is wrong with it."""
     reasons = [] if problem is None else [pl.lit(problem)]
     for name, field in fields.items():
         expected = field.times.expected if field.times is not None else field.expected
@@ -297,7 +280,6 @@ def _reasons(
 
 
 def _shown(text: pl.Expr) -> pl.Expr:
-    """A value as a message of one line repeats it."""
     return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
 
 
@@ -311,7 +293,6 @@ def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: 
 
 
 def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
-    """All files in one table; ids are integers only where they are in every file."""
     for name in (USER_ID, ITEM_ID):
         if len({table[name].dtype for table in tables}) > 1:
             tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]

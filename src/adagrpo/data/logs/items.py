@@ -1,4 +1,4 @@
-"""The item table: text, attributes and groups of each item."""
+"""Read the item table: text, attributes and groups of each item."""
 
 from __future__ import annotations
 
@@ -30,20 +30,16 @@ def read_items(
     """Read an item table.
 
     Args:
-        path: .csv, .csv.gz, .parquet, .jsonl or .ndjson file.
-        id_column: holds the ids that the logs use.
         text_columns: joined by a space.
-        attribute_columns: lists, or lists of these, or scalars, which become `column=value`.
-        group_columns: what lists may be narrowed by: text, whole numbers, true and false, or lists of these.
-        attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
-        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+        attribute_columns: (nested) lists, or scalars, which become `column=value`.
+        group_columns: text, integers, booleans, or lists of these.
+        attribute_names: Parquet file (attribute_id, name) to decode lists of integers; `attribute:<id>` without.
 
     Returns:
-        item_id, text (String), attributes (List of String), and where there are group columns groups (List of String).
+        item_id, text (String), attributes (List of String) and, with group columns, groups (List of String).
 
     Raises:
-        UserError: a file or column is missing, an item has no id or two rows, a column holds structures, or a file
-            unpacks to too much.
+        UserError: a file or column is missing or malformed, or an item has no id or two rows.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")
@@ -81,7 +77,7 @@ def _item_ids(path: Path, column: pl.Series) -> pl.Series:
 
 
 def _flat(path: Path, values: pl.Series) -> pl.Series:
-    """A column of scalars or of lists of them; a list of lists, such as paths of categories, is one list."""
+    """Flatten nested lists, such as category paths, to one list."""
     leaf: Any = values.dtype
     while isinstance(leaf, pl.List | pl.Array):
         leaf = leaf.inner
@@ -101,7 +97,6 @@ def _flat(path: Path, values: pl.Series) -> pl.Series:
 
 
 def _lists(dtype: Any) -> Any:
-    """A type with lists in place of arrays."""
     return pl.List(_lists(dtype.inner)) if isinstance(dtype, pl.List | pl.Array) else dtype
 
 
@@ -121,12 +116,10 @@ def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
 
 
 def _without_blanks(texts: pl.Expr) -> pl.Expr:
-    """Lists of text without what is blank: an item without tags whose table says `[""]` has none."""
     return texts.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
 
 
 def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
-    """A list of `column=value`."""
     inner = dtype.inner if isinstance(dtype, pl.List) else dtype
     if not (inner.is_integer() or inner in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)):
         raise UserError(
@@ -138,7 +131,6 @@ def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:
-    """The name of an element, an attribute's number."""
     unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
     if path is None:
         return unnamed

@@ -1,8 +1,4 @@
-"""What was shown to the users of a log, read from other files, beside the log's interactions.
-
-The ids and times of the log stay as they are: those of the impressions are written like them. An id that cannot be is
-of nobody and nothing that the log knows.
-"""
+"""Add impressions from other files to a log, in the log's types and units."""
 
 from __future__ import annotations
 
@@ -17,15 +13,14 @@ from adagrpo.errors import UserError
 
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
-    """Put impressions of other files beside the interactions of a log. Their clicks are no interactions.
+    """Add impressions from other files to a log; their clicks do not become interactions.
 
     Args:
-        logs: of `read_logs`; it may have impressions itself.
-        shown: of `read_logs`, with clicks; users and items as the log calls them.
-        source: what to call `shown` in errors, a key of the recipe.
+        shown: from `read_logs`, with the same users and items.
+        source: the recipe key of `shown`, for errors.
 
     Raises:
-        UserError: one of them has no times, or their times cannot be compared.
+        UserError: clicks or times are missing, or the times cannot be compared.
     """
     if shown.impressions is None:
         raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")
@@ -55,7 +50,7 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
 
 
 def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Ids in the type of the log's; null where one is no id of that type: `007` is not 7.
+    """Cast ids to the log's type.
 
     >>> _like(pl.Series(["7", "007", "a"]), pl.Int64()).to_list()
     [7, None, None]
@@ -65,7 +60,6 @@ def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:
-    """Times in the unit of the log's; whole numbers where those are, a part of one being cut off."""
     units = [entry.understood.get("time", {}).get("unit") for entry in (logs, shown)]
     if (units[0] is None) != (units[1] is None):
         said = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]

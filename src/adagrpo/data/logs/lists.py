@@ -1,9 +1,7 @@
-"""Lists that are written as text, `[1, 2]` or `a,b,c`, in a column of single ids: all of a list would be one item.
+"""Detect lists written as text, `[1, 2]` or `a,b,c`, in an id column, where each would become one item.
 
-A real id may hold brackets and commas, such as a title. So a column is judged and not a value: most of its values have
-to be in brackets with something between their parts, or to be words with one and the same mark between them. Of the
-latter most have to be written once, since items come again and lists hardly do; and parts that come again have to do so
-at other places, where those of `brand,model,size` stay at theirs.
+Titles may look alike, so most values must be bracketed lists, or mostly unique lists of words with one separator, whose
+repeated parts change position, unlike in `brand,model,size`.
 """
 
 from __future__ import annotations
@@ -15,14 +13,14 @@ JUDGED = 1000  # values, the first of a file
 MOST = 0.9  # of the values
 BRACKETS = r"^(\[.*[\s,;|].*\]|\(.*[\s,;|].*\)|\{[^:]*[\s,;|][^:]*\})$"
 ONE_IN_BRACKETS = r"^[\[({][^\s,;|:]*[\])}]$"  # a list of one, or of none
-MOVES = 0.25  # of the parts that are written more than once, at more than one place; in a list of two half of them
+MOVES = 0.25  # share of repeated parts that occur at more than one position; half of them in a list of two
 WORD = r"^[\w.:/-]+$"
 NUMBERED = r"^[\w.:/-]*\d[\w.:/-]*$"  # what blanks separate holds a digit, unlike the words of a title
 MARKS = {",": WORD, ";": WORD, "|": WORD, " ": NUMBERED}
 
 
 def first_list(values: pl.Series) -> int | None:
-    """Find the row of the first list, counted from 0, in a column of ids most of whose values are lists.
+    """Return the row, from 0, of the first list, if the id column mostly holds lists.
 
     >>> first_list(pl.Series(["", "[1, 2]", "[3]"])), first_list(pl.Series(["a,b", "b,c,a", "c,d"]))
     (1, 0)
@@ -45,7 +43,6 @@ def first_list(values: pl.Series) -> int | None:
 
 
 def _are_lists(values: pl.Series, mark: str, word: str) -> bool:
-    """Whether most texts are words with a mark between them, and none of them is a composite id."""
     parts = values.str.split(mark).list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls())
     words = (parts.list.len() > 1) & parts.list.eval(pl.element().str.contains(word)).list.all()
     if not _most(words) or values.n_unique() < MOST * len(values):

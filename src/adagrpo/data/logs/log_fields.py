@@ -1,4 +1,4 @@
-"""What the columns of logs are called, and how their values are read."""
+"""The columns of logs, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AN_ID = f"an id of up to {LONGEST_ID} characters"
 
 @dataclass(frozen=True)
 class Refusals:
-    """What is refused though each value can be read; by default no row, and files whose items are lists."""
+    """Which readable rows and files to reject."""
 
     items: pl.Series | None = None  # ids; rows of other items are bad
     after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
@@ -32,7 +32,7 @@ class Refusals:
 
 
 class Field(NamedTuple):
-    """How a column is read."""
+    """How to parse a column."""
 
     source: str  # the column's name in the file
     required: bool
@@ -42,18 +42,16 @@ class Field(NamedTuple):
 
 
 def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: bool) -> dict[str, Field]:
-    """Map canonical names to how their columns are read.
+    """Map canonical names to how their columns are parsed.
 
-    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions, unless it
-    is named as another one, such as the slot.
+    By default an unused column called `timestamp`, or else `position`, orders the interactions.
 
     Args:
-        paths: of the logs, the first of which says whether a column of time is there.
         ordered: whether a column orders the rows.
-        rated: whether ratings say what was clicked.
+        rated: whether ratings define clicks.
 
     Raises:
-        UserError: two columns order the rows, or none does.
+        UserError: not exactly one column orders the rows.
     """
     columns = _choose_time(columns, Path(paths[0])) if ordered else columns
     fields = {
@@ -86,7 +84,7 @@ def _choose_time(columns: Columns, path: Path) -> Columns:
         raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
     if columns.timestamp is not None or columns.order is not None:
         return columns
-    available, taken = columns_of(path), set(columns.model_dump().values())  # a place in the slate is no order
+    available, taken = columns_of(path), set(columns.model_dump().values())  # a slot is no order
     if TIMESTAMP in available and TIMESTAMP not in taken:
         return columns.model_copy(update={"timestamp": TIMESTAMP})
     if POSITION in available and POSITION not in taken:

@@ -1,4 +1,4 @@
-"""What is said of logs that can be read: one line on each thing that their owner may not know. Nothing is changed."""
+"""One-line notes on logs that can be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_SPELLINGS, SHOWN_CHARACTERS = 3, 40
 
 
 def duplicates_note(count: int | None) -> str | None:
-    """Say that interactions repeat others, which may be the same one twice; None where none does or none is ordered."""
+    """Return a note on exact duplicates, or None."""
     if not count:
         return None
     return (
@@ -26,11 +26,7 @@ def duplicates_note(count: int | None) -> str | None:
 
 
 def ids_note(users: pl.Series, items: pl.Series) -> str | None:
-    r"""Say which ids are probably the same one, spelt in several ways; None where none are.
-
-    Args:
-        users: their ids; any may be there twice.
-        items: as `users`.
+    """Return a note on ids that are probably one, spelled differently; or None.
 
     >>> users, items = pl.Series(["u1", "u1 ", "u2"]), pl.Series(["7", "07", "7.0", "8"])
     >>> ids_note(users, items).partition(": they")[0]
@@ -52,10 +48,7 @@ def ids_note(users: pl.Series, items: pl.Series) -> str | None:
 
 
 def spellings(ids: pl.Series) -> list[list[str]]:
-    """Groups of ids that are one when trimmed, in NFC, without invisible characters and a number's zeros.
-
-    The largest group comes first.
-    """
+    """Group ids that differ only by white space, Unicode form, invisible characters or zeros, largest group first."""
     if ids.dtype != pl.String:
         return []
     odd = ids.str.contains(ODD)
@@ -74,7 +67,7 @@ def _spelling(ids: pl.Expr) -> pl.Expr:
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:
-    """Name the columns of an item table that are not read; None where all are."""
+    """Return a note on the unread columns of an item table, or None."""
     names: Sequence[str] = columns_of(path)
     parents = {name.rpartition(".")[0] for name in names}
     unread = [name for name in names if name not in read and name not in parents]

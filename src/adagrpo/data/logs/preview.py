@@ -1,8 +1,4 @@
-"""A preview of logs and item tables: columns, what they seem to be, and what would be read and lost.
-
-Roles are guessed by names, and a guess holds only if the values fit it; each comes with its reason. Nothing but this
-page and the recipe that `adagrpo init` writes follows from a guess.
-"""
+"""Preview logs and item tables: columns, their roles guessed from names and values, and what would be read and lost."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from adagrpo.errors import UserError
 
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
-ROWS = 200_000  # of each file, unless all are asked for
+ROWS = 200_000  # of each file, by default
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
 OBJECTS = r"^\s*\[[\s\[]*\{"  # a list of JSON objects, which says nothing of an item
@@ -43,7 +39,7 @@ NAMES = {  # the best name of a role first
     "item_no item_number product_no product_number product_code article_no article_number article_nr",
     "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
     "clicked": "clicked click is_click was_clicked label",
-    "order": "order sequence seq step position",  # without clicks; beside them a position is a slot
+    "order": "order sequence seq step position",  # without clicks; with them a position is a slot
     "event": "event event_type action behavior behaviour event_name type",
     "rating": "rating stars score overall",
     "slot": "slot rank position",
@@ -65,23 +61,19 @@ def preview_logs(
     given: Mapping[str, str] | None = None,
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Preview the contents of log files.
+    """Preview log files with the same columns.
 
     Args:
-        paths: files of the same columns.
-        rows: how many of each to read, from the first on; None for all.
-        given: columns by role that are known, as in `Columns`.
-        keep_events: the kinds of events that count; None for all.
+        rows: rows of each file to read; None for all.
+        given: known columns by role, as in `Columns`.
 
     Returns:
-        JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `passed_over` (columns
-        that are named like a role and whose values do not fit it), `understood`, and, where the roles suffice to read
-        the files, `counts`, `lost`, `notes` and `kind`; `missing` says which role does not, `unread_time` which row of
-        a column that is named like the time is none, `unnamed` whether a header of CSV holds numbers, as one that is no
-        header does.
+        JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values
+        do not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a
+        CSV header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
 
     Raises:
-        UserError: a file cannot be read, or a column that is given is not there.
+        UserError: a file cannot be read, or a given column is missing.
     """
     path = Path(paths[0])
     sample = _sample(path)
@@ -103,28 +95,22 @@ def preview_logs(
 
 
 def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
-    """The columns of a file that have a role, by role; `given` are known ones.
-
-    Raises:
-        UserError: the file cannot be read, or a column that is given is not there.
-    """
+    """Return the columns of a file by role; `given` are known ones."""
     return {role: entry["column"] for role, entry in _roles(_sample(path), dict(given or {})).items()}
 
 
 def preview_items(path: Path, item: str) -> dict[str, Any]:
-    """Preview an item table: `path`, `id_column`, `text` and `attributes`; and `commas`, by column a value.
+    """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
-    Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
-    such as a brand. Lists of text are attributes too, and so is a list of whole numbers if there is one such column:
-    of two, equal numbers would be taken for the same. Other numbers are neither; `commas` are those that have decimal
-    commas, which are no numbers to the readers of logs.
+    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists of text are
+    `attributes`; so are integer lists if in one column only. `commas` are columns with decimal commas, which the
+    readers do not parse.
 
     Args:
-        path: of the table.
-        item: what the logs call the column of items, which is the one of the ids if the table has it.
+        item: the item column of the logs, and the id column if the table has it.
 
     Raises:
-        UserError: the file cannot be read, or no column looks like the ids.
+        UserError: no column looks like the ids.
     """
     sample = _sample(path)
     names = sample.columns
@@ -153,7 +139,7 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
 
 
 def _sample(path: Path) -> pl.DataFrame:
-    """The first rows of all columns but those whose fields are columns."""
+    """Read the first rows, without the parents of nested fields."""
     names = columns_of(path)
     nested = {name.rpartition(".")[0] for name in names if "." in name}
     return next(read_chunks(path, [name for name in names if name not in nested])).table.head(SAMPLE)
@@ -167,7 +153,6 @@ def _column(column: pl.Series) -> dict[str, Any]:
 
 
 def _type(values: pl.Series) -> str:
-    """What most values of a sample are, in words."""
     if len(values) == 0:
         return "empty"
     if values.dtype in (pl.Date, pl.Datetime):
@@ -185,7 +170,7 @@ def _type(values: pl.Series) -> str:
 
 
 def _have_commas(values: pl.Series) -> bool:
-    """Whether most texts are numbers with decimal commas: of prices, but not of lists such as `3,12` and `5,7,9`."""
+    """Detect decimal commas, but not lists such as `3,12`."""
     texts = values.str.strip_chars()
     decimals = texts.str.extract(DECIMAL).drop_nulls()
     if len(decimals) == 0 or (texts.str.count_matches(",", literal=True) > 1).any():
@@ -195,12 +180,10 @@ def _have_commas(values: pl.Series) -> bool:
 
 
 def _most(read: pl.Series) -> bool:
-    """Whether most values could be read."""
     return len(read) - read.null_count() >= FITS * len(read)
 
 
 def _fits(role: str, values: pl.Series) -> bool:
-    """Whether most values are what a role needs."""
     known = blank_to_null(values).drop_nulls()
     if len(known) == 0 or known.dtype.is_nested() or known.dtype in UNREADABLE:
         return False
@@ -211,7 +194,6 @@ def _fits(role: str, values: pl.Series) -> bool:
 
 
 def _kinds(values: pl.Series) -> list[str]:
-    """The values of a column of events, the most frequent first."""
     counts = blank_to_null(values).drop_nulls().cast(pl.String).rename("kind").value_counts()
     return counts.sort("count", "kind", descending=[True, False])["kind"].head(KINDS).to_list()
 
@@ -221,13 +203,11 @@ def _plain(name: str) -> str:
 
 
 def _parts(name: str) -> list[str]:
-    """A name and its endings: `event.product.sku` is an item by `sku`, and `event.item.id` by `item.id`."""
     fields = name.split(".")
     return [".".join(fields[start:]) for start in range(len(fields))]
 
 
 def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Column and reason of each role that was given, or that a column's name and values speak for."""
     names = sample.columns
     for name in given.values():
         if name not in names:
@@ -254,7 +234,7 @@ def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, A
 
 
 def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Columns without a role that are named like one, the best name first; `known` are its names."""
+    """Return columns without a role named like one of `known`, best first."""
     order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
     free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
     places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
@@ -262,7 +242,6 @@ def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, An
 
 
 def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Columns that would have had a role by their names, and what their values are not."""
     found = []
     for role, known in NAMES.items():
         needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
@@ -274,7 +253,6 @@ def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -
 
 
 def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]]) -> str | None:
-    """The first row of a column that is named like the time and holds none there, and what was expected."""
     column = next((one["column"] for one in passed_over if one["role"] == "timestamp"), None)
     if column is None or sample[column].dtype.is_nested() or sample[column].dtype in UNREADABLE:
         return None
@@ -292,7 +270,6 @@ def _counted(
     rows: int | None,
     keep_events: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What would be read of the files in these roles, and what would not."""
     mapping = Columns(**{role: entry["column"] for role, entry in roles.items()})
     ordered = mapping.timestamp is not None or mapping.order is not None
     logs = read_logs(
@@ -339,14 +316,13 @@ def _counted(
 
 
 def _tied(table: pl.DataFrame) -> int | None:
-    """Interactions whose order among others of their user the file alone says; None where there are no times."""
+    """Count interactions tied with another of their user; None without times."""
     if TIMESTAMP not in table.columns:
         return None
     return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
 
 
 def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
-    """Kinds of reasons for which rows are lost, each with its number of rows, and the first of them."""
     kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
     table = rejects.group_by(kind, maintain_order=True).agg(
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
@@ -355,7 +331,7 @@ def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def format_lines(understood: Mapping[str, Any]) -> list[str]:
-    """Say how logs are written, a line for each file and one for the times; `understood` is as in `Logs`."""
+    """Describe the files and times of logs, from `Logs.understood`."""
     lines = []
     for file in understood["files"]:
         line = f"{file['file']}: {file['format']}"

@@ -1,9 +1,8 @@
-"""The times of a log: numbers of any unit, which are kept as they are, or ISO 8601, which become seconds since 1970.
+"""The times of a log: numbers in any unit, kept as they are, or ISO 8601, converted to seconds since 1970.
 
     2024-01-31    2024-01-31T23:59    2024-01-31 23:59:59.25    2024-01-31T23:59:59Z    2024-01-31 23:59:59+02:00
 
-A time without an offset is read as UTC, which is counted. How the first time that can be read is written holds for all
-of them: a column of both would have two units. A fraction is kept to the microsecond.
+Without an offset times are UTC. The first one fixes the form of all.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FROM, TO = 1e8, 1e11  # seconds between which a number is taken for a time since
 
 
 class Times:
-    """How the times of a log are written, and its times as numbers."""
+    """The form of a log's times, and their parser."""
 
     def __init__(self) -> None:
         self.kind: Literal["number", "ISO 8601"] | None = None  # known from the first time on
@@ -35,14 +34,14 @@ class Times:
 
     @property
     def expected(self) -> str:
-        """What a time would have to be."""
+        """Describe a valid time."""
         if self.kind is None:
             return "a number >= 0 or a time such as 2024-01-31T23:59:59Z"
         form = "ISO 8601 from 1970 on" if self.kind == "ISO 8601" else "a number >= 0"
         return f"{form}, as in the rest of the column ({self.first})"
 
     def read(self, values: pl.Series) -> pl.Series:
-        """Read times as numbers, null where a value is none or is written unlike the first one."""
+        """Parse times as numbers; null if invalid or unlike the first."""
         dated = values.dtype in (pl.Date, pl.Datetime)
         read = numbers(values, 0.0, LAST_TIME)
         if self.kind is None:
@@ -64,7 +63,7 @@ class Times:
         return read
 
     def describe(self, times: pl.Series, column: str) -> dict[str, Any] | None:
-        """Describe how the times of a column, as numbers, are written, and from when to when they are, if any."""
+        """Describe the form, unit and range of parsed times, if any."""
         if len(times) == 0 or self.kind is None:
             return None
         first, last = float(times.min()), float(times.max())  # type: ignore[arg-type]
@@ -80,13 +79,13 @@ class Times:
 
 
 def _first(values: pl.Series) -> int:
-    """The row of the first value that is not null; the number of rows where none is."""
+    """Return the index of the first non-null value, or the length."""
     known = values.is_not_null()
     return int(known.arg_max() or 0) if known.any() else len(values)
 
 
 def iso_seconds(values: pl.Series) -> pl.Series:
-    """Read text of ISO 8601 as seconds since 1970: Int64 if all are whole, else Float64; null where it is none.
+    """Parse ISO 8601 as seconds since 1970: Int64 if all are whole, else Float64; null if invalid.
 
     >>> iso_seconds(pl.Series(["1970-01-02", "1970-01-01T01:00:01+01:00", "1970-01-01 00:00:02 UTC"])).to_list()
     [86400, 1, 2]
@@ -95,7 +94,6 @@ def iso_seconds(values: pl.Series) -> pl.Series:
 
 
 def _iso_parts(values: pl.Series) -> pl.DataFrame:
-    """The groups of `ISO`, all null where a text is no time."""
     return values.str.strip_chars().str.extract_groups(ISO).struct.unnest()
 
 
@@ -110,7 +108,7 @@ def _seconds(parts: pl.DataFrame) -> pl.Series:
 
 
 def unit_of(low: float, high: float) -> str | None:
-    """Find the unit in which numbers of a range would be times since 1970, by their size; None where there is none.
+    """Guess the unit of a range of times since 1970.
 
     >>> unit_of(1.5e9, 1.7e9), unit_of(1.5e12, 1.7e12), unit_of(0, 500)
     ('seconds', 'milliseconds', None)
@@ -122,7 +120,7 @@ def unit_of(low: float, high: float) -> str | None:
 
 
 def moment(time: float, unit: str) -> str:
-    """Write a time since 1970 as ISO 8601.
+    """Format a time since 1970 as ISO 8601.
 
     >>> moment(86400_000, "milliseconds")
     '1970-01-02T00:00:00Z'
@@ -131,7 +129,7 @@ def moment(time: float, unit: str) -> str:
 
 
 def two_units(time: Mapping[str, Any]) -> str | None:
-    """Say that times, as described by `Times.describe`, are of two units, by which nothing is in order."""
+    """Return a warning if described times mix two units."""
     units = time.get("units")
     if units is None:
         return None

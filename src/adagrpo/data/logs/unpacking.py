@@ -1,11 +1,7 @@
-"""Text and Parquet files, unpacked and decoded within bounds, so that a small file cannot fill the memory.
+"""Read text and Parquet files with bounded expansion, so that a small file cannot fill the memory.
 
-A plain text file takes memory in proportion to its size, which its owner sees. A compressed one does not: gzip packs
-up to 1,032 equal bytes into one, and Parquet packs any number of equal values into a few bytes. Logs compress 3 to 40
-times. So what comes out is bounded by a multiple of what goes in, beyond an amount that is harmless whatever it was
-made from; and a line is bounded by itself, as its reader needs it whole.
-
-Text is UTF-8, or UTF-16 where the file begins with the mark of it, which is then what its readers get as UTF-8.
+gzip packs up to 1,032 bytes into one, Parquet more; logs compress 3 to 40 times. Text is UTF-8, or UTF-16 with a byte
+order mark.
 """
 
 from __future__ import annotations
@@ -29,11 +25,11 @@ BOM = codecs.BOM_UTF8
 UTF_8, UTF_8_MARKED, UTF_16 = "UTF-8", "UTF-8 with a byte order mark", "UTF-16"
 NOT_UTF_8 = "not UTF-8"
 SAVE_AS_UTF_8 = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
-PROBED = 2**20  # bytes of a file whose encoding is asked for
+PROBED = 2**20  # bytes that are checked for their encoding
 
 
 def encoding_of(path: Path) -> str:
-    """Say how the text of a file is encoded, by its first bytes, and whether its first `PROBED` bytes are UTF-8.
+    """Detect the encoding of a text file; only the first `PROBED` bytes are checked to be UTF-8.
 
     Raises:
         UserError: it is UTF-32.
@@ -55,7 +51,7 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.Gz
 
 
 def _encoding(path: Path, file: io.BufferedReader | gzip.GzipFile) -> str:
-    """The encoding of a file at its start, of which nothing is taken."""
+    """Detect the encoding without consuming bytes."""
     head = file.peek(4)[:4]
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         raise UserError(f"{path}: is encoded in UTF-32; write it as UTF-8")
@@ -65,7 +61,7 @@ def _encoding(path: Path, file: io.BufferedReader | gzip.GzipFile) -> str:
 
 
 class _Recoded:
-    """A UTF-16 file read as UTF-8; what is no character becomes U+FFFD, as in UTF-8."""
+    """A UTF-16 file read as UTF-8; invalid characters become U+FFFD."""
 
     def __init__(self, file: Any) -> None:
         self._text = io.TextIOWrapper(file, "utf-16", "replace", newline="\n")
@@ -78,15 +74,13 @@ class _Recoded:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read the text of a file as UTF-8, unpacked if it ends in `.gz`, cut after the line end behind `size` bytes.
-
-    No stretch of `ALWAYS` bytes of text may come from less than its part of `max_expansion`.
+    """Read a file as UTF-8 text, decompressing `.gz`, in blocks that end at the first line end after `size` bytes.
 
     Yields:
         A block, and whether it is the last; at least one.
 
     Raises:
-        UserError: a line is longer than `LONGEST_LINE`, or too much comes out.
+        UserError: a line is too long, or `ALWAYS` bytes expand too much.
     """
     with path.open("rb") as raw:
         plain = _unpacked(path, raw)
@@ -113,7 +107,6 @@ def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> 
 
 
 def _too_long(block: bytes) -> int | None:
-    """Where a line begins that is longer than may be, if there is one."""
     start = 0
     while len(block) - start > LONGEST_LINE:
         end = block.rfind(b"\n", start, start + LONGEST_LINE + 1)
@@ -124,7 +117,7 @@ def _too_long(block: bytes) -> int | None:
 
 
 def explodes(path: Path, max_expansion: float) -> UserError:
-    """Make the error of a file of which more comes out than may."""
+    """Create the error for excessive expansion."""
     return UserError(
         f"{path}: unpacks to more than {max_expansion:g} times its size and more than {_mb(ALWAYS)}; if it is to be "
         "read anyway, raise data.max_expansion"
@@ -132,12 +125,10 @@ def explodes(path: Path, max_expansion: float) -> UserError:
 
 
 def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> None:
-    """Check, before anything is read, how much would come out of some columns of a Parquet file.
-
-    A value counts as eight bytes, or as what the file says its pages unpack to if that is more.
+    """Check how much some columns of a Parquet file would unpack to, at least eight bytes per value.
 
     Raises:
-        UserError: too much would come out, or the file's metadata is damaged or too large.
+        UserError: it is too much, or the metadata is damaged or too large.
     """
     unpacked = sum(max(8 * values, content) for name, values, content in _column_chunks(path) if name in columns)
     if unpacked > expansion_limit(path, max_expansion):
@@ -145,12 +136,12 @@ def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX
 
 
 def expansion_limit(path: Path, max_expansion: float) -> float:
-    """Bound the bytes that may come out of a file."""
+    """Return the limit on a file's unpacked bytes."""
     return max(ALWAYS, max_expansion * path.stat().st_size)
 
 
 def text_bytes(table: pl.DataFrame) -> int:
-    """Count the bytes of all text of a table; equal texts of Parquet share theirs until something is done with them."""
+    """Count the bytes of all text of a table, including repeats."""
     total = 0
     for column in table:
         while isinstance(column.dtype, pl.List | pl.Array):
@@ -161,7 +152,7 @@ def text_bytes(table: pl.DataFrame) -> int:
 
 
 def _column_chunks(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Column, number of values and bytes of content of each part of a Parquet file, by the metadata at its end.
+    """Yield column, number of values and uncompressed bytes of each column chunk.
 
     https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
     """
@@ -186,7 +177,7 @@ def _column_chunks(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 class _CompactThrift:
-    """The part of Thrift's compact protocol that Parquet's metadata has; structures are fields by number.
+    """The part of Thrift's compact protocol that Parquet uses; structures are fields by number.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """

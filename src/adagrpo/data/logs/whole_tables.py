@@ -1,7 +1,4 @@
-"""Tables beside the logs, read whole: of items, of a judge's exposures, of ids that leave a catalogue.
-
-A row that cannot be read ends it: there is no such thing as an item table without some of its items.
-"""
+"""Read whole tables, such as item tables, in which an unreadable row is an error."""
 
 from __future__ import annotations
 
@@ -21,17 +18,14 @@ from adagrpo.errors import UserError
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Read some columns of a table, typed as in the file; those of a CSV file are text, empty fields null.
+    """Read some columns of a table, typed as in the file; CSV columns are text, empty fields null.
 
     Args:
-        path: see `adagrpo.data.logs.formats.kind_of`.
-        columns: their names; `product.sku` is the field `sku` of `product` where no column is called so.
-        max_expansion: to how many times its size a compressed file may unpack.
-        ids: columns of ids, which of JSON lines come as text, as in a log.
+        columns: `product.sku` is a nested field unless a column has that name.
+        ids: id columns, which JSON lines yield as text.
 
     Raises:
-        UserError: the file or a column is missing, the file or one of its records is malformed, a line is too long, or
-            more than `max_expansion` times the file would unpack.
+        UserError: a column is missing, or the file is malformed or too large.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
     if kind == "JSONL":
@@ -48,7 +42,7 @@ def read_table(
 
 
 def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
-    """Refuse a CSV file that ends within a row, as an upload that broke off: no line end, and too few fields."""
+    """Refuse a truncated CSV file: too few fields and no line end."""
     *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
     line, (names, separator) = lines_of(end)[-1], csv_header(path)
     if end.endswith(b"\n") or line.count('"') % 2:  # of a row of several lines it is the end
@@ -60,7 +54,7 @@ def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Typed columns, ids as text: a reader that types them reads long numbers, and those beside text, as others."""
+    """Read typed columns, but ids as text: type inference changes long numbers."""
     held = path.name.lower().endswith(".gz") or encoding_of(path) == UTF_16
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
@@ -83,7 +77,6 @@ def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: li
 
 
 def _refuse(path: Path, first: int, problem: pl.Series | None) -> None:
-    """Name the first row, of some that begin with row `first`, that something is wrong with."""
     if problem is not None and problem.count():
         row = int(problem.is_not_null().arg_max() or 0)
         raise UserError(f"{path}, row {first + row + 1}: {problem[row]}")

@@ -1,4 +1,4 @@
-"""Ids, titles and attributes of a simulated marketplace: made-up words that say what an item's vector says."""
+"""Ids, titles and attributes of simulated items: made-up words that encode the vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Ints = NDArray[np.int64]
 
 
 def describe_items(world: Marketplace, catalogue: Catalogue, item_ids: pl.Series) -> pl.DataFrame:
-    """Titles and attributes. Style and features are words for the vector: attributes carry signal."""
+    """Return item_id, title and attributes."""
     strongest = np.argsort(-np.abs(catalogue.own), axis=1, kind="stable")[:, :2]  # (V, 2)
     feature = 2 * strongest + (np.take_along_axis(catalogue.own, strongest, 1) > 0)
     texts = pl.DataFrame(
@@ -32,7 +32,7 @@ def describe_items(world: Marketplace, catalogue: Catalogue, item_ids: pl.Series
 
 
 def _words(index: Ints, syllables: int, first: int) -> pl.Series:
-    """A made-up word for each number, the same for the same number; different ones below 75 ** syllables."""
+    """Return a made-up word for each number, injective below 75 ** syllables."""
     table = np.array([consonant + vowel for consonant in "bdfgklmnprstvwz" for vowel in "aeiou"])
     total = len(table) ** syllables
     code, word = (first + 7919 * index) % total, np.array("")  # 7919 is prime to 75, so no two numbers meet
@@ -42,6 +42,6 @@ def _words(index: Ints, syllables: int, first: int) -> pl.Series:
 
 
 def numbered_ids(letter: str, count: int) -> pl.Series:
-    """A letter and a number, all of one length, so that their order is that of the numbers."""
+    """Return zero-padded ids, which sort by number."""
     width = max(5, len(str(count - 1)))
     return pl.Series([f"{letter}{index:0{width}d}" for index in range(count)])

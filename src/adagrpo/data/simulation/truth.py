@@ -1,12 +1,9 @@
-"""The truth of a simulated marketplace: what only evaluation may know, never a model.
-
-A user `u` would choose an item `i` that is examined with probability
+"""The ground truth of a simulated marketplace, for evaluation only.
 
     utility(u, i) = sigmoid(users_u . items_i + bias_i)
 
-and 0 where `u` owns `i`. The arrays hold the world of `adagrpo.data.simulation.marketplace`, scaled so that these are
-its logits. Tastes move, so there is one utility for the moment before each purchase, and `Truth.utility` is that of the
-last.
+is the probability that user `u` chooses an examined item `i`, and 0 if `u` owns it. Tastes move, so each purchase has
+its utility.
 """
 
 from __future__ import annotations
@@ -33,11 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth that only evaluation may know: every user at their last purchase, just before it was made.
-
-    The last interaction in the log is therefore a draw from this utility, as far as the platform showed the items.
-    Users without a purchase stand as they were at their last visit.
-    """
+    """The ground truth: every user just before their last purchase, or else at their last visit."""
 
     user_ids: tuple[str, ...]  # U
     item_ids: tuple[str, ...]  # V
@@ -53,7 +46,7 @@ class Truth:
         user_index: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """The probability that the user would choose the item if it was examined; 0 for what the user already owns."""
+        """Return the probability of choosing an item if examined; 0 for owned items."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
         keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index
@@ -68,16 +61,16 @@ class Truth:
         bought: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """As `utility`, but just before the user bought an item; nothing is bought twice, so it names the moment.
+        """Return the utility just before the user bought `bought`.
 
         Raises:
-            UserError: the truth knows of no such purchase.
+            UserError: there is no such purchase.
         """
         items = len(self.item_ids)
         known, order = self._by_key
 
         def moments(keys: Ints) -> Ints:
-            """The row of each purchase, -1 where there was none."""
+            """Return the row of each purchase, or -1."""
             places = np.searchsorted(known, keys)
             inside = places < len(known)
             moment = np.full(keys.shape, -1)
@@ -95,7 +88,6 @@ class Truth:
 
     @cached_property
     def _by_key(self) -> tuple[Ints, Ints]:  # (Q,) each
-        """The purchases in ascending order, and their rows."""
         order = np.argsort(self.purchases, kind="stable")
         return self.purchases[order], order
 
@@ -104,10 +96,10 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """The same truth for other rows, such as those of a prepared data set, which may be fewer.
+        """Return the truth for other rows, such as those of a prepared data set.
 
         Raises:
-            UserError: an id is unknown here; the first is named.
+            UserError: an id is unknown.
         """
         users, items = _rows(user_ids, self.user_ids, "user"), _rows(item_ids, self.item_ids, "item")
         new_user, new_item = np.full(len(self.user_ids), -1), np.full(len(self.item_ids), -1)
@@ -132,7 +124,7 @@ class Truth:
         )
 
     def save(self, directory: Path) -> None:
-        """Write truth.safetensors, users.parquet and items.parquet into a folder, made if need be."""
+        """Write truth.safetensors, users.parquet and items.parquet into a folder."""
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}

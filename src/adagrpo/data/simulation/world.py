@@ -1,7 +1,4 @@
-"""The parameters of a simulated marketplace, and its items: vectors, quality, popularity, shelves, waves of release.
-
-The world that they make is described in `adagrpo.data.simulation.marketplace`.
-"""
+"""The parameters and items of a simulated marketplace (`adagrpo.data.simulation.marketplace`)."""
 
 from __future__ import annotations
 
@@ -25,33 +22,31 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Marketplace:
-    """The parameters of a world and of its platform.
+    """The parameters of a simulated marketplace.
 
     Attributes:
-        users: how many users.
-        items: how many items.
         factors: length of the taste and item vectors.
-        categories: how many categories; each has one that complements it.
-        styles: how many styles, shared by the categories.
-        steps: mean number of visits a user; they vary (Gamma-Poisson), and every user is there at the end.
-        slate_size: items shown at a visit.
+        categories: each has one that complements it.
+        styles: shared by the categories.
+        steps: mean number of visits per user (Gamma-Poisson).
+        slate_size: items shown per visit.
         exposure_bias: exponent of the popularity rank in the platform's weights; 0 ignores it, 1 is strong.
         targeting: weight of the user's taste in the platform's weights.
-        targeting_error: standard deviation of the platform's error about it, in the same (log) unit.
-        position_bias: exponent of the fall of examination with the slot; 0 examines everything.
+        targeting_error: standard deviation of the platform's error about it, in log weight.
+        position_bias: exponent of the decay of examination with the slot; 0 examines everything.
         sharpness: weight of taste in the utility, in logits.
         threshold: what taste and quality must overcome, in logits.
-        noise: scale of the users' logistic error; below .001 counts as .001, which leaves nothing to chance.
-        carry: length of the pull of recent purchases, against a long-term taste of length 1.
-        drift: length of the random change of long-term taste a visit, against a taste of length 1.
-        cold_share: share of the items that are released late and then hardly ever shown.
-        later_share: share of the items that come after the log.
-        satiation: what each recent purchase from a category takes from the utility of its items, in logits.
-        dwell_seconds: median time with an item that its user was as likely to leave as to buy; 0 has no such column.
-        seed: of everything. Users and items do not depend on the platform's parameters.
+        noise: scale of the users' logistic error, at least .001.
+        carry: length of the pull of recent purchases, for a taste of length 1.
+        drift: length of the change of taste per visit, for a taste of length 1.
+        cold_share: share of items released late and then rarely shown.
+        later_share: share of items released after the log.
+        satiation: logits that a recent purchase takes from items of its category.
+        dwell_seconds: median dwell time at a purchase probability of one half; 0 for no such column.
+        seed: users and items do not depend on the platform's parameters.
 
     Raises:
-        UserError: a parameter is out of range, or the catalogue is too small to fill the slates.
+        UserError: a parameter is out of range, or the catalogue is too small.
     """
 
     users: int = 2000
@@ -98,12 +93,12 @@ class Marketplace:
 
     @property
     def longest(self) -> int:
-        """The most visits a user can have: the length of the log, in steps."""
+        """Return the length of the log in steps, the maximum number of visits."""
         return max(1, round(2.5 * self.steps))
 
 
 class Catalogue(NamedTuple):
-    """The items, and the shelves (a category and style each) that the platform takes them from."""
+    """The items, and the shelves (category and style) that they are drawn from."""
 
     shelves: Floats  # (S, D) unit vectors
     shelf: Ints  # (V,)
@@ -118,7 +113,7 @@ class Catalogue(NamedTuple):
 
 
 def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
-    """Draw the items of a world and the shelves that they stand on."""
+    """Sample the items and shelves of a world."""
     spread = _spread(rng.normal(size=(world.categories + world.styles, world.factors)))
     centres, styles = spread[: world.categories], spread[world.categories :]
     # A cycle through all categories: each is complemented by another one, as long as there are two.
@@ -157,7 +152,7 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
 
 
 def _spread(vectors: Floats) -> Floats:  # (n, D)
-    """Unit vectors pushed apart, so that no world has categories that are one by accident."""
+    """Push unit vectors apart, so that no two categories coincide by chance."""
     for _ in range(200):
         vectors = unit(vectors)
         cosines = vectors @ vectors.T
@@ -167,5 +162,5 @@ def _spread(vectors: Floats) -> Floats:  # (n, D)
 
 
 def unit(vectors: Floats) -> Floats:  # (..., D)
-    """The vectors at length 1."""
+    """Normalize vectors to length 1."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))

@@ -1,1 +1,1 @@
-"""The stages of a run, one module each: what it reads, what it makes."""
+"""The stages of a run, one module each."""

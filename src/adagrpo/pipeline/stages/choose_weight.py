@@ -1,16 +1,12 @@
-"""The stage `reranking`: how much of the reward goes into an order, chosen on the starting policy's lists.
+"""The stage `reranking`: choose reward weights from a grid, on the starting policy's validation beams.
 
-The validation cases' beams are re-ordered with each weight of `adagrpo.evaluation.reranking.WEIGHTS`, so what a weight
-is worth is seen before anything is trained. weight.json holds
+weight.json holds
 
     spread     σ, the unit of every weight of this run's reward
-    rerank     the weight of the highest NDCG@10, cases weighted by `RunData.case_weights`: what `diagnose` advises, and
-               `evaluate` and the arm `rerank` measure
-    distill    the least weight that validation cannot tell from the best one: what the target of `distill` takes where
-               `objective.distill.reward_weight` is `validation`. A reward that adds nothing gets 0, and its arm is
-               continued NLL
-    warning    where a weight is the largest that is tried; else null
-    members    of a sum of rewards without weights, σ of each: the sum is Σ r_k / σ_k wherever it is asked
+    rerank     the weight with the highest NDCG@10, cases weighted by `RunData.case_weights`
+    distill    the smallest weight indistinguishable from the best, 0 where the reward adds nothing
+    warning    set if a weight is at the grid's upper edge, else null
+    members    each σ_k of an unweighted sum Σ r_k / σ_k
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ STAGE, FILE = REWARD_WEIGHTS
 
 
 class RewardWeights(NamedTuple):
-    """Weights of the reward that the stage chose, in spreads."""
+    """Chosen weights, in units of σ."""
 
     spread: float
     rerank: float
@@ -42,7 +38,7 @@ class RewardWeights(NamedTuple):
 
 
 def reranking(run: RunDirectory) -> Declaration:
-    """The spread of the reward, and the weights that the starting policy's beams on validation cases choose."""
+    """Declare the choice of weights."""
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
     options = run.config.reward
@@ -84,6 +80,6 @@ def reranking(run: RunDirectory) -> Declaration:
 
 
 def read_reward_weights(file: Path) -> RewardWeights:
-    """The weights that a file of the stage holds."""
+    """Read a weight.json."""
     content = read_json(file)
     return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))

@@ -1,7 +1,7 @@
-"""The stage `diagnose`: does re-ranking by this reward help? Validation cases alone, and the sft policy as it is.
+"""The stage `diagnose`: does re-ranking the sft policy by this reward help on validation cases?
 
-Test targets are not read. Validation targets were not fitted on, but the checkpoints of policy and ranker were chosen
-on them, which flatters both alike. The truth of a simulated marketplace is that of the moment before the purchase.
+Validation selected the checkpoints of policy and ranker, which flatters both. Simulated truth is taken just before the
+purchase.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from adagrpo.types import Cases
 
 
 def diagnosis(run: RunDirectory) -> Declaration:
-    """The diagnosis of the reward of a run."""
+    """Declare the diagnosis of a run's reward."""
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")
@@ -70,7 +70,7 @@ def observe(
     *,
     utility: Utility | None = None,
 ) -> Observations:
-    """Beams of the cases, scored by the reward, and the policy's NLL of what was logged."""
+    """Return the beams scored by the reward, and the policy's NLL of the logged items."""
     data, config = models.data, models.config
     predictions = models.predict(policy, cases, reward, progress(data.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"

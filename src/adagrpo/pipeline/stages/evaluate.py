@@ -1,4 +1,4 @@
-"""The last stages: evaluate every checkpoint on validation and test, and write what every metric can be made from."""
+"""The last stages: evaluate checkpoints and collect results."""
 
 from __future__ import annotations
 
@@ -42,21 +42,16 @@ EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
 def evaluate_start(run: RunDirectory) -> Declaration:
-    """The starting policy on validation and test, and its beam re-ranked with the weight that validation chose."""
+    """Declare the evaluation of the starting policy, alone and re-ranked."""
     return _evaluate(run, run.weights_of("sft"), run.path(STAGE, FILE))
 
 
 def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
-    """A trained arm on validation and test."""
+    """Declare the evaluation of a trained arm."""
     return _evaluate(run, run.weights_of(arm, checkpoint))
 
 
 def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
-    """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
-
-    Args:
-        reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
-    """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
     models = Models(data)
     label = "evaluate/sft" if reranking is not None else f"evaluate/{weights.parent.name}/{weights.name}"
@@ -72,7 +67,7 @@ def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -
             cases = data.measured_cases(split)
             report = progress(run, f"{label} {split}")
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
-            utility = data.utility_at(cases) if split == "test" else None  # nothing is to be chosen by it
+            utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranking is not None:
                 values[f"rerank_{split}"] = _re_ranked(predictions, cases, reranking)
@@ -92,14 +87,13 @@ def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -
 
 
 def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
-    """A beam in the order of the reward alone, and with the chosen weight: what training must be better than."""
     chosen = read_reward_weights(reranking)
     weights = {"reward": np.inf, "mix": chosen.rerank}
     return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
-    """Copy the evaluation of equal weights, if the run has one that was made from the same settings and files."""
+    """Copy the evaluation of identical weights and settings, and return whether there is one."""
     now = declared.made_from(run.config, run.hash_inputs(declared.inputs))
     for root in reversed(run.roots):
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
@@ -122,7 +116,7 @@ def write_lists(
     scores: NDArray[np.float32],  # (N, W)
     work: Path,
 ) -> None:
-    """The lists of all cases in the ids of the logs: `predictions.parquet`."""
+    """Write lists in log ids to `predictions.parquet`."""
     count, width = items.shape
     flat = items.reshape(-1)
     table = pl.DataFrame(
@@ -137,7 +131,7 @@ def write_lists(
 
 
 def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
-    """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
+    """Write constrained lists to `predictions.parquet` and free ones to `free.parquet`, in log ids."""
     write_lists(data, cases, predictions.items, predictions.scores, work)
     count, width = predictions.items.shape
     ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
@@ -148,13 +142,13 @@ def write_predictions(data: RunData, cases: Cases, predictions: Predictions, wor
 
 
 def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
-    """(N · W,) the id of each case's user, once for each place."""
+    """(N · W,) user ids, one per rank."""
     users = load_user_ids(data.prepared).gather(cases.users)
     return users.gather(np.repeat(np.arange(len(cases)), width)).alias(USER_ID)
 
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
-    """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
+    """Return (N, length) item rows of `predictions.parquet`, -1 where a list is shorter."""
     lists = _by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
     lists = lists.join(pl.DataFrame([data.item_ids.alias(ITEM_ID)]).with_row_index("row"), on=ITEM_ID, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
@@ -163,7 +157,7 @@ def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
 
 
 def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
-    """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
+    """Return (N, length) booleans of `free.parquet`: True where a sequence names an item."""
     free = _by_case(data, cases, folder / "free.parquet", "valid", length)
     valid = np.zeros((len(cases), length), dtype=np.bool_)
     valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
@@ -171,14 +165,13 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
 
 
 def _by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
-    """A column of the first places of lists, with rank and the number of the case."""
     lists = pl.read_parquet(file, columns=[USER_ID, "rank", column]).filter(pl.col("rank") <= length)
     users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
     return lists.join(pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner")
 
 
 def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
-    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
+    """Write metrics.json, without times and paths: equal runs give equal bytes."""
     sft = run.content("evaluate", "sft", "metrics.json")
     weights = run.content("reranking", "weight.json")
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
@@ -203,7 +196,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
             entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
         stages[name] = entry
     summary = run.content("prepare", "summary.json")
-    summary.pop("understood", None)  # of the files, of which a result does not depend
+    summary.pop("understood", None)  # about the files, no result depends on it
     ranker = run.content("ranker", "metrics.json")
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
     ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
@@ -224,7 +217,6 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
 
 
 def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
-    """One row a checkpoint and split in results.jsonl, the form in which measured runs are kept."""
     rows = []
     common = {
         "dataset": run.config.name,
@@ -236,7 +228,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    seconds = {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}  # the latest making
+    seconds = {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}  # of the latest build
     for name, entry in content["stages"].items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
@@ -258,20 +250,19 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    """Return the command line: a verb, or a module that works with runs."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = "adagrpo" if module is None else module.name.removesuffix(".__main__")
     return shlex.join([*([name] if name == "adagrpo" else ["python", "-m", name]), *sys.argv[1:]])
 
 
 def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean share of groups admitted over all steps; None where no group was drawn."""
+    """Mean share of admitted groups; None where no group was drawn."""
     values = [share for share in (GroupSummary.of_row(row).admission for row in steps) if share is not None]
     return float(np.mean(values)) if values else None
 
 
 def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Count the failures of an arm's training by name, and say where and why it lost its policy; else nothing."""
+    """Failures counted by name, and any collapse."""
     counts: Counter[str] = Counter()
     for row in steps:
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
@@ -282,7 +273,6 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the program runs from, if it runs from one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

@@ -1,8 +1,7 @@
-"""The stages `evaluate/<list>`: a list that more than a policy makes, on validation and test cases, as it is served.
+"""The stages `evaluate/<list>`: lists that combine a policy with other parts, measured as they are served.
 
-Lists come from the very code that answers requests. A list of a policy keeps that policy's free beam, which nothing
-that orders items has a part in. validation.parquet has the ranks of the logged items of validation cases; those of a
-fused list are the cross-fitted ones of the stage `fuse`.
+The policy's own evaluation supplies the free beam, which ordering does not affect, and the stage `fuse` the
+cross-fitted validation ranks.
 """
 
 from __future__ import annotations
@@ -32,17 +31,13 @@ from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.types import Cases
 
-WITHOUT_POLICY = ("evaluation", "max_history")  # what decides the lists of sources
+WITHOUT_POLICY = ("evaluation", "max_history")  # settings that determine the lists of sources
 FREE = "free.parquet"
 FREE_METRICS = ("hallucination", "invalid")
 
 
 def evaluate_list(run: RunDirectory, name: str) -> Declaration:
-    """A list on validation and test cases.
-
-    Args:
-        name: see `adagrpo.lists.names`.
-    """
+    """Declare the evaluation of a list, see `adagrpo.lists.names`."""
     data, called = RunData(run, CatalogVersion(run, run.catalog)), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
@@ -51,7 +46,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     ranked = None if called.policy is None else run.path(FUSE, arm, VALIDATION)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
     inputs += [] if ranked is None else [ranked]
-    seed = ["seed"] if ranked is None else []  # which draws the validation cases
+    seed = ["seed"] if ranked is None else []  # samples the validation cases
     inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
     inputs += [] if base is None else [base / FREE, base / "metrics.json"]
 
@@ -83,11 +78,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
 
 def list_stages(name: str) -> dict[str, Declare]:
-    """The stages that measure a list which more than a policy makes, by name and in order; none of any other.
-
-    Args:
-        name: see `adagrpo.lists.names`; a policy in it is trained and evaluated before.
-    """
+    """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)
@@ -100,7 +91,6 @@ def list_stages(name: str) -> dict[str, Declare]:
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
-    """Write the ranks of the validation cases that `fuse` takes."""
     cases = validation_cases(data)
     ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
     write_ranks(work, {name: ranks}, data.ids_of(cases.users))

@@ -1,9 +1,8 @@
-"""Report of the reward's accuracy on held-out impressions, of the platform and, where there are such, at random.
+"""The stage `ranker/exposures`: accuracy of the reward on held-out impressions without order.
 
-The report where impressions have no order (stage `ranker/exposures`). A user's held-out items are ranked from all the
-clicks that the user has in training. AUC is that of a clicked item among what the same user was shown and did not
-click, so users who click more do not count as right order; its strata divide the clicked items. Calibration is of the
-click probability, without the term of the slot; a reward that was not fitted to clicks alone has none.
+A user's held-out items are ranked from all of the user's training clicks. AUC compares clicked with unclicked items of
+the same user, so user activity does not count. Only a reward fitted to clicks alone has calibration, without the slot
+term.
 """
 
 from __future__ import annotations
@@ -52,11 +51,7 @@ class Exposed(NamedTuple):
 
 
 def exposed(bench: RunData, exposure: str) -> Exposed:
-    """The held-out impressions of one kind.
-
-    Raises:
-        UserError: there is none, or none of them, or all, were clicked.
-    """
+    """Return the held-out impressions of one kind; UserError unless some, but not all, were clicked."""
     table = load_held_out(bench.prepared)
     rows = table.filter(table[EXPOSURE] == exposure)
     impressions = Exposed(
@@ -72,7 +67,7 @@ def exposed(bench: RunData, exposure: str) -> Exposed:
 
 
 def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, float]:
-    """AUC and NDCG@10 of held-out impressions, means over the users who clicked some and left some."""
+    """Return AUC and NDCG@10, averaged over users with clicked and unclicked items."""
     quality = shown_quality(_scores(bench, reward, impressions), impressions.clicked, impressions.users)
     return {
         name: 0.0 if value is None else value["mean"]
@@ -84,7 +79,7 @@ def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, 
 
 
 def report_exposures(run: RunDirectory) -> Declaration:
-    """The reward on what was held out of the impressions."""
+    """Declare the report."""
     bench = RunData(run)
     models = Models(bench)
     inputs = [*bench.training_files, *map(bench.prepared_file, ("impressions.parquet", "held_out.parquet"))]
@@ -100,7 +95,7 @@ def report_exposures(run: RunDirectory) -> Declaration:
 
 
 def collect_exposures(run: RunDirectory) -> None:
-    """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
+    """Write metrics.json: the data, the ranker and its report."""
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
@@ -113,7 +108,7 @@ def collect_exposures(run: RunDirectory) -> None:
 
 
 def loss_of(data: RunData) -> str:
-    """Name what the reward was fitted to; the kind of a reward that the run has not fitted."""
+    """Return the loss of the reward, or its kind if the run did not fit it."""
     if data.config.reward != SequentialOptions():
         return data.config.reward.kind
     return str(data.run.content("ranker", "metrics.json")["loss"])
@@ -148,7 +143,6 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
 
 
 def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]:
-    """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
     assert bench.times_shown is not None, "made by `prepare`"
     return {
         "all": np.full(len(impressions.items), "all"),
@@ -160,7 +154,6 @@ def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]
 
 @torch.no_grad()
 def _scores(bench: RunData, reward: Reward, impressions: Exposed) -> NDArray[np.float64]:
-    """(N,) the score of each impression from the user's clicks in training."""
     owners, row, counts = np.unique(impressions.users, return_inverse=True, return_counts=True)
     place = np.arange(len(impressions.users)) - (np.cumsum(counts) - counts)[row]
     scores = np.empty(len(impressions.users))

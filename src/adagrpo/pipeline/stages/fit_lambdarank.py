@@ -1,4 +1,4 @@
-"""The stage `ranker/lambdarank`: the second family of rankers, where the reward of the configuration asks for it."""
+"""The stage `ranker/lambdarank`: the tree-based ranker, where the recipe's reward needs it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from adagrpo.trainer.ranker_fit import Impressions
 
 
 def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
-    """The validation cases of users whom the ranker sees, each logged item among negatives."""
     config = data.config
     everyone = data.cases("validation")
     seen = select_cases(everyone, np.flatnonzero(~data.withheld[everyone.users]))
@@ -47,11 +46,11 @@ def lambdarank(
     validation: Callable[[RunData, NegativeSampler], RankingGroups] = _logged_validation,
     reads: Sequence[str] = (),
 ) -> Declaration:
-    """LambdaRank, the second family of rankers; on impressions where there are some.
+    """Declare the fit of LambdaRank, on impressions where there are some.
 
     Args:
         validation: makes the groups that select the number of trees.
-        reads: the prepared files that they are made of, beside those of training.
+        reads: prepared files these groups need besides the training files.
     """
     data, options = RunData(run), run.config.ranker.lambdarank
     inputs = [*data.training_files, *data.shown_files, *map(data.prepared_file, reads)]

@@ -1,8 +1,4 @@
-"""The stage `ranker`: the reward model, of all users and of each fold.
-
-How a ranker is selected depends on the logs: by its retrieval of the next item here, by the order of what was shown in
-`adagrpo.pipeline.stages.impressions`.
-"""
+"""The stage `ranker`: the reward model, on all users and per fold, selected by next-item retrieval."""
 
 from __future__ import annotations
 
@@ -38,22 +34,22 @@ Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 
 
 class Selection(NamedTuple):
-    """Selection of the best step of a ranker."""
+    """How the best step of a ranker is selected."""
 
-    monitor: str  # the metric, of those that `Validate` gives
-    reads: str  # the key of the configuration that it reads beside the ranker's own
-    # from the ranker to be fitted and (U,) the users that it must not see
+    monitor: str  # a metric returned by `Validate`
+    reads: str  # configuration key besides `ranker`
+    # given the ranker to fit and (U,) users hidden from it
     begin: Callable[[RunData, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
-    files: Sequence[str] = ()  # prepared ones that it reads beside those of training
+    files: Sequence[str] = ()  # prepared files besides the training files
 
 
 def ranker(run: RunDirectory, fold: int | None = None) -> Declaration:
-    """The reward model: of all users or, for cross-fitting, of those of every fold but one."""
+    """Declare the fit on all users, or without those of `fold`."""
     return sequential_ranker(run, Selection("ndcg@10", "evaluation.exclude_history", partial(_retrieval, fold)), fold)
 
 
 def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None = None) -> Declaration:
-    """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
+    """Declare a fit and selection without any interaction of the users of `fold`."""
     data, options = RunData(run), run.config.ranker
     models, settings = Models(data), options.fit
     name = "ranker" if fold is None else f"ranker/fold-{fold}"
@@ -66,7 +62,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     if options.propensity != "ignore" and kind != "impressions":
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
-    # of impressions it has not been measured, and logs without order have no vectors
+    # not measured for impressions, and logs without order have no vectors
     starts_from_vectors = kind != "impressions"
     if starts_from_vectors:
         inputs += vector_files(run)
@@ -99,7 +95,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
 
     also: dict[str, object] = {} if fold is None else {"fold": fold}
     if kind == "impressions" and run.config.data.split.kind == "temporal":
-        also["shown"] = "after the last interaction too"  # once, these impressions were read and not learnt from
+        also["shown"] = "after the last interaction too"  # an earlier version did not fit these impressions
     return Declaration(
         build,
         inputs,
@@ -115,7 +111,6 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
 def _retrieval(
     fold: int | None, data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]
 ) -> tuple[Validate, Examine]:
-    """Select a ranker by its own retrieval."""
     config = data.config
     everyone = data.cases("validation")
     seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
@@ -141,13 +136,13 @@ def _retrieval(
 
 
 def _impressions(data: RunData, loss: str) -> Impressions | None:
-    """Load the impressions to fit the ranker on, weighted as the recipe says; None where it is fitted to next items."""
+    """Weighted impressions; None if fitted to next items."""
     table = load_impressions(data.prepared) if loss == "impressions" else None
     if table is None:
         return None
     options = data.config.ranker
     known = table.filter(pl.col(HISTORY_LENGTH) > 0)
-    if not known[CLICKED].any():  # weights would stay as they were drawn, and pass for a reward
+    if not known[CLICKED].any():  # the weights would stay at their random initialisation
         raise UserError(
             f"ranker.loss: of {len(table):,} impressions in training {len(known):,} come after an interaction of their"
             " user, and none of these was clicked: there is nothing to learn from; take ranker.loss: cross_entropy, or"

@@ -22,12 +22,12 @@ from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
-NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
+DECODING = ("policy", "evaluation", "max_history")  # settings that determine the beams of given weights
+NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # exceptions that only affect measured lists
 
 
 def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
-    """Show the progress of a beam search on the run's console."""
+    """Return a beam search progress callback."""
     started = time.monotonic()
     return lambda done, total: run.console.progress(
         label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
@@ -46,15 +46,15 @@ def fit_model(
     watch: bool = False,
     go_on: bool = False,
 ) -> FitResult:
-    """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
+    """Fit a model; write `diverged.json` if it diverges.
 
     Args:
-        files: text files that belong beside the weights, name to content.
-        watch: notice a lost policy and end the fit there.
-        go_on: train it on all the same.
+        files: text files to write with the weights, name to content.
+        watch: end the fit when the policy collapses.
+        go_on: with `watch`, report the collapse but continue.
 
     Raises:
-        Diverged: with the ids of the users whose histories made up the last step.
+        Diverged: with the user ids of the last batch.
     """
     run = data.run
     record = run.directory / "diverged.json"
@@ -84,7 +84,7 @@ def fit_model(
 def measured_once(
     data: RunData, policy: Policy[Any, Any], models: Models, fit: FitConfig
 ) -> Callable[[], dict[str, float]]:
-    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same."""
+    """Return a validation function cached by weights; all arms start from the same."""
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
     reads = read_settings(run.config, [*DECODING, *models.reward_reads, "ranker.folds", "seed"], NOT_FITTED)
@@ -109,7 +109,6 @@ def _hash_weights(model: nn.Module) -> str:
 
 
 def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
-    """Show the progress of a fit, and say once that a group held no item."""
     said: list[int] = []
 
     def report(step: int, steps: int, values: Mapping[str, float]) -> None:

@@ -1,17 +1,9 @@
-"""The stages of sources, such as `item_knn`, and `fuse/<arm>`: what they are fitted to, and weights of fused lists.
+"""The stages of sources, such as `item_knn`, and `fuse/<arm>`.
 
-Sources read training interactions alone, weights validation interactions too. weights.json holds for `fuse` and for
-`fuse-without-reward`
-
-    weights    by feature, in spreads, see `adagrpo.lists.fusion`
-    spreads    σ by feature
-    shrinkage  λ, chosen by the likelihood of held-out users
-    epochs     passes of the network that is added, chosen by it too; 0 where it has no part
-
-corrections.safetensors has that network, see `adagrpo.lists.correction`.
-validation.parquet has a row for each validation case and a column for the policy and each fused list: the rank of the
-logged item from 1, 0 where its list does not hold it; `weight` is what the case weighs (`RunData.case_weights`). Fused
-lists are cross-fitted there: no case is ranked by weights that its user had a part in.
+Sources are fitted on training interactions, fusion weights on validation interactions too. weights.json holds, for
+`fuse` and `fuse-without-reward`, `weights` (in σ), `spreads` (σ), and `shrinkage` λ and the network's `epochs`, both
+chosen by held-out likelihood. validation.parquet has each case's `weight` and the logged item's rank per list: from 1,
+0 if absent, cross-fitted for fused lists.
 """
 
 from __future__ import annotations
@@ -49,15 +41,11 @@ from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
 VALIDATION, WEIGHT = "validation.parquet", "weight"
-MOST_CASES = 50_000  # validation cases that weights are fitted to; of more, a sample
+MOST_CASES = 50_000  # validation cases to fit weights on, sampled if there are more
 
 
 def fit_sources(run: RunDirectory, stage: str) -> Declaration:
-    """What the sources of a stage are fitted to.
-
-    Args:
-        stage: of `adagrpo.lists.table.FITTED`.
-    """
+    """Declare the fit of the sources of a stage of `adagrpo.lists.table.FITTED`."""
     data = RunData(run)
     rows = [source for source in SOURCES.values() if source.stage == stage]
 
@@ -71,7 +59,7 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
-    """The weights of the fused list of a policy, and the ranks of all contenders on validation cases."""
+    """Declare the fit of a policy's fused lists."""
     data = RunData(run)
     models, name = Models(data), ListName(arm, FUSE)
     weights = run.weights_of(arm)
@@ -111,12 +99,12 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
 
 
 def validation_cases(data: RunData) -> Cases:
-    """The validation cases that lists are compared on and weights are fitted to."""
+    """Return the cases for comparing lists and fitting weights."""
     return sample_cases(data.measured_cases("validation"), MOST_CASES, data.config.seed)
 
 
 def choices_of(served: Recommender, data: RunData, cases: Cases, report: Any) -> Choices:
-    """The candidates of every case."""
+    """Return the candidates of every case."""
     assert served.fusion is not None
     parts, widest, done = [], 0, 0
     for rows, queries in batches_of(served, data, cases):
@@ -148,7 +136,7 @@ def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]]
 
 
 def write_ranks(folder: Path, ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
-    """Write `validation.parquet`: a row for each case, what is known of it, and the rank of the logged item by list."""
+    """Write `validation.parquet`."""
     with naming(folder):
         columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
         cases.with_columns(columns).write_parquet(folder / VALIDATION)

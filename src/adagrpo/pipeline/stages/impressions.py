@@ -1,8 +1,6 @@
 """The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and `ranker/lambdarank`.
 
-Nothing says what came after what, so there is no next item for a policy to learn and no Semantic IDs, policy or arm.
-A history is the set of a user's clicks, and a ranker is scored by the order of what was shown, held out at random
-(`adagrpo.pipeline.stages.exposure_report`).
+A history is the set of a user's clicks; there is no next item, hence no policy.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ HELD_OUT = "held_out.parquet"
 
 
 def prepare_impressions(run: RunDirectory) -> Declaration:
-    """Logs to impressions: number users and items, hold some out at random."""
+    """Declare the preparation; impressions are held out at random."""
     source, options = log_source(run), run.config.data
 
     def build(work: Path) -> None:
@@ -45,21 +43,19 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
 
 
 def fit_ranker(run: RunDirectory) -> Declaration:
-    """The reward model, selected by the order of what was shown to the users."""
+    """Declare the ranker, selected on held-out impressions."""
     return sequential_ranker(run, Selection("auc", "evaluation.batch_size", _examination, [HELD_OUT]))
 
 
 def fit_trees(run: RunDirectory) -> Declaration:
-    """LambdaRank, selected by the order of what was shown to the users."""
+    """Declare LambdaRank, selected on held-out impressions."""
     return lambdarank(run, _shown_validation, [HELD_OUT])
 
 
 def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
-    """Select a ranker by held-out impressions; no user is left out here."""
     held_out = exposed(data, "validation")
     return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
 def _shown_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
-    """Load the impressions of each user that are held out for validation."""
     return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)

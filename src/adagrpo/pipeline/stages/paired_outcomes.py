@@ -1,4 +1,4 @@
-"""The stage `report/paired`: each evaluated checkpoint against the starting policy and continued NLL, on test cases."""
+"""The stage `report/paired`: each evaluated checkpoint against sft and continued NLL on test cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
 
 def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
-    """Every checkpoint of the arms against sft and nll, user by user."""
+    """Declare the comparison of the arms by user."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
     folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
@@ -43,11 +43,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
 
 
 def read_measured(data: RunData, folder: Path) -> Measured:
-    """Read an evaluation's folder, user by user.
-
-    Raises:
-        UserError: a file of it is missing, or not as it was written.
-    """
+    """Read per-user results; UserError if a file is missing or changed."""
     cases = data.measured_cases("test")
     for name in FILES:
         data.run.hash_input(folder / name)

@@ -1,4 +1,4 @@
-"""The stages `train/<arm>`: post-training, each arm from the starting policy."""
+"""The stages `train/<arm>`: post-training from the starting policy."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from adagrpo.trainer.pressure import Calibrated, calibrate
 
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
-    """Post-train one arm from the best sft checkpoint."""
+    """Declare the post-training of an arm from the best sft checkpoint."""
     options = run.config.train
     data, settings = RunData(run), options.fit
     models = Models(data)
     start = run.path("sft", "best")
     inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors"]
     if arm.term is not None:
-        # the log of validation while training holds rewards by the ranker of all users
+        # the validation log in training has rewards of the ranker of all users
         inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
     if arm.reads_truth:
         if not data.truth_files:
-            data.truth()  # says what is missing
+            data.truth()  # raises if it is missing
         inputs += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
     weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_spreads else None
@@ -45,7 +45,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
-        for path in models.reward_files:  # nll reports rewards too, but is not trained again when the ranker changes
+        for path in models.reward_files:  # nll logs rewards, but is not retrained when the ranker changes
             run.hash_input(path)
         objective = arm.resolved_objective(run.config.objective)
         without_reward = arm.term is None
@@ -58,7 +58,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         validate = measured_once(data, policy, models, settings)
         task: Supervised | PostTraining
         if without_reward:
-            steps *= objective.num_iterations  # the same budget as the arms that use each batch that often
+            steps *= objective.num_iterations  # same budget as arms that reuse each batch
             task = Supervised(policy, data.catalog.codes, schedule, steps=steps, validate=validate)
         else:
             task = PostTraining(
@@ -86,7 +86,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         files = policy.checkpoint_files
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
-    # what its term and gate read of `objective`, as ever, so that no arm is trained again
+    # the `objective` settings of its term and gate, in the old format so that no arm is retrained
     also: dict[str, Any] = {"arm": without_sections(arm.settings(run.config.objective, defaults=False))}
     settings_read = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
@@ -106,7 +106,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
 
 
 def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Path) -> ObjectiveConfig:
-    """The section with what the arm's loss multiplies the reward by in place of each weight in spreads."""
+    """Convert weights in units of σ to factors of the raw reward."""
     known = read_reward_weights(weights)
     assert arm.term is not None, "a weight of a reward is an option of a term"
     for name in TERMS[arm.term].in_spreads:
@@ -117,7 +117,7 @@ def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Pa
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over."""
+    """Refuse GRPO beams wider than the candidates that they search."""
     catalog, group = data.catalog, objective.num_generations
     if arm.term != "grpo" or objective.rollout != "beam":
         return
@@ -134,7 +134,7 @@ def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> N
 
 def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
     assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    weight = arm.weight_of(common) if arm.pressure_of(common) is None else 1.0  # at which its pressure is measured
+    weight = arm.weight_of(common) if arm.pressure_of(common) is None else 1.0  # pressure is measured at 1
     return Arm(OBJECTIVES[arm.objective].anchored, weight, arm.admits, arm.term)
 
 
@@ -148,10 +148,7 @@ def _press(
     steps: int,
     alike: str,
 ) -> None:
-    """Give the task the λ at which its reward term presses so strongly at the start.
-
-    `alike` is common to arms that differ in nothing but their pressure; the norms of one are those of all.
-    """
+    """Set λ by the reward term's initial pressure; arms of equal `alike` share the norms."""
     seed, known = run.config.seed, f"norms {alike}"
     other: Calibrated | None = run.remembered.get(known)
     found, now = calibrate(

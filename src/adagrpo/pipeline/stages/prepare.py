@@ -1,4 +1,4 @@
-"""The stages `simulate`, `exposures` and `prepare`: from logs, or what stands for them, to interactions and a split."""
+"""The stages `simulate`, `exposures` and `prepare`: from logs to interactions and a split."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PREPARED = (
 
 
 def simulated(run: RunDirectory) -> Declaration:
-    """The logs of a simulated marketplace."""
+    """Declare the simulated logs."""
     options = run.config.data.marketplace
     assert options is not None, "the recipe names one"
     world = Marketplace(**{"seed": run.config.seed} | options.model_dump(exclude_none=True))
@@ -59,11 +59,7 @@ def simulated(run: RunDirectory) -> Declaration:
 
 
 def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
-    """The parts of an exposure log that a run reads, the oldest first.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return an exposure log's parts, oldest first; UserError if there are none."""
     directory = run.data / options.path
     parts = parts_of(directory, options.through)
     if not parts:
@@ -75,11 +71,7 @@ def exposure_parts(run: RunDirectory, options: ExposuresConfig) -> list[Path]:
 
 
 def exposures(run: RunDirectory) -> Declaration:
-    """The logs of a service: what it showed, with what came of it.
-
-    Raises:
-        UserError: the folder has no parts, or one that is not as it was written.
-    """
+    """Declare the conversion of an exposure log."""
     options = run.config.data.exposures
     assert options is not None, "the recipe names one"
     parts = exposure_parts(run, options)
@@ -96,7 +88,7 @@ def exposures(run: RunDirectory) -> Declaration:
         table.write_parquet(work / "logs.parquet")
         write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
-    # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
+    # parts never change, so the last one identifies all; removing older ones makes nothing stale
     last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
     but = ("data.exposures.path", "data.exposures.user_key_file")
@@ -104,14 +96,14 @@ def exposures(run: RunDirectory) -> Declaration:
 
 
 class ShownSource(NamedTuple):
-    """Files of what was shown to the users of a log, and how they are read."""
+    """Impression files and how to read them."""
 
-    name: str  # the key of the recipe
+    name: str  # the recipe key
     files: Sequence[Path]
     options: ImpressionsConfig
 
     def read(self, data: DataConfig, refuse: Refusals, *, ordered: bool = True) -> Logs:
-        """Read the impressions; limits are those of the logs."""
+        """Read the impressions."""
         return read_logs(
             self.files,
             self.options.columns,
@@ -126,7 +118,7 @@ class ShownSource(NamedTuple):
 
 
 class LogSource(NamedTuple):
-    """The log files and the item table of a run, and how they are read."""
+    """Log files and item table, and how to read them."""
 
     options: DataConfig
     logs: Sequence[Path]
@@ -136,17 +128,17 @@ class LogSource(NamedTuple):
     attribute_names: Path | None
     shown: Sequence[ShownSource] = ()
     served: Path | None = None  # the impressions of a service
-    key: Path | None = None  # of the hashes of its users
+    key: Path | None = None  # for the hashes of its users
 
     @property
     def files(self) -> list[Path]:
-        """All that is read."""
+        """List all files that are read."""
         shown = [file for source in self.shown for file in source.files]
         one = (self.served, self.items, self.attribute_names)
         return [*self.logs, *shown, *(path for path in one if path is not None)]
 
     def read_items(self) -> pl.DataFrame | None:
-        """The item table, if the recipe names one."""
+        """Read the item table, if there is one."""
         if self.described is None or self.items is None:
             return None
         return read_items(
@@ -160,19 +152,19 @@ class LogSource(NamedTuple):
         )
 
     def refusals(self, table: pl.DataFrame | None) -> Refusals:
-        """Which rows are bad though they can be read; `table` is that of `read_items`."""
+        """Return which readable rows to reject, given the item table."""
         refuse = self.options.refuse
         known = table[ITEM_ID].cast(pl.String) if refuse.unknown_items and table is not None else None
         return Refusals(known, refuse.after, refuse.repeats)
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
-        """The logs; with `ordered` their columns say what came after what."""
+        """Read the logs; `ordered` if rows have an order in time."""
         names = ("keep_events", "min_rating", "click_rating", "max_bad_rows", "max_expansion", "drop_duplicates")
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
     def data_set(self, table: pl.DataFrame | None) -> Dataset:
-        """Read the interactions of the logs, numbered and in order; `table` is that of `read_items`."""
+        """Return numbered, ordered interactions, given the item table."""
         refuse = self.refusals(table)
         logs = self.read_logs(refuse)
         for source in self.shown:
@@ -186,7 +178,7 @@ class LogSource(NamedTuple):
 
 
 def log_source(run: RunDirectory) -> LogSource:
-    """Find the logs of a run: below the data folder, or made by the stages `simulate` and `exposures`."""
+    """Find the logs, in the data folder or made by `simulate` or `exposures`."""
     options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
     columns = options.columns
@@ -209,7 +201,7 @@ def log_source(run: RunDirectory) -> LogSource:
 
 
 def prepare(run: RunDirectory) -> Declaration:
-    """Logs to interactions: filter, number users and items, split."""
+    """Declare the preparation: filter, number users and items, split."""
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
@@ -224,7 +216,7 @@ def prepare(run: RunDirectory) -> Declaration:
                 column=options.shuffle_ties.sorted_by,
                 max_expansion=options.max_expansion,
             )
-        shown = random_logs(run, Refusals())  # refusals are of the log's times and repeats
+        shown = random_logs(run, Refusals())  # refusals apply to the log's times and repeats
         if shown is not None:
             dataset = _with_rows_of(dataset, shown)
         write_prepared(dataset, _split(run, dataset), work)
@@ -246,13 +238,13 @@ def prepare(run: RunDirectory) -> Declaration:
 
 
 def random_files(run: RunDirectory) -> list[Path]:
-    """The logs of items shown at random, if the recipe names such."""
+    """List the logs of items shown at random, if any."""
     options = run.config.data.random
     return [run.data / path for path in options.logs] if options else []
 
 
 def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
-    """Read the logs of items shown at random, if the recipe names such."""
+    """Read the logs of items shown at random, if any."""
     options = run.config.data.random
     if options is None:
         return None
@@ -260,7 +252,6 @@ def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
 
 
 def _with_rows_of(dataset: Dataset, shown: Logs) -> Dataset:
-    """Put the bad rows of the random logs beside those of the others, and count them."""
     counts = {"rows_read": shown.rows_read, "rows_rejected": len(shown.rejects), "rows_filtered": shown.rows_filtered}
     summary = dataset.summary | {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
     rejects = pl.concat([dataset.rejects, shown.rejects])
@@ -268,7 +259,6 @@ def _with_rows_of(dataset: Dataset, shown: Logs) -> Dataset:
 
 
 def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
-    """Say what of the random logs judges no list."""
     if (unknown := counts["random_exposures_unknown"]) > 0:
         run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
     kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
@@ -280,10 +270,7 @@ def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
-    """Say so if the item table describes not all of the items of the logs, or in characters that were lost.
-
-    Ids of the first may be written differently.
-    """
+    """Note items missing from the item table, and undecodable characters."""
     if source.items is not None:
         note_lost(run, source.items)
     described = summary.get("items_described")
@@ -297,7 +284,7 @@ def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, A
 
 
 def note_ids(run: RunDirectory, prepared: Path, table: pl.DataFrame | None) -> None:
-    """Say so if ids are probably the same one, spelt in several ways: of the logs, or of these and the item table."""
+    """Note ids that are probably one id spelled differently."""
     items = load_item_ids(prepared)
     if table is not None and table[ITEM_ID].dtype == items.dtype:
         items = pl.concat([items, table[ITEM_ID]])
@@ -306,13 +293,7 @@ def note_ids(run: RunDirectory, prepared: Path, table: pl.DataFrame | None) -> N
 
 
 def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
-    """What a service showed, of the stage `exposures`, with the ids of the logs in place of hashes.
-
-    Null stands for a hash of none of their users.
-
-    Raises:
-        UserError: there is no key, or it is that of no user.
-    """
+    """Impressions with user hashes mapped back to ids, null if unknown."""
     if key is None and os.environ.get(VARIABLE) is None:
         raise UserError(
             "data.exposures.user_key_file: the users of an exposure log are hashes; name the key that the service had,"
@@ -335,7 +316,6 @@ def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
 
 
 def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
-    """Count the impressions of items and of users that the data set lacks."""
     assert logs.impressions is not None, "they were joined"
     known = {
         "impressions_of_unknown_items": (ITEM_ID, dataset.items[ITEM_ID]),
@@ -351,7 +331,7 @@ def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
 
 
 def note_unknown(run: RunDirectory, summary: Mapping[str, Any]) -> None:
-    """Say which impressions are left out since the interactions lack their items or users."""
+    """Note impressions dropped for unknown items or users."""
     items, users = (summary.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
     if items or users:
         run.console.note(
@@ -361,27 +341,21 @@ def note_unknown(run: RunDirectory, summary: Mapping[str, Any]) -> None:
 
 
 def note_lost(run: RunDirectory, table: Path) -> None:
-    """Say so if an item table is not UTF-8. It is read all the same: a few accents are no reason to refuse it."""
+    """Note an item table that is not UTF-8; it is still read."""
     if kind_of(table) == "CSV" and encoding_of(table) == NOT_UTF_8:
         lost = "what cannot be decoded is lost from texts and attributes"
         run.console.note(f"note: {table.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
 
 
 def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> Declaration:
-    """The stage `prepare` of logs of either kind.
-
-    Args:
-        build: see `Declaration`.
-        drawn: something in it is drawn by chance.
-    """
-    # once, there was no later.parquet, and impressions ended with a user's last interaction
+    """Declare the stage `prepare`; `drawn` if it reads the seed."""
+    # earlier versions had no later.parquet and cut impressions at a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
     settings = ("data", "seed") if drawn else ("data",)
     return Declaration(build, list(dict.fromkeys(files)), PREPARED, settings, also=also, schema=4)
 
 
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
-    """The cut of each user; targets for all users, or for as many as the configuration says."""
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
     whole: NDArray[np.int64] | None = None
@@ -400,7 +374,6 @@ def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
 
 
 def _in_unit(name: str, point: int | str, unit: str | None) -> float:
-    """A point in time, in the unit of the log."""
     if not isinstance(point, str):
         return point
     if unit is None:

@@ -1,10 +1,7 @@
-"""The reward's report: what it is worth, by stratum.
+"""The stage `ranker/report`: reward quality by stratum on validation cases (`adagrpo.evaluation.reward_quality`).
 
-Quality is measured on validation cases with the ranker of all users, by the formulas of
-`adagrpo.evaluation.reward_quality`. Where the truth is known, this is where it is read: the correlation of scores and
-utilities before each user's last purchase.
-
-A reward other than the sequential ranker scores one pair at a time, so the catalogue is ranked for fewer cases then.
+A known truth adds the correlation of scores and utilities before each user's last purchase. Pairwise rewards rank the
+catalogue for fewer cases.
 """
 
 from __future__ import annotations
@@ -45,8 +42,8 @@ from adagrpo.types import Cases, Histories
 
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
-TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
-PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # that a reward without catalogue scores is asked for in all, and at a time
+TRUTH_USERS = 2000  # a fixed sample, since the truth ranks the whole catalogue for each
+PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # scored by a pairwise reward, in total and per batch
 NOT_A_PROBABILITY = {
     "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
     "impressions": "it was fitted to clicks on what was shown, so a softmax over the catalogue is not a probability",
@@ -56,7 +53,7 @@ Strata = dict[str, NDArray[np.str_]]
 
 
 def report_ranker(run: RunDirectory) -> Declaration:
-    """The reward by stratum."""
+    """Declare the report."""
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
@@ -93,7 +90,6 @@ def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> ND
 
 
 def _affordable(data: RunData, reward: Reward, cases: Cases) -> Cases:
-    """As many of the cases as the reward can rank the catalogue for."""
     if isinstance(reward, SequentialRanker):
         return cases
     return sample_cases(cases, max(1, PAIRS // data.num_items), data.config.seed)
@@ -101,7 +97,6 @@ def _affordable(data: RunData, reward: Reward, cases: Cases) -> Cases:
 
 @torch.no_grad()
 def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str) -> dict[str, Any]:
-    """Every stratum's AUC, NDCG, calibration and, where there is a truth, correlation with it."""
     cases = _affordable(data, reward, data.cases("validation"))
     parts: list[CaseQuality] = []
     nll = np.empty(len(cases))
@@ -133,7 +128,7 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
 
 
 def _item_strata(data: RunData) -> Strata:
-    """(V,) names for each way to divide the items."""
+    """(V,) stratum names by division."""
     strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
     if data.times_shown is not None:
         strata["item exposure"] = band(data.times_shown, EXPOSURES)
@@ -141,17 +136,13 @@ def _item_strata(data: RunData) -> Strata:
 
 
 def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
-    """(N,) names for each way to divide the cases; difficulty is the policy's NLL of the logged item, in thirds."""
+    """(N,) stratum names by division; difficulty is the policy's NLL in thirds."""
     thirds = np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")
     return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
 
 
 def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata) -> dict[tuple[str, str], Any]:
-    """The correlation of scores with the utilities just before each user's test purchase, which says when that was.
-
-    For strata of items it is taken over the items of the stratum; for strata of cases, over all items, for the users of
-    those cases.
-    """
+    """Correlation of scores and utilities just before the test purchase, by item and case stratum."""
     truth, last = data.truth(), sample_cases(data.cases("test"), TRUTH_USERS, data.config.seed)
     last = _affordable(data, reward, last)
     everything = np.arange(data.num_items)
@@ -181,6 +172,5 @@ def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], H
 
 
 def _ordered(names: NDArray[np.str_]) -> list[str]:
-    """The names that occur, in the order that a reader expects."""
     occurring = set(names.tolist())
     return [name for name in ORDER if name in occurring]

@@ -1,7 +1,7 @@
-"""Arms of a comparison that train nothing: a policy's beam re-ordered by the reward at serving time.
+"""Arms that train nothing: a policy's beam re-ordered by the reward at serving time.
 
-`rerank` is the starting policy's beam with the weight that the stage `reranking` chose, `<arm>+rerank` that of a
-trained arm, with the weight of the highest NDCG@10 on its own validation lists, of the same grid and in the same unit.
+`rerank` has the starting policy and the weight of the stage `reranking`; `<arm>+rerank` a trained arm and the weight
+with the highest NDCG@10 on its own validation lists.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ran
 
 
 def re_rankings(name: str) -> dict[str, Declare]:
-    """The stages of a re-ranked list by name; none of any other list.
-
-    They are `evaluate/rerank` of the starting policy, and `evaluate/<arm>+rerank/best` and `final` of an arm.
-    """
+    """Return the stages of a re-ranked list by name; none for other lists."""
     called = parse_list(name)
     if called.order != RERANK:
         return {}
@@ -44,7 +41,6 @@ def re_rankings(name: str) -> dict[str, Declare]:
 
 
 def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaration:
-    """The beam of one policy, re-ordered."""
     data, weights = RunData(run), run.weights_of(arm, checkpoint)
     label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
     models, file = Models(data), run.path(STAGE, FILE)
@@ -79,7 +75,7 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
         }
         write_predictions(data, cases["test"], lists, work)
-        compared = np.isin(cases["validation"].users, validation_cases(data).users)  # as other lists are ranked there
+        compared = np.isin(cases["validation"].users, validation_cases(data).users)  # as for other lists
         ranks = target_rank_in(tried[chosen].items, targets)[compared]
         write_ranks(work, {str(ListName(arm, RERANK)): ranks}, data.ids_of(cases["validation"].users[compared]))
         write_json(work / "metrics.json", content)

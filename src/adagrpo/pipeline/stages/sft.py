@@ -1,4 +1,4 @@
-"""The stage `sft`: the starting policy, trained, or a checkpoint that was trained elsewhere."""
+"""The stage `sft`: the starting policy, trained here or elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from adagrpo.trainer import Supervised
 
 
 def sft(run: RunDirectory) -> Declaration:
-    """The starting policy: NLL from scratch; none of it where `policy.lm.trained` says that the checkpoint is one."""
+    """Declare the starting policy: NLL from scratch, or a checkpoint (`policy.lm.trained`)."""
     data, settings = RunData(run), run.config.sft
     models = Models(data)
 
     def build(work: Path) -> None:
         policy = models.policy()
-        items = getattr(policy, "items", None)  # of a policy that has a vector of each item
+        items = getattr(policy, "items", None)  # if the policy has item vectors
         if isinstance(items, nn.Embedding):
             start_from_vectors(run, items, data.training)
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)

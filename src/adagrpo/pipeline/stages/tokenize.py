@@ -1,4 +1,4 @@
-"""The stages from items to Semantic IDs: texts through a language model, vectors, quantisation, collisions, audit."""
+"""The stages from items to Semantic IDs: text encoding, vectors, quantisation, collisions, audit."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from adagrpo.storage.hashes import hash_file
 from adagrpo.types import Ragged
 
 ENCODED = ("encode", "vectors.parquet")
-VECTORS = ("tokenizer.vectors", "tokenizer.language_model", "tokenizer.width", "tokenizer.window")  # what decides them
-_COLUMNS = {"attributes": "attributes", "text": "text", "language_model": "text"}  # of the items, that vectors read
-CLUSTER_BOUND = 1.1  # items of a code of `balanced_kmeans`, as a multiple of V / K
+VECTORS = ("tokenizer.vectors", "tokenizer.language_model", "tokenizer.width", "tokenizer.window")  # determine vectors
+_COLUMNS = {"attributes": "attributes", "text": "text", "language_model": "text"}  # item columns that vectors read
+CLUSTER_BOUND = 1.1  # most items per code of `balanced_kmeans`, in multiples of V / K
 
 
 def tokenize(run: RunDirectory) -> Declaration:
-    """Items to Semantic IDs."""
+    """Declare the stage."""
     data, options = RunData(run), run.config.tokenizer
     inputs = data.training_files[:2]
     if options.published is not None:
@@ -72,12 +72,12 @@ def tokenize(run: RunDirectory) -> Declaration:
 def reads_texts(config: Config) -> bool:
     """Return whether a language model reads the texts of the items."""
     options = config.tokenizer
-    # published codes need no vectors, unless those say which free code is near
+    # published codes need vectors only to find the nearest free code
     return "language_model" in options.vectors and (options.published is None or options.collisions == "nearest")
 
 
 def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:
-    """(V, L) codes that may collide, the error of their reconstruction, and codebooks, made when asked for."""
+    """(V, L) colliding codes, reconstruction error, and a codebook factory."""
     options, seed = run.config.tokenizer, run.config.seed
     if options.published is not None:
         path, item_ids = run.data / options.published.path, load_item_ids(RunData(run).prepared)
@@ -112,7 +112,6 @@ def _without_collisions(
     codes: NDArray[np.int64],  # (V, L)
     quantization: Callable[[], Quantization],
 ) -> NDArray[np.int64]:
-    """Codes of which each names one item."""
     if len(sequence_groups(codes)[1]) == len(codes):
         return codes
     options = run.config.tokenizer
@@ -122,7 +121,7 @@ def _without_collisions(
 
 
 def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
-    """(V, W) vectors as the configuration weighs them."""
+    """Return (V, W) vectors, weighted as configured."""
     data, weights = RunData(run), dict[str, float](run.config.tokenizer.vectors.items())
     items = load_items(data.prepared)
     for name in weights:
@@ -131,12 +130,11 @@ def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
 
 
 def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged) -> None:
-    """Let an embedding of the items start from what the tokenizer's vectors say of them, see `starting_rows`.
+    """Initialise an item embedding in place from the tokenizer's vectors, if any, see `starting_rows`.
 
     Args:
-        run: with the logs prepared and, where a language model reads the texts, those encoded.
-        table: changed in place; where there are no such vectors it is left as it is.
-        training: the sequences that may be read for who is bought together.
+        run: prepared and, if texts are read, encoded.
+        training: sequences for co-purchase counts.
     """
     items = load_items(RunData(run).prepared)
     weights: dict[str, float] = {
@@ -154,7 +152,7 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
 
 
 def vector_files(run: RunDirectory) -> list[Path]:
-    """The files of `start_from_vectors` beside those of training."""
+    """List the non-training files that `start_from_vectors` reads."""
     return [run.path(*ENCODED)] if reads_texts(run.config) else []
 
 
@@ -172,7 +170,6 @@ def _weighed(
 
 
 def _described(items: pl.DataFrame, vectors: str) -> bool:
-    """Whether any item has what some vectors are made of."""
     column = _COLUMNS.get(vectors)
     if column is None:
         return True
@@ -181,7 +178,7 @@ def _described(items: pl.DataFrame, vectors: str) -> bool:
 
 
 def _check_described(items: pl.DataFrame, vectors: str) -> None:
-    """Refuse vectors of what no item has: all would be alike, and codes would say nothing."""
+    """Refuse a field that all items lack: its vectors would be equal."""
     if not _described(items, vectors):
         column = _COLUMNS[vectors]
         what = "attributes" if column == "attributes" else "a text"
@@ -192,7 +189,7 @@ def _check_described(items: pl.DataFrame, vectors: str) -> None:
 
 
 def encode(run: RunDirectory) -> Declaration:
-    """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
+    """Declare the encoding of texts, a slow stage of its own."""
     data, model = RunData(run), language_model_folder(run)
     check_model(model)
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
@@ -210,7 +207,7 @@ def encode(run: RunDirectory) -> Declaration:
 
 
 def language_model_folder(run: RunDirectory) -> Path:
-    """The folder of the model of language-model vectors."""
+    """Return the folder of the language model."""
     named = run.config.tokenizer.language_model
     return packaged_model() if named is None else run.data / named
 
