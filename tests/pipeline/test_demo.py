@@ -11,7 +11,7 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
-from adagrpo.report.reward_trial import contenders_table, trial_sentences
+from adagrpo.report.reward_trial import RANKER, contenders_table, trial_sentences
 
 from ..consoles import Heard
 
@@ -105,4 +105,5 @@ def test_the_table_and_the_sentences() -> None:
         " 0.2500 and HR@10 40.00 %; sft has 0.2500 and 40.00 %. In fuse the reward has weight -0.00 and the policy"
         " 0.83, in spreads. True utility of training alone, last step against nll: mixture lowered it; nll did not"
         " change it.",
+        RANKER,
     ]

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.evaluation.comparison import reported
+from adagrpo.lists.table import LISTED
 from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
 
 HIT, RANK, UTILITY = "hr@10", "ndcg@10", "true_utility@10"
 SHOWN = (HIT, RANK, UTILITY)
-FREE = ("popularity", "item_knn", "ranker", "sft", "nll", "fuse-without-reward")  # that no reward has a part in
+FREE = (*LISTED, "sft", "nll", "fuse-without-reward")  # lists without a reward
+RANKER = "The sequential ranker is fitted on shown items alone here, on purpose: it is the second reward, a wrong one."
 
 
 def contenders_table(content: Mapping[str, Any]) -> Table:
@@ -49,7 +51,7 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
             f" has {start[UTILITY]} and {start[HIT]}. In fuse the reward has weight {weights['reward']:.2f} and the"
             f" policy {weights['policy']:.2f}, in spreads. {_trained(content['rows'], reward)}"
         )
-    return sentences
+    return [*sentences, RANKER]
 
 
 def _trained(rows: Any, reward: str) -> str:
