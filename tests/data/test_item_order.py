@@ -16,8 +16,10 @@ from adagrpo.data.dataset import build_dataset
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.item_order import KEY, in_hash_order
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.lists.sources import Popularity, list_cases
+from adagrpo.lists.sources import Popularity
 from adagrpo.types import Cases, Ragged
+
+from ..listing import list_cases
 
 NO_REJECTS = pl.DataFrame(schema={"file": pl.String, "row": pl.Int64, "reason": pl.String})
 ITEMS = 4000

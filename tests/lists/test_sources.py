@@ -8,10 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, list_cases, similarities, successors
+from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, similarities, successors
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
+
+from ..listing import list_cases
 
 
 def ragged(rows: list[list[int]]) -> Ragged:

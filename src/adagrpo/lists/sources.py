@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
-from adagrpo.evaluation.predictions import batches
 from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.types import Cases, Histories, Ragged
+from adagrpo.types import Histories, Ragged
 
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
@@ -121,38 +120,6 @@ def best_of(
     """
     best = scores.masked_fill(closed, -torch.inf).topk(min(width, scores.shape[1]))
     return best.indices.masked_fill(best.values == -torch.inf, -1), best.values
-
-
-def list_cases(
-    source: CandidateSource,
-    cases: Cases,
-    *,
-    batch_size: int = 256,
-    width: int = 50,
-    max_history: int | None = None,
-    exclude_history: bool = False,
-    eligible: Tensor | None = None,
-) -> NDArray[np.int64]:
-    """Return the (N, W) best items of a source for each case, padded with -1.
-
-    Args:
-        max_history: the source sees this many last items; None: all.
-        exclude_history: leave out the whole history.
-        eligible: (V,) bool, items that may be listed; None: all.
-    """
-    longest, cpu = max_history or int(cases.histories.lengths.max(initial=1)), torch.device("cpu")
-    items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in batches(cases, batch_size, longest, cpu, whole=exclude_history):
-        scores = source.scores(histories)
-        closed = torch.zeros_like(scores, dtype=torch.bool)
-        if eligible is not None:
-            closed |= ~eligible.cpu()
-        if exclude_history:
-            whole = histories.whole
-            closed[(whole >= 0).nonzero()[:, 0], whole[whole >= 0]] = True
-        best = best_of(scores, closed, width)[0]
-        items[rows, : best.shape[1]] = best.numpy()
-    return items
 
 
 def similarities(
