@@ -27,6 +27,7 @@ from adagrpo.types import Histories, Ragged
 
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
+MOST_KEPT = 2**27  # similarities of all items together, 1.6 GB
 WITHIN = 3  # positions
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001
 SUCCESSOR_FLOOR = 1e-2  # the same of a share of successors
@@ -122,18 +123,24 @@ def best_of(
     return best.indices.masked_fill(best.values == -torch.inf, -1), best.values
 
 
-def similarities(
-    training: Ragged,
-    num_items: int,
-    neighbours: int = NEIGHBOURS,
-    items: NDArray[np.int64] | None = None,  # (N,) ascending and distinct
-) -> sparse.csr_array:
+def kept_per_item(num_items: int) -> int:
+    """Return how many neighbours each of `V` items keeps: `NEIGHBOURS`, fewer where all would be above `MOST_KEPT`.
+
+    Example:
+        >>> kept_per_item(12_101), kept_per_item(1_000_000)
+        (1000, 134)
+    """
+    return min(NEIGHBOURS, max(1, MOST_KEPT // max(1, num_items)))
+
+
+def similarities(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
     """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, without the diagonal.
 
     Args:
-        items: rows to compute, the others stay empty; None: all.
+        neighbours: None: `kept_per_item`.
     """
-    items = np.arange(num_items) if items is None else items
+    neighbours = kept_per_item(num_items) if neighbours is None else neighbours
+    items = np.arange(num_items)
     held = users_of_items(training, num_items)
     norms = np.sqrt(np.bincount(held.indices, minlength=num_items).astype(np.float32))
     parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int32))]
@@ -148,12 +155,12 @@ def similarities(
     return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
 
 
-def successors(training: Ragged, num_items: int, neighbours: int = NEIGHBOURS) -> sparse.csr_array:
+def successors(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
     """Return the (V, V) float32 matrix `f`, the `neighbours` largest per row, without the diagonal."""
     counts = successions(training, num_items, WITHIN).tocoo()
     popular = np.sqrt(1 + np.bincount(counts.col, counts.data, num_items)).astype(np.float32)
     other = counts.row != counts.col
     rows, columns = counts.row[other].astype(np.int64), counts.col[other]
     shares = counts.data[other] / popular[columns]
-    kept = largest_of_rows(rows, shares, neighbours)
+    kept = largest_of_rows(rows, shares, kept_per_item(num_items) if neighbours is None else neighbours)
     return sparse.coo_array((shares[kept], (rows[kept], columns[kept])), shape=counts.shape).tocsr()
