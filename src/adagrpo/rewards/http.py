@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,15 +65,14 @@ class HttpReward:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must be http:// or https://, got {url}")
         self.url, self.name = url, url.partition("?")[0]
-        self.headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json"}
         if token_env is not None:
             token = os.environ.get(token_env)
             if not token:
                 raise UserError(f"reward.token_env: the environment variable {token_env} is not set")
-            self.headers["Authorization"] = f"Bearer {token}"
-        self.ids, self.batch_size, self.concurrency, self.timeout = ids, batch_size, concurrency, timeout_seconds
-        self.attempts = retries + 1
-        self.retries = urllib3.Retry(
+            headers["Authorization"] = f"Bearer {token}"
+        self.ids, self.batch_size, self.concurrency, self.attempts = ids, batch_size, concurrency, retries + 1
+        again = urllib3.Retry(
             retries,
             allowed_methods=None,  # any, also POST
             status_forcelist=AGAIN,
@@ -83,6 +81,7 @@ class HttpReward:
             backoff_max=LONGEST_PAUSE,
             retry_after_max=LONGEST_PAUSE,
         )
+        self.http = urllib3.PoolManager(headers=headers, timeout=timeout_seconds, retries=again, maxsize=concurrency)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`.
@@ -91,24 +90,20 @@ class HttpReward:
             ServiceError: the endpoint failed for good, or its response is invalid.
         """
         whole = score_request(histories, items, self.ids)
-        size = self.batch_size
-        starts = range(0, len(whole.candidates), size)
-        batches = [ScoreRequest(whole.histories[at : at + size], whole.candidates[at : at + size]) for at in starts]
-        with urllib3.PoolManager(maxsize=self.concurrency, headers=self.headers, timeout=self.timeout) as connections:
-            if len(batches) == 1:  # as of a service, whose end would wait for the threads of a pool
-                return scatter_scores(self._batch(connections, batches[0]), items)
-            pool = ThreadPoolExecutor(self.concurrency)
-            try:
-                scores = [rows for part in pool.map(partial(self._batch, connections), batches) for rows in part]
-            finally:
-                pool.shutdown(cancel_futures=True)  # after a failure what has not been sent is not sent any more
+        parts = [slice(at, at + self.batch_size) for at in range(0, len(whole.candidates), self.batch_size)]
+        batches = [ScoreRequest(whole.histories[part], whole.candidates[part]) for part in parts]
+        if len(batches) == 1:  # as of a service, whose end would wait for the threads of a pool
+            return scatter_scores(self._batch(batches[0]), items)
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            scores = [rows for part in pool.map(self._batch, batches) for rows in part]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure what has not been sent is not sent any more
         return scatter_scores(scores, items)
 
-    def _batch(self, connections: urllib3.PoolManager, request: ScoreRequest) -> list[NDArray[np.float32]]:
+    def _batch(self, request: ScoreRequest) -> list[NDArray[np.float32]]:
         try:
-            response = connections.request(
-                "POST", self.url, json=request._asdict(), retries=self.retries, redirect=False
-            )
+            response = self.http.request("POST", self.url, json=request._asdict(), redirect=False)
             if response.status != 200:
                 tried = f", in {self.attempts} attempts" if response.status in AGAIN else ""
                 moved = "; redirects are not followed" if 300 <= response.status < 400 else ""
