@@ -34,6 +34,12 @@ CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
 
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_no_number).decode
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason to refuse a row
@@ -152,7 +158,7 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
 
 def _object(line: str) -> Any:
     try:
-        record = json.loads(line)
+        record = _decode(line)
         if r"\ud" in line or r"\uD" in line:
             _encode(record).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):
