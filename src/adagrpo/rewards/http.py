@@ -71,7 +71,8 @@ class HttpReward:
             if not token:
                 raise UserError(f"reward.token_env: the environment variable {token_env} is not set")
             headers["Authorization"] = f"Bearer {token}"
-        self.ids, self.batch_size, self.concurrency, self.attempts = ids, batch_size, concurrency, retries + 1
+        self.ids, self.batch_size, self.concurrency = ids, batch_size, concurrency
+        self.timeout, self.attempts = timeout_seconds, retries + 1
         again = urllib3.Retry(
             retries,
             allowed_methods=None,  # any, also POST
@@ -115,7 +116,10 @@ class HttpReward:
         except InvalidResponse as error:
             problem = str(error)
         except urllib3.exceptions.HTTPError as error:
-            problem = f"could not be asked ({getattr(error, 'reason', error)}), in {self.attempts} attempts"
+            reason = getattr(error, "reason", error)
+            late = isinstance(reason, urllib3.exceptions.ReadTimeoutError)
+            what = f"gave no answer in {self.timeout:g} seconds" if late else f"could not be asked ({reason})"
+            problem = f"{what}, in {self.attempts} attempts"
         except (ValueError, RecursionError) as error:
             problem = f"answered what is not JSON ({error})"
         raise ServiceError(f"reward {self.name}: {problem}; fix it, and the same command continues")
