@@ -530,7 +530,11 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
         (
             "",
-            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-rollout_miss, adagrpo-all",
+            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-all",
+        ),
+        (
+            "distill-best-pressure2",
+            "objective 'distill-best-pressure2': there is no gate 'best'; known: adagrpo, all, none, difficulty",
         ),
         ("grpo-random", "objective 'grpo' takes no gate; these do: adagrpo, distill, best_of_n"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),

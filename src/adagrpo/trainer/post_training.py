@@ -76,7 +76,7 @@ class PostTraining:
         shared_by: Processes | None = None,
     ) -> None:
         if GATES[arm.gate].reads_truth != (true_utility is not None):
-            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
+            raise ValueError("the true utility: a gate that reads it needs it, and nothing else may have it")
         self.policy = policy
         self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
