@@ -43,7 +43,7 @@ class TermLoss(NamedTuple):
     """The loss of each group, and means over the groups to log."""
 
     losses: Tensor  # (A,)
-    logged: Mapping[str, Tensor] = {}  # (), by name
+    logged: Mapping[str, Tensor] = {}  # (), by name; their gradients are not used
 
 
 def grpo(

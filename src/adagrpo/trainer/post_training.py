@@ -215,5 +215,5 @@ class PostTraining:
         share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
         return (
             self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
-            {name: float(value) * share[0] / share[1] for name, value in logged.items()},
+            {name: float(value.detach()) * share[0] / share[1] for name, value in logged.items()},
         )
