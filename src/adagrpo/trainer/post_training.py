@@ -188,9 +188,6 @@ class PostTraining:
             division=division,
         )
 
-    def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:
-        return score_codes(policy, context, codes, self.catalog, self.objective)
-
     def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
         """Return `(λ / B_rl) Σ loss_b` over admitted groups and values to log; reuses `context` if given."""
         groups, rows = micro.groups, micro.admitted
@@ -198,7 +195,7 @@ class PostTraining:
         if context is None:
             context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
         codes = groups.rollouts.codes[rows]
-        log_probs = self._score(self.policy, context, codes)
+        log_probs = score_codes(self.policy, context, codes, self.catalog, self.objective)
         inputs = TermInputs(
             log_probs,
             # with one iteration a group is scored by the policy that it was drawn from
