@@ -112,7 +112,7 @@ def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
 
 def _section(reader: RewardTerm | Gate) -> type[_Options]:
     chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
-    weights = reader.in_spreads if isinstance(reader, RewardTerm) else ()
+    weights = reader.in_list_stds if isinstance(reader, RewardTerm) else ()
     fields: dict[str, Any] = {
         name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
     }

@@ -148,7 +148,7 @@ class ArmConfig(Section):
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
-        return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
+        return next((name for name in TERMS[self.term].in_list_stds if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
         """Return the settings of `objective` that the arm's training reads, JSON-able.

@@ -52,7 +52,7 @@ class Micro(NamedTuple):
     total: int
     groups: GatedGroups | None  # of the whole step; None without RL samples, which an RL split can give
     admitted: Tensor  # (A,) int64 rows of `groups`
-    places: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
+    indices: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
 
 
 class PostTraining:
@@ -115,8 +115,8 @@ class PostTraining:
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
             admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
-            places = None if part.places is None else part.places[admitted]
-            micros.append(Micro(batch, total, groups, admitted + first, places))
+            indices = None if part.indices is None else part.indices[admitted]
+            micros.append(Micro(batch, total, groups, admitted + first, indices))
             first += len(part.targets)
         self._micros = micros
         return self._micros, summary(groups).to_json()
@@ -128,12 +128,12 @@ class PostTraining:
         batch, context = micro.batch, None
         if self.arm.anchored:
             self.policy.train()
-            if len(micro.admitted) and micro.places is not None and self.policy.same_in_training:
+            if len(micro.admitted) and micro.indices is not None and self.policy.same_in_training:
                 context = self.policy.encode(batch.histories, batch.rows, batch.positions)
             terms["nll"] = nll_term(self.policy, batch, micro.total, context)
         if len(micro.admitted):
             self.policy.eval()
-            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
+            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.indices])
         if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
