@@ -514,7 +514,7 @@ def test_an_old_run_opens_without_the_keys_of_gates_that_are_gone(copied: Path) 
     content, console = read_description(copied), Notes()
     gone = {"earlier": {"least": 0.3}, "later": {}}
     content["config"]["objective"] |= gone
-    content["config"]["train"]["arms"][1] |= {"name": "own", "options": {"earlier": {"least": 0.2}, "negatives": 3}}
+    content["config"]["train"]["arms"][1] |= {"name": "other", "options": {"earlier": {"least": 0.2}, "negatives": 3}}
     write_description(copied, content)
     run = Run.open(copied, console=console)
     assert run.config.train.arms[1].resolved_objective(run.config.objective).negatives == 3
