@@ -53,6 +53,9 @@ probes: 10
 """
 
 
+pytestmark = pytest.mark.slow  # a loop of a few rounds is played
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")

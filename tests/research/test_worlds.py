@@ -44,6 +44,7 @@ def test_a_shop_is_a_function_of_its_seed_and_its_truth_is_finite_and_in_no_file
     assert items["title"].equals(items.select(of_category).to_series().alias("title"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bundles", "placements", "turnover", "slots"])
 def test_where_nothing_is_bought_twice_what_a_user_had_before_is_worth_nothing(kind: str) -> None:
     world = small(kind)

@@ -84,7 +84,7 @@ class Config(Section):
             ),
             "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
             "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
-            "reward.weights are needed: without lists of a policy there are no spreads": self.reward.in_spreads,
+            "reward.weights are needed: a deviation within lists takes a policy": self.reward.in_list_stds,
         }
         for message, applies in refused.items():
             if applies:

@@ -61,7 +61,7 @@ class _Options(Section):
         return self.elsewhere or any(part.is_made_elsewhere for part in self.parts)
 
     @property
-    def in_spreads(self) -> bool:
+    def in_list_stds(self) -> bool:
         """True for a sum of members in units of their within-list standard deviation."""
         return False
 
@@ -183,7 +183,7 @@ class WeightedOptions(_Options):
     weights: tuple[Finite, ...] | None = None
 
     @property
-    def in_spreads(self) -> bool:
+    def in_list_stds(self) -> bool:
         """True if no weights are given."""
         return self.weights is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
@@ -20,6 +21,9 @@ MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagr
 # stages that are no arm; names of sources (`adagrpo.lists.table`) are refused where a run is opened
 TAKEN = ("sft", "rerank", "fuse", "fuse-without-reward", *MATCHED, "baselines", "exposures", "reward", "counts")
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
+_GATED = re.compile(
+    rf"(?:{'|'.join(name for name, one in OBJECTIVES.items() if one.takes_gate)})-(\w+)(?:-(?:lambda|pressure).+)?"
+)
 _TAKEN = re.compile(rf"reward-\d+|{_ARM.pattern}")
 
 # After each whole training history, the policy's own beam is distilled in the order of log-probability + weight ·
@@ -144,7 +148,7 @@ class ArmConfig(Section):
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
-        return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
+        return next((name for name in TERMS[self.term].in_list_stds if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
         """Return the settings of `objective` that the arm's training reads, JSON-able.
@@ -220,6 +224,9 @@ def _arm_of(name: str) -> dict[str, Any]:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)
     if match is None:
+        gated = _GATED.fullmatch(name)
+        if gated and not get_close_matches(gated[1], GATES) and not get_close_matches(name, PRESETS, cutoff=0.8):
+            raise ValueError(f"objective '{name}': there is no gate '{gated[1]}'; known: {', '.join(GATES)}")
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
         hint = nearest(name, names, "; -lambda<number> or -pressure<number> may follow")
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")

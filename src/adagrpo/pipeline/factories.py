@@ -120,7 +120,7 @@ class Models:
     @property
     def reward_files(self) -> list[Path]:
         """The files that determine `reward`."""
-        spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_spreads else []
+        spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_list_stds else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
@@ -145,7 +145,7 @@ class Models:
     def reward(self) -> Reward:
         """Return the configured reward, fitted on all users."""
         options = self.config.reward
-        if not options.in_spreads:
+        if not options.in_list_stds:
             return self.reward_of(options)
         content = self.run.content(*REWARD_WEIGHTS)
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])

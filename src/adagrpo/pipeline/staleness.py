@@ -100,7 +100,7 @@ def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] 
     shared = {
         name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands
     }
-    read = {"reranking"} if run.config.reward.in_spreads else set[str]()  # every fit logs rewards in these units
+    read = {"reranking"} if run.config.reward.in_list_stds else set[str]()  # every fit logs rewards in these units
     for declare in wanted.values() if shared else ():
         try:
             read.update(sources_of(run, declare(run).inputs))
