@@ -20,7 +20,7 @@ from adagrpo.exposures.exposure_collect import collect_log
 from adagrpo.exposures.user_hash import VARIABLE
 from adagrpo.lists.eligibility import parse_filter
 from adagrpo.lists.exploration import Exploration
-from adagrpo.monitoring.signs import SignRule
+from adagrpo.monitoring import SignRule
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Console,
