@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.exposures import exposure_parts
+from adagrpo.exposures import exposure_store
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_parts import KIND
-from adagrpo.exposures.exposure_parts import parts_of as log_parts
+from adagrpo.exposures.exposure_store import KIND
+from adagrpo.exposures.exposure_store import parts_of as log_parts
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import ListOptions, Run, Silent
@@ -250,6 +250,6 @@ def test_rows_are_read_also_while_a_service_makes_a_part(tmp_path: Path, monkeyp
     assert latest_exposures(tmp_path, publish=True)["through"] == 1
     thread.join()
     log.close()
-    monkeypatch.setattr(exposure_parts, "PATIENCE", 0.1)
+    monkeypatch.setattr(exposure_store, "PATIENCE", 0.1)
     with lock_folder(tmp_path, KIND), pytest.raises(UserError, match="is at work here; wait until it ends"):
         latest_exposures(tmp_path, publish=True)

@@ -16,7 +16,7 @@ import yaml
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists import Query

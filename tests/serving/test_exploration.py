@@ -13,7 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import Query

@@ -23,7 +23,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import SinkFailed
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import parts_of, read_parts, rotate
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash, read_key
 from adagrpo.lists.exploration import Exploration

@@ -56,7 +56,7 @@ class Exposure:
     log_propensities: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
     log_inclusions: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
     latency_ms: Annotated[float, Field(ge=0)] | None = None
-    deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
+    deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.allocation`
     teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # arm of each item of an interleaved list
     degraded: str | None = None  # why this is not the arm's usual list; None: it is
     narrowed: bool | None = None  # whether the request restricted its list; None: unknown
@@ -91,7 +91,7 @@ class Feedback:
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
 FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
-_EXPOSURE, _FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
+EXPOSURE, FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 
@@ -142,15 +142,6 @@ def encode(row: Exposure | Feedback) -> str:
     return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"), allow_nan=False)
 
 
-def decode_exposure(text: str | bytes) -> Exposure:
-    """Decode an exposure.
-
-    Raises:
-        ValueError: names the invalid field.
-    """
-    return _decoded(_EXPOSURE, text)
-
-
 def decode(text: str | bytes) -> Exposure | Feedback:
     """Decode a row of either kind.
 
@@ -161,14 +152,10 @@ def decode(text: str | bytes) -> Exposure | Feedback:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("not a line of JSON") from error
-    if isinstance(content, dict) and "kind" in content:
-        return _decoded(_FEEDBACK, text)
-    return decode_exposure(text)
-
-
-def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
     try:
-        return adapter.validate_json(text)
+        if isinstance(content, dict) and "kind" in content:
+            return FEEDBACK.validate_json(text)
+        return EXPOSURE.validate_json(text)
     except ValidationError as error:
         raise ValueError(why_refused(error)) from error
 
@@ -176,6 +163,6 @@ def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
 def why_refused(error: ValidationError) -> str:
     """Return the first error in one line, without values."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return f"{place}: {said}" if place else said
+    field = ".".join(str(part) for part in first["loc"])
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return f"{field}: {reason}" if field else reason
