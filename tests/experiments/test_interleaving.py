@@ -17,8 +17,7 @@ from adagrpo.experiments.interleaving import analyse_interleaving, coins, estima
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA, LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.report.experiment_page import experiment_page
 from adagrpo.storage.hashes import hash_json

@@ -17,8 +17,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures import exposure_database, exposure_store
 from adagrpo.exposures.exposure_database import OPEN, begin_part, connect, transaction
 from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed
-from adagrpo.exposures.exposure_store import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 
 
 def row(request: str, **more: object) -> Exposure:

@@ -75,7 +75,7 @@ from adagrpo.report import (
 from adagrpo.report.decision import decision_table, decision_text
 from adagrpo.report.reward_trial import contenders_table, trial_sentences
 from adagrpo.report.tables import MISSING
-from adagrpo.serving.limits import Limits
+from adagrpo.serving.options import Limits
 from adagrpo.storage.artifacts import check_replaceable, publish, seal
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark

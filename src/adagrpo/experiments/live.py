@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.allocation import Assigned, assign_at
 from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import freeze, hash_of, moment_of, read_frozen, read_plan
 from adagrpo.experiments.provenance import PLAN_DIGITS
@@ -47,10 +47,10 @@ class LiveExperiment:
         """Return the control, then all other arms."""
         return (self.plan.control, *self.plan.treatments)
 
-    def deal(self, user: str) -> Dealt:
+    def assign(self, user: str) -> Assigned:
         """Return the arm that a user is served now."""
         switches = self._now()  # before the time, so that none is after it
-        return deal(self.plan, user, self._clock(), switches)
+        return assign_at(self.plan, user, self._clock(), switches)
 
     def draft(
         self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int

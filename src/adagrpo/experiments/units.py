@@ -28,7 +28,7 @@ import polars as pl
 
 from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.allocation import assign_by
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
 
 HEAD = 0.2  # share of the items, most shown first
@@ -127,9 +127,8 @@ def users_of(
     dealt = _between(_of_experiment(answers, plan.name), begin, min(until, plan.ends))
     window = dealt.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
-    weights = {name: arm.weight for name, arm in plan.arms.items()}
     hashes = included[USER].unique(maintain_order=True)
-    arms = [assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout) for user in hashes]
+    arms = [assign_by(plan, user) for user in hashes]
     placed = included.join(pl.DataFrame({USER: hashes, "place": pl.Series(arms, dtype=pl.String)}), on=USER)
     shown = placed.filter(pl.col("place").is_not_null())
     given = shown.filter(~FAILED)
@@ -191,10 +190,9 @@ def users_of(
 def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
     """Return when users of each stopped arm first got the control, seconds since 1970."""
     given = exposures.filter((pl.col("experiment") == plan.name) & (pl.col("deal") == "stopped"))
-    weights = {name: arm.weight for name, arm in plan.arms.items()}
     found: dict[str, float] = {}
     for user, time in given.group_by(USER).agg(pl.col("time").min()).iter_rows():
-        arm = assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)
+        arm = assign_by(plan, user)
         if arm is not None:
             found[arm] = min(time, found.get(arm, math.inf))
     return found

@@ -20,8 +20,7 @@ from pydantic import ValidationError
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_database import OPEN, waiting_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback, decode, why_refused
-from adagrpo.exposures.exposure_store import close_part, read_parts
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, close_part, read_parts
 from adagrpo.storage.hashes import hash_file
 
 COLLECTED = "collected.txt"

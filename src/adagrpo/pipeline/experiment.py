@@ -17,7 +17,7 @@ from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, 
 from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
-from adagrpo.exposures.exposure_store import parts_of, locate_row, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.served_log import latest_exposures
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback

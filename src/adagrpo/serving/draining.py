@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adagrpo.errors import UserError
 from adagrpo.serving.app import Application
-from adagrpo.serving.limits import HEAD_BYTES
 
 BACKLOG = 1024
+HEAD_BYTES = 32_768  # of a request outside its body: head, trailers, chunk extensions
 LAST_WORD_SECONDS = 0.2  # for requests in flight on accepted connections
 MOST_OPEN_FILES = 65_536
 

@@ -27,7 +27,7 @@ class TrialArm(NamedTuple):
     experiment: str
     plan: str  # the first digits of its hash
     arm: str  # of the plan
-    deal: str  # why the user got it, see `adagrpo.experiments.dealing`
+    reason: str  # why the user got it, see `adagrpo.experiments.allocation`
     versions: Mapping[str, str] | None = None  # of an interleaved list; None: those of the served model
 
 
@@ -43,9 +43,9 @@ class Interleaved(NamedTuple):
         lists = (first.list, second.list)
         drafted = self.draft(request_id, first.list.items, second.list.items, count)
         made = Recommendations(
-            [lists[arm].items[place] for arm, place in drafted],
-            [lists[arm].scores[place] for arm, place in drafted],
-            [lists[arm].codes[place] for arm, place in drafted],
+            [lists[arm].items[rank] for arm, rank in drafted],
+            [lists[arm].scores[rank] for arm, rank in drafted],
+            [lists[arm].codes[rank] for arm, rank in drafted],
             source=first.list.source,
         )
         teams = tuple(self.arms[arm] for arm, _ in drafted)
@@ -112,8 +112,18 @@ class Serving:
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """Return the lists of requests to this recommender."""
+        queries, count = [one.query for one in asked], len(asked)
+        size = 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP  # see `batch_queue`
         with self.exclusive_reward(min(one.deadline for one in asked) - AFTER_REWARD):
-            return self._answer(asked)
+            lists = self.recommender.recommend([*queries, *queries[-1:] * (size - count)])
+            guard = self._guard
+            failed = guard is not None and guard.failed
+            why = f"reward: {guard.why}" if guard is not None and failed else None
+        answers = []
+        for result in lists[:count]:
+            asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
+            answers.append(Answered(result, asks and not failed, why if asks else None))
+        return answers
 
     @contextmanager
     def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
@@ -134,22 +144,6 @@ class Serving:
             finally:
                 if guard is not None:
                     guard.until = math.inf
-
-    def _answer(self, asked: Sequence[Asked]) -> list[Answered]:
-        guard, queries = self._guard, [one.query for one in asked]
-        lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
-        failed = guard is not None and guard.failed
-        why = f"reward: {guard.why}" if guard is not None and failed else None
-        answers = []
-        for result in lists[: len(asked)]:
-            asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
-            answers.append(Answered(result, asks and not failed, why if asks else None))
-        return answers
-
-
-def _size(count: int) -> int:
-    """Round a batch size up to one of few, see `adagrpo.serving.batch_queue`."""
-    return 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP
 
 
 class SwapFailed(RuntimeError):
@@ -217,9 +211,7 @@ class ModelManager:
         return [Assignment(self.now)] * len(users)
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
-        if self._load is None:
-            raise SwapFailed("there is nothing to load another one from")
-        return [self._load(**wanted)]
+        return [self.load_other(**wanted)]
 
     def _replace(self, made: Sequence[Serving]) -> None:
         """Serve models, in one assignment: readers never see two swaps."""

@@ -1,4 +1,4 @@
-"""Route handlers. `adagrpo.serving.intake` has read the bodies.
+"""Route handlers. `adagrpo.serving.middleware` has read the bodies.
 
 Answers are written by orjson: response validation would cost as much as the list.
 """
@@ -19,17 +19,16 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, same_request
+from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import ItemId, Query
-from adagrpo.serving.batch_queue import BatchQueue, Overloaded
-from adagrpo.serving.daemon_thread import in_daemon_thread
-from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure, feedback_row
-from adagrpo.serving.limits import LONGEST_BATCH
+from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
+from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure, feedback_row
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.schemas import (
+    LONGEST_BATCH,
     BadRequest,
     BatchBody,
     Body,
@@ -67,7 +66,7 @@ def answered(handler: Handler) -> Handler:
         except BadRequest as error:
             return json_response({"detail": str(error)}, error.status)
         except Overloaded as error:
-            request.state.turned_away = "queue"  # counted by `Intake`
+            request.state.turned_away = "queue"  # counted by the middleware
             again = {"retry-after": str(error.retry_after)}
             return json_response({"detail": str(error)}, 503, again)
         except SinkFailed:
@@ -77,17 +76,17 @@ def answered(handler: Handler) -> Handler:
                 return Response(status_code=499)
             raise
         except Exception as error:
-            request.state.defect = error  # counted and logged by `Intake`
+            request.state.defect = error  # counted and logged by the middleware
             return json_response({"detail": DEFECT}, 500)
 
     wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
     return wrapped
 
 
-class _One(NamedTuple):
-    name: str  # its request id
+class _ListRequest(NamedTuple):
+    id: str
     k: int
-    asker: Asker
+    hashes: RequestHashes
     asked: Asked
     unknown: list[ItemId]  # ids of its history that are not in the catalogue
     narrowing: Narrowing | None = None
@@ -150,7 +149,7 @@ class Routes:
         await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
         content |= {} if reply["degraded"] is None else {"degraded": reply["degraded"]}
-        return json_response(content, headers={"x-request-id": one.name})
+        return json_response(content, headers={"x-request-id": one.id})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Return lists for one history, or for several in one body."""
@@ -163,11 +162,15 @@ class Routes:
         try:
             answers = await self._lists(request, ones)
         except Exception:  # these users got no list of their arm
-            await self._record_failed(request, ones)
+            ms = 1000 * (time.perf_counter() - request.state.started)
+            rows = [failure(one.id, one.hashes, one.asked, ms) for one in ones if one.asked.trial is not None]
+            if self.exposures is not None and rows:
+                with suppress(SinkFailed):  # the client gets the first error
+                    await self.exposures.write(rows)
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
         await self._record(request, ones, answers, replies)
-        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].name})
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].id})
 
     async def item(self, request: Request) -> Response:
         """Return an item of the catalogue."""
@@ -182,7 +185,9 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """Record feedback of users on lists."""
-        rows = await self._read(request, _told, request)
+        rows = await self._read(
+            request, lambda: [*map(feedback_row, _bodies(request, FeedbackEvent, FeedbackBody, "events")[1])]
+        )
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
         outcomes = Counter(await self.exposures.feedback(rows))
@@ -216,43 +221,48 @@ class Routes:
                 raise Overloaded(1)
             return await asyncio.to_thread(work, *arguments)
 
-    def _asked_plainly(self, request: Request) -> _One:
+    def _asked_plainly(self, request: Request) -> _ListRequest:
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.manager.now
-        name = request.state.request_id
+        request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
+        # no user: no experiment
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), request_id))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
-        return _One(name, body.k, self._asker(None, body), asked, unknown)
+        return _ListRequest(request_id, body.k, self._hashes(None, body), asked, unknown)
 
-    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_ListRequest]:
+        made = request.state.request_id
+        ids = [
+            body.request_id or (f"{made}.{index % LONGEST_BATCH}" if index else made)
+            for index, body in enumerate(bodies)
+        ]
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         ones = []
-        places = self.manager.assign(users)
-        serving = places[0].serving  # all are of one swap and share its items
-        for name, body, user, place in zip(ids, bodies, users, places, strict=True):
+        assignments = self.manager.assign(users)
+        serving = assignments[0].serving  # all are of one swap and share its items
+        for request_id, body, user, assigned in zip(ids, bodies, users, assignments, strict=True):
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
             query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
-            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            asker = self._asker(user, body)
-            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+            query = query if assigned.interleaved else self._explored(query, request_id)
+            asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)
+            ones.append(_ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved))
         return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
         return query if self.explore is None else self.explore.of(query, request_id)
 
-    async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
+    async def _lists(self, request: Request, ones: Sequence[_ListRequest]) -> list[Answered]:
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
         found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
         others, shown = iter(found[len(ones) :]), []
         for one, answer in zip(ones, found[: len(ones)], strict=True):
             if one.interleaved is not None:
-                answer = one.interleaved.join(answer, next(others), one.name, one.k)
+                answer = one.interleaved.join(answer, next(others), one.id, one.k)
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
@@ -267,31 +277,31 @@ class Routes:
             if answer.degraded is not None:
                 self.metrics.fallbacks.inc()
             if one.trial is not None:
-                self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
+                self.metrics.arm_lists.labels(one.trial.arm, one.trial.reason, answer.list.source).inc()
         return answers
 
-    def _asker(self, user: str | None, body: RecommendRequest | RecommendBody) -> Asker:
-        said = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
-        for name in {"include", "exclude"} & said.keys():
-            said[name] = filter_key(said[name])
-        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, said))
-
-    def _id(self, request: Request, place: int) -> str:
-        name: str = request.state.request_id
-        return name if not place else f"{name}.{place % LONGEST_BATCH}"
+    def _hashes(self, user: str | None, body: RecommendRequest | RecommendBody) -> RequestHashes:
+        fields = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
+        for name in {"include", "exclude"} & fields.keys():
+            fields[name] = filter_key(fields[name])
+        return RequestHashes(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, fields))
 
     async def _record(
-        self, request: Request, ones: Sequence[_One], answers: Sequence[Answered], replies: Sequence[dict[str, Any]]
+        self,
+        request: Request,
+        ones: Sequence[_ListRequest],
+        answers: Sequence[Answered],
+        replies: Sequence[dict[str, Any]],
     ) -> None:
         """Log lists before they are sent; a repeated request id gets the logged list, or 409."""
         fields = request.state.log
-        fields |= {"request_id": ones[0].name, "lists": len(ones), "versions": replies[0]["versions"]}
-        if ones[0].asker.user is not None:
-            fields["user"] = ones[0].asker.user
+        fields |= {"request_id": ones[0].id, "lists": len(ones), "versions": replies[0]["versions"]}
+        if ones[0].hashes.user is not None:
+            fields["user"] = ones[0].hashes.user
         if self.exposures is None:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
-        rows = [exposure(one.name, one.asker, one.asked, answer, ms) for one, answer in zip(ones, answers, strict=True)]
+        rows = [exposure(one.id, one.hashes, one.asked, answer, ms) for one, answer in zip(ones, answers, strict=True)]
         for one in ones:
             if one.asked.trial is not None:
                 self.metrics.arm_seconds.labels(one.asked.trial.arm).observe(ms / 1000)
@@ -302,13 +312,6 @@ class Routes:
             if recorded != row:
                 reply.pop("experiment", None)  # it describes the new list
                 reply |= _repeated(recorded, one.asked.serving)
-
-    async def _record_failed(self, request: Request, ones: Sequence[_One]) -> None:
-        ms = 1000 * (time.perf_counter() - request.state.started)
-        rows = [failure(one.name, one.asker, one.asked, ms) for one in ones if one.asked.trial is not None]
-        if self.exposures is not None and rows:
-            with suppress(SinkFailed):  # the client gets the first error
-                await self.exposures.write(rows)
 
 
 def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:
@@ -330,13 +333,10 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
     """
     try:
         return serving.recommender.narrow(include, exclude)
-    except UserError as error:  # its message holds the value
-        content = (
-            error.public_message
-            if isinstance(error, UnknownGroup)
-            else "include, exclude: item ids, or values by group"
-        )
-        raise BadRequest(content) from None
+    except UnknownGroup as error:
+        raise BadRequest(error.public_message) from None
+    except UserError:  # its message holds the value
+        raise BadRequest("include, exclude: item ids, or values by group") from None
 
 
 def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
@@ -345,10 +345,6 @@ def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) 
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)
     return False, [validated(one, content)]
-
-
-def _told(request: Request) -> list[Feedback]:
-    return [feedback_row(event) for event in _bodies(request, FeedbackEvent, FeedbackBody, "events")[1]]
 
 
 def _takes_time(body: RecommendBody) -> bool:
@@ -385,15 +381,15 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
     }
 
 
-def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) -> dict[str, Any]:
-    return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
+def _experiment(name: str | None, plan: str | None, arm: str, reason: str | None) -> dict[str, Any]:
+    return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": reason}}
 
 
-def _reply(one: _One, answer: Answered) -> dict[str, Any]:
-    shown, trial, held = answer.list, one.asked.trial, one.narrowing
-    content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
+def _reply(one: _ListRequest, answer: Answered) -> dict[str, Any]:
+    shown, trial, narrowing = answer.list, one.asked.trial, one.narrowing
+    content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.reason)
     return {
-        "request_id": one.name,
+        "request_id": one.id,
         "items": shown.items,
         "scores": shown.scores,
         "codes": shown.codes,
@@ -401,7 +397,7 @@ def _reply(one: _One, answer: Answered) -> dict[str, Any]:
         "reranked": answer.reranked,
         "degraded": answer.degraded,
         "repeated": False,
-        "short": None if held is None else why_short(held, one.k, len(shown.items)),
+        "short": None if narrowing is None else why_short(narrowing, one.k, len(shown.items)),
         "unknown": one.unknown,
         "versions": one.asked.versions,
         **content,
