@@ -60,28 +60,17 @@ class Application:
         sink = options.exposures
         self.exposures = None if sink is None else ExposureRows(sink, self._not_logged)
         self.metrics.serves(**manager.now.versions)
-        self.routes = Routes(
-            manager,
-            self.queue,
-            self.metrics,
-            options.user_hash,
-            lambda: not self.draining,
-            bool(options.bearers),
-            self.exposures,
-            options.explore,
-        )
+        self.routes = Routes(manager, self.queue, self.metrics, options, lambda: not self.draining, self.exposures)
         self.switching = None
         if isinstance(manager, ArmManager):
-            self.switching = Switching(manager.trial, self.metrics, options.log, bool(options.bearers))
+            self.switching = Switching(manager.trial, self.metrics, options)
             self.routes.experiment = self.switching.measure
         self.api = _api(self.routes, self.switching, self._lifespan)
         direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
         self.middleware = RequestMiddleware(
             self.api,
-            options.limits,
-            options.bearers,
+            options,
             self.metrics,
-            options.log,
             self.queue.late,
             {path: answered(handler) for path, handler in direct.items()},
             lambda: self.draining,

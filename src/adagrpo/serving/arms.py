@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from adagrpo.errors import UserError
 from adagrpo.lists.query import ItemId
 from adagrpo.serving.model_manager import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
-from adagrpo.serving.options import RequestLog
+from adagrpo.serving.options import Options
 from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
 from adagrpo.serving.service_metrics import ServiceMetrics
@@ -107,8 +107,8 @@ class ArmManager(ModelManager):
 class Switching:
     """Handlers of `GET` and `POST /v1/admin/experiment`."""
 
-    def __init__(self, trial: Trial, metrics: ServiceMetrics, log: RequestLog, may_switch: bool) -> None:
-        self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
+    def __init__(self, trial: Trial, metrics: ServiceMetrics, options: Options) -> None:
+        self.trial, self.metrics, self.options = trial, metrics, options
         self.measure()
 
     def measure(self) -> dict[str, Any]:
@@ -125,12 +125,12 @@ class Switching:
 
     async def switch(self, request: Request) -> Response:
         """Increase the share of users, or stop an arm for good; its users get the control at once."""
-        if not self.may_switch:
+        if not self.options.bearers:
             raise BadRequest("only where a token is set", 403)
         body = validated(SwitchBody, parsed(request.state.body))
         try:
             made = await asyncio.to_thread(self.trial.switch, share=body.share, stop=body.stop)
         except UserError as error:
             raise BadRequest(str(error), 409) from error
-        self.log.event("switch", **{name: value for name, value in made.items() if name != "time"})
+        self.options.log.event("switch", **{name: value for name, value in made.items() if name != "time"})
         return json_response({"made": made, **self.measure()})

@@ -16,7 +16,7 @@ import orjson
 from fastapi import Request, Response
 
 from adagrpo.serving.batch_queue import Overloaded
-from adagrpo.serving.options import Bearers, Limits, RequestLog
+from adagrpo.serving.options import Options
 from adagrpo.serving.service_metrics import ServiceMetrics
 
 Scope = MutableMapping[str, Any]
@@ -53,10 +53,8 @@ class RequestMiddleware:
     def __init__(
         self,
         inner: Application,
-        limits: Limits,
-        bearers: Bearers,
+        options: Options,
         metrics: ServiceMetrics,
-        log: RequestLog,
         late: Callable[[float], float | None],
         direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
         ending: Callable[[], bool] = lambda: False,
@@ -68,8 +66,9 @@ class RequestMiddleware:
             direct: POST handlers by path that bypass the slow routing of `inner`.
             ending: whether answers close their connection.
         """
-        self._inner, self._limits, self._bearers = inner, limits, bearers
-        self._metrics, self._log, self._late, self._direct, self._ending = metrics, log, late, direct, ending
+        self._inner, self._metrics = inner, metrics
+        self._limits, self._bearers, self._log = options.limits, options.bearers, options.log
+        self._late, self._direct, self._ending = late, direct, ending
         self._request_ids = _request_ids()
         self.lag = 0.0  # approximate seconds that a request has waited unread
 

@@ -20,13 +20,12 @@ from fastapi import Request, Response
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
-from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
-from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import ItemId, Query
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
 from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure, feedback_row
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
+from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import (
     LONGEST_BATCH,
     BadRequest,
@@ -42,8 +41,6 @@ from adagrpo.serving.schemas import (
 )
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 
-AGAIN = {"retry-after": "1"}
-DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
 IDS_IN_LOOP = 256  # ids of a filter; longer ones and groups are resolved in a thread
@@ -67,17 +64,17 @@ def answered(handler: Handler) -> Handler:
             return json_response({"detail": str(error)}, error.status)
         except Overloaded as error:
             request.state.turned_away = "queue"  # counted by the middleware
-            again = {"retry-after": str(error.retry_after)}
-            return json_response({"detail": str(error)}, 503, again)
+            return json_response({"detail": str(error)}, 503, {"retry-after": str(error.retry_after)})
         except SinkFailed:
-            return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
+            why = "the exposure log cannot be written; try again later"
+            return json_response({"detail": why}, 503, {"retry-after": "1"})
         except asyncio.CancelledError:
             if disconnected(request):  # nobody reads the answer
                 return Response(status_code=499)
             raise
         except Exception as error:
             request.state.defect = error  # counted and logged by the middleware
-            return json_response({"detail": DEFECT}, 500)
+            return json_response({"detail": "a defect of the service; it was logged"}, 500)
 
     wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
     return wrapped
@@ -100,11 +97,9 @@ class Routes:
     manager: ModelManager
     queue: BatchQueue[Asked, Answered]
     metrics: ServiceMetrics
-    user_hash: UserHash
+    options: Options
     ready: Callable[[], bool]
-    may_reload: bool  # a token is set
     exposures: ExposureRows | None
-    explore: Exploration | None
     connections: Callable[[], int] = lambda: 0
     experiment: Callable[[], dict[str, Any]] | None = None  # updates its metrics and returns its state
     _figures: tuple[float, bytes] = (-math.inf, b"")  # time of rendering, and the text
@@ -198,7 +193,7 @@ class Routes:
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or the run's current files. On failure the served model stays."""
-        if not self.may_reload:
+        if not self.options.bearers:
             raise BadRequest("only where a token is set", 403)
         body = validated(ReloadBody, parsed(request.state.body or b"{}"))
         wanted = body.model_dump(exclude_none=True)
@@ -210,8 +205,6 @@ class Routes:
         self.metrics.swaps.labels("done").inc()
         self.metrics.serves(**serving.versions)
         return json_response({"status": "ok", "versions": serving.versions, **serving.about})
-
-    # ------------------------------------------------ helpers
 
     async def _read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
         if len(request.state.body) <= BYTES_IN_LOOP:
@@ -240,7 +233,7 @@ class Routes:
         ]
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
-        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        users = [None if body.user_id is None else self.options.user_hash(body.user_id) for body in bodies]
         ones = []
         assignments = self.manager.assign(users)
         serving = assignments[0].serving  # all are of one swap and share its items
@@ -254,37 +247,36 @@ class Routes:
         return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
-        return query if self.explore is None else self.explore.of(query, request_id)
+        explore = self.options.explore
+        return query if explore is None else explore.of(query, request_id)
 
     async def _lists(self, request: Request, ones: Sequence[_ListRequest]) -> list[Answered]:
+        deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
-        found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
-        others, shown = iter(found[len(ones) :]), []
-        for one, answer in zip(ones, found[: len(ones)], strict=True):
+        asked = [one._replace(deadline=deadline) for one in (*(one.asked for one in ones), *second)]
+        self.queue.check(left / 2 if len(ones) > 1 else left, len(asked))  # batches leave room for single requests
+        futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
+        answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
+        for want, answer in zip(asked, answers, strict=True):
+            self.metrics.length.observe(len(answer.list.items))
+            if answer.degraded is not None:
+                self.metrics.fallbacks.inc()
+            if want.trial is not None:
+                self.metrics.arm_lists.labels(want.trial.arm, want.trial.reason, answer.list.source).inc()
+        others, shown = iter(answers[len(ones) :]), []
+        for one, answer in zip(ones, answers[: len(ones)], strict=True):
             if one.interleaved is not None:
                 answer = one.interleaved.join(answer, next(others), one.id, one.k)
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
-    async def _answers(self, request: Request, asked: Sequence[Asked], several: bool) -> list[Answered]:
-        deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
-        self.queue.check(left / 2 if several else left, len(asked))  # batches leave room for single requests
-        asked = [one._replace(deadline=deadline) for one in asked]
-        futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
-        answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
-        for one, answer in zip(asked, answers, strict=True):
-            self.metrics.length.observe(len(answer.list.items))
-            if answer.degraded is not None:
-                self.metrics.fallbacks.inc()
-            if one.trial is not None:
-                self.metrics.arm_lists.labels(one.trial.arm, one.trial.reason, answer.list.source).inc()
-        return answers
-
     def _hashes(self, user: str | None, body: RecommendRequest | RecommendBody) -> RequestHashes:
         fields = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
         for name in {"include", "exclude"} & fields.keys():
             fields[name] = filter_key(fields[name])
-        return RequestHashes(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, fields))
+        return RequestHashes(
+            user, self.options.user_hash.fingerprint, self.options.user_hash.of_history(body.history, fields)
+        )
 
     async def _record(
         self,
