@@ -22,10 +22,10 @@ from scipy import stats
 
 from adagrpo.data.logged_exposures import Timely, timely
 from adagrpo.errors import UserError
-from adagrpo.experiments.anytime import anytime_factor
+from adagrpo.experiments.duration import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of
-from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
+from adagrpo.experiments.validity import LEVEL
 
 ItemT = TypeVar("ItemT")
 INTERLEAVED = "interleaved"  # `deal` of an interleaved list
@@ -104,7 +104,7 @@ def analyse_interleaving(
         feedback: one row per request, item and kind.
         now: time of the look; `looks: end` shows nothing before the end.
         stops: by arm, seconds since 1970; a stopped arm is never `preferred`.
-        mismatch: why the log is invalid, see `provenance`.
+        mismatch: why the log is invalid, see `validity`.
 
     Returns:
         JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that

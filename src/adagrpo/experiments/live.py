@@ -12,8 +12,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import Assigned, assign_at
 from adagrpo.experiments.interleaving import coins, team_draft
-from adagrpo.experiments.plan import freeze, hash_of, moment_of, read_frozen, read_plan
-from adagrpo.experiments.provenance import PLAN_DIGITS
+from adagrpo.experiments.plan import PLAN_DIGITS, freeze, hash_of, moment_of, read_frozen, read_plan
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 LOOK_SECONDS = 0.5  # polling interval of the file of switches

@@ -14,9 +14,9 @@ from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_plan
-from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
+from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.served_log import latest_exposures
 
