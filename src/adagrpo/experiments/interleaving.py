@@ -50,7 +50,7 @@ def team_draft(
     """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`.
 
     Example:
-        >>> [(first, second)[arm][place] for first, second in [("abc", "bda")] for arm, place in
+        >>> [(first, second)[arm][rank] for first, second in [("abc", "bda")] for arm, rank in
         ...  team_draft(first, second, 4, iter([True, False]))]
         ['a', 'b', 'd', 'c']
     """
@@ -192,9 +192,9 @@ def _factor(plan: Plan, answers: int) -> float:
 
 
 def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
-    places = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
+    items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
     clicks = _clicks(plan, answers, feedback).feedback.select(REQUEST, ITEM).unique()
-    found = places.join(clicks, on=[REQUEST, ITEM], how="inner")
+    found = items.join(clicks, on=[REQUEST, ITEM], how="inner")
     of_control = (pl.col("teams") == plan.control).sum().alias("control")
     return found.group_by(USER, maintain_order=True).agg(
         of_control, (pl.col("teams") != plan.control).sum().alias("treatment")

@@ -28,6 +28,7 @@ class LiveExperiment:
             UserError: plan or switches are invalid, or the plan changed since its freeze.
         """
         self.path, self.plan, self._clock = path, read_plan(path), clock
+        self.name = self.plan.name
         self.frozen = read_frozen(path, self.plan) is not None
         self.hash = hash_of(path, self.plan)[:PLAN_DIGITS]
         self._seen, self._looked = self._stamp(), clock()  # before reading, so that a switch in between is seen later
@@ -36,11 +37,6 @@ class LiveExperiment:
     def freeze(self) -> None:
         """Freeze the plan, before any user is assigned."""
         freeze(self.path, self.plan, now=datetime.now(UTC))
-
-    @property
-    def name(self) -> str:
-        """Name of the experiment."""
-        return self.plan.name
 
     def arms(self) -> tuple[str, ...]:
         """Return the control, then all other arms."""
