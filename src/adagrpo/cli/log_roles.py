@@ -57,10 +57,10 @@ class LogRoles(NamedTuple):
             found["impressions"] = {"logs": logs, "columns": dict(columns)}
         if self.random:
             logs, read = [str(path.resolve()) for path in self.random], ("user", "item", "clicked")
-            columns = library.roles_of(self.random[0], {})
+            columns = library.preview.roles_of(self.random[0], {})
             found["random"] = {"logs": logs, "columns": {role: columns[role] for role in read if role in columns}}
         if self.exposures is not None:
-            found["exposures"] = library.latest_exposures(self.exposures, publish=publish)
+            found["exposures"] = library.pipeline.latest_exposures(self.exposures, publish=publish)
             if self.user_key is not None:
                 found["exposures"]["user_key_file"] = str(self.user_key.resolve())
         return found
@@ -87,13 +87,13 @@ def by_role(
     """
 
     def look(path: Path) -> dict[str, str]:
-        there = library.columns_of(path)
-        return library.roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
+        there = library.formats.columns_of(path)
+        return library.preview.roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
 
     files, notes = list(files or ()), list[str]()
     said: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
     for path in list(files):
-        if exposures is None and path.is_dir() and library.is_marked(path):
+        if exposures is None and path.is_dir() and library.marks.is_marked(path):
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
