@@ -78,13 +78,7 @@ def by_role(
     given: Mapping[str, str] | None = None,
     kept: bool = False,
 ) -> LogRoles:
-    """Sort files by role.
-
-    Args:
-        files: without a given role; if all are of one kind, they are the logs.
-        given: known columns by role.
-        kept: the files are added to existing logs.
-    """
+    """Sort files by role; `given` are known columns by role, and `kept` says that they are added to existing logs."""
 
     def look(path: Path) -> dict[str, str]:
         there = library.formats.columns_of(path)

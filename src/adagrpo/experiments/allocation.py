@@ -34,24 +34,13 @@ class Assigned(NamedTuple):
 
 
 def uniform(user: str, salt: str) -> float:
-    """Return the number in [0, 1) of a user under a salt.
-
-    Example:
-        >>> round(uniform("u1", "2026-11"), 6) == round(uniform("u1", "2026-11"), 6)
-        True
-    """
+    """Return the number in [0, 1) of a user under a salt."""
     digest = hmac.new(salt.encode(), user.encode(), hashlib.sha256).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits, the precision of a float, so never 1
 
 
 def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float = 0.0) -> str | None:
-    """Return the arm of a user, or None if held out.
-
-    Args:
-        user: id or keyed hash, the same for service and analysis.
-        weights: by arm, positive.
-        holdout: share of users in no arm.
-    """
+    """Return the arm of a user (id or keyed hash), or None if held out; `weights` by arm are positive."""
     if uniform(user, f"{salt}/holdout") < holdout:
         return None
     target, passed = uniform(user, salt) * sum(weights.values()), 0.0
@@ -74,8 +63,7 @@ def assign_at(plan: Plan, user: str, moment: float, switches: Switches) -> Assig
 
     Args:
         user: keyed hash, as in the exposure log.
-        moment: seconds since 1970.
-        switches: later ones have no effect.
+        moment: seconds since 1970; later switches have no effect.
     """
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Assigned(plan.control, "outside")

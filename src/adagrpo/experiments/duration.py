@@ -33,9 +33,8 @@ def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
         tightest: t*, chosen in advance.
         alpha: share of experiments in which any interval misses.
 
-    Example:
-        >>> round(anytime_factor(1000, 1000, 0.05), 3)
-        3.035
+    >>> round(anytime_factor(1000, 1000, 0.05), 3)
+    3.035
     """
     rho = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tightest
     moved = seen * rho
@@ -56,19 +55,14 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
         shares: of all users, in control and treatment.
         z: of test and power, summed.
 
-    Example:
-        >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
-        13189
+    >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
+    13189
     """
     return math.ceil((z * variation / math.log1p(effect)) ** 2 * (1 / shares[0] + 1 / shares[1]))
 
 
 def duration(plan: Plan) -> list[dict[str, Any]]:
-    """Return users and days for each metric with an expected effect.
-
-    Raises:
-        UserError: there is none, or mean or deviation is missing.
-    """
+    """Return users and days for each metric with an expected effect; `UserError` if it lacks a mean or deviation."""
     if not any(metric.expected for metric in plan.metrics.values()):
         raise UserError("metrics: none has `expected`; say which relative effect the experiment is made for")
     total = sum(arm.weight for arm in plan.arms.values())
@@ -92,11 +86,7 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
 
 
 def baselines(plan: Plan, earlier: Earlier) -> Plan:
-    """Fill in missing means, deviations and users a day from earlier days.
-
-    Raises:
-        UserError: fewer than two users, or nothing to sum.
-    """
+    """Fill in missing means, deviations and users a day; `UserError` for fewer than two users, or nothing to sum."""
     users = earlier.users
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")

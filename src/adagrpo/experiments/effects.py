@@ -82,11 +82,7 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm.
-
-    Args:
-        columns: (N,) by name, one number per user.
-    """
+    """Collect the aggregates of one arm from columns (N,) by name, one number per user."""
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
     covariance = np.atleast_2d(np.cov(values))
@@ -100,13 +96,9 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`.
+    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`, from (N,) numbers of users by name.
 
-    Args:
-        control: (N,) by name, one number per user.
-
-    Returns:
-        None if undefined: fewer than two users, no variance, a zero, or overflow.
+    None if undefined: fewer than two users, no variance, a zero, or overflow.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None

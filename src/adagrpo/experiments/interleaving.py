@@ -49,10 +49,9 @@ def team_draft(
 ) -> list[tuple[int, int]]:
     """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`.
 
-    Example:
-        >>> [(first, second)[arm][rank] for first, second in [("abc", "bda")] for arm, rank in
-        ...  team_draft(first, second, 4, iter([True, False]))]
-        ['a', 'b', 'd', 'c']
+    >>> [(first, second)[arm][rank] for first, second in [("abc", "bda")] for arm, rank in
+    ...  team_draft(first, second, 4, iter([True, False]))]
+    ['a', 'b', 'd', 'c']
     """
     lists, nexts = (first, second), [0, 0]
     chosen: set[ItemT] = set()
@@ -97,7 +96,7 @@ def analyse_interleaving(
     stops: Mapping[str, float] = MappingProxyType({}),
     mismatch: str | None = None,
 ) -> dict[str, Any]:
-    """Analyse an experiment of kind `interleaving`.
+    """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
 
     Args:
         exposures: one row per answer.
@@ -109,9 +108,6 @@ def analyse_interleaving(
     Returns:
         JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that
         failed or got an empty list.
-
-    Raises:
-        UserError: the log has no interleaved list of the experiment.
     """
     (treatment,) = plan.treatments
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(

@@ -22,11 +22,7 @@ class LiveExperiment:
     """Assign users by a plan; implements `adagrpo.serving.arms.Trial`."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Read a plan.
-
-        Raises:
-            UserError: plan or switches are invalid, or the plan changed since its freeze.
-        """
+        """Read a plan; `UserError` if plan or switches are invalid, or the plan changed since its freeze."""
         self.path, self.plan, self._clock = path, read_plan(path), clock
         self.name = self.plan.name
         self.frozen = read_frozen(path, self.plan) is not None

@@ -176,11 +176,7 @@ def moment_of(time: float) -> str:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan.
-
-    Raises:
-        UserError: names file and invalid key.
-    """
+    """Read a plan; `UserError` names file and invalid key."""
     try:
         content = read_yaml(path)
     except FileNotFoundError as error:
@@ -201,11 +197,7 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write the hash of a plan and the time, or check them if present.
-
-    Raises:
-        UserError: plan or catalogue was changed, or the file damaged.
-    """
+    """Write the hash of a plan and the time, or check them; `UserError` if plan, catalogue or file were changed."""
     if (frozen := read_frozen(path, plan)) is not None:
         return frozen
     content = {"plan": hash_of(path, plan), "time": now.isoformat(timespec="seconds")}

@@ -47,11 +47,7 @@ def switches_path(plan: Path) -> Path:
 
 
 def read_switches(path: Path, plan: Plan) -> Switches:
-    """Read the switches of a plan; an unfinished last line is ignored.
-
-    Raises:
-        UserError: a line is invalid.
-    """
+    """Read the switches of a plan, but no unfinished last line; `UserError` for an invalid one."""
     file = switches_path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -79,11 +75,7 @@ def read_switches(path: Path, plan: Plan) -> Switches:
 def add_switch(
     path: Path, plan: Plan, *, now: float, share: float | None = None, stop: str | None = None
 ) -> dict[str, Any]:
-    """Add a switch, durably.
-
-    Args:
-        now: seconds since 1970.
-        share: of the users, from now on.
+    """Add a switch, durably: a larger `share` of the users, or an arm to `stop`, from `now` on, seconds since 1970.
 
     Returns:
         The line; of an arm stopped before, the earlier one.

@@ -108,7 +108,7 @@ def users_of(
     until: float = math.inf,
     since: float | None = None,
 ) -> Units:
-    """Return the users that were shown something in the window of a plan.
+    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be computed.
 
     Args:
         exposures: one row per answer.
@@ -116,9 +116,6 @@ def users_of(
         catalogue: existing items, for `unlisted`.
         until: end of the window, seconds since 1970, at most the plan's.
         since: its start; None: the plan's.
-
-    Raises:
-        UserError: a metric cannot be computed.
     """
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())

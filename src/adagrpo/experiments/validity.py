@@ -38,9 +38,8 @@ class RatioCheck(NamedTuple):
 def check_ratio(counts: Sequence[int], weights: Sequence[float]) -> float:
     """Return the p-value of counts under weights.
 
-    Example:
-        >>> round(check_ratio([5000, 5200], [1, 1]), 4)
-        0.0477
+    >>> round(check_ratio([5000, 5200], [1, 1]), 4)
+    0.0477
     """
     expected = sum(counts) * np.asarray(weights, dtype=np.float64) / sum(weights)
     return float(stats.chisquare(counts, expected).pvalue)
@@ -74,12 +73,7 @@ class LeftOut(NamedTuple):
 
 
 def check_left_out(events: pl.DataFrame, control: str, treatment: str, tests: int) -> list[LeftOut]:
-    """Test for each kind of feedback that both arms leave out the same share.
-
-    Args:
-        events: `Units.events`.
-        tests: that share `LEVEL`.
-    """
+    """Test for each kind of `Units.events` that both arms leave out the same share; `tests` share `LEVEL`."""
     level = LEVEL / tests
     checks = []
     pair = events.filter(pl.col("arm").is_in([control, treatment]))
@@ -103,12 +97,7 @@ class MismatchedRows(NamedTuple):
 
 
 def mismatched_rows(plan: Plan, digest: str, frozen: float, exposures: pl.DataFrame) -> list[MismatchedRows]:
-    """Return the invalidating answers in the window of a plan.
-
-    Args:
-        digest: hash of the plan.
-        frozen: time of the freeze, seconds since 1970.
-    """
+    """Return the invalidating answers in the window of a plan, by its hash, frozen at a time (seconds since 1970)."""
     window = exposures.with_row_index("number").filter(
         (pl.col("time") >= plan.begins) & (pl.col("time") < plan.ends) & pl.col("user_hash").is_not_null()
     )

@@ -40,14 +40,11 @@ class Collected:
 
 
 def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
-    """Collect the new rows of some files.
+    """Collect the new rows of some files; `UserError` for a missing file or unusable folder.
 
     Args:
         sources: files of JSON lines, parts, folders of such, or whole logs.
         directory: new, empty, or of an exposure log.
-
-    Raises:
-        UserError: a file is missing, or the folder unusable.
     """
     total = Collected()
     for database in sorted({file for source in sources for file in source.rglob(OPEN)}):

@@ -67,12 +67,7 @@ class Span(NamedTuple):
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open or create the database; any thread may use it, one at a time.
-
-    Raises:
-        UserError: the folder holds a link.
-        sqlite3.Error: the database is damaged.
-    """
+    """Open or create the database, for one thread at a time; `UserError` if the folder holds a link."""
     path = directory / OPEN
     links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
     if links:
@@ -87,10 +82,7 @@ def connect(directory: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one durable transaction.
-
-    Polls more often than SQLite to begin, whose 0.1 s let busy writers starve others.
-    """
+    """Run the block as one durable transaction; begins by polling, as SQLite's 0.1 s let busy writers starve others."""
     until = time.monotonic() + BUSY_SECONDS
     connection.execute("PRAGMA busy_timeout = 0")
     try:
@@ -149,11 +141,7 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
 
 
 def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
-    """Check the rows of table `parts` against their seals.
-
-    Raises:
-        UserError: a row was changed.
-    """
+    """Check the rows of table `parts` against their seals; `UserError` if one was changed."""
     for number, exposures, feedback, published, seal in connection.execute(
         "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
     ):

@@ -27,14 +27,11 @@ class SinkFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Exposure:
-    """One answer: the list as it was shown, best first.
+    """One answer: the list as it was shown, best first; `ValueError` for an invalid value, or fields that disagree.
 
     Of a sampled list, given that its request samples, `log_propensities` are the log-probabilities (nats) of each item
     given those above; their sum is that of the list. `log_inclusions` are those of being in the list at all, given the
     threshold of the draw; the inverse probability is an unbiased weight. Both are None for other lists.
-
-    Raises:
-        ValueError: an invalid value, or fields that disagree.
     """
 
     request_id: RequestId
@@ -76,11 +73,7 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """One action of a user on an item of a list; the first per request, item and kind counts.
-
-    Raises:
-        ValueError: an invalid value.
-    """
+    """One action of a user on an item of a list; the first per request, item and kind counts."""
 
     request_id: RequestId
     item: ItemId
@@ -103,7 +96,7 @@ class ExposureSink(Protocol):
     """Destination of exposures and feedback; its methods are thread-safe."""
 
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
-        """Log rows, durable once this returns.
+        """Log rows, durable once this returns; after `SinkFailed`, none of them may be sent.
 
         Args:
             rows: answers not yet sent.
@@ -112,18 +105,11 @@ class ExposureSink(Protocol):
 
         Returns:
             For each row the one on record under its request id: itself, or an earlier one, which answers a retry.
-
-        Raises:
-            SinkFailed: none of `rows` may be sent.
         """
         ...
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
-        """Log feedback, durable once this returns.
-
-        Raises:
-            SinkFailed: none of `rows` is logged.
-        """
+        """Log feedback, durable once this returns; after `SinkFailed`, none is logged."""
         ...
 
     def close(self) -> None:
@@ -143,11 +129,7 @@ def encode(row: Exposure | Feedback) -> str:
 
 
 def decode(text: str | bytes) -> Exposure | Feedback:
-    """Decode a row of either kind.
-
-    Raises:
-        ValueError: names the invalid field.
-    """
+    """Decode a row of either kind; `ValueError` names the invalid field."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

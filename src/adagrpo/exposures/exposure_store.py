@@ -103,16 +103,13 @@ class LocalExposureLog:
         rotate_seconds: float = 3600.0,
         kept_rows: int = 200_000,
     ) -> None:
-        """Open or create the log.
+        """Open or create the log; `UserError` for a folder that holds something else, is damaged, or not writable.
 
         Args:
             directory: new, empty, or of an exposure log.
             rotate_rows: rows of this process after which a part is made.
             rotate_seconds: time after which one is made.
             kept_rows: rows of each kind that stay in SQLite once in a part.
-
-        Raises:
-            UserError: the folder holds something else, is damaged, or not writable.
         """
         self.directory = directory
         self._rotate_rows, self._rotate_seconds, self._kept_rows = rotate_rows, rotate_seconds, kept_rows
@@ -178,16 +175,13 @@ def rotate(
     rest_seconds: float = 0.0,
     patience: float | None = None,
 ) -> list[int]:
-    """Finish a part that was begun, then make one of all other rows.
+    """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
 
     Args:
         directory: of an exposure log; services may be writing to it.
         kept_rows: rows of each kind that stay in the database once in a part.
         rest_seconds: pause after every few rows, for a service's other threads.
         patience: seconds to wait for another process that makes a part; None: leave the rows to it.
-
-    Returns:
-        Numbers of the published parts.
 
     Raises:
         UserError: a damaged part, an unwritable folder, or `patience` exceeded.
@@ -231,11 +225,7 @@ def parts_of(directory: Path, through: int | None = None) -> list[Path]:
 
 
 def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return exposures and feedback of parts, in order.
-
-    Raises:
-        UserError: a part is damaged, or of another version.
-    """
+    """Return exposures and feedback of parts, in order; `UserError` for a damaged part, or one of another version."""
     for part in parts:
         verify(part, MEND)
     exposures = [_read_table(part / "exposures.parquet", EXPOSURE_SCHEMA) for part in parts]

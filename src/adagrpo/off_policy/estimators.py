@@ -110,10 +110,7 @@ def ips(
 
     Args:
         weights: (N,) probability under the target over that under the logging policy.
-        users: (N,) user of each answer; None: all different.
-
-    Raises:
-        ValueError: shapes differ, or there are fewer than two users.
+        users: (N,) user of each answer; None: all different. `ValueError` for fewer than two.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
@@ -203,17 +200,14 @@ def cascade(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean sum of the rewards of a list.
+    """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
 
     Args:
         rewards: (N, K), 0 at ranks beyond the end of a list.
         target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
             target never shows it, 0 beyond the end of a list.
         logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
-        users: (N,) see `adagrpo.off_policy.ips`.
-
-    Returns:
-        The estimate, with the smallest effective size of all ranks.
+        users: (N,) see `ips`.
     """
     if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")

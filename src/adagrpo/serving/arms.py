@@ -60,13 +60,7 @@ class ArmManager(ModelManager):
         load_other: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the arms.
-
-        Args:
-            load: loads all arms in the order of `Trial.arms`.
-            load_other: loads an arm of the run for inspection.
-            exchanged: called after each swap.
-        """
+        """Load the arms: `load` returns all in the order of `Trial.arms`; for the rest see `ModelManager`."""
         self.trial, self._load_arms = trial, load
         first = load()
         super().__init__(first[0], load_other, exchanged)

@@ -96,7 +96,6 @@ class BatchQueue(Generic[InT, OutT]):
 
         Args:
             work: answers a batch, in order, with exceptions for failed requests; called concurrently.
-            most: largest batch.
             linger: share of the last batch's time to wait for as many requests.
             begin: called by each thread.
         """
@@ -132,10 +131,7 @@ class BatchQueue(Generic[InT, OutT]):
         return max(soonest, queued / threads) + expected(last + 1)
 
     def late(self, seconds: float, more: int = 1) -> float | None:
-        """Return by how many seconds `more` requests would miss an answer in `seconds`; None: in time.
-
-        Up to half a batch may always wait.
-        """
+        """Return by how many seconds `more` requests would miss an answer in `seconds`, or None; half a batch never does."""
         waits = len(self._waiting)
         if waits + more > self._may_wait:
             return max(0.0, self.wait_seconds(more) - seconds)
@@ -153,14 +149,11 @@ class BatchQueue(Generic[InT, OutT]):
     def submit(
         self, value: InT, deadline: float = math.inf, is_abandoned: Callable[[], bool] = lambda: False
     ) -> asyncio.Future[OutT]:
-        """Submit a request from the event loop; the future gets its answer.
+        """Submit a request from the event loop; the future gets its answer. `Overloaded` if the queue is full.
 
         Args:
             deadline: `time.monotonic` after which the future raises `Overloaded` unless work has begun.
             is_abandoned: whether the client has disconnected; cancels the future.
-
-        Raises:
-            Overloaded: the queue is full.
         """
         if len(self._waiting) >= self._may_wait:
             raise Overloaded(self.wait_seconds())
@@ -235,10 +228,7 @@ class BatchQueue(Generic[InT, OutT]):
 
 
 async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """Return or raise what `work` does, in a daemon thread.
-
-    Unlike those of `asyncio.to_thread`, process exit does not wait for it.
-    """
+    """Return or raise what `work` does, in a thread for which process exit does not wait, unlike `asyncio.to_thread`."""
     future: asyncio.Future[OutT] = asyncio.get_running_loop().create_future()
 
     def carry_out() -> None:

@@ -90,19 +90,11 @@ class ExposureRows:
         return next((f"{what} cannot be written: {why}" for what, why in self._failing.copy().items()), None)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
-        """See `ExposureSink.write`.
-
-        Raises:
-            SinkFailed: none of the answers may be sent.
-        """
+        """See `ExposureSink.write`; after `SinkFailed`, none of the answers may be sent."""
         return await self._answers.submit(rows)
 
     async def feedback(self, rows: Sequence[Feedback]) -> Sequence[Outcome]:
-        """See `ExposureSink.feedback`.
-
-        Raises:
-            SinkFailed: none is logged.
-        """
+        """See `ExposureSink.feedback`; after `SinkFailed`, none is logged."""
         return await self._events.submit(rows)
 
     def close(self) -> None:

@@ -127,11 +127,7 @@ class Serving:
 
     @contextmanager
     def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
-        """Lock the reward for the block, so that `failed` describes this block alone.
-
-        Args:
-            until: `time.monotonic` after which lists come without the reward.
-        """
+        """Lock the reward, so that `failed` is of this block alone; after `until` (monotonic), lists come without it."""
         if self.recommender.reward is None:
             yield
             return
@@ -159,12 +155,7 @@ class ModelManager:
         load: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start with one model.
-
-        Args:
-            load: loads another model by arm and checkpoint; raises `UserError` or `ServiceError`.
-            exchanged: called after each swap.
-        """
+        """Start with one model; `load` loads another by arm and checkpoint, `exchanged` is called after each swap."""
         self._load, self._exchanged = load, exchanged
         self._replace([serving])
         self._loading = threading.Lock()
@@ -180,10 +171,7 @@ class ModelManager:
         return self._loading.locked()
 
     def swap(self, *, after_others: bool = False, **wanted: str) -> Serving:
-        """Load another model, try it, and serve it from now on.
-
-        Args:
-            after_others: wait for a running swap.
+        """Load another model, try it, and serve it from now on, `after_others` after a running swap.
 
         Raises:
             SwapFailed: it failed, or another swap is running.
@@ -218,11 +206,7 @@ class ModelManager:
         self._served = tuple(made)
 
     def load_other(self, **wanted: str) -> Serving:
-        """Load a model for inspection.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """Load a model for inspection; `UserError` if it cannot be loaded."""
         if self._load is None:
             raise UserError("there is nothing to load another one from")
         return self._load(**wanted)

@@ -63,11 +63,7 @@ class Bearers:
 
 
 def read_tokens(file: Path | None) -> Bearers:
-    """Read tokens from a file, one per line, or the environment, separated by commas or white space.
-
-    Raises:
-        UserError: unreadable file, no token, or a short one.
-    """
+    """Read tokens from a file, one per line, or the environment; `UserError` for none, or a short one."""
     if file is None:
         where, tokens = VARIABLE, os.environ.get(VARIABLE, "").replace(",", " ").split()
     else:
@@ -91,11 +87,7 @@ def read_tokens(file: Path | None) -> Bearers:
 
 
 def check_exposed(host: str, bearers: Bearers, without_token: bool) -> None:
-    """Refuse a public address without tokens.
-
-    Raises:
-        UserError: unless `without_token` is set.
-    """
+    """Refuse a public address without tokens by `UserError`, unless `without_token` is set."""
     if host not in LOCAL and not bearers and not without_token:
         raise UserError(
             f"--host {host}: others can reach it, and no token is set; give --token-file or {VARIABLE},"
@@ -107,12 +99,7 @@ class RequestLog:
     """Write log lines to a stream."""
 
     def __init__(self, share: float = 0.0, stream: TextIO | None = None) -> None:
-        """Configure the log.
-
-        Args:
-            share: of requests logged, in [0, 1]; 5xx other than 503 always are.
-            stream: None: standard error.
-        """
+        """Log a `share` of requests in [0, 1], and all 5xx but 503, to a stream or standard error."""
         self.share, self._stream = share, stream
         self._second, self._lines = 0, 0
 

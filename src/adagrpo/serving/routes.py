@@ -311,22 +311,14 @@ class Routes:
 
 
 def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:
-    """Return the items of a history, and its unknown ids.
-
-    Raises:
-        BadRequest: `k` exceeds the beam.
-    """
+    """Return the items of a history, and its unknown ids; `BadRequest` if `k` exceeds the beam."""
     if k > serving.recommender.width:
         raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
     return serving.recommender.known(history)
 
 
 def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> Narrowing:
-    """Resolve the filters of a request.
-
-    Raises:
-        BadRequest: unknown column or value.
-    """
+    """Resolve the filters of a request; `BadRequest` for an unknown column or value."""
     try:
         return serving.recommender.narrow(include, exclude)
     except UnknownGroup as error:

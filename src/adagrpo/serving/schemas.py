@@ -253,11 +253,7 @@ class SwitchBody(Body):
 
 
 def parsed(body: bytes) -> Any:
-    """Parse a JSON text.
-
-    Raises:
-        BadRequest: invalid JSON, NaN and infinities included, or more than `MOST_VALUES` values.
-    """
+    """Parse a JSON text; `BadRequest` for invalid JSON, such as NaN, or more than `MOST_VALUES` values."""
     if body.count(b",") > MOST_VALUES:  # before parsing; counts commas in texts too
         raise BadRequest(f"the body holds more than {MOST_VALUES:,} values")
     try:
@@ -270,11 +266,7 @@ def parsed(body: bytes) -> Any:
 
 
 def validated(kind: type[ModelT], content: Any) -> ModelT:
-    """Validate content by a schema.
-
-    Raises:
-        BadRequest: names the first invalid field.
-    """
+    """Validate content by a schema; `BadRequest` names the first invalid field."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
