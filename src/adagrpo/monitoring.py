@@ -58,7 +58,7 @@ class DailySigns(NamedTuple):
 
 
 def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
-    """Compute the signs of each day after the baseline; `ValueError` if it has fewer than two lists, or no later ones."""
+    """Compute the signs of each day after the baseline; `ValueError` if it has fewer than two lists, or none later."""
     first = int(visits.day.min()) if len(visits.day) else 0
     begin = first + rule.baseline
     usual = visits.day < begin

@@ -141,7 +141,7 @@ def test_a_part_that_was_cut_off_is_finished_and_no_row_is_lost_or_doubled(
 
     name = {"before": "_exposure_table", "written": "publish", "published": "finish_part"}[moment]
     with monkeypatch.context() as patched:
-        patched.setattr(exposure_store, name, cut)
+        patched.setattr(exposure_database if moment == "published" else exposure_store, name, cut)
         with pytest.raises(KeyboardInterrupt):
             log.rotate()
     log.write([row("c")])

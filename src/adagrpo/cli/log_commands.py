@@ -10,18 +10,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
-from adagrpo.cli.log_roles import (
-    Exposures,
-    Impressions,
-    ItemFile,
-    LogRoles,
-    Orders,
-    RandomExposures,
-    RoledFiles,
-    UserKeyFile,
-    by_role,
-)
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, Replace, session
 from adagrpo.cli.printing import print_plan, print_values
 from adagrpo.errors import UserError
@@ -89,7 +79,7 @@ def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
     for path in logs:
         library.formats.columns_of(path)
     try:
-        roles = by_role(logs, given=given)
+        roles = log_roles.by_role(logs, given=given)
         alike = not (roles.impressions or roles.exposures or roles.items)
     except UserError:  # the role of some file is unknown
         alike = False
@@ -103,20 +93,20 @@ def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
 @Command("init", "your logs", sets="columns", draws=False)
 def write_recipe(
     common: Common,
-    logs: RoledFiles = None,
+    logs: log_roles.RoledFiles = None,
     out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
-    orders: Orders = None,
-    impressions: Impressions = None,
-    exposures: Exposures = None,
-    random: RandomExposures = None,
-    user_key_file: UserKeyFile = None,
-    items: ItemFile = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
+    items: log_roles.ItemFile = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
     given = column_settings(common.settings).logs
-    roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
+    roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
     text, notes = recipe_of_logs(roles, out.stem, common.settings)
     for note in notes:
         common.console(out).note(note)
@@ -130,7 +120,7 @@ def write_recipe(
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
 
 
-def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
+def recipe_of_logs(roles: log_roles.LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
     """Return the recipe for logs, and notes on detected roles and unused columns."""
     given, notes, items = column_settings(settings), list(roles.notes), roles.items
     preview = library.preview.preview_logs(roles.logs, None, given.logs, given.kept)
@@ -161,7 +151,7 @@ def _question_notes(preview: dict[str, Any]) -> list[str]:
     return notes if preview["question"] is None else [*notes, *library.question.question_lines(preview["question"])]
 
 
-def _impression_columns(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
+def _impression_columns(roles: log_roles.LogRoles, given: dict[str, str]) -> dict[str, str]:
     if not roles.impressions:
         return {}
     first = roles.impressions[0]
@@ -180,12 +170,12 @@ def _impression_columns(roles: LogRoles, given: dict[str, str]) -> dict[str, str
 def prepare(
     out: Out,
     common: Common,
-    logs: RoledFiles = None,
-    orders: Orders = None,
-    impressions: Impressions = None,
-    exposures: Exposures = None,
-    random: RandomExposures = None,
-    user_key_file: UserKeyFile = None,
+    logs: log_roles.RoledFiles = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
     replace: Replace = False,
@@ -198,7 +188,9 @@ def prepare(
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
     joins = (bool(own.get("logs")) or judged) and not logs and not orders
     kept = joins or not impressions
-    roles = by_role(logs, orders, impressions, exposures, None, user_key_file, random, given=given.logs, kept=kept)
+    roles = log_roles.by_role(
+        logs, orders, impressions, exposures, None, user_key_file, random, given=given.logs, kept=kept
+    )
     if roles.items is not None:
         raise UserError(f"{roles.items}: has no column of users; `adagrpo init` takes a table of items, prepare none")
     source = roles.beside(_impression_columns(roles, given.shown), publish=not dry_run)

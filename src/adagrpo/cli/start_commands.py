@@ -16,18 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from adagrpo import __version__
+from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
 from adagrpo.cli.log_commands import column_settings, is_column_setting, recipe_of_logs
-from adagrpo.cli.log_roles import (
-    Exposures,
-    Impressions,
-    ItemFile,
-    Orders,
-    RandomExposures,
-    RoledFiles,
-    UserKeyFile,
-    by_role,
-)
 from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, close, session
 from adagrpo.cli.printing import plan_text, print_metrics, print_values
 from adagrpo.errors import UserError
@@ -37,15 +28,15 @@ from adagrpo.stopping import terminable
 @Command("decide", "start", sets="recipe", tracks=True)
 def decide(
     common: Common,
-    logs: RoledFiles = None,
+    logs: log_roles.RoledFiles = None,
     run: Annotated[Path | None, typer.Option("--run", help="An existing run, instead of logs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory of the logs.")] = None,
-    orders: Orders = None,
-    impressions: Impressions = None,
-    exposures: Exposures = None,
-    random: RandomExposures = None,
-    user_key_file: UserKeyFile = None,
-    items: ItemFile = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
+    items: log_roles.ItemFile = None,
     max_bad_rows: MaxBadRows = None,
     reward: Annotated[
         list[str] | None,
@@ -73,7 +64,7 @@ def decide(
             folder = shlex.quote(f"runs/{first.name.partition('.')[0]}")
             raise UserError(f"decide: give the folder of the run too, a new one such as --out {folder}")
         given = column_settings(common.settings, only=False).logs
-        roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
+        roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
         text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_column_setting, common.settings)))
         content = library.yaml_text.parse_yaml(text)
         content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`

@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.5  # polling interval of the file of switches
 
 
 class LiveExperiment:
-    """Assign users by a plan; implements `adagrpo.serving.arms.Trial`."""
+    """Assign users by a plan."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Read a plan; `UserError` if plan or switches are invalid, or the plan changed since its freeze."""

@@ -26,23 +26,8 @@ from typing import TypeVar
 import polars as pl
 
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_database import (
-    OPEN,
-    Refused,
-    Span,
-    begin_part,
-    check_parts,
-    connect,
-    exposures_of,
-    feedback_of,
-    finish_part,
-    forget,
-    insert_exposures,
-    insert_feedback,
-    transaction,
-    unpublished,
-    waiting_rows,
-)
+from adagrpo.exposures import exposure_database as database
+from adagrpo.exposures.exposure_database import OPEN, Refused, Span
 from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome, SinkFailed, encode
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal, verify
 from adagrpo.storage.hashes import hash_json
@@ -115,9 +100,9 @@ class LocalExposureLog:
         self._rotate_rows, self._rotate_seconds, self._kept_rows = rotate_rows, rotate_seconds, kept_rows
         try:
             claim(directory, KIND, "--exposures")
-            self._connection = connect(directory)
-            check_parts(self._connection, directory)
-            self._written = waiting_rows(self._connection)  # since the last part
+            self._connection = database.connect(directory)
+            database.check_parts(self._connection, directory)
+            self._written = database.waiting_rows(self._connection)  # since the last part
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{directory}: cannot be written as an exposure log ({error})") from error
         self._due, self._ended, self._writing = Event(), False, Lock()
@@ -127,11 +112,11 @@ class LocalExposureLog:
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
         """See `ExposureSink.write`."""
         texts, bodies = [encode(row) for row in rows], together or [1] * len(rows)
-        return self._committed(lambda: insert_exposures(self._connection, rows, texts, bodies), len(rows))
+        return self._committed(lambda: database.insert_exposures(self._connection, rows, texts, bodies), len(rows))
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """See `ExposureSink.feedback`."""
-        return self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
+        return self._committed(lambda: database.insert_feedback(self._connection, rows), len(rows))
 
     def rotate(self) -> list[int]:
         """Put all rows into parts now."""
@@ -147,7 +132,7 @@ class LocalExposureLog:
 
     def _committed(self, work: Callable[[], list[T]], rows: int) -> list[T]:
         try:
-            with self._writing, transaction(self._connection):
+            with self._writing, database.transaction(self._connection):
                 result = work()
         except (sqlite3.Error, OSError) as error:
             raise SinkFailed(f"{self.directory / OPEN}: {error}") from error
@@ -190,16 +175,16 @@ def rotate(
     until = time.monotonic() + (patience or 0.0)
     while True:
         try:
-            with lock_folder(directory, KIND), closing(connect(directory)) as connection:
+            with lock_folder(directory, KIND), closing(database.connect(directory)) as connection:
                 made: list[int] = []
-                check_parts(connection, directory)
+                database.check_parts(connection, directory)
                 newest = max((int(path.name) for path in parts_of(directory)), default=0)
-                for find in (unpublished, partial(begin_part, after=newest)):
+                for find in (database.unpublished, partial(database.begin_part, after=newest)):
                     if (span := find(connection)) is not None:
                         _publish(directory, connection, span, rest_seconds)
-                        finish_part(connection, span.part)
+                        database.finish_part(connection, span.part)
                         made.append(span.part)
-                forget(connection, kept_rows)
+                database.forget(connection, kept_rows)
                 return made
         except FolderBusy:
             if patience is None:
@@ -273,11 +258,11 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
     remove(work, lambda name: True)  # left by this process when the disk was full
     work.mkdir()
     tables, refused = [EXPOSURE_SCHEMA.to_frame()], list[Refused]()
-    for rows, invalid in exposures_of(connection, span, AT_ONCE):
+    for rows, invalid in database.exposures_of(connection, span, AT_ONCE):
         tables.append(_exposure_table(rows))
         refused += invalid
         time.sleep(rest_seconds)
-    events, invalid = feedback_of(connection, span)
+    events, invalid = database.feedback_of(connection, span)
     columns = {name: [getattr(row, name) for row in events] for name in FEEDBACK_SCHEMA}
     feedback = pl.DataFrame(columns, schema=FEEDBACK_SCHEMA)
     for name, table in (("exposures", pl.concat(tables, rechunk=True)), ("feedback", feedback)):

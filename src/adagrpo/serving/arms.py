@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request, Response
 
 from adagrpo.errors import UserError
-from adagrpo.lists.query import ItemId
+from adagrpo.experiments.live import LiveExperiment
 from adagrpo.serving.model_manager import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
 from adagrpo.serving.options import Options
 from adagrpo.serving.routes import json_response
@@ -21,46 +21,17 @@ from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
 from adagrpo.serving.service_metrics import ServiceMetrics
 
 
-class Trial(Protocol):
-    """Running experiment, see `adagrpo.experiments.live`."""
-
-    @property
-    def name(self) -> str:
-        """Name of the experiment."""
-
-    @property
-    def hash(self) -> str:
-        """First digits of the plan's hash."""
-
-    def arms(self) -> Sequence[str]:
-        """Return the control, then all other arms."""
-
-    def assign(self, user: str) -> tuple[str, str]:
-        """Return a user's arm and the reason for it."""
-
-    def draft(
-        self, request_id: str, control: Sequence[ItemId], treatment: Sequence[ItemId], count: int
-    ) -> list[tuple[int, int]]:
-        """Return arm (0 or 1) and rank in that arm's list, for each rank of the joint list."""
-
-    def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-        """Increase the share of users, or stop an arm; raise `UserError` if impossible."""
-
-    def state(self) -> dict[str, Any]:
-        """Return name, plan, share and stopped arms, as JSON."""
-
-
 class ArmManager(ModelManager):
     """Hold the arms of an experiment; `now` is the control."""
 
     def __init__(
         self,
-        trial: Trial,
+        trial: LiveExperiment,
         load: Callable[..., Sequence[Serving]],
         load_other: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the arms: `load` returns all in the order of `Trial.arms`; for the rest see `ModelManager`."""
+        """Load the arms: `load` returns all in the order of `trial.arms`; for the rest see `ModelManager`."""
         self.trial, self._load_arms = trial, load
         first = load()
         super().__init__(first[0], load_other, exchanged)
@@ -101,7 +72,7 @@ class ArmManager(ModelManager):
 class Switching:
     """Handlers of `GET` and `POST /v1/admin/experiment`."""
 
-    def __init__(self, trial: Trial, metrics: ServiceMetrics, options: Options) -> None:
+    def __init__(self, trial: LiveExperiment, metrics: ServiceMetrics, options: Options) -> None:
         self.trial, self.metrics, self.options = trial, metrics, options
         self.measure()
 

@@ -131,7 +131,10 @@ class BatchQueue(Generic[InT, OutT]):
         return max(soonest, queued / threads) + expected(last + 1)
 
     def late(self, seconds: float, more: int = 1) -> float | None:
-        """Return by how many seconds `more` requests would miss an answer in `seconds`, or None; half a batch never does."""
+        """Return the seconds by which `more` requests would miss an answer in `seconds`; None: in time.
+
+        Up to half a batch may always wait.
+        """
         waits = len(self._waiting)
         if waits + more > self._may_wait:
             return max(0.0, self.wait_seconds(more) - seconds)
@@ -228,7 +231,7 @@ class BatchQueue(Generic[InT, OutT]):
 
 
 async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """Return or raise what `work` does, in a thread for which process exit does not wait, unlike `asyncio.to_thread`."""
+    """Return or raise what `work` does, in a thread for which process exit does not wait (`asyncio.to_thread` does)."""
     future: asyncio.Future[OutT] = asyncio.get_running_loop().create_future()
 
     def carry_out() -> None:

@@ -22,23 +22,12 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.query import ItemId, Query
+from adagrpo.serving import schemas
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
 from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure, feedback_row
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.options import Options
-from adagrpo.serving.schemas import (
-    LONGEST_BATCH,
-    BadRequest,
-    BatchBody,
-    Body,
-    FeedbackBody,
-    FeedbackEvent,
-    RecommendBody,
-    RecommendRequest,
-    ReloadBody,
-    parsed,
-    validated,
-)
+from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
@@ -47,7 +36,7 @@ DAY = 86_400.0  # seconds
 IDS_IN_LOOP = 256  # ids of a filter; longer ones and groups are resolved in a thread
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
-BodyT = TypeVar("BodyT", bound=Body)
+BodyT = TypeVar("BodyT", bound=schemas.Body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -149,7 +138,7 @@ class Routes:
 
     async def recommend_v1(self, request: Request) -> Response:
         """Return lists for one history, or for several in one body."""
-        batch, bodies = await self._read(request, _bodies, request, RecommendBody, BatchBody, "requests")
+        batch, bodies = await self._read(request, _bodies, request, RecommendBody, schemas.BatchBody, "requests")
         if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
             ones = await asyncio.to_thread(self._asked, request, bodies)
         else:
@@ -182,7 +171,8 @@ class Routes:
     async def feedback(self, request: Request) -> Response:
         """Record feedback of users on lists."""
         rows = await self._read(
-            request, lambda: [*map(feedback_row, _bodies(request, FeedbackEvent, FeedbackBody, "events")[1])]
+            request,
+            lambda: [*map(feedback_row, _bodies(request, schemas.FeedbackEvent, schemas.FeedbackBody, "events")[1])],
         )
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
@@ -196,7 +186,7 @@ class Routes:
         """Serve another checkpoint, or the run's current files. On failure the served model stays."""
         if not self.options.bearers:
             raise BadRequest("only where a token is set", 403)
-        body = validated(ReloadBody, parsed(request.state.body or b"{}"))
+        body = validated(schemas.ReloadBody, parsed(request.state.body or b"{}"))
         wanted = body.model_dump(exclude_none=True)
         try:
             serving = await in_daemon_thread(self.manager.swap, **wanted)
@@ -216,7 +206,7 @@ class Routes:
             return await asyncio.to_thread(work, *arguments)
 
     def _asked_plainly(self, request: Request) -> _ListRequest:
-        body = validated(RecommendRequest, parsed(request.state.body))
+        body = validated(schemas.RecommendRequest, parsed(request.state.body))
         serving = self.manager.now
         request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
@@ -274,7 +264,7 @@ class Routes:
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
-    def _hashes(self, user: str | None, body: RecommendRequest | RecommendBody) -> RequestHashes:
+    def _hashes(self, user: str | None, body: schemas.RecommendRequest | RecommendBody) -> RequestHashes:
         fields = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
         for name in {"include", "exclude"} & fields.keys():
             fields[name] = filter_key(fields[name])
@@ -327,7 +317,7 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
         raise BadRequest("include, exclude: item ids, or values by group") from None
 
 
-def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
+def _bodies(request: Request, one: type[BodyT], several: type[schemas.Body], name: str) -> tuple[bool, list[BodyT]]:
     """Return whether a body is a batch, and its requests."""
     content = parsed(request.state.body)
     if isinstance(content, dict) and name in content:
