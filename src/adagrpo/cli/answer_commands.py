@@ -16,11 +16,7 @@ from adagrpo.errors import UserError
 
 
 @Command("diagnose", "answers", sets="recipe", plans=True)
-def diagnose(
-    run: RunDirectory,
-    common: Common,
-    out: Elsewhere = None,
-) -> None:
+def diagnose(run: RunDirectory, common: Common, out: Elsewhere = None) -> None:
     """Does re-ranking by the reward help, and is its sign right? On validation cases; writes diagnose.html."""
     opened = common.open(run, out)
     with session(opened):
@@ -46,12 +42,10 @@ def compare(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
     only: Annotated[
-        str | None,
-        typer.Option(help="Make only the runs of these seeds; the same command without it compares."),
+        str | None, typer.Option(help="Make only the runs of these seeds; the same command without it compares.")
     ] = None,
     data: Annotated[
-        list[Path],
-        typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
+        list[Path], typer.Option(help="The folder of the recipes' relative paths: one for all, or one each.")
     ] = [Path()],  # noqa: B006 (typer reads the default, nothing changes it)
     dry_run: DryRun = False,
 ) -> None:

@@ -28,8 +28,7 @@ Exposures = Annotated[
     Path | None, typer.Option("--exposures", help="The exposure log of a service: what it showed to the logs' users.")
 ]
 RandomExposures = Annotated[
-    list[Path] | None,
-    typer.Option("--random", help="Log files of what was shown at random, which judge the lists."),
+    list[Path] | None, typer.Option("--random", help="Log files of what was shown at random, which judge the lists.")
 ]
 UserKeyFile = Annotated[
     Path | None, typer.Option("--user-key-file", help="The key that the service hashed its users with.")

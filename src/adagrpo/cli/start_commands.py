@@ -39,8 +39,7 @@ def decide(
     items: log_roles.ItemFile = None,
     max_bad_rows: MaxBadRows = None,
     reward: Annotated[
-        list[str] | None,
-        typer.Option("--reward", help="A reward.kind, or module:function; may be repeated."),
+        list[str] | None, typer.Option("--reward", help="A reward.kind, or module:function; may be repeated.")
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,

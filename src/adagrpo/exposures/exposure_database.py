@@ -106,10 +106,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def insert_exposures(
-    connection: sqlite3.Connection,
-    rows: Sequence[Exposure],
-    texts: Sequence[str],
-    together: Sequence[int],
+    connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str], together: Sequence[int]
 ) -> list[Exposure]:
     """Insert rows with new request ids, see `ExposureSink.write`; an invalid row on record is replaced."""
     known = _known(connection, [row.request_id for row in rows])

@@ -81,12 +81,7 @@ class LocalExposureLog:
     """An `ExposureSink` in a folder of its own."""
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        rotate_rows: int = 50_000,
-        rotate_seconds: float = 3600.0,
-        kept_rows: int = 200_000,
+        self, directory: Path, *, rotate_rows: int = 50_000, rotate_seconds: float = 3600.0, kept_rows: int = 200_000
     ) -> None:
         """Open or create the log; `UserError` for a folder that holds something else, is damaged, or not writable.
 
@@ -154,11 +149,7 @@ class LocalExposureLog:
 
 
 def rotate(
-    directory: Path,
-    *,
-    kept_rows: int = 200_000,
-    rest_seconds: float = 0.0,
-    patience: float | None = None,
+    directory: Path, *, kept_rows: int = 200_000, rest_seconds: float = 0.0, patience: float | None = None
 ) -> list[int]:
     """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
 

@@ -150,10 +150,7 @@ class ModelManager:
     """Hold the served models and replace them."""
 
     def __init__(
-        self,
-        serving: Serving,
-        load: Callable[..., Serving] | None = None,
-        exchanged: Callable[[], None] = lambda: None,
+        self, serving: Serving, load: Callable[..., Serving] | None = None, exchanged: Callable[[], None] = lambda: None
     ) -> None:
         """Start with one model; `load` loads another by arm and checkpoint, `exchanged` is called after each swap."""
         self._load, self._exchanged = load, exchanged
