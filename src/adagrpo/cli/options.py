@@ -120,26 +120,16 @@ class Common:
 
 @dataclass(frozen=True)
 class Command:
-    """Register a function of a module `*_commands` as a command; it takes `common: Common`.
-
-    Attributes:
-        purpose: section of the help.
-        sets: what `--set` changes; None: no `--set`.
-        plans: makes stages of its argument `run`, and gets `--dry-run`.
-        tracks: fits models, and gets `--track`.
-        together: several processes can run it.
-        draws: uses random numbers; if not, `--seed` is ignored with a message.
-        instead: option that replaces `--seed`.
-    """
+    """Register a function of a module `*_commands` as a command; it takes `common: Common`."""
 
     name: str
-    purpose: Purpose
-    sets: Literal["recipe", "columns"] | None = None
-    plans: bool = False
-    tracks: bool = False
-    together: bool = False
-    draws: bool = True
-    instead: str = ""
+    purpose: Purpose  # section of the help
+    sets: Literal["recipe", "columns"] | None = None  # what `--set` changes; None: no `--set`
+    plans: bool = False  # makes stages of its argument `run`, and gets `--dry-run`
+    tracks: bool = False  # fits models, and gets `--track`
+    together: bool = False  # several processes can run it
+    draws: bool = True  # uses random numbers; if not, `--seed` is ignored with a message
+    instead: str = ""  # option that replaces `--seed`
 
     def __call__(self, function: Function) -> Function:
         """Register the function."""

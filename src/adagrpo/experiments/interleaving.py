@@ -89,21 +89,14 @@ def estimate_preference(credits: pl.DataFrame) -> Preference | None:
 
 def analyse_interleaving(
     plan: Plan,
-    exposures: pl.DataFrame,
-    feedback: pl.DataFrame,
+    exposures: pl.DataFrame,  # one row per answer
+    feedback: pl.DataFrame,  # one row per request, item and kind
     *,
-    now: datetime,
-    stops: Mapping[str, float] = MappingProxyType({}),
-    mismatch: str | None = None,
+    now: datetime,  # time of the look; `looks: end` shows nothing before the end
+    stops: Mapping[str, float] = MappingProxyType({}),  # by arm, seconds since 1970; a stopped arm is never `preferred`
+    mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
     """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
-
-    Args:
-        exposures: one row per answer.
-        feedback: one row per request, item and kind.
-        now: time of the look; `looks: end` shows nothing before the end.
-        stops: by arm, seconds since 1970; a stopped arm is never `preferred`.
-        mismatch: why the log is invalid, see `validity`.
 
     Returns:
         JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that

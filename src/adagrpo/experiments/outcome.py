@@ -38,16 +38,14 @@ def analyse(
     plan: Plan,
     units: Units,
     *,
-    now: datetime,
+    now: datetime,  # time of the look; `looks: end` shows nothing before the end
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
-    mismatch: str | None = None,
+    mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
     """Analyse an experiment.
 
     Args:
-        now: time of the look; `looks: end` shows nothing before the end.
         stopped: arms compared with the control until their stop, and never shipped.
-        mismatch: why the log is invalid, see `validity`.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.

@@ -102,21 +102,13 @@ class Earlier(NamedTuple):
 
 def users_of(
     plan: Plan,
-    exposures: pl.DataFrame,
-    feedback: pl.DataFrame,
-    catalogue: Iterable[str] = (),
-    until: float = math.inf,
-    since: float | None = None,
+    exposures: pl.DataFrame,  # one row per answer
+    feedback: pl.DataFrame,  # one row per request, item and kind
+    catalogue: Iterable[str] = (),  # existing items, for `unlisted`
+    until: float = math.inf,  # end of the window, seconds since 1970, at most the plan's
+    since: float | None = None,  # its start; None: the plan's
 ) -> Units:
-    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be computed.
-
-    Args:
-        exposures: one row per answer.
-        feedback: one row per request, item and kind.
-        catalogue: existing items, for `unlisted`.
-        until: end of the window, seconds since 1970, at most the plan's.
-        since: its start; None: the plan's.
-    """
+    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be had."""
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since

@@ -40,12 +40,7 @@ class Collected:
 
 
 def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
-    """Collect the new rows of some files; `UserError` for a missing file or unusable folder.
-
-    Args:
-        sources: files of JSON lines, parts, folders of such, or whole logs.
-        directory: new, empty, or of an exposure log.
-    """
+    """Collect new rows of files, parts, folders of such, and whole logs into a log; `UserError` if one is missing."""
     total = Collected()
     for database in sorted({file for source in sources for file in source.rglob(OPEN)}):
         if database.parent.resolve() != directory.resolve():

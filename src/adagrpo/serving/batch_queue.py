@@ -89,15 +89,13 @@ class BatchQueue(Generic[InT, OutT]):
         most: int = 64,
         waiting: int = 1024,
         threads: int = 1,
-        linger: float = 0.0,
-        begin: Callable[[], None] = lambda: None,
+        linger: float = 0.0,  # share of the last batch's time to wait for as many requests
+        begin: Callable[[], None] = lambda: None,  # called by each thread
     ) -> None:
         """Start the threads.
 
         Args:
             work: answers a batch, in order, with exceptions for failed requests; called concurrently.
-            linger: share of the last batch's time to wait for as many requests.
-            begin: called by each thread.
         """
         self._work, self._most, self._may_wait, self._linger, self._begin = work, most, waiting, linger, begin
         self._waiting: deque[_Ticket[InT, OutT]] = deque()

@@ -57,14 +57,13 @@ class RequestMiddleware:
         metrics: ServiceMetrics,
         late: Callable[[float], float | None],
         direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
-        ending: Callable[[], bool] = lambda: False,
+        ending: Callable[[], bool] = lambda: False,  # whether answers close their connection
     ) -> None:
         """Wrap an application.
 
         Args:
             late: seconds by which a list requested now would miss an answer in the given seconds; None: in time.
             direct: POST handlers by path that bypass the slow routing of `inner`.
-            ending: whether answers close their connection.
         """
         self._inner, self._metrics = inner, metrics
         self._limits, self._bearers, self._log = options.limits, options.bearers, options.log
