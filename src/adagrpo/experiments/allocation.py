@@ -59,7 +59,7 @@ def assign_by(plan: Plan, user: str) -> str | None:
 
 
 def assign_at(plan: Plan, user: str, moment: float, switches: Switches) -> Assigned:
-    """Return the arm that a user (keyed hash) is served at a moment, seconds since 1970; later switches do not count."""
+    """Return the arm that a user (keyed hash) is served at a moment, seconds since 1970; no later switch counts."""
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Assigned(plan.control, "outside")
     arm = assign_by(plan, user)

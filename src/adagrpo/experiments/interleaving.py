@@ -15,12 +15,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 from scipy import stats
 
-from adagrpo.data.logged_exposures import Timely, timely
+from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.duration import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of
@@ -113,7 +113,9 @@ def analyse_interleaving(
     answers = asked.filter((~FAILED).fill_null(True) & (pl.col("slate").list.len() > 0))
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
-    credits, clicks = _credits(plan, answers, feedback), _clicks(plan, answers, feedback)
+    shown = answers.select(REQUEST, pl.col("time").alias("shown"))
+    clicks = timely(feedback.filter(pl.col("kind") == plan.credit).join(shown, on=REQUEST), plan.within_seconds)
+    credits = _credits(plan, answers, clicks.feedback)
     of_both = answers.filter(pl.col("teams").list.n_unique() == 2)  # else one arm had no list, so no coin was used
     first = int((of_both["teams"].list.first() == treatment).sum())
     fair = float(stats.binomtest(first, len(of_both)).pvalue) if len(of_both) else 1.0
@@ -157,11 +159,8 @@ def analyse_interleaving(
         return result | _verdict(treatment, "inconclusive", reason)
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
-    result["daily"] = _daily(plan, answers, feedback, now)
-    certain = not low <= 0.5 <= high
-    verdict: Literal["preferred", "not preferred", "inconclusive"] = "inconclusive"
-    if certain:
-        verdict = "preferred" if found.share > 0.5 else "not preferred"
+    result["daily"] = _daily(plan, answers, clicks.feedback)
+    verdict = "inconclusive" if low <= 0.5 <= high else "preferred" if found.share > 0.5 else "not preferred"
     reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
     if treatment in stops:
         verdict = "inconclusive" if verdict == "preferred" else verdict
@@ -180,27 +179,19 @@ def _factor(plan: Plan, answers: int) -> float:
     return float(stats.norm.isf(plan.alpha / 2))
 
 
-def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
+def _credits(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> pl.DataFrame:
     items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
-    clicks = _clicks(plan, answers, feedback).feedback.select(REQUEST, ITEM).unique()
-    found = items.join(clicks, on=[REQUEST, ITEM], how="inner")
-    of_control = (pl.col("teams") == plan.control).sum().alias("control")
-    return found.group_by(USER, maintain_order=True).agg(
-        of_control, (pl.col("teams") != plan.control).sum().alias("treatment")
-    )
+    found = items.join(clicks.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
+    of_control, of_treatment = (pl.col("teams") == plan.control).sum(), (pl.col("teams") != plan.control).sum()
+    return found.group_by(USER, maintain_order=True).agg(of_control.alias("control"), of_treatment.alias("treatment"))
 
 
-def _clicks(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> Timely:
-    shown = answers.select(REQUEST, pl.col("time").alias("shown"))
-    return timely(feedback.filter(pl.col("kind") == plan.credit).join(shown, on=REQUEST), plan.within_seconds)
-
-
-def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datetime) -> list[dict[str, Any]]:
+def _daily(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> list[dict[str, Any]]:
     rows = []
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
     for through in sorted(answers.select(day.unique())["time"]):
         part = answers.filter(day <= through)
-        found = estimate_preference(_credits(plan, part, feedback))
+        found = estimate_preference(_credits(plan, part, clicks))
         if found is not None and found.users >= FEWEST:
             ends = found.within(_factor(plan, len(part)))
             rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})

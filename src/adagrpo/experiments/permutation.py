@@ -81,8 +81,8 @@ def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permu
     sign, small = (1.0, len(treatment)) if len(treatment) <= len(control) else (-1.0, len(control))
     size = max(round(len(parts) * small / len(users)), 2)
     drawn = (generator.choice(len(parts), size, replace=False, shuffle=False) for _ in range(draws))
-    dealt = np.stack([parts[some].sum(axis=0) for some in drawn])
-    (mean, variance), (others, rest) = _means(dealt), _means(parts.sum(axis=0) - dealt)
+    sums = np.stack([parts[some].sum(axis=0) for some in drawn])
+    (mean, variance), (others, rest) = _means(sums), _means(parts.sum(axis=0) - sums)
     return Permutation(np.sort(sign * (mean - others) / np.sqrt(variance + rest)))
 
 

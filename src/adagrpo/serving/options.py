@@ -77,10 +77,10 @@ def read_tokens(file: Path | None) -> Bearers:
         tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not tokens:
             raise UserError(f"{where}: holds no token; put one on each line")
-    for place, token in enumerate(tokens, 1):
+    for number, token in enumerate(tokens, 1):
         if len(token) < SHORTEST or any(c.isspace() or not c.isprintable() for c in token):
             raise UserError(
-                f"{where}: token {place} has {len(token)} characters; a token has at least {SHORTEST} printable ones"
+                f"{where}: token {number} has {len(token)} characters; a token has at least {SHORTEST} printable ones"
                 " and no space, such as `openssl rand -hex 32` prints"
             )
     return Bearers(tokens)
