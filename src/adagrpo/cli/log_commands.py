@@ -209,25 +209,21 @@ def prepare(
             f"note: {', '.join(reset)} of run.yaml {'is' if len(reset) == 1 else 'are'} as by default from here on; to"
             f" keep what was set, give it by --set, or carry out `adagrpo run RECIPE --out {shlex.quote(str(out))}`"
         )
-    notes = list(roles.notes)
+    for note in roles.notes:
+        run.console.note(note)
     if config.data.exposures is not None and not config.data.logs:
-        notes.append(
+        run.console.note(
             "note: the exposure log stands alone, so the catalogue is what was shown; to keep that of the run which"
             " served, give its folder as --out, or its logs beside --exposures"
         )
-    for note in notes:
-        run.console.note(note)
     if dry_run:
         print_plan(run, "prepare", common.as_json)
         return
     with session(run):
         summary = run.prepare()
-    hint = (
-        library.suggest.sizes_note(config.tokenizer, summary["items"])
-        if config.data.split.kind != "impressions"
-        else None
-    )
-    if hint is not None:
+    if config.data.split.kind != "impressions" and (
+        hint := library.suggest.sizes_note(config.tokenizer, summary["items"])
+    ):
         run.console.note(hint)
     joined = run.checked("exposures", "summary.json") if exposures is not None else None
     counts = {} if joined is None else json.loads(joined.read_text(encoding="utf-8"))

@@ -75,18 +75,16 @@ SETTINGS = {
     ),
 }
 COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
-    "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),
-    "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
-    "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
-}
-TRACK: dict[str, tuple[Any, Any, Any]] = {
     "track": (
         str | None,
         typer.Option(
             metavar="NAME[:DIR]", help="Log the steps of fits to a tracker, tensorboard or another of Accelerate's."
         ),
         None,
-    )
+    ),
+    "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),
+    "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
+    "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
 }
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -133,9 +131,7 @@ class Command:
 
     def __call__(self, function: Function) -> Function:
         """Register the function."""
-        added = COMMON
-        if self.tracks:
-            added = TRACK | added
+        added = {key: option for key, option in COMMON.items() if key != "track" or self.tracks}
         if self.sets is not None:
             added = {"settings": (list[str], SETTINGS[self.sets], [])} | added
 

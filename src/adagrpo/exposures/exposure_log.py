@@ -106,15 +106,12 @@ class ExposureSink(Protocol):
         Returns:
             For each row the one on record under its request id: itself, or an earlier one, which answers a retry.
         """
-        ...
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """Log feedback, durable once this returns; after `SinkFailed`, none is logged."""
-        ...
 
     def close(self) -> None:
         """Finish pending writes; no other call may follow."""
-        ...
 
 
 def same_request(one: Exposure, other: Exposure) -> bool:

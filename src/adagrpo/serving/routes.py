@@ -247,8 +247,9 @@ class Routes:
     async def _lists(self, request: Request, ones: Sequence[_ListRequest]) -> list[Answered]:
         deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
         second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
+        # batches leave room for single requests
+        self.queue.check(left / 2 if len(ones) > 1 else left, len(ones) + len(second))
         asked = [one._replace(deadline=deadline) for one in (*(one.asked for one in ones), *second)]
-        self.queue.check(left / 2 if len(ones) > 1 else left, len(asked))  # batches leave room for single requests
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
         for want, answer in zip(asked, answers, strict=True):
