@@ -16,8 +16,8 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED
-from adagrpo.exposures.exposure_parts import parts_of, read_parts
-from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
+from adagrpo.exposures.exposure_store import parts_of, read_parts
+from adagrpo.monitoring import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
