@@ -72,8 +72,7 @@ from adagrpo.report import (
     write_experiment,
     write_figures,
 )
-from adagrpo.report.decision import decision_table, decision_text
-from adagrpo.report.reward_trial import contenders_table, trial_sentences
+from adagrpo.report.decision import contenders_table, decision_table, decision_text, trial_sentences
 from adagrpo.report.tables import MISSING
 from adagrpo.serving.limits import Limits
 from adagrpo.storage.artifacts import check_replaceable, publish, seal
