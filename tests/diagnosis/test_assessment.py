@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from adagrpo.diagnosis import Lists, Observations, diagnose
-from adagrpo.diagnosis.judgement import judge
 from adagrpo.diagnosis.orders import target_ranks
 from adagrpo.diagnosis.sentences import sentences
 from adagrpo.diagnosis.strata import gains
+from adagrpo.diagnosis.verdict import judge
 
 FEW = 200  # the verdict reads none of it
 ObservationsOf = Callable[..., Observations]

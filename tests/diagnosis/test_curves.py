@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
+from adagrpo.diagnosis.assessment import order_by_exposure, weight_curve
 from adagrpo.diagnosis.orders import Lists, cross_fitted_mix
 from adagrpo.evaluation.reranking import WEIGHTS
 
@@ -26,7 +26,7 @@ def test_the_curve_at_its_ends() -> None:
     gain = 1.0 - 1 / math.log2(3)  # from the second place to the first
     # sigma is the deviation of (0, 3, 0), so that w = 0.5 adds 1.06 to the second, more than it is behind
     expected = [gain if weight is None or weight >= 0.5 else 0.0 for weight in curve["weights"]]
-    assert mix.spread == pytest.approx(math.sqrt(2), rel=1e-12)
+    assert mix.within_list_std == pytest.approx(math.sqrt(2), rel=1e-12)
     assert [row["ndcg@10"]["mean"] for row in curve["ranker"]] == pytest.approx(expected, abs=1e-12)
     assert [row["hr@10"]["mean"] for row in curve["ranker"]] == [0.0] * len(curve["weights"])
     assert curve["chosen"] == [0.5, 0.5] and curve["mix"]["ndcg@10"]["mean"] == pytest.approx(gain, rel=1e-12)

@@ -89,9 +89,9 @@ def _firsts(
         first[rows] = np.where((others > own).any(axis=1), 0.0, 1 / (1 + (others == own).sum(axis=1)))
         best = -np.sort(-scores, axis=1)[:, :2]
         known = np.where(there, scores, np.nan)
-        spread = np.nanstd(known, axis=1)
-        apart = np.isfinite(best[:, -1]) & (spread > 0)
-        margins[rows] = np.where(apart, (best[:, 0] - best[:, -1]) / np.where(apart, spread, 1.0), 0.0)
+        std = np.nanstd(known, axis=1)
+        apart = np.isfinite(best[:, -1]) & (std > 0)
+        margins[rows] = np.where(apart, (best[:, 0] - best[:, -1]) / np.where(apart, std, 1.0), 0.0)
     return first, margins
 
 
