@@ -22,8 +22,7 @@ from adagrpo.decoding import (
     sample,
     score_sequences,
 )
-from adagrpo.decoding.beams import _best_continuations
-from adagrpo.decoding.hypotheses import top, top_of_many
+from adagrpo.decoding.beams import _best_continuations, top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Branches, Trie
 

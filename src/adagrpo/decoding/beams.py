@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.hypotheses import PART, DeadEnd, check, top, top_of_many
+from adagrpo.decoding.sampling import DeadEnd, check
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Context, DecoderState, Policy
@@ -21,6 +21,7 @@ from adagrpo.semantic_ids.trie import Excluded, Trie
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
+PART = 8  # block size of `top_of_many`; N should be a multiple
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.
 _SPAN = 32
 _SHORTEST_SPAN = 8  # a level whose size has no divisor in this range is padded
@@ -134,9 +135,9 @@ def _search(
             parents, codes = step.parents, step.codes
             if others is not None:
                 last = log_probs.shape[1]
-                places = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
-                places = places if level else torch.zeros_like(places)  # one hypothesis is the parent of all
-                parents, codes = torch.cat([parents, places], dim=1), torch.cat([codes, others[..., level]], dim=1)
+                own_parents = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
+                own_parents = own_parents if level else torch.zeros_like(own_parents)  # one is the parent of all
+                parents, codes = torch.cat([parents, own_parents], dim=1), torch.cat([codes, others[..., level]], dim=1)
             state = policy.advance(state, parents, codes)
             logits = policy.logits(state)
     return _beams(written, scores, width, None if trie is None else nodes), asked
@@ -204,14 +205,14 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
     """Merge the hypotheses of both searches; `parents` are indices among the previous merged hypotheses."""
     samples, count = held_nodes.shape
     ordered, order = held_nodes.sort(dim=1)
-    place = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
-    is_held = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
+    index = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
+    is_held = (ordered.gather(1, index) == free_nodes) & (free_nodes >= 0)
     dead = free.scores == -torch.inf  # of probability 0, so its index does not matter
-    place = order.gather(1, place).masked_fill(~is_held, 0)
+    index = order.gather(1, index).masked_fill(~is_held, 0)
     alone = ~(is_held | dead)
     number = alone.cumsum(1) - 1
     extra = int(number.max()) + 1
-    hypotheses = torch.where(alone, count + number, place)
+    hypotheses = torch.where(alone, count + number, index)
     target = torch.where(alone, hypotheses, count + extra)  # the others go to an extra column, which is dropped
 
     def joined(first: Tensor, second: Tensor, filling: int) -> Tensor:
@@ -249,11 +250,11 @@ def _beams(
 ) -> Beams:
     """Trace the codes back from the last level, and pad to `width`."""
     last = written[-1]
-    codes, log_probs, places = [last.codes], [last.log_probs], last.parents
+    codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):
-        codes.append(before.codes.gather(1, places))
-        log_probs.append(before.log_probs.gather(1, places))
-        places = before.parents.gather(1, places)
+        codes.append(before.codes.gather(1, parents))
+        log_probs.append(before.log_probs.gather(1, parents))
+        parents = before.parents.gather(1, parents)
     nothing, missing, pad = scores == -torch.inf, width - scores.shape[1], torch.nn.functional.pad
     leaves = torch.full_like(last.codes, -1) if nodes is None else nodes.masked_fill(nothing, -1)
     marks = nothing.unsqueeze(-1)
@@ -294,8 +295,7 @@ def _best_children(
     room = -(-most // PART) * PART
     padded = totals.new_full((samples, room), -torch.inf)
     before = torch.arange(samples, device=rows.device) * room - first
-    places = torch.arange(len(totals), device=rows.device) + before.index_select(0, rows)
-    padded.view(-1).scatter_(0, places, totals)
+    padded.view(-1).scatter_(0, torch.arange(len(totals), device=rows.device) + before.index_select(0, rows), totals)
     best = top_of_many(padded, min(width, most))  # (B, W')
     filling = best >= of_sample.unsqueeze(1)
     chosen = (best + first.unsqueeze(1)).masked_fill_(filling, 0).flatten()
@@ -333,11 +333,35 @@ def _best_continuations(
     # ascending, so that ties are broken by index
     spans = top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
     parents = spans // parts
-    places = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts
-    totals = (take(grouped, places) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
+    rows = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts
+    totals = (take(grouped, rows) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
     best = top(totals, min(width, totals.shape[1]))  # (B, W')
     flat = spans.gather(1, best // span) * span + best % span  # index among the W * K continuations
     return _Step(totals.gather(1, best), flat // size, flat % size)
+
+
+def top(
+    values: Tensor,  # (B, N) float32
+    count: int,
+) -> Tensor:  # (B, count) int64
+    """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
+    index = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)
+    return ((ordered.long() << 32) | index).topk(count).indices
+
+
+def top_of_many(
+    values: Tensor,  # (B, N) float32
+    count: int,
+) -> Tensor:  # (B, count) int64
+    """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
+    if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
+        return top(values, count)
+    parts = values.view(len(values), -1, PART)
+    blocks = top(parts.amax(-1), count).sort(-1).values  # (B, count), ascending, since ties are broken by index
+    best = top(take(parts, blocks).flatten(1), count)
+    return blocks.gather(1, best // PART) * PART + best % PART
 
 
 def _check_width(name: str, width: int) -> None:
