@@ -105,6 +105,8 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^k: "):
         hit_rate(np.array([1]), 0)
     with pytest.raises(ValueError, match=r"^ranks: "):
+        hit_rate(ranked[None], 1)
+    with pytest.raises(ValueError, match=r"^sizes: "):
         ndcg(ranked, 1)
     with pytest.raises(ValueError, match=r"^k: expected from 1 to the width of valid, 3, found 4"):
         hallucination(ranked == 0, 4)

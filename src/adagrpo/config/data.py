@@ -50,6 +50,8 @@ def seconds_of(text: str) -> float:
 class Columns(Section):
     """Column names of the logs; null if absent.
 
+    `basket` is the id of an order, whose lines are one event, see `SplitConfig`.
+
     `clicked` marks a log of impressions: 1 is shown and chosen, also an interaction; 0 only shown; empty an interaction
     without an impression.
     """
@@ -58,6 +60,7 @@ class Columns(Section):
     item: str = "item_id"
     timestamp: str | None = None
     order: str | None = None
+    basket: str | None = None
     event: str | None = None
     rating: str | None = None
     clicked: str | None = None
@@ -86,6 +89,7 @@ class ItemTable(Section):
 class SplitConfig(Section):
     """Evaluation split.
 
+    With `baskets` a case is the whole next basket: the lines of one order (`columns.basket`), or else of one time.
     With `impressions` histories are unordered sets, and there is no policy. With `users`, leave-one-out trains on full
     histories of the others.
     """
@@ -95,6 +99,7 @@ class SplitConfig(Section):
     test_from: Moment | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     users: Positive | None = None
+    baskets: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

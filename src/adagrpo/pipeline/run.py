@@ -190,7 +190,7 @@ class Run(StageMaker):
         if budget_ms is not None and not 0 < budget_ms < float("inf"):
             raise UserError(f"--budget-ms: must be above 0 and finite, got {budget_ms:g}")
         trained = [arm.name for arm in self.config.train.arms] if train else []
-        if control not in (competing := contenders(self.config.reward, trained)):
+        if control not in (competing := contenders(self.config, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
             check_functions(self, self.config.reward)
@@ -199,7 +199,7 @@ class Run(StageMaker):
             for command in first:
                 self._make(command)
             leaking = leave_leaks_out(self)
-            if leaking and control not in contenders(self.config.reward, trained):
+            if leaking and control not in contenders(self.config, trained):
                 raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
             if train:
                 self._train(anyway=True)

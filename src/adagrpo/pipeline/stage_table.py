@@ -14,7 +14,7 @@ from functools import partial
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
-from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES
+from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, listed
 from adagrpo.pipeline.directory import Declare
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
@@ -126,7 +126,11 @@ def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _sources(of: Sequence[str]) -> Members:
-    return lambda config, arms: {stage: partial(fit_sources, stage=stage) for stage in of if _ordered(config)}
+    def members(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+        used = {source.stage for source in SOURCES.values() if source.when(config)}
+        return {stage: partial(fit_sources, stage=stage) for stage in of if stage in used and _ordered(config)}
+
+    return members
 
 
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -134,7 +138,7 @@ def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in BASELINES if _ordered(config)}
+    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in baselines(config) if _ordered(config)}
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -143,7 +147,7 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
         return {}
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
     names = [
-        *(name for name in LISTED if name not in BASELINES),
+        *(name for name in listed(config) if name not in baselines(config)),
         *without,
         FUSE,
         *(f"{arm}+{FUSE}" for arm in arms),

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from adagrpo.data.columns import (
+    BASKET,
     CLICKED,
     EVENT,
     ITEM_ID,
@@ -127,7 +128,7 @@ def read_logs(
     if not len(chosen):
         raise _nothing(paths[0], len(table), rejects, filtered, len(once))
     return Logs(
-        chosen.select(*keys, *([RATING] if columns.rating else [])),
+        chosen.select(*keys, *([RATING] if columns.rating else []), *([BASKET] if columns.basket else [])),
         once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
         rejects,
         len(table) + len(rejects),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import polars as pl
-
+from adagrpo.config import Config
+from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, RERANK, START, parse_list
-from adagrpo.lists.table import FUSED, SOURCES
-from adagrpo.metrics import RankedLists, measure, measured, target_rank_in
+from adagrpo.lists.table import SOURCES, fused
+from adagrpo.metrics import RankedLists, measure, measured
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import Declare, RunDirectory
 from adagrpo.pipeline.factories import Models
@@ -26,7 +26,7 @@ from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, validation_cases, write_ranks
+from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, read_ranks, validation_cases, write_ranks
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.types import Cases
@@ -58,8 +58,9 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
             _rank(served, data, name, work)
-        ranks = pl.read_parquet(ranked or work / VALIDATION, columns=[name])[name].to_numpy().astype(np.int64)
-        values = {"validation": dict(measure(RankedLists(ranks, served.width))), "test": _on_test(data, cases, lists)}
+        ranks, sizes = read_ranks(ranked or work / VALIDATION, name)
+        validation = dict(measure(RankedLists(ranks, served.width, sizes=sizes)))
+        values = {"validation": validation, "test": _on_test(data, cases, lists)}
         for split, found in values.items():
             found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
         write_lists(data, cases, lists.items, lists.scores, work)
@@ -72,31 +73,30 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         inputs,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
         settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
-        also={"metrics": measured()} | data.truth_read | data.validation_draw,
+        also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
         schema=2,
     )
 
 
-def list_stages(name: str) -> dict[str, Declare]:
+def list_stages(name: str, config: Config) -> dict[str, Declare]:
     """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)
     if called.policy is None or called.order == "policy":
         return {}
-    sources = dict.fromkeys(SOURCES[source].stage for source in FUSED if SOURCES[source].fit is not None)
-    fused: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
-    fused[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
-    return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
+    sources = dict.fromkeys(SOURCES[source].stage for source in fused(config) if SOURCES[source].fit is not None)
+    stages: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
+    stages[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
+    return {**stages, f"evaluate/{name}": partial(evaluate_list, name=name)}
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     cases = validation_cases(data)
-    ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
-    write_ranks(work, {name: ranks}, data.ids_of(cases.users))
+    ranks = ranks_in(lists_of(served, data, cases).items, cases)
+    write_ranks(work, {name: ranks}, data.ids_of(cases.users), cases.sizes)
 
 
 def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
-    ranks = target_rank_in(lists.items, cases.targets.astype(np.int64))
-    width = lists.items.shape[1]
-    return dict(measure(RankedLists(ranks, width, items=lists.items, tail=data.tail, utility=data.utility_at(cases))))
+    options: dict[str, Any] = {"tail": data.tail, "utility": data.utility_at(cases), "sizes": cases.sizes}
+    return dict(measure(RankedLists(ranks_in(lists.items, cases), lists.items.shape[1], items=lists.items, **options)))
