@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adagrpo.semantic_ids.assignment import assign_within
+from adagrpo.semantic_ids.quantization import assign_within
 
 
 def greedy(distances: np.ndarray, capacities: list[int]) -> list[int]:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.assignment import assign_within
-from adagrpo.semantic_ids.quantization import Quantization
+from adagrpo.semantic_ids.quantization import Quantization, assign_within
 
 _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
