@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
 CountName = Literal[
@@ -140,7 +140,16 @@ class HttpOptions(_Options):
     backoff_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     token_env: str | None = None
 
-    _plain_http = field_validator("url")(plain_http)
+    @field_validator("url")
+    @classmethod
+    def _plain_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{url}' is not of the form http://host/path or https://host/path")
+        if parts.username is not None:
+            raise ValueError("holds a user name or password, which would be written to run.yaml; use token_env")
+        _ = parts.port  # a ValueError of its own where it is no number
+        return url
 
 
 class LightGBMOptions(_Options):
