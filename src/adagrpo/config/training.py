@@ -196,11 +196,6 @@ class ArmConfig(Section):
 
         Raises:
             UserError: there is none; the nearest name is suggested.
-
-        Example:
-            >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
-            >>> arm.objective, arm.gate, arm.lambda_, arm.name
-            ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
         """
         try:
             return cls.model_validate(_arm_of(name))

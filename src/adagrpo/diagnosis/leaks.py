@@ -103,13 +103,6 @@ def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, 
 
     Returns:
         JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
-
-    Example:
-        >>> answered = np.repeat([1.0, 0.0], [60, 40])
-        >>> honest = Answers(answered, answered, np.arange(100.0))
-        >>> knows = Answers(np.ones(100), answered, np.arange(100.0))
-        >>> [leak_signs(one, {"item-kNN": honest})["signs"] for one in (honest, knows)]
-        [[], ['remembers', 'ahead']]
     """
     held_out = {name: answered.held_out for name, answered in references.items()}
     surest = np.argsort(-reward.margins, kind="stable")[: max(1, round(SUREST * len(reward.margins)))]

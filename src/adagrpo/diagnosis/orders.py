@@ -52,13 +52,7 @@ def target_ranks(
     lists: Lists,
     keys: Floats,  # (N, W)
 ) -> Ints:
-    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0.
-
-    Example:
-        >>> lists = Lists(np.array([[7, 4, -1]]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([4]))
-        >>> target_ranks(lists, np.array([[1.0, 2.0, 9.0]]))
-        array([1])
-    """
+    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0."""
     order = np.argsort(-np.where(lists.usable, keys, -np.inf), axis=1, kind="stable")
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
@@ -137,13 +131,7 @@ def permuted(
     real: NDArray[np.bool_],  # (N, C)
     generator: np.random.Generator,
 ) -> Floats:
-    """Shuffle the real values within each row.
-
-    Example:
-        >>> row, real = np.array([[1.0, 2.0, 3.0]]), np.array([[True, True, False]])
-        >>> sorted(permuted(row, real, np.random.default_rng(0))[0, :2])
-        [np.float64(1.0), np.float64(2.0)]
-    """
+    """Shuffle the real values within each row."""
     draws = np.where(real, generator.random(values.shape), np.inf)
     # the real positions in their own order, and in a random one
     real_positions, source = np.argsort(~real, axis=1, kind="stable"), np.argsort(draws, axis=1, kind="stable")

@@ -69,12 +69,7 @@ class Judgement(NamedTuple):
 
 
 def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength:
-    """Return a word for the evidence that a quantity is above 0, by its two-sided, adjusted p-value.
-
-    Example:
-        >>> [strength_of(1.0, 0.0005), strength_of(1.0, 0.2), strength_of(-1.0, 0.02)]
-        ['strong', 'none', 'against']
-    """
+    """Return a word for the evidence that a quantity is above 0, by its two-sided, adjusted p-value."""
     if p_value > level or mean == 0:
         return "none"
     if mean < 0:

@@ -455,11 +455,6 @@ def bin_means(
 
     Returns each non-empty bin's mean position and mean finite value (NaN if none), and the bin width (0 if not
     averaged).
-
-    Example:
-        >>> x, y, width = bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)
-        >>> x.tolist(), y.tolist(), width
-        ([0.5, 2.5], [2.0, 7.0], 1.5)
     """
     pairs = [(a, b if is_finite(b) else np.nan) for a, b in zip(x, y, strict=True) if is_finite(a)]
     positions, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T

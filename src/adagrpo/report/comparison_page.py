@@ -100,12 +100,13 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Significantly better, but beyond the margin on {' and '.join(broken)}: {_named([row], metric)}."
         )
-    if worse := by_verdict.get("significantly worse"):
-        sentences.append(f"Significantly worse than {plan['baseline']}: {_named(worse, metric)}.")
-    if over_users := by_verdict.get("significant over users only"):
-        sentences.append(f"Significant over users, but not over users and seeds: {_named(over_users, metric)}.")
-    if uncorrected := by_verdict.get("not significant after correction"):
-        sentences.append(f"Not significant after Holm's correction, only before: {_named(uncorrected, metric)}.")
+    for verdict, opening in (
+        ("significantly worse", f"Significantly worse than {plan['baseline']}"),
+        ("significant over users only", "Significant over users, but not over users and seeds"),
+        ("not significant after correction", "Not significant after Holm's correction, only before"),
+    ):
+        if found := by_verdict.get(verdict):
+            sentences.append(f"{opening}: {_named(found, metric)}.")
     if unknown := by_verdict.get("not distinguishable"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"Not distinguishable from {plan['baseline']}, which does not show equality: {names}.")

@@ -68,11 +68,6 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
 
     Raises:
         UserError: `metrics` is malformed.
-
-    Example:
-        >>> points = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
-        >>> [(point.arm, point.kind, point.step, point.value("test", "hr@10")) for point in points]
-        [('nll', 'best', 3, 0.1)]
     """
     stages = _mapping(metrics.get("stages", {}), "stages")
     points = []
@@ -163,14 +158,7 @@ def is_finite(value: Any) -> TypeGuard[float]:
 
 
 def to_markdown(table: Table) -> str:
-    r"""Format as a GitHub-flavoured Markdown table, best values in bold.
-
-    Example:
-        >>> print(to_markdown(Table(("arm", "HR@10"), (("a|b", "1.00 %"),), ("left", "right"), frozenset({(0, 1)}))))
-        | arm | HR@10 |
-        |---|--:|
-        | a\|b | **1.00 %** |
-    """
+    """Format as a GitHub-flavoured Markdown table, best values in bold."""
     lines = [
         [_markdown(cell) for cell in table.header],
         *(
@@ -221,12 +209,7 @@ def format_p(value: float) -> str:
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures.
-
-    Example:
-        >>> format_metric("hr@10", 0.1218), format_metric("ndcg@10", 0.05), format_metric("mean_reward@10", 1.5)
-        ('12.18 %', '0.0500', '1.500')
-    """
+    """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures."""
     if _finite(value) is None or value is None:
         return MISSING
     match lookup(name).form:
@@ -243,12 +226,7 @@ def format_metric(name: str, value: float | None) -> str:
 
 
 def format_number(value: float) -> str:
-    """Format four significant figures; whole numbers get separators from 10,000 on.
-
-    Example:
-        >>> format_number(0.5), format_number(-1234.56), format_number(22363.0), format_number(0.0)
-        ('0.5000', '-1235', '22,363', '0')
-    """
+    """Format four significant figures; whole numbers get separators from 10,000 on."""
     if value == 0 or 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:#.4g}".rstrip(".")
@@ -267,12 +245,7 @@ def format_interval(interval: Mapping[str, float] | None, form: str, factor: flo
 
 
 def format_relative(value: float | None, reference: float | None) -> str:
-    """Format `value / reference - 1` as a signed percentage.
-
-    Example:
-        >>> format_relative(0.1218, 0.1101), format_relative(0.1, 0.0)
-        ('+10.6 %', '–')
-    """
+    """Format `value / reference - 1` as a signed percentage."""
     if value is None or reference is None or reference <= 0:
         return MISSING
     return f"{100 * (value / reference - 1):+.1f} %"

@@ -107,13 +107,7 @@ class Catalog:
 
     @property
     def listed(self) -> Tensor:
-        """(V,) bool, True for the items in the tree.
-
-        Example:
-            >>> some = torch.tensor([True, False, True])
-            >>> Catalog.from_codes(torch.tensor([[0], [1], [2]]), listed=some).listed.tolist()
-            [True, False, True]
-        """
+        """(V,) bool, True for the items in the tree."""
         listed = torch.zeros(len(self.codes), dtype=torch.bool, device=self.codes.device)
         listed[self.trie.items] = True
         return listed
@@ -130,12 +124,7 @@ class Catalog:
         return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
 
     def with_outside(self) -> Catalog:
-        """Return the catalogue with one more code per level, for whatever a policy writes other than codes.
-
-        Example:
-            >>> Catalog.from_codes(torch.tensor([[0, 1], [2, 0]])).with_outside().level_sizes
-            (4, 3)
-        """
+        """Return the catalogue with one more code per level, for whatever a policy writes other than codes."""
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:

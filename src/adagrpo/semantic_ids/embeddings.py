@@ -35,13 +35,7 @@ _ROWS = 2**16  # that are scaled at a time
 
 
 def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
-    """Return (V, W) vectors of items by shared attributes; columns beyond the rank are zero.
-
-    Example:
-        >>> vectors = attribute_vectors([["shoe", "red"], ["shoe", "red"], ["tent"]], width=4)
-        >>> (vectors @ vectors.T).round(5).tolist()
-        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
+    """Return (V, W) vectors of items by shared attributes; columns beyond the rank are zero."""
     return _reduce(tf_idf(attributes, min_items=1), width, power=1.0)
 
 
@@ -88,11 +82,6 @@ def starting_rows(
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
     The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
-
-    Example:
-        >>> rows = starting_rows(np.eye(3, 5, dtype=np.float32), 4, 0.5, seed=0)
-        >>> np.abs(rows @ rows.T).round(5).tolist()
-        [[0.25, 0.0, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.25]]
     """
     kept = min(width, vectors.shape[1])
     directions = np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1][:, :kept]

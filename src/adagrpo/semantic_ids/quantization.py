@@ -246,10 +246,6 @@ def assign_within(
 
     Raises:
         ValueError: shapes disagree, a distance is not finite, or capacities are too small.
-
-    Example:
-        >>> assign_within(np.array([[0.0, 5.0], [1.0, 9.0], [2.0, 3.0]]), np.array([2, 2])).tolist()
-        [0, 0, 1]
     """
     if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
         shapes = f"distances {distances.shape}, capacities {capacities.shape}"

@@ -224,13 +224,7 @@ class Trie:
         self,
         items: Tensor,  # (V,) bool
     ) -> Eligible:
-        """Count the eligible items below each node, once for all searches that share the mask.
-
-        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-        >>> eligible = trie.eligible(torch.tensor([True, False, True]))
-        >>> [below.tolist() for below in eligible.below], eligible.count
-        ([[2], [2, 0], [1, 1, 0]], 2)
-        """
+        """Count the eligible items below each node, once for all searches that share the mask."""
         least = len(self.leaf_of) - 1
         if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
             raise ValueError(f"items is {items.dtype} of {tuple(items.shape)}, expected bool of {(least,)} or more")
@@ -248,11 +242,6 @@ class Trie:
         Args:
             items: -1 and items outside the tree are ignored.
             eligible: mask of each sample, None for all items; samples that share one should be adjacent.
-
-        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-        >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
-        >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
-        [[False, False], [True, False]]
         """
         masks = list(eligible or [None])
         starts = [row for row, mask in enumerate(masks) if row == 0 or mask is not masks[row - 1]]
