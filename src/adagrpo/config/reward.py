@@ -49,7 +49,8 @@ class _Options(Section):
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
         """Member rewards."""
-        return ()
+        members: tuple[RewardOptions, ...] = getattr(self, "members", ())
+        return members
 
     def holds(self, kind: str) -> bool:
         """Return whether it or a member is of a kind."""
@@ -115,11 +116,6 @@ class FactoryOptions(_Options):
     files: tuple[str, ...] = ()
 
     _named = field_validator("function")(_module_function)
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The members."""
-        return self.members
 
 
 class HttpOptions(_Options):
@@ -201,11 +197,6 @@ class WeightedOptions(_Options):
         if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members; give one each")
         return self
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The members."""
-        return self.members
 
 
 def reward_name(options: RewardOptions) -> str:

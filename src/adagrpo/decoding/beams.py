@@ -92,9 +92,6 @@ def beam_search_and_score(
 ) -> tuple[Beams, Tensor]:  # (B, G)
     """Run `beam_search`, and score other sequences in the same passes, faster for a few histories.
 
-    Args:
-        policy, context, width, trie, excluded: as in `beam_search`.
-
     Returns:
         The beams, and the (B, G) float32 log-probabilities of the sequences.
     """
@@ -150,7 +147,7 @@ def beam_search_both(
     width: int,
     *,
     trie: Trie,
-    held_width: int | None = None,
+    constrained_width: int | None = None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
     """Search with and without the trie, for little more than the cost of one.
@@ -158,38 +155,40 @@ def beam_search_both(
     The policy evaluates shared prefixes once; each search finds what it would find alone.
 
     Args:
-        held_width: `W` of the constrained search; None: the same.
+        constrained_width: `W` of the constrained search; None: the same.
 
     Returns:
         The constrained beams, and the free ones.
     """
     levels = check(policy, trie)
     _check_width("width", width)
-    held_width = width if held_width is None else held_width
-    _check_width("held_width", held_width)
+    constrained_width = width if constrained_width is None else constrained_width
+    _check_width("constrained_width", constrained_width)
     state = policy.start(context)
     logits = policy.logits(state)
-    held_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
+    inside_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
     free_scores, hypotheses = _root(logits)  # hypotheses (B, W): indices of the free search's among the J
-    held_written: list[_Written] = []
+    inside_written: list[_Written] = []
     free_written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # (B, J, K)
-        of_held = nodes[:, : held_scores.shape[1]]
-        held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width, excluded)
+        own_nodes = nodes[:, : inside_scores.shape[1]]
+        inside, inside_nodes = _best_children(
+            trie, level, own_nodes, log_probs, inside_scores, constrained_width, excluded
+        )
         free = _best_continuations(log_probs, free_scores, width, hypotheses)
         origins = hypotheses.gather(1, free.parents)
-        held_scores, free_scores = held.scores, free.scores
-        held_written.append(_write(held, log_probs, held.parents))
+        inside_scores, free_scores = inside.scores, free.scores
+        inside_written.append(_write(inside, log_probs, inside.parents))
         free_written.append(_write(free, log_probs, origins))
         if level + 1 < levels:
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
-            shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
+            shared = _shared(inside, inside_nodes, free._replace(parents=origins), free_nodes)
             hypotheses, nodes = shared.hypotheses, shared.nodes
             state = policy.advance(state, shared.parents, shared.codes)
             logits = policy.logits(state)
-    held_beams = _beams(held_written, held_scores, held_width, held_nodes)
-    return held_beams, _beams(free_written, free_scores, width, None)
+    inside_beams = _beams(inside_written, inside_scores, constrained_width, inside_nodes)
+    return inside_beams, _beams(free_written, free_scores, width, None)
 
 
 class _Shared(NamedTuple):
@@ -201,15 +200,15 @@ class _Shared(NamedTuple):
     nodes: Tensor  # (B, J) int64, -1 for a prefix outside the trie
 
 
-def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
+def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
     """Merge the hypotheses of both searches; `parents` are indices among the previous merged hypotheses."""
-    samples, count = held_nodes.shape
-    ordered, order = held_nodes.sort(dim=1)
+    samples, count = inside_nodes.shape
+    ordered, order = inside_nodes.sort(dim=1)
     index = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
-    is_held = (ordered.gather(1, index) == free_nodes) & (free_nodes >= 0)
+    is_constrained = (ordered.gather(1, index) == free_nodes) & (free_nodes >= 0)
     dead = free.scores == -torch.inf  # of probability 0, so its index does not matter
-    index = order.gather(1, index).masked_fill(~is_held, 0)
-    alone = ~(is_held | dead)
+    index = order.gather(1, index).masked_fill(~is_constrained, 0)
+    alone = ~(is_constrained | dead)
     number = alone.cumsum(1) - 1
     extra = int(number.max()) + 1
     hypotheses = torch.where(alone, count + number, index)
@@ -221,9 +220,9 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
 
     return _Shared(
         hypotheses,
-        joined(held.parents, free.parents, 0),
-        joined(held.codes, free.codes, 0),
-        joined(held_nodes, free_nodes, -1),
+        joined(inside.parents, free.parents, 0),
+        joined(inside.codes, free.codes, 0),
+        joined(inside_nodes, free_nodes, -1),
     )
 
 

@@ -184,11 +184,9 @@ def draw(
     """Draw a chart.
 
     Args:
-        title: also the accessible name.
-        description: for readers who cannot see the chart.
+        title, description: also for readers who cannot see the chart.
         paint: draws on the axes.
-        width: in pixels.
-        height: in pixels, without title and legend.
+        width, height: in pixels, without title and legend.
         notes: text above the legend.
     """
     import matplotlib

@@ -146,12 +146,12 @@ def _decision(content: Content) -> Section:
 
 def _exposures(report: Content) -> Section:
     title = "The ranker on held-out impressions"
-    said = (
+    text = (
         "These logs have no order, so there is a ranker and no policy. AUC: a clicked item among what the same user was"
         " shown and did not click, means over users with 95 % bootstrap intervals. Biased: items that the platform"
         " chose to show; random: items shown at random. The strata divide the clicked items."
     )
-    blocks = [Block("quiet", said), Block("charts", exposure_figures(report))]
+    blocks = [Block("quiet", text), Block("charts", exposure_figures(report))]
     return Section("exposures", title, [*blocks, Block("table", exposure_table(report), title)], "Held-out impressions")
 
 
@@ -161,9 +161,9 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
     def diagnosis(content: Content) -> list[Block]:
         verdict = content["verdict"]
         asked = f"Does re-ranking by this reward help? {verdict['decision'].replace('_', ' ').capitalize()}."
-        said = [*verdict["sentences"][:2], *list_advice(content, decision, files.directory)]
+        text = [*verdict["sentences"][:2], *list_advice(content, decision, files.directory)]
         link = "The whole diagnosis" if (files.directory / "diagnose.html").is_file() else ""
-        return [Block("verdict", [asked, *said], verdict["decision"]), Block("link", link, "diagnose.html")]
+        return [Block("verdict", [asked, *text], verdict["decision"]), Block("link", link, "diagnose.html")]
 
     def paired(content: Content) -> list[Block]:
         tables = {name: table for key, name in REFERENCES.items() if (table := paired_table(content, key))}
@@ -214,8 +214,8 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
     curves, supervised, signals = drawn["curves"], drawn["supervised"], drawn["signals"]
     learning = []
     if curves:
-        said = "Measured on a fixed sample of users during training; step 0 is the starting policy."
-        learning.append(Block("quiet", f"{said} A ring marks the best checkpoint."))
+        text = "Measured on a fixed sample of users during training; step 0 is the starting policy."
+        learning.append(Block("quiet", f"{text} A ring marks the best checkpoint."))
     if elsewhere:
         why = "is left out: the arm was trained when the run had another reward."
         learning.append(Block("quiet", f"The mean reward of {', '.join(elsewhere)} {why}"))
@@ -254,13 +254,13 @@ def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
     """Return the sections on data, ranker, configuration and stages."""
 
     def quality(report: Content) -> list[Block]:
-        said = (
+        text = (
             "Validation cases over the full catalogue, means with 95 % bootstrap intervals over users. Item strata"
             " divide the cases by their logged item; the correlation is over the items of the stratum."
         )
         return [
             Block("h3", "As a reward, by stratum"),
-            Block("quiet", f"{said} {calibration_text(report)}"),
+            Block("quiet", f"{text} {calibration_text(report)}"),
             Block("table", strata_table(report)),
         ]
 
@@ -277,11 +277,11 @@ def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
         if table := ranking_table(metrics, split):
             ranker += [Block("h3", f"{split.capitalize()} cases"), Block("table", table, f"Rankings on {split}")]
     if ranker:
-        said = (
+        text = (
             "How well the reward model retrieves items by itself, and what re-ranking by it at serving time gives"
             " without training. Bold: the best of its column."
         )
-        ranker.insert(0, Block("quiet", said))
+        ranker.insert(0, Block("quiet", text))
     ranker += _read(files, ("ranker", "report", "report.json"), quality) or []
     path = files.find("run.yaml")
     described = {} if path is None else read_mapping(path)

@@ -60,13 +60,13 @@ def measured_over(eligible: Mapping[str, Any] | None) -> str:
     """
     if eligible is None:
         return "the full catalogue"
-    held = []
+    filters = []
     for way in ("include", "exclude"):
         named = [f"{column}={value}" for column, values in (eligible.get(way) or {}).items() for value in values]
         more = [f"{len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
-        held += [f"{way} {', '.join([*named[:MOST_NAMED], *more])}"] if named else []
+        filters += [f"{way} {', '.join([*named[:MOST_NAMED], *more])}"] if named else []
     return (
-        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(held) or 'which names none'}"
+        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(filters) or 'which names none'}"
         f" ({eligible['cases_left_out']['test']:,} test cases of other items left out),"
     )
 

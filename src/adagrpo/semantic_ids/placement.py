@@ -88,7 +88,7 @@ def weights_of(
     return weights
 
 
-def place(
+def free_codes(
     weights: sparse.csr_array,  # (N, V)
     quantization: Quantization,  # of V items
     level_sizes: Sequence[int],  # (L,)

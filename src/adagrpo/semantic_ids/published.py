@@ -37,15 +37,12 @@ def import_semantic_ids(
     id_column: str = "item_id",
     max_expansion: float = MAX_EXPANSION,
 ) -> NDArray[np.int64]:
-    """Read published codes in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 published codes in the order of the catalogue; collisions are kept.
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: (V,) ids of the catalogue, compared as text.
         max_expansion: see `adagrpo.data.logs.unpacking`.
-
-    Returns:
-        (V, L) int64; `(0, 0)` without items.
 
     Raises:
         UserError: a column is missing, or an item does not have one row of L codes.
@@ -76,14 +73,11 @@ def import_semantic_ids(
 
 
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
-    """Read the codes of an index in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 codes of an index in the order of the catalogue; collisions are kept.
 
     Args:
         path: ends in `.json` or `.txt`.
         item_ids: (V,) ids of the catalogue, compared as text.
-
-    Returns:
-        (V, L) int64; `(0, 0)` for an empty catalogue.
 
     Raises:
         UserError: the file is missing or malformed, or an item is missing, repeated or named unlike the others.

@@ -42,8 +42,7 @@ def rq_vae(
         codes: `K`, the maximum number of codes per level.
         seed: results repeat on the same machine and number of threads.
         learning_rate: peak, of Adam.
-        hidden: width of the hidden layers.
-        width: width of the encoding.
+        hidden, width: of the hidden layers and of the encoding.
         commitment: β.
         report: called after each epoch with the number done and the total.
 
