@@ -50,7 +50,8 @@ def seconds_of(text: str) -> float:
 class Columns(Section):
     """Column names of the logs; null if absent.
 
-    `basket` is the id of an order, whose lines are one event, see `SplitConfig`.
+    `basket` is the id of an order, whose lines are one event, see `SplitConfig`; with it, lines without a user are of
+    guests and left out. Lines with a `quantity` of at most 0 are returns and left out.
 
     `clicked` marks a log of impressions: 1 is shown and chosen, also an interaction; 0 only shown; empty an interaction
     without an impression.
@@ -61,6 +62,7 @@ class Columns(Section):
     timestamp: str | None = None
     order: str | None = None
     basket: str | None = None
+    quantity: str | None = None
     event: str | None = None
     rating: str | None = None
     clicked: str | None = None
@@ -179,7 +181,8 @@ class ExposuresConfig(Section):
 class DataConfig(Section):
     """Source of the logs, and their split.
 
-    Policies learn from the interactions of `logs`, rankers from impressions if there are any.
+    Policies learn from the interactions of `logs`, rankers from impressions if there are any. `drop_items` are ids that
+    are no items, such as postage.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read
@@ -201,6 +204,7 @@ class DataConfig(Section):
     max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
     drop_duplicates: bool = False
+    drop_items: tuple[str, ...] = ()
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
 

@@ -9,6 +9,7 @@ POSITION = "position"  # order within a user, 0 is the oldest
 EVENT = "event"
 BASKET = "basket"  # lines of one order; in prepared data numbered from 0 within a user
 RATING = "rating"
+QUANTITY = "quantity"  # of an order line; a return has none or a negative one
 CLICKED = "clicked"  # a shown item was chosen
 CLICKED_AT = "clicked_at"  # when that was known, where it was later than the impression
 SLOT = "slot"  # rank in the slate, 0 is the top

@@ -102,6 +102,7 @@ def build_dataset(
         "interactions_dropped": len(logs.interactions) - len(kept),
         "exact_duplicates": _count_duplicates(numbered, logs.time_key),
     }
+    counts |= logs.left_out
     if baskets:
         counts["repeats_within_baskets_dropped"] = lines - len(numbered)
         counts["baskets"] = numbered.select(USER, BASKET).n_unique()
@@ -141,13 +142,15 @@ def _in_baskets(
             f"data.columns.basket: {len(shared):,} order ids belong to several users, the first is"
             f" {shared[0]!r}; an order is of one user"
         )
-    start = pl.col(time).min().over(USER, BASKET)
-    first = pl.int_range(pl.len()).min().over(USER, BASKET)  # of baskets that start together, the file's first
-    together = numbered.with_columns(start.alias("start"), first.alias("first")).sort(
-        USER, "start", "first", maintain_order=True
+    # of baskets that start together, that of the file's first row comes first
+    together = (
+        numbered.with_row_index("first")
+        .with_columns(pl.col(time, "first").min().over(USER, BASKET))
+        .sort(USER, time, "first", maintain_order=True)
+        .with_columns(pl.col("first").rle_id().cast(pl.Int32).alias(BASKET))
+        .with_columns(pl.col(BASKET) - pl.col(BASKET).min().over(USER))
+        .drop("first")
     )
-    number = (pl.col("first").rle_id() - pl.col("first").rle_id().min().over(USER)).cast(pl.Int32)
-    together = together.with_columns(pl.col("start").alias(time), number.alias(BASKET)).drop("start", "first")
     if unit is not None:
         together = together.with_columns((pl.col(time) / (UNITS[unit] * 86_400)).alias(DAYS))
     return together.unique([USER, BASKET, ITEM], keep="first", maintain_order=True)

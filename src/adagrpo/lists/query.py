@@ -31,9 +31,9 @@ class Query(NamedTuple):
     eligible: Eligible | None = None  # what may be in the list; None: the catalogue
     temperature: float = 0.0  # above 0 the list is sampled
     seed: int | None = None  # of the sampling
-    baskets: Sequence[int] | None = None  # of each item of the history, ascending; None: each is its own
-    days: Sequence[float] | None = None  # since 1970, of each item of the history
-    now: float | None = None  # days since 1970
+    baskets: Sequence[int] | None = None  # of each item of the history, ascending; None: items of one time are one
+    days: Sequence[float] | None = None  # since 1970, of each item of the history; None: each item is a basket
+    now: float | None = None  # days since 1970; None: the time of the last item
 
 
 class Recommendations(NamedTuple):
@@ -93,7 +93,8 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     for row, query in enumerate(queries):
         length = len(query.history)
         items[row, :length] = query.history
-        number = np.arange(length) if query.baskets is None else np.asarray(query.baskets)
+        known = query.days if query.baskets is None else query.baskets
+        number = np.arange(length) if known is None else np.asarray(known)
         changes = np.append(False, number[1:] != number[:-1])[:length]  # of baskets, whose numbers may have gaps
         of_basket = np.cumsum(changes)
         ago[row, :length] = of_basket[-1] - of_basket if length else 0

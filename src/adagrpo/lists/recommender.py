@@ -144,6 +144,12 @@ class Recommender:
         """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
         return _known(self._items, history)
 
+    def days_of(self, history: Sequence[ItemId], days: Sequence[float] | None) -> list[float] | None:
+        """Return the days of the known items of a history."""
+        return (
+            None if days is None else [day for name, day in zip(history, days, strict=True) if str(name) in self._items]
+        )
+
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """Resolve the filters of a query, see `Eligibility.resolve`.
 

@@ -45,6 +45,8 @@ from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, stag
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis
 
+DAY = 86_400.0  # seconds
+
 
 class Run(StageMaker):
     """A run directory; create one with `Run.open` or `Run.create`."""
@@ -266,6 +268,8 @@ class Run(StageMaker):
         include: Filter | None = None,
         popular: bool = False,
         catalog: str | int = LATEST,
+        times: Sequence[Sequence[float] | None] | None = None,
+        now: float | None = None,
     ) -> Recommended:
         """Return the lists that `adagrpo serve` answers and `evaluate` measures.
 
@@ -282,6 +286,8 @@ class Run(StageMaker):
             include: groups or item ids that lists are restricted to.
             popular: return the most popular items for histories without a known item.
             catalog: catalogue version: `latest` or a number; 0 is the one of training.
+            times: when each item of each history was had, in seconds since 1970; items of one time are one basket.
+            now: seconds since 1970; None: the time of each history's last item.
 
         Raises:
             UserError: an argument is out of range or names no list, version or group of the run.
@@ -303,6 +309,8 @@ class Run(StageMaker):
             histories,
             k,
             exclude=histories if lists == "history" else lists,
+            days=None if times is None else [one and [at / DAY for at in one] for one in times],
+            now=None if now is None else now / DAY,
             narrowing=served.narrow(include, groups),
             popular=popular,
             batch_size=self.config.evaluation.batch_size,

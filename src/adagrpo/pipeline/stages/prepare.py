@@ -159,7 +159,15 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the logs; `ordered` if rows have an order in time."""
-        names = ("keep_events", "min_rating", "click_rating", "max_bad_rows", "max_expansion", "drop_duplicates")
+        names = (
+            "keep_events",
+            "min_rating",
+            "click_rating",
+            "max_bad_rows",
+            "max_expansion",
+            "drop_duplicates",
+            "drop_items",
+        )
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
