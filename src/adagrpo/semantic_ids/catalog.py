@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.logs.formats import columns_of
+from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.collisions import sequence_groups
-from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix, read_parquet
+from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix
 from adagrpo.semantic_ids.trie import Trie
 
 LISTED = "listed"
@@ -156,7 +158,8 @@ class Catalog:
             raise UserError(f"{sidecar}: no such file; it belongs beside the Parquet of the codes") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f'{sidecar}: expected {{"level_sizes": [K_1, .., K_L]}} with positive integers') from None
-        frame = read_parquet(path, ["item", "codes"], optional=[LISTED]).sort("item")
+        names = ["item", "codes", *(name for name in columns_of(path) if name == LISTED)]
+        frame = read_table(path, names).sort("item")
         items = frame["item"]
         if not items.dtype.is_integer() or not np.array_equal(items.to_numpy(), np.arange(len(items))):
             raise UserError(f"{path}: column 'item' does not hold each of 0 .. {len(items) - 1} once; write it again")

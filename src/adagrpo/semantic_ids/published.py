@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.logs.cells import id_texts
-from adagrpo.data.logs.formats import listed, one_line
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
+from adagrpo.data.logs.formats import one_line
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
@@ -47,7 +47,7 @@ def import_semantic_ids(
     Raises:
         UserError: a column is missing, or an item does not have one row of L codes.
     """
-    frame = read_parquet(path, [id_column, column], max_expansion)
+    frame = read_table(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
     published = pl.DataFrame({"id": id_texts(frame[id_column]), "sid": frame[column]})
     twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(names.implode()))
@@ -132,25 +132,6 @@ def _read(path: Path) -> list[tuple[str, list[str]]]:
     except (ValueError, RecursionError) as error:
         form = '{"item id": ["<a_7>", ..], ..}' if path.suffix == ".json" else "<a_7><b_7>.. TAB title TAB item id"
         raise UserError(f"{path}: no index of Semantic IDs; expected {form}") from error
-
-
-def read_parquet(
-    path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION, optional: Sequence[str] = ()
-) -> pl.DataFrame:
-    """Read columns of a Parquet file, those of `optional` if they are there; UserError if it cannot be read."""
-    try:
-        schema = pl.read_parquet_schema(path)
-        columns = [*columns, *(column for column in optional if column in schema)]
-        unknown = [column for column in columns if column not in schema]
-        if unknown:
-            raise UserError(f"{path}: no column {unknown[0]!r}; it has {listed(list(schema))}")
-        check_parquet(path, columns, max_expansion)
-        return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected Parquet with columns {', '.join(columns)}") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from None
 
 
 def code_matrix(
