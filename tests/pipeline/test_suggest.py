@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from adagrpo.config import load_config
-from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
+from adagrpo.config.models import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.preview import preview_items, preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate

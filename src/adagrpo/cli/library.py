@@ -26,7 +26,7 @@ from adagrpo.pipeline import (
     suggest,
     watch,
 )
-from adagrpo.report import decision, reward_trial, tables
+from adagrpo.report import decision, tables
 from adagrpo.serving import options
 from adagrpo.storage import artifacts, hashes, marks, writing
 from adagrpo.trainer import processes

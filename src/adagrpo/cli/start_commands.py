@@ -136,8 +136,8 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
-    typer.echo(library.report.to_text(library.reward_trial.contenders_table(result.rewards)))
-    typer.echo("\n" + "\n".join(library.reward_trial.trial_sentences(result.rewards)) + "\n")
+    typer.echo(library.report.to_text(library.decision.contenders_table(result.rewards)))
+    typer.echo("\n" + "\n".join(library.decision.trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():
         typer.echo(f"report, {name}: {page}")
     typer.echo(f"next: {next(iter(result.rewards['decisions'].values()))['serve']}")

@@ -103,29 +103,26 @@ def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
         readers = {name: f"the reward term {name}" for name, term in TERMS.items() if key in term.options}
         readers |= {name: f"the gate {name}" for name, gate in GATES.items() if key in gate.options}
         if key not in own and readers:
-            places = " or ".join(f"objective.{name}.{key}" for name in readers)
+            keys = " or ".join(f"objective.{name}.{key}" for name in readers)
             raise ValueError(
-                f"'{key}' is an option of {' or '.join(readers.values())}: write {places},"
+                f"'{key}' is an option of {' or '.join(readers.values())}: write {keys},"
                 f" or options.{next(iter(readers))}.{key} of one arm"
             )
 
 
-def _section(reader: RewardTerm | Gate) -> type[_Options]:
-    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
-    weights = reader.in_list_stds if isinstance(reader, RewardTerm) else ()
-    fields: dict[str, Any] = {
-        name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
-    }
-    return create_model(f"{reader.name}_options", __base__=_Options, **fields)
-
-
 def _with_options(model: type[S]) -> type[S]:
+    """Add a section for the options of each reward term and gate."""
+    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
     readers: list[RewardTerm | Gate] = [*TERMS.values(), *(gate for gate in GATES.values() if gate.options)]
     fields: dict[str, Any] = {}
     for reader in readers:
         if reader.name in {*model.model_fields, *fields}:
             raise ValueError(f"'{reader.name}': a key of objective has that name; take another for the gate or term")
-        section = _section(reader)
+        weights = reader.in_list_stds if isinstance(reader, RewardTerm) else ()
+        options: dict[str, Any] = {
+            name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
+        }
+        section = create_model(f"{reader.name}_options", __base__=_Options, **options)
         fields[reader.name] = (section, section())
     return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
 

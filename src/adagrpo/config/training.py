@@ -84,8 +84,11 @@ class ArmConfig(Section):
             raise ValueError(f"objective '{self.objective}' takes no gate; these do: {', '.join(takers)}")
         if self.lambda_ is not None and entry.term is None:
             raise ValueError(f"objective '{self.objective}' takes no lambda: it has no reward to weigh")
-        if self.pressure is not None:
-            self._takes_pressure()
+        if self.pressure is not None and self.lambda_ is not None:
+            raise ValueError("pressure and lambda: an arm takes one of them, since a pressure gives the lambda")
+        if self.pressure is not None and not self._takes_pressure:
+            why = "no reward is admitted" if self.admits == "none" else "it lacks a reward term or an anchor"
+            raise ValueError(f"objective '{self.objective}' takes no pressure: {why}")
         for key, name in (("lambda_", "lambda"), ("pressure", "pressure")):
             if key in self.options.model_fields_set:
                 raise ValueError(f"options takes no {name}; an arm has a {name} of its own")
@@ -101,15 +104,8 @@ class ArmConfig(Section):
             raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
 
-    def _takes_pressure(self) -> None:
-        if self.lambda_ is not None:
-            raise ValueError("pressure and lambda: an arm takes one of them, since a pressure gives the lambda")
-        if not self._pressed:
-            why = "no reward is admitted" if self.admits == "none" else "it lacks a reward term or an anchor"
-            raise ValueError(f"objective '{self.objective}' takes no pressure: {why}")
-
     @property
-    def _pressed(self) -> bool:
+    def _takes_pressure(self) -> bool:
         return self.learns_from_reward and OBJECTIVES[self.objective].anchored
 
     @property
@@ -139,7 +135,7 @@ class ArmConfig(Section):
 
         An arm's own λ overrides the common pressure, and objectives without pressure use the common λ.
         """
-        if self.pressure is not None or self.lambda_ is not None or not self._pressed:
+        if self.pressure is not None or self.lambda_ is not None or not self._takes_pressure:
             return self.pressure
         return common.pressure
 
@@ -204,11 +200,6 @@ class ArmConfig(Section):
 
         Raises:
             UserError: there is none; the nearest name is suggested.
-
-        Example:
-            >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
-            >>> arm.objective, arm.gate, arm.lambda_, arm.name
-            ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
         """
         try:
             return cls.model_validate(_arm_of(name))

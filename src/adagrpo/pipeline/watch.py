@@ -145,7 +145,7 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     """Return the share of histories with an invalid item in the top ten of unconstrained beam search."""
     policy = policy.eval().frozen()
     context = policy.encode(histories)
-    _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
+    _, free = beam_search_both(policy, context, width, trie=catalog.trie, constrained_width=width, excluded=None)
     valid = catalog.lookup(free.codes[:, :TOP]) >= 0
     return float((~valid.all(dim=1)).float().mean())
 
