@@ -27,6 +27,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     compared = content["contenders"]
     utility = any("true_utility@10" in row["test"] for row in compared)
     random = any("random" in row for row in compared)
+    baskets = any("recall@10" in row["test"] for row in compared)
     rows = []
     for row in compared:
         (mean, low, high), test = row[f"ndcg@10 against {START}"], row["test"]
@@ -37,6 +38,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
                 MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
                 f"{test['hr@10']:.4f}",
                 f"{test['ndcg@10']:.4f}",
+                *([f"{test['recall@10']:.4f}"] if baskets else []),
                 f"{100 * test['coverage@10']:.1f} %",
                 f"{100 * test['tail_share@10']:.1f} %",
                 f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING,
@@ -46,7 +48,8 @@ def decision_table(content: Mapping[str, Any]) -> Table:
             )
         )
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
-    header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
+    header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
+    header += ["coverage", "tail", "invalid"]
     header += [*(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms"]
     best = max(range(len(rows)), key=lambda row: compared[row]["validation"]["ndcg@10"])
     return Table.of(header, rows, best={(best, 1)})
@@ -57,12 +60,16 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     rows = {row["list"]: row for row in content["contenders"]}
     chosen, row = content["chosen"], rows[content["chosen"]]
     hits = {name: round(1000 * one["test"]["hr@10"]) for name, one in rows.items()}
-    others = [name for name in dict.fromkeys((content["control"], "item_knn", "popularity")) if name != chosen]
+    others = [name for name in dict.fromkeys((content["control"], "item_knn", "popularity", "own")) if name != chosen]
+    others = [name for name in others if name in rows]
+    found = "an item of their next basket" if "recall@10" in row["test"] else "their next item"
     sentences = [f"Serve {chosen}: {content['why']}. It needs {', '.join(row['needs'])}."]
+    if chosen == "own":
+        sentences.append("A query of each user's own items, by how often and how recently, is enough on this log.")
     if content["exposure_weighted"]:
         sentences.append(WEIGHTED)
     sentences.append(
-        f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
+        f"Of 1,000 users {hits[chosen]} find {found} in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}."
     )
     if "processor_milliseconds" in row:
