@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.data.sequences import length_bucketed_batches, older_items, pad
+from adagrpo.data.sequences import emptied, length_bucketed_batches, older_items, pad
 from adagrpo.types import Ragged
 
 
@@ -88,3 +88,12 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 def test_no_row_is_long_enough() -> None:
     assert length_bucketed_batches(np.array([1, 0]), batch_size=4, seed=0, epoch=0) == []
+
+
+def test_emptied_rows_leave_the_baskets_of_the_others() -> None:
+    baskets, days = np.array([0, 0, 1, 0, 1, 1], np.int32), np.array([1.0, 1, 2, 3, 4, 4])
+    ragged = Ragged(np.arange(6, dtype=np.int32), np.array([0, 3, 6]), baskets=baskets, days=days)
+    kept = emptied(ragged, np.array([True, False]))
+    assert kept.values.tolist() == [3, 4, 5] and kept.offsets.tolist() == [0, 0, 3]
+    assert kept.baskets is not None and kept.baskets.tolist() == [0, 1, 1]
+    assert kept.days is not None and kept.days.tolist() == [3, 4, 4]

@@ -103,3 +103,13 @@ def test_the_second_question_is_the_last_training_item_after_what_came_before() 
     assert held_out.users.tolist() == fitted.users.tolist() == [0, 2]  # the other has nothing before its last item
     assert fitted.targets.tolist() == [7, 1] and [fitted.histories.row(n).tolist() for n in range(2)] == [[5, 6], [9]]
     assert held_out.targets.tolist() == [3, 4] and held_out.histories.row(1).tolist() == [9, 1, 2]
+
+
+def test_the_last_training_item_is_asked_after_the_basket_before_its_own() -> None:
+    baskets = np.array([0, 1, 1, 0, 0], np.int32)
+    training = Ragged(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 3, 5]), baskets=baskets)
+    users = np.array([0, 1], np.int32)
+    cases = Cases(users, Ragged(np.array([5, 8], np.int32), np.array([0, 1, 2])), np.array([1, 2], np.int32))
+    held_out, fitted = with_last_fitted(training, cases)
+    assert held_out.users.tolist() == fitted.users.tolist() == [0]  # the other user's last item has nothing before it
+    assert fitted.histories.row(0).tolist() == [5] and fitted.targets.tolist() == [7]

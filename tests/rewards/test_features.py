@@ -190,3 +190,15 @@ def test_features_are_the_same_to_the_last_bit_beside_longer_histories() -> None
         histories[0, length:] = 0
         alone = features.table(histories[:1, :length], lengths[:1], items[:1])
         np.testing.assert_array_equal(features.table(histories, lengths, items)[:1], alone)
+
+
+def test_of_baskets_a_users_own_transitions_are_taken_out_too() -> None:
+    """Items 0 and 1, then 2 and 3; another user 1, then 2 and 0: of the first user, only the second speaks."""
+    training = Ragged(
+        np.array([0, 1, 2, 3, 1, 0, 2], np.int32), np.array([0, 4, 7]), baskets=np.array([0, 0, 1, 1, 0, 1, 1])
+    )
+    features = Features(training, [[]] * 4, [""] * 4)
+    table = features.table(np.array([[0, 1]]), np.array([2]), np.array([[0, 1, 2, 3]]), np.array([0]))
+    assert table[0, :, FEATURES.index("next_last")].tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0])
+    alone = features.table(np.array([[1]]), np.array([1]), np.array([[0, 1, 2, 3]]), np.array([1]))
+    assert alone[0, :, FEATURES.index("next_last")].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3])

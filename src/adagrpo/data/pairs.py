@@ -68,18 +68,19 @@ def common_users_of(
         first = last
 
 
-def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr_array:
+def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bool = True) -> sparse.csr_array:
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
     Args:
         within: the maximum number of steps; an item `d` steps later counts 1/d. Where baskets are known, each
             basket counts one for each item of the next.
+        shared: the items of a basket share that one equally; else each counts one, and counts are whole numbers.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
     if training.baskets is not None:
-        return _between_baskets(training, num_items)
+        return _between_baskets(training, num_items, shared)
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
     for places in range(1, within + 1):
@@ -92,13 +93,13 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
     return counts
 
 
-def _between_baskets(training: Ragged, num_items: int) -> sparse.csr_array:
+def _between_baskets(training: Ragged, num_items: int, shared: bool) -> sparse.csr_array:
     users = np.repeat(np.arange(len(training)), training.lengths)
     begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
     of_user, ones = users[begins], np.ones(len(users), np.float32)
     held = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
     followed = np.flatnonzero(of_user[1:] == of_user[:-1])
-    sizes = np.bincount(basket)[followed]
+    sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
     earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ held[followed]
     counts: sparse.csr_array = (earlier.T @ held[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()

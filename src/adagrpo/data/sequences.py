@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -79,7 +81,8 @@ def emptied(
     array([0, 0, 1])
     """
     kept = ~np.repeat(rows, ragged.lengths)
-    return Ragged.of(ragged.values[kept], np.where(rows, 0, ragged.lengths))
+    known = {name: of_items[kept] for name in ("baskets", "days") if (of_items := getattr(ragged, name)) is not None}
+    return replace(Ragged.of(ragged.values[kept], np.where(rows, 0, ragged.lengths)), **known)
 
 
 def length_bucketed_batches(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from adagrpo.data.sequences import pad
+from adagrpo.data.sequences import basket_starts, pad
 from adagrpo.diagnosis.orders import Floats, Ints
 from adagrpo.diagnosis.strata import bounded_interval
 from adagrpo.diagnosis.verdict import STRONG
@@ -48,10 +48,12 @@ class Answers(NamedTuple):
 
 
 def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
-    """Pair the cases of users who have at least two training items with their last training items."""
-    kept = np.flatnonzero(training.lengths[cases.users] >= 2)
-    users = cases.users[kept]
-    lengths, ends = training.lengths[users] - 1, training.offsets[users + 1] - 1
+    """Pair the cases of users who have a training item before their last one, or its basket, with that last one."""
+    ends = training.offsets[cases.users + 1] - 1
+    lengths = np.where(training.lengths[cases.users] > 0, basket_starts(training)[ends], 0)
+    lengths = np.maximum(lengths - training.offsets[cases.users], 0)
+    kept = np.flatnonzero(lengths)
+    users, lengths, ends = cases.users[kept], lengths[kept], ends[kept]
     fitted = Ragged.of(training.parts(training.offsets[users], lengths), lengths)
     last = training.parts(ends, np.ones_like(ends))
     return Questions(Cases(users, cases.histories.rows(kept), cases.targets[kept]), Cases(users, fitted, last))

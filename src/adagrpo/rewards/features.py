@@ -15,7 +15,7 @@
     knn_last             s(x_T, i)
     knn_history          Σ_t w_t s(x_t, i)
     knn_best             max_t s(x_t, i)
-    next_last            times that i followed x_T directly / (1 + times that anything did)
+    next_last            times that i followed x_T directly, or was in the basket after its, / (1 + times of anything)
     attributes_last      J(x_T, i)
     attributes_history   Σ_t w_t J(x_t, i) / Σ_t w_t
     text_last            e_xT · e_i
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from adagrpo.config.reward import CountName
 from adagrpo.data.pairs import PairCounts, common_users, successions
-from adagrpo.data.sequences import pad
+from adagrpo.data.sequences import basket_starts, pad
 from adagrpo.semantic_ids.embeddings import text_vectors
 from adagrpo.types import Histories, Ragged
 
@@ -71,13 +71,17 @@ class Features:
         """
         items = len(attributes)
         self.training = training
-        together, followed = common_users(training, items), successions(training, items)
+        together, followed = common_users(training, items), successions(training, items, shared=False)
         self.users = together.diagonal().astype(np.float32)  # (V,) n_i
         self.followed = np.asarray(followed.sum(axis=1), np.float32)  # (V,)
         self.together, self.next = PairCounts.of(together), PairCounts.of(followed)
         self.occurrences = np.bincount(training.values, minlength=items).astype(np.float32)  # (V,)
         later = np.repeat(training.offsets[1:], training.lengths) - 1 - np.arange(len(training.values))
         self.later = np.bincount(training.values, later, minlength=items).astype(np.float32)  # (V,) Σ over occurrences
+        self.starts: Ragged | None = None  # of each item's basket, from the user's first item; None: each is its own
+        if training.baskets is not None:
+            starts = basket_starts(training) - np.repeat(training.offsets[:-1], training.lengths)
+            self.starts = Ragged(starts.astype(np.int32), training.offsets)
         self.attributes, self.attribute_counts = _indicators(attributes)
         self.texts = text_vectors(texts, width=TEXT_WIDTH, first=first) if any(texts) else None
 
@@ -111,17 +115,21 @@ class Features:
             values[rows] = self._block(histories[rows, :width], lengths[rows], items[rows].clip(min=0), *own)
         return values
 
-    def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints]:
-        """(B, S) items to take out of the counts, padded with -1, and their (B,) lengths."""
+    def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints, Ints]:
+        """(B, S) items to take out of the counts, padded with -1, their (B,) lengths, and the (B, S) starts of baskets."""
+        starts = np.tile(np.arange(histories.shape[1]), (len(histories), 1))
         if users is not None:
             lengths = self.training.lengths[users]
             there = np.flatnonzero(lengths > 0)
             histories = np.zeros((len(users), int(lengths.max(initial=0))), np.int64)
             if len(there):
                 histories[there] = pad(self.training, users[there], histories.shape[1]).items.numpy()
-        return np.where(np.arange(histories.shape[1]) < lengths[:, None], histories, -1), lengths
+            starts = np.tile(np.arange(histories.shape[1]), (len(users), 1))
+            if len(there) and self.starts is not None:
+                starts[there] = pad(self.starts, users[there], histories.shape[1]).items.numpy()
+        return np.where(np.arange(histories.shape[1]) < lengths[:, None], histories, -1), lengths, starts
 
-    def _block(self, histories: Ints, lengths: Ints, items: Ints, own: Ints, own_lengths: Ints) -> Floats:
+    def _block(self, histories: Ints, lengths: Ints, items: Ints, own: Ints, own_lengths: Ints, starts: Ints) -> Floats:
         size, width = histories.shape
         positions = np.arange(width)
         real = positions < lengths[:, None]  # (B, T)
@@ -152,19 +160,21 @@ class Features:
             np.take_along_axis(near, ends, 2)[:, :, 0],
             (near * weights[:, None, :]).sum(2),
             near.max(2),
-            self._next(last, items, own),
+            self._next(last, items, own, starts),
             np.take_along_axis(alike, ends, 2)[:, :, 0],
             (alike * weights[:, None, :]).sum(2) / total,
             *self._text(histories, last, items, weights / total),
         )
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
-    def _next(self, last: Ints, items: Ints, own: Ints) -> Floats:
-        before = own[:, None, :-1] == last[:, :, None]  # (B, 1, S - 1)
-        mine = (before & (own[:, None, 1:] == items[:, :, None])).sum(2)
-        any_of_mine = (before & (own[:, None, 1:] >= 0)).sum(2)
+    def _next(self, last: Ints, items: Ints, own: Ints, starts: Ints) -> Floats:
+        held = np.zeros(own.shape, np.int64)  # (B, S) at the start of each basket, how often it holds the last item
+        np.add.at(held, (np.arange(len(own))[:, None], starts), own == last)
+        before = np.take_along_axis(starts, (starts - 1).clip(0), 1)  # the start of the basket before
+        follows = np.where((starts > 0) & (own >= 0), np.take_along_axis(held, before, 1), 0)
+        mine = ((own[:, None, :] == items[:, :, None]) * follows[:, None, :]).sum(2)
         others = np.maximum(self.next.at(last, items) - mine, 0.0)
-        any_others = np.maximum(self.followed[last] - any_of_mine, 0.0)
+        any_others = np.maximum(self.followed[last] - follows.sum(1)[:, None], 0.0)
         return np.asarray(others / (1.0 + any_others), np.float32)
 
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
