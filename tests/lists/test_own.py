@@ -59,6 +59,13 @@ def test_scores_do_not_depend_on_the_batch() -> None:
         assert torch.allclose(alone[0], among[1], atol=1e-6)
 
 
+def test_what_is_due_does_not_depend_on_what_is_known_of_others() -> None:
+    undated, old = Query([2, 2]), Query([3, 3], baskets=[0, 1], days=[-1e7, 0.0], now=50.0)
+    source = OwnDue(5)
+    assert source.scores(histories(undated, BOUGHT))[0].tolist() == source.scores(histories(undated))[0].tolist()
+    assert source.scores(histories(BOUGHT, old))[0].tolist() == source.scores(histories(BOUGHT))[0].tolist()
+
+
 def test_items_of_one_basket_are_near_and_a_basket_weighs_one() -> None:
     training = Ragged(np.array([0, 1, 2, 0, 1], np.int32), np.array([0, 3, 5]), baskets=np.array([0, 0, 1, 0, 0]))
     near = together(training, 3)

@@ -80,11 +80,9 @@ class OwnDue(OwnSince):
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) values in (0, 1]; 0 for items had once or never, or at unknown times."""
         past = past_of(histories)
-        if bool(past.days.isnan().all()):
-            return torch.zeros(len(past.items), self.num_items, device=past.items.device)
-        counts = _summed(past, torch.ones_like(past.days), self.num_items)
+        counts = _summed(past, (~past.days.isnan()).float(), self.num_items)  # 0 at an unknown time
         days = past.days.nan_to_num(0.0).clamp(min=0.0)
-        longest = 1.0 + days.max()
+        longest = 1.0 + days.amax(dim=1, keepdim=True)  # of each user, so that no list depends on the others'
         since = longest - _greatest(past, longest - days, self.num_items)
         first = _greatest(past, days, self.num_items)
         gap = (first - since) / (counts - 1.0).clamp(min=1.0)
