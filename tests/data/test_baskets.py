@@ -55,7 +55,7 @@ def spelled(data: Dataset) -> list[tuple[str, str, int]]:
 
 def test_lines_of_one_time_are_one_basket_in_which_an_item_stands_once(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    first = [("u1", "a", 0), ("u1", "b", 0), ("u1", "c", 1), ("u1", "a", 1), ("u1", "a", 2), ("u1", "d", 2)]
+    first = [("u1", "a", 0), ("u1", "b", 0), ("u1", "a", 1), ("u1", "c", 1), ("u1", "a", 2), ("u1", "d", 2)]
     assert spelled(data) == [*first, ("u2", "b", 0), ("u2", "c", 1)]
     assert data.summary["repeats_within_baskets_dropped"] == 1
     assert data.summary["baskets"] == 5
@@ -65,7 +65,24 @@ def test_lines_of_one_time_are_one_basket_in_which_an_item_stands_once(tmp_path:
 def test_an_order_id_holds_lines_of_several_times_together(tmp_path: Path) -> None:
     text = "user,item,time,order\nu1,a,0,o1\nu1,b,1,o2\nu1,c,2,o1\nu1,d,1,o3\nu2,a,5,o4\n"
     found = spelled(dataset(tmp_path, text, COLUMNS.model_copy(update={"basket": "order"})))
-    assert found[:4] == [("u1", "a", 0), ("u1", "c", 0), ("u1", "b", 1), ("u1", "d", 2)]
+    assert found[:4] == [("u1", "b", 0), ("u1", "d", 1), ("u1", "a", 2), ("u1", "c", 2)]
+
+
+def test_nothing_is_trained_on_that_came_after_training_ends(tmp_path: Path) -> None:
+    """An order that begins before a point in time and ends after it is of the later part, whole."""
+    text = "user,item,time,order\nu1,a,0,o1\nu1,b,1,o2\nu1,c,9,o2\nu2,a,0,o3\nu2,b,8,o4\nu2,c,21,o4\n"
+    data = dataset(tmp_path, text, COLUMNS.model_copy(update={"basket": "order"}))
+    offsets, times = np.array([0, 3, 6]), data.interactions["timestamp"].to_numpy()
+    split = temporal(times, offsets, validation_from=START + 5 * DAY, test_from=START + 20 * DAY)
+    split = with_baskets(split, data.interactions["basket"].to_numpy(), offsets)
+    assert split.train_lengths.tolist() == [1, 1]
+    assert (split.validation_positions.tolist(), split.target_ends[0].tolist()) == ([1, -1], [3, 0])
+    assert (split.test_positions.tolist(), split.target_ends[1].tolist()) == ([-1, 1], [0, 3])
+
+
+def test_lines_of_a_basket_may_stand_in_any_order(tmp_path: Path) -> None:
+    header, *lines = ORDERS.splitlines()
+    assert spelled(dataset(tmp_path, "\n".join([header, *reversed(lines)]))) == spelled(dataset(tmp_path))
 
 
 def test_an_order_id_of_two_users_is_refused(tmp_path: Path) -> None:
@@ -79,7 +96,7 @@ def test_the_last_basket_is_the_test_case_and_nothing_of_it_is_in_its_history(tm
     baskets, offsets = data.interactions["basket"].to_numpy(), np.array([0, 6, 8])
     write_prepared(data, last_baskets(baskets, offsets), tmp_path / "made")
     names = data.items["item_id"].to_list()
-    for split, history, wanted in (("validation", "ab", "ca"), ("test", "abca", "ad")):
+    for split, history, wanted in (("validation", "ab", "ac"), ("test", "abac", "ad")):
         cases = load_cases(tmp_path / "made", split)
         assert cases.users.tolist() == [0]  # u2 has two baskets, and is trained on whole
         assert "".join(names[item] for item in cases.histories.row(0)) == history

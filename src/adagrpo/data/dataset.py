@@ -70,7 +70,8 @@ def build_dataset(
     Ties keep the order of the file; repeated items are kept.
 
     With `baskets`, interactions of one basket are those of one order id, where the logs have them, else of one time.
-    They stand together, at the time of the first, and repeats within a basket are dropped.
+    They stand together, at the time of the last, so that nothing is before a point in time that came after it. Within
+    a basket they stand by item, whatever the order of the file, and repeats are dropped.
 
     Args:
         items: from `read_items`; may lack items of the logs.
@@ -142,11 +143,11 @@ def _in_baskets(
             f"data.columns.basket: {len(shared):,} order ids belong to several users, the first is"
             f" {shared[0]!r}; an order is of one user"
         )
-    # of baskets that start together, that of the file's first row comes first
+    # of baskets that end together, the one that began first comes first, and then that of the file's first row
     together = (
         numbered.with_row_index("first")
-        .with_columns(pl.col(time, "first").min().over(USER, BASKET))
-        .sort(USER, time, "first", maintain_order=True)
+        .with_columns(pl.col(time).max().over(USER, BASKET), pl.col("first").min().over(USER, BASKET))
+        .sort(USER, time, "first", ITEM, maintain_order=True)
         .with_columns(pl.col("first").rle_id().cast(pl.Int32).alias(BASKET))
         .with_columns(pl.col(BASKET) - pl.col(BASKET).min().over(USER))
         .drop("first")

@@ -116,7 +116,7 @@ class Features:
         return values
 
     def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints, Ints]:
-        """(B, S) items to take out of the counts, padded with -1, their (B,) lengths, and the (B, S) starts of baskets."""
+        """(B, S) items to take out of the counts, padded with -1; their (B,) lengths; (B, S) starts of baskets."""
         starts = np.tile(np.arange(histories.shape[1]), (len(histories), 1))
         if users is not None:
             lengths = self.training.lengths[users]

@@ -73,7 +73,7 @@ def question_of(logs: Logs) -> Question:
     if basket is None:
         return Question(False, 0.0, _repeats(table), _with_one(table), None)
     several = float((table.group_by(USER_ID, basket).len()["len"].replace(1, 0).sum()) / len(table))
-    baskets = table.group_by(USER_ID, basket).agg(pl.col(key).min().alias("at"))
+    baskets = table.group_by(USER_ID, basket).agg(pl.col(key).max().alias("at"))
     alone = _with_one(baskets)
     if several < SEVERAL or alone == 1:  # of users with one basket each, only its order can be asked
         baskets, alone = table.select(USER_ID, pl.col(key).alias("at")), _with_one(table)
