@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import adagrpo.evaluation.predictions as evaluation
 from adagrpo.evaluation.predictions import (
     Predictions,
+    eligible_cases,
     predict,
     rank_by_ranker,
     reordered,
@@ -381,3 +383,15 @@ def test_rank_by_ranker_equals_a_full_sort() -> None:
 def test_rank_by_ranker_of_a_catalogue_smaller_than_the_cutoffs() -> None:
     values = rank_by_ranker(make_ranker(4), make_cases(4), batch_size=3, max_history=MAX_HISTORY)
     assert values["hr@5"] == values["hr@10"] == values["hr@50"] == 1.0 and 0 < values["ndcg@10"] <= 1
+
+
+def test_of_a_basket_the_eligible_items_are_asked_for() -> None:
+    histories = Ragged(np.array([0, 0, 0], np.int32), np.arange(4))
+    relevant = Ragged(np.array([1, 2, 3, 1, 4, 2], np.int32), np.array([0, 3, 5, 6]))
+    cases = Cases(np.arange(3, dtype=np.int32), histories, np.array([1, 4, 2], np.int32), relevant)
+    found = eligible_cases(cases, np.array([True, False, True, True, False]))
+    assert found.users.tolist() == [0, 2] and found.targets[0] in (2, 3) and found.targets[1] == 2
+    assert found.relevant is not None
+    assert [found.relevant.row(row).tolist() for row in range(2)] == [[2, 3], [2]]
+    single = eligible_cases(replace(cases, relevant=None), np.array([True, False, True, True, False]))
+    assert single.users.tolist() == [2]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from adagrpo.data.logs.question import lines_as_set
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
+from adagrpo.lists.query import Query
 from adagrpo.metrics import ndcg, target_rank_in
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import ListOptions, Run, recommend_users
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_parts import LoggedHistories
+from adagrpo.pipeline.recommend import recommender
 
 from ..command_line import command
 
@@ -33,6 +39,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
         for n in range(10)
         for item in {*draw.choice(own[user], 2, replace=False).tolist(), int(draw.integers(40))}
     ]
+    lines.append(("c5", "p7", START + 35 * DAY, "o5-beside", 1))  # a second order of the same time
     lines += [("", "p1", START, "guest", 1), ("c1", "p1", START, "back", -1), ("c1", "POSTAGE", START, "o1-0", 1)]
     table = pl.DataFrame(lines, schema=["customer_id", "product_id", "time", "order_id", "quantity"], orient="row")
     table.write_csv(folder / "orders.csv")
@@ -104,3 +111,25 @@ def test_own_items_win_where_nothing_else_is_to_know(decided: tuple[Run, str]) -
     lengths = ranks["own"].list.len().to_numpy()
     assert lengths.tolist() == cases.relevant.lengths.tolist()  # type: ignore[union-attr]
     assert ndcg(target_rank_in(np.array([[0, 1]]), np.array([[1, 0]])), 2, np.array([2])).tolist() == [1.0]
+
+
+def test_lists_of_logged_users_know_the_baskets_of_the_log(decided: tuple[Run, str], tmp_path: Path) -> None:
+    run, _ = decided
+    logged = LoggedHistories(RunData(run))
+    history, baskets, days = logged.of("c5"), logged.baskets_of("c5"), logged.days_of("c5")
+    assert history is not None and baskets is not None and days is not None
+    assert len({*baskets}) == 11 and len({*days}) == 10
+    (tmp_path / "users.csv").write_text("user_id\nc5\n", encoding="utf-8")
+    asked = ListOptions("item_knn")
+    recommend_users(run, tmp_path / "users.csv", tmp_path / "out", asked)
+    (found,) = recommender(run, asked)[0].recommend([Query(history, baskets=baskets, days=days, now=logged.now)])
+    written = pl.read_parquet(tmp_path / "out/part-00000.parquet").row(0, named=True)
+    assert (written["items"], written["scores"]) == (found.items[:10], pytest.approx(found.scores[:10]))
+
+
+def test_the_line_of_the_question_says_what_is_asked_where_the_user_sets_it() -> None:
+    lines = ["note: column", "asked: the next basket, by time: 2020 (1 user)", "note: the last 14 days hold 160 cases"]
+    each = "asked: the next item, each user's last of the log; data.split is set"
+    assert lines_as_set(lines, False, None) == ["note: column", each]
+    by_time = "asked: the next basket, by time: validation from 2020-01-01, test from 2020-02-01; data.split is set"
+    assert lines_as_set(lines, True, ("2020-01-01", "2020-02-01")) == ["note: column", by_time]

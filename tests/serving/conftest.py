@@ -43,7 +43,7 @@ class Recommender:
         rows = [(int(name) if str(name).isdigit() and int(name) < ITEMS else -1, name) for name in history]
         return [item for item, _ in rows if item >= 0], [name for item, name in rows if item < 0]
 
-    def days_of(self, history: Sequence[Any], days: Sequence[float]) -> list[float]:
+    def of_known(self, history: Sequence[Any], days: Sequence[float]) -> list[float]:
         return [day for name, day in zip(history, days, strict=True) if self.known([name])[0]]
 
     def narrow(self, include: Any, exclude: Any) -> Narrowing:

@@ -74,6 +74,10 @@ def decide(
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
             unread = library.notes.unread_note(Path(table.path), read)
             notes += [] if unread is None else [unread]
+        split = config.data.split
+        if any(setting.startswith("data.split") for setting in common.settings):
+            parts = (split.validation_from, split.test_from) if split.kind == "temporal" else None
+            notes = library.question.lines_as_set(notes, split.baskets, parts)
         for note in notes:
             opened.console.note(note)
     if not replace_run:

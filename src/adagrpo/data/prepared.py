@@ -200,9 +200,17 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
     if BASKET not in targets.columns:
         return Cases(owners.astype(np.int32), histories, items)
     histories = replace(histories, **_of_baskets(seen.filter(pl.Series(read))))
-    drawn = starts + (keyed_uniforms(0, owners.astype(np.int64)) * sizes).astype(np.int64)
+    drawn = starts + drawn_places(owners, sizes)
     days = targets[DAYS].to_numpy()[starts].astype(np.float64) if DAYS in targets.columns else None
     return Cases(owners.astype(np.int32), histories, items[drawn], Ragged.of(items, sizes), days)
+
+
+def drawn_places(
+    users: NDArray[np.integer],  # (N,)
+    sizes: NDArray[np.int64],  # (N,)
+) -> NDArray[np.int64]:  # (N,)
+    """Draw an item of each user's basket, by its place in it."""
+    return np.asarray((keyed_uniforms(0, users.astype(np.int64)) * sizes).astype(np.int64))
 
 
 def load_items(directory: Path) -> pl.DataFrame:

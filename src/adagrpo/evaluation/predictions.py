@@ -7,6 +7,7 @@ unconstrained beam of the same width. With one target per user, recall@K equals 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo import metrics
+from adagrpo.data.prepared import drawn_places
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.evaluation.reranking import mixed_scores
@@ -26,7 +28,7 @@ from adagrpo.rewards.scoring import ask_reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.types import Cases, Histories
+from adagrpo.types import Cases, Histories, Ragged
 
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
 
@@ -60,6 +62,23 @@ def select_cases(
     relevant = None if cases.relevant is None else cases.relevant.rows(rows)
     days = None if cases.days is None else cases.days[rows]
     return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows], relevant, days)
+
+
+def eligible_cases(
+    cases: Cases,
+    eligible: NDArray[np.bool_],  # (V,)
+) -> Cases:
+    """Select the cases with an eligible logged item; of baskets, only the eligible items remain."""
+    if cases.relevant is None:
+        return select_cases(cases, np.flatnonzero(eligible[cases.targets]))
+    inside, offsets = eligible[cases.relevant.values], cases.relevant.offsets
+    counts = np.diff(np.append(0, inside.cumsum())[offsets])
+    remaining = Ragged.of(cases.relevant.values[inside], counts)
+    kept = np.flatnonzero(counts)
+    found = replace(select_cases(cases, kept), relevant=remaining.rows(kept))
+    assert found.relevant is not None
+    drawn = found.relevant.values[found.relevant.offsets[:-1] + drawn_places(found.users, counts[kept])]
+    return replace(found, targets=np.where(eligible[found.targets], found.targets, drawn))
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ def answer(
     k: int,
     *,
     exclude: Sequence[Sequence[ItemId]] | None = None,
+    baskets: Sequence[Sequence[int] | None] | None = None,
     days: Sequence[Sequence[float] | None] | None = None,
     now: float | None = None,
     narrowing: Narrowing | None = None,
@@ -41,6 +42,7 @@ def answer(
     Args:
         histories: item ids, oldest first; without a known id the list is empty, or see `popular`.
         exclude: ids to leave out, one list per history; unknown ids are ignored.
+        baskets: number of the basket of each item of each history, ascending; None: items of one time are one.
         days: when each item of each history was had, in days since 1970; None: unknown.
         now: days since 1970; None: the time of each history's last item.
         narrowing: from `Recommender.narrow`; applies to all lists.
@@ -63,10 +65,13 @@ def answer(
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         without = [(*held.without, *(() if left_out is None else left_out[row])) for row in rows]
-        times = [None if days is None else served.days_of(histories[row], days[row]) for row in rows]
+        grouped, times = (
+            [None if parts is None else served.of_known(histories[row], parts[row]) for row in rows]
+            for parts in (baskets, days)
+        )
         queries = [
-            Query(known[row], None, out, held.eligible, days=when, now=now)
-            for row, out, when in zip(rows, without, times, strict=True)
+            Query(known[row], None, out, held.eligible, baskets=together, days=when, now=now)
+            for row, out, together, when in zip(rows, without, grouped, times, strict=True)
         ]
         for row, found in zip(rows, served.recommend(queries), strict=True):
             answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source)

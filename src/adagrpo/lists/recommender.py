@@ -144,11 +144,11 @@ class Recommender:
         """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
         return _known(self._items, history)
 
-    def days_of(self, history: Sequence[ItemId], days: Sequence[float] | None) -> list[float] | None:
-        """Return the days of the known items of a history."""
-        return (
-            None if days is None else [day for name, day in zip(history, days, strict=True) if str(name) in self._items]
-        )
+    def of_known(self, history: Sequence[ItemId], values: Sequence[Any] | None) -> list[Any] | None:
+        """Return what is said of the known items of a history, such as their times."""
+        if values is None:
+            return None
+        return [value for name, value in zip(history, values, strict=True) if str(name) in self._items]
 
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """Resolve the filters of a query, see `Eligibility.resolve`.

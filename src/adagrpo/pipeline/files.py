@@ -24,7 +24,7 @@ from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.exposure_weights import case_weights
-from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
+from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory
@@ -178,14 +178,14 @@ class RunData:
         return pl.DataFrame({USER_ID: load_user_ids(self.prepared).gather(users)})
 
     def measured_cases(self, split: str) -> Cases:
-        """Return the cases whose logged item may be in a list, for validation possibly sampled."""
+        """Return the cases with logged items that may be in a list, for validation possibly sampled."""
         cases = self._drawn_cases(split)
         if self.eligible is None:
             return cases
-        kept = np.flatnonzero(self.eligible.items.cpu().numpy()[cases.targets])
-        if len(kept) == 0:
+        found = eligible_cases(cases, self.eligible.items.cpu().numpy())
+        if len(found) == 0:
             raise UserError(f"evaluation.eligible: none of the {len(cases)} logged items of {split} is eligible")
-        return select_cases(cases, kept)
+        return found
 
     def _drawn_cases(self, split: str) -> Cases:
         cases, most = self.cases(split), self.config.evaluation.validation_users

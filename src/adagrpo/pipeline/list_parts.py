@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+from numpy.typing import NDArray
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import read_histories
@@ -142,20 +143,22 @@ class LoggedHistories:
 
     def of(self, user: ItemId) -> list[int] | None:
         """Return the items of a user; None if not in the logs."""
-        row = self.rows.get(str(user))
-        if row is None:
-            return None
-        first, end = self.whole.offsets[row : row + 2]
-        found: list[int] = self.whole.values[first:end].tolist()
-        return found
+        return self._part(user, self.whole.values)
+
+    def baskets_of(self, user: ItemId) -> list[int] | None:
+        """Return the number of the basket of each of a user's items; None if that is not known."""
+        return self._part(user, self.whole.baskets)
 
     def days_of(self, user: ItemId) -> list[float] | None:
         """Return the time of each of a user's items, in days; None if that is not known."""
+        return self._part(user, self.whole.days)
+
+    def _part(self, user: ItemId, values: NDArray[Any] | None) -> list[Any] | None:
         row = self.rows.get(str(user))
-        if row is None or self.whole.days is None:
+        if row is None or values is None:
             return None
         first, end = self.whole.offsets[row : row + 2]
-        found: list[float] = self.whole.days[first:end].tolist()
+        found: list[Any] = values[first:end].tolist()
         return found
 
     @property
@@ -181,10 +184,11 @@ class _Answering:
     def _publish(self, task: dict[str, Any]) -> str:
         wanted, users = self.wanted, task["users"]
         histories, unknown_users = task["histories"], 0
-        days, now = None, None
+        baskets, days, now = None, None, None
         if histories is None:
             found = [self._of_logs(user) for user in users]
             assert self._logged is not None
+            baskets = [self._logged.baskets_of(user) for user in users]
             days, now = [self._logged.days_of(user) for user in users], self._logged.now
             unknown_users = sum(one is None for one in found)
             histories = [one or [] for one in found]
@@ -192,6 +196,7 @@ class _Answering:
             self.served,
             histories,
             wanted.k,
+            baskets=baskets,
             days=days,
             now=now,
             narrowing=self.narrowing,

@@ -233,7 +233,7 @@ class Routes:
             narrowing = narrow(serving, body.include, body.exclude)
             query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
             if body.times is not None:
-                days = serving.recommender.days_of(body.history, [at / DAY for at in body.times])
+                days = serving.recommender.of_known(body.history, [at / DAY for at in body.times])
                 query = query._replace(days=days, now=(time.time() if body.now is None else body.now) / DAY)
             query = query if assigned.interleaved else self._explored(query, request_id)
             asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)

@@ -149,6 +149,19 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
     return ByTime(next(dates), next(dates), int(end - test_from), validations, tests)
 
 
+def lines_as_set(lines: Sequence[str], baskets: bool, parts: tuple[object, object] | None) -> list[str]:
+    """Return notes in which the line of the question says what the user's own split asks.
+
+    Args:
+        lines: of a recipe, with those of `question_lines`.
+        parts: from where on there is validation and test; None: each user's last is asked for.
+    """
+    how = "each user's last of the log" if parts is None else "by time: validation from {}, test from {}"
+    asked = f"asked: {'the next basket' if baskets else 'the next item'}, {how.format(*parts or ())}; data.split is set"
+    kept = [line for line in lines if not line.startswith("note: the last ")]  # of the parts that were found
+    return [asked if line.startswith("asked: ") else line for line in kept]
+
+
 def question_lines(question: Question) -> list[str]:
     """Say which question is asked, and what it rests on."""
     what = "the next basket" if question.baskets else "the next item"
