@@ -33,6 +33,11 @@ def test_past_counts_baskets_from_the_last_and_days_until_now() -> None:
     assert past_of_queries([Query([4, 4, 3])], grouped=False).baskets.tolist() == [[2, 1, 0]]
 
 
+def test_a_run_without_baskets_reads_no_times_since_none_were_measured() -> None:
+    past = past_of_queries([BOUGHT], grouped=False)
+    assert past.baskets.tolist() == [[4, 3, 2, 1, 0]] and past.days.isnan().all()
+
+
 def test_own_orders_by_count_then_recency_then_popularity() -> None:
     scores = OwnItems(POPULARITY).scores(histories(BOUGHT))[0]
     assert scores.argsort(descending=True).tolist() == [2, 1, 0, 4, 3]

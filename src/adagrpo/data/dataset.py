@@ -141,7 +141,7 @@ def _in_baskets(
         shared = found.filter(pl.col(USER) > 1)[BASKET]
         raise UserError(
             f"data.columns.basket: {len(shared):,} order ids belong to several users, the first is"
-            f" {shared[0]!r}; an order is of one user"
+            f" {shared[0]!r}; an order is of one user; to ask for the next item, --set data.split.baskets=false"
         )
     # of baskets that end together, the one that began first comes first, and then that of the file's first row
     together = (

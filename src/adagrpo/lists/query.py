@@ -84,7 +84,8 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     """Return the past of `B` queries.
 
     Args:
-        grouped: the run knows baskets; items of a query without them are a basket each.
+        grouped: the run knows baskets; items of a query without them are a basket each. In other runs all are, at
+            unknown times, as they were when the run was evaluated.
     """
     longest = max(len(query.history) for query in queries)
     items = np.full((len(queries), longest), -1, np.int64)
@@ -93,12 +94,12 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     for row, query in enumerate(queries):
         length = len(query.history)
         items[row, :length] = query.history
-        known = query.days if query.baskets is None else query.baskets
+        known = None if not grouped else query.days if query.baskets is None else query.baskets
         number = np.arange(length) if known is None else np.asarray(known)
         changes = np.append(False, number[1:] != number[:-1])[:length]  # of baskets, whose numbers may have gaps
         of_basket = np.cumsum(changes)
         ago[row, :length] = of_basket[-1] - of_basket if length else 0
-        if query.days is not None:
+        if grouped and query.days is not None:
             now = query.days[-1] if query.now is None else query.now
             days[row, :length] = now - np.asarray(query.days, np.float64)
     return Past(torch.from_numpy(items), torch.from_numpy(ago), torch.from_numpy(days), grouped)
