@@ -1,6 +1,6 @@
 """Named groups of items: a column and a value, such as `category` and `toys`, compared as text.
 
-They come from the columns in `data.items.groups` and from attributes `column=value`.
+They come from the columns `data.items.groups` and attributes `column=value`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FAL
 
 
 class UnknownGroup(UserError):
-    """Unknown column or value; `public_message` omits the value."""
+    """Unknown column or value; `public_message` omits it."""
 
     def __init__(self, message: str, public_message: str) -> None:
         super().__init__(message)
@@ -40,15 +40,13 @@ class _Column(NamedTuple):
 class ItemGroups:
     """The groups of `V` items.
 
-    Example:
-        >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
-        >>> groups = ItemGroups(pl.DataFrame({"item": [0, 1, 2], "attributes": attributes}))
-        >>> groups.names, groups.values("category"), groups.items("category", "games").tolist()
-        (['brand', 'category'], ['games', 'toys'], [1])
+    >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
+    >>> groups = ItemGroups(pl.DataFrame({"item": [0, 1, 2], "attributes": attributes}))
+    >>> groups.names, groups.values("category"), groups.items("category", "games").tolist()
+    (['brand', 'category'], ['games', 'toys'], [1])
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
-        """Index items by their attributes and groups, lists of `column=value`."""
         self.count = len(items)
         self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]
@@ -66,23 +64,22 @@ class ItemGroups:
         self._columns = {str(name): _column(part) for (name,), part in pairs.group_by(["column"], maintain_order=True)}
 
     def about(self, item: int) -> list[str]:
-        """Return all attributes and groups of an item.
+        """Return an item's attributes and groups.
 
-        Example:
-            >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
-            >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
-            (['category=toys', 'red'], [])
+        >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
+        >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
+        (['category=toys', 'red'], [])
         """
         cells = [column[item] for column in self._said] if item < self.count else []
         return [text for cell in cells if cell is not None for text in cell]
 
     @property
     def names(self) -> list[str]:
-        """Return the sorted column names."""
+        """Return the columns, sorted."""
         return sorted(self._columns)
 
     def values(self, name: str) -> list[str]:
-        """Return the values of a column."""
+        """Return a column's values."""
         return list(self._of(name, name).values)
 
     def check(self, name: str, field: str) -> None:
@@ -93,7 +90,7 @@ class ItemGroups:
         """Return the items with a value, ascending.
 
         Args:
-            value: booleans also match other spellings.
+            value: booleans match other spellings, too.
             field: the column's name in messages.
 
         Raises:
@@ -119,7 +116,7 @@ class ItemGroups:
 
 
 def no_groups() -> ItemGroups:
-    """Return groups without any items."""
+    """Return groups without items."""
     return ItemGroups(pl.DataFrame({ITEM: []}, schema={ITEM: pl.Int32}))
 
 

@@ -49,7 +49,7 @@ def read_histories(
         history: an optional column; `user.id` is a nested field.
 
     Raises:
-        UserError: the file or the user column is missing, or a row is malformed.
+        UserError: a missing file or column, or a malformed row.
     """
     columns = columns_of(path)
     require(path, [user], columns)
@@ -73,7 +73,7 @@ def read_histories(
 
 
 def about_how_many(path: Path) -> int:
-    """Count the rows of a file, or the lines of a text file, for progress."""
+    """Count rows, or lines of a text file, for progress."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -81,8 +81,7 @@ def about_how_many(path: Path) -> int:
         return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
 
 
-def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
-    """Yield row number from 1, user, and history if `known`."""
+def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:  # row from 1
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):

@@ -1,6 +1,6 @@
 """Convert an exposure log to impressions, one row per item of each list.
 
-A click gets the time of its impression, so that it is never history of its own list.
+A click gets the time of its impression, so it is never history of its own list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ExposureCounts:
 
 
 class Timely(NamedTuple):
-    """Feedback in time, and the numbers of early and late rows."""
+    """Feedback in time, and counts of early and late rows."""
 
     feedback: pl.DataFrame
     early: int
@@ -45,11 +45,11 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Drop feedback from before its list was shown, or too long after.
+    """Drop feedback from before its list was shown, or too late.
 
     Args:
-        feedback: with `time` and `shown`, the time of its list.
-        within_seconds: None for no limit.
+        feedback: with `time`, and that of its list, `shown`.
+        within_seconds: None: no limit.
     """
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
@@ -68,11 +68,11 @@ def impressions_of(
     """Join the shown lists with their feedback.
 
     Args:
-        exposures: one row per answer, see `adagrpo.exposures.exposure_store`.
+        exposures: one row per answer (`adagrpo.exposures.exposure_store`).
         feedback: one row per request, item and kind.
-        clicks: the kinds of feedback that count as clicks.
-        within_seconds: limit of a click's delay; None for none.
-        only_sampled: keep only sampled lists, which have propensities.
+        clicks: kinds of feedback that are clicks.
+        within_seconds: maximum delay of a click; None: no limit.
+        only_sampled: keep sampled lists only, which have propensities.
 
     Returns:
         user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id and clicked_at (the

@@ -72,8 +72,7 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
     Args:
-        within: the maximum number of steps; an item `d` steps later counts 1/d. Where baskets are known, each
-            basket counts one for each item of the next.
+        within: maximum steps; an item `d` steps later counts 1/d, each known basket one for each item of the next.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
@@ -106,7 +105,7 @@ def _between_baskets(training: Ragged, num_items: int) -> sparse.csr_array:
 
 
 class PairCounts(NamedTuple):
-    """A count matrix for fast lookup: dense if small, else sorted keys."""
+    """A count matrix: dense if small, else sorted keys."""
 
     keys: NDArray[np.int64]  # (nnz,) row · V + column, ascending; (0,) where the matrix is whole
     values: NDArray[np.number]  # (nnz,) or (V · V,)
@@ -123,7 +122,7 @@ class PairCounts(NamedTuple):
         return cls(rows * size + matrix.indices, matrix.data.astype(np.float32), size)
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the entries at rows and columns of equal shape; 0 if absent.
+        """Return entries at rows and columns of one shape; 0 if absent.
 
         >>> PairCounts.of(sparse.csr_array(np.array([[0.0, 3.0], [5.0, 0.0]]))).at(np.array([0, 1]), np.array([1, 1]))
         array([3., 0.], dtype=float32)
@@ -142,7 +141,7 @@ def largest_of_rows(
     weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
     limit: int,
 ) -> NDArray[np.bool_]:
-    """Mark the `limit` largest positive weights of each row, (N,); ties go to the earlier entry.
+    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
     array([ True,  True, False,  True])

@@ -1,4 +1,4 @@
-"""The prepared data of a run: one Parquet file per purpose, so that reading one cannot leak another.
+"""The prepared data of a run: one Parquet file per purpose, so that none leaks another.
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
@@ -7,7 +7,7 @@ Files of a run:
     validation.parquet              from the end of training up to the test target; `target` marks the target
                                     (of all tables, `basket` and `days` where a case is a whole basket)
     test.parquet                    the test targets; no other file changes with them
-    later.parquet                   everything after that, under a split in time
+    later.parquet                   what is after that, under a split in time
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
                                     later ones may show the held-out item
     rejects.parquet, summary.json   rejected rows; counts
@@ -51,7 +51,7 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a split data set into a folder, reproducibly.
+    """Write a split data set, reproducibly.
 
     Raises:
         ValueError: a target lies within its own history.
@@ -123,7 +123,7 @@ def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Pat
 
 
 def load_training(directory: Path) -> Ragged:
-    """Load the training sequences, one row per user, possibly empty; long logs stay on disk."""
+    """Load the training sequences, one row per user, maybe empty; long logs stay on disk."""
     path = directory / "train.parquet"  # written by user and position
     rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
     for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result
@@ -151,7 +151,7 @@ def _of_baskets(table: pl.DataFrame) -> dict[str, NDArray[Any]]:
 
 
 def load_until_test(directory: Path) -> Ragged:
-    """Load each user's interactions through the test target."""
+    """Load each user's interactions to the test target."""
     return _with(directory, "validation.parquet", "test.parquet")
 
 
@@ -161,7 +161,6 @@ def load_whole(directory: Path) -> Ragged:
 
 
 def _with(directory: Path, *names: str) -> Ragged:
-    """Append the interactions of some tables to the training sequences."""
     training = load_training(directory)
     tables = [pl.read_parquet(directory / name) for name in names]
     columns = [USER, ITEM, POSITION, *_known(tables[0].columns)]
@@ -221,7 +220,7 @@ def load_user_ids(directory: Path) -> pl.Series:
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Load the impressions for fitting, if any: user, item, history_length, clicked [, slot, propensity]."""
+    """Load any impressions for fitting: user, item, history_length, clicked [, slot, propensity]."""
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
 

@@ -7,9 +7,9 @@
     V = X + A,  A = max(0, R - E),  w = X / V
     D ± √(V c²),  c² = (1 - g) z² + g t_ν²,  g = w - .9 w (1 - w)
 
-Sources: Satterthwaite (1946) for the sum of variances, Cochran (1964) for averaging squared critical values. Our `g`
-lies between them, for better coverage at few seeds (`benchmarks.coverage`). Users may differ between seeds. If all
-seeds agree exactly, the interval is over users alone.
+Sources: Satterthwaite (1946) for the sum of variances, Cochran (1964) for averaging squared critical values; our `g`
+lies between, for coverage at few seeds (`benchmarks.coverage`). Users may differ between seeds. If all seeds agree
+exactly, the interval is over users alone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """Return the interval for other users and other seeds; without variance it is the mean, and p is 1 for 0, else 0.
+    """Return the interval for other users and seeds; without variance it is the mean, and p is 1 for 0, else 0.
 
     Example:
         >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))

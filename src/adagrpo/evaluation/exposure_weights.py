@@ -27,7 +27,7 @@ def exposure_weights(shown: Ints) -> Floats:
 def case_weights(shown: Ints, power: float = 0.5) -> Floats:
     """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
-    A case whose item was never shown weighs 1. The default is the root, since what users like is also shown more
+    A case whose item was never shown weighs 1. The default is the root, as liked items are shown more
     (`research/decisions`).
 
     Example:

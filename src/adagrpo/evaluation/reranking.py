@@ -43,7 +43,7 @@ def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: floa
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """Return the weight with the highest mean of its (N,) values, the smallest if several are equal."""
+    """Return the weight with the highest mean of its (N,) values; ties: the smallest."""
     return max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
 
 
@@ -65,7 +65,7 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
 
 
 def edge_warning(weight: float) -> str | None:
-    """Return a warning if a weight is the largest of the grid; None otherwise."""
+    """Return a warning if a weight is the grid's largest, else None."""
     if weight < WEIGHTS[-1]:
         return None
     return (

@@ -36,16 +36,16 @@ def answer(
     batch_size: int = 256,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Return the first `k` items of the list for each history, in the ids of the logs.
+    """Return the first `k` items for each history, in the ids of the logs.
 
     Args:
-        histories: item ids, oldest first; without a known id the list is empty, or see `popular`.
-        exclude: ids to leave out, one list per history; unknown ids are ignored.
-        days: when each item of each history was had, in days since 1970; None: unknown.
+        histories: item ids, oldest first; without a known id the list is empty, unless `popular`.
+        exclude: ids left out, one list per history; unknown ones are ignored.
+        days: since 1970, of each item; None: unknown.
         now: days since 1970; None: the time of each history's last item.
-        narrowing: from `Recommender.narrow`; applies to all lists.
-        popular: return the most popular items for a history without a known id.
-        report: called with the number of histories done.
+        narrowing: from `Recommender.narrow`, for all lists.
+        popular: list popular items for a history without a known id.
+        report: called with histories done.
 
     Raises:
         UserError: `k` exceeds the beam width, or `exclude` does not match the histories.

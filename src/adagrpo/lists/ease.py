@@ -2,8 +2,8 @@
 
     B = I - P diag(1 / P_ii),   P = (XᵀX + λ I)⁻¹,   score(x, i) = Σ_t γ^(T - t) B[x_t, i]
 
-`X` is the binary (users, items) matrix of the training split. Departures: older items of a history weigh less, as in
-item-kNN (`adagrpo.lists.sources`), and only the `KEPT` largest weights of each row are stored.
+`X` is the binary (users, items) training matrix. Departures: older items weigh less, as in item-kNN
+(`adagrpo.lists.sources`), and only the `KEPT` largest weights per row are stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_ITEMS = 20_000  # a dense matrix of so many items and its inverse take 3.2 
 
 
 def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, kept: int = KEPT) -> sparse.csr_array:
-    """Return `B` as (V, V) float32 for at most `MOST_ITEMS` items, with the `kept` largest absolute weights per row.
+    """Return `B`, (V, V) float32, with the `kept` largest absolute weights per row; at most `MOST_ITEMS` items.
 
     Example:
         >>> training = Ragged(np.array([0, 1, 0, 1, 2], dtype=np.int32), np.array([0, 2, 4, 5]))

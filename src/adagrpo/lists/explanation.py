@@ -1,4 +1,4 @@
-"""Explains a list: log-probabilities of codes, ranks by the reward, and the items left out."""
+"""Explains a list: log-probabilities of codes, ranks by reward, items left out."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class ItemTitles:
         return table.with_columns(pl.concat_str(["item_id", "title"], separator=" ").str.to_lowercase().alias("words"))
 
     def of(self, item: int) -> dict[str, Any]:
-        """Return id and title of an item, and whether it is listed."""
+        """Return an item's id and title, and whether it is listed."""
         title = self._table["title"][item].strip()
         title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."
         listed = bool(self._table["listed"][item])
         return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed}
 
     def search(self, text: str, count: int) -> list[dict[str, Any]]:
-        """Return the first items whose id or title contains every word; without words, the first items."""
+        """Return the first items whose id or title contains every word."""
         found = self._table.with_row_index("item")
         for word in text.lower().split()[:8]:
             found = found.filter(pl.col("words").str.contains(word, literal=True))
@@ -50,8 +50,8 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     """Explain the list of a query.
 
     Returns:
-        JSON-able: `source`; `list`, best first, with `log_probs` (one per code), `reward` and `reward_rank`; and
-        `removed`, items that an unrestricted list would hold, with their rank there.
+        JSON-able: `source`; `list`, best first, with `log_probs` (one per code), `reward` and `reward_rank`; `removed`,
+        items of an unrestricted list, with their rank there.
     """
     found = recommender.recommend([query])[0]
     items = recommender.known(found.items[:k])[0]

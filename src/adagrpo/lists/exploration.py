@@ -3,7 +3,7 @@
     a request is sampled if   u(seed, request id) < share,   u uniform on [0, 1)
     its list                  k items without replacement, see `adagrpo.decoding.drawn_lists`
 
-Lists are reproducible from the log. Which requests are sampled is independent of user and history.
+Lists are reproducible from the log; sampling does not depend on user and history.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Fits the weights of a fused list to user choices: a conditional logit (McFadden 1974), shrunk toward the policy.
+"""Fits a fused list's weights to user choices: a conditional logit (McFadden 1974), shrunk toward the policy.
 
     max_w  (1/N) Σ_n a_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
 
-over the cases whose logged item `y_n` is a candidate; `a_n` is the weight of a case. Of a basket, the mean over those
-of its items that are candidates. `w⁰` is the policy's own order:
-σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out log-likelihood over `FOLDS` folds of users,
-which also choose the epochs of the network (`adagrpo.lists.correction`) and give the cross-fitted order.
+over the cases whose logged item `y_n` is a candidate (of a basket, the mean over such items); `a_n` is the case's
+weight, `w⁰` the policy's own order: σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out
+log-likelihood over `FOLDS` folds of users, which also choose the network's epochs (`adagrpo.lists.correction`) and give
+the cross-fitted order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def fit_weights(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
-    """Fit the weights of the features `used`, among `names` of all `F`; call `report` with fits done and in all."""
+    """Fit weights of the features `used`, among all `F` `names`; `report` gets fits done and in all."""
     columns = [names.index(name) for name in used]
     spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
     prior = np.array([spread if name == POLICY else 0.0 for name, spread in zip(used, spreads, strict=True)])
@@ -145,7 +145,7 @@ def fit_weights(
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
-    """Return the (N,) fold of each case, the same for all cases of a user; `users` is (N,)."""
+    """Return the (N,) fold of each case, the same for all of a user's; `users` is (N,)."""
     known, place = np.unique(users, return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
     return np.asarray(folds[place])
@@ -181,22 +181,19 @@ def _conditional_logit(
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
 
 
-def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:
-    """(N,) int64 indices of the chosen items; where several are, (N, C) float32 shares."""
+def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:  # (N,) int64 indices or, of several, (N, C) float32 shares
     counts = chosen.sum(axis=1, keepdims=True)
     if not len(counts) or counts.max() <= 1:
         return torch.from_numpy(chosen.argmax(axis=1))
     return torch.from_numpy((chosen / counts.clip(1)).astype(np.float32))
 
 
-def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-    """(N,) mean log softmax of the chosen items."""
+def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:  # (N,) mean log softmax of the chosen
     highest = scores.max(axis=1, keepdims=True)
     sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
     return np.asarray(np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums)
 
 
-def _ranks(scores: Floats, items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank items (N, C) by their scores and return the ranks of the targets, from 1; 0 if there is none."""
+def _ranks(scores: Floats, items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:  # (N,)
     order = np.argsort(-scores, axis=1, kind="stable")
     return target_rank_in(np.take_along_axis(items, order, axis=1), targets)

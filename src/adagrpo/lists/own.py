@@ -27,8 +27,7 @@ FLOOR = 1e-2  # added to `own_recent` before its logarithm
 class OwnItems:
     """How often each item is in the user's own history, whole."""
 
-    def __init__(self, popularity: NDArray[np.int64]) -> None:
-        """Take the (V,) training interactions of each item."""
+    def __init__(self, popularity: NDArray[np.int64]) -> None:  # (V,) training interactions
         shares = np.log1p(popularity) / (1.0 + np.log1p(popularity.max(initial=0)))
         self._popular = torch.from_numpy((shares - 1.0).astype(np.float32))  # in [-1, 0)
 
@@ -75,7 +74,7 @@ class OwnSince(OwnRecent):
 
 
 class OwnDue(OwnSince):
-    """Whether as much time has passed as usually does between two purchases of an item."""
+    """Whether as much time has passed as usual between two purchases of an item."""
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) values in (0, 1]; 0 for items had once or never, or at unknown times."""
@@ -93,7 +92,7 @@ class OwnDue(OwnSince):
 
 
 def past_of(histories: Histories) -> Past:
-    """Return the whole past, or the items that the policy sees, each as a basket of its own at an unknown time."""
+    """Return the whole past, or what the policy sees, each item a basket of its own at an unknown time."""
     if histories.past is not None:
         return histories.past
     there = torch.arange(histories.items.shape[1], device=histories.items.device) < histories.lengths[:, None]
@@ -102,13 +101,11 @@ def past_of(histories: Histories) -> Past:
     return Past(items, ago.clamp(min=0), torch.full(items.shape, torch.nan, device=items.device))
 
 
-def _summed(past: Past, values: Tensor, num_items: int) -> Tensor:
-    """(B, V) sums of values (B, H) by item."""
+def _summed(past: Past, values: Tensor, num_items: int) -> Tensor:  # (B, V), by item
     whole = torch.zeros(len(past.items), num_items + 1, device=past.items.device)
     return whole.scatter_add_(1, past.items.where(past.items >= 0, num_items), values.float())[:, :-1]
 
 
-def _greatest(past: Past, values: Tensor, num_items: int) -> Tensor:
-    """(B, V) greatest of values (B, H), at least 0, by item; 0 for none."""
+def _greatest(past: Past, values: Tensor, num_items: int) -> Tensor:  # (B, V), by item, at least 0
     whole = torch.zeros(len(past.items), num_items + 1, device=past.items.device)
     return whole.scatter_reduce_(1, past.items.where(past.items >= 0, num_items), values.float(), "amax")[:, :-1]

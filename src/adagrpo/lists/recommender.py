@@ -1,9 +1,9 @@
-"""Recommendations of a policy: constrained beam search over the catalogue, in the ids of the logs.
+"""Recommendations of a policy by constrained beam search, in the ids of the logs.
 
-Lists equal those of evaluation. They are ordered by the policy, by `log-probability + w · reward`, as a fused list
-(`adagrpo.lists.fusion`), or by a source or the reward alone. A query without a history gets the most popular training
-items, with scores log((n_i + 1) / (n + V)). A query with a temperature gets a sampled list
-(`adagrpo.lists.exploration`), never re-ranked, since propensities hold for the sampling order only.
+Lists equal those of evaluation, ordered by the policy, by `log-probability + w · reward`, as a fused list
+(`adagrpo.lists.fusion`), or by a source or the reward alone. Without a history they hold the most popular training
+items, with scores log((n_i + 1) / (n + V)); with a temperature they are sampled (`adagrpo.lists.exploration`), never
+re-ranked, as propensities hold for the sampling order only.
 """
 
 from __future__ import annotations
@@ -90,19 +90,19 @@ class Recommender:
         """Freeze the policy.
 
         Args:
-            width: beam width, the maximum length of a list.
-            max_history: the policy sees this many last items.
+            width: of the beam, the maximum length of a list.
+            max_history: number of last items that the policy sees.
             exclude_history: leave out the whole history, unless a query overrides it.
-            precision: requested precision; the attribute holds the one in use.
+            precision: as requested; the attribute is the one in use.
             reward: re-ranks the beam, scores the candidates of `fusion`, or orders all items.
             reward_weight: in units of `reward_spread`, the reward's within-list standard deviation.
             fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
-            groups: called when a filter first needs them; None: there are none.
+            groups: called when a filter first needs them; None: none.
             texts: returns the text of each item, or nothing.
-            past: whether baskets are known to sources that read a user's whole past; None: none reads it.
+            past: whether sources that read a user's whole past know baskets; None: none reads it.
         """
         self._precision: Precision = precision
         self._set_policy(policy)
@@ -121,7 +121,7 @@ class Recommender:
         self._popular = None if order is None else order[listed[order]]
 
     def with_policy(self, policy: Policy[Any, Any], max_history: int, order: ListOrder | None = None) -> Recommender:
-        """Return a recommender for another policy of the same catalogue; without an order, the order is kept."""
+        """Return a copy for another policy of this catalogue; without an order, that is kept."""
         made = copy.copy(self)
         made.max_history = max_history
         for name, value in ({} if order is None else order._asdict()).items():
@@ -131,7 +131,7 @@ class Recommender:
         return made
 
     def ordered(self, order: ListOrder) -> Recommender:
-        """Return a recommender with another order of lists."""
+        """Return a copy with another order of lists."""
         return self.with_policy(self.policy, self.max_history, order)
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
@@ -141,11 +141,11 @@ class Recommender:
             self.policy = linear_weights_in(self.policy, torch.bfloat16)
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
-        """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
+        """Split ids into known items and unknown ids; `7` and `"7"` are one."""
         return _known(self._items, history)
 
     def days_of(self, history: Sequence[ItemId], days: Sequence[float] | None) -> list[float] | None:
-        """Return the days of the known items of a history."""
+        """Return the days of a history's known items."""
         return (
             None if days is None else [day for name, day in zip(history, days, strict=True) if str(name) in self._items]
         )
@@ -153,8 +153,7 @@ class Recommender:
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """Resolve the filters of a query, see `Eligibility.resolve`.
 
-        Example:
-            `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
+        `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
         """
         return self.eligibility.resolve(include, exclude)
 
@@ -165,7 +164,7 @@ class Recommender:
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        """Return the lists of `B` independent queries, of at most `width` items."""
+        """Return the lists of `B` queries, of at most `width` items."""
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):
@@ -210,7 +209,7 @@ class Recommender:
         """Score items after a non-empty history by policy and reward.
 
         Returns:
-            Log-probabilities of each item's codes, in nats; and rewards, None if there is no reward or it failed.
+            Log-probabilities of each item's codes, nats; and rewards, None without one or if it failed.
         """
         batch = self._batch([Query(history)], False)
         wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
@@ -229,7 +228,7 @@ class Recommender:
     def list_propensities(
         self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int
     ) -> ListPropensities:
-        """Compute propensities of given lists, and sample items to estimate expectations over a first item.
+        """Compute propensities of given lists, and sample items for expectations over a first item.
 
         Args:
             queries: with seeds, one temperature above 0 and one setting of `exclude_history`.
@@ -307,8 +306,7 @@ class Recommender:
         rows = zip(items.tolist(), scores.tolist(), strict=True)
         return [self._named(*row)._replace(source=source) for row in rows]
 
-    def _of_catalogue(self, batch: Histories) -> Tensor | None:
-        """(B, V) scores of lists made without the policy; None for other lists or a failed reward."""
+    def _of_catalogue(self, batch: Histories) -> Tensor | None:  # (B, V); None for a policy's list or a failed reward
         if self.alone is not None:
             return self.alone.scores(batch)
         if not self.reward_alone:
@@ -345,14 +343,12 @@ class Recommender:
         found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         return _Beam(*found, log_probs)
 
-    def _closed(self, queries: Sequence[Query]) -> Tensor:
-        """(B, X) int64, single items that each query leaves out, padded with -1."""
+    def _closed(self, queries: Sequence[Query]) -> Tensor:  # (B, X) int64, padded with -1
         longest = max(len(query.without) for query in queries)
         rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
         return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
 
-    def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:
-        """(B, V) bool, True for items that may not be listed."""
+    def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:  # (B, V) bool
         out = (~self.catalog.listed).repeat(len(queries), 1)
         for row, query in enumerate(queries):
             if query.eligible is not None:

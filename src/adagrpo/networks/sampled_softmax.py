@@ -35,11 +35,10 @@ def sampled_softmax_loss(
         targets: int64 items.
         negatives: int64 items; repeated ones count repeatedly.
 
-    Example:
-        >>> one = torch.ones(1, 1)
-        >>> negatives = torch.tensor([3, 4, 5])
-        >>> sampled_softmax_loss(one, one[0], one.expand(3, 1), torch.zeros(3), torch.tensor([4]), negatives).exp()
-        tensor([3.])
+    >>> one = torch.ones(1, 1)
+    >>> negatives = torch.tensor([3, 4, 5])
+    >>> sampled_softmax_loss(one, one[0], one.expand(3, 1), torch.zeros(3), torch.tensor([4]), negatives).exp()
+    tensor([3.])
     """
     rows, columns = _hits(targets, negatives)
     log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others
@@ -81,8 +80,7 @@ class _LogSumExp(torch.autograd.Function):
         return of_states, of_others[:, :-1], of_others[:, -1], None, None
 
 
-def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all (n, m) for which negative m is target n."""
+def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:  # all (n, m) for which negative m is target n
     ordered, order = negatives.sort()
     first = torch.searchsorted(ordered, targets)
     counts = torch.searchsorted(ordered, targets, right=True) - first

@@ -6,8 +6,8 @@
 `p` is the compact policy's decoder, `m(prefix)` the probability of all items below a prefix. η keeps hallucination
 visible; outside the catalogue only the decoder counts.
 
-Source: LIGER (Yang et al. 2024); Hinton's product of experts (2002). Departure: the dense scores take part in the
-search instead of ranking its result, so that the policy is a proper distribution.
+Source: LIGER (Yang et al. 2024); Hinton's product of experts (2002). Departure: dense scores take part in the search
+instead of ranking its result, so the policy is a proper distribution.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HybridContext:
 
 @dataclass(frozen=True)
 class HybridState:
-    """Decoder state of the compact policy, and each hypothesis's node."""
+    """Decoder state of the compact policy, and nodes of hypotheses."""
 
     compact: CompactState
     nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
@@ -100,7 +100,7 @@ class HybridPolicy(nn.Module):
             item_weight: `w`, in [0, 1].
             smoothing: `η`.
             loss_weight: of the head's cross-entropy relative to the NLL.
-            negatives: uniform samples for that cross-entropy, shared by a batch; 0: all items.
+            negatives: uniform samples for it, shared by a batch; 0: all items.
             prefix: 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each.
         """
         super().__init__()
@@ -276,7 +276,6 @@ class HybridPolicy(nn.Module):
         return vectors
 
     def _leaf_vectors(self, leaves: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (T, D) `e_i` and (T,) `b_i` of leaves."""
         if self._leaves is not None:
             return self._leaves.vectors().index_select(0, leaves), self._leaves.bias.index_select(0, leaves).squeeze(-1)
         items = self.trie.items.index_select(0, leaves)

@@ -37,7 +37,7 @@ class Spoken(NamedTuple):
 
 
 class HeadTable:
-    """Vectors of a frozen policy, cached in the precision last used: autocast would convert them for every product."""
+    """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ def shares_below(
     queries: Tensor,  # (B, D)
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) of the branches
-    """Return each child's share of its node's mass, from the items below the node only."""
+    """Return each child's share of its node's mass, from items below only."""
     below = leaves_below(trie, level, nodes)
     shares = shares_within(below, leaf_logits(below, queries, vectors_of))
     if level + 1 == trie.num_levels:

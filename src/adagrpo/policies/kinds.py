@@ -1,6 +1,6 @@
 """Registry of policy kinds: the module `adagrpo.policies.<kind>` defines `KIND`.
 
-The options of a kind are in `adagrpo.config.models.PolicyConfig`; no other code depends on the kind.
+Options of a kind are in `adagrpo.config.models.PolicyConfig`; no other code depends on it.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def read_tokenizer(folder: Path, key: str) -> Any:
 
 
 def under_model_names(module: nn.Module) -> None:
-    """Save and load the weights of `module.lm` under the names of `transformers`, tied ones once."""
+    """Save and load weights of `module.lm` under names of `transformers`, tied ones once."""
     module.register_state_dict_post_hook(_to_model_names)
     module.register_load_state_dict_pre_hook(_from_model_names)
 

@@ -2,7 +2,7 @@
 
     π(n | x, c_1 .. c_L) = 1 / (items of c_1 .. c_L)        for n = 0 .. items - 1, and 0 for any other
 
-The last level, that of `resolve_collisions`, is uniform; items of one ID are listed in catalogue order.
+The last level, that of `resolve_collisions`, is uniform; items of one ID are in catalogue order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adagrpo.types import Histories
 
 @dataclass(frozen=True)
 class SharedState:
-    """Decoder state of the inner policy, and each hypothesis's node."""
+    """Decoder state of the inner policy, and nodes of hypotheses."""
 
     causal: CausalState
     nodes: Tensor  # (B, W) int64, -1 where no item begins so
@@ -125,8 +125,7 @@ class SharedCodesPolicy(nn.Module):
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return SharedState(self.causal.advance(state.causal, parents, codes), nodes)
 
-    def _nodes(self, codes: Tensor) -> Tensor:
-        """Return (...) nodes of codes (..., L), -1 where no item has them."""
+    def _nodes(self, codes: Tensor) -> Tensor:  # (...) of codes (..., L), -1 where no item has them
         nodes = torch.zeros_like(codes[..., 0])
         for level in range(codes.shape[-1]):
             nodes = self.trie.child(level, nodes, codes[..., level])

@@ -45,7 +45,7 @@ def kind_of(path: Path) -> str:
 
 
 def names_file(word: str) -> bool:
-    """Return whether a command-line word is the path of a file."""
+    """Return whether a word is a file's path."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def names_file(word: str) -> bool:
 
 
 def columns_of(path: Path) -> list[str]:
-    """List the columns, or the fields in the first `SCHEMA_BYTES` of JSONL; nested ones as `user.id`, after `user`."""
+    """List the columns, or fields in the first `SCHEMA_BYTES` of JSONL; nested ones as `user.id`, after `user`."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -77,7 +77,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def nested_names(fields: Mapping[str, Any], above: str = "", depth: int = 1) -> Iterator[str]:
-    """Yield the field names of a JSON object or schema, and nested ones."""
+    """Yield names of a JSON object's or schema's fields, nested ones too."""
     for name, value in fields.items():
         if above and "." in name:
             continue

@@ -92,10 +92,10 @@ def read_logs(
         min_rating: lowest rating of an interaction; needs `columns.rating`.
         click_rating: rows are impressions, clicked if rated at least this, not if unrated; needs `columns.rating`.
         ordered: False if no column orders a user's rows; they keep the file order.
-        max_bad_rows: limit of rejected rows, over all files.
+        max_bad_rows: limit of rejected rows over all files.
         max_expansion: see `adagrpo.data.logs.unpacking`.
-        drop_duplicates: of rows with equal user, item and time (for impressions, also click, slot and propensity), keep
-            the first.
+        drop_duplicates: keep the first of rows with equal user, item and time (of impressions also click, slot and
+            propensity).
         drop_items: ids whose rows are left out.
         first_rows: limit for each file.
 
@@ -293,7 +293,7 @@ def _shown(text: pl.Expr) -> pl.Expr:
 
 
 def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Leave out guest orders, returns and ids that are no items, and count each."""
+    """Leave out guest orders, returns and ids that are no items; count each."""
     counts, kept = {}, table
     for name, wanted in (
         ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),

@@ -13,7 +13,7 @@ from adagrpo.errors import UserError
 
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
-    """Add impressions from other files to a log; their clicks do not become interactions.
+    """Add impressions from other files to a log; clicks do not become interactions.
 
     Args:
         shown: from `read_logs`, with the same users and items.

@@ -1,7 +1,7 @@
 """Detect lists written as text, `[1, 2]` or `a,b,c`, in an id column, where each would become one item.
 
 Titles may look alike, so most values must be bracketed lists, or mostly unique lists of words with one separator, whose
-repeated parts change position, unlike in `brand,model,size`.
+repeated parts move, unlike those of `brand,model,size`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Preview logs and item tables: columns, their roles guessed from names and values, and what would be read and lost."""
+"""Preview logs and item tables: columns, roles guessed from names and values, and what is read and lost."""
 
 from __future__ import annotations
 
@@ -108,9 +108,8 @@ def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
 def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
-    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists of text are
-    `attributes`; so are integer lists if in one column only. `commas` are columns with decimal commas, which the
-    readers do not parse.
+    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
+    of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse.
 
     Args:
         item: the item column of the logs, and the id column if the table has it.
@@ -144,8 +143,7 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     }
 
 
-def _sample(path: Path) -> pl.DataFrame:
-    """Read the first rows, without the parents of nested fields."""
+def _sample(path: Path) -> pl.DataFrame:  # the first rows, without the parents of nested fields
     names = columns_of(path)
     nested = {name.rpartition(".")[0] for name in names if "." in name}
     return next(read_chunks(path, [name for name in names if name not in nested])).table.head(SAMPLE)
@@ -176,7 +174,7 @@ def _type(values: pl.Series) -> str:
 
 
 def _have_commas(values: pl.Series) -> bool:
-    """Detect decimal commas, but not lists such as `3,12`."""
+    """Detect decimal commas, but not lists like `3,12`."""
     texts = values.str.strip_chars()
     decimals = texts.str.extract(DECIMAL).drop_nulls()
     if len(decimals) == 0 or (texts.str.count_matches(",", literal=True) > 1).any():
@@ -336,8 +334,7 @@ def _no_items(ids: pl.Series) -> list[str]:
     return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
 
 
-def _tied(table: pl.DataFrame) -> int | None:
-    """Count interactions tied with another of their user; None without times."""
+def _tied(table: pl.DataFrame) -> int | None:  # None without times
     if TIMESTAMP not in table.columns:
         return None
     return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())

@@ -17,7 +17,7 @@ from adagrpo.errors import UserError
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Read some columns of a table, typed as in the file; CSV columns are text, empty fields null.
+    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null.
 
     Args:
         columns: `product.sku` is a nested field unless a column has that name.
@@ -53,7 +53,7 @@ def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Read typed columns, but ids as text: type inference changes long numbers."""
+    """Ids are read as text: type inference changes long numbers."""
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
         for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):

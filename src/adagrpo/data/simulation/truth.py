@@ -2,8 +2,8 @@
 
     utility(u, i) = sigmoid(users_u . items_i + bias_i)
 
-is the probability that user `u` chooses an examined item `i`, and 0 if `u` owns it. Tastes move, so each purchase has
-its utility.
+is the probability that user `u` chooses an examined item `i`, 0 if `u` owns it. Tastes move, so each purchase has its
+own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth: every user just before their last purchase, or else at their last visit."""
+    """The ground truth: users just before their last purchase, or else at their last visit."""
 
     user_ids: tuple[str, ...]  # U
     item_ids: tuple[str, ...]  # V
@@ -46,7 +46,7 @@ class Truth:
         user_index: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """Return the probability of choosing an item if examined; 0 for owned items."""
+        """Return the probability of choosing an examined item; 0 for owned ones."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
         keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index
@@ -96,7 +96,7 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """Return the truth for other rows, such as those of a prepared data set.
+        """Return the truth for other rows, such as a prepared data set's.
 
         Raises:
             UserError: an id is unknown.
