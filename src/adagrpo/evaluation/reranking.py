@@ -26,9 +26,8 @@ def reward_spread(
 ) -> float:
     """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
 
-    Example:
-        >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
-        0.7071067811865476
+    >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
+    0.7071067811865476
     """
     there = items >= 0
     filled = there.any(axis=1)
@@ -54,10 +53,9 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
 
     the one-standard-error rule (Breiman et al. 1984) with paired differences and 1.96 standard errors.
 
-    Example:
-        >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
-        >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
-        0.5
+    >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
+    >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
+    0.5
     """
     best = by_weight[best_weight(by_weight)]
     less = {weight: np.asarray(values - best, dtype=np.float64) for weight, values in by_weight.items()}

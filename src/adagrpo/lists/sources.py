@@ -213,7 +213,7 @@ def recent_counts(
     """Return (V,) shares of interactions that halve every `HALF_LIFE` of the time, smoothed by one.
 
     >>> recent_counts(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
-    array([0.25, 0.75])
+    array([0.333, 0.667])
     """
     half = max(1.0, HALF_LIFE * float(ages.max(initial=0.0)))
     weights = np.bincount(items, 0.5 ** (ages / half), num_items)

@@ -76,7 +76,7 @@ def metric_names(where: ReportPart) -> list[str]:
     """Return the names that a table or chart shows, in order.
 
     >>> metric_names(ReportPart.RANKING)
-    ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10']
+    ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'recall@10']
     """
     return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
 
