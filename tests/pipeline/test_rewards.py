@@ -20,7 +20,7 @@ import yaml
 from adagrpo.config import Config, load_config
 from adagrpo.console import Silent
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.description import describe
@@ -188,7 +188,7 @@ def test_a_sum_without_weights_has_every_member_in_units_of_its_spread_within_a_
     summed = models.score_lists(models.reward(), cases, beams.items)
     np.testing.assert_allclose(summed, sum(one / spread for one, spread in zip(apart, spreads, strict=True)), rtol=1e-5)
     served = recommender(run, ListOptions("rerank"))[0]
-    assert served.reward_spread == content["spread"] == pytest.approx(reward_spread(beams.items, summed), rel=1e-5)
+    assert served.within_list_std == content["spread"] == pytest.approx(within_list_std(beams.items, summed), rel=1e-5)
     assert run.diagnose().content["reranking"]["spread"] == pytest.approx(content["spread"], rel=1e-5)
     assert served.reward.weights == tuple(1 / spread for spread in content["members"])
 

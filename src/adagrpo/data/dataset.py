@@ -177,7 +177,7 @@ def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Da
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
     if max(min_user, min_item) <= 1:  # who is in the table has an interaction
         return table
-    users, items = (_codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
+    users, items = (_indices_in(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
     rows = _k_core_rows(users, items, min_user, min_item)
     return table if len(rows) == len(table) else table[rows]
 
@@ -207,8 +207,7 @@ def _count_duplicates(
     return len(rows) - rows.n_unique()
 
 
-def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """The index of each id in `known`, or null."""
+def _indices_in(ids: pl.Series, known: pl.Series) -> pl.Series:
     lookup = pl.DataFrame({"id": known}).with_columns(index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
 
@@ -219,7 +218,7 @@ def index(name: str, length: int) -> pl.Expr:
 
 
 def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
-    numbers = (_codes(table[USER_ID], users).alias(USER), _codes(table[ITEM_ID], items).alias(ITEM))
+    numbers = (_indices_in(table[USER_ID], users).alias(USER), _indices_in(table[ITEM_ID], items).alias(ITEM))
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
@@ -257,7 +256,7 @@ def _counts_at(
     is_shown = rows >= len(chosen)
     earlier = starts[order[USER].to_numpy()[is_shown]]
     before, until = (np.empty(len(moments), dtype=np.int64) for _ in range(2))
-    places = rows[is_shown] - len(chosen)
-    before[places] = counts[first][run][is_shown] - earlier
-    until[places] = counts[last][run][is_shown] - earlier
+    moment_rows = rows[is_shown] - len(chosen)
+    before[moment_rows] = counts[first][run][is_shown] - earlier
+    until[moment_rows] = counts[last][run][is_shown] - earlier
     return before, until

@@ -79,13 +79,13 @@ def write_exposures(
     users = pl.DataFrame({USER_ID: learners}).select(index(USER, len(learners)), USER_ID)
     catalogue = in_hash_order(pl.concat([table[ITEM_ID] for table in keyed]))
     numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(index(ITEM, len(catalogue)), ITEM_ID)
-    held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
+    held_out_parts = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
     dropped = 0
     if random is not None:
         unseen = keyed[1].join(training, on=PAIR, how="anti", maintain_order="left")
         dropped = len(keyed[1]) - len(unseen)
-        held.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
-    examined = _numbered(pl.concat(held), users, numbered_items)
+        held_out_parts.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
+    examined = _numbered(pl.concat(held_out_parts), users, numbered_items)
     shown, clicks = _with_random_order(_numbered(training, users, numbered_items), len(users), draw)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def write_exposures(
         "items": len(numbered_items),
         "impressions": len(shown),
         "training_interactions": len(clicks),
-        "without_history_dropped": sum(map(len, [training, *held])) - len(shown) - len(examined),
+        "without_history_dropped": sum(map(len, [training, *held_out_parts])) - len(shown) - len(examined),
         **{
             f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
             for name in ("validation", "biased", "random")

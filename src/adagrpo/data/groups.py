@@ -100,9 +100,9 @@ class ItemGroups:
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)
         found = [column.values[text] for text in spellings if text in column.values]  # a table may have come in parts
         if not found:
-            said = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
-            raise UnknownGroup(said, f"{field}: no item has one of the values")
-        parts = [column.items[column.offsets[place] : column.offsets[place + 1]] for place in found]
+            message = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
+            raise UnknownGroup(message, f"{field}: no item has one of the values")
+        parts = [column.items[column.offsets[index] : column.offsets[index + 1]] for index in found]
         return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
 
     def _of(self, name: str, field: str) -> _Column:
@@ -110,8 +110,8 @@ class ItemGroups:
             hint = "data.items.groups names columns of the item table"
             known = _nearest(name, self._columns) if self._columns else hint
             there = f"known: {', '.join(self.names[:8])}" if self._columns else "they have none"
-            said = f"{field}: the items have no group {_short(name)}; {known}"
-            raise UnknownGroup(said, f"{field.partition('.')[0]}: names a group that the items do not have; {there}")
+            message = f"{field}: the items have no group {_short(name)}; {known}"
+            raise UnknownGroup(message, f"{field.partition('.')[0]}: names a group that the items do not have; {there}")
         return self._columns[name]
 
 
@@ -123,7 +123,7 @@ def no_groups() -> ItemGroups:
 def _column(pairs: pl.DataFrame) -> _Column:
     counts = pairs["value"].rle().struct.unnest()
     offsets = np.concatenate([[0], counts["len"].to_numpy().cumsum()]).astype(np.int64)
-    return _Column({value: place for place, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())
+    return _Column({value: index for index, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())
 
 
 def _short(name: str) -> str:

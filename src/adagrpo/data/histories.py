@@ -89,11 +89,11 @@ def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[in
         return
     for chunk in read_chunks(path, [user, history] if known else [user]):
         problems = None if chunk.problem is None else chunk.problem.to_list()
-        for place, row in enumerate(chunk.table.iter_rows()):
-            if problems is not None and problems[place] is not None:
-                raise UserError(f"{path}, row {chunk.first + place + 1}: {problems[place]}")
+        for index, row in enumerate(chunk.table.iter_rows()):
+            if problems is not None and problems[index] is not None:
+                raise UserError(f"{path}, row {chunk.first + index + 1}: {problems[index]}")
             items = row[1] if known else None
-            yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and known else items
+            yield chunk.first + index + 1, row[0], _listed(items) if kind == "CSV" and known else items
 
 
 def _json_rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:

@@ -79,7 +79,7 @@ def impressions_of(
         first click), in log order; and the counts.
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
-    said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    distinct = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
     shown = answers.select(
         REQUEST,
         pl.col("user_hash").alias(USER_ID),
@@ -93,7 +93,7 @@ def impressions_of(
         .alias(PROPENSITY),
         pl.col("log_inclusions").is_not_null().alias("sampled"),
     ).explode(ITEM, SLOT, PROPENSITY)
-    found = said.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
+    found = distinct.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
     of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
     in_time, early, late = timely(of_items, within_seconds)
     counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
@@ -120,8 +120,8 @@ def impressions_of(
         impressions=len(table),
         clicks=int(table[CLICKED].sum()),
         feedback=len(feedback),
-        feedback_repeated=len(feedback) - len(said),
-        feedback_of_unknown_requests=len(said) - len(found),
+        feedback_repeated=len(feedback) - len(distinct),
+        feedback_of_unknown_requests=len(distinct) - len(found),
         feedback_of_items_not_shown=len(found) - len(of_items),
         feedback_early=early,
         feedback_late=late,

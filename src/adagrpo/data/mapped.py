@@ -32,9 +32,9 @@ class MappedRagged(Ragged):
         """See `Ragged.parts`."""
         if not hasattr(os, "pread"):  # on Windows
             return super().parts(starts, lengths)
-        place, size = self.file.fileno(), self.values.itemsize
+        descriptor, size = self.file.fileno(), self.values.itemsize
         wanted = zip(starts.tolist(), lengths.tolist(), strict=True)
-        return np.frombuffer(b"".join(os.pread(place, size * n, size * start) for start, n in wanted), np.int32)
+        return np.frombuffer(b"".join(os.pread(descriptor, size * n, size * start) for start, n in wanted), np.int32)
 
     def release(self) -> None:
         """Drop the mapped pages from memory."""

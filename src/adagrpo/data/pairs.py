@@ -24,10 +24,10 @@ def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
     """Return a (U, V) float32 matrix, 1 if a user has an item; columns ascend."""
     # copies: summing repeats moves what is there
     entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
-    held: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
-    held.sum_duplicates()
-    held.data[:] = 1.0  # repeats were summed
-    return held
+    user_items: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
+    user_items.sum_duplicates()
+    user_items.data[:] = 1.0  # repeats were summed
+    return user_items
 
 
 def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
@@ -36,33 +36,33 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
     >>> common_users(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3).toarray().astype(int).tolist()
     [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
     """
-    held = users_of_items(training, num_items)
-    together: sparse.csr_array = (held.T @ held).tocsr()
+    user_items = users_of_items(training, num_items)
+    together: sparse.csr_array = (user_items.T @ user_items).tocsr()
     together.sort_indices()
     return together
 
 
 def common_users_of(
-    held: sparse.csr_array,  # (U, V)
+    user_items: sparse.csr_array,  # (U, V)
     items: NDArray[np.int64],  # (N,)
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
     """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
 
     Args:
-        held: from `users_of_items`.
+        user_items: from `users_of_items`.
         items: ascending and distinct.
 
-    >>> held = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
-    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(held, np.array([0, 2]))]
+    >>> user_items = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
+    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(user_items, np.array([0, 2]))]
     [[[2, 1, 1], [1, 0, 1]]]
     """
-    users = held.T.tocsr()[items]
-    sizes = np.diff(held.indptr).astype(np.int64)
+    users = user_items.T.tocsr()[items]
+    sizes = np.diff(user_items.indptr).astype(np.int64)
     bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
     first = 0
     while first < len(items):
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _PRODUCTS, side="right")) - 1)
-        counts = (users[first:last] @ held).tocsr()
+        counts = (users[first:last] @ user_items).tocsr()
         counts.sort_indices()
         yield items[first:last], counts
         first = last
@@ -81,10 +81,10 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
         return _between_baskets(training, num_items)
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
-    for places in range(1, within + 1):
-        same = users[:-places] == users[places:]
-        earlier, later = training.values[:-places][same], training.values[places:][same]
-        parts.append((np.full(len(earlier), 1 / places, np.float32), earlier, later))
+    for steps in range(1, within + 1):
+        same = users[:-steps] == users[steps:]
+        earlier, later = training.values[:-steps][same], training.values[steps:][same]
+        parts.append((np.full(len(earlier), 1 / steps, np.float32), earlier, later))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
     counts.sort_indices()
@@ -95,11 +95,11 @@ def _between_baskets(training: Ragged, num_items: int) -> sparse.csr_array:
     users = np.repeat(np.arange(len(training)), training.lengths)
     begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
     of_user, ones = users[begins], np.ones(len(users), np.float32)
-    held = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+    user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
     followed = np.flatnonzero(of_user[1:] == of_user[:-1])
     sizes = np.bincount(basket)[followed]
-    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ held[followed]
-    counts: sparse.csr_array = (earlier.T @ held[followed + 1]).tocsr().astype(np.float32)
+    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
+    counts: sparse.csr_array = (earlier.T @ user_items[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()
     return counts
 
@@ -132,8 +132,8 @@ class PairCounts(NamedTuple):
             return self.values.take(wanted).astype(np.float32)
         if not len(self.keys):
             return np.zeros(wanted.shape, np.float32)
-        place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[place] == wanted, self.values[place], np.float32(0.0))
+        index = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[index] == wanted, self.values[index], np.float32(0.0))
 
 
 def largest_of_rows(

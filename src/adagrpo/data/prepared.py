@@ -68,7 +68,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
-    held = positions < of_rows(lengths)
+    until_test = positions < of_rows(lengths)
     tested = (test >= 0)[users] & (positions >= of_rows(test)) & (positions < of_rows(test_end))
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
@@ -76,9 +76,9 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
     validated = (validation >= 0)[users] & (positions >= of_rows(validation)) & (positions < of_rows(validation_end))
     marked = table.with_columns(pl.Series(TARGET, validated))
-    marked.filter(held & ~trained).write_parquet(directory / "validation.parquet")
+    marked.filter(until_test & ~trained).write_parquet(directory / "validation.parquet")
     table.filter(tested).write_parquet(directory / "test.parquet")
-    summary, later = dict(dataset.summary), table.filter(~held & ~tested)
+    summary, later = dict(dataset.summary), table.filter(~until_test & ~tested)
     later.write_parquet(directory / "later.parquet")
     if len(later):
         summary["later_interactions"] = len(later)
@@ -167,10 +167,10 @@ def _with(directory: Path, *names: str) -> Ragged:
     later = pl.concat([table.select(columns) for table in tables]).sort(USER, POSITION)
     # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()
-    places, added = training.offsets[users + 1], _of_baskets(later)
-    values = np.insert(training.values, places, later[ITEM].to_numpy())
+    ends, added = training.offsets[users + 1], _of_baskets(later)
+    values = np.insert(training.values, ends, later[ITEM].to_numpy())
     made = Ragged.of(values, training.lengths + np.bincount(users, minlength=len(training)))
-    return replace(made, **{name: np.insert(getattr(training, name), places, added[name]) for name in added})
+    return replace(made, **{name: np.insert(getattr(training, name), ends, added[name]) for name in added})
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:

@@ -126,9 +126,12 @@ def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> Non
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    places = _places(arm, baseline)
-    by_seed = {metric: _differences(arm, baseline, metric) for metric in metrics}
-    values = np.stack([_user_values(differences, places) for differences in by_seed.values()])
+    user_index = _user_index(arm, baseline)
+    by_seed = {
+        metric: [a.users[metric].to_numpy() - b.users[metric].to_numpy() for a, b in zip(arm, baseline, strict=True)]
+        for metric in metrics
+    }
+    values = np.stack([_user_values(differences, user_index) for differences in by_seed.values()])
     intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
     margins = {}
     for (metric, differences), users in zip(by_seed.items(), intervals, strict=True):
@@ -142,8 +145,8 @@ def _against(
             "seeds": _ends(seed_interval(means, level=options.level)),
             "by_seed": means,
         }
-        if len(means) > 1 and all(len(place) > 1 for place in places):
-            parts = crossed_parts(differences, places)
+        if len(means) > 1 and all(len(index) > 1 for index in user_index):
+            parts = crossed_parts(differences, user_index)
             margins[metric] |= over_both(means, parts.users, parts.rest, options.level)
     return margins
 
@@ -163,7 +166,7 @@ def reported(against: Mapping[str, Any]) -> Sequence[float]:
     return ends
 
 
-def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
+def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
     """(n_s,) per seed: the index of each test case's user among all users."""
     for ours, theirs in zip(arm, baseline, strict=True):
         if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
@@ -172,16 +175,11 @@ def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArr
     return np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])
 
 
-def _differences(arm: Sequence[Measured], baseline: Sequence[Measured], metric: str) -> list[NDArray[np.float64]]:
-    pairs = zip(arm, baseline, strict=True)
-    return [ours.users[metric].to_numpy() - theirs.users[metric].to_numpy() for ours, theirs in pairs]
-
-
 def _user_values(
-    differences: Sequence[NDArray[np.float64]], places: Sequence[NDArray[np.int64]]
+    differences: Sequence[NDArray[np.float64]], user_index: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float64]:  # (U,), whose mean is that of the seeds' means
     weighted = [difference / (len(differences) * len(difference)) for difference in differences]
-    sums = np.bincount(np.concatenate(places), weights=np.concatenate(weighted))
+    sums = np.bincount(np.concatenate(user_index), weights=np.concatenate(weighted))
     return np.asarray(sums * len(sums), dtype=np.float64)
 
 

@@ -158,15 +158,15 @@ def summarise(
     return values
 
 
-def reordered(predictions: Predictions, weight: float, spread: float) -> Predictions:
-    """Re-rank the constrained beam by `log-probability + weight · reward / spread`; ties keep the policy's order.
+def reordered(predictions: Predictions, weight: float, std: float) -> Predictions:
+    """Re-rank the constrained beam by `log-probability + weight · reward / std`; ties keep the policy's order.
 
     An infinite weight orders by the reward alone. The unmasked list, which has no rewards, is dropped.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards
     if weight < np.inf:
-        mixed = mixed_scores(predictions.scores, predictions.rewards, weight, spread)
+        mixed = mixed_scores(predictions.scores, predictions.rewards, weight, std)
     scores = np.where(predictions.items < 0, -np.inf, mixed)
     order = np.argsort(-scores, axis=1, kind="stable")
     items, scores, rewards = (
@@ -211,9 +211,9 @@ def rank_by_ranker(
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
     """(N,) row of each sampled case in the uniforms, else -1, and the uniforms."""
     size = min(count, SAMPLED_CASES)
-    places = np.full(count, -1, dtype=np.int64)
-    places[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
-    return places, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
+    rows = np.full(count, -1, dtype=np.int64)
+    rows[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
+    return rows, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
 
 
 def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:

@@ -20,25 +20,25 @@ ERRORS = 1.96  # standard errors within which a weight counts as no worse than t
 Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
-def reward_spread(
+def within_list_std(
     items: NDArray[np.int64],  # (N, W)
     rewards: NDArray[np.floating[Any]],  # (N, W)
 ) -> float:
     """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
 
-    >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
+    >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
     0.7071067811865476
     """
     there = items >= 0
     filled = there.any(axis=1)
     kept = np.where(there, rewards.astype(np.float64), np.nan)[filled]
-    spread = float(np.sqrt(np.nanvar(kept, axis=1).mean())) if len(kept) else 0.0
-    return spread if spread > 0 else 1.0
+    std = float(np.sqrt(np.nanvar(kept, axis=1).mean())) if len(kept) else 0.0
+    return std if std > 0 else 1.0
 
 
-def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: float) -> Scores:
-    """Return `log π + weight · reward / spread`, elementwise, keeping single precision."""
-    return log_probs + (weight / spread) * rewards
+def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, std: float) -> Scores:
+    """Return `log π + weight · reward / std`, elementwise, keeping single precision."""
+    return log_probs + (weight / std) * rewards
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:

@@ -103,14 +103,14 @@ def shown_quality(
 
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
     """Return cases, mean confidence and hit rate of ten equal bins over [0, 1], without empty ones."""
-    place = np.minimum((confidence * 10).astype(np.int64), 9)
+    bin_index = np.minimum((confidence * 10).astype(np.int64), 9)
     return [
         {
-            "cases": int((place == index).sum()),
-            "confidence": float(confidence[place == index].mean()),
-            "hit_rate": float(hit[place == index].mean()),
+            "cases": int((bin_index == index).sum()),
+            "confidence": float(confidence[bin_index == index].mean()),
+            "hit_rate": float(hit[bin_index == index].mean()),
         }
-        for index in np.unique(place)
+        for index in np.unique(bin_index)
     ]
 
 

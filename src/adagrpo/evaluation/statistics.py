@@ -116,8 +116,8 @@ def mean_interval(
         raise ValueError(f"weights has shape {share.shape}: expected {values.shape} finite numbers above 0")
     share = share / share.mean()
     mean = float((share * values).mean())
-    spread = share * (values - mean)
-    error = float(spread.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    residuals = share * (values - mean)
+    error = float(residuals.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     if error == 0:
         return Interval(mean, mean, mean, 1.0)
     half = float(stats.norm.ppf((1 + level) / 2)) * error

@@ -77,6 +77,6 @@ def answer(
 def _check_lists(name: str, lists: Sequence[Sequence[ItemId]], count: int) -> None:
     if len(lists) != count:
         raise UserError(f"{name}: holds {len(lists)} lists for {count} histories; give one for each")
-    for place, ids in enumerate(lists):
+    for index, ids in enumerate(lists):
         if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
-            raise UserError(f"{name}[{place}]: is {ids!r}; a list of item ids is wanted, one list for each user")
+            raise UserError(f"{name}[{index}]: is {ids!r}; a list of item ids is wanted, one list for each user")

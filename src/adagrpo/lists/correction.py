@@ -42,11 +42,11 @@ class Correction(nn.Module):
         activated = [layer for linear in hidden for layer in (linear, nn.GELU(), nn.Dropout(DROPOUT))]
         self.layers = nn.Sequential(*activated, last)
 
-    def standardise(self, held: Tensor) -> None:
+    def standardise(self, inputs: Tensor) -> None:
         """Set mean and standard deviation from inputs (M, 3F)."""
-        if len(held):
-            self.mean.copy_(held.mean(dim=0))
-            self.deviation.copy_(held.std(dim=0, correction=0).clamp(min=1e-6))
+        if len(inputs):
+            self.mean.copy_(inputs.mean(dim=0))
+            self.deviation.copy_(inputs.std(dim=0, correction=0).clamp(min=1e-6))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the (B, N) corrections for inputs (B, N, 3F) from `inputs_of`."""
@@ -69,14 +69,14 @@ class ChoiceTensors(NamedTuple):
 
 def inputs_of(features: Tensor, there: Tensor) -> Tensor:
     """Return the (B, N, 3F) inputs `z`, before standardising, of features (B, N, F); 0 where there is no item."""
-    held = there.unsqueeze(-1)
-    values = features.masked_fill(~held, 0.0)
-    means = values.sum(dim=1, keepdim=True) / held.sum(dim=1, keepdim=True).clamp(min=1)
-    order = features.masked_fill(~held, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    present = there.unsqueeze(-1)
+    values = features.masked_fill(~present, 0.0)
+    means = values.sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
+    order = features.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)
     numbers = torch.arange(features.shape[1], device=features.device)
-    places = torch.empty_like(order).scatter_(1, order, numbers[None, :, None].expand_as(order))
-    logs = -(HEAD + places).log()
-    return torch.cat([values, values - means, logs], dim=-1).masked_fill(~held, 0.0)
+    ranks = torch.empty_like(order).scatter_(1, order, numbers[None, :, None].expand_as(order))
+    logs = -(HEAD + ranks).log()
+    return torch.cat([values, values - means, logs], dim=-1).masked_fill(~present, 0.0)
 
 
 def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[Correction]:

@@ -31,8 +31,8 @@ def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, 
     """
     if num_items > MOST_ITEMS:
         raise ValueError(f"EASE is made for at most {MOST_ITEMS:,} items, there are {num_items:,}")
-    held = users_of_items(training, num_items)
-    gram = torch.from_numpy((held.T @ held).astype(np.float32).toarray())
+    user_items = users_of_items(training, num_items)
+    gram = torch.from_numpy((user_items.T @ user_items).astype(np.float32).toarray())
     gram.diagonal().add_(penalty)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weights = -inverse / inverse.diagonal()

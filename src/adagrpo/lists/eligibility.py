@@ -201,8 +201,8 @@ def _columns(field: str, given: object) -> _Columns:
     for name, values in named.items():
         for value in values:
             if not isinstance(value, str | int | np.integer):
-                place = field if name == ITEM_ID else f"{field}.{name}"
-                raise UserError(f"{place}: {value!r:.60} is no text, whole number, true or false")
+                key = field if name == ITEM_ID else f"{field}.{name}"
+                raise UserError(f"{key}: {value!r:.60} is no text, whole number, true or false")
     return {name: tuple(values) for name, values in named.items()}
 
 

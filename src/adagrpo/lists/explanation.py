@@ -68,13 +68,13 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     if len(query.history) and items:
         log_probs, rewards = recommender.score_items(query.history, items)
         ranks = _ranks(rewards) if rewards is not None else [None] * len(items)
-        for place, row in enumerate(rows):
-            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[place]]}
-            row |= {"reward": None if rewards is None else rewards[place], "reward_rank": ranks[place]}
+        for index, row in enumerate(rows):
+            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[index]]}
+            row |= {"reward": None if rewards is None else rewards[index], "reward_rank": ranks[index]}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
     return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    order = sorted(range(len(values)), key=lambda place: -values[place])
-    return [order.index(place) + 1 for place in range(len(values))]
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    return [order.index(index) + 1 for index in range(len(values))]

@@ -107,11 +107,11 @@ class CircuitBreaker:
         finally:
             self._free.release()
 
-    def _count(self, said: str) -> None:
+    def _count(self, reason: str) -> None:
         self._last = self.why
         if not self._is_silent:
             self._is_silent = True
-            self._say(f"the reward gave no scores: {said}; lists come without it until it does")
+            self._say(f"the reward gave no scores: {reason}; lists come without it until it does")
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.lists.correction import (
     BATCH,
     EPOCHS,
@@ -79,10 +79,10 @@ def fit_weights(
 ) -> Fit:
     """Fit weights of the features `used`, among all `F` `names`; `report` gets fits done and in all."""
     columns = [names.index(name) for name in used]
-    spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
-    prior = np.array([spread if name == POLICY else 0.0 for name, spread in zip(used, spreads, strict=True)])
+    stds = [within_list_std(choices.items, choices.features[..., column]) for column in columns]
+    prior = np.array([std if name == POLICY else 0.0 for name, std in zip(used, stds, strict=True)])
     # about the mean of the list, so that the products stay small
-    scaled = choices.features[..., columns].astype(np.float64) / spreads
+    scaled = choices.features[..., columns].astype(np.float64) / stds
     there = choices.items >= 0
     scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
     folds = folds_of(choices.users, seed)
@@ -99,8 +99,8 @@ def fit_weights(
         report(fold, FITS)
         by_fold.append(fitted(folds != fold, SHRINKAGE))
 
-    def held_out(place: int) -> Floats:
-        weights = np.stack([of_fold[place] for of_fold in by_fold])[folds]
+    def held_out(index: int) -> Floats:
+        weights = np.stack([of_fold[index] for of_fold in by_fold])[folds]
         return np.where(there, np.einsum("ncf,nf->nc", scaled, weights), -np.inf)
 
     def likelihoods(scores: Floats, rows: NDArray[np.bool_]) -> Floats:
@@ -108,8 +108,8 @@ def fit_weights(
         return np.asarray(_log_shares(scores[kept], chosen[rows][kept]) * choices.case_weights[rows][kept])
 
     everyone = np.ones(len(folds), np.bool_)
-    by_shrinkage = [float(likelihoods(held_out(place), everyone).sum()) for place in range(len(SHRINKAGE))]
-    best = max(range(len(SHRINKAGE)), key=lambda place: (by_shrinkage[place], SHRINKAGE[place]))
+    by_shrinkage = [float(likelihoods(held_out(index), everyone).sum()) for index in range(len(SHRINKAGE))]
+    best = max(range(len(SHRINKAGE)), key=lambda index: (by_shrinkage[index], SHRINKAGE[index]))
     (found,) = fitted(everyone, [SHRINKAGE[best]])
     cases = ChoiceTensors(
         inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
@@ -125,30 +125,32 @@ def fit_weights(
     weighed = held_out(best)
     passes = EPOCHS if answered.sum() >= BATCH else 0
     ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
-    worth = np.zeros((passes + 1, len(folds)))  # likelihoods by passes
+    by_epochs = np.zeros((passes + 1, len(folds)))  # held-out likelihoods
     for fold, of_fold in enumerate(by_fold):
         report(FOLDS + fold, FITS)
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
-        held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
+        inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
         networks = islice(corrections(~rows, of_fold[best]), passes)
-        later = (corrected(network, held, base) for network in networks)
+        later = (corrected(network, inputs, base) for network in networks)
         for epoch, scores in enumerate(chain([weighed[rows]], later)):
-            ranks[epoch, rows] = _ranks(scores, choices.items[rows], choices.targets[rows])
-            worth[epoch, rows & answered] = likelihoods(scores, rows)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            ordered = np.take_along_axis(choices.items[rows], order, axis=1)
+            ranks[epoch, rows] = target_rank_in(ordered, choices.targets[rows])
+            by_epochs[epoch, rows & answered] = likelihoods(scores, rows)
     report(2 * FOLDS, FITS)
-    epochs = fewest_epochs(worth[:, answered]) if passes else 0
+    epochs = fewest_epochs(by_epochs[:, answered]) if passes else 0
     correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
-    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)
+    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, stds, strict=True)), correction)
     return Fit(weights, SHRINKAGE[best], epochs, ranks[epochs])
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
     """Return the (N,) fold of each case, the same for all of a user's; `users` is (N,)."""
-    known, place = np.unique(users, return_inverse=True)
+    known, user = np.unique(users, return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
-    return np.asarray(folds[place])
+    return np.asarray(folds[user])
 
 
 def _conditional_logit(
@@ -192,8 +194,3 @@ def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:  # (N,) me
     highest = scores.max(axis=1, keepdims=True)
     sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
     return np.asarray(np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums)
-
-
-def _ranks(scores: Floats, items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:  # (N,)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return target_rank_in(np.take_along_axis(items, order, axis=1), targets)

@@ -34,7 +34,7 @@ class Weights(NamedTuple):
     """Weights of features, with an optional correction."""
 
     weights: Mapping[str, float]  # by feature, in units of σ
-    spreads: Mapping[str, float]  # σ by feature
+    stds: Mapping[str, float]  # σ by feature
     correction: Correction | None = None  # of the same features in the same order
 
     @torch.no_grad()
@@ -42,7 +42,7 @@ class Weights(NamedTuple):
         """Return (B, N) scores, -inf where there is no item; `names` are all feature names."""
         there, device = candidates.items >= 0, candidates.items.device
         features = candidates.features[..., [names.index(name) for name in self.weights]]
-        factors = torch.tensor([weight / self.spreads[name] for name, weight in self.weights.items()], device=device)
+        factors = torch.tensor([weight / self.stds[name] for name, weight in self.weights.items()], device=device)
         scores = features @ factors
         if self.correction is not None:
             scores = scores + self.correction(inputs_of(features, there))

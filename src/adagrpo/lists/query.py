@@ -66,7 +66,7 @@ class ListOrder(NamedTuple):
 
     reward: Reward | None = None
     reward_weight: float = 0.0
-    reward_spread: float = 1.0
+    within_list_std: float = 1.0
     fusion: Fusion | None = None
     alone: CandidateSource | None = None
     reward_alone: bool = False
@@ -75,7 +75,7 @@ class ListOrder(NamedTuple):
 class ListPropensities(NamedTuple):
     """Propensities of `B` lists of at most `K` items under a policy that did not make them."""
 
-    places: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
+    log_probs: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
     items: NDArray[np.int64]  # (B, reach) sampled from the policy, padded with -1
     weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
 

@@ -77,7 +77,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
-        reward_spread: float = 1.0,
+        within_list_std: float = 1.0,
         fusion: Fusion | None = None,
         alone: CandidateSource | None = None,
         reward_alone: bool = False,
@@ -95,7 +95,7 @@ class Recommender:
             exclude_history: leave out the whole history, unless a query overrides it.
             precision: as requested; the attribute is the one in use.
             reward: re-ranks the beam, scores the candidates of `fusion`, or orders all items.
-            reward_weight: in units of `reward_spread`, the reward's within-list standard deviation.
+            reward_weight: in units of `within_list_std`, the reward's within-list standard deviation.
             fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
@@ -108,7 +108,7 @@ class Recommender:
         self._set_policy(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
-        self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
+        self.reward, self.reward_weight, self.within_list_std = reward, reward_weight, within_list_std
         self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
         self.catalog_version, self._past = catalog_version, past
         self._codes = catalog.codes.cpu().numpy()
@@ -201,7 +201,7 @@ class Recommender:
             found = {name: source.scores(batch) for name, source in self.fusion.sources.items()}
             return self.fusion.scores(self.fusion.features_of(batch, items, log_probs, found, self.reward))
         if rewards is not None:
-            log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.reward_spread)
+            log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.within_list_std)
         return log_probs.masked_fill(items < 0, -torch.inf)
 
     @torch.no_grad()
@@ -241,14 +241,14 @@ class Recommender:
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            places = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            log_probs = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
             drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
         items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
         weights = np.zeros(items[:, :-1].shape)
-        for row, place in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
-            share = float(shares[row, place])
-            weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
-        return ListPropensities(places.cpu().numpy(), items[:, :-1], weights)
+        for row, rank in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
+            share = float(shares[row, rank])
+            weights[row, rank] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
+        return ListPropensities(log_probs.cpu().numpy(), items[:, :-1], weights)
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
@@ -297,7 +297,7 @@ class Recommender:
         items, scores, _ = self._beam(queries, batch, masked)
         if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
-            mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
+            mixed = mixed_scores(scores, rewards, self.reward_weight, self.within_list_std)
             scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return self._lists(items, scores, "policy")
@@ -322,7 +322,7 @@ class Recommender:
         masked: bool,
         others: Tensor | None = None,  # (B, P) int64
     ) -> _Beam:
-        held = self.width + (self.max_history if masked else 0)
+        width = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
@@ -333,10 +333,10 @@ class Recommender:
             context = self.policy.encode(batch)
             options: dict[str, Any] = {"trie": trie, "excluded": excluded}
             if others is None:
-                beams, log_probs = beam_search(self.policy, context, held, **options), None
+                beams, log_probs = beam_search(self.policy, context, width, **options), None
             else:
                 codes = self.catalog.codes[others.clamp(min=0)]
-                beams, log_probs = beam_search_and_score(self.policy, context, held, codes, **options)
+                beams, log_probs = beam_search_and_score(self.policy, context, width, codes, **options)
         if not masked:
             return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
         options = {"precision": self.precision, "closed": closed, "eligible": eligible}

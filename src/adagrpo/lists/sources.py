@@ -100,9 +100,9 @@ class NearestItems:
         dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
         offsets, values = self.near.indptr, self.near.data
         for row, seen, length in zip(dense, items, lengths, strict=True):  # for one history quicker than a product
-            for place, item in enumerate(seen[:length], 1):
+            for position, item in enumerate(seen[:length], 1):
                 part = slice(offsets[item], offsets[item + 1])
-                row[self._nearest[part]] += weights[length - place] * values[part]
+                row[self._nearest[part]] += weights[length - position] * values[part]
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(histories.items.device)
 

@@ -181,10 +181,10 @@ def tail_items(
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share: expected a number from 0 to 1, found {share}")
     order = np.argsort(popularity, kind="stable")
-    held = np.cumsum(popularity[order], dtype=np.float64)
+    cumulative = np.cumsum(popularity[order], dtype=np.float64)
     tail = np.zeros(len(popularity), dtype=np.bool_)
     # The margin is for products such as 0.29 * 100, which round to just below 29.
-    tail[order] = held <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
+    tail[order] = cumulative <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
     return tail
 
 

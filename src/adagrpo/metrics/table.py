@@ -78,7 +78,7 @@ def metric_names(where: ReportPart) -> list[str]:
     >>> metric_names(ReportPart.RANKING)
     ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'recall@10']
     """
-    return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
+    return [_called(entry, k) for entry in METRICS.values() for k, parts in entry.at.items() if where in parts]
 
 
 def measured(baskets: bool = False) -> list[str]:

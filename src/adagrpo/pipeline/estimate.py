@@ -145,7 +145,7 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Dra
             row, size = rows[number], len(rows[number]["slate"])
             first[number] = served.known(row["slate"])[0][0]
             clicks[number, :size] = [(row["request_id"], item) in lists.clicks for item in row["slate"]]
-            target[number, :size] = chances.places[place, :size]
+            target[number, :size] = chances.log_probs[place, :size]
             logged[number, :size] = row["log_propensities"]
             reach = chances.items.shape[1]
             drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
@@ -188,7 +188,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
         for part, chances in _chances(logging, lists, numbers, None):
             for place, number in enumerate(part):
                 own = lists.rows[number]["log_propensities"]
-                if not float(np.abs(chances.places[place, : len(own)] - own).mean()) <= CLOSE:
+                if not float(np.abs(chances.log_probs[place, : len(own)] - own).mean()) <= CLOSE:
                     far.append(number)
         if len(far) > MOST_OTHERS * len(numbers):
             raise UserError(

@@ -233,7 +233,7 @@ def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListO
     own = maker._own_weight(name)
     chosen = known.rerank if own is None else float(read_json(own)["weight"])
     weight = chosen if maker.reward_weight is None else maker.reward_weight
-    return ListOrder(reward=reward, reward_weight=weight, reward_spread=known.spread)
+    return ListOrder(reward=reward, reward_weight=weight, within_list_std=known.spread)
 
 
 def _re_ranked_stages(maker: ListMaker, name: ListName) -> list[str]:

@@ -90,7 +90,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "why": chosen.why,
         "items": data.num_items,
         "reward_weight": weight_said(name, served),
-        **({"reward_spread": served.reward_spread} if name.order == RERANK else {}),
+        **({"reward_spread": served.within_list_std} if name.order == RERANK else {}),
         "arms": ["sft", *run.trained()],
         "catalog_version": version.name,
         "listed": len(data.catalog.trie.items),

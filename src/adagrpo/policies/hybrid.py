@@ -202,9 +202,9 @@ class HybridPolicy(nn.Module):
 
     def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
         """Return the (N,) cross-entropy of prefix and item; 0 for targets outside the tree."""
-        held = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
-        known = held >= 0
-        leaves, states = held[known], self.item_states(context)[known]
+        leaf = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
+        known = leaf >= 0
+        leaves, states = leaf[known], self.item_states(context)[known]
         ranges, count = self.trie.leaf_ranges[self.prefix], self.trie.node_counts[self.prefix]
         nodes = torch.searchsorted(ranges, leaves, right=True) - 1
         if self.negatives == 0:

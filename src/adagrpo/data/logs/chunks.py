@@ -212,7 +212,9 @@ def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
     """Parse the block; None if any line may not be one record."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
-    if b'"' in block and (_inner(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
+    if b'"' in block and (
+        _quote_within_field(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
+    ):
         return None
     try:
         table = pl.read_csv(header + block, separator=separator, infer_schema=False, encoding="utf8-lossy")
@@ -222,8 +224,7 @@ def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = 
 
 
 @functools.cache
-def _inner(separator: str) -> re.Pattern[bytes]:
-    """Match a quote in the middle of a field."""
+def _quote_within_field(separator: str) -> re.Pattern[bytes]:
     outside = b'[^%s\r\n"]' % re.escape(separator.encode())
     return re.compile(outside + b'"' + outside)
 
@@ -232,7 +233,7 @@ def _one_by_one(
     lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str], separator: str = ","
 ) -> tuple[pl.DataFrame, pl.Series, int]:
     """Return the records that begin before line `stop`, their problems, and the lines read."""
-    places = {name: names.index(name) for name in columns}
+    indices = {name: names.index(name) for name in columns}
     values: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
     start = 0
@@ -242,8 +243,8 @@ def _one_by_one(
         if record is not None and any(record[len(names) :]):
             problem = f"has {len(record)} fields, the header names {len(names)}"
         problems.append(problem)
-        for name, place in places.items():
-            values[name].append(record[place] if record is not None and place < len(record) else None)
+        for name, index in indices.items():
+            values[name].append(record[index] if record is not None and index < len(record) else None)
         start += spanned
     table = pl.DataFrame(values, schema=dict.fromkeys(columns, pl.String))
     return table, pl.Series(problems, dtype=pl.String), start

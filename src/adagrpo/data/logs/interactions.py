@@ -209,7 +209,11 @@ class _Reader:
         if len(rows):
             problem = None if chunk.problem is None else chunk.problem[rows]
             reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
-            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first + 1, REASON: reasons}))
+            rejects = pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first + 1, REASON: reasons})
+            self.count += len(rejects)
+            if self.count <= self.max_bad_rows or not self.bad:
+                rejects = rejects if self.count <= self.max_bad_rows else rejects[:1]
+                self.bad.append(rejects.select(self._file(), ROW, REASON))
         if self.count > self.max_bad_rows:
             self.good = []
             return
@@ -220,12 +224,6 @@ class _Reader:
 
     def _file(self) -> pl.Expr:
         return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
-
-    def _reject(self, rows: pl.DataFrame) -> None:
-        self.count += len(rows)
-        if self.count <= self.max_bad_rows or not self.bad:
-            kept = rows if self.count <= self.max_bad_rows else rows[:1]
-            self.bad.append(kept.select(self._file(), ROW, REASON))
 
     def _refused(self, parsed: pl.DataFrame) -> pl.Series:
         reason = pl.lit(None, pl.String)

@@ -62,8 +62,10 @@ def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
 def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:
     units = [entry.understood.get("time", {}).get("unit") for entry in (logs, shown)]
     if (units[0] is None) != (units[1] is None):
-        said = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
-        raise UserError(f"{source}: the times of the logs {said[0]}, and these {said[1]}; write both in one unit")
+        described = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
+        raise UserError(
+            f"{source}: the times of the logs {described[0]}, and these {described[1]}; write both in one unit"
+        )
     whole = logs.interactions[TIMESTAMP].dtype.is_integer()
     if units[0] == units[1] or units[0] is None:
         return times.floor().cast(pl.Int64) if whole else times

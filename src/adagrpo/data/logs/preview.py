@@ -130,9 +130,11 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     commas = {name: known[name].filter(known[name].str.contains(","))[0] for name in types if types[name] == COMMAS}
     texts = [name for name in types if types[name] == "text"]
     texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
-    held = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
-    numbered = [name for name, inner in held.items() if inner.is_integer()]
-    labels = [name for name, inner in held.items() if inner == pl.String] + (numbered if len(numbered) == 1 else [])
+    inner_types = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
+    numbered = [name for name, inner in inner_types.items() if inner.is_integer()]
+    labels = [name for name, inner in inner_types.items() if inner == pl.String] + (
+        numbered if len(numbered) == 1 else []
+    )
     own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
     return {
         "path": str(path),
@@ -239,10 +241,10 @@ def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, A
 
 def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return columns without a role named like one of `known`, best first."""
-    order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
+    order = {plain: rank for rank, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
     free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
-    places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
-    return sorted((name for name in free if places[name] < len(order)), key=places.__getitem__)
+    ranks = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
+    return sorted((name for name in free if ranks[name] < len(order)), key=ranks.__getitem__)
 
 
 def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

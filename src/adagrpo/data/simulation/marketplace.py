@@ -267,21 +267,18 @@ def _truth(world: Marketplace, catalogue: Catalogue, users: Users) -> Truth:
     scale = 1 / max(world.noise, 1e-3)
     before_last = np.arange(world.longest) < users.bought[:, None] - 1
     row, column = np.nonzero(before_last)
-    owner, place = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
+    owner, position = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
     buyers, tastes = (np.concatenate(parts) for parts in zip(*users.moments, strict=True))
+    vectors = catalogue.vectors  # (V, D [+ C])
+    if world.satiation:  # one-hot categories, to match `_whole`
+        vectors = np.concatenate([vectors, np.eye(world.categories)[catalogue.category]], axis=1)
     return Truth(
         user_ids=tuple(numbered_ids("u", world.users)),
         item_ids=tuple(numbered_ids("i", world.items)),
         users=(scale * world.sharpness * users.last).astype(np.float32),
-        items=_vectors(world, catalogue).astype(np.float32),
+        items=vectors.astype(np.float32),
         bias=(scale * catalogue.bias).astype(np.float32),
         owned=np.sort(row * world.items + users.owned[row, column]),
-        purchases=owner * world.items + users.owned[owner, place],
+        purchases=owner * world.items + users.owned[owner, position],
         tastes=(scale * world.sharpness * tastes[np.argsort(buyers, kind="stable")]).astype(np.float32),
     )
-
-
-def _vectors(world: Marketplace, catalogue: Catalogue) -> Floats:  # (V, D [+ C]), one-hot categories to match `_whole`
-    if not world.satiation:
-        return catalogue.vectors
-    return np.concatenate([catalogue.vectors, np.eye(world.categories)[catalogue.category]], axis=1)

@@ -69,8 +69,8 @@ def draw_slates(
         shelf = np.minimum(where - shelf_count * todo[:, None], shelf_count - 1)
         begin, end = stock.starts[shelf], stock.starts[shelf + 1]
         point = stock.cumulative[begin] + totals[shelf] * rng.random(shelf.shape)
-        place = np.clip(np.searchsorted(stock.cumulative, point, side="right") - 1, begin, end - 1)
-        drawn = stock.order[place]  # (n, 2 size)
+        index = np.clip(np.searchsorted(stock.cumulative, point, side="right") - 1, begin, end - 1)
+        drawn = stock.order[index]  # (n, 2 size)
         known = np.concatenate([owned[todo], slate[todo]], axis=1)
         repeat = (drawn[:, :, None] == known[:, None, :]).any(axis=2)
         repeat |= ((drawn[:, :, None] == drawn[:, None, :]) & earlier).any(axis=2)

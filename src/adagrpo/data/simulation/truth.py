@@ -50,9 +50,9 @@ class Truth:
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
         keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index
-        places = np.searchsorted(self.owned, keys)
-        has = places < len(self.owned)
-        has[has] = self.owned[places[has]] == keys[has]
+        index = np.searchsorted(self.owned, keys)
+        has = index < len(self.owned)
+        has[has] = self.owned[index[has]] == keys[has]
         return self._utility(self.users[user_index], item_index, has)
 
     def utility_before(
@@ -71,10 +71,10 @@ class Truth:
 
         def moments(keys: Ints) -> Ints:
             """Return the row of each purchase, or -1."""
-            places = np.searchsorted(known, keys)
-            inside = places < len(known)
+            index = np.searchsorted(known, keys)
+            inside = index < len(known)
             moment = np.full(keys.shape, -1)
-            moment[inside] = np.where(known[places[inside]] == keys[inside], order[places[inside]], -1)
+            moment[inside] = np.where(known[index[inside]] == keys[inside], order[index[inside]], -1)
             return moment
 
         now = moments(user_index.astype(np.int64) * items + bought)
@@ -128,8 +128,8 @@ class Truth:
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}
-        with atomic_file(directory / "truth.safetensors") as place:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
+        with atomic_file(directory / "truth.safetensors") as path:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
         pl.DataFrame({"user_id": self.user_ids}).write_parquet(directory / "users.parquet")
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(directory / "items.parquet")
 

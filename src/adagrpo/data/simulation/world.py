@@ -114,8 +114,8 @@ class Catalogue(NamedTuple):
 
 def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     """Sample a world's items and shelves."""
-    spread = _spread(rng.normal(size=(world.categories + world.styles, world.factors)))
-    centres, styles = spread[: world.categories], spread[world.categories :]
+    directions = _pushed_apart(rng.normal(size=(world.categories + world.styles, world.factors)))
+    centres, styles = directions[: world.categories], directions[world.categories :]
     # A cycle through all categories: each is complemented by another one, as long as there are two.
     cycle = rng.permutation(world.categories)
     complement = np.empty_like(cycle)
@@ -151,7 +151,7 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     )
 
 
-def _spread(vectors: Floats) -> Floats:  # (n, D)
+def _pushed_apart(vectors: Floats) -> Floats:  # (n, D)
     for _ in range(200):
         vectors = unit(vectors)
         cosines = vectors @ vectors.T

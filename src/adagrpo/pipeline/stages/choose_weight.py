@@ -18,7 +18,7 @@ import numpy as np
 
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import ranks_in, reordered
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, within_list_std
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
 from adagrpo.pipeline.files import RunData
@@ -52,11 +52,11 @@ def reranking(run: RunDirectory) -> Declaration:
         members = {}
         if options.in_list_stds:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
-            spreads = [reward_spread(beams.items, values) for values in rewards]
+            spreads = [within_list_std(beams.items, values) for values in rewards]
             summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)
             beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": spreads}
         assert beams.rewards is not None, "predicted with a reward"
-        spread = reward_spread(beams.items, beams.rewards)
+        spread = within_list_std(beams.items, beams.rewards)
         ranks = {w: ranks_in(reordered(beams, w, spread).items, cases) for w in WEIGHTS}
         weighted = data.case_weights(cases)
         by_weight = {weight: weighted * metrics.ndcg(rank, 10, cases.sizes) for weight, rank in ranks.items()}

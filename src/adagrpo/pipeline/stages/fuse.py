@@ -129,7 +129,7 @@ def _write(
     content = {
         order: {
             "weights": dict(fit.weights.weights),
-            "spreads": dict(fit.weights.spreads),
+            "spreads": dict(fit.weights.stds),
             "shrinkage": fit.shrinkage,
             "epochs": fit.epochs,
             "ndcg@10": float(ndcg(fit.ranks, 10, sizes).mean()),
