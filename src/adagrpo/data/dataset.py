@@ -1,6 +1,6 @@
 """Number the users and items of logs, and order each user's interactions.
 
-The k-core repeatedly drops users and items with few interactions (Seidman, Network structure and minimum degree, 1983).
+The k-core repeatedly drops users and items with few interactions (Seidman 1983).
 Items are numbered by `adagrpo.data.item_order`, users by id.
 """
 

@@ -134,7 +134,7 @@ def load_held_out(directory: Path) -> pl.DataFrame:
 
 
 def once(table: pl.DataFrame) -> pl.DataFrame:
-    """Keep one row per user and item, a clicked one or else the first, in log order."""
+    """Keep one row per user and item, in log order: a clicked one or else the first."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
     return first.sort("row").drop("row")

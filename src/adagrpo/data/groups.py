@@ -38,13 +38,7 @@ class _Column(NamedTuple):
 
 
 class ItemGroups:
-    """The groups of `V` items.
-
-    >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
-    >>> groups = ItemGroups(pl.DataFrame({"item": [0, 1, 2], "attributes": attributes}))
-    >>> groups.names, groups.values("category"), groups.items("category", "games").tolist()
-    (['brand', 'category'], ['games', 'toys'], [1])
-    """
+    """The groups of `V` items."""
 
     def __init__(self, items: pl.DataFrame) -> None:
         self.count = len(items)

@@ -1,4 +1,4 @@
-"""Number items by a keyed hash of their ids, so that numbers carry no information.
+"""Number items by a keyed hash of their ids, lest numbers carry information.
 
     order(ids) = ids by (blake2b_64(key, text of the id), id)
 

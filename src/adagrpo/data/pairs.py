@@ -1,7 +1,7 @@
 """Counts of item pairs in training.
 
 c(i, j) = |U_i ∩ U_j|                          U_i: users with item i, so c(i, i) = |U_i|
-n(j, i) = number of times that i came after j in a sequence, directly or within some steps
+n(j, i) = times that i came after j in a sequence, directly or within some steps
 """
 
 from __future__ import annotations

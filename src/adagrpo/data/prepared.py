@@ -58,7 +58,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     """
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
-    table = dataset.interactions.select(USER, ITEM, POSITION, *_known(dataset.interactions.columns))
+    table = dataset.interactions.select(USER, ITEM, POSITION, *_basket_columns(dataset.interactions.columns))
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
     validation, test = split.validation_positions, split.test_positions
     validation_end, test_end = split.target_ends
@@ -131,22 +131,21 @@ def load_training(directory: Path) -> Ragged:
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
     mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
     if mapped is not None:
-        known = _of_baskets(pl.read_parquet(path, columns=_known(pl.read_parquet_schema(path))))
+        known = _of_baskets(pl.read_parquet(path, columns=_basket_columns(pl.read_parquet_schema(path))))
         made = MappedRagged(mapped[0], Ragged.of(mapped[0], counts).offsets, *mapped[1:])
         return replace(made, **known)  # type: ignore[arg-type]
-    table = pl.read_parquet(path, columns=[ITEM, *_known(pl.read_parquet_schema(path))])
+    table = pl.read_parquet(path, columns=[ITEM, *_basket_columns(pl.read_parquet_schema(path))])
     values = table[ITEM].to_numpy(writable=True)
     return replace(Ragged.of(values.astype(np.int32, copy=False), counts), **_of_baskets(table))
 
 
-def _known(columns: Iterable[str]) -> list[str]:
-    """The columns of baskets that a table has."""
+def _basket_columns(columns: Iterable[str]) -> list[str]:
     return [name for name in (BASKET, DAYS) if name in columns]
 
 
 def _of_baskets(table: pl.DataFrame) -> dict[str, NDArray[Any]]:
     types = {BASKET: ("baskets", np.int32), DAYS: ("days", np.float64)}
-    known = _known(table.columns)
+    known = _basket_columns(table.columns)
     return {types[name][0]: table[name].to_numpy().astype(types[name][1], copy=False) for name in known}
 
 
@@ -163,7 +162,7 @@ def load_whole(directory: Path) -> Ragged:
 def _with(directory: Path, *names: str) -> Ragged:
     training = load_training(directory)
     tables = [pl.read_parquet(directory / name) for name in names]
-    columns = [USER, ITEM, POSITION, *_known(tables[0].columns)]
+    columns = [USER, ITEM, POSITION, *_basket_columns(tables[0].columns)]
     later = pl.concat([table.select(columns) for table in tables]).sort(USER, POSITION)
     # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()

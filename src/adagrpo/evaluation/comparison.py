@@ -50,12 +50,7 @@ class Measured(NamedTuple):
 
 
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
-    """Tabulate per-user metrics by ascending user_id; `users` are (N,) ids.
-
-    >>> lists = RankedLists(np.array([4, 2]), width=5)
-    >>> per_user(pl.Series([8, 7]), lists).row(0, named=True)
-    {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'ndcg@5': 0.6309297535714575}
-    """
+    """Tabulate per-user metrics by ascending user_id; `users` are (N,) ids."""
     columns = [pl.Series(name, values) for name, values in measure_users(lists).items()]
     return pl.DataFrame([users.alias(USER_ID), *columns]).sort(USER_ID)
 
@@ -152,7 +147,7 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """Return the interval over users and seeds from the parts R and E of `adagrpo.evaluation.crossed`."""
+    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.crossed`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -166,8 +161,7 @@ def reported(against: Mapping[str, Any]) -> Sequence[float]:
     return ends
 
 
-def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
-    """(n_s,) per seed: the index of each test case's user among all users."""
+def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:  # (n_s,) each
     for ours, theirs in zip(arm, baseline, strict=True):
         if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
             raise ValueError("the arm and the baseline were not measured on the same users")

@@ -46,10 +46,6 @@ def crossed_parts(
     Args:
         values: one array per seed; at least two seeds with two users each.
         user_index: of each value, the same under every seed; None: the same users in the same order.
-
-    >>> parts = crossed_parts([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
-    >>> parts.mean, parts.seeds, round(parts.users, 6)
-    (2.0, 0.0, 0.25)
     """
     count = len(values)
     if count < 2 or any(np.ndim(row) != 1 or len(row) < 2 or not np.isfinite(row).all() for row in values):
@@ -69,12 +65,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """Return the interval for other users and seeds; without variance it is the mean, and p is 1 for 0, else 0.
-
-    >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))
-    >>> round(interval.low, 4), round(interval.high, 4), round(interval.p_value, 3)
-    (0.0004, 0.0396, 0.046)
-    """
+    """Return the interval for other users and seeds; without variance it is the mean, and p is 1 for 0, else 0."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
     variance = parts.seeds + max(0.0, parts.users - parts.rest)

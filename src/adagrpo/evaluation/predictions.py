@@ -223,7 +223,7 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
 
 
 def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
-    """Return the ranks of the logged items in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
+    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
     return metrics.target_rank_in(items, cases.logged)
 
 

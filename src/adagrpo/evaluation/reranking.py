@@ -47,7 +47,7 @@ def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
 
 
 def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """Return the smallest weight that is not significantly worse than the best one,
+    """Return the smallest weight not significantly worse than the best,
 
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 

@@ -115,12 +115,7 @@ def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[st
 
 
 def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
-    """Return the ECE of (N,) confidences in [0, 1], N at least 1.
-
-    >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
-    >>> round(expected_calibration_error(confidence, hit), 3)
-    0.2
-    """
+    """Return the ECE of (N,) confidences in [0, 1], N at least 1."""
     rows = calibration_bins(confidence, hit)
     return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in rows) / len(confidence)
 
@@ -130,11 +125,7 @@ def rank_correlation(
     utilities: NDArray[np.floating[Any]],  # (N, K)
     known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Return Spearman's correlation of each row over its known entries, NaN if a side is constant.
-
-    >>> rank_correlation(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[0.0, 9.0, 8.0], [1.0, 2.0, 3.0]]))
-    array([0.5, nan])
-    """
+    """Return Spearman's correlation of each row over its known entries, NaN if a side is constant."""
     there = np.ones(scores.shape, np.bool_) if known is None else known
 
     def centred(values: NDArray[np.floating[Any]]) -> Floats:
@@ -149,7 +140,7 @@ def rank_correlation(
 
 
 def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
-    """Return (V,) "tail" (at most 20 % of the interactions), "middle" (with the tail at most 80 %) or "head".
+    """Return (V,) "tail" (at most 20 % of interactions), "middle" (with it at most 80 %) or "head".
 
     >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
     ['middle', 'tail', 'tail', 'head', 'middle']

@@ -64,7 +64,7 @@ class CircuitBreaker:
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items; 0 if the reward fails."""
+        """See `Reward`; 0 if it fails."""
         scores = self.ask(ask_reward, histories, items)
         return torch.zeros(items.shape, device=items.device) if scores is None else scores
 

@@ -147,7 +147,7 @@ def fit_weights(
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
-    """Return the (N,) fold of each case, the same for all of a user's; `users` is (N,)."""
+    """Return the (N,) fold of each case, by its user."""
     known, user = np.unique(users, return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
     return np.asarray(folds[user])

@@ -5,8 +5,8 @@
     own_since   1 / (1 + d / 30), d days since the last of them
     own_due     exp(-|log((d + 1) / (g + 1))|), g the mean days between them: 1 when as long has passed as usual
 
-Sources: personal frequency completed by popularity (Li et al., A Next Basket Recommendation Reality Check, TOIS 2023),
-decay over baskets (Hu et al., Modeling Personalized Item Frequency, SIGIR 2020). Without known baskets each interaction
+Sources: personal frequency completed by popularity (Li et al. 2023),
+decay over baskets (Hu et al. 2020). Without known baskets each interaction
 is its own; without times the last two are 0.
 """
 
@@ -25,7 +25,7 @@ FLOOR = 1e-2  # added to `own_recent` before its logarithm
 
 
 class OwnItems:
-    """How often each item is in the user's own history, whole."""
+    """How often each item is in the user's whole history."""
 
     def __init__(self, popularity: NDArray[np.int64]) -> None:  # (V,) training interactions
         shares = np.log1p(popularity) / (1.0 + np.log1p(popularity.max(initial=0)))

@@ -276,7 +276,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """Return candidates of fused lists, fitted or not, for queries of one setting of `exclude_history`."""
+        """Return candidates of fused lists for queries of one setting of `exclude_history`."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch(queries, masked)

@@ -123,7 +123,7 @@ class NearestItems:
 
 
 class RankerScores:
-    """The sequential ranker over the whole catalogue."""
+    """The sequential ranker."""
 
     def __init__(self, ranker: SequentialRanker) -> None:
         in_bfloat16 = precision_used(ranker) == "bfloat16"

@@ -73,7 +73,7 @@ class Metric:
 
 
 def metric_names(where: ReportPart) -> list[str]:
-    """Return the names that a table or chart shows, in order.
+    """Return the names that a table or chart shows.
 
     >>> metric_names(ReportPart.RANKING)
     ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'recall@10']

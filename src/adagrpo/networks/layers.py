@@ -19,7 +19,7 @@ from torch.nn import functional
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 
-_SHORT = 64  # positions
+_SHORT = 64  # positions, up to which two plain products beat the fused kernel on a CPU
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -105,7 +105,6 @@ def _attend(
     value: Tensor,
     bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, T, D / heads)
-    """Causal attention; two plain products beat the fused kernel on a CPU for short sequences."""
     length, fused = query.shape[2], query.device.type != "cpu" or query.shape[2] > _SHORT
     later = torch.full((length, length), -torch.inf, device=query.device).triu(1) + bias
     if fused:
@@ -158,7 +157,7 @@ class _Block(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """Causal transformer over the item vectors of a history; the state at `t` has seen items `0 .. t`.
+    """Causal transformer over item vectors; the state at `t` has seen items `0 .. t`.
 
     Inputs are normalised (`research/sequential_ranker`); order is a learned bias per distance and head (Raffel et al.
     2020).

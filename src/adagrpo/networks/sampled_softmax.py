@@ -34,11 +34,6 @@ def sampled_softmax_loss(
         bias: `b`, of the negatives.
         targets: int64 items.
         negatives: int64 items; repeated ones count repeatedly.
-
-    >>> one = torch.ones(1, 1)
-    >>> negatives = torch.tensor([3, 4, 5])
-    >>> sampled_softmax_loss(one, one[0], one.expand(3, 1), torch.zeros(3), torch.tensor([4]), negatives).exp()
-    tensor([3.])
     """
     rows, columns = _hits(targets, negatives)
     log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others

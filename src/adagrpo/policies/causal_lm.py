@@ -238,7 +238,7 @@ class CausalLMPolicy(nn.Module):
         mask: Tensor | None,
         parts: list[list[tuple[Tensor, Tensor]]] | None,
     ) -> tuple[Tensor, KeysValues]:
-        """Return states of tokens (B, Q), with keys and values unless the cache `parts` is None."""
+        """States of tokens (B, Q), with keys and values unless the cache `parts` is None."""
         vectors = self.lm.get_input_embeddings()(tokens)
         vectors = self.dropout(vectors).to(self._dtype)
         layers = None if parts is None else [PrefixLayer(part) for part in parts]
@@ -269,12 +269,12 @@ class CausalLMPolicy(nn.Module):
     def _behind(
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
-        """Return states, keys and values of tokens (N, P) behind cached prompts."""
+        """States, keys and values of tokens (N, P) behind cached prompts."""
         mask = block_mask(context.prompt_mask, layout.sees)
         return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
     def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
-        """Return (N, L, D) states that predict targets (N, L), or None unless one causal pass gives them."""
+        """(N, L, D) states that predict targets (N, L); None unless one causal pass gives them."""
         prompts, levels = context.prompts, targets.shape[1]
         if len(self.suffix) or len(self.between) or prompts.read is not None:
             return None
@@ -309,7 +309,7 @@ class CausalLMPolicy(nn.Module):
         return torch.cat([logits[..., first:past], outside], dim=-1)
 
     def _of_named(self, logits: Tensor, level: int) -> Tensor:
-        """Return (..., K_l + 1) logits of a level with scattered tokens."""
+        """(..., K_l + 1) logits of a level with scattered tokens."""
         first = int(self.code_offsets[level])
         codes = slice(first, first + self.vocabulary.code_sizes[level])
         tokens, absent = self.tokens_of_codes[codes], self.absent[codes]

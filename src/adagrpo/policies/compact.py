@@ -136,7 +136,7 @@ class CompactPolicy(nn.Module):
         return self
 
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
-        """Return the (N,) NLL of targets (N,), in nats per code."""
+        """See `Policy`."""
         codes = self.item_codes[targets]
         state, losses = self.start(context), []
         for level in range(codes.shape[1]):

@@ -25,15 +25,15 @@ _GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a tim
 VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors (T, D) and biases (T,)
 
 
-class Spoken(NamedTuple):
+class HeadScores(NamedTuple):
     """Scores of the head for `N` samples."""
 
     queries: Tensor  # (N, D)
     masses: tuple[Tensor, ...]  # of levels 0 and on, (N, 1 + n_l), up to a factor a sample; 0 before the first node
 
-    def of(self, rows: Tensor | slice) -> Spoken:
+    def of(self, rows: Tensor | slice) -> HeadScores:
         """Return the scores of some samples."""
-        return Spoken(self.queries[rows], tuple(mass[rows] for mass in self.masses))
+        return HeadScores(self.queries[rows], tuple(mass[rows] for mass in self.masses))
 
 
 class HeadTable:
@@ -71,12 +71,7 @@ def leaves_below(
     level: int,
     nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
 ) -> Leaves:
-    """Return the leaves below nodes of a level.
-
-    >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-    >>> leaves_below(trie, 1, torch.tensor([[1, -1, 0]]))[:2]
-    (tensor([0, 2, 2]), tensor([2, 0, 1]))
-    """
+    """Return the leaves below nodes of a level."""
     flat = nodes.flatten()
     known = flat.clamp(min=0)
     begin = trie.leaf_ranges[level].index_select(0, known)
@@ -183,7 +178,7 @@ def exponentials(
     states: Tensor,  # (N, D)
     bias: Tensor,  # (V, 1)
 ) -> Tensor:  # (N, 1 + V) float32
-    """Return exponentials of the logits minus each sample's maximum, after a leading 0."""
+    """Return exponentials of logits minus each sample's maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
     padded[:, 0] = 0

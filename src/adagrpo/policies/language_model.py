@@ -245,7 +245,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer of a folder to another, if there is one."""
+    """Copy a folder's tokenizer to another, if there is one."""
     refuse_code(source, "policy.lm.checkpoint")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
@@ -267,7 +267,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def inner_dropout(model: PreTrainedModel) -> str | None:
-    """Return the name of the body's first module with dropout, or None."""
+    """Return the name of the body's first dropout, or None."""
     for name, module in model.base_model.named_modules():
         rates = [rate for field, rate in vars(module).items() if "drop" in field and isinstance(rate, float)]
         if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
@@ -313,7 +313,7 @@ def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> No
 
 
 def _tied_names(model: Any) -> dict[str, str]:
-    """Return names of tied parameters, each with its stored one."""
+    """Tied parameters, each with its stored one."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})

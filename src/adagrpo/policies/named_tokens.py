@@ -102,7 +102,7 @@ class NamedTokens:
         )
 
     def _read(self, text: str) -> list[int]:
-        """Tokenize with the special tokens before a sequence, without those after it."""
+        """Special tokens before a sequence are kept, those after it are not."""
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
         plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         start = _find(whole, plain, 0)

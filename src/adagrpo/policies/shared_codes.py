@@ -94,7 +94,7 @@ class SharedCodesPolicy(nn.Module):
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
-        """Return the (N,) NLL of targets (N,), in nats per code."""
+        """See `Policy`."""
         written = self.causal.supervised_loss(context, targets)
         levels = len(self.causal.level_sizes)
         nodes = self._nodes(self.causal.item_codes[targets])

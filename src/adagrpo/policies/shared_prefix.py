@@ -80,7 +80,7 @@ def block_mask(
     prompt_mask: Tensor,  # (B, S) bool, True at the tokens of a prompt
     own: Tensor,  # (Q, Q') bool, True where a token sees another behind the prompt
 ) -> Tensor:  # (B, 1, Q, S + Q') bool, True where attention is paid
-    """Return the mask under which tokens behind a prompt see the prompt, and each other as in `own`.
+    """Return the mask of tokens behind a prompt, which see the prompt and each other as in `own`.
 
     >>> block_mask(torch.tensor([[True, False]]), torch.eye(2, dtype=torch.bool))[0, 0].int().tolist()
     [[1, 0, 1, 0], [1, 0, 0, 1]]

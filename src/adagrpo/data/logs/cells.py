@@ -1,4 +1,4 @@
-"""Parse the values of a log to ids, numbers and booleans; null if invalid.
+"""Parse ids, numbers and booleans of a log; null if invalid.
 
 Nothing is repaired: a damaged id could be another valid one. The number `5.0` is the id 5; the text is not.
 """

@@ -1,4 +1,4 @@
-"""Read logs in chunks of whole records, to bound memory.
+"""Read logs in chunks of whole records.
 
 CSV and JSONL values stay text, as type inference hides bad ones.
 """
@@ -231,8 +231,7 @@ def _quote_within_field(separator: str) -> re.Pattern[bytes]:
 
 def _one_by_one(
     lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str], separator: str = ","
-) -> tuple[pl.DataFrame, pl.Series, int]:
-    """Return the records that begin before line `stop`, their problems, and the lines read."""
+) -> tuple[pl.DataFrame, pl.Series, int]:  # records before line `stop`, their problems, the lines read
     indices = {name: names.index(name) for name in columns}
     values: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []

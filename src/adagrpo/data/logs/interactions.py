@@ -90,7 +90,7 @@ def read_logs(
         paths: files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
         keep_events: keep only these; needs `columns.event`.
         min_rating: lowest rating of an interaction; needs `columns.rating`.
-        click_rating: rows are impressions, clicked if rated at least this, not if unrated; needs `columns.rating`.
+        click_rating: rows are impressions, clicked if rated at least this; needs `columns.rating`.
         ordered: False if no column orders a user's rows; they keep the file order.
         max_bad_rows: limit of rejected rows over all files.
         max_expansion: see `adagrpo.data.logs.unpacking`.

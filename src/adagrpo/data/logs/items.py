@@ -1,4 +1,4 @@
-"""Read the item table: text, attributes and groups of each item."""
+"""Read items' text, attributes and groups."""
 
 from __future__ import annotations
 

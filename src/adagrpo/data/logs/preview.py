@@ -240,7 +240,7 @@ def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, A
 
 
 def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return columns without a role named like one of `known`, best first."""
+    """Columns without a role, named like one of `known`, best first."""
     order = {plain: rank for rank, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
     free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
     ranks = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}

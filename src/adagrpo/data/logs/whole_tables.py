@@ -41,7 +41,7 @@ def read_table(
 
 
 def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
-    """Refuse a truncated CSV file: too few fields and no line end."""
+    """A truncated CSV file ends in too few fields and no line end."""
     *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
     line, (names, separator) = lines_of(end)[-1], csv_header(path)
     if end.endswith(b"\n") or line.count('"') % 2:  # of a row of several lines it is the end

@@ -12,7 +12,7 @@ A visit's slate is drawn in order without replacement (Gumbel top-k on `log w_ui
 for released items that the user does not own; `eps` is standard normal per shelf and visit; cold items weigh 0.05 of
 that. Slot `s` (from 0) is examined with probability `e_s = (1 / (s + 1)) ** position_bias`; the first examined and
 wanted item is bought and ends the visit, `P(clicked_s) = e_s u_s prod_{r<s} (1 - e_r u_r)`. That end alone departs from
-the click model of Craswell et al., An experimental comparison of click position-bias models, 2008.
+the click model of Craswell et al. (2008).
 
 The logged propensity, of being in the slate given this visit's weights, is `1 - exp(-w_ui t)`, with `t` such that its
 sum over items is the slate size (Rosen, Asymptotic theory for successive sampling with varying probabilities without
@@ -84,14 +84,7 @@ class Users(NamedTuple):
 
 
 def simulate(world: Marketplace) -> Simulation:
-    """Run a marketplace, reproducibly for a given version of numpy.
-
-    >>> simulation = simulate(Marketplace(users=5, items=50, steps=3, slate_size=4))
-    >>> simulation.impressions.columns
-    ['user_id', 'item_id', 'timestamp', 'slot', 'clicked', 'propensity']
-    >>> simulation.items.item(0, "item_id"), simulation.truth.user_ids[-1]
-    ('i00000', 'u00004')
-    """
+    """Run a marketplace, reproducibly for a given version of numpy."""
     return simulate_with_users(world)[0]
 
 
