@@ -49,7 +49,7 @@ KINDS = ("biased", "random")  # of held-out impressions that a ranker is examine
 def write_exposures(
     biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
 ) -> None:
-    """Write unordered impressions, split at random, reproducibly.
+    """Write unordered impressions, split at random.
 
     Args:
         biased: shown by the platform; `random` was shown at random.

@@ -77,18 +77,18 @@ class ItemGroups:
         return list(self._of(name, name).values)
 
     def check(self, name: str, field: str) -> None:
-        """Raise `UnknownGroup` for an unknown column; `field` names it in the message."""
+        """Raise `UnknownGroup` for an unknown column, called `field`."""
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
         """Return the items with a value, ascending.
 
-        Args:
-            value: booleans match other spellings, too.
-            field: the column's name in messages.
+            Args:
+                value: booleans match other spellings, too.
+                field: the column's name in messages.
 
-        Raises:
-            UnknownGroup: the column or value is unknown.
+            Raises:
+        UnknownGroup: an unknown column or value.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)

@@ -75,7 +75,7 @@ def impressions_of(
         only_sampled: keep sampled lists only, which have propensities.
 
     Returns:
-        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id and clicked_at (the
+        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (the
         first click), in log order; and the counts.
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)

@@ -150,7 +150,7 @@ def _of_baskets(table: pl.DataFrame) -> dict[str, NDArray[Any]]:
 
 
 def load_until_test(directory: Path) -> Ragged:
-    """Load each user's interactions to the test target."""
+    """Load interactions to each user's test target."""
     return _with(directory, "validation.parquet", "test.parquet")
 
 
@@ -204,7 +204,7 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
 
 
 def load_items(directory: Path) -> pl.DataFrame:
-    """Load the catalogue: item, item_id, text, attributes and any groups."""
+    """Load item, item_id, text, attributes and any groups."""
     return pl.read_parquet(directory / "items.parquet")
 
 

@@ -33,7 +33,7 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
-    """Return the items that `pad` leaves out, oldest first, padded with -1: (B, O) int64, where O may be 0.
+    """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1.
 
     Args:
         rows: (B,) row indices.

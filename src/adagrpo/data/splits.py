@@ -31,7 +31,7 @@ class Split:
 
 
 def leave_one_out(lengths: Ints) -> Split:
-    """Use each user's last interaction for test, the second last for validation, the rest for training.
+    """Each user's last interaction is for test, the second last for validation, the rest for training.
 
     Users with fewer than three interactions are only trained on.
 
@@ -95,7 +95,7 @@ def temporal(
     from `test_from` on; a target needs a history.
 
     Raises:
-        ValueError: the points are not in order, or a user's timestamps do not ascend.
+        ValueError: points out of order, or a user's timestamps do not ascend.
     """
     if not validation_from < test_from:
         raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")

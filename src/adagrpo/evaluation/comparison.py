@@ -85,7 +85,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the arms of each pair of the plan, as `compare`.
+    """Compare the plan's pairs of arms, as `compare`.
 
     Returns:
         One JSON-able row per pair and kind of checkpoint; `against` is first minus second.

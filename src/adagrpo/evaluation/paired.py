@@ -25,7 +25,7 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
     """Return intervals of each checkpoint's metrics and differences from the references.
 
     Args:
-        users: tables of `per_user` by arm and checkpoint, including (`sft`, `start`).
+        users: `per_user` by arm and checkpoint, including (`sft`, `start`).
 
     Returns:
         JSON-able: `users`, `checkpoints`, `against`; 95 % intervals, rates as fractions.

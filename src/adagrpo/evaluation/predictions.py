@@ -133,7 +133,7 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics over all cases, as fractions; with a masked history also `*_unmasked` ones.
+    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones.
 
     Args:
         tail: (V,) True for tail items (`adagrpo.metrics.tail_items`).
@@ -240,7 +240,7 @@ def without_history(
     closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
     eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return the found items outside the whole histories and their scores, padded with -1 and -inf.
+    """Return found items outside whole histories and their scores, padded with -1 and -inf.
 
     Samples with short lists are searched again with their histories excluded.
 

@@ -125,7 +125,7 @@ def rank_correlation(
     utilities: NDArray[np.floating[Any]],  # (N, K)
     known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Return Spearman's correlation of each row over its known entries, NaN if a side is constant."""
+    """Return Spearman's correlation of each row's known entries, NaN if a side is constant."""
     there = np.ones(scores.shape, np.bool_) if known is None else known
 
     def centred(values: NDArray[np.floating[Any]]) -> Floats:

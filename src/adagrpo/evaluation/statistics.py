@@ -130,7 +130,7 @@ def all_pairs(
     level: float = 0.95,
     draws: int = 10_000,
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous intervals of all paired differences of means; max |t| is simulated with a fixed seed.
+    """Return simultaneous intervals of paired differences of means; max |t| is simulated with a fixed seed.
 
     Args:
         values: (N,) each, the same users in the same order, N at least 2.

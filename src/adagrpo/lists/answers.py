@@ -1,4 +1,4 @@
-"""Batched recommendation in the ids of the logs, behind `recommend` in Python and on the command line."""
+"""Batched recommendation in the ids of the logs, behind `recommend`."""
 
 from __future__ import annotations
 

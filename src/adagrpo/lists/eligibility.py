@@ -1,4 +1,4 @@
-"""Filters that restrict a list to some items, resolved to masks that searches share.
+"""Filters that restrict lists, resolved to masks that searches share.
 
     include   only items that match every column; within a column, any of its values
     exclude   no item that matches any column
@@ -88,7 +88,7 @@ class Eligibility:
         """Resolve a request's filters; None includes everything and excludes nothing.
 
         Raises:
-            UserError: a filter is malformed, or names an unknown column or value.
+            UserError: a malformed filter, or an unknown column or value.
         """
         wanted, unwanted = (
             (None if include is None else _columns("include", include)),
@@ -153,7 +153,7 @@ def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
 
 
 def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue]] | None:
-    """Parse a filter of the command line; None without words.
+    """Parse a command line's filter; None without words.
 
     Args:
         words: each `column=value`, a .json file with a filter, or a file with one item id per line.

@@ -1,4 +1,4 @@
-"""Serving with exploration: a share of the lists is sampled from the policy, with known propensities.
+"""Exploration: a share of the lists is sampled from the policy, with known propensities.
 
     a request is sampled if   u(seed, request id) < share,   u uniform on [0, 1)
     its list                  k items without replacement, see `adagrpo.decoding.drawn_lists`
@@ -22,7 +22,7 @@ class Exploration(NamedTuple):
     seed: int = 0
 
     def of(self, query: Query, request_id: str) -> Query:
-        """Return the query, with a temperature and a seed if its list is to be sampled."""
+        """Return the query, with temperature and seed if its list is sampled."""
         digest = hashlib.sha256(f"{self.seed}\n{request_id}".encode()).digest()
         if int.from_bytes(digest[:8], "big") >= self.share * 2**64:
             return query

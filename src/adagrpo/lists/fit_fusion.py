@@ -77,7 +77,7 @@ def fit_weights(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
-    """Fit weights of the features `used`, among all `F` `names`; `report` gets fits done and in all."""
+    """Fit weights of features `used`, of all `names`; `report` gets fits done and in all."""
     columns = [names.index(name) for name in used]
     stds = [within_list_std(choices.items, choices.features[..., column]) for column in columns]
     prior = np.array([std if name == POLICY else 0.0 for name, std in zip(used, stds, strict=True)])

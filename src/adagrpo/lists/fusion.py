@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
     @torch.no_grad()
     def scores(self, candidates: Candidates, names: Sequence[str]) -> Tensor:
-        """Return (B, N) scores, -inf where there is no item; `names` are all feature names."""
+        """Return (B, N) scores, -inf for no item; `names` are of all features."""
         there, device = candidates.items >= 0, candidates.items.device
         features = candidates.features[..., [names.index(name) for name in self.weights]]
         factors = torch.tensor([weight / self.stds[name] for name, weight in self.weights.items()], device=device)
@@ -117,10 +117,10 @@ class Fusion:
     ) -> Candidates:
         """Merge beam and proposals, and compute their features.
 
-        Args:
-            beam: (B, W) items, -1 where there is none, and their log-probabilities.
-            log_probs: (B, P) of the proposed items.
-            reward: required if the fusion has reward features.
+            Args:
+        beam: (B, W) items, -1 for none, and their log-probabilities.
+                log_probs: (B, P) of the proposed items.
+                reward: required if the fusion has reward features.
         """
         beyond = unite([beam[0], proposals.items])[:, beam[0].shape[1] :]
         kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
@@ -160,7 +160,7 @@ class Fusion:
         return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
     def scores(self, candidates: Candidates) -> Tensor:
-        """Return (B, N) fused scores, -inf where there is no item; without the reward if it failed."""
+        """Return (B, N) fused scores, -inf for no item; without a reward that failed."""
         assert self.fitted is not None, "the weights are fitted first"
         weights = self.fitted.whole if candidates.rewarded else self.fitted.without_reward
         return weights.scores(candidates, self.features)

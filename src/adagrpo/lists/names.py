@@ -1,7 +1,7 @@
 """Names of lists, shared by `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
 
 sft, nll, ...                 the beam of a policy
-rerank, nll+rerank            that beam ordered by log-probability + weight · reward; `rerank` alone is of sft
+rerank, nll+rerank            the same by log-probability + weight · reward; `rerank` alone is of sft
 fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` alone is of sft
 fuse-without-reward, ...      the same with weights that need no reward
 popularity, item_knn, ...     a source alone, see `adagrpo.lists.table`

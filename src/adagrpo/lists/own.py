@@ -32,7 +32,7 @@ class OwnItems:
         self._popular = torch.from_numpy((shares - 1.0).astype(np.float32))  # in [-1, 0)
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) counts, with a fraction for ties; negative for items that the user never had."""
+        """Return (B, V) counts, with a fraction for ties; negative for items never had."""
         past, size = past_of(histories), len(self._popular)
         counts = _summed(past, torch.ones_like(past.days), size)
         newest = _greatest(past, 0.5 / (1.0 + past.baskets), size)
@@ -50,7 +50,7 @@ class OwnRecent:
         self.num_items = num_items
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) decayed counts; -inf for items that the user never had."""
+        """Return (B, V) decayed counts; -inf for items never had."""
         past = past_of(histories)
         found = _summed(past, DECAY**past.baskets, self.num_items)
         return found.masked_fill(found == 0, -torch.inf)
@@ -64,7 +64,7 @@ class OwnSince(OwnRecent):
     """How long ago, in days."""
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) values in (0, 1]; 0 for items that the user never had, or at unknown times."""
+        """Return (B, V) values in (0, 1]; 0 for items never had, or at unknown times."""
         past = past_of(histories)
         return _greatest(past, (1.0 / (1.0 + past.days.clamp(min=0.0) / MONTH)).nan_to_num(0.0), self.num_items)
 

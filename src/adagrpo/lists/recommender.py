@@ -94,8 +94,8 @@ class Recommender:
             max_history: number of last items that the policy sees.
             exclude_history: leave out the whole history, unless a query overrides it.
             precision: as requested; the attribute is the one in use.
-            reward: re-ranks the beam, scores the candidates of `fusion`, or orders all items.
-            reward_weight: in units of `within_list_std`, the reward's within-list standard deviation.
+            reward: re-ranks the beam, scores candidates of `fusion`, or orders all items.
+            reward_weight: in units of `within_list_std`, the reward's.
             fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
@@ -180,7 +180,7 @@ class Recommender:
 
     @torch.no_grad()
     def order_scores(self, queries: Sequence[Query], items: Tensor) -> Tensor:
-        """Return (B, N) scores of items (B, N) by the order of the lists, for non-empty histories; -inf at -1.
+        """Return (B, N) scores of items in the lists' order, for non-empty histories; -inf at -1.
 
         Scores of a fused list depend on all items.
         """

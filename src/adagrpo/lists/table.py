@@ -65,7 +65,7 @@ class Source:
     Attributes:
         load: builds it from a run.
         fit: computes its matrix from training sequences and `V`; None: it has none.
-        stage: whose folder holds its file; None: training data are enough.
+        stage: whose folder holds its file; None: only training data needed.
         file: path in that folder.
         most_items: largest catalogue that it is fitted to; None: any.
         listed: is a list by itself.

@@ -1,6 +1,6 @@
 r"""Formulas of the metrics of ranked lists.
 
-For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
+For user `u` with list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
 
     HR@k            = 1[1 <= r_u <= k]
     NDCG@k          = 1[1 <= r_u <= k] / log2(1 + r_u)         one relevant item, so the ideal gain is 1
@@ -15,7 +15,8 @@ For a basket of `n_u` items at ranks `r_u1 .. r_un`, `h_u` of which are at most 
     recall@k        = h_u / min(k, n_u)
 
 Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. All but
-coverage are per user. Departure: invalid sequences keep their rank, as when served. Invalid inputs raise a ValueError.
+coverage are per user. Departure: invalid sequences keep their rank, as when served. Lists are best first, -1 for no
+item; invalid inputs raise a ValueError.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ def target_rank_in(
     """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
 
     Args:
-        ranked: (N, W) items, best first, -1 for no item.
         targets: of a basket (N, R) distinct items, padded with -1; their ranks are (N, R).
 
     >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
@@ -59,9 +59,6 @@ def hit_rate(
 ) -> NDArray[np.float64]:
     """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`.
 
-    Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent; of baskets (N, R).
-
     >>> hit_rate(np.array([1, 10, 11, 0]), 10)
     array([1., 1., 0., 0.])
     """
@@ -77,7 +74,6 @@ def ndcg(
     """Return NDCG@k per user, (N,).
 
     Args:
-        ranks: of the logged item from 1, 0 where absent; of baskets (N, R).
         sizes: items of each basket, where ranks are of baskets.
 
     >>> ndcg(np.array([1, 3, 7, 0]), 5)
@@ -129,9 +125,6 @@ def coverage(
 ) -> float:
     """Return the share of the catalogue that is in any user's first `k`.
 
-    Args:
-        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 for no item.
-
     >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
     0.5
     """
@@ -146,9 +139,6 @@ def tail_share(
     tail: NDArray[np.bool_],  # (V,)
 ) -> NDArray[np.float64]:
     """Return the tail's share of the items in the first `k`, (N,) in [0, 1]; 0 for a list without items.
-
-    Args:
-        ranked: (N, W) items in `0 .. V - 1`, best first, -1 for no item.
 
     >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
     array([0.5       , 0.33333333])

@@ -20,7 +20,7 @@ class Read:
 
 @dataclass(eq=False)
 class Prompts:
-    """`B` prompts without the suffix, padded on the right; `read` is set on first use."""
+    """`B` right-padded prompts without the suffix; `read` is set on first use."""
 
     tokens: Tensor  # (B, S) int64
     lengths: Tensor  # (B,) int64, tokens before the padding

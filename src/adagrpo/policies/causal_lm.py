@@ -148,7 +148,7 @@ class CausalLMPolicy(nn.Module):
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CausalContext:
-        """Lay out histories as prompts, which are read on first use; see `Policy.encode`."""
+        """Lay out prompts, read on first use; see `Policy.encode`."""
         items, lengths = histories.items, histories.lengths
         if items.shape[1] > self.max_history:
             raise ValueError(f"histories have {items.shape[1]} positions, the policy takes {self.max_history}")
@@ -372,7 +372,7 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
-    """Build the policy over the catalogue of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
+    """Build the policy of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
     assert spec.options.lm is not None  # the configuration checks it
     model, vocabulary, template = _language_model(spec)
     levels = len(vocabulary.code_sizes)

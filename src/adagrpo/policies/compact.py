@@ -181,7 +181,7 @@ class CompactPolicy(nn.Module):
 
 
 def build(spec: PolicySpec) -> CompactPolicy:
-    """Build the policy over the catalogue of a run."""
+    """Build the policy of a run."""
     options = spec.options
     return CompactPolicy(
         spec.catalog.codes,

@@ -315,7 +315,7 @@ class HybridPolicy(nn.Module):
 
 
 def build(spec: PolicySpec) -> HybridPolicy:
-    """Build the policy over the catalogue of a run.
+    """Build the policy of a run.
 
     Raises:
         UserError: `item_prefix` is not below the number of levels.

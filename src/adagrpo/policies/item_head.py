@@ -136,7 +136,7 @@ def shares_below(
 
 
 def crowded(trie: Trie, level: int) -> bool:
-    """Return whether most codes lead to a node, so that a table beats listing children."""
+    """Return whether most codes lead to a node: a table beats listing children."""
     nodes, below = trie.node_counts[level : level + 2]
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
@@ -148,7 +148,7 @@ def shares_of_codes(
     above: Tensor,  # (B, 1 + n_l)
     below: Tensor,  # (B, 1 + n_{l+1})
 ) -> Tensor:  # (B, W, K)
-    """Return each code's share of its node's mass, 0 where it leads to no node; the level must be dense."""
+    """Return each code's share of its node's mass, 0 where it leads to none; for dense levels."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
     # the gradient -1 / m² overflows below 5e-20; a power of two brings such an m up and changes no bit of the result

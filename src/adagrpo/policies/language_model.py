@@ -86,12 +86,12 @@ class Vocabulary:
 def from_configuration(
     options: dict[str, Any], code_sizes: tuple[int, ...], *, seed: int
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """Return a model with random weights and a vocabulary of padding, end and codes.
+    """Return a random model and a vocabulary of padding, end and codes.
 
     `options` are `model_type` and keys of its configuration.
 
     Raises:
-        UserError: an unknown model type or key, or an invalid configuration.
+        UserError: an unknown model type or key, or invalid configuration.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
     settings = dict(options)
@@ -168,7 +168,7 @@ def end_token(model: PreTrainedModel) -> int:
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Choose what trains: everything, embeddings and head, or these and LoRA; in place.
+    """Choose what trains, in place: everything, embeddings and head, or these and LoRA.
 
     Args:
         frozen_body: freeze all but embeddings and head.

@@ -48,7 +48,7 @@ class SharedCodesPolicy(nn.Module):
     """Policy with a uniform last level; implements `adagrpo.policies.policy.Policy`."""
 
     def __init__(self, causal: _WritesCodes, trie: Trie) -> None:
-        """Append a level to a policy; `trie` is that of the catalogue of `L + 1` levels."""
+        """Append a level; `trie` is of the catalogue of `L + 1` levels."""
         super().__init__()
         levels = len(causal.level_sizes)
         if len(trie.level_sizes) != levels + 1:
@@ -60,7 +60,7 @@ class SharedCodesPolicy(nn.Module):
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's size of the added level."""
+        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's."""
         return (*self.causal.level_sizes, self.trie.level_sizes[-1])
 
     @property

@@ -96,7 +96,7 @@ def pack(
     rows: Tensor,  # (N,) int64, the prompt that each block is behind
     prompt_lengths: Tensor,  # (N,) int64, at least 1: how much of it the block sees
 ) -> Packed:
-    """Lay out blocks behind their shared prompts; each sees `prompt_lengths` tokens of its prompt, and itself.
+    """Lay out blocks behind shared prompts; each sees `prompt_lengths` tokens of its prompt, and itself.
 
     Q is P times the largest number of blocks per prompt; unused slots see one token and themselves.
     """

@@ -71,7 +71,7 @@ def read_chunks(
         ids: id columns, in which a JSON `true` is invalid.
 
     Raises:
-        UserError: a column is missing or repeated, or the file is unreadable or too large.
+        UserError: a missing or repeated column, or an unreadable or too large file.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))

@@ -31,7 +31,7 @@ def kind_of(path: Path) -> str:
     """Return `CSV`, `Parquet` or `JSONL`, by the suffix.
 
     Raises:
-        UserError: there is no such file, or it is of another kind.
+        UserError: no such file, or another kind.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -129,7 +129,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns are available; `option` is the setting for them.
+    """Check that columns exist; `option` is the setting for them.
 
     Raises:
         UserError: suggesting the nearest name.
@@ -143,7 +143,7 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str], option
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
-    """Read the column names of a CSV file, repeats numbered, and its separator."""
+    """Read a CSV file's column names, repeats numbered, and separator."""
     block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
     separator = _separator(block)
     table = pl.scan_csv(

@@ -82,7 +82,7 @@ def read_logs(
     drop_items: Sequence[str] = (),
     first_rows: int | None = None,
 ) -> Logs:
-    """Read interaction or impression logs, in chunks to bound memory.
+    """Read interaction or impression logs, in chunks.
 
     Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
 
@@ -100,7 +100,7 @@ def read_logs(
         first_rows: limit for each file.
 
     Raises:
-        UserError: a file or column is missing, nothing is left, or a limit is exceeded.
+        UserError: a missing file or column, nothing left, or an exceeded limit.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None

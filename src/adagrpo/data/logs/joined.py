@@ -20,7 +20,7 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
         source: the recipe key of `shown`, for errors.
 
     Raises:
-        UserError: clicks or times are missing, or the times cannot be compared.
+        UserError: missing clicks or times, or times that cannot be compared.
     """
     if shown.impressions is None:
         raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")

@@ -79,7 +79,7 @@ def preview_logs(
         CSV header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
 
     Raises:
-        UserError: a file cannot be read, or a given column is missing.
+        UserError: an unreadable file, or a missing given column.
     """
     path = Path(paths[0])
     sample = _sample(path)
@@ -101,7 +101,7 @@ def preview_logs(
 
 
 def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the columns of a file by role; `given` are known ones."""
+    """Return a file's columns by role; `given` are known ones."""
     return {role: entry["column"] for role, entry in _roles(_sample(path), dict(given or {})).items()}
 
 

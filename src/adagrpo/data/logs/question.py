@@ -1,4 +1,4 @@
-"""What can be asked of a log: the next item or the next basket, by time or of each user's last, repeats or none.
+"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none.
 
 By time, the last part of the log is for test, the one before for validation; a case is a user's first basket in it, if
 the user has an earlier one. A part is the shortest of whole days (whole weeks in logs of at least ten) that holds

@@ -24,7 +24,7 @@ def read_table(
         ids: id columns, which JSON lines yield as text.
 
     Raises:
-        UserError: a column is missing, or the file is malformed or too large.
+        UserError: a missing column, or a malformed or too large file.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
     if kind == "JSONL":

@@ -1,4 +1,4 @@
-"""Sample slates without replacement, with their propensities (`adagrpo.data.simulation.marketplace`)."""
+"""Slates without replacement, and their propensities (`adagrpo.data.simulation.marketplace`)."""
 
 from __future__ import annotations
 

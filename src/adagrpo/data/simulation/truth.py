@@ -61,7 +61,7 @@ class Truth:
         bought: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """Return the utility just before the user bought `bought`.
+        """Return the utility just before the purchase of `bought`.
 
         Raises:
             UserError: there is no such purchase.
@@ -124,7 +124,7 @@ class Truth:
         )
 
     def save(self, directory: Path) -> None:
-        """Write truth.safetensors, users.parquet and items.parquet into a folder."""
+        """Write truth.safetensors, users.parquet and items.parquet."""
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}
@@ -138,7 +138,7 @@ class Truth:
         """Read what `save` wrote.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a missing or damaged file.
         """
         try:
             users = pl.read_parquet(directory / "users.parquet")["user_id"].to_list()
