@@ -226,7 +226,7 @@ def _config(run: Path) -> Config:
 
 
 def _same_settings(config: Config, made_from: Mapping[str, Any]) -> bool:
-    return bool(read_settings(config, made_from["reads"], made_from["but"]) == made_from["settings"])
+    return bool(read_settings(config, made_from["keys"], made_from["but"]) == made_from["settings"])
 
 
 def _undescribed(run: Path) -> list[str]:
@@ -257,12 +257,11 @@ def _broken(run: Path, verb: str) -> list[str]:
         made_from = manifests[name]["made_from"]
         if not _same_settings(config, made_from):
             wrong.append(f"{name} has other settings than run.yaml")
-        for label, digest in made_from["inputs"].items():
-            owner = max((stage for stage in manifests if label.startswith(f"{stage}/")), key=len, default=None)
-            if owner is not None:
-                wanted.append(owner)
-                if hash_file(run / label) != digest:
-                    wrong.append(f"{name} was made from another {label}")
+        for read, digest in made_from["reads"].items():
+            stage, _, file = read.partition(":")
+            wanted.append(stage)
+            if hash_file(run / stage / file) != digest:
+                wrong.append(f"{name} was made from another {stage}/{file}")
     return wrong
 
 

@@ -29,6 +29,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
@@ -124,7 +125,7 @@ def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
     stages = stages_of(taught, ["evaluate"], arms)
     with taught.locked():
         for arm in arms:
-            taught.make(f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
+            make(taught, f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}
     found |= {name: teacher / "evaluate" / name / "metrics.json" for name in (START, FUSE)}
     measured = {name: json.loads(path.read_text("utf-8")) for name, path in found.items()}

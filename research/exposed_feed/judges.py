@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import CLICKED, ITEM
 from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.reward_quality import band, band_names
+from adagrpo.pipeline.directory import hash_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import progress
@@ -81,7 +83,7 @@ class Judges:
             write_file(work / "summary.json", json.dumps(counts, indent=1) + "\n")
 
         inputs = [*prepared, *(run.data / judge.path for judge in self.judges.values())]
-        run.make("judges/exposures", self._stage(build, inputs, ("seed",), self.also))
+        make(run, "judges/exposures", self._stage(build, inputs, ("seed",), self.also))
 
     def counts(self) -> None:
         """Judge orders that know the item alone: the stage `judges/counts`."""
@@ -99,7 +101,7 @@ class Judges:
             write_file(work / "report.json", json.dumps(reports, indent=1) + "\n")
 
         also = {"prior": PRIOR, "judges": self.also}
-        self.run.make("judges/counts", self._stage(build, self._inputs(), ("max_history",), also))
+        make(self.run, "judges/counts", self._stage(build, self._inputs(), ("max_history",), also))
 
     def reward(self) -> None:
         """Judge the reward: the stage `judges/reward`."""
@@ -160,7 +162,7 @@ class Judges:
 
         made_of = [*self._inputs(), *inputs, *([] if reference is None else [reference])]
         reads = ("max_history", *reads)
-        self.run.make(name, self._stage(build, made_of, reads, self.also))
+        make(self.run, name, self._stage(build, made_of, reads, self.also))
 
     def _stage(
         self, build: Callable[[Path], None], inputs: Sequence[Path], settings: Sequence[str], also: object
@@ -170,7 +172,7 @@ class Judges:
     def _write(self, judged: Mapping[str, Judged], scores: Scores, reference: Path | None, work: Path) -> None:
         report, users = _judged(self.data, judged, scores)
         if reference is not None:
-            self.run.hash_input(reference)
+            hash_of(self.run, reference)
             start = pl.read_parquet(reference)
             for name, labels in report.items():
                 for label, entry in labels.items():

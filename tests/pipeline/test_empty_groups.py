@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from adagrpo.groups import draw
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import events_of
 from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import remove_artifact
 
@@ -87,7 +88,7 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     assert len(read_rows(run.path("train", "nll", "steps.jsonl"))) > 4
     (said,) = [event for name, event in heard.stages if name == "train/mixture" and "lost its policy" in event]
     assert said == f"lost its policy at step 4: {lost['why']}; stopped; its best checkpoint is kept"
-    assert any(row["event"] == said for row in run.events())
+    assert any(row["event"] == said for row in events_of(run))
 
     with run.locked():
         run.complete()

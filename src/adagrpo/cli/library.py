@@ -39,15 +39,15 @@ from adagrpo.pipeline import (
     serve,
     update_catalog,
 )
-from adagrpo.pipeline.checks import check_logs
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.demo import demo_runs, run_demo
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.export import export
+from adagrpo.pipeline.named_files import check_logs
 from adagrpo.pipeline.outcomes import catalog_outcome, fit_outcome, trained_outcomes
-from adagrpo.pipeline.stage_table import RUN
+from adagrpo.pipeline.stage import RUN
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status, status_tables
 from adagrpo.pipeline.suggest import recipe_text, sizes_note

@@ -25,6 +25,7 @@ from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
@@ -110,10 +111,10 @@ def update_catalog(
             changed.neighbours.write_parquet(work / "neighbours.parquet")
             write_json(work / "version.json", about)
 
-        inputs = [RunData(run).prepared_file("items.parquet"), *CatalogVersion(run, 0).files]
+        reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
         files = ("codes.parquet", "codes.json", "items.parquet", "neighbours.parquet", "version.json")
-        made_from = Declaration(build, inputs, files, also={"parent": parent.name, "request": request})
-        run.make(f"{CATALOGS}/{number:04d}", made_from)
+        made_from = Declaration(build, reads, files, also={"parent": parent.name, "request": request})
+        make(run, f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
 
 

@@ -6,34 +6,18 @@ A command rebuilds its own stages; evaluation and report skip stale arms.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from adagrpo.config import dump_config, read_settings
+from adagrpo.config import dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import ALWAYS, command, remake_command
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import ALWAYS, RunDirectory, command, remake_command
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import MadeFrom, Part
-from adagrpo.pipeline.stage_table import (
-    MEASURES_REWARD,
-    commands_of_stages,
-    declared,
-    names_key,
-    readers,
-    reads_key,
-    row_of,
-)
-from adagrpo.pipeline.stages.prepare import log_source
-from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
-from adagrpo.storage.artifacts import manifest
-from adagrpo.storage.hashes import cached_hash
+from adagrpo.pipeline.stage import MEASURES_REWARD, Part, Read, names_key, sources_of
+from adagrpo.pipeline.staleness import finished_arms, parts_of, upstream
 
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # no training depends on their results
 DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # commands whose stages `decide` makes
-# generated logs: key of `data` to stage and name
-MADE = {"marketplace": ("simulate", "simulated logs"), "exposures": ("exposures", "the log of a service")}
 ALL_OTHERS = ("diagnose", "evaluate")  # their `--set` may not make a finished stage stale
 
 
@@ -48,7 +32,7 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
     """
     parts = parts_of(run, measuring=verb in MEASURES)
     reward = reward_stages(run) if verb in MEASURES_REWARD else []
-    wanted = [*_read_by(run, verb), *stages, *(name for name in reward if not _makes(verb, name))]
+    wanted = [*_read_by(run, verb), *stages, *(name for name in reward if not _makes(run, verb, name))]
     needed = [parts[name] for name in upstream(parts, wanted)]
     keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
     for part in needed:
@@ -58,72 +42,35 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
             raise UserError(_refusal(run, part, keys))
     for key in keys:
         if key not in ALWAYS and not _reads(run, verb, key):
-            raise UserError(_not_read(verb, key))
+            raise UserError(_not_read(run, verb, key))
     if verb in ALL_OTHERS and run.directory == run.called:
         for part in parts.values():
             made_stale = _asked_for(part, keys)
-            if made_stale and part.there and part not in needed and not _makes(verb, part.name):
+            if made_stale and part.there and part not in needed and not _makes(run, verb, part.name):
                 raise UserError(_spares(run, verb, part, made_stale))
-
-
-def check_logs(run: RunDirectory) -> None:
-    """Refuse to rebuild a run from other logs, which would replace its results.
-
-    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
-    itself only have to be of the same kind.
-    """
-    done = manifest(run.folder("prepare"))
-    kept = None if done is None else MadeFrom.of(done)
-    if kept is None:
-        return
-    was, now = kept.settings.get("data", {}), read_settings(run.config, kept.reads, kept.but).get("data", {})
-    made = tuple(f"{stage}/" for key, (stage, _) in MADE.items() if was.get(key))
-    before = {label: digest for label, digest in kept.inputs.items() if not label.startswith(made)}
-    given = run.labels(
-        [path for path in declared(run.config, ["prepare"])["prepare"](run).inputs if run.root_of(path) is None]
-    )
-    if not all(path.is_file() for path in given.values()):
-        return  # the command reports it itself
-    digests = {label: cached_hash(path) for label, path in given.items()}
-    changed = [label for label, digest in before.items() if digests.get(label, digest) != digest]
-    logs = [digests[label] for label, path in given.items() if path in log_source(run).logs]
-    if (
-        bool(was.get("marketplace")) == bool(now.get("marketplace"))
-        and {*before.values()} <= {*digests.values()}
-        and {*logs} <= {*before.values()}
-    ):
-        return
-    said = [
-        " and ".join([*labels, *(what for key, (_, what) in MADE.items() if data.get(key))])
-        for labels, data in ((before, was), (given, now))
-    ]
-    differs = f"another {changed[0]} than the file is now" if changed else f"{said[0]}, not from {said[1]}"
-    raise UserError(
-        f"{run.called}: was made from {differs}; --replace makes all of it again in place, or give another --out"
-    )
 
 
 def reward_stages(run: RunDirectory) -> list[str]:
     """Return the stages that the reward reads."""
     models = Models(RunData(run))
     try:
-        return sources_of(run, [*models.reward_files, *models.group_reward_files])
+        return sources_of([*models.reward_files, *models.group_reward_files])
     except (UserError, OSError):  # the command reports it itself
         return []
 
 
 def _read_by(run: RunDirectory, verb: str) -> list[str]:
     """Stages that a command reads but does not make."""
-    if verb not in commands_of_stages():
+    if verb not in run.stages.commands:
         return ["tokenize"]
-    files: list[Path] = []
+    reads: list[Read] = []
     arms = finished_arms(run) if verb in ("evaluate", "decide") else None
-    for declare in declared(run.config, [verb], arms).values():
+    for declare in run.stages.declared(run.config, [verb], arms).values():
         try:
-            files += declare(run).inputs
+            reads += declare(run).reads
         except (UserError, OSError):  # the command reports it itself
             continue
-    return [name for name in sources_of(run, files) if not _makes(verb, name)]
+    return [name for name in sources_of(reads) if not _makes(run, verb, name)]
 
 
 def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
@@ -140,11 +87,11 @@ def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
 def _reads(run: RunDirectory, verb: str, key: str) -> bool:
     if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
         return run.config.reward.holds("lambdarank")  # other kinds do not concern the ranker
-    return reads_key(verb, key)
+    return run.stages.reads_key(verb, key)
 
 
-def _not_read(verb: str, key: str) -> str:
-    others = [f"`adagrpo {other}`" for other in readers(key)]
+def _not_read(run: RunDirectory, verb: str, key: str) -> str:
+    others = [f"`adagrpo {other}`" for other in run.stages.commands if run.stages.reads_key(other, key)]
     return f"--set {key}: {verb} does not read it; " + (
         f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no command of a run does"
     )
@@ -167,8 +114,8 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
     return next((key for change in part.changes for key in keys if names_key(change.key, key)), None)
 
 
-def _makes(verb: str, stage: str) -> bool:
-    row = row_of(stage)
+def _makes(run: RunDirectory, verb: str, stage: str) -> bool:
+    row = run.stages.row(stage)
     return row is not None and any(map(row.made_by, DECIDES if verb == "decide" else (verb,)))
 
 

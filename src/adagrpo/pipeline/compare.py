@@ -36,14 +36,16 @@ from adagrpo.pipeline.compare_arms import (
     result_rows,
 )
 from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
-from adagrpo.pipeline.directory import Declare, refuse_without_order
+from adagrpo.pipeline.directory import hashes_of, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stages.evaluate_list import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
@@ -132,7 +134,7 @@ class Comparison:
     def _fix_plan(self) -> None:
         if not (self.directory / PLAN).exists():
             (run, files), through = self._data_files(), None
-            data = run.hash_inputs(files)
+            data = hashes_of(run, files)
             if (exposures := self.config.data.exposures) is not None:
                 publish_first(run)
                 through = int(exposure_parts(run, exposures)[-1].name)
@@ -221,7 +223,7 @@ class Comparison:
                     break
             names = names_in_run(matched)
             for name, declare in self._lists(names).items():
-                run.make(name, declare(run))
+                make(run, name, declare(run))
         return run, names
 
     def _lists(self, names: Mapping[str, str]) -> dict[str, Declare]:

@@ -40,12 +40,12 @@ from adagrpo.lists.names import (
 )
 from adagrpo.lists.table import LISTED, SOURCES
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
+from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
@@ -117,13 +117,13 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         items = RunData(run).num_items
         most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
         return most if items > source.most_items else None
-    if kind != "evaluate" or reward_number(parse_list(called).order) is None or run.has_made(name, stage):
+    if kind != "evaluate" or reward_number(parse_list(called).order) is None or has_made(run, name, stage):
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))
     queries = [Query(cases.histories.row(row).tolist()) for row in range(min(TRIED, len(cases)))]
     try:
-        served = ListMaker(Models(data)).recommender(parse_list(called), run.weights_of(START))
+        served = ListMaker(Models(data)).recommender(parse_list(called), run.path(*weights_of(START)))
         served.recommend(queries[:1])
         started = time.perf_counter()
         served.recommend(queries)

@@ -30,7 +30,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     content = {
         "config": dump_config(config),
         "arms": config.settings_of_arms(),
-        "config_hash": hash_json(dump_config(config)),
+        "config_hash": config_hash(config),
         "data_directory": str(data.resolve()),
         "data": dict(data_files),
         "threads": torch.get_num_threads(),
@@ -39,6 +39,11 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     }
     imports = config.reward.holds("callable") or config.reward.holds("factory")
     return content | ({"code_directory": str(code)} if imports else {})
+
+
+def config_hash(config: Config) -> str:
+    """Return the hash of a resolved configuration."""
+    return hash_json(dump_config(config))
 
 
 def read_description(directory: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
+from adagrpo.pipeline.stage import Read
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -50,31 +51,28 @@ class RunData:
     @cached_property
     def prepared(self) -> Path:
         """The folder of prepared data; `cases` verifies test cases."""
-        return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
-
-    def prepared_file(self, name: str) -> Path:
-        """Return the path of a prepared file."""
-        return self.run.path("prepare", name)
+        return checked_stage(self.run, "prepare", but=["test.parquet", "later.parquet"])
 
     @property
-    def training_files(self) -> list[Path]:
+    def training_files(self) -> list[Read]:
         """The files of training and validation interactions."""
-        return [self.prepared_file(f"{name}.parquet") for name in ("items", "train", "validation")]
+        return [f"prepare:{name}.parquet" for name in ("items", "train", "validation")]
 
     @property
-    def shown_files(self) -> list[Path]:
+    def shown_files(self) -> list[Read]:
         """The impression files, if any."""
-        return [path for path in [self.prepared_file("impressions.parquet")] if path.is_file()]
+        return ["prepare:impressions.parquet"] if self.run.path("prepare", "impressions.parquet").is_file() else []
 
     @property
-    def catalog_files(self) -> list[Path]:
+    def catalog_files(self) -> list[Read]:
         """The files of the Semantic IDs."""
         return self.version.files
 
     @property
-    def truth_files(self) -> list[Path]:
+    def truth_files(self) -> list[Read]:
         """The truth of a simulated marketplace; empty for real logs."""
-        return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
+        there = self.run.path("simulate", "truth") if self.config.data.marketplace else None
+        return [] if there is None else [f"simulate:truth/{path.name}" for path in sorted(there.glob("*"))]
 
     @property
     def truth_knows_all(self) -> bool:
@@ -87,7 +85,7 @@ class RunData:
         return {"truth": "just before the target"} if self.truth_files else {}
 
     @property
-    def language_model_files(self) -> list[Path]:
+    def language_model_files(self) -> list[Read]:
         """The files of a policy from a folder."""
         options = self.config.policy.lm
         if options is None or options.checkpoint is None:
@@ -96,7 +94,7 @@ class RunData:
         kinds = ["*.json", "*.safetensors"]
         if not (folder / "tokenizer.json").is_file():  # supersedes these
             kinds += ["*.txt", "*.model"]
-        files = sorted(path for kind in kinds for path in folder.glob(kind))
+        files: list[Read] = [*sorted(path for kind in kinds for path in folder.glob(kind))]
         if not files:
             raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
         return files
@@ -267,8 +265,8 @@ class RunData:
         """The truth by row, only for evaluation and the oracle gate."""
         if self.config.data.marketplace is None:
             raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
-        for path in self.truth_files:
-            self.run.hash_input(path)
+        for file in self.truth_files:
+            hash_of(self.run, file)
         truth = Truth.load(self.run.path("simulate", "truth"))
         return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
 

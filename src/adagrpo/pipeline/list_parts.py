@@ -26,7 +26,7 @@ from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.query import ItemId
 from adagrpo.lists.recommender import Recommender
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions, list_read
 from adagrpo.pipeline.run import Run
@@ -103,7 +103,7 @@ class Wanted:
         asked = self.asked
         called = parse_list(str(asked.arm))
         chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
-        if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
+        if hash_of(run, chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
         if list_read(run, called, asked.reward_weight, asked.checkpoint) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
@@ -136,7 +136,7 @@ class LoggedHistories:
     """Complete logged histories, oldest item first."""
 
     def __init__(self, data: RunData) -> None:
-        self.whole = load_whole(data.run.checked_stage("prepare"))
+        self.whole = load_whole(checked_stage(data.run, "prepare"))
         names = load_user_ids(data.prepared).cast(pl.String).to_list()
         self.rows = {name: row for row, name in enumerate(names)}
 

@@ -14,13 +14,12 @@ from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_numb
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
-from adagrpo.pipeline.commands import command
 from adagrpo.pipeline.decide import contenders
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, command, finished_stages, hash_of, path_label, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
-from adagrpo.pipeline.output_sources import DECIDED, is_stale
+from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, CatalogVersion
@@ -65,7 +64,7 @@ def served_list(
     decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
     called = decided or arm
     name = None if called is None else parse_list(called)
-    arms = [arm.name for arm in run.config.train.arms if arm.name in run.trained()]
+    arms = [arm.name for arm in run.config.train.arms if arm.name in trained_arms(run)]
     if name is not None and name.policy not in (None, START, *arms):
         there = _can_be_served(run, arms)
         near = nearest(str(called), there)
@@ -89,7 +88,7 @@ def served_list(
 
 
 def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
-    maker, finished = ListMaker(Models(RunData(run))), {*run.finished("*", "*/*", "*/*/*")}
+    maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
     names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config.reward, arms)]
     return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
 
@@ -122,7 +121,7 @@ def check_served(
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
     """Return the reward and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
-    files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
+    files = {path_label(run, file): hash_of(run, file) for file in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
     if not files and not reward:
         return {}

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import why_refused
+from adagrpo.pipeline.directory import command, events_of, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.named_lists import DECISION
-from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
+from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Part, StageFolder
-from adagrpo.pipeline.stage_table import row_of
+from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
@@ -28,7 +28,7 @@ def status(directory: Path) -> dict[str, Any]:
         return _of_comparison(directory)
     run = Run.open(directory)
     parts = parts_of(run, logs=True, measuring=True)
-    events = run.events()
+    events = events_of(run)
     ended = {row["stage"]: row for row in events if row["event"] == "end"}
     metrics = _metrics(run, parts)
     report = _report(run, metrics["state"])
@@ -113,7 +113,7 @@ def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
-    places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in run.trained()}
+    places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in trained_arms(run)}
     found: dict[str, dict[str, int]] = {}
     for name, folder in places.items():
         for kind in ("best", "final"):
@@ -153,11 +153,11 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
         if part.state == "damaged":
             return f"{part.why}, then run {remake_command(run, part.name)}"
         if part.outdated:  # a run by `decide` has no recipe for `run`
-            return command(run, "decide" if decided and not run.trained() else "run")
+            return command(run, "decide" if decided and not trained_arms(run) else "run")
     if decided and is_stale(run, DECIDED, parts):
         return command(run, "decide")
     for part in parts.values():
-        row = row_of(part.name)
+        row = run.stages.row(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
             if asks and "diagnose" not in parts:  # before training on the reward

@@ -16,7 +16,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from scipy import sparse
 
 from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, hash_of, place_of
+from adagrpo.pipeline.stage import Read
 from adagrpo.semantic_ids import Catalog
 
 CATALOGS, LATEST = "catalogs", "latest"
@@ -45,16 +45,16 @@ class CatalogVersion:
         return f"{CATALOGS}/{self.number:04d}" if self.number else "tokenize"
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[Read]:
         """Files of the codes and level sizes."""
-        return [self.run.path(*self.stage.split("/"), name) for name in ("codes.parquet", "codes.json")]
+        return [f"{self.stage}:{name}" for name in ("codes.parquet", "codes.json")]
 
     @cached_property
     def codes(self) -> Catalog:
         """Codes of all items, on the CPU."""
-        for path in self.files:
-            self.run.hash_input(path)
-        return Catalog.read(self.files[0])
+        for file in self.files:
+            hash_of(self.run, file)
+        return Catalog.read(place_of(self.run, self.files[0]))
 
     @cached_property
     def items(self) -> pl.DataFrame:
@@ -114,7 +114,7 @@ def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
 
 def catalog_versions(run: RunDirectory) -> list[CatalogVersion]:
     """Return all versions of a run, oldest first."""
-    names = [name.removeprefix(f"{CATALOGS}/") for name in run.finished(f"{CATALOGS}/*")]
+    names = [name.removeprefix(f"{CATALOGS}/") for name in finished_stages(run, f"{CATALOGS}/*")]
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
@@ -146,7 +146,7 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
     if run.catalog not in (0, version.number):
         raise UserError(f"{run.directory}: is about version {run.catalog} of the catalogue; --out takes a new folder")
     run.catalog = version.number
-    run.note("catalog", version.number)
+    run.noted["catalog"] = version.number
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -39,16 +39,16 @@ class RewardWeights(NamedTuple):
 
 def reranking(run: RunDirectory) -> Declaration:
     """Declare the choice of weights."""
-    data, weights = RunData(run), run.path("sft", "best")
+    data = RunData(run)
     models = Models(data)
     options = run.config.reward
-    inputs = [*data.training_files, *data.shown_files, *data.catalog_files]
-    inputs += [weights / "model.safetensors", *models.files_of(options), *models.probe_files]
+    reads = [*data.training_files, *data.shown_files, *data.catalog_files, model_of("sft")]
+    reads += [*models.files_of(options), *models.probe_files]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
         reward = None if options.in_spreads else models.reward()
-        beams = models.predict(models.policy(weights), cases, reward, progress(run, STAGE))
+        beams = models.predict(models.policy(run.path("sft", "best")), cases, reward, progress(run, STAGE))
         members = {}
         if options.in_spreads:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
@@ -70,12 +70,12 @@ def reranking(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=(FILE,),
         settings=(*DECODING, *models.reward_reads, "decide"),
         but=NOT_FITTED,
         also={"weights": list(WEIGHTS)},
-        schema=3,
+        version=3,
     )
 
 

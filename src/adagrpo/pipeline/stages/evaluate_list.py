@@ -18,12 +18,12 @@ from adagrpo.lists.names import FUSE, RERANK, START, parse_list
 from adagrpo.lists.table import FUSED, SOURCES
 from adagrpo.metrics import RankedLists, measure, measured, target_rank_in
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
-from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
-from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stage import Declaration, Declare
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, validation_cases, write_ranks
@@ -41,14 +41,15 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     data, called = RunData(run, CatalogVersion(run, run.catalog)), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
-    weights = run.weights_of(arm)
+    weights = run.path(*weights_of(arm))
     base = None if called.policy is None else run.path(*evaluation_of(arm, "best"))
     ranked = None if called.policy is None else run.path(FUSE, arm, VALIDATION)
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
-    inputs += [] if ranked is None else [ranked]
+    reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, *data.truth_files]
+    reads += [] if ranked is None else [f"{FUSE}/{arm}:{VALIDATION}"]
     seed = ["seed"] if ranked is None else []  # samples the validation cases
-    inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
-    inputs += [] if base is None else [base / FREE, base / "metrics.json"]
+    reads += [*maker.files(called), *([model_of(arm)] if base is not None else [])]
+    if base is not None:
+        reads += [f"{'/'.join(evaluation_of(arm, 'best'))}:{file}" for file in (FREE, "metrics.json")]
 
     reward = models.reward_reads if maker.asks_reward(called) else ()
 
@@ -69,11 +70,11 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
         settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
         also={"metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=2,
+        version=2,
     )
 
 

@@ -11,7 +11,7 @@ from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.metrics import RankedLists, measured, target_rank_in
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, hash_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
@@ -24,18 +24,18 @@ FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
     """Declare the comparison of the arms by user."""
     data = RunData(run, CatalogVersion(run, run.catalog))
-    folders = {(START, "start"): run.path("evaluate", START)}
-    folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
+    points: dict[tuple[str, str], tuple[str, ...]] = {(START, "start"): (START,)}
+    points |= {(arm, kind): (arm, kind) for arm in arms for kind in ("best", "final")}
 
     def build(work: Path) -> None:
-        users = {point: read_measured(data, folder).users for point, folder in folders.items()}
+        users = {point: read_measured(data, run.path("evaluate", *parts)).users for point, parts in points.items()}
         write_json(work / "paired.json", paired_outcomes(users), allow_nan=False)
 
-    inputs = [*data.training_files, data.prepared_file("test.parquet")]
-    inputs += [folder / name for folder in folders.values() for name in FILES]
+    reads = [*data.training_files, "prepare:test.parquet"]
+    reads += [f"evaluate/{'/'.join(parts)}:{name}" for parts in points.values() for name in FILES]
     return Declaration(
         build,
-        inputs=[*inputs, *data.truth_files],
+        reads=[*reads, *data.truth_files],
         files=("paired.json",),
         settings=("evaluation.beam_width",),
         also={"metrics": measured(), "arms": list(arms)} | data.truth_read,
@@ -46,7 +46,7 @@ def read_measured(data: RunData, folder: Path) -> Measured:
     """Read per-user results; UserError if a file is missing or changed."""
     cases = data.measured_cases("test")
     for name in FILES:
-        data.run.hash_input(folder / name)
+        hash_of(data.run, folder / name)
     width = data.config.evaluation.beam_width
     items = read_lists(data, cases, folder, width)
     lists = RankedLists(

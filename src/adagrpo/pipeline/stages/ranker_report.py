@@ -28,7 +28,7 @@ from adagrpo.evaluation.reward_quality import (
     rank_correlation,
 )
 from adagrpo.objective import target_nll
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -57,10 +57,10 @@ def report_ranker(run: RunDirectory) -> Declaration:
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
-    inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors", *models.reward_files]
-    inputs += data.shown_files
+    reads = [*data.training_files, *data.catalog_files, model_of("sft"), *models.reward_files]
+    reads += data.shown_files
     if data.truth_files:
-        inputs += [*data.truth_files, data.prepared_file("test.parquet")]
+        reads += [*data.truth_files, "prepare:test.parquet"]
 
     def build(work: Path) -> None:
         content = _quality(data, models.reward(), models.policy(start).eval(), loss_of(data))
@@ -68,7 +68,7 @@ def report_ranker(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=("report.json",),
         settings=("policy", *models.reward_reads, "seed", "max_history"),
         also=data.truth_read or None,
