@@ -20,7 +20,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline import make as module
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import events_of, hash_of
-from adagrpo.pipeline.outputs import describe_run, keep_settings, record, write_output
+from adagrpo.pipeline.outputs import keep_settings, record, write_output
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import verify
 from adagrpo.storage.hashes import hash_json
@@ -264,7 +264,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_overrides_of_an_opened_run_are_kept_when_the_work_is_done(run: Run) -> None:
-    describe_run(run, {"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     before = run.path("run.yaml").read_bytes()
     keep_settings(Run.open(run.directory))
     opened = Run.open(run.directory, ["seed=7"])
@@ -278,7 +278,7 @@ def test_overrides_of_an_opened_run_are_kept_when_the_work_is_done(run: Run) -> 
 
 
 def test_a_description_that_was_changed_by_hand_is_refused(run: Run) -> None:
-    describe_run(run, {"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     path = run.path("run.yaml")
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole.replace("seed: 0", "seed: 1"), encoding="utf-8")
@@ -289,23 +289,23 @@ def test_a_description_that_was_changed_by_hand_is_refused(run: Run) -> None:
 
 
 def test_what_belongs_to_no_stage_is_held_against_the_description(run: Run) -> None:
-    describe_run(run, {})
+    keep_settings(run, {})
     path = write_output(run, "metrics.json", "{}\n")
     assert run.checked("metrics.json") == path and run.find("results.jsonl") is None
     record(run, "reward", {"kind": "noise"})
-    describe_run(run, {})
+    keep_settings(run, {})
     path.write_text("[]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
         run.find("metrics.json")
 
 
 def test_a_damaged_description_is_replaced_and_what_it_vouched_for_is_not_believed(run: Run) -> None:
-    describe_run(run, {})
+    keep_settings(run, {})
     write_output(run, "metrics.json", "{}\n")
     run.path("run.yaml").write_text("[", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.yaml: damaged; carry out `adagrpo run`"):
         Run.open(run.directory)
-    describe_run(run, {})  # as `adagrpo run` and `adagrpo prepare` do
+    keep_settings(run, {})  # as `adagrpo run` and `adagrpo prepare` do
     assert Run.open(run.directory).config == run.config
     with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
         run.find("metrics.json")
@@ -322,7 +322,7 @@ def test_a_row_of_the_events_that_was_changed_is_refused(run: Run) -> None:
 
 
 def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path) -> None:
-    describe_run(run, {"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     make(run, "first")
     write_output(run, "metrics.json", "{}\n")
     before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
@@ -375,7 +375,7 @@ def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, 
     (elsewhere / "b").mkdir(parents=True)
     for mine in ("report.json", "b/report.json"):
         (elsewhere / mine).write_text("mine", encoding="utf-8")
-    describe_run(run, {})
+    keep_settings(run, {})
     link = run.path(*name.split("/"))
     link.unlink(missing_ok=True)
     if link.is_dir():

@@ -23,22 +23,14 @@ from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CATALOGS, DIGITS, CatalogVersion, RunData, content_hash
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import (
-    CATALOGS,
-    DIGITS,
-    LATEST,
-    CatalogVersion,
-    catalog_versions,
-    content_hash,
-    open_version,
-)
+from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
 from adagrpo.semantic_ids import Catalog, language_vectors, level_means
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.embeddings import words

@@ -46,7 +46,7 @@ from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import Declare
-from adagrpo.pipeline.stages.evaluate_list import list_stages
+from adagrpo.pipeline.stage_table import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.report import finding, write_comparison

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions
+from adagrpo.config.reward import RewardOptions, WeightedOptions
 from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -38,13 +38,13 @@ from adagrpo.lists.names import (
     parse_list,
     reward_number,
 )
-from adagrpo.lists.table import LISTED, SOURCES
+from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
-from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
+from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
 from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
@@ -76,13 +76,6 @@ class Choice(NamedTuple):
     chosen: str
     best: str
     why: str
-
-
-def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
-    """Return the lists, simplest to serve first."""
-    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
-    fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*LISTED, *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:

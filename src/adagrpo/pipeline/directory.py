@@ -204,6 +204,12 @@ def place_of(run: RunDirectory, read: Read) -> Path:
     return run.path(*read.replace(":", "/", 1).split("/")) if isinstance(read, str) else read
 
 
+def read_of(run: RunDirectory, path: Path) -> Read:
+    """Return how a stage reads a file: by name if a stage of this run made it."""
+    root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
+    return path if root is None else run.stages.named(path.relative_to(root).as_posix()) or path
+
+
 def finished_stages(run: RunDirectory, *patterns: str) -> list[str]:
     """Return finished stages that match patterns such as `train/*`."""
     paths = ((root, path) for root in roots(run) for pattern in patterns for path in root.glob(f"{pattern}/{MANIFEST}"))

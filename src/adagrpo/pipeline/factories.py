@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, assert_never, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, assert_never, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
-from adagrpo.pipeline.directory import hash_of, place_of
+from adagrpo.pipeline.directory import hash_of, place_of, read_of
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
@@ -60,8 +61,23 @@ from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
 FIRST_LOOK = ("reward", "reward.json")  # of the stage `reward`
+WEIGHT_FILE, LOOK_FILE = "reranking:weight.json", "reward:reward.json"
 RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
 PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not fully determine their scores
+
+
+class RewardWeights(NamedTuple):
+    """Chosen weights, in units of σ."""
+
+    spread: float
+    rerank: float
+    distill: float
+
+
+def read_reward_weights(file: Path) -> RewardWeights:
+    """Read a weight.json."""
+    content = read_json(file)
+    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
 
 
 @runtime_checkable
@@ -123,14 +139,14 @@ class Models:
     @property
     def reward_files(self) -> list[Read]:
         """The files that determine `reward`."""
-        spreads = [":".join(REWARD_WEIGHTS)] if self.config.reward.in_spreads else []
+        spreads = [WEIGHT_FILE] if self.config.reward.in_spreads else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
     def probe_files(self) -> list[Read]:
         """The recorded answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`."""
         probed = not self.config.without_order and any(map(self.config.reward.holds, PROBED))
-        return [":".join(FIRST_LOOK)] if probed else []
+        return [LOOK_FILE] if probed else []
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
@@ -180,7 +196,7 @@ class Models:
             case SequentialOptions():
                 folder = self._checkpoint(options)
                 _refuse_other_items(self.data, folder)
-                own = [folder / "model.safetensors"]
+                own = [read_of(run, folder / "model.safetensors")]
             case CallableOptions() | FactoryOptions():
                 own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
             case LightGBMOptions():

@@ -27,11 +27,10 @@ from adagrpo.lists.table import FUSED, LISTED, SOURCES
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.directory import place_of, weights_of
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read, sources_of
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import naming
@@ -210,7 +209,7 @@ def _source_alone(source: str) -> ListKind:
 
 
 def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListOrder:
-    known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
+    known = read_reward_weights(maker.models.run.checked(*REWARD_WEIGHTS))
     own = [read_json(place_of(maker.models.run, file)) for file in maker._own_weight(name)]
     chosen = float(own[0]["weight"]) if own else known.rerank
     weight = chosen if maker.reward_weight is None else maker.reward_weight
@@ -218,7 +217,7 @@ def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListO
 
 
 def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Read]:
-    return [f"{STAGE}:{FILE}", *maker._own_weight(name)]
+    return [WEIGHT_FILE, *maker._own_weight(name)]
 
 
 def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
@@ -262,6 +261,13 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
     if isinstance(options, WeightedOptions):
         named = {f"{REWARD}-{number}": part for number, part in enumerate(options.parts, 1)}
     return {name: part for name, part in named.items() if part != SequentialOptions()}
+
+
+def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
+    """Return the lists, simplest to serve first."""
+    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
+    fused = [str(ListName(arm, FUSE)) for arm in arms]
+    return [*LISTED, *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:

@@ -29,7 +29,6 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions, list_read
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
@@ -69,6 +68,7 @@ def facts_of(path: Path) -> Facts | None:
 class Wanted:
     """Everything that determines the lists of a user file."""
 
+    kind: type[RunDirectory]
     run: Path
     overrides: tuple[str, ...]
     users: Path
@@ -99,7 +99,7 @@ class Wanted:
         return _Answering(self, *(loaded or self._load())).make
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
-        run = Run.open(self.run, self.overrides)
+        run = self.kind.open(self.run, self.overrides)
         asked = self.asked
         called = parse_list(str(asked.arm))
         chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)

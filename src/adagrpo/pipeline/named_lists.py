@@ -14,15 +14,14 @@ from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_numb
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
-from adagrpo.pipeline.decide import contenders
 from adagrpo.pipeline.directory import RunDirectory, command, finished_stages, hash_of, path_label, trained_arms
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
+from adagrpo.pipeline.files import CatalogVersion, RunData
+from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import LATEST, CatalogVersion
+from adagrpo.pipeline.versions import LATEST
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # has `chosen`

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,21 @@ from adagrpo.storage.writing import write_file
 COLLECTED, DECIDED = "collected", "decided"
 
 
-def describe_run(run: RunDirectory, data_files: Mapping[str, str]) -> None:
-    """Write run.yaml, given the hashes of the logs."""
+def keep_settings(run: RunDirectory, data_files: Mapping[str, str] | None = None) -> None:
+    """Write a command's settings into run.yaml, and with `data_files` the hashes of logs that were read anew."""
     if not run.processes.is_main_process:
         return
-    content = describe(run.config, data_files, data=run.data, code=run.code)
+    kept: dict[str, Any] = {}
+    with suppress(UserError) if data_files is not None else nullcontext():  # a damaged file is made anew
+        kept = read_description(run.path(DESCRIPTION).parent)
+    content = describe(run.config, kept["data"] if data_files is None else data_files, data=run.data, code=run.code)
+    changed = [key for key, value in (content | run.noted).items() if kept.get(key) != value]
+    if data_files is None and {*changed} <= {"threads", "versions"}:
+        return
+    same_reward = kept and kept["config"].get("reward") == content["config"]["reward"]
+    names = ("outputs", COLLECTED, DECIDED, "catalog", *(("reward",) if same_reward else ()))
     with run.locked():
-        with suppress(UserError):  # a damaged file is ignored
-            kept = read_description(run.path(DESCRIPTION).parent)
-            same_reward = kept["config"].get("reward") == content["config"]["reward"]
-            names = ("outputs", "collected", "decided", "catalog", *(("reward",) if same_reward else ()))
-            content |= {name: kept[name] for name in names if name in kept}
-        write_description(run.directory, content | run.noted)
-
-
-def keep_settings(run: RunDirectory) -> None:
-    """Write this command's settings into run.yaml."""
-    if not run.processes.is_main_process:
-        return
-    content = read_description(run.path(DESCRIPTION).parent)
-    wanted = describe(run.config, content["data"], data=run.data, code=run.code) | run.noted
-    if any(content.get(key) != value for key, value in wanted.items() if key not in ("threads", "versions")):
-        describe_run(run, content["data"])
+        write_description(run.directory, content | {name: kept[name] for name in names if name in kept} | run.noted)
 
 
 def record(run: RunDirectory, key: str, value: Any) -> None:

@@ -108,6 +108,7 @@ def recommend_users(
         finished = _as_written(run, out, finished)
         _note_finished(out, fingerprint, finished)
         wanted = Wanted(
+            kind=type(run),
             run=run.called.resolve(),
             overrides=run.overrides,
             users=users.resolve(),

@@ -33,7 +33,7 @@ from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.decide import contenders, decision, leave_leaks_out, not_measured
+from adagrpo.pipeline.decide import decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import (
@@ -49,13 +49,13 @@ from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
+from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
 from adagrpo.pipeline.outputs import (
     COLLECTED,
     DECIDED,
-    describe_run,
     is_stale,
     keep_settings,
     record_sources,
@@ -128,7 +128,7 @@ class Run(RunDirectory):
         """
         if self.processes.is_main_process:
             self._note_made_again(None)
-        with self._working():
+        with self._doing():
             publish_first(self)
             self._make("prepare")
             check_named(RunData(self), ("train", "evaluate"))
@@ -258,7 +258,7 @@ class Run(RunDirectory):
 
     def report(self) -> Path:
         """Write report.html and return its path."""
-        with self._working():
+        with self._doing():
             return self._write_report()
 
     def stage(self, name: str) -> Path:
@@ -364,7 +364,7 @@ class Run(RunDirectory):
         Raises:
             UserError: an id or file is invalid, or a new item cannot be related to any other.
         """
-        with self._working():
+        with self._doing():
             made, _ = update_catalog(
                 self,
                 items=None if items is None else Path(items),
@@ -410,28 +410,22 @@ class Run(RunDirectory):
         return {}
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Lock the directory, and clear the cache of `recommend` afterwards."""
+    def _doing(self, command: str | None = None) -> Iterator[None]:
+        """Lock the directory and carry out a command; run.yaml takes its settings only on success."""
+        if command not in (None, "prepare", "ranker"):
+            refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
         self._served.clear()
         self._ready.clear()
         try:
             with self.locked():
+                if command not in (None, "prepare") and self.processes.is_main_process:
+                    check(self, command)
                 yield
+                if command is not None and is_described(self.path(DESCRIPTION).parent):
+                    keep_settings(self)
         finally:
             if isinstance(self.console, StderrConsole):
                 self.console.close()
-
-    @contextmanager
-    def _doing(self, command: str) -> Iterator[None]:
-        """Run a command; run.yaml takes its settings only on success."""
-        if command not in ("prepare", "ranker"):
-            refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
-        with self._working():
-            if self.processes.is_main_process and command != "prepare":
-                check(self, command)
-            yield
-            if is_described(self.path(DESCRIPTION).parent):
-                keep_settings(self)
 
     def _note_made_again(self, commands: Sequence[str] | None) -> None:
         """Report which finished stages of some commands (None: all) will be rebuilt."""
@@ -453,7 +447,7 @@ class Run(RunDirectory):
                 logs = {label.replace(":", "/", 1): read for label, read in by_label(self, wanted.reads).items()}
                 by_name = {place_of(self, read).name: read for read in logs.values()}
                 named = by_name if len(by_name) == len(logs) else logs  # one name in different folders
-                describe_run(self, {name: hash_of(self, read) for name, read in named.items()})
+                keep_settings(self, {name: hash_of(self, read) for name, read in named.items()})
 
     def _train(self, *, anyway: bool) -> None:
         if self.config.without_order:

@@ -1,8 +1,8 @@
 """What a stage of a run is: a row of the table of stages, what one is made from, and its state.
 
 Stages join by name: `Declaration.reads` names a file of another stage as `stage:file`, such as
-`sft:best/model.safetensors`. A stage's manifest keeps what it was made from, `MadeFrom`, and the stage is made again when
-its declaration now says something else.
+`sft:best/model.safetensors`. A stage's manifest keeps what it was made from, `MadeFrom`, and the stage is made again
+when its declaration says something else now.
 """
 
 from __future__ import annotations

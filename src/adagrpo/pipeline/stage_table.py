@@ -11,8 +11,8 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD
-from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, parse_list
+from adagrpo.lists.table import BASELINES, FITTED, FUSED, LISTED, SOURCES
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
@@ -173,3 +173,16 @@ STAGES = StageTable(
         Stage("catalogs/*", "catalog update", on_request=True),
     )
 )
+
+
+def list_stages(name: str) -> dict[str, Declare]:
+    """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
+    called = parse_list(name)
+    if called.order == RERANK:
+        return re_rankings(name)
+    if called.policy is None or called.order == "policy":
+        return {}
+    sources = dict.fromkeys(SOURCES[source].stage for source in FUSED if SOURCES[source].fit is not None)
+    fused: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
+    fused[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
+    return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}

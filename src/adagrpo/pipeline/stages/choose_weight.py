@@ -12,7 +12,6 @@ weight.json holds
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,21 +19,13 @@ from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
 from adagrpo.pipeline.directory import RunDirectory, model_of
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, RewardWeights
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_json, write_json
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 
 STAGE, FILE = REWARD_WEIGHTS
-
-
-class RewardWeights(NamedTuple):
-    """Chosen weights, in units of σ."""
-
-    spread: float
-    rerank: float
-    distill: float
 
 
 def reranking(run: RunDirectory) -> Declaration:
@@ -77,9 +68,3 @@ def reranking(run: RunDirectory) -> Declaration:
         also={"weights": list(WEIGHTS)},
         version=3,
     )
-
-
-def read_reward_weights(file: Path) -> RewardWeights:
-    """Read a weight.json."""
-    content = read_json(file)
-    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))

@@ -25,16 +25,14 @@ from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import RunDirectory, events_of, hash_of, hashes_of, model_of, roots, weights_of
-from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.pressure import mean_pressure
@@ -58,7 +56,7 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
     models = Models(data)
     label = "evaluate/sft" if reranked else f"evaluate/{arm}/{checkpoint}"
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
-    reads += [*models.reward_files, *([f"{STAGE}:{FILE}"] if reranked else [])]
+    reads += [*models.reward_files, *([WEIGHT_FILE] if reranked else [])]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -72,7 +70,7 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranked:
-                values[f"rerank_{split}"] = _re_ranked(predictions, cases, run.path(STAGE, FILE))
+                values[f"rerank_{split}"] = _re_ranked(predictions, cases, run.path(*REWARD_WEIGHTS))
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_json(work / "metrics.json", values)

@@ -7,28 +7,24 @@ cross-fitted validation ranks.
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from adagrpo.lists import Recommender
-from adagrpo.lists.names import FUSE, RERANK, START, parse_list
-from adagrpo.lists.table import FUSED, SOURCES
+from adagrpo.lists.names import FUSE, START, parse_list
 from adagrpo.metrics import RankedLists, measure, measured, target_rank_in
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
-from adagrpo.pipeline.stage import Declaration, Declare
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, validation_cases, write_ranks
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.pipeline.versions import CatalogVersion
+from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ranks
 from adagrpo.types import Cases
 
 WITHOUT_POLICY = ("evaluation", "max_history")  # settings that determine the lists of sources
@@ -76,19 +72,6 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         also={"metrics": measured()} | data.truth_read | data.validation_draw,
         version=2,
     )
-
-
-def list_stages(name: str) -> dict[str, Declare]:
-    """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
-    called = parse_list(name)
-    if called.order == RERANK:
-        return re_rankings(name)
-    if called.policy is None or called.order == "policy":
-        return {}
-    sources = dict.fromkeys(SOURCES[source].stage for source in FUSED if SOURCES[source].fit is not None)
-    fused: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
-    fused[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
-    return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:

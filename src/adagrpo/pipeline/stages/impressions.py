@@ -39,7 +39,7 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
         note_described(run, source, summary, summary["items"])
         note_ids(run, work, table)
 
-    return prepared(run, [*source.reads, *random_files(run)], build, drawn=True)
+    return prepared(run, [*source.files, *random_files(run)], build, drawn=True)
 
 
 def fit_ranker(run: RunDirectory) -> Declaration:

@@ -12,11 +12,10 @@ from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.metrics import RankedLists, measured, target_rank_in
 from adagrpo.pipeline.directory import RunDirectory, hash_of
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
-from adagrpo.pipeline.versions import CatalogVersion
 
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 

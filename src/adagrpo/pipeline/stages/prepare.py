@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, assert_never
 
 import numpy as np
@@ -34,9 +33,9 @@ from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
-from adagrpo.pipeline.stage import Declaration, Read
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
@@ -130,12 +129,6 @@ class LogSource(NamedTuple):
     shown: Sequence[ShownSource] = ()
     served: Path | None = None  # the impressions of a service
     key: Path | None = None  # for the hashes of its users
-    own: Mapping[Path, str] = MappingProxyType({})  # files of stages, as `prepare` reads them
-
-    @property
-    def reads(self) -> list[Read]:
-        """List all files that are read, as a stage reads them."""
-        return [self.own.get(path, path) for path in self.files]
 
     @property
     def files(self) -> list[Path]:
@@ -188,25 +181,23 @@ def log_source(run: RunDirectory) -> LogSource:
     """Find the logs, in the data folder or made by `simulate` or `exposures`."""
     options = run.config.data
     described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
-    columns, own = options.columns, dict[Path, str]()
+    columns = options.columns
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), LOGGED_COLUMNS
         logs = [root / "logs.parquet"]
-        own = {root / name: f"simulate:{name}" for name in ("logs.parquet", MARKETPLACE_ITEMS.path)}
     shown, served, key = list[ShownSource](), None, None
     if options.impressions is not None:
         files = [run.data / path for path in options.impressions.logs]
         shown.append(ShownSource("data.impressions", files, options.impressions))
     if options.exposures is not None:
         served = run.path("exposures", "logs.parquet")
-        own[served] = "exposures:logs.parquet"
         if not options.logs:
             columns, logs, served = LOGGED_COLUMNS, [served], None
         elif options.exposures.user_key_file is not None:
             key = run.data / options.exposures.user_key_file
     items = root / described.path if described else None
     names = root / described.attribute_names if described and described.attribute_names else None
-    return LogSource(options, logs, columns, described, items, names, shown, served, key, own)
+    return LogSource(options, logs, columns, described, items, names, shown, served, key)
 
 
 def prepare(run: RunDirectory) -> Declaration:
@@ -242,8 +233,8 @@ def prepare(run: RunDirectory) -> Declaration:
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
-    reads = [*source.reads, *random_files(run)]
-    return prepared(run, reads, build, drawn=bool(options.shuffle_ties or options.split.users))
+    files = [*source.files, *random_files(run)]
+    return prepared(run, files, build, drawn=bool(options.shuffle_ties or options.split.users))
 
 
 def random_files(run: RunDirectory) -> list[Path]:
@@ -356,12 +347,14 @@ def note_lost(run: RunDirectory, table: Path) -> None:
         run.console.note(f"note: {table.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
 
 
-def prepared(run: RunDirectory, reads: Sequence[Read], build: Callable[[Path], None], *, drawn: bool) -> Declaration:
+def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> Declaration:
     """Declare the stage `prepare`; `drawn` if it reads the seed."""
     # earlier versions had no later.parquet and cut impressions at a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
     settings = ("data", "seed") if drawn else ("data",)
-    return Declaration(build, list(dict.fromkeys(reads)), PREPARED, settings, also=also, version=4)
+    return Declaration(
+        build, [read_of(run, file) for file in dict.fromkeys(files)], PREPARED, settings, also=also, version=4
+    )
 
 
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:

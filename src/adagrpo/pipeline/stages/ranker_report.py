@@ -30,11 +30,10 @@ from adagrpo.evaluation.reward_quality import (
 from adagrpo.objective import target_nll
 from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
-from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
