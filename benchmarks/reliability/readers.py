@@ -18,6 +18,7 @@ import numpy as np
 from adagrpo.errors import UserError
 from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report
 from benchmarks.reliability.findings import Finding
@@ -37,7 +38,7 @@ def _serve(run: Run) -> object:
 
 
 def _stages(run: Run) -> object:
-    with run.locked():
+    with locked(run):
         run.stage("simulate")
         run.prepare()
         run.tokenize()

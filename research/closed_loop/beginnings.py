@@ -27,6 +27,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.pipeline.catalog_update import update_catalog
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
@@ -95,7 +96,7 @@ def begin_world(plan: LoopPlan, config: Config, name: str, folder: Path, console
     population.save(folder / "population.safetensors")
     through = _log_platform(simulation, begun.exposures)
     run = Run(folder / "run", learning_config(begun.config, begun.exposures, through), folder, console)
-    with run.locked():
+    with locked(run):
         run.prepare()
         run.tokenize()
         run.sft()

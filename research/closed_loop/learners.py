@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adagrpo.config import ArmConfig
-from adagrpo.pipeline.directory import checked_stage
+from adagrpo.pipeline.directory import checked_stage, locked
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Declaration
@@ -51,7 +51,7 @@ def learn(
     arms = () if arm is None else (arm,)
     config = config.model_copy(update={"train": config.train.model_copy(update={"arms": arms})})
     run = Run(folder, config, beginning.folder)
-    with run.locked():
+    with locked(run):
         run.prepare()
         _take_over(run, "tokenize", beginning.catalogue(number))
         _take_over(run, "sft", sorted(path for path in served.iterdir() if path.is_file()), "best")

@@ -26,6 +26,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -123,7 +124,7 @@ def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
     taught.train(anyway=True)
     arms = ("nll", "distill-tuned")
     stages = stages_of(taught, ["evaluate"], arms)
-    with taught.locked():
+    with locked(taught):
         for arm in arms:
             make(taught, f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}

@@ -19,7 +19,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline import make as module
 from adagrpo.pipeline.description import config_hash
-from adagrpo.pipeline.directory import events_of, hash_of
+from adagrpo.pipeline.directory import events_of, hash_of, locked
 from adagrpo.pipeline.outputs import keep_settings, record, write_output
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import verify
@@ -409,12 +409,12 @@ def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
 
 
 def test_locks_nest_and_are_given_back(run: Run) -> None:
-    with run.locked(), run.locked():
+    with locked(run), locked(run):
         make(run, "x")
         with pytest.raises(UserError, match=f"process {os.getpid()} is at work here"):
             make(open_run(run.directory, run.data), "x")
     make(open_run(run.directory, run.data), "x")
-    with pytest.raises(ZeroDivisionError), run.locked():
+    with pytest.raises(ZeroDivisionError), locked(run):
         raise ZeroDivisionError
     make(open_run(run.directory, run.data), "x")
 

@@ -14,7 +14,7 @@ import yaml
 
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.directory import hashes_of, label_of, remake_command
+from adagrpo.pipeline.directory import hashes_of, label_of, locked, remake_command
 from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.pipeline.stage_table import STAGES
 from adagrpo.pipeline.staleness import made_again, parts_of
@@ -225,7 +225,7 @@ def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied:
 
 def test_what_is_being_made_is_not_called_interrupted_alone(copied: Path) -> None:
     """The next command would be turned away while another one is at work."""
-    with Run.open(copied, console=Silent()).locked():
+    with locked(Run.open(copied, console=Silent())):
         busy = status(copied)
         assert busy["at_work"] == str(os.getpid())
         assert status_tables(busy)[1][-1].startswith(f"process {os.getpid()} is at work here; ")

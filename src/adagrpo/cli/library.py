@@ -42,6 +42,7 @@ from adagrpo.pipeline import (
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.demo import demo_runs, run_demo
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.export import export

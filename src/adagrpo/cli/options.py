@@ -248,7 +248,7 @@ def _begin(
 def session(run: library.Run) -> Iterator[None]:
     """Lock the run directory, and restore the terminal on exit."""
     try:
-        with terminable(), run.locked():
+        with terminable(), library.locked(run):
             yield
     finally:
         close(run.console)

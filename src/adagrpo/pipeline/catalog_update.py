@@ -22,7 +22,7 @@ from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, locked
 from adagrpo.pipeline.files import CATALOGS, DIGITS, CatalogVersion, RunData, content_hash
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.make import make
@@ -72,7 +72,7 @@ def update_catalog(
     """
     if items is None and not delist and not interactions:
         raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")
-    with run.locked():
+    with locked(run):
         latest = catalog_versions(run)[-1]
         parent = open_version(run, start)
         check(run, "serve", [parent.stage])

@@ -36,7 +36,7 @@ from adagrpo.pipeline.compare_arms import (
     result_rows,
 )
 from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
-from adagrpo.pipeline.directory import hashes_of, refuse_without_order
+from adagrpo.pipeline.directory import find_content, hashes_of, locked, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -213,7 +213,7 @@ class Comparison:
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         run = self.run_of(seed)
         config = run.config
-        with run.locked():
+        with locked(run):
             matched = self._matched_before(run)
             while True:  # repeat with the matched arms once their lambda is known
                 run.config, known = _with_arms(config, [*config.train.arms, *matched.values()]), matched
@@ -236,7 +236,7 @@ class Comparison:
     def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
         """Matched arms of an earlier start; none if damaged."""
         try:
-            metrics = run.find_content("metrics.json")
+            metrics = find_content(run, "metrics.json")
             return {} if metrics is None else self._matched(run, metrics)
         except (UserError, KeyError):
             return {}

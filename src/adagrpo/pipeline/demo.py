@@ -16,6 +16,7 @@ from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.lists.names import FUSE, REWARD, START
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.outputs import write_output
@@ -56,7 +57,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     """
     require_lightgbm("reward")
     runs = demo_runs(directory, config, console)
-    with runs[GOOD].locked(), runs[WRONG].locked():
+    with locked(runs[GOOD]), locked(runs[WRONG]):
         runs[GOOD].prepare()
         runs[GOOD].tokenize()
         runs[GOOD].sft()

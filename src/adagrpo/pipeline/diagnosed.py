@@ -7,7 +7,7 @@ from typing import Any
 
 from adagrpo.diagnosis.sentences import INVERTED, leak_reason
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, folder_of, hash_of, model_of, trained_arms
+from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of, model_of, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
@@ -46,7 +46,7 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     if all(arm.term is None for arm in run.config.train.arms) or not folder_of(run, "sft").is_dir():
         return
     diagnose = f"adagrpo diagnose --run {run.called}"
-    content = run.find_content("diagnose", "diagnose.json")
+    content = find_content(run, "diagnose", "diagnose.json")
     if content is None and all(arm.name in trained for arm in run.config.train.arms):
         return
     if content is None:

@@ -73,7 +73,7 @@ class RunDirectory(ABC):
         self.noted: dict[str, Any] = {}  # entries of run.yaml for `keep_settings`
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
-        self._locked = False
+        self.holds_lock = False
         self.processes, self.followed = processes(), True  # whether the others follow, or wait for the first
         if not self.processes.is_main_process:
             self.console = Silent()
@@ -168,25 +168,27 @@ class RunDirectory(ABC):
             read_description(path.parent)
         return self.checked(*parts) if path.is_file() else None
 
-    def find_content(self, *parts: str) -> dict[str, Any] | None:
-        """Return `content`; None if missing."""
-        path = self.find(*parts)
-        return None if path is None else read_json(path)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
-        if self._locked or not self.processes.is_main_process:
+def find_content(run: RunDirectory, *parts: str) -> dict[str, Any] | None:
+    """Return the object of a `checked` JSON file; None if missing."""
+    path = run.find(*parts)
+    return None if path is None else read_json(path)
+
+
+@contextmanager
+def locked(run: RunDirectory) -> Iterator[None]:
+    """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
+    if run.holds_lock or not run.processes.is_main_process:
+        yield
+        return
+    facts = {} if run.source is None else {"source": str(run.source)}
+    with lock_folder(run.directory, "run", **facts):
+        run.holds_lock = True
+        try:
+            cut_half_line(run.directory)
             yield
-            return
-        facts = {} if self.source is None else {"source": str(self.source)}
-        with lock_folder(self.directory, "run", **facts):
-            self._locked = True
-            try:
-                cut_half_line(self.directory)
-                yield
-            finally:
-                self._locked = False
+        finally:
+            run.holds_lock = False
 
 
 def roots(run: RunDirectory) -> list[Path]:

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, folder_of, hashes_of, log_event
+from adagrpo.pipeline.directory import RunDirectory, folder_of, hashes_of, locked, log_event
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.locks import WORK
@@ -43,7 +43,7 @@ def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
         while run.processes.broadcast() == BUILD:
             declared.build(folder.work)
         return folder_of(run, name)
-    with run.locked():
+    with locked(run):
         made_from = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads))
         there = folder_of(run, name)
         same = made_from.equals(MadeFrom.of(manifest(there) or {}, run.stages))

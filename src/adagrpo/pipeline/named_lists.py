@@ -14,7 +14,15 @@ from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_numb
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory, command, finished_stages, hash_of, path_label, trained_arms
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    command,
+    find_content,
+    finished_stages,
+    hash_of,
+    path_label,
+    trained_arms,
+)
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
@@ -93,7 +101,7 @@ def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
 
 
 def _decided(run: RunDirectory) -> str | None:
-    decided = run.find_content(DECISION)
+    decided = find_content(run, DECISION)
     if decided is None:
         return None
     if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
@@ -104,7 +112,7 @@ def _decided(run: RunDirectory) -> str | None:
 
 def decision_now(run: RunDirectory) -> dict[str, Any] | None:
     """Return the content of decision.json; None if missing or stale."""
-    decided = run.find_content(DECISION)
+    decided = find_content(run, DECISION)
     return None if decided is None or is_stale(run, DECIDED, parts_of(run, measuring=True)) else decided
 
 

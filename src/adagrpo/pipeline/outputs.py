@@ -12,7 +12,7 @@ from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.description import DESCRIPTION, describe, outputs, read_description, write_description
-from adagrpo.pipeline.directory import RunDirectory, folder_of
+from adagrpo.pipeline.directory import RunDirectory, folder_of, locked
 from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
@@ -34,7 +34,7 @@ def keep_settings(run: RunDirectory, data_files: Mapping[str, str] | None = None
         return
     same_reward = kept and kept["config"].get("reward") == content["config"]["reward"]
     names = ("outputs", COLLECTED, DECIDED, "catalog", *(("reward",) if same_reward else ()))
-    with run.locked():
+    with locked(run):
         write_description(run.directory, content | {name: kept[name] for name in names if name in kept} | run.noted)
 
 
@@ -42,7 +42,7 @@ def record(run: RunDirectory, key: str, value: Any) -> None:
     """Add an entry to run.yaml."""
     if not run.processes.is_main_process:
         return
-    with run.locked():
+    with locked(run):
         content = read_description(run.path(DESCRIPTION).parent)
         if content.get(key) != value:
             write_description(run.directory, content | {key: value})
@@ -50,7 +50,7 @@ def record(run: RunDirectory, key: str, value: Any) -> None:
 
 def write_output(run: RunDirectory, name: str, text: str) -> Path:
     """Write a file outside stages and its hash into run.yaml."""
-    with run.locked():
+    with locked(run):
         path = run.directory / name
         write_file(path, text)
         record(run, "outputs", outputs(run.directory) | {name: cached_hash(path)})

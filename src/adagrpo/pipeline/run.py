@@ -40,6 +40,7 @@ from adagrpo.pipeline.directory import (
     RunDirectory,
     by_label,
     hash_of,
+    locked,
     model_of,
     place_of,
     refuse_without_order,
@@ -417,7 +418,7 @@ class Run(RunDirectory):
         self._served.clear()
         self._ready.clear()
         try:
-            with self.locked():
+            with locked(self):
                 if command not in (None, "prepare") and self.processes.is_main_process:
                     check(self, command)
                 yield

@@ -212,7 +212,7 @@ class _States:
         read_once = {label: kept.files.get(label, UNKNOWN) for label in once}
         outdated = self._changed_logs(now, read_once) if self._logs and name == "prepare" else ""
         now, chosen_by = self._leniently(name, kept, now._replace(files={**now.files, **read_once}))
-        before = [self.parts[source] for source in sources if source in self.parts]
+        before = [part for source, part in self.parts.items() if source in sources]
         missing = next((part for part in before if not part.there), None)
         behind = missing or next((part for part in before if not part.usable), None)
         if missing is None and not now.equals(kept) and UNKNOWN not in read_once.values():

@@ -9,7 +9,7 @@ from typing import Any
 
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import why_refused
-from adagrpo.pipeline.directory import command, events_of, remake_command, trained_arms
+from adagrpo.pipeline.directory import command, events_of, find_content, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.named_lists import DECISION
@@ -171,7 +171,7 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
 
 
 def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
-    content = run.find_content("diagnose", "diagnose.json")
+    content = find_content(run, "diagnose", "diagnose.json")
     return content is not None and parts["diagnose"].usable and why_refused(content) is not None
 
 

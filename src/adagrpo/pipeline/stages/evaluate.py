@@ -24,7 +24,16 @@ from adagrpo.lists.table import BASELINES
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.description import config_hash
-from adagrpo.pipeline.directory import RunDirectory, events_of, hash_of, hashes_of, model_of, roots, weights_of
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    events_of,
+    find_content,
+    hash_of,
+    hashes_of,
+    model_of,
+    roots,
+    weights_of,
+)
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
@@ -268,7 +277,7 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
         counts.update({event: int(count) for event, count in found.items() if count is not None})
     events: dict[str, Any] = {"events": dict(counts)} if counts else {}
-    lost = run.find_content("train", name, "lost.json")
+    lost = find_content(run, "train", name, "lost.json")
     return events if lost is None else events | {"lost": lost}
 
 
