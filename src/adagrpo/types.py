@@ -8,7 +8,7 @@ Items are integers `0 .. V-1` (rows of the catalogue); `-1` means "no item".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ class Ragged:
 
     values: NDArray[np.int32]  # (total,)
     offsets: NDArray[np.int64]  # (N + 1,), first 0, last total
+    baskets: NDArray[np.int32] | None = field(default=None, kw_only=True)  # (total,) ascending in a row, if known
+    days: NDArray[np.float64] | None = field(default=None, kw_only=True)  # (total,) time in days, if known
 
     @staticmethod
     def of(
@@ -49,7 +51,12 @@ class Ragged:
     def rows(self, indices: NDArray[np.integer]) -> Ragged:
         """Select rows."""
         lengths = self.lengths[indices]
-        return Ragged.of(self.parts(self.offsets[indices], lengths), lengths)
+        made = Ragged.of(self.parts(self.offsets[indices], lengths), lengths)
+        if self.baskets is None:
+            return made
+        where = indices_of(self.offsets[indices], lengths)
+        days = None if self.days is None else self.days[where]
+        return Ragged(made.values, made.offsets, baskets=self.baskets[where], days=days)
 
     def parts(
         self,
@@ -61,8 +68,7 @@ class Ragged:
         >>> Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 4])).parts(np.array([2, 0]), np.array([2, 1]))
         array([7, 8, 5], dtype=int32)
         """
-        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        found: NDArray[np.int32] = self.values[np.repeat(starts, lengths) + within]
+        found: NDArray[np.int32] = self.values[indices_of(starts, lengths)]
         return found
 
     def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
@@ -81,16 +87,60 @@ class Ragged:
         """Free memory of values that can be read again from disk; a no-op for values in memory."""
 
 
+def indices_of(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return `starts[i], starts[i] + 1, ...`, `lengths[i]` of them, for each of the (B,) slices in turn.
+
+    >>> indices_of(np.array([7, 2]), np.array([1, 2]))
+    array([7, 2, 3])
+    """
+    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    return np.asarray(np.repeat(starts, lengths) + within)
+
+
 @dataclass(frozen=True)
 class Cases:
-    """Evaluation cases: predict `targets[i]` of user `users[i]` from history row `i`."""
+    """Evaluation cases: predict `targets[i]`, or all of `relevant` row `i`, of user `users[i]` from history row `i`."""
 
     users: NDArray[np.int32]  # (N,) row of the user in users.parquet
     histories: Ragged  # N rows, oldest item first, at least one item each
-    targets: NDArray[np.int32]  # (N,)
+    targets: NDArray[np.int32]  # (N,) the item; of a basket one of its items, drawn
+    relevant: Ragged | None = None  # N rows, the distinct items of each basket; None where a case is one interaction
+    days: NDArray[np.float64] | None = None  # (N,) time of the case in days, if known
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def logged(self) -> NDArray[np.int64]:
+        """(N,) the logged items; of baskets (N, R), padded with -1."""
+        if self.relevant is None:
+            return self.targets.astype(np.int64)
+        lengths = self.relevant.lengths
+        padded = np.full((len(self), int(lengths.max(initial=1))), -1, np.int64)
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = self.relevant.values
+        return padded
+
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """(N,) items of each basket; None where a case is one interaction."""
+        return None if self.relevant is None else self.relevant.lengths
+
+
+class Past(NamedTuple):
+    """All that each of `B` users had, oldest first, padded on the right with -1."""
+
+    items: Tensor  # (B, H) int64
+    baskets: Tensor  # (B, H) int64, how many baskets ago, 0 the last; without known baskets each item is its own
+    days: Tensor  # (B, H) float32, how many days ago, NaN where that is not known
+    grouped: bool = False  # the run knows baskets
+
+    def to(self, device: torch.device) -> Past:
+        """Move to a device."""
+        return Past(self.items.to(device), self.baskets.to(device), self.days.to(device), self.grouped)
+
+    def rows(self, kept: Tensor) -> Past:
+        """Select some users."""
+        return Past(self.items[kept], self.baskets[kept], self.days[kept], self.grouped)
 
 
 class Histories(NamedTuple):
@@ -100,6 +150,7 @@ class Histories(NamedTuple):
     lengths: Tensor  # (B,) int64, at least 1
     users: Tensor | None = None  # (B,) int64, whose histories they are, where a reward may want to know
     older: Tensor | None = None  # (B, O) int64, what came before `items`, -1 where nothing; for masking alone
+    past: Past | None = None  # where a source reads more than `items`
 
     @property
     def whole(self) -> Tensor:  # (B, T + O) int64
@@ -115,7 +166,9 @@ class Histories(NamedTuple):
     def rows(self, kept: Tensor) -> Histories:
         """Select some histories."""
         users = None if self.users is None else self.users[kept]
-        return Histories(self.items[kept], self.lengths[kept], users, None if self.older is None else self.older[kept])
+        older = None if self.older is None else self.older[kept]
+        past = None if self.past is None else self.past.rows(kept)
+        return Histories(self.items[kept], self.lengths[kept], users, older, past)
 
     def holds(self, items: Tensor) -> Tensor:
         """Return a (B, N) mask of `items` (B, N) in the whole history of their row; False for -1."""

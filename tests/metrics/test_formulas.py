@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from adagrpo.metrics import coverage, hallucination, hit_rate, ndcg, tail_items, tail_share, target_rank_in
+from adagrpo.metrics import coverage, hallucination, hit_rate, ndcg, recall, tail_items, tail_share, target_rank_in
 
 
 def test_rank_by_hand() -> None:
@@ -105,6 +105,8 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^k: "):
         hit_rate(np.array([1]), 0)
     with pytest.raises(ValueError, match=r"^ranks: "):
+        hit_rate(ranked[None], 1)
+    with pytest.raises(ValueError, match=r"^sizes: "):
         ndcg(ranked, 1)
     with pytest.raises(ValueError, match=r"^k: expected from 1 to the width of valid, 3, found 4"):
         hallucination(ranked == 0, 4)
@@ -120,3 +122,17 @@ def test_wrong_arguments_are_named() -> None:
         tail_items(np.array([1, -1]))
     with pytest.raises(ValueError, match=r"^share: "):
         tail_items(np.array([1]), share=1.5)
+
+
+def test_baskets_by_hand() -> None:
+    ranked = np.array([[7, 4, 9, 5, -1], [1, 2, 3, 4, 5]])
+    ranks = target_rank_in(ranked, np.array([[9, 7, 8], [6, -1, -1]]))
+    assert ranks.tolist() == [[3, 1, 0], [0, 0, 0]]
+    sizes = np.array([3, 1])
+    assert hit_rate(ranks, 2).tolist() == [1, 0]
+    assert recall(ranks, 2, sizes).tolist() == [0.5, 0]  # one of at most two
+    assert recall(ranks, 5, sizes).tolist() == [pytest.approx(2 / 3), 0]
+    ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
+    assert ndcg(ranks, 5, sizes).tolist() == [pytest.approx((1 + 0.5) / ideal), 0]
+    one = np.array([2, 0, 11])
+    assert np.array_equal(ndcg(one, 10), ndcg(one[:, None], 10, np.ones(3, np.int64)))

@@ -46,7 +46,7 @@ def test_what_orders_given_items_is_what_orders_the_list(decided: tuple[Run, dic
     items = torch.full((5, max(len(found.items) for found in lists) + 1), -1)
     for row, found in enumerate(lists):
         items[row, : len(found.items)] = torch.tensor([ids[item] for item in found.items])
-    scores = served.order_scores(histories, items)
+    scores = served.order_scores([Query(history) for history in histories], items)
     for row, found in enumerate(lists):
         assert scores[row, : len(found.items)].tolist() == pytest.approx(found.scores, abs=2e-2)  # bfloat16
         assert (scores[row, len(found.items) :] == -torch.inf).all()
@@ -75,7 +75,7 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
             (user, items[item], True) for item in {*whole.row(number).tolist()}
         ]  # the log holds them, held out too
         shown = draw.permutation(np.setdiff1d(np.arange(len(items)), whole.row(number)))[:8]
-        scores = policy.order_scores([history.tolist()], torch.from_numpy(shown)[None])[0]
+        scores = policy.order_scores([Query(history.tolist())], torch.from_numpy(shown)[None])[0]
         clicked = (scores > scores.median()).numpy()
         rows += [(user, items[item], bool(yes)) for item, yes in zip(shown, clicked, strict=True)]
         pairs = counts[shown[clicked]][:, None] - counts[shown[~clicked]]

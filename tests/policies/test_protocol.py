@@ -272,7 +272,7 @@ def test_a_policy_says_whether_its_loss_is_its_own_nll(policy):
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_micro_batch_without_nll_positions_has_no_loss_and_moves_nothing(policy, shared):
     no, yes = (torch.full((7,), value) for value in (False, True))
-    batch = TrainingBatch(np.arange(3), HISTORIES, ROWS, POSITIONS, TARGETS, no, yes)
+    batch = TrainingBatch(np.arange(3), HISTORIES, ROWS, POSITIONS, TARGETS, no, yes, np.zeros(3, np.int64))
     loss = nll_term(policy.train(), batch, 1, policy.encode(HISTORIES, ROWS, POSITIONS) if shared else None)
     assert loss.item() == 0
     loss.backward()

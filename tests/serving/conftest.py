@@ -43,6 +43,9 @@ class Recommender:
         rows = [(int(name) if str(name).isdigit() and int(name) < ITEMS else -1, name) for name in history]
         return [item for item, _ in rows if item >= 0], [name for item, name in rows if item < 0]
 
+    def days_of(self, history: Sequence[Any], days: Sequence[float]) -> list[float]:
+        return [day for name, day in zip(history, days, strict=True) if self.known([name])[0]]
+
     def narrow(self, include: Any, exclude: Any) -> Narrowing:
         if isinstance(include, dict):
             raise UnknownGroup(f"include: no column {include}", "include: no such group")
@@ -51,6 +54,7 @@ class Recommender:
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         histories = [query.history for query in queries]
+        self.queries = queries
         self.batches.append(len(histories))
         time.sleep(self.seconds)
         assert self.go.wait(10)

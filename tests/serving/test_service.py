@@ -56,6 +56,17 @@ def test_either_answer_says_why_a_list_is_not_the_usual_one(
         assert status == 200 and reply["degraded"] == "reward: late"
 
 
+def test_times_of_a_history_reach_the_list_in_days_and_wrong_ones_are_named(stub: Callable[..., Any]) -> None:
+    service, day = stub(), 86_400
+    body = {"history": [1, 99, 3], "times": [day, day, 3 * day], "now": 5 * day}
+    assert service.ask("/v1/recommend", body)[0] == 200
+    (query,) = service.recommender.queries
+    assert (query.history, query.days, query.now) == ([1, 3], [1.0, 3.0], 5.0)  # 99 is no item
+    for times, reason in (([day], "holds 1 for 3 items"), ([3, 2, 1], "must ascend"), ([1, 2, -1], "greater")):
+        status, reply, _ = service.ask("/v1/recommend", body | {"times": times})
+        assert status == 422 and reason in reply["detail"]
+
+
 def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: Callable[..., Any]) -> None:
     service = stub()
     status, one, _ = service.ask("/v1/recommend", {"history": [1, "2", "x"], "k": 2, "request_id": "r-1"})

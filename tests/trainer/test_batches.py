@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adagrpo.errors import UserError
 from adagrpo.trainer import fit
 from adagrpo.trainer.batches import BatchSchedule, keyed_generator, step_key, truncate
-from adagrpo.types import Histories
+from adagrpo.types import Histories, Ragged
 
 
 def samples(batch) -> list[tuple[int, tuple[int, ...], int]]:
@@ -45,7 +45,7 @@ def test_an_epoch_holds_every_position_once_with_the_next_item_as_target(world, 
 
 def test_lengths_and_padding(world):
     for batch in world.schedule().batches(0):
-        items, lengths, users, older = batch.histories
+        items, lengths, users, older, _ = batch.histories
         assert older is None and users.tolist() == batch.users.tolist()
         assert items.shape[1] == int(lengths.max()) <= 5
         assert lengths.tolist() == [min(len(world.rows[user]) - 1, 5) for user in batch.users]
@@ -144,3 +144,29 @@ def test_how_a_step_is_cut_does_not_change_the_fit(world, tmp_path, kind):
     begun = world.policy().state_dict()
     assert any(float((tensor - begun[name]).abs().max()) > 1e-3 for name, tensor in actual[0].items())
     assert all(float((tensor - actual[1][name]).abs().max()) < 1e-6 for name, tensor in actual[0].items())
+
+
+def test_items_of_a_basket_are_targets_after_the_basket_before_and_have_no_order():
+    values = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], np.int32)
+    baskets = np.array([0, 0, 1, 2, 2, 2, 0, 0, 0], np.int32)
+    training = Ragged(values, np.array([0, 6, 9]), baskets=baskets)
+    schedule = BatchSchedule(training, max_history=3, batch_size=4, accumulation=1, seed=0)
+    assert schedule.lengths.tolist() == [6, 0]  # of one basket nothing is a target
+    orders = set()
+    for epoch in range(20):
+        (batch,) = schedule.batches(epoch)
+        seen = batch.histories.items[0].tolist()
+        assert sorted(seen[:2]) == [1, 2] and seen[2:] == [3]
+        found = [(sorted(items), target) for _, items, target in samples(batch)]
+        assert found == [([1, 2], 3), *(([1, 2, 3], target) for target in (4, 5, 6))]
+        orders.add(tuple(seen))
+    assert len(orders) == 2
+
+
+def test_a_last_basket_longer_than_the_history_still_has_its_targets():
+    training = Ragged(np.arange(9, dtype=np.int32), np.array([0, 9]), baskets=np.array([0, 0, 1, 2, 2, 2, 2, 2, 2]))
+    schedule = BatchSchedule(training, max_history=2, batch_size=4, accumulation=1, seed=0, rl_split=0.5)
+    (batch,) = schedule.batches(0)
+    # the window holds item 1, of which the first basket lost item 0, and item 2
+    assert [(items, target) for _, items, target in samples(batch)] == [((1,), 2), *(((1, 2), n) for n in range(3, 9))]
+    assert batch.first.tolist() == [1]

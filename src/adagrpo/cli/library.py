@@ -15,6 +15,7 @@ from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.lists import ONE_EACH
 from adagrpo.data.logs.notes import unread_note
 from adagrpo.data.logs.preview import ROWS, format_lines, preview_items, preview_logs, roles_of
+from adagrpo.data.logs.question import order_notes, question_lines
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.exposures.exposure_collect import collect_log
 from adagrpo.exposures.user_hash import VARIABLE

@@ -43,7 +43,9 @@ def inspect(
     preview = library.preview_logs(logs, None if all_rows else library.ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
-        typer.echo(json.dumps(preview))
+        asked = preview.get("question")
+        as_dict = asked and asked._asdict() | {"by_time": asked.by_time and asked.by_time._asdict()}
+        typer.echo(json.dumps(preview | ({"question": as_dict} if "question" in preview else {})))
         return
     taken_for = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
     for one in preview["passed_over"]:
@@ -75,7 +77,7 @@ def inspect(
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
-    for note in preview["notes"]:
+    for note in [*preview["notes"], *_asked(preview)]:
         typer.echo(note)
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
@@ -143,11 +145,17 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
     columns = _columns_of_shown(roles, said.shown)
     shown = library.preview_logs(roles.impressions, None, columns) if columns else None
     text = library.recipe_text(preview, name, shown, roles.beside(columns))
+    notes += _asked(preview)
     notes += [
         f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
         for one in preview["passed_over"]
     ]
     return text, notes
+
+
+def _asked(preview: dict[str, Any]) -> list[str]:
+    notes = library.order_notes(preview["left_out"], preview["no_items"])
+    return notes if preview["question"] is None else [*notes, *library.question_lines(preview["question"])]
 
 
 def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:

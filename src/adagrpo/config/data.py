@@ -50,6 +50,9 @@ def seconds_of(text: str) -> float:
 class Columns(Section):
     """Column names of the logs; null if absent.
 
+    `basket` is the id of an order, whose lines are one event, see `SplitConfig`; with it, lines without a user are of
+    guests and left out. Lines with a `quantity` of at most 0 are returns and left out.
+
     `clicked` marks a log of impressions: 1 is shown and chosen, also an interaction; 0 only shown; empty an interaction
     without an impression.
     """
@@ -58,6 +61,8 @@ class Columns(Section):
     item: str = "item_id"
     timestamp: str | None = None
     order: str | None = None
+    basket: str | None = None
+    quantity: str | None = None
     event: str | None = None
     rating: str | None = None
     clicked: str | None = None
@@ -86,6 +91,7 @@ class ItemTable(Section):
 class SplitConfig(Section):
     """Evaluation split.
 
+    With `baskets` a case is the whole next basket: the lines of one order (`columns.basket`), or else of one time.
     With `impressions` histories are unordered sets, and there is no policy. With `users`, leave-one-out trains on full
     histories of the others.
     """
@@ -95,6 +101,7 @@ class SplitConfig(Section):
     test_from: Moment | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     users: Positive | None = None
+    baskets: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -174,7 +181,8 @@ class ExposuresConfig(Section):
 class DataConfig(Section):
     """Source of the logs, and their split.
 
-    Policies learn from the interactions of `logs`, rankers from impressions if there are any.
+    Policies learn from the interactions of `logs`, rankers from impressions if there are any. `drop_items` are ids that
+    are no items, such as postage.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read
@@ -196,6 +204,7 @@ class DataConfig(Section):
     max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
     drop_duplicates: bool = False
+    drop_items: tuple[str, ...] = ()
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
 

@@ -15,6 +15,7 @@ from adagrpo.metrics import comparable
 class EvaluationConfig(Section):
     """Full-catalogue evaluation by beam search.
 
+    With `own_items` the user's own items are a list and features of fused lists: for logs of repeated purchases.
     Lists are reproducible across machines only in the same `precision`. `eligible` does not affect fitting and model
     selection.
     """
@@ -22,6 +23,7 @@ class EvaluationConfig(Section):
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
     exclude_history: bool = False
+    own_items: bool = False
     validation_users: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eligible: EligibleConfig | None = None

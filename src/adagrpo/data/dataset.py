@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import (
     ATTRIBUTES,
+    BASKET,
     CLICKED,
     CLICKED_AT,
+    DAYS,
     GROUPS,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
@@ -33,6 +35,7 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.logs.times import UNITS
 from adagrpo.errors import UserError
 
 
@@ -46,7 +49,7 @@ class Dataset:
 
     users: pl.DataFrame  # user Int32, user_id
     items: pl.DataFrame  # item Int32, item_id, text, attributes [, groups] (lists of strings)
-    interactions: pl.DataFrame  # user Int32, item Int32, position Int32 [, timestamp, rating], by user and position
+    interactions: pl.DataFrame  # user, item, position Int32 [, timestamp, rating, basket, days], by user and position
     impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, timestamp, slot ...]
     rejects: pl.DataFrame  # as in `Logs`
     summary: dict[str, int]  # counts of rows
@@ -60,10 +63,14 @@ def build_dataset(
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
     keep_unseen_items: bool = False,
+    baskets: bool = False,
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time.
 
     Ties keep the order of the file; repeated items are kept.
+
+    With `baskets`, interactions of one basket are those of one order id, where the logs have them, else of one time.
+    They stand together, at the time of the first, and repeats within a basket are dropped.
 
     Args:
         items: from `read_items`; may lack items of the logs.
@@ -84,6 +91,10 @@ def build_dataset(
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = in_hash_order(catalogue)
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
+    unit = logs.understood.get("time", {}).get("unit")
+    lines = len(numbered)
+    if baskets:
+        numbered = _in_baskets(numbered, logs.time_key, unit)
     counts = {
         "rows_read": logs.rows_read,
         "rows_rejected": len(logs.rejects),
@@ -91,6 +102,10 @@ def build_dataset(
         "interactions_dropped": len(logs.interactions) - len(kept),
         "exact_duplicates": _count_duplicates(numbered, logs.time_key),
     }
+    counts |= logs.left_out
+    if baskets:
+        counts["repeats_within_baskets_dropped"] = lines - len(numbered)
+        counts["baskets"] = numbered.select(USER, BASKET).n_unique()
     if items is not None:
         counts["items_described"] = met
     if logs.duplicates_dropped is not None:
@@ -105,11 +120,40 @@ def build_dataset(
     starts = np.cumsum(lengths) - lengths
     rows = np.arange(len(numbered), dtype=np.int32)
     position = pl.Series(POSITION, rows - np.repeat(starts.astype(np.int32), lengths))
-    optional = [name for name in (TIMESTAMP, RATING) if name in numbered.columns]
+    optional = [name for name in (TIMESTAMP, RATING, *((BASKET, DAYS) if baskets else ())) if name in numbered.columns]
     interactions = numbered.with_columns(position).select(USER, ITEM, POSITION, *optional)
     users = pl.DataFrame({USER_ID: user_ids}).select(index(USER, len(user_ids)), USER_ID)
     listed = _listed_items(catalogue, described)
     return Dataset(users, listed, interactions, impressions, logs.rejects, counts, logs.understood)
+
+
+def _in_baskets(
+    numbered: pl.DataFrame,  # user, item, the time and any basket id, by user and time
+    time: str,
+    unit: str | None,  # of the times
+) -> pl.DataFrame:
+    """Number each user's baskets from 0, put the lines of one together, and drop repeats of an item within it."""
+    if BASKET not in numbered.columns:
+        numbered = numbered.with_columns(pl.col(time).alias(BASKET))
+    elif numbered.select(USER, BASKET).n_unique() > numbered[BASKET].n_unique():
+        found = numbered.group_by(BASKET, maintain_order=True).agg(pl.col(USER).n_unique())
+        shared = found.filter(pl.col(USER) > 1)[BASKET]
+        raise UserError(
+            f"data.columns.basket: {len(shared):,} order ids belong to several users, the first is"
+            f" {shared[0]!r}; an order is of one user"
+        )
+    # of baskets that start together, that of the file's first row comes first
+    together = (
+        numbered.with_row_index("first")
+        .with_columns(pl.col(time, "first").min().over(USER, BASKET))
+        .sort(USER, time, "first", maintain_order=True)
+        .with_columns(pl.col("first").rle_id().cast(pl.Int32).alias(BASKET))
+        .with_columns(pl.col(BASKET) - pl.col(BASKET).min().over(USER))
+        .drop("first")
+    )
+    if unit is not None:
+        together = together.with_columns((pl.col(time) / (UNITS[unit] * 86_400)).alias(DAYS))
+    return together.unique([USER, BASKET, ITEM], keep="first", maintain_order=True)
 
 
 def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:

@@ -71,11 +71,14 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
     Args:
-        within: the maximum number of steps; an item `d` steps later counts 1/d.
+        within: the maximum number of steps; an item `d` steps later counts 1/d. Where baskets are known, each
+            basket counts one for each item of the next.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
+    if training.baskets is not None:
+        return _between_baskets(training, num_items)
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
     for places in range(1, within + 1):
@@ -84,6 +87,22 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
         parts.append((np.full(len(earlier), 1 / places, np.float32), earlier, later))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
+    counts.sort_indices()
+    return counts
+
+
+def _between_baskets(training: Ragged, num_items: int) -> sparse.csr_array:
+    assert training.baskets is not None
+    users = np.repeat(np.arange(len(training)), training.lengths)
+    begins = np.append(True, (np.diff(training.baskets) != 0) | (np.diff(users) != 0))[: len(users)]
+    basket = np.cumsum(begins) - 1  # (total,) over all users
+    of_user = users[begins]
+    ones = np.ones(len(users), np.float32)
+    held = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+    followed = np.flatnonzero(of_user[1:] == of_user[:-1])
+    sizes = np.bincount(basket)[followed]
+    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ held[followed]
+    counts: sparse.csr_array = (earlier.T @ held[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()
     return counts
 

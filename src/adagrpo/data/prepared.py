@@ -5,6 +5,7 @@ Files of a run:
     train.parquet                   what models may be fitted on
     training_logs.parquet           the same with original ids: user_id, item_id and, if known, timestamp
     validation.parquet              from the end of training up to the test target; `target` marks the target
+                                    (of all tables, `basket` and `days` where a case is a whole basket)
     test.parquet                    the test targets; no other file changes with them
     later.parquet                   everything after that, under a split in time
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
@@ -15,16 +16,20 @@ Files of a run:
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import (
+    BASKET,
     CLICKED,
     CLICKED_AT,
+    DAYS,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
     ITEM,
@@ -36,7 +41,7 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.dataset import Dataset
 from adagrpo.data.mapped import MappedRagged, mapped_column
-from adagrpo.data.splits import Split, check_leakage
+from adagrpo.data.splits import Split, check_leakage, keyed_uniforms
 from adagrpo.types import Cases, Ragged
 
 TARGET = "target"
@@ -53,21 +58,24 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     """
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
-    table = dataset.interactions.select(USER, ITEM, POSITION)
+    table = dataset.interactions.select(USER, ITEM, POSITION, *_known(dataset.interactions.columns))
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
     validation, test = split.validation_positions, split.test_positions
-    lengths = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, split.train_lengths))  # (U,)
+    validation_end, test_end = split.target_ends
+    lengths = np.where(test >= 0, test, np.where(validation >= 0, validation_end, split.train_lengths))  # (U,)
 
     def of_rows(values: NDArray[np.int64]) -> NDArray[np.int32]:
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
-    held, tested = positions < of_rows(lengths), positions == of_rows(test)  # -1 is no position
+    held = positions < of_rows(lengths)
+    tested = (test >= 0)[users] & (positions >= of_rows(test)) & (positions < of_rows(test_end))
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
     _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
-    marked = table.with_columns(pl.Series(TARGET, positions == of_rows(validation)))
+    validated = (validation >= 0)[users] & (positions >= of_rows(validation)) & (positions < of_rows(validation_end))
+    marked = table.with_columns(pl.Series(TARGET, validated))
     marked.filter(held & ~trained).write_parquet(directory / "validation.parquet")
     table.filter(tested).write_parquet(directory / "test.parquet")
     summary, later = dict(dataset.summary), table.filter(~held & ~tested)
@@ -98,7 +106,8 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     if split.trained_before is not None:  # of validation: what is prepared says nothing of the test targets
         items, known = table[ITEM].to_numpy(), np.zeros(len(dataset.items), dtype=np.bool_)
         known[items[trained]] = True
-        summary["validation_cases_of_new_items"] = int((~known[items[marked[TARGET].to_numpy()]]).sum())
+        new = "validation_items_that_are_new" if BASKET in table.columns else "validation_cases_of_new_items"
+        summary[new] = int((~known[items[validated]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -122,9 +131,23 @@ def load_training(directory: Path) -> Ragged:
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
     mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
     if mapped is not None:
-        return MappedRagged(mapped[0], Ragged.of(mapped[0], counts).offsets, *mapped[1:])
-    values = pl.read_parquet(path, columns=[ITEM])[ITEM].to_numpy(writable=True)
-    return Ragged.of(values.astype(np.int32, copy=False), counts)
+        known = _of_baskets(pl.read_parquet(path, columns=_known(pl.read_parquet_schema(path))))
+        made = MappedRagged(mapped[0], Ragged.of(mapped[0], counts).offsets, *mapped[1:])
+        return replace(made, **known)  # type: ignore[arg-type]
+    table = pl.read_parquet(path, columns=[ITEM, *_known(pl.read_parquet_schema(path))])
+    values = table[ITEM].to_numpy(writable=True)
+    return replace(Ragged.of(values.astype(np.int32, copy=False), counts), **_of_baskets(table))
+
+
+def _known(columns: Iterable[str]) -> list[str]:
+    """The columns of baskets that a table has."""
+    return [name for name in (BASKET, DAYS) if name in columns]
+
+
+def _of_baskets(table: pl.DataFrame) -> dict[str, NDArray[Any]]:
+    types = {BASKET: ("baskets", np.int32), DAYS: ("days", np.float64)}
+    known = _known(table.columns)
+    return {types[name][0]: table[name].to_numpy().astype(types[name][1], copy=False) for name in known}
 
 
 def load_until_test(directory: Path) -> Ragged:
@@ -140,11 +163,15 @@ def load_whole(directory: Path) -> Ragged:
 def _with(directory: Path, *names: str) -> Ragged:
     """Append the interactions of some tables to the training sequences."""
     training = load_training(directory)
-    tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
-    later = pl.concat(tables).sort(USER, POSITION)  # few rows: a training sequence is all that comes before them
+    tables = [pl.read_parquet(directory / name) for name in names]
+    columns = [USER, ITEM, POSITION, *_known(tables[0].columns)]
+    later = pl.concat([table.select(columns) for table in tables]).sort(USER, POSITION)
+    # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()
-    values = np.insert(training.values, training.offsets[users + 1], later[ITEM].to_numpy())
-    return Ragged.of(values, training.lengths + np.bincount(users, minlength=len(training)))
+    places, added = training.offsets[users + 1], _of_baskets(later)
+    values = np.insert(training.values, places, later[ITEM].to_numpy())
+    made = Ragged.of(values, training.lengths + np.bincount(users, minlength=len(training)))
+    return replace(made, **{name: np.insert(getattr(training, name), places, added[name]) for name in added})
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
@@ -161,13 +188,21 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
     seen = pl.scan_parquet(directory / "train.parquet").filter(evaluated).collect()
     if split == "test":
         seen = pl.concat([seen, later.filter(evaluated).drop(TARGET)]).sort(USER, POSITION)
+    owners, sizes = np.unique(targets[USER].to_numpy(), return_counts=True)
+    starts = np.cumsum(sizes) - sizes  # targets are by user and position
     target_positions = np.full(_count(directory / "users.parquet"), -1)
-    target_positions[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
+    target_positions[owners] = targets[POSITION].to_numpy()[starts]
     users, positions = seen[USER].to_numpy(), seen[POSITION].to_numpy()
     read = positions < target_positions[users]
-    counts = np.bincount(users[read], minlength=len(target_positions))[targets[USER].to_numpy()]
+    counts = np.bincount(users[read], minlength=len(target_positions))[owners]
     histories = Ragged.of(seen[ITEM].to_numpy()[read].astype(np.int32), counts)
-    return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))
+    items = targets[ITEM].to_numpy().astype(np.int32)
+    if BASKET not in targets.columns:
+        return Cases(owners.astype(np.int32), histories, items)
+    histories = replace(histories, **_of_baskets(seen.filter(pl.Series(read))))
+    drawn = starts + (keyed_uniforms(0, owners.astype(np.int64)) * sizes).astype(np.int64)
+    days = targets[DAYS].to_numpy()[starts].astype(np.float64) if DAYS in targets.columns else None
+    return Cases(owners.astype(np.int32), histories, items[drawn], Ragged.of(items, sizes), days)
 
 
 def load_items(directory: Path) -> pl.DataFrame:

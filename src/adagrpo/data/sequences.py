@@ -32,11 +32,12 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths.astype(np.int64)))
 
 
-def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
+def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
     """Return the items that `pad` leaves out, oldest first, padded with -1: (B, O) int64, where O may be 0.
 
     Args:
         rows: (B,) row indices.
+        max_length: of each row, or (B,).
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],

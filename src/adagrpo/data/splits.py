@@ -1,11 +1,13 @@
 """Splits: leave-one-out, and two points in time; a target's history is everything before it.
 
+A target is one interaction, or a whole basket, from its position to its end.
+
 Folds and samples of users are hashes of (seed, user), independent of other users.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,12 @@ class Split:
     validation_positions: Ints  # (U,) position of the validation target, -1 where there is none
     test_positions: Ints  # (U,) position of the test target, -1 where there is none
     trained_before: float | None = None  # the time at which training ends, where it is the same for all
+    ends: tuple[Ints, Ints] | None = None  # (U,) each, one behind the last of the targets of validation and test
+
+    @property
+    def target_ends(self) -> tuple[Ints, Ints]:
+        """(U,) one behind the last target interaction of validation and of test."""
+        return self.ends or (self.validation_positions + 1, self.test_positions + 1)
 
 
 def leave_one_out(lengths: Ints) -> Split:
@@ -36,6 +44,43 @@ def leave_one_out(lengths: Ints) -> Split:
     return Split(
         np.where(enough, lengths - 2, lengths), np.where(enough, lengths - 2, -1), np.where(enough, lengths - 1, -1)
     )
+
+
+def last_baskets(
+    baskets: Ints,  # (total,) from 0 within each user, users end to end
+    offsets: Ints,  # (U + 1,)
+) -> Split:
+    """Use each user's last basket for test, the second last for validation, the rest for training.
+
+    Users with fewer than three baskets are only trained on.
+
+    >>> split = last_baskets(np.array([0, 0, 1, 2, 2, 0]), np.array([0, 5, 6]))
+    >>> split.train_lengths, split.validation_positions, split.test_positions, split.target_ends[1]
+    (array([2, 1]), array([ 2, -1]), array([ 3, -1]), array([5, 0]))
+    """
+    lengths = np.diff(offsets)
+    last = np.zeros(len(lengths), np.int64)
+    last[lengths > 0] = baskets[offsets[1:][lengths > 0] - 1]
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    before = [np.bincount(owners[baskets < last[owners] - back], minlength=len(lengths)) for back in (0, 1)]
+    enough = last >= 2
+    test, validation = (np.where(enough, found, -1).astype(np.int64) for found in before)
+    ends = (np.where(enough, test, 0), np.where(enough, lengths, 0))
+    return Split(np.where(enough, validation, lengths), validation, test, ends=ends)
+
+
+def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
+    """Extend each target of a temporal split to its whole basket; arguments as for `last_baskets`."""
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+    def end(positions: Ints) -> Ints:
+        of_target = np.full(len(positions), -1, np.int64)
+        there = positions >= 0
+        of_target[there] = baskets[offsets[:-1][there] + positions[there]]
+        counts = np.bincount(owners[baskets == of_target[owners]], minlength=len(positions))
+        return np.where(there, positions + counts, 0)
+
+    return replace(split, ends=(end(split.validation_positions), end(split.test_positions)))
 
 
 def temporal(
@@ -88,7 +133,8 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True
     trained = split.train_lengths if lengths is None else np.where(chosen, split.train_lengths, lengths)
     validation, test = (np.where(chosen, kept, -1) for kept in (split.validation_positions, split.test_positions))
-    return Split(trained, validation, test, split.trained_before)
+    ends = split.ends and (np.where(chosen, split.ends[0], 0), np.where(chosen, split.ends[1], 0))
+    return Split(trained, validation, test, split.trained_before, ends)
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:

@@ -57,7 +57,9 @@ def select_cases(
     rows: NDArray[np.int64],  # (K,)
 ) -> Cases:
     """Select cases by row."""
-    return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows])
+    relevant = None if cases.relevant is None else cases.relevant.rows(rows)
+    days = None if cases.days is None else cases.days[rows]
+    return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows], relevant, days)
 
 
 @torch.no_grad()
@@ -138,13 +140,15 @@ def summarise(
         utility: true utility of (N, K) items, in simulated worlds.
     """
     lists = metrics.RankedLists(
-        *_ranked(predictions.items, cases),
+        ranks_in(predictions.items, cases),
+        predictions.items.shape[1],
         items=predictions.items,
         valid=predictions.free_valid,
         tail=tail,
         rewards=predictions.rewards,
         utility=utility,
         invalid_samples=predictions.invalid_samples,
+        sizes=cases.sizes,
     )
     values = metrics.measure(lists)
     if predictions.unmasked is not None:
@@ -214,11 +218,13 @@ def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
 
 def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
     """Return the metrics of ranked lists (N, W) of items, -1 for none."""
-    return metrics.measure(metrics.RankedLists(*_ranked(items, cases), items=items))
+    ranks = ranks_in(items, cases)
+    return metrics.measure(metrics.RankedLists(ranks, items.shape[1], items=items, sizes=cases.sizes))
 
 
-def _ranked(items: NDArray[np.int64], cases: Cases) -> tuple[NDArray[np.int64], int]:
-    return metrics.target_rank_in(items, cases.targets.astype(np.int64)), items.shape[1]
+def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
+    """Return the ranks of the logged items in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
+    return metrics.target_rank_in(items, cases.logged)
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ def answer(
     k: int,
     *,
     exclude: Sequence[Sequence[ItemId]] | None = None,
+    days: Sequence[Sequence[float] | None] | None = None,
+    now: float | None = None,
     narrowing: Narrowing | None = None,
     popular: bool = False,
     batch_size: int = 256,
@@ -39,6 +41,8 @@ def answer(
     Args:
         histories: item ids, oldest first; without a known id the list is empty, or see `popular`.
         exclude: ids to leave out, one list per history; unknown ids are ignored.
+        days: when each item of each history was had, in days since 1970; None: unknown.
+        now: days since 1970; None: the time of each history's last item.
         narrowing: from `Recommender.narrow`; applies to all lists.
         popular: return the most popular items for a history without a known id.
         report: called with the number of histories done.
@@ -59,7 +63,11 @@ def answer(
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         without = [(*held.without, *(() if left_out is None else left_out[row])) for row in rows]
-        queries = [Query(known[row], None, out, held.eligible) for row, out in zip(rows, without, strict=True)]
+        times = [None if days is None else served.days_of(histories[row], days[row]) for row in rows]
+        queries = [
+            Query(known[row], None, out, held.eligible, days=when, now=now)
+            for row, out, when in zip(rows, without, times, strict=True)
+        ]
         for row, found in zip(rows, served.recommend(queries), strict=True):
             answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source)
         report(first + len(rows))

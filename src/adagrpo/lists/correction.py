@@ -59,7 +59,7 @@ class ChoiceTensors(NamedTuple):
 
     inputs: Tensor  # (N, C, 3F) of `inputs_of`
     there: Tensor  # (N, C) bool
-    chosen: Tensor  # (N,) int64 positions of the logged items
+    chosen: Tensor  # (N,) int64 indices of the logged items; of baskets (N, C) shares
     weights: Tensor  # (N,) of the cases
 
     def of(self, rows: Tensor) -> ChoiceTensors:

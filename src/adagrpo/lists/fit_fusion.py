@@ -2,7 +2,8 @@
 
     max_w  (1/N) Σ_n a_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
 
-over the cases whose logged item `y_n` is a candidate; `a_n` is the weight of a case. `w⁰` is the policy's own order:
+over the cases whose logged item `y_n` is a candidate; `a_n` is the weight of a case. Of a basket, the mean over those
+of its items that are candidates. `w⁰` is the policy's own order:
 σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out log-likelihood over `FOLDS` folds of users,
 which also choose the epochs of the network (`adagrpo.lists.correction`) and give the cross-fitted order.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import optimize
+from torch import Tensor
 
 from adagrpo.evaluation.reranking import reward_spread
 from adagrpo.lists.correction import (
@@ -30,6 +32,7 @@ from adagrpo.lists.correction import (
     inputs_of,
 )
 from adagrpo.lists.fusion import POLICY, Weights
+from adagrpo.metrics import target_rank_in
 
 FOLDS = 5
 FITS = 2 * FOLDS + 1  # weights and network of each fold, and the network of everyone
@@ -43,14 +46,19 @@ class Choices(NamedTuple):
 
     items: NDArray[np.int64]  # (N, C), -1 where there is no item
     features: NDArray[np.float32]  # (N, C, F)
-    targets: NDArray[np.int64]  # (N,) the logged items
+    targets: NDArray[np.int64]  # (N,) the logged items; of baskets (N, R), padded with -1
     users: NDArray[np.integer]  # (N,)
     case_weights: Floats  # (N,) `a`, of mean 1
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
-        """(N, C) True at the logged item."""
-        return np.asarray(self.items == self.targets[:, None])
+        """(N, C) True at the logged items."""
+        if self.targets.ndim == 1:
+            return np.asarray(self.items == self.targets[:, None])
+        found = np.zeros(self.items.shape, np.bool_)
+        for target in self.targets.T:
+            found |= (self.items == target[:, None]) & (target >= 0)[:, None]
+        return found
 
 
 class Fit(NamedTuple):
@@ -59,7 +67,7 @@ class Fit(NamedTuple):
     weights: Weights
     shrinkage: float  # λ
     epochs: int  # passes of the network that is added, 0: there is none
-    ranks: NDArray[np.int64]  # (N,) rank of the logged item in the cross-fitted order, from 1; 0 where it is none of it
+    ranks: NDArray[np.int64]  # (N,) or (N, R), as the targets: ranks in the cross-fitted order from 1; 0 for none of it
 
 
 def fit_weights(
@@ -83,7 +91,7 @@ def fit_weights(
 
     def fitted(rows: NDArray[np.bool_], shrinkages: Sequence[float]) -> list[Floats]:
         rows = rows & answered
-        part = scaled[rows], there[rows], chosen[rows].argmax(axis=1), choices.case_weights[rows], prior
+        part = scaled[rows], there[rows], chosen[rows], choices.case_weights[rows], prior
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
     by_fold = []
@@ -106,7 +114,7 @@ def fit_weights(
     cases = ChoiceTensors(
         inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
         torch.from_numpy(there),
-        torch.from_numpy(chosen.argmax(axis=1)),
+        _as_targets(chosen),
         torch.from_numpy(choices.case_weights).float(),
     )
 
@@ -116,7 +124,7 @@ def fit_weights(
 
     weighed = held_out(best)
     passes = EPOCHS if answered.sum() >= BATCH else 0
-    ranks = np.zeros((passes + 1, len(folds)), np.int64)
+    ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
     worth = np.zeros((passes + 1, len(folds)))  # likelihoods by passes
     for fold, of_fold in enumerate(by_fold):
         report(FOLDS + fold, FITS)
@@ -127,7 +135,7 @@ def fit_weights(
         networks = islice(corrections(~rows, of_fold[best]), passes)
         later = (corrected(network, held, base) for network in networks)
         for epoch, scores in enumerate(chain([weighed[rows]], later)):
-            ranks[epoch, rows] = _ranks(scores, chosen[rows])
+            ranks[epoch, rows] = _ranks(scores, choices.items[rows], choices.targets[rows])
             worth[epoch, rows & answered] = likelihoods(scores, rows)
     report(2 * FOLDS, FITS)
     epochs = fewest_epochs(worth[:, answered]) if passes else 0
@@ -146,14 +154,18 @@ def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
 def _conditional_logit(
     features: Floats,  # (N, C, F)
     there: NDArray[np.bool_],  # (N, C)
-    chosen: NDArray[np.int64],  # (N,)
+    chosen: NDArray[np.bool_],  # (N, C)
     case_weights: Floats,  # (N,)
     prior: Floats,  # (F,)
     shrinkage: float,
 ) -> Floats:  # (F,)
     if not len(features):
         return prior
-    of_chosen = features[np.arange(len(chosen)), chosen]
+    counts = chosen.sum(axis=1)
+    if counts.max() == 1:
+        of_chosen = features[np.arange(len(chosen)), chosen.argmax(axis=1)]
+    else:
+        of_chosen = np.einsum("nc,ncf->nf", chosen / counts[:, None], features)
     averaging = case_weights / len(case_weights)  # its product with values is their weighted mean
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -169,16 +181,22 @@ def _conditional_logit(
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
 
 
+def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:
+    """(N,) int64 indices of the chosen items; where several are, (N, C) float32 shares."""
+    counts = chosen.sum(axis=1, keepdims=True)
+    if not len(counts) or counts.max() <= 1:
+        return torch.from_numpy(chosen.argmax(axis=1))
+    return torch.from_numpy((chosen / counts.clip(1)).astype(np.float32))
+
+
 def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-    """(N,) log softmax of the chosen item; -inf if there is none."""
+    """(N,) mean log softmax of the chosen items."""
     highest = scores.max(axis=1, keepdims=True)
     sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
-    return np.asarray(np.where(chosen, scores, -np.inf).max(axis=1) - sums)
+    return np.asarray(np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums)
 
 
-def _ranks(scores: Floats, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(N,) ranks of the chosen items from 1, ties in order; 0 if there is none."""
-    of_chosen = np.where(chosen, scores, -np.inf).max(axis=1, keepdims=True)
-    earlier = np.arange(scores.shape[1]) < chosen.argmax(axis=1)[:, None]
-    better = (scores > of_chosen) | ((scores == of_chosen) & earlier)
-    return np.where(chosen.any(axis=1), better.sum(axis=1) + 1, 0)
+def _ranks(scores: Floats, items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank items (N, C) by their scores and return the ranks of the targets, from 1; 0 if there is none."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return target_rank_in(np.take_along_axis(items, order, axis=1), targets)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adagrpo.decoding import inclusion_log_prob
@@ -13,6 +14,7 @@ from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.sources import CandidateSource
 from adagrpo.rewards.protocol import Reward
 from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.types import Cases, Past
 
 ItemId = int | str
 # what made a list: the policy, re-ranked or not; the policy with other sources; a source or reward without the policy;
@@ -29,6 +31,9 @@ class Query(NamedTuple):
     eligible: Eligible | None = None  # what may be in the list; None: the catalogue
     temperature: float = 0.0  # above 0 the list is sampled
     seed: int | None = None  # of the sampling
+    baskets: Sequence[int] | None = None  # of each item of the history, ascending; None: items of one time are one
+    days: Sequence[float] | None = None  # since 1970, of each item of the history; None: each item is a basket
+    now: float | None = None  # days since 1970; None: the time of the last item
 
 
 class Recommendations(NamedTuple):
@@ -73,3 +78,39 @@ class ListPropensities(NamedTuple):
     places: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
     items: NDArray[np.int64]  # (B, reach) sampled from the policy, padded with -1
     weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
+
+
+def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
+    """Return the past of `B` queries.
+
+    Args:
+        grouped: the run knows baskets; items of a query without them are a basket each.
+    """
+    longest = max(len(query.history) for query in queries)
+    items = np.full((len(queries), longest), -1, np.int64)
+    ago = np.zeros_like(items)
+    days = np.full(items.shape, np.nan, np.float32)
+    for row, query in enumerate(queries):
+        length = len(query.history)
+        items[row, :length] = query.history
+        known = query.days if query.baskets is None else query.baskets
+        number = np.arange(length) if known is None else np.asarray(known)
+        changes = np.append(False, number[1:] != number[:-1])[:length]  # of baskets, whose numbers may have gaps
+        of_basket = np.cumsum(changes)
+        ago[row, :length] = of_basket[-1] - of_basket if length else 0
+        if query.days is not None:
+            now = query.days[-1] if query.now is None else query.now
+            days[row, :length] = now - np.asarray(query.days, np.float64)
+    return Past(torch.from_numpy(items), torch.from_numpy(ago), torch.from_numpy(days), grouped)
+
+
+def query_of(cases: Cases, row: int, *, eligible: Eligible | None = None) -> Query:
+    """Return the query of a case."""
+    histories, part = cases.histories, slice(*cases.histories.offsets[row : row + 2])
+    return Query(
+        histories.values[part].tolist(),
+        eligible=eligible,
+        baskets=None if histories.baskets is None else histories.baskets[part].tolist(),
+        days=None if histories.days is None else histories.days[part].tolist(),
+        now=None if cases.days is None else float(cases.days[row]),
+    )

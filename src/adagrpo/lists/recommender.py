@@ -34,7 +34,15 @@ from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
-from adagrpo.lists.query import ItemId, ListOrder, ListPropensities, Query, Recommendations, Source
+from adagrpo.lists.query import (
+    ItemId,
+    ListOrder,
+    ListPropensities,
+    Query,
+    Recommendations,
+    Source,
+    past_of_queries,
+)
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
@@ -77,6 +85,7 @@ class Recommender:
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
         texts: Callable[[], Sequence[str]] = lambda: (),
+        past: bool | None = None,
     ) -> None:
         """Freeze the policy.
 
@@ -93,6 +102,7 @@ class Recommender:
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
             groups: called when a filter first needs them; None: there are none.
             texts: returns the text of each item, or nothing.
+            past: whether baskets are known to sources that read a user's whole past; None: none reads it.
         """
         self._precision: Precision = precision
         self._set_policy(policy)
@@ -100,7 +110,7 @@ class Recommender:
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
         self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
         self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
-        self.catalog_version = catalog_version
+        self.catalog_version, self._past = catalog_version, past
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
         # not given a method of this object, to avoid a reference cycle: a replaced model is large
@@ -134,6 +144,12 @@ class Recommender:
         """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
         return _known(self._items, history)
 
+    def days_of(self, history: Sequence[ItemId], days: Sequence[float] | None) -> list[float] | None:
+        """Return the days of the known items of a history."""
+        return (
+            None if days is None else [day for name, day in zip(history, days, strict=True) if str(name) in self._items]
+        )
+
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """Resolve the filters of a query, see `Eligibility.resolve`.
 
@@ -164,12 +180,12 @@ class Recommender:
         return [answers[row] for row in range(len(queries))]
 
     @torch.no_grad()
-    def order_scores(self, histories: Sequence[Sequence[int]], items: Tensor) -> Tensor:
+    def order_scores(self, queries: Sequence[Query], items: Tensor) -> Tensor:
         """Return (B, N) scores of items (B, N) by the order of the lists, for non-empty histories; -inf at -1.
 
         Scores of a fused list depend on all items.
         """
-        batch = self._batch(histories, False)
+        batch = self._batch(queries, False)
         items = items.to(self.catalog.codes.device)
         there = items.clamp(min=0)
         if self.alone is not None:
@@ -196,7 +212,7 @@ class Recommender:
         Returns:
             Log-probabilities of each item's codes, in nats; and rewards, None if there is no reward or it failed.
         """
-        batch = self._batch([history], False)
+        batch = self._batch([Query(history)], False)
         wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
@@ -219,7 +235,7 @@ class Recommender:
             queries: with seeds, one temperature above 0 and one setting of `exclude_history`.
             reach: number of sampled items.
         """
-        batch = self._batch([query.history for query in queries], self._masks(queries[0]))
+        batch = self._batch(queries, self._masks(queries[0]))
         device, longest = self.catalog.codes.device, max(map(len, slates))
         padded = [[*slate, *[-1] * (longest - len(slate))] for slate in slates]
         options = self._drawing(queries, batch)
@@ -247,7 +263,7 @@ class Recommender:
         """Sample lists of queries with one temperature; those that share a mask are adjacent."""
         if any(query.seed is None for query in queries):
             raise ValueError("a list that is drawn needs the seed of its query")
-        batch = self._batch([query.history for query in queries], masked)
+        batch = self._batch(queries, masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
         options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
@@ -264,7 +280,7 @@ class Recommender:
         """Return candidates of fused lists, fitted or not, for queries of one setting of `exclude_history`."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
-        batch = self._batch([query.history for query in queries], masked)
+        batch = self._batch(queries, masked)
         proposals = self.fusion.propose(batch, self._ruled_out(queries, batch, masked))
         beam = self._beam(queries, batch, masked, proposals.items)
         assert beam.others is not None, "they were asked for"
@@ -275,7 +291,7 @@ class Recommender:
         if self.fusion is not None:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
             return self._lists(items, scores, "fused")
-        batch = self._batch([query.history for query in queries], masked)
+        batch = self._batch(queries, masked)
         whole = self._of_catalogue(batch)
         if whole is not None:
             return self._lists(*best_of(whole, self._ruled_out(queries, batch, masked), self.width), "alone")
@@ -355,14 +371,16 @@ class Recommender:
         shares = np.log((self._counts[found] + 1) / (self._counts.sum() + len(self._counts)))
         return self._named(found, shares.tolist())._replace(source="popular")
 
-    def _batch(self, histories: Sequence[Sequence[int]], masked: bool) -> Histories:
+    def _batch(self, queries: Sequence[Query], masked: bool) -> Histories:
+        histories = [query.history for query in queries]
         offsets = np.cumsum([0, *map(len, histories)])
         ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
         rows = np.arange(len(histories))
         padded = pad(ragged, rows, self.max_history)
         device: torch.device = self.catalog.codes.device
         older = older_items(ragged, rows, self.max_history).to(device) if masked else None
-        return Histories(padded.items.to(device), padded.lengths.to(device), older=older)
+        past = None if self._past is None else past_of_queries(queries, self._past).to(device)
+        return Histories(padded.items.to(device), padded.lengths.to(device), older=older, past=past)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
         count = sum(item >= 0 for item in items)  # empty positions are last

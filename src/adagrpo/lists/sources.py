@@ -4,9 +4,13 @@
     item-kNN     Σ_t γ^(T - t) s(x_t, i)     s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
     successors   Σ_t γ^(T - t) f(x_t, i)     f(j, i) = n(j, i) / √(1 + Σ_j n(j, i)),  k largest of each
     ranker       h(x) · e_i + b_i            see `adagrpo.rewards.sequential`
+    recent       log of a share of Σ 2^(-a / h)   a the age of an interaction, h a twentieth of the training days
+    clicks       log((c_i + m p) / (n_i + m))     c_i clicks of n_i impressions, p of all
+    together     as item-kNN, U_i the baskets with item i
 
-`U_i` are the users with item i in training; n(j, i) sums 1/d over i at d ≤ `WITHIN` positions after j. Sources: Sarwar
-et al. (WWW 2001) for the cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
+`U_i` are the users with item i in training; n(j, i) sums 1/d over i at d ≤ `WITHIN` positions after j. Where baskets
+are known, T - t counts baskets, each weighing one in all, and d is 1 from each to the next. Sources: Sarwar et al. (WWW
+2001) for the cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ from torch.nn import functional
 from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
 from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.types import Histories, Ragged
+from adagrpo.types import Histories, Past, Ragged
 
 DECAY = 0.7  # γ
 NEIGHBOURS = 1000  # k
 MOST_KEPT = 2**27  # similarities of all items together, 1.6 GB
 WITHIN = 3  # positions
+REACH = 16  # baskets back; older ones weigh less than .005
+HALF_LIFE = 0.05  # of an interaction's weight, as a share of the training days
+PRIOR_VIEWS = 50.0  # m
 FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item of the history is near to has log 0.001
 SUCCESSOR_FLOOR = 1e-2  # the same of a share of successors
 
@@ -61,6 +68,22 @@ class Popularity:
         return scores
 
 
+class Shares:
+    """The same score of each item, whatever the history."""
+
+    def __init__(self, shares: NDArray[np.float64]) -> None:
+        """Take (V,) positive shares."""
+        self._scores = torch.from_numpy(np.log(shares).astype(np.float32))
+
+    def scores(self, histories: Histories) -> Tensor:
+        """Return (B, V) logarithms."""
+        return self._scores.to(histories.items.device).expand(len(histories.lengths), -1)
+
+    def feature(self, scores: Tensor) -> Tensor:
+        """Return the scores unchanged."""
+        return scores
+
+
 class NearestItems:
     """Items near those of the history, recent ones weighing more."""
 
@@ -70,6 +93,8 @@ class NearestItems:
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) sums over the history; -inf where no item is near."""
+        if histories.past is not None and histories.past.grouped:
+            return self._of_baskets(histories.past)
         items, lengths = histories.items.tolist(), histories.lengths.tolist()
         weights = (DECAY ** np.arange(max(lengths, default=1))).astype(np.float32)
         dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
@@ -80,6 +105,17 @@ class NearestItems:
                 row[self._nearest[part]] += weights[length - place] * values[part]
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(histories.items.device)
+
+    def _of_baskets(self, past: Past) -> Tensor:
+        items, ago = past.items.cpu().numpy(), past.baskets.cpu().numpy()
+        row, column = np.nonzero((items >= 0) & (ago < REACH))
+        owner = row * REACH + ago[row, column]
+        weights = DECAY ** ago[row, column] / np.bincount(owner, minlength=REACH * len(items))[owner]
+        entries = (weights.astype(np.float32), (row, items[row, column]))
+        held = sparse.coo_array(entries, shape=(len(items), self.near.shape[0])).tocsr()
+        dense = np.asarray((held @ self.near).todense(), np.float32)
+        dense[dense == 0] = -np.inf
+        return torch.from_numpy(dense).to(past.items.device)
 
     def feature(self, scores: Tensor) -> Tensor:
         """Return log(s + floor)."""
@@ -164,3 +200,39 @@ def successors(training: Ragged, num_items: int, neighbours: int | None = None) 
     shares = counts.data[other] / popular[columns]
     kept = largest_of_rows(rows, shares, kept_per_item(num_items) if neighbours is None else neighbours)
     return sparse.coo_array((shares[kept], (rows[kept], columns[kept])), shape=counts.shape).tocsr()
+
+
+def together(training: Ragged, num_items: int) -> sparse.csr_array:
+    """Return (V, V) float32 cosines of the items' baskets; see `similarities`."""
+    assert training.baskets is not None, "the run knows baskets"
+    begins = np.append(True, np.diff(training.baskets) != 0)[: len(training.values)]
+    begins[training.offsets[:-1][training.lengths > 0]] = True
+    offsets = np.append(np.flatnonzero(begins), len(training.values)).astype(np.int64)
+    return similarities(Ragged(training.values, offsets), num_items)
+
+
+def recent_counts(
+    items: NDArray[np.int64],  # (total,)
+    ages: NDArray[np.float64],  # (total,) days, at least 0
+    num_items: int,
+) -> NDArray[np.float64]:
+    """Return (V,) shares of interactions, each halved every `HALF_LIFE` of the time; smoothed by one interaction.
+
+    Example:
+        >>> recent_counts(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
+        array([0.25, 0.75])
+    """
+    half = max(1.0, HALF_LIFE * float(ages.max(initial=0.0)))
+    weights = np.bincount(items, 0.5 ** (ages / half), num_items)
+    return np.asarray((weights + 1.0) / (weights.sum() + num_items))
+
+
+def click_through(
+    items: NDArray[np.int64],  # (total,)
+    clicked: NDArray[np.bool_],  # (total,)
+    num_items: int,
+) -> NDArray[np.float64]:
+    """Return (V,) smoothed click-through rates."""
+    shown, clicks = np.bincount(items, minlength=num_items), np.bincount(items[clicked], minlength=num_items)
+    mean = (clicks.sum() + 1.0) / (shown.sum() + 2.0)
+    return np.asarray((clicks + PRIOR_VIEWS * mean) / (shown + PRIOR_VIEWS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from adagrpo.lists import ease
+from adagrpo.config import Config
+from adagrpo.lists import ease, own
 from adagrpo.lists.sources import (
     FLOOR,
     SUCCESSOR_FLOOR,
@@ -18,13 +19,17 @@ from adagrpo.lists.sources import (
     NearestItems,
     Popularity,
     RankerScores,
+    Shares,
+    click_through,
+    recent_counts,
     similarities,
     successors,
+    together,
 )
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Ragged
 
-__all__ = ["BASELINES", "FITTED", "FUSED", "LISTED", "SOURCES", "Fitted", "Source"]
+__all__ = ["BASELINES", "FITTED", "LISTED", "SOURCES", "Fitted", "Source", "baselines", "fused", "listed"]
 
 Matrix = sparse.csr_array  # (V, V) float32
 
@@ -34,6 +39,14 @@ class Fitted(Protocol):
 
     def counts(self) -> NDArray[np.int64]:
         """Return (V,) training interactions of each item."""
+        ...
+
+    def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the item of each training interaction, and its days before the end of training."""
+        ...
+
+    def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the item of each training impression, and whether it was clicked."""
         ...
 
     def matrix(self, source: str) -> Matrix:
@@ -58,6 +71,8 @@ class Source:
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
+        past: it reads the user's whole past, not only what the policy sees.
+        when: the runs that have it.
     """
 
     needs: str
@@ -69,10 +84,63 @@ class Source:
     listed: bool = True
     fused: bool = True
     proposes: bool = True
+    past: bool = False
+    when: Callable[[Config], bool] = lambda config: True
 
 
-SOURCES: Mapping[str, Source] = {
+def _with_impressions(config: Config) -> bool:
+    data = config.data
+    return bool(data.impressions or data.exposures or data.marketplace or data.columns.clicked or data.click_rating)
+
+
+def _own(config: Config) -> bool:
+    return config.evaluation.own_items
+
+
+SOURCES: dict[str, Source] = {
     "popularity": Source("counts", lambda run: Popularity(run.counts()), proposes=False),
+    "recent_popularity": Source(
+        "counts by time",
+        lambda run: Shares(recent_counts(*run.ages(), len(run.counts()))),
+        stage="prepare",
+        file=("training_logs.parquet",),
+        when=lambda config: config.data.split.kind == "temporal",
+    ),
+    "click_through": Source(
+        "counts of impressions",
+        lambda run: Shares(click_through(*run.shown(), len(run.counts()))),
+        stage="prepare",
+        file=("impressions.parquet",),
+        when=_with_impressions,
+    ),
+    "own": Source("the user's own items", lambda run: own.OwnItems(run.counts()), past=True, when=_own),
+    "own_recent": Source(
+        "the user's own items",
+        lambda run: own.OwnRecent(len(run.counts())),
+        listed=False,
+        past=True,
+        when=_own,
+    ),
+    **{
+        name: Source(
+            "the user's own items",
+            lambda run, kind=kind: kind(len(run.counts())),  # type: ignore[misc]
+            listed=False,
+            proposes=False,
+            past=True,
+            when=_own,
+        )
+        for name, kind in (("own_since", own.OwnSince), ("own_due", own.OwnDue))
+    },
+    "together": Source(
+        "items of one basket",
+        lambda run: NearestItems(run.matrix("together"), FLOOR),
+        together,
+        "together",
+        ("neighbours.safetensors",),
+        listed=False,
+        when=lambda config: config.data.split.baskets,
+    ),
     "successors": Source(
         "similarities of items",
         lambda run: NearestItems(run.matrix("successors"), SUCCESSOR_FLOOR),
@@ -107,5 +175,19 @@ SOURCES: Mapping[str, Source] = {
 }
 LISTED = tuple(name for name, source in SOURCES.items() if source.listed)
 BASELINES = tuple(name for name in LISTED if SOURCES[name].most_items is None)  # what `adagrpo evaluate` measures too
-FUSED = tuple(name for name in reversed([*SOURCES]) if SOURCES[name].fused)  # in the order of features
 FITTED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if source.fit is not None))  # stages
+
+
+def listed(config: Config) -> list[str]:
+    """Return the sources that are lists of a run."""
+    return [name for name in LISTED if SOURCES[name].when(config)]
+
+
+def baselines(config: Config) -> list[str]:
+    """Return those of `BASELINES` that are lists of a run."""
+    return [name for name in listed(config) if name in BASELINES]
+
+
+def fused(config: Config) -> list[str]:
+    """Return the sources of a run's fused lists, in the order of features."""
+    return [name for name, source in reversed(SOURCES.items()) if source.fused and source.when(config)]

@@ -8,6 +8,12 @@ For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from
     tail share@k    = share of the items named in the first k that are in the tail
     coverage@k      = |items in anyone's first k| / V
 
+For a basket of `n_u` items at ranks `r_u1 .. r_un`, `h_u` of which are at most `k`,
+
+    HR@k            = 1[h_u >= 1]
+    NDCG@k          = Σ_{r_uj <= k} 1 / log2(1 + r_uj) / Σ_{j <= min(k, n_u)} 1 / log2(1 + j)
+    recall@k        = h_u / min(k, n_u)
+
 Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. All but
 coverage return one value per user. We depart in that invalid sequences keep their rank, as they would when served.
 Invalid inputs raise a ValueError.
@@ -25,18 +31,24 @@ Ints = NDArray[np.integer[Any]]
 
 def target_rank_in(
     ranked: Ints,  # (N, W)
-    targets: Ints,  # (N,)
+    targets: Ints,  # (N,) or (N, R)
 ) -> NDArray[np.int64]:
     """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
 
     Args:
         ranked: (N, W) items, best first, -1 for no item.
+        targets: of a basket (N, R) distinct items, padded with -1; their ranks are (N, R).
 
     Example:
         >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
         array([3, 0])
+        >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([[4, 7], [3, -1]]))
+        array([[3, 1],
+               [3, 0]])
     """
     _check_ranked("ranked", ranked, k=1)
+    if targets.ndim == 2 and len(targets) == len(ranked):
+        return np.stack([target_rank_in(ranked, np.ascontiguousarray(column)) for column in targets.T], axis=1)
     if targets.shape != ranked.shape[:1]:
         raise ValueError(f"targets: shape {targets.shape} does not fit (N={ranked.shape[0]})")
     is_target = (ranked == targets[:, None]) & (ranked >= 0)
@@ -44,33 +56,59 @@ def target_rank_in(
 
 
 def hit_rate(
-    ranks: Ints,  # (N,)
+    ranks: Ints,  # (N,) or (N, R)
     k: int,
 ) -> NDArray[np.float64]:
-    """Return `1[1 <= rank <= k]` per user, (N,).
+    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any of its items is among the first `k`.
 
     Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent.
+        ranks: (N,) rank of the logged item from 1, 0 where absent; of baskets (N, R).
 
     Example:
         >>> hit_rate(np.array([1, 10, 11, 0]), 10)
         array([1., 1., 0., 0.])
     """
-    return _hits(ranks, k).astype(np.float64)
+    hits = _hits(ranks, k)
+    return np.asarray(hits if ranks.ndim == 1 else hits.any(axis=1), dtype=np.float64)
 
 
 def ndcg(
-    ranks: Ints,  # (N,)
+    ranks: Ints,  # (N,) or (N, R)
     k: int,
+    sizes: Ints | None = None,  # (N,)
 ) -> NDArray[np.float64]:
-    """Return `1[1 <= rank <= k] / log2(1 + rank)` per user, (N,): NDCG with one relevant item.
+    """Return NDCG@k per user, (N,).
+
+    Args:
+        ranks: of the logged item from 1, 0 where absent; of baskets (N, R).
+        sizes: items of each basket, where ranks are of baskets.
 
     Example:
         >>> ndcg(np.array([1, 3, 7, 0]), 5)
         array([1. , 0.5, 0. , 0. ])
+        >>> ndcg(np.array([[1, 3], [3, 0]]), 5, np.array([2, 1])).round(4)
+        array([0.9197, 0.5   ])
     """
     hits = _hits(ranks, k)
-    return np.where(hits, 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
+    gains = np.where(hits, 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
+    if ranks.ndim == 1:
+        return gains
+    ideal = np.cumsum(1.0 / np.log2(2.0 + np.arange(k)))
+    return np.asarray(gains.sum(axis=1) / ideal[np.minimum(_of_baskets(ranks, sizes), k) - 1])
+
+
+def recall(
+    ranks: Ints,  # (N, R)
+    k: int,
+    sizes: Ints,  # (N,)
+) -> NDArray[np.float64]:
+    """Return the items of each basket among the first `k`, over the smaller of `k` and the basket's size, (N,).
+
+    Example:
+        >>> recall(np.array([[1, 3, 0], [3, 0, 0]]), 2, np.array([3, 1]))
+        array([0.5, 0. ])
+    """
+    return np.asarray(_hits(ranks, k).sum(axis=1) / np.minimum(_of_baskets(ranks, sizes), k))
 
 
 def hallucination(
@@ -159,9 +197,16 @@ def tail_items(
     return tail
 
 
+def _of_baskets(ranks: Ints, sizes: Ints | None) -> Ints:
+    if ranks.ndim != 2 or sizes is None or sizes.shape != ranks.shape[:1] or np.any(sizes < 1):
+        found = None if sizes is None else sizes.shape
+        raise ValueError(f"sizes: expected counts from 1 for ranks of shape (N, R), found {found} for {ranks.shape}")
+    return sizes
+
+
 def _hits(ranks: Ints, k: int) -> NDArray[np.bool_]:
-    if ranks.ndim != 1:
-        raise ValueError(f"ranks: expected shape (N,), found {ranks.shape}")
+    if ranks.ndim not in (1, 2):
+        raise ValueError(f"ranks: expected shape (N,) or (N, R), found {ranks.shape}")
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
     return (ranks >= 1) & (ranks <= k)

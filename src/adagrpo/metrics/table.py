@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, tail_share
+from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, recall, tail_share
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
@@ -24,7 +24,7 @@ Ints = NDArray[np.integer[Any]]
 class RankedLists:
     """The lists of `N` users, of length `W`, from which metrics are computed; None where unknown."""
 
-    ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent
+    ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent; of a basket's items (N, R)
     width: int  # W
     items: Ints | None = None  # (N, W) best first, -1 for no item
     valid: NDArray[np.bool_] | None = None  # (N, W) of the free beam: True where the sequence names an item
@@ -32,6 +32,7 @@ class RankedLists:
     rewards: NDArray[np.floating[Any]] | None = None  # (N, W) of `items`, NaN at -1
     utility: Callable[[Ints], Floats] | None = None  # (N, K) items, one row per user, to their true utilities
     invalid_samples: float | None = None  # share of plain samples that name no item
+    sizes: Ints | None = None  # (N,) items of each basket, where ranks are of baskets
 
 
 class ReportPart(Flag):
@@ -81,9 +82,10 @@ def metric_names(where: ReportPart) -> list[str]:
     return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
 
 
-def measured() -> list[str]:
-    """Return the names of all metrics that evaluation can compute."""
-    return [_called(entry, k) for entry in METRICS.values() if entry.per_user or entry.of_all for k in entry.at]
+def measured(baskets: bool = False) -> list[str]:
+    """Return the names of all metrics that evaluation can compute, `baskets` also those of baskets alone."""
+    entries = [entry for entry in METRICS.values() if entry.per_user or entry.of_all]
+    return [_called(entry, k) for entry in entries if baskets or entry.name != "recall" for k in entry.at]
 
 
 def comparable() -> list[str]:
@@ -232,7 +234,16 @@ _TABLE = (
         },
         form="decimals",
         better="higher",
-        per_user=lambda lists, k: ndcg(lists.ranks, k),
+        per_user=lambda lists, k: ndcg(lists.ranks, k, lists.sizes),
+    ),
+    Metric(
+        "recall",
+        "recall",
+        {10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.COMPARISON},
+        form="rate",
+        better="higher",
+        per_user=lambda lists, k: None if lists.sizes is None else recall(lists.ranks, k, lists.sizes),
+        everywhere=False,
     ),
     Metric(
         "hallucination",

@@ -228,7 +228,7 @@ class Comparison:
 
     def _lists(self, names: Mapping[str, str]) -> dict[str, Declare]:
         arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
-        return {stage: make for arm in arms for stage, make in list_stages(arm).items()}
+        return {stage: make for arm in arms for stage, make in list_stages(arm, self.config).items()}
 
     def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
         return {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from adagrpo.lists.names import (
     parse_list,
     reward_number,
 )
+from adagrpo.lists.query import query_of
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
@@ -49,7 +51,7 @@ from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, validation_cases
+from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
@@ -114,7 +116,7 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))
-    queries = [Query(cases.histories.row(row).tolist()) for row in range(min(TRIED, len(cases)))]
+    queries = [query_of(cases, row) for row in range(min(TRIED, len(cases)))]
     try:
         served = ListMaker(Models(data)).recommender(parse_list(called), run.path(*weights_of(START)))
         served.recommend(queries[:1])
@@ -201,10 +203,10 @@ def decision(
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
-    names = [name for name in contenders(run.config.reward, arms) if name not in left_out]
-    ranks = {name: _column(run, name, name).astype(np.int64) for name in names}
-    as_logged = {name: ndcg(found, TOP) for name, found in ranks.items()}
-    weights = _column(run, START, WEIGHT)
+    names = [name for name in contenders(run.config, arms) if name not in left_out]
+    ranks = {name: read_ranks(_ranks_file(run, name), name) for name in names}
+    as_logged = {name: ndcg(found, TOP, sizes) for name, (found, sizes) in ranks.items()}
+    weights = pl.read_parquet(_ranks_file(run, START), columns=[WEIGHT])[WEIGHT].to_numpy()
     values = {name: weights * found for name, found in as_logged.items()}
     times = _milliseconds(maker, data, names)
     taken = {name: one.wall for name, one in times.items()}
@@ -235,7 +237,7 @@ def decision(
             {
                 "list": name,
                 "validation": {
-                    f"hr@{TOP}": float(hit_rate(ranks[name], TOP).mean()),
+                    f"hr@{TOP}": float(hit_rate(ranks[name][0], TOP).mean()),
                     f"ndcg@{TOP}": values[name].mean(),
                     f"ndcg@{TOP}_as_logged": as_logged[name].mean(),
                 },
@@ -306,12 +308,11 @@ def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> boo
     return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
-def _column(run: RunDirectory, name: str, column: str) -> NDArray[Any]:
-    """(N,) a column of the list's validation.parquet."""
+def _ranks_file(run: RunDirectory, name: str) -> Path:
+    """The validation.parquet that holds a list's ranks."""
     called = parse_list(name)
     measured = called.policy is None or called.order == RERANK
-    path = run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
-    return pl.read_parquet(path, columns=[column])[column].to_numpy()
+    return run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
 
 
 def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
@@ -325,21 +326,21 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
 def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
     """Single-request times: median over histories of the minimum over rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
-    histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
+    queries = [query_of(cases, row) for row in range(len(cases))]
     served = dict(maker.recommenders(names))
     for one in served.values():
-        for history in histories[:WARM_UP]:
-            _time(one, history)
+        for query in queries[:WARM_UP]:
+            _time(one, query)
     taken: dict[str, list[list[Milliseconds]]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name, one in served.items():
-            taken[name].append([_time(one, history) for history in histories[WARM_UP:] or histories])
+            taken[name].append([_time(one, query) for query in queries[WARM_UP:] or queries])
     return {name: Milliseconds(*np.median(np.min(times, axis=0), axis=0).tolist()) for name, times in taken.items()}
 
 
-def _time(served: Recommender, history: list[int]) -> Milliseconds:
+def _time(served: Recommender, query: Query) -> Milliseconds:
     started, worked = time.perf_counter(), time.process_time()
-    served.recommend([Query(history)])
+    served.recommend([query])
     return Milliseconds(1000 * (time.perf_counter() - started), 1000 * (time.process_time() - worked))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -16,14 +17,18 @@ from safetensors.torch import save_file as save_torch_file
 from scipy import sparse
 from torch import Tensor
 
+from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
-from adagrpo.data.columns import TEXT
+from adagrpo.data.columns import CLICKED, ITEM, TEXT, TIMESTAMP
+from adagrpo.data.logs.times import UNITS
+from adagrpo.data.prepared import load_impressions
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
+from adagrpo.lists.query import query_of
 from adagrpo.lists.sources import CandidateSource
-from adagrpo.lists.table import FUSED, LISTED, SOURCES
+from adagrpo.lists.table import LISTED, SOURCES, fused, listed
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.directory import place_of, weights_of
@@ -69,7 +74,7 @@ class ListMaker:
     def needs(self, name: ListName) -> list[str]:
         """Return what serving a list requires, in words."""
         reward = [reward_title(self.models.config.reward, name.order)] if self.asks_reward(name) else []
-        return [*kind_of(name).needs, *reward]
+        return [*kind_of(name).needs(self.models.config), *reward]
 
     @property
     def reward(self) -> Reward:
@@ -100,6 +105,7 @@ class ListMaker:
             popularity=data.training.counts(data.num_items),
             groups=data.groups,
             texts=lambda: data.items[TEXT].to_list(),
+            past=config.data.split.baskets if config.evaluation.own_items or config.data.split.baskets else None,
             **options | changed,
         )
 
@@ -119,7 +125,7 @@ class ListMaker:
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """Return a fused list's sources, with fitted weights."""
-        sources = {kind: self.source(kind) for kind in FUSED}
+        sources = {kind: self.source(kind) for kind in fused(self.models.config)}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
@@ -143,6 +149,11 @@ class ListMaker:
             self.sources[name] = SOURCES[name].load(self)
         return self.sources[name]
 
+    def fitted_file(self, source: str) -> Path:
+        """Return the path of a source's fitted file, unchanged."""
+        row = SOURCES[source]
+        return self.models.run.checked(str(row.stage), *row.file)
+
     def counts(self) -> NDArray[np.int64]:
         """Return (V,) training interactions per item; added items get the smallest count."""
         data = self.models.data
@@ -150,14 +161,27 @@ class ListMaker:
         counts[data.version.trained :] = counts[: data.version.trained].min()
         return counts
 
+    def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the item of each training interaction, and its days before the end of training."""
+        data, run = self.models.data, self.models.run
+        times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
+        unit = run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
+        days = (times.max() - times.astype(np.float64)) / (UNITS[unit or "seconds"] * 86_400)
+        return data.training.values.astype(np.int64), days
+
+    def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the item of each training impression, and whether it was clicked."""
+        table = load_impressions(self.models.data.prepared)
+        assert table is not None, "the run has impressions"
+        return table[ITEM].to_numpy().astype(np.int64), table[CLICKED].to_numpy()
+
     def ranker(self) -> SequentialRanker:
         """Return the run's sequential ranker."""
         return self.models.ranker(self.models.run.path("ranker", "best"))
 
     def matrix(self, source: str) -> sparse.csr_array:
         """Return a source's (V, V) matrix; items added later use their neighbours' rows."""
-        row = SOURCES[source]
-        near = load_matrix(self.models.run.checked(str(row.stage), *row.file))
+        near = load_matrix(self.fitted_file(source))
         borrowed = self.models.data.version.borrowed
         if borrowed is None:
             return near
@@ -184,13 +208,13 @@ class ListKind:
     """A row of the table of lists.
 
     Attributes:
-        needs: what serving requires besides a reward.
+        needs: what serving requires besides a reward, in a run of some settings.
         order: without a reward if it uses none.
         files: see `ListMaker.files`; without the reward's.
         asks_reward: whether serving calls this reward.
     """
 
-    needs: tuple[str, ...]
+    needs: Callable[[Config], Sequence[str]]
     order: Callable[[ListMaker, ListName, Reward | None], ListOrder]
     files: Callable[[ListMaker, ListName], list[Read]] = lambda maker, name: []
     asks_reward: Callable[[RewardOptions], bool] = lambda options: False
@@ -202,7 +226,7 @@ def _always(options: RewardOptions) -> bool:
 
 def _source_alone(source: str) -> ListKind:
     return ListKind(
-        (SOURCES[source].needs,),
+        lambda config: [SOURCES[source].needs],
         lambda maker, name, reward: ListOrder(alone=maker.source(source)),
         lambda maker, name: files_of_source(source),
     )
@@ -222,12 +246,16 @@ def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Read]:
 
 def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
     fitted = [f"{FUSE}/{name.policy or START}:{file}" for file in (WEIGHTS, CORRECTIONS)]
-    return [*(file for source in FUSED for file in files_of_source(source)), *fitted]
+    return [*(file for source in fused(maker.models.config) for file in files_of_source(source)), *fitted]
 
 
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
+    def needs(config: Config) -> list[str]:
+        rows = [SOURCES[name] for name in reversed(fused(config))]
+        return ["the policy", *dict.fromkeys(row.needs for row in rows if row.stage or row.past)]
+
     return ListKind(
-        ("the policy", *dict.fromkeys(row.needs for name, row in SOURCES.items() if row.fused and row.stage)),
+        needs,
         lambda maker, name, reward: ListOrder(reward=reward, fusion=maker.fusion(name, maker.fitted(name))),
         _fused_files,
         asks_reward,
@@ -237,10 +265,12 @@ def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
 # table of lists, ordered by what serving needs
 KINDS: Mapping[str, ListKind] = {
     **{source: _source_alone(source) for source in LISTED},
-    REWARD: ListKind((), lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True), asks_reward=_always),
-    "policy": ListKind(("the policy",), lambda maker, name, reward: ListOrder()),
+    REWARD: ListKind(
+        lambda config: (), lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True), asks_reward=_always
+    ),
+    "policy": ListKind(lambda config: ["the policy"], lambda maker, name, reward: ListOrder()),
     FUSE_WITHOUT_REWARD: _fused(lambda options: False),
-    RERANK: ListKind(("the policy",), _re_ranked, _re_ranked_files, _always),
+    RERANK: ListKind(lambda config: ["the policy"], _re_ranked, _re_ranked_files, _always),
     FUSE: _fused(lambda options: options != SequentialOptions()),  # the ranker is a source
 }
 
@@ -263,11 +293,12 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
     return {name: part for name, part in named.items() if part != SequentialOptions()}
 
 
-def contenders(reward: RewardOptions, arms: Sequence[str]) -> list[str]:
+def contenders(config: Config, arms: Sequence[str]) -> list[str]:
     """Return the lists, simplest to serve first."""
+    reward = config.reward
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*LISTED, *rewards_alone(reward), START, *arms, *start, *fused]
+    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:
@@ -298,7 +329,7 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
         rows = order[first : first + size]
-        yield rows, [Query(cases.histories.row(row).tolist(), eligible=eligible) for row in rows]
+        yield rows, [query_of(cases, row, eligible=eligible) for row in rows]
 
 
 def lists_of(

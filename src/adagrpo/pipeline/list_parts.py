@@ -149,6 +149,20 @@ class LoggedHistories:
         found: list[int] = self.whole.values[first:end].tolist()
         return found
 
+    def days_of(self, user: ItemId) -> list[float] | None:
+        """Return the time of each of a user's items, in days; None if that is not known."""
+        row = self.rows.get(str(user))
+        if row is None or self.whole.days is None:
+            return None
+        first, end = self.whole.offsets[row : row + 2]
+        found: list[float] = self.whole.days[first:end].tolist()
+        return found
+
+    @property
+    def now(self) -> float | None:
+        """The time of the last interaction of all, in days; None if that is not known."""
+        return None if self.whole.days is None else float(self.whole.days.max())
+
 
 class _Answering:
     def __init__(self, wanted: Wanted, run: RunDirectory, served: Recommender) -> None:
@@ -167,14 +181,19 @@ class _Answering:
     def _publish(self, task: dict[str, Any]) -> str:
         wanted, users = self.wanted, task["users"]
         histories, unknown_users = task["histories"], 0
+        days, now = None, None
         if histories is None:
             found = [self._of_logs(user) for user in users]
+            assert self._logged is not None
+            days, now = [self._logged.days_of(user) for user in users], self._logged.now
             unknown_users = sum(one is None for one in found)
             histories = [one or [] for one in found]
         answers = answer(
             self.served,
             histories,
             wanted.k,
+            days=days,
+            now=now,
             narrowing=self.narrowing,
             popular=wanted.popular,
             batch_size=self.run.config.evaluation.batch_size,

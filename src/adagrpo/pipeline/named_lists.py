@@ -96,7 +96,7 @@ def served_list(
 
 def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
     maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
-    names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config.reward, arms)]
+    names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
     return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
 
 

@@ -18,8 +18,10 @@ from adagrpo.data.random_exposures import RANDOM, telling
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists.names import START
+from adagrpo.lists.query import query_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.types import Cases
 
 MOST_USERS, LEAST = 5_000, 20  # sampled users; fewest users with another order for a test
 BATCH = 64
@@ -55,14 +57,16 @@ def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> Rando
     rows, items = shown[USER].to_numpy(), shown[ITEM].to_numpy().astype(np.int64)
     parts = np.split(items, np.flatnonzero(np.diff(rows)) + 1)
     users = np.unique(rows)
-    histories = [data.training.row(user).tolist() for user in users]
+    nobody = np.zeros(len(users), np.int32)
+    cases = Cases(users.astype(np.int32), data.training.rows(users), nobody)
+    queries = [query_of(cases, row) for row in range(len(users))]
     found = {}
     for name, served in maker.recommenders(names):
         scores = []
         for first in range(0, len(users), BATCH):
             some = [torch.from_numpy(part) for part in parts[first : first + BATCH]]
             padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-1)
-            said = served.order_scores(histories[first : first + BATCH], padded).cpu()
+            said = served.order_scores(queries[first : first + BATCH], padded).cpu()
             scores.append(said[padded >= 0].numpy())
         quality = shown_quality(np.concatenate(scores), shown[CLICKED].to_numpy(), rows)
         clicked = ~np.isnan(quality.auc)

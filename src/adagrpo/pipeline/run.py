@@ -74,6 +74,8 @@ from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again,
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
 
+DAY = 86_400.0  # seconds
+
 
 class Run(RunDirectory):
     """A run directory; create one with `Run.open` or `Run.create`."""
@@ -220,7 +222,7 @@ class Run(RunDirectory):
         if budget_ms is not None and not 0 < budget_ms < float("inf"):
             raise UserError(f"--budget-ms: must be above 0 and finite, got {budget_ms:g}")
         trained = [arm.name for arm in self.config.train.arms] if train else []
-        if control not in (competing := contenders(self.config.reward, trained)):
+        if control not in (competing := contenders(self.config, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
             check_functions(self, self.config.reward)
@@ -229,7 +231,7 @@ class Run(RunDirectory):
             for command in first:
                 self._make(command)
             leaking = leave_leaks_out(self)
-            if leaking and control not in contenders(self.config.reward, trained):
+            if leaking and control not in contenders(self.config, trained):
                 raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
             if train:
                 self._train(anyway=True)
@@ -296,6 +298,8 @@ class Run(RunDirectory):
         include: Filter | None = None,
         popular: bool = False,
         catalog: str | int = LATEST,
+        times: Sequence[Sequence[float] | None] | None = None,
+        now: float | None = None,
     ) -> Recommended:
         """Return the lists that `adagrpo serve` answers and `evaluate` measures.
 
@@ -312,6 +316,8 @@ class Run(RunDirectory):
             include: groups or item ids that lists are restricted to.
             popular: return the most popular items for histories without a known item.
             catalog: catalogue version: `latest` or a number; 0 is the one of training.
+            times: when each item of each history was had, in seconds since 1970; items of one time are one basket.
+            now: seconds since 1970; None: the time of each history's last item.
 
         Raises:
             UserError: an argument is out of range or names no list, version or group of the run.
@@ -333,6 +339,8 @@ class Run(RunDirectory):
             histories,
             k,
             exclude=histories if lists == "history" else lists,
+            days=None if times is None else [one and [at / DAY for at in one] for one in times],
+            now=None if now is None else now / DAY,
             narrowing=served.narrow(include, groups),
             popular=popular,
             batch_size=self.config.evaluation.batch_size,

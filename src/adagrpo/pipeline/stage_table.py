@@ -12,7 +12,7 @@ from functools import partial
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, parse_list
-from adagrpo.lists.table import BASELINES, FITTED, FUSED, LISTED, SOURCES
+from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, fused, listed
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
@@ -59,7 +59,11 @@ def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _sources(of: Sequence[str]) -> Members:
-    return lambda config, arms: {stage: partial(fit_sources, stage=stage) for stage in of if _ordered(config)}
+    def members(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+        used = {source.stage for source in SOURCES.values() if source.when(config)}
+        return {stage: partial(fit_sources, stage=stage) for stage in of if stage in used and _ordered(config)}
+
+    return members
 
 
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -67,7 +71,7 @@ def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in BASELINES if _ordered(config)}
+    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in baselines(config) if _ordered(config)}
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -76,7 +80,7 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
         return {}
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
     names = [
-        *(name for name in LISTED if name not in BASELINES),
+        *(name for name in listed(config) if name not in baselines(config)),
         *without,
         FUSE,
         *(f"{arm}+{FUSE}" for arm in arms),
@@ -175,14 +179,14 @@ STAGES = StageTable(
 )
 
 
-def list_stages(name: str) -> dict[str, Declare]:
+def list_stages(name: str, config: Config) -> dict[str, Declare]:
     """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
     called = parse_list(name)
     if called.order == RERANK:
         return re_rankings(name)
     if called.policy is None or called.order == "policy":
         return {}
-    sources = dict.fromkeys(SOURCES[source].stage for source in FUSED if SOURCES[source].fit is not None)
-    fused: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
-    fused[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
-    return {**fused, f"evaluate/{name}": partial(evaluate_list, name=name)}
+    sources = dict.fromkeys(SOURCES[source].stage for source in fused(config) if SOURCES[source].fit is not None)
+    stages: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
+    stages[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
+    return {**stages, f"evaluate/{name}": partial(evaluate_list, name=name)}

@@ -7,6 +7,7 @@ the reason. Missing files outside the run make no stage stale; changed logs only
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -123,25 +124,24 @@ class _States:
         """Add a stage's part, after those of the stages that it reads."""
         run, row = self.run, self.run.stages.row(name)
         content, damage = self._manifest(name)
-        kept = MadeFrom.of(content or {}, run.stages)
-        now = None
-        try:
+        kept, now = MadeFrom.of(content or {}, run.stages), None
+        with suppress(UserError, OSError):  # reported when it is made
             if declare is not None:
                 declared = declare(run)
                 now = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads, self._hash))
-        except (UserError, OSError):  # reported when it is made
-            if content is None:
+        if now is None and content is None:
+            if damage or declare is not None:
                 self.parts[name] = Part(name, "damaged" if damage else "missing", damage, there=False)
-        if now is not None:
-            self.parts[name] = self._part(name, kept, now, damage, there=content is not None)
-        elif content is not None:  # it cannot be declared by the recipe: what its manifest names is read again
-            again = None if row is None or kept is None else self._again(kept)
+            return
+        if now is None:  # the recipe does not declare it: what its manifest names is read again
             if row is not None and kept is not None and (why := row.why_unused(name, run.config)):
                 self.parts[name] = Part(name, "unused", why)
-            elif kept is None or again is None:
+                return
+            now = None if row is None or kept is None else self._again(kept)
+            if now is None:
                 self.parts[name] = Part(name, "unused" if row is None else "stale", ANOTHER_VERSION)
-            else:
-                self.parts[name] = self._part(name, kept, again, damage, there=True)
+                return
+        self.parts[name] = self._part(name, kept, now, damage, there=content is not None)
 
     def check_evaluation_files(self) -> None:
         for name, part in list(self.parts.items()):

@@ -15,6 +15,7 @@ from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.formats import UNNAMED, one_line
 from adagrpo.data.logs.lists import ONE_EACH
+from adagrpo.data.logs.question import Question, question_lines
 from adagrpo.errors import UserError
 
 DENSITY = 1.25  # least code sequences per item; balanced codes need 1.1
@@ -23,6 +24,7 @@ STEPS = 2000  # least steps of sft, up to MOST_EPOCHS
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 MANY_USERS, MANY_ITEMS = 20_000, 20_000
 HR_50 = 50  # beam width for the default margin on hr@50
+MOST_OF_BASKETS = 100  # items of a history of baskets
 REPEATS = 0.01  # share of repeated interactions from which repeats are allowed as answers
 
 
@@ -40,12 +42,13 @@ class Sizes(NamedTuple):
     max_history: int
 
 
-def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
+def sizes_for(*, users: int, items: int, longest: int, repeats: float, baskets: bool = False) -> Sizes:
     """Return sizes by the rules of this module.
 
     Args:
         longest: 95th percentile of interactions per user.
         repeats: share of interactions with an item that the user had before.
+        baskets: a history is of baskets, of which it should hold several.
 
     >>> sizes_for(users=3000, items=800, longest=31, repeats=0.0)[:4]
     (2, 32, 'balanced_kmeans', 'nearest')
@@ -57,7 +60,7 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     batch = 256 if users >= MANY_USERS else 128
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS * batch / users)))
     beam = max(10, min(50, items))
-    history = max(5, min(50, longest))
+    history = max(5, min(MOST_OF_BASKETS if baskets else 50, longest))
     return Sizes(levels, codes, quantizer, collisions, batch, epochs, beam, repeats < REPEATS, history)
 
 
@@ -113,9 +116,12 @@ def recipe_text(
             f"{preview['files'][0]}: no user has three interactions; of each the last two are held out, and the rest"
             " is learned from"
         )
+    question: Question | None = preview["question"]
     repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
+    repeats = repeats if question is None else question.repeats
+    baskets = question is not None and question.baskets
     longest = counts["interactions_a_user"]["95 % have at most"]
-    sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats)
+    sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats, baskets=baskets)
     lines = [
         "# Written by `adagrpo init` from the data; change what you know better. Every key: docs/reference/recipe.md",
         f"name: {json_text(name)}",
@@ -132,6 +138,7 @@ def recipe_text(
         f"  beam_width: {sizes.beam_width}",
         f"  exclude_history: {json_text(sizes.exclude_history)}"
         f"  # {100 * repeats:.1f} % of the interactions repeat an item",
+        *([] if sizes.exclude_history else ["  own_items: true  # a user's own items are a list too"]),
     ]
     if sizes.beam_width < HR_50:
         lines.append(
@@ -167,6 +174,11 @@ def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: M
             lines.append(f"  keep_events: {json_text(preview['kept'])}  # of {kinds}")
     if "rating" in preview["mapping"]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
+    if preview["no_items"]:
+        lines.append(
+            f"  drop_items: {json_text(preview['no_items'])}  # ids without a digit: postage, fees and the like"
+        )
+    lines += _split(preview["question"])
     if lost:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
     for key, content in beside.items():
@@ -178,11 +190,26 @@ def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: M
         lines.append(f"  items: {json_text(table)}")
     lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
     tied = counts["same_user_and_time_as_another"]
-    if tied and preview["kind"] == "interactions":
+    asked = preview["question"]
+    if tied and preview["kind"] == "interactions" and not (asked is not None and asked.baskets):
         lines.append(
             f"  # shuffle_ties: {{}}  # {tied:,} share user and time with another; as it is they stand as in the file"
         )
     return lines
+
+
+def _split(question: Question | None) -> list[str]:
+    """The lines of the split that asks the question; none where it is by default."""
+    if question is None or (question.by_time is None and not question.baskets):
+        return []
+    lines = [f"  split:  # {question_lines(question)[0]}"]
+    if question.by_time is not None:
+        lines += [
+            "    kind: temporal  # or leave_one_out",
+            f"    validation_from: {question.by_time.validation_from}",
+            f"    test_from: {question.by_time.test_from}",
+        ]
+    return [*lines, *(["    baskets: true"] if question.baskets else [])]
 
 
 def _models(sizes: Sizes, counts: Mapping[str, Any]) -> Sequence[str]:

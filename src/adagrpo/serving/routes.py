@@ -47,6 +47,7 @@ AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
+DAY = 86_400.0  # seconds
 IDS_IN_LOOP = 256  # ids of a filter; longer ones and groups are resolved in a thread
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -238,6 +239,9 @@ class Routes:
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
             query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            if body.times is not None:
+                days = serving.recommender.days_of(body.history, [at / DAY for at in body.times])
+                query = query._replace(days=days, now=(time.time() if body.now is None else body.now) / DAY)
             asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
             asker = self._asker(user, body)
             ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
@@ -27,6 +28,7 @@ Id = IntegerId | TextId
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 # fail_fast: describing 30,000 invalid values takes half a second
 History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY, fail_fast=True)]
+Times = Annotated[list[Annotated[float, Field(ge=0, le=1e11)]], Field(max_length=LONGEST_HISTORY, fail_fast=True)]
 GroupValue = Annotated[bool, Strict()] | Id
 Column = Annotated[str, Field(max_length=200)]
 Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000, fail_fast=True)]
@@ -71,10 +73,26 @@ class RecommendBody(Body):
         10, description="Length of the list; at most the width of the beam."
     )
     exclude_history: bool | None = Field(None, description="Leave the items of the history out; as /health says.")
+    times: Times | None = Field(
+        None, description="When each item of the history was had: seconds since 1970; items of one time are one basket."
+    )
+    now: Annotated[float, Field(ge=0, le=1e11)] | None = Field(
+        None, description="Seconds since 1970; the clock of the service if not given."
+    )
     include: Filter | None = Field(None, description="What the list may hold: ids, or groups of the item table.")
     exclude: Filter | None = Field(None, description="What it may not hold: ids, or groups of the item table.")
     user_id: Id | None = Field(None, description="Logged as a keyed hash alone.")
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
+
+    @model_validator(mode="after")
+    def _one_time_each(self) -> Self:
+        if self.times is not None and len(self.times) != len(self.history):
+            raise PydanticCustomError(
+                "times", f"times holds {len(self.times)} for {len(self.history)} items of history"
+            )
+        if self.times is not None and any(later < earlier for earlier, later in pairwise(self.times)):
+            raise PydanticCustomError("times", "times must ascend: a history is oldest first")
+        return self
 
 
 class BatchBody(Body):

@@ -1,13 +1,15 @@
 """Training batches in an order that is a function of (seed, step).
 
-A history of n items holds n - 1 samples: items `0 .. t` are the input, item `t + 1` is the target. An RL split assigns
+A history of n items holds n - 1 samples: items `0 .. t` are the input, item `t + 1` is the target. Where training knows
+baskets, each item of a basket is the target of a sample whose input ends with the basket before, and the items of one
+basket come in another order in each epoch, since they have none. An RL split assigns
 samples by (seed, user, position) to the RL term or NLL; RL targets still appear in later histories.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple, assert_never
 
 import numpy as np
@@ -19,7 +21,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import length_bucketed_batches, older_items, pad
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
-from adagrpo.types import Histories, Ragged
+from adagrpo.types import Histories, Ragged, indices_of
 
 
 class TrainingBatch(NamedTuple):
@@ -32,13 +34,14 @@ class TrainingBatch(NamedTuple):
     targets: Tensor  # (N,) int64
     nll: Tensor  # (N,) bool, True where NLL is taken
     rl: Tensor  # (N,) bool, True where the RL term may be taken
+    first: NDArray[np.int64]  # (B,) index of the first item of each history in its user's sequence
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move to a device."""
-        items, lengths, users, _ = self.histories
-        histories = Histories(items.to(device), lengths.to(device), None if users is None else users.to(device))
-        samples = (part.to(device) for part in (self.rows, self.positions, self.targets, self.nll, self.rl))
-        return TrainingBatch(self.users, histories, *samples)
+        rows, positions, targets, nll, rl = (
+            part.to(device) for part in (self.rows, self.positions, self.targets, self.nll, self.rl)
+        )
+        return TrainingBatch(self.users, self.histories.to(device), rows, positions, targets, nll, rl, self.first)
 
 
 @dataclass(frozen=True, eq=False)  # one schedule is one key of the cache below
@@ -72,13 +75,28 @@ class BatchSchedule:
         """Return the micro-batches of a step, counted from 0."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         parts = -(-self.accumulation // self.processes) * self.processes
-        return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
+        make = self._batch if self.training.baskets is None else partial(self._of_baskets, epoch=epoch)
+        return [make(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (U,)
         """Usable training length of each user."""
         lengths = self.training.lengths
+        if self.training.baskets is not None:  # of a user with one basket nothing is a target
+            lengths = np.where(self._basket_starts[1] > self.training.offsets[:-1], lengths, 0)
         return lengths if self.left_out is None else np.where(self.left_out, 0, lengths)
+
+    @cached_property
+    def _basket_starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(total,) index of the first item of each item's basket, and (U,) of each user's last basket."""
+        baskets, offsets = self.training.baskets, self.training.offsets
+        assert baskets is not None
+        begins = np.append(True, np.diff(baskets) != 0)[: len(baskets)]
+        begins[offsets[:-1][self.training.lengths > 0]] = True
+        starts = np.maximum.accumulate(np.where(begins, np.arange(len(baskets)), 0))
+        last = offsets[:-1].copy()
+        last[self.training.lengths > 0] = starts[offsets[1:][self.training.lengths > 0] - 1]
+        return starts, last
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         return _cached_order(self, epoch)
@@ -90,15 +108,46 @@ class BatchSchedule:
         sample_rows, positions = real.nonzero(as_tuple=True)
         histories = Histories(padded.items[:, :-1].contiguous(), lengths, torch.from_numpy(rows))
         targets = padded.items[:, 1:][real]
-        everything = torch.ones_like(targets, dtype=torch.bool)
-        if self.rl_split == 0:
-            return TrainingBatch(rows, histories, sample_rows, positions, targets, everything, everything)
         whole = self.training.offsets[rows + 1] - self.training.offsets[rows]
-        cut = whole - padded.lengths.numpy()  # items that padding dropped from the front
-        places = cut[sample_rows] + positions.numpy() + 1  # of the targets in their users' sequences
-        apart = torch.from_numpy(keyed_uniforms(self.seed, rows[sample_rows], places) < self.rl_split)
+        first = whole - padded.lengths.numpy()  # items that padding dropped from the front
+        indices = first[sample_rows] + positions.numpy() + 1  # of the targets in their users' sequences
+        return self._split(rows, histories, (sample_rows, positions, targets), indices, first)
+
+    def _of_baskets(self, rows: NDArray[np.int64], epoch: int) -> TrainingBatch:
+        training, (starts, last) = self.training, self._basket_starts
+        begin, end = training.offsets[rows], last[rows]  # a history ends before its user's last basket
+        first = np.maximum(begin, end - self.max_history)
+        lengths = end - first
+        where = indices_of(first, lengths)
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        drawn = keyed_uniforms(self.seed, np.full_like(where, epoch), where)
+        values = training.values[where[np.lexsort((drawn, starts[where], owners))]].astype(np.int64)
+        real = torch.arange(int(lengths.max())) < torch.from_numpy(lengths).unsqueeze(1)
+        items = torch.zeros(real.shape, dtype=torch.int64)
+        items[real] = torch.from_numpy(values)
+        after = training.offsets[rows + 1] - first
+        targets, of_row = indices_of(first, after), np.repeat(np.arange(len(rows)), after)
+        kept = starts[targets] > first[of_row]  # a basket comes before theirs
+        targets, of_row = targets[kept], of_row[kept]
+        sample_rows, positions = torch.from_numpy(of_row), torch.from_numpy(starts[targets] - 1 - first[of_row])
+        wanted = torch.from_numpy(training.values[targets].astype(np.int64))
+        histories = Histories(items, torch.from_numpy(lengths), torch.from_numpy(rows))
+        return self._split(rows, histories, (sample_rows, positions, wanted), targets - begin[of_row], first - begin)
+
+    def _split(
+        self,
+        rows: NDArray[np.int64],  # (B,)
+        histories: Histories,
+        samples: tuple[Tensor, Tensor, Tensor],  # (N,) rows, positions, targets
+        indices: NDArray[np.int64],  # (N,) of the targets in their users' sequences
+        first: NDArray[np.int64],  # (B,)
+    ) -> TrainingBatch:
+        everything = torch.ones_like(samples[2], dtype=torch.bool)
+        if self.rl_split == 0:
+            return TrainingBatch(rows, histories, *samples, everything, everything, first)
+        apart = torch.from_numpy(keyed_uniforms(self.seed, rows[samples[0].numpy()], indices) < self.rl_split)
         nll = everything if self.rl_split_nll else ~apart
-        return TrainingBatch(rows, histories, sample_rows, positions, targets, nll, apart)
+        return TrainingBatch(rows, histories, *samples, nll, apart, first)
 
 
 @lru_cache(maxsize=4)
@@ -149,7 +198,7 @@ def _samples(
 ) -> GroupSamples:
     device, positions = batch.targets.device, objective.rl_positions
 
-    def older(seen: int) -> Tensor | None:  # (B, O) what the users had before their last `seen` items
+    def older(seen: int | NDArray[np.int64]) -> Tensor | None:  # (B, O) what the users had before their last `seen`
         return older_items(schedule.training, batch.users, seen).to(device) if objective.exclude_history else None
 
     if positions == "end":
@@ -172,7 +221,8 @@ def _samples(
         first = counts.cumsum(0) - counts  # samples are listed row by row
         places = places[(first + chosen)[counts > 0]]
     seen = truncate(batch.histories, batch.rows[places], batch.positions[places])
-    before = older(schedule.max_history + 1)  # of a batch's rows the last item is a target alone
+    offsets = schedule.training.offsets
+    before = older(offsets[batch.users + 1] - offsets[batch.users] - batch.first)
     if before is not None:
         seen = seen._replace(older=before[batch.rows[places]])
     return GroupSamples(seen, batch.targets[places], places)

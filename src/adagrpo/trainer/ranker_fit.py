@@ -179,11 +179,10 @@ class RankerFit:
         index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
         offsets = self.schedule.training.offsets
         lengths = offsets[batch.users + 1] - offsets[batch.users]
-        cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
-        positions = shown.history_lengths[index] - 1 - cut[rows]
-        kept = (positions >= 0) & (positions <= (lengths - 1 - cut)[rows])
-        rows, positions, index = rows[kept], positions[kept], index[kept]
-        after = positions == (lengths - 1 - cut)[rows]
+        positions = shown.history_lengths[index] - 1 - batch.first[rows]
+        after = shown.history_lengths[index] == lengths[rows]
+        kept = (positions >= 0) & ((positions < batch.histories.lengths.cpu().numpy()[rows]) | after)
+        rows, positions, index, after = rows[kept], positions[kept], index[kept], after[kept]
         histories = batch.histories
         if after.any():
             some, place = np.unique(rows[after], return_inverse=True)

@@ -16,11 +16,13 @@ from typing import Any
 import polars as pl
 
 from adagrpo.data.columns import (
+    BASKET,
     CLICKED,
     EVENT,
     ITEM_ID,
     POSITION,
     PROPENSITY,
+    QUANTITY,
     RATING,
     SLOT,
     TIMESTAMP,
@@ -57,6 +59,7 @@ class Logs:
     rows_filtered: int  # by event or rating
     duplicates_dropped: int | None = None  # rows, where they were to be dropped
     understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `files` and `time`, how written
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # of the filtered rows of orders, by kind
 
     @property
     def time_key(self) -> str:
@@ -76,6 +79,7 @@ def read_logs(
     refuse: Refusals | None = None,
     max_expansion: float = MAX_EXPANSION,
     drop_duplicates: bool = False,
+    drop_items: Sequence[str] = (),
     first_rows: int | None = None,
 ) -> Logs:
     """Read interaction or impression logs, in chunks to bound memory.
@@ -92,6 +96,7 @@ def read_logs(
         max_expansion: see `adagrpo.data.logs.unpacking`.
         drop_duplicates: of rows with equal user, item and time (for impressions, also click, slot and propensity), keep
             the first.
+        drop_items: ids whose rows are left out.
         first_rows: limit for each file.
 
     Raises:
@@ -117,7 +122,8 @@ def read_logs(
     table, rejects = reader.finish()
     if click_rating is not None:  # an item without a rating was shown and not rated
         table = table.with_columns((pl.col(RATING) >= click_rating).fill_null(False).alias(CLICKED))
-    kept = _filter(table, keep_events, min_rating)
+    known, left_out = _orders(table, drop_items)
+    kept = _filter(known, keep_events, min_rating)
     filtered = len(table) - len(kept)
     impressions = CLICKED in table.columns
     keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in table.columns)]
@@ -127,13 +133,14 @@ def read_logs(
     if not len(chosen):
         raise _nothing(paths[0], len(table), rejects, filtered, len(once))
     return Logs(
-        chosen.select(*keys, *([RATING] if columns.rating else [])),
+        chosen.select(*keys, *([RATING] if columns.rating else []), *([BASKET] if columns.basket else [])),
         once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
         rejects,
         len(table) + len(rejects),
         filtered,
         len(kept) - len(once) if drop_duplicates else None,
         reader.detected(table),
+        left_out,
     )
 
 
@@ -192,6 +199,8 @@ class _Reader:
                 for name, field in fields.items()
             }
         )
+        if BASKET in fields:  # a line without a user is of a guest
+            bad = bad.with_columns(bad[USER_ID] & raw[USER_ID].is_not_null())
         refused = self._refused(parsed)
         rejected = bad.select(pl.any_horizontal(pl.all())).to_series() | refused.is_not_null()
         if chunk.problem is not None:
@@ -281,6 +290,20 @@ def _reasons(
 
 def _shown(text: pl.Expr) -> pl.Expr:
     return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
+
+
+def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Leave out guest orders, returns and ids that are no items, and count each."""
+    counts, kept = {}, table
+    for name, wanted in (
+        ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),
+        ("rows_returned", (pl.col(QUANTITY) > 0).fill_null(True) if QUANTITY in table.columns else None),
+        ("rows_of_no_item", ~pl.col(ITEM_ID).cast(pl.String).is_in(list(drop_items)) if drop_items else None),
+    ):
+        if wanted is not None:
+            before, kept = len(kept), kept.filter(wanted)
+            counts[name] = before - len(kept)
+    return kept, counts
 
 
 def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:

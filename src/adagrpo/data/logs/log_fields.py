@@ -10,7 +10,19 @@ from typing import NamedTuple
 import polars as pl
 
 from adagrpo.config.data import Columns
-from adagrpo.data.columns import CLICKED, EVENT, ITEM_ID, POSITION, PROPENSITY, RATING, SLOT, TIMESTAMP, USER_ID
+from adagrpo.data.columns import (
+    BASKET,
+    CLICKED,
+    EVENT,
+    ITEM_ID,
+    POSITION,
+    PROPENSITY,
+    QUANTITY,
+    RATING,
+    SLOT,
+    TIMESTAMP,
+    USER_ID,
+)
 from adagrpo.data.logs.cells import LONGEST_ID, booleans, identifiers, numbers, slots
 from adagrpo.data.logs.formats import columns_of, listed
 from adagrpo.data.logs.times import Times
@@ -63,6 +75,10 @@ def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: boo
         fields[TIMESTAMP] = Field(columns.timestamp, True, times.expected, times.read, times)
     elif columns.order is not None:
         fields[POSITION] = Field(columns.order, True, "a number", numbers)
+    if columns.basket is not None:
+        fields[BASKET] = Field(columns.basket, True, AN_ID, identifiers)
+    if columns.quantity is not None:
+        fields[QUANTITY] = Field(columns.quantity, False, "a number", numbers)
     if columns.event is not None:
         fields[EVENT] = Field(columns.event, False, "text", lambda values: values.cast(pl.String))
     if columns.rating is not None:

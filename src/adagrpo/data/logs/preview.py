@@ -17,6 +17,7 @@ from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, o
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
 from adagrpo.data.logs.notes import duplicates_note, ids_note
+from adagrpo.data.logs.question import question_of
 from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
@@ -27,6 +28,7 @@ ROWS = 200_000  # of each file, by default
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
 OBJECTS = r"^\s*\[[\s\[]*\{"  # a list of JSON objects, which says nothing of an item
+WITH_DIGITS = 0.98  # share of rows whose item ids have a digit, from which on ids without one are taken for no items
 KINDS = 12  # of events, that are listed
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
@@ -34,9 +36,12 @@ NAMES = {  # the best name of a role first
     "user": "user_id user uid userid customer_id customer visitor_id visitor member_id member account_id account "
     "client_id shopper_id shopper buyer_id buyer user_no user_number customer_no customer_number customer_nr "
     "customer_key reviewer_id reviewerid session_id session sessionid",
-    "item": "item_id item iid itemid sku product_id product asin parent_asin movie_id movieid movie article_id article "
-    "video_id video track_id track song_id business_id isbn poi_id content_id "
+    "item": "item_id item iid itemid sku stock_code product_id product asin parent_asin movie_id movieid movie "
+    "article_id article video_id video track_id track song_id business_id isbn poi_id content_id "
     "item_no item_number product_no product_number product_code article_no article_number article_nr",
+    "basket": "basket_id basket order_id order_no order_number invoice_id invoice_no invoice_number invoice "
+    "transaction_id transaction_no transaction receipt_id receipt_no receipt ticket_id cart_id",
+    "quantity": "quantity qty units",
     "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
     "clicked": "clicked click is_click was_clicked label",
     "order": "order sequence seq step position",  # without clicks; with them a position is a slot
@@ -187,7 +192,7 @@ def _fits(role: str, values: pl.Series) -> bool:
     known = blank_to_null(values).drop_nulls()
     if len(known) == 0 or known.dtype.is_nested() or known.dtype in UNREADABLE:
         return False
-    if role in ("user", "item", "event"):
+    if role in ("user", "item", "basket", "event"):
         return not known.dtype.is_temporal()
     read = {"timestamp": Times().read, "clicked": booleans, "slot": slots}.get(role, numbers)
     return _most(read(known))
@@ -312,7 +317,18 @@ def _counted(
         "lost": _lost(logs.rejects),
         "notes": [*filter(None, (duplicates_note(duplicates), ids_note(users[USER_ID], items)))],
         "has_time": TIMESTAMP in table.columns,
+        "left_out": logs.left_out,
+        "no_items": _no_items(table[ITEM_ID]),
+        "question": question_of(logs) if ordered and shown is None else None,
     }
+
+
+def _no_items(ids: pl.Series) -> list[str]:
+    """Ids without a digit, such as POST, in a log whose other ids have one."""
+    counts = ids.cast(pl.String).rename("id").value_counts()
+    without = counts.filter(~counts["id"].str.contains(r"\d"))
+    few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(counts["count"].sum())
+    return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
 
 
 def _tied(table: pl.DataFrame) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo import metrics
-from adagrpo.evaluation.predictions import reordered
+from adagrpo.evaluation.predictions import ranks_in, reordered
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
 from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, RewardWeights
@@ -47,10 +47,10 @@ def reranking(run: RunDirectory) -> Declaration:
             summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)
             beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": spreads}
         assert beams.rewards is not None, "predicted with a reward"
-        spread, targets = reward_spread(beams.items, beams.rewards), cases.targets.astype(np.int64)
-        ranks = {w: metrics.target_rank_in(reordered(beams, w, spread).items, targets) for w in WEIGHTS}
+        spread = reward_spread(beams.items, beams.rewards)
+        ranks = {w: ranks_in(reordered(beams, w, spread).items, cases) for w in WEIGHTS}
         weighted = data.case_weights(cases)
-        by_weight = {weight: weighted * metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
+        by_weight = {weight: weighted * metrics.ndcg(rank, 10, cases.sizes) for weight, rank in ranks.items()}
         found = RewardWeights(spread, best_weight(by_weight), least_of_the_best(by_weight))
         warning = edge_warning(found.rerank)
         if warning is not None:

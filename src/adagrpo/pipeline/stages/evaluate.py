@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, summarise
-from adagrpo.lists.table import BASELINES
+from adagrpo.lists.table import baselines
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
 from adagrpo.pipeline.description import config_hash
@@ -89,7 +89,7 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
         reads=[*reads, *data.truth_files],
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
-        also={"metrics": measured()} | data.truth_read | data.validation_draw,
+        also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
         version=3,
     )
     return declared
@@ -216,7 +216,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         "catalog": run.content("tokenize", "audit.json"),
         "ranker": ranker,
         "reward": describe_reward(Models(RunData(run))),
-        "baselines": {name: run.content("evaluate", name, "metrics.json") for name in BASELINES},
+        "baselines": {name: run.content("evaluate", name, "metrics.json") for name in baselines(run.config)},
         "stages": stages,
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import polars as pl
-
+from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, START, parse_list
-from adagrpo.metrics import RankedLists, measure, measured, target_rank_in
+from adagrpo.metrics import RankedLists, measure, measured
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
@@ -24,7 +23,7 @@ from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ranks
+from adagrpo.pipeline.stages.fuse import VALIDATION, read_ranks, validation_cases, write_ranks
 from adagrpo.types import Cases
 
 WITHOUT_POLICY = ("evaluation", "max_history")  # settings that determine the lists of sources
@@ -55,8 +54,9 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
             _rank(served, data, name, work)
-        ranks = pl.read_parquet(ranked or work / VALIDATION, columns=[name])[name].to_numpy().astype(np.int64)
-        values = {"validation": dict(measure(RankedLists(ranks, served.width))), "test": _on_test(data, cases, lists)}
+        ranks, sizes = read_ranks(ranked or work / VALIDATION, name)
+        validation = dict(measure(RankedLists(ranks, served.width, sizes=sizes)))
+        values = {"validation": validation, "test": _on_test(data, cases, lists)}
         for split, found in values.items():
             found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
         write_lists(data, cases, lists.items, lists.scores, work)
@@ -69,18 +69,17 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         reads,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
         settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
-        also={"metrics": measured()} | data.truth_read | data.validation_draw,
+        also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
         version=2,
     )
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     cases = validation_cases(data)
-    ranks = target_rank_in(lists_of(served, data, cases).items, cases.targets.astype(np.int64))
-    write_ranks(work, {name: ranks}, data.ids_of(cases.users))
+    ranks = ranks_in(lists_of(served, data, cases).items, cases)
+    write_ranks(work, {name: ranks}, data.ids_of(cases.users), cases.sizes)
 
 
 def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
-    ranks = target_rank_in(lists.items, cases.targets.astype(np.int64))
-    width = lists.items.shape[1]
-    return dict(measure(RankedLists(ranks, width, items=lists.items, tail=data.tail, utility=data.utility_at(cases))))
+    options: dict[str, Any] = {"tail": data.tail, "utility": data.utility_at(cases), "sizes": cases.sizes}
+    return dict(measure(RankedLists(ranks_in(lists.items, cases), lists.items.shape[1], items=lists.items, **options)))

@@ -166,7 +166,7 @@ def _scores(bench: RunData, reward: Reward, impressions: Exposed) -> NDArray[np.
         items = np.full((len(users), int(counts[first : first + size].max())), -1, dtype=np.int64)
         items[row[mine] - first, place[mine]] = impressions.items[mine]
         seen = pad(bench.training, users, bench.config.max_history)
-        histories = Histories(*(part.to(bench.device) for part in (seen.items, seen.lengths, torch.from_numpy(users))))
+        histories = Histories(seen.items, seen.lengths, torch.from_numpy(users)).to(bench.device)
         scored = reward.score(histories, torch.from_numpy(items).to(bench.device)).double().cpu().numpy()
         scores[mine] = scored[row[mine] - first, place[mine]]
     return scores

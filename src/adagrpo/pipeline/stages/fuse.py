@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.evaluation.predictions import ranks_in, sample_cases
 from adagrpo.lists import Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
-from adagrpo.lists.table import FUSED, SOURCES
-from adagrpo.metrics import ndcg, target_rank_in
+from adagrpo.lists.table import SOURCES, fused
+from adagrpo.metrics import ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -64,7 +64,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     weights = run.path(*weights_of(arm))
     maker = ListMaker(models)
     reads = [*data.training_files, *data.catalog_files, model_of(arm)]
-    reads += [file for name in FUSED for file in files_of_source(name)]
+    reads += [file for name in fused(run.config) for file in files_of_source(name)]
     reads += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
@@ -82,10 +82,10 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
         if fusion.rewards:
             fits[FUSE] = fit(FUSE, fusion.features)
-        ranks = {arm: target_rank_in(choices.items[:, : served.width], choices.targets)}
+        ranks = {arm: ranks_in(choices.items[:, : served.width], cases)}
         ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
         about = data.ids_of(cases.users).with_columns(pl.Series(WEIGHT, choices.case_weights))
-        _write(work, fits, ranks, about)
+        _write(work, fits, ranks, about, cases.sizes)
 
     return Declaration(
         build,
@@ -115,27 +115,59 @@ def choices_of(served: Recommender, data: RunData, cases: Cases, report: Any) ->
     features = np.zeros((len(cases), widest, len(served.fusion.features)), dtype=np.float32)
     for rows, found_items, said in parts:
         items[rows, : found_items.shape[1]], features[rows, : said.shape[1]] = found_items, said
-    return Choices(items, features, cases.targets.astype(np.int64), cases.users, data.case_weights(cases))
+    return Choices(items, features, cases.logged, cases.users, data.case_weights(cases))
 
 
-def _write(work: Path, fits: dict[str, Fit], ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
+def _write(
+    work: Path,
+    fits: dict[str, Fit],
+    ranks: dict[str, NDArray[np.int64]],
+    cases: pl.DataFrame,
+    sizes: NDArray[np.int64] | None,
+) -> None:
     content = {
         order: {
             "weights": dict(fit.weights.weights),
             "spreads": dict(fit.weights.spreads),
             "shrinkage": fit.shrinkage,
             "epochs": fit.epochs,
-            "ndcg@10": float(ndcg(fit.ranks, 10).mean()),
+            "ndcg@10": float(ndcg(fit.ranks, 10, sizes).mean()),
         }
         for order, fit in fits.items()
     }
     write_json(work / WEIGHTS, content)
     save_corrections({order: fit.weights for order, fit in fits.items()}, work / CORRECTIONS)
-    write_ranks(work, ranks, cases)
+    write_ranks(work, ranks, cases, sizes)
 
 
-def write_ranks(folder: Path, ranks: dict[str, NDArray[np.int64]], cases: pl.DataFrame) -> None:
-    """Write `validation.parquet`."""
+def write_ranks(
+    folder: Path,
+    ranks: dict[str, NDArray[np.int64]],
+    cases: pl.DataFrame,
+    sizes: NDArray[np.int64] | None = None,  # (N,) of baskets, where ranks are (N, R)
+) -> None:
+    """Write `validation.parquet`: by list the rank of each logged item; of baskets, a list of their items' ranks."""
+    columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
+    if sizes is not None:
+        kept = np.arange(int(sizes.max(initial=1))) < sizes[:, None]
+        grouped = pl.Series(np.repeat(np.arange(len(sizes)), sizes))
+        columns = [
+            pl.DataFrame({"case": grouped, "rank": column[kept].astype(np.int32)})
+            .group_by("case", maintain_order=True)
+            .agg("rank")["rank"]
+            .alias(name)
+            for name, column in ranks.items()
+        ]
     with naming(folder):
-        columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
         cases.with_columns(columns).write_parquet(folder / VALIDATION)
+
+
+def read_ranks(file: Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Read a column of `write_ranks`: ranks (N,), or (N, R) with the (N,) sizes of baskets."""
+    column = pl.read_parquet(file, columns=[name])[name]
+    if column.dtype != pl.List(pl.Int32):
+        return column.to_numpy().astype(np.int64), None
+    sizes = column.list.len().to_numpy().astype(np.int64)
+    ranks = np.zeros((len(sizes), int(sizes.max())), np.int64)
+    ranks[np.arange(ranks.shape[1]) < sizes[:, None]] = column.explode().to_numpy()
+    return ranks, sizes

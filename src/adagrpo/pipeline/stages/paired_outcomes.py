@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
-from adagrpo.metrics import RankedLists, measured, target_rank_in
+from adagrpo.evaluation.predictions import ranks_in
+from adagrpo.metrics import RankedLists, measured
 from adagrpo.pipeline.directory import RunDirectory, hash_of
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -37,7 +36,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
         reads=[*reads, *data.truth_files],
         files=("paired.json",),
         settings=("evaluation.beam_width",),
-        also={"metrics": measured(), "arms": list(arms)} | data.truth_read,
+        also={"metrics": measured(run.config.data.split.baskets), "arms": list(arms)} | data.truth_read,
     )
 
 
@@ -49,12 +48,13 @@ def read_measured(data: RunData, folder: Path) -> Measured:
     width = data.config.evaluation.beam_width
     items = read_lists(data, cases, folder, width)
     lists = RankedLists(
-        target_rank_in(items, cases.targets.astype(np.int64)),
+        ranks_in(items, cases),
         width,
         items=items,
         valid=read_valid(data, cases, folder, width),
         tail=data.tail,
         utility=data.utility_at(cases),
+        sizes=cases.sizes,
     )
     users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
     values = read_json(folder / "metrics.json")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adagrpo.config import ItemTable
 from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
-from adagrpo.data.columns import CLICKED, ITEM_ID, USER_ID
+from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import file_format, kind_of
@@ -159,7 +159,15 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the logs; `ordered` if rows have an order in time."""
-        names = ("keep_events", "min_rating", "click_rating", "max_bad_rows", "max_expansion", "drop_duplicates")
+        names = (
+            "keep_events",
+            "min_rating",
+            "click_rating",
+            "max_bad_rows",
+            "max_expansion",
+            "drop_duplicates",
+            "drop_items",
+        )
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
@@ -173,7 +181,7 @@ class LogSource(NamedTuple):
             logs = with_impressions(logs, _served(self.served, logs, self.key), "data.exposures")
         names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
         options = {name: getattr(self.options, name) for name in names}
-        dataset = build_dataset(logs, table, **options)
+        dataset = build_dataset(logs, table, **options, baskets=self.options.split.baskets)
         return _with_unknown(dataset, logs) if self.shown or self.served else dataset
 
 
@@ -360,12 +368,17 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
+    offsets = np.append(0, lengths.cumsum()).astype(np.int64)
+    baskets = dataset.interactions[BASKET].to_numpy() if options.baskets else None
     whole: NDArray[np.int64] | None = None
     match options.kind:
+        case "leave_one_out" if baskets is not None:
+            split, whole = splits.last_baskets(baskets, offsets), lengths
         case "leave_one_out":
             split, whole = splits.leave_one_out(lengths), lengths
         case "temporal":
-            split = _temporal(options, dataset, lengths)
+            split = _temporal(options, dataset, offsets)
+            split = split if baskets is None else splits.with_baskets(split, baskets, offsets)
         case "impressions":
             raise ValueError("impressions without order are not cut by time, see `write_exposures`")
         case _:
@@ -386,11 +399,10 @@ def _in_unit(name: str, point: int | str, unit: str | None) -> float:
     return seconds_of(point) * UNITS[unit]
 
 
-def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:
+def _temporal(options: SplitConfig, dataset: Dataset, offsets: NDArray[np.int64]) -> splits.Split:
     interactions = dataset.interactions
     if "timestamp" not in interactions.columns:
         raise UserError("data.split.kind: temporal needs data.columns.timestamp")
-    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     times = interactions["timestamp"].to_numpy()
     unit = dataset.understood.get("time", {}).get("unit")
     points = {name: _in_unit(name, getattr(options, name), unit) for name in ("validation_from", "test_from")}

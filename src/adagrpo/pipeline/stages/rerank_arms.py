@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo.evaluation.predictions import reordered, summarise
+from adagrpo.evaluation.predictions import ranks_in, reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
-from adagrpo.metrics import measured, ndcg, target_rank_in
+from adagrpo.metrics import measured, ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
@@ -54,12 +54,11 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         for split in ("validation", "test"):
             cases[split], report = data.measured_cases(split), progress(run, f"{label} {split}")
             beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
-        known, targets = read_reward_weights(file), cases["validation"].targets.astype(np.int64)
+        known, sizes = read_reward_weights(file), cases["validation"].sizes
         tried = {weight: reordered(beams["validation"], weight, known.spread) for weight in WEIGHTS}
         importance = data.case_weights(cases["validation"])
-        values = {
-            weight: importance * ndcg(target_rank_in(lists.items, targets), 10) for weight, lists in tried.items()
-        }
+        ranks = {weight: ranks_in(lists.items, cases["validation"]) for weight, lists in tried.items()}
+        values = {weight: importance * ndcg(found, 10, sizes) for weight, found in ranks.items()}
         chosen = known.rerank if arm == START else best_weight(values)
         warning = edge_warning(chosen)
         if warning is not None:
@@ -75,8 +74,12 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         }
         write_predictions(data, cases["test"], lists, work)
         compared = np.isin(cases["validation"].users, validation_cases(data).users)  # as for other lists
-        ranks = target_rank_in(tried[chosen].items, targets)[compared]
-        write_ranks(work, {str(ListName(arm, RERANK)): ranks}, data.ids_of(cases["validation"].users[compared]))
+        write_ranks(
+            work,
+            {str(ListName(arm, RERANK)): ranks[chosen][compared]},
+            data.ids_of(cases["validation"].users[compared]),
+            None if sizes is None else sizes[compared],
+        )
         write_json(work / "metrics.json", content)
 
     declared = Declaration(
@@ -84,7 +87,9 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         reads,
         files=(*EVALUATED, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "decide"),
-        also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
+        also={"weights": list(WEIGHTS), "metrics": measured(run.config.data.split.baskets)}
+        | data.truth_read
+        | data.validation_draw,
         version=6,
     )
     return declared

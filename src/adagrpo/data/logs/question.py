@@ -1,0 +1,160 @@
+"""What can be asked of a log: the next item or the next basket, by time or of each user's last, repeats or none.
+
+By time, the last part of the log is for test and the part before it for validation; in each, a case is a user's first
+basket, if the user has an earlier one. A part is the shortest of whole days (of whole weeks in logs of at least ten)
+that holds `CASES` cases, and at most a sixth of the log's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
+from adagrpo.data.logs.formats import one_line
+from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.logs.times import UNITS
+
+SEVERAL = 0.01  # share of lines in baskets of several, from which on a case is a basket
+CASES, FEW, LEAST = 2000, 1000, 100  # cases wanted in each part, few enough to say so, and too few to ask by time
+LONGEST = 1 / 6  # of the log's time, of each part
+SHOWN = 12  # ids that a note names
+WEEKS = 70  # days of a log from which on parts are whole weeks
+
+Floats = NDArray[np.float64]
+
+
+class ByTime(NamedTuple):
+    """A split in time."""
+
+    validation_from: str  # a date
+    test_from: str
+    days: int  # of the test part
+    validation_cases: int
+    test_cases: int
+
+
+class Question(NamedTuple):
+    """What is asked of a log."""
+
+    baskets: bool
+    lines_in_several: float  # share of lines whose basket holds another
+    repeats: float  # share of lines with an item of an earlier basket of the user
+    users_with_one: float  # share of users with one basket
+    by_time: ByTime | None  # None: each user's last basket
+    why_not: str | None = None  # why there is no split in time, where the log has times
+
+
+def order_notes(left_out: Mapping[str, int], no_items: Sequence[str]) -> list[str]:
+    """Say which rows of orders are left out."""
+    words = {
+        "rows_of_guests": "have no user: guest orders",
+        "rows_returned": "have a quantity of at most 0: returns",
+    }
+    notes = [f"note: {count:,} rows {words[kind]}; they are left out" for kind, count in left_out.items() if count]
+    if no_items:
+        named = ", ".join(map(one_line, no_items[:SHOWN])) + (", ..." if len(no_items) > SHOWN else "")
+        notes.append(
+            f"note: item ids without a digit are taken for no items and left out: {named}; to keep them,"
+            " --set 'data.drop_items=[]'"
+        )
+    return notes
+
+
+def question_of(logs: Logs) -> Question:
+    """Derive the question from all rows of a log."""
+    table, key = logs.interactions, logs.time_key
+    if BASKET not in table.columns and key != TIMESTAMP:
+        repeats = 1 - table.select(USER_ID, ITEM_ID).n_unique() / len(table)
+        return Question(False, 0.0, repeats, float((table[USER_ID].value_counts()["count"] == 1).mean()), None)  # type: ignore[arg-type]
+    basket = BASKET if BASKET in table.columns else key
+    lines = table.select(USER_ID, basket, ITEM_ID, *({key} - {basket})).with_columns(
+        pl.len().over(USER_ID, basket).alias("size")
+    )
+    several = float((lines["size"] > 1).mean())  # type: ignore[arg-type]
+    together = several >= SEVERAL
+    once = lines.unique([USER_ID, basket, ITEM_ID]) if together else lines
+    repeats = 1 - once.select(USER_ID, ITEM_ID).n_unique() / len(once)
+    of_user = (
+        lines.group_by(USER_ID, basket).agg(pl.col(key).min().alias("at"))
+        if together
+        else lines.select(USER_ID, pl.col(key).alias("at"))
+    ).sort(USER_ID, "at")
+    one = float((of_user.group_by(USER_ID).len()["len"] == 1).mean())  # type: ignore[arg-type]
+    known = Question(together, several, repeats, one, None)
+    unit = logs.understood.get("time", {}).get("unit")
+    if key != TIMESTAMP:
+        return known
+    if unit is None:
+        return known._replace(why_not="of which unit its times are is not known")
+    found = _parts(of_user, UNITS[unit] * 86_400)
+    if isinstance(found, str):
+        return known._replace(why_not=found)
+    return known._replace(by_time=found)
+
+
+def _parts(of_user: pl.DataFrame, day: float) -> ByTime | str:
+    """Find the parts, given the users and times of baskets and a day in their unit; else return why there are none."""
+    users = of_user[USER_ID].rank("dense").to_numpy().astype(np.int64) - 1
+    at = of_user["at"].to_numpy().astype(np.float64) / day
+    first = np.full(int(users[-1]) + 1, np.inf)
+    np.minimum.at(first, users, at)
+    begin, end = float(np.floor(at.min())), float(np.floor(at.max())) + 1
+    step = 7 if end - begin >= WEEKS else 1
+    most = int((end - begin) * LONGEST) // step * step
+    if most < 1:
+        return f"it spans {end - begin:g} days, too few to hold a part back"
+
+    def part(until: float) -> tuple[float, int]:
+        """The start of the part that ends at a day, and its cases."""
+        latest = np.full(len(first), -np.inf)
+        before = at < until
+        np.maximum.at(latest, users[before], at[before])
+        for days in range(step, most + 1, step):
+            since = until - days
+            cases = int(((first < since) & (latest >= since)).sum())
+            if cases >= CASES:
+                break
+        return since, cases
+
+    test_from, tests = part(end)
+    validation_from, validations = part(test_from)
+    if min(tests, validations) < LEAST:
+        held = min(tests, validations)
+        return f"the last {most} days hold {held} users with an earlier history, too few"
+    dates = (datetime.fromtimestamp(days * 86_400, UTC).strftime("%Y-%m-%d") for days in (validation_from, test_from))
+    return ByTime(next(dates), next(dates), int(end - test_from), validations, tests)
+
+
+def question_lines(question: Question) -> list[str]:
+    """Say which question is asked, and what it rests on."""
+    what = "the next basket" if question.baskets else "the next item"
+    shares = (
+        f"{100 * question.lines_in_several:.1f} % of the lines stand in baskets of several,"
+        f" {100 * question.repeats:.1f} % repeat an item of the user"
+    )
+    found = question.by_time
+    if found is None:
+        why = f" ({question.why_not})" if question.why_not else ""
+        lines = [f"asked: {what} of each user, the last of the log{why}; {shares}"]
+    else:
+        lines = [
+            f"asked: {what}, by time: validation from {found.validation_from}, test from {found.test_from}"
+            f" ({found.validation_cases:,} and {found.test_cases:,} users with an earlier history); {shares}"
+        ]
+        if found.test_cases < FEW:
+            lines.append(
+                f"note: the last {found.days} days hold {found.test_cases:,} cases, which are few; to ask for each"
+                " user's last instead, --set data.split.kind=leave_one_out"
+            )
+    one = "basket" if question.baskets else "interaction"
+    if question.users_with_one > 0.5:
+        lines.append(
+            f"note: {100 * question.users_with_one:.0f} % of the users have one {one}: nothing is asked of them"
+        )
+    return lines
