@@ -110,9 +110,7 @@ def test_what_is_read_must_be_there_and_unchanged(kitchen: Kitchen, tmp_path: Pa
     make_all(run)
     run.path("first", "read.txt").write_text("3", encoding="utf-8")
     for name, declare in run.stages.declared(run.config).items():
-        with pytest.raises(
-            UserError, match=r"first/read\.txt: content differs .* delete .*first"
-        ):
+        with pytest.raises(UserError, match=r"first/read\.txt: content differs .* delete .*first"):
             make(run, name, declare(run))
     run.path("first", "read.txt").unlink()
     with pytest.raises(UserError, match=r"first/read\.txt: missing; delete .*first to have it made again"):

@@ -7,6 +7,7 @@ others only join in fits.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shlex
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import torch
 
-from adagrpo.config import Config, Settings, as_overrides, resolve_config
+from adagrpo.config import Config, Settings, as_overrides, read_settings, resolve_config
 from adagrpo.config.objective import in_section
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
@@ -26,7 +27,7 @@ from adagrpo.lists.names import parse_list
 from adagrpo.pipeline.description import DESCRIPTION, OUTPUTS, data_settings, hash_of_output, read_description
 from adagrpo.pipeline.events import append_event, cut_half_line, read_events
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.stage import Read, StageTable
+from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
 from adagrpo.storage.artifacts import manifest, verify_file
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import lock_folder
@@ -245,16 +246,11 @@ def checked_stage(run: RunDirectory, name: str, *, but: Collection[str] = ()) ->
 
 
 def label_of(run: RunDirectory, read: Read) -> str:
-    """Return the name of what a stage reads, independent of the location of run and data."""
+    """Return the path of what a stage reads, independent of the location of run and data."""
     if isinstance(read, str):
-        return read
+        return read.replace(":", "/", 1)
     parents = (parent for parent in (run.data, run.data.resolve()) if read.is_relative_to(parent))
     return next((read.relative_to(parent).as_posix() for parent in parents), read.name)  # run.yaml has the last one
-
-
-def path_label(run: RunDirectory, read: Read) -> str:
-    """Return `label_of` with the path of a stage's file."""
-    return read.replace(":", "/", 1) if isinstance(read, str) else label_of(run, read)
 
 
 def by_label(run: RunDirectory, reads: Iterable[Read]) -> dict[str, Read]:
@@ -269,11 +265,26 @@ def by_label(run: RunDirectory, reads: Iterable[Read]) -> dict[str, Read]:
     return found
 
 
-def hashes_of(
-    run: RunDirectory, reads: Iterable[Read], of: Callable[[RunDirectory, Read], str] | None = None
-) -> dict[str, str]:
+def hashes_of(run: RunDirectory, reads: Iterable[Read]) -> dict[str, str]:
     """Return the sha256 of what a stage reads, by label, see `hash_of`."""
-    return {label: (of or hash_of)(run, read) for label, read in by_label(run, reads).items()}
+    return {label: hash_of(run, read) for label, read in by_label(run, reads).items()}
+
+
+def made_from(
+    run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] | None = None
+) -> MadeFrom:
+    """Return what a stage would be made from now; `hashed` replaces `hash_of`."""
+    settings, reads = read_settings(run.config, declared.settings, declared.but), by_label(run, declared.reads)
+    hashes = {label: (hashed or hash_of)(run, read) for label, read in reads.items()}
+    return MadeFrom(
+        declared.version,
+        json.loads(json.dumps(settings)),
+        json.loads(json.dumps(declared.also)),
+        {read: hashes[label] for label, read in reads.items() if isinstance(read, str)},
+        {label: hashes[label] for label, read in reads.items() if not isinstance(read, str)},
+        tuple(declared.settings),
+        tuple(declared.but),
+    )
 
 
 def hash_of(run: RunDirectory, read: Read) -> str:
@@ -290,10 +301,10 @@ def hash_of(run: RunDirectory, read: Read) -> str:
         file = path.relative_to(root).as_posix()
         named = read if isinstance(read, str) else run.stages.named(file)
         stage, _, inner = (named or file).partition(":")
-        for other in reversed(roots(run)):  # of a finished stage: its command would not make the file again
-            content = manifest(other / stage) if inner else None
-            if content is not None and inner in content["files"]:
-                verify_file(other / stage, inner, content)
+        folder = folder_of(run, stage)
+        content = manifest(folder)
+        if content is not None and inner in content["files"]:  # its command would not make the file again
+            verify_file(folder, inner, content)
         raise UserError(f"{path}: missing; run {remake_command(run, stage)} first")
     root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
     if root is None:

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, folder_of, hashes_of, locked, log_event
+from adagrpo.pipeline.directory import RunDirectory, folder_of, locked, log_event, made_from
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.locks import WORK
@@ -44,9 +44,8 @@ def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
             declared.build(folder.work)
         return folder_of(run, name)
     with locked(run):
-        made_from = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads))
-        there = folder_of(run, name)
-        same = made_from.equals(MadeFrom.of(manifest(there) or {}, run.stages))
+        wanted, there = made_from(run, declared), folder_of(run, name)
+        same = wanted.equals(MadeFrom.of(manifest(there) or {}, run.stages))
         if same:
             verify(there)
         if same and not (changed := declared.changed(there)):
@@ -58,7 +57,7 @@ def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
             folder.check()
             log_event(run, name, "start")
             started = time.monotonic()
-            folder.make(made_from, build)
+            folder.make(wanted, build)
             run.made.append(name)
             log_event(run, name, "end", time.monotonic() - started)
         if run.followed:
@@ -68,8 +67,7 @@ def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
 
 def has_made(run: RunDirectory, name: str, declared: Declaration) -> bool:
     """Return whether a stage is up to date."""
-    wanted = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads))
-    return wanted.equals(MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages))
+    return made_from(run, declared).equals(MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages))
 
 
 class StageFolder:
@@ -97,9 +95,9 @@ class StageFolder:
         check_replaceable(self.place, self.name, self._is_own)
         self._check_work()
 
-    def make(self, made_from: MadeFrom, build: Callable[[Path], None]) -> None:
+    def make(self, wanted: MadeFrom, build: Callable[[Path], None]) -> None:
         """Build and publish the stage, resuming an interrupted attempt."""
-        fingerprint, work = made_from.fingerprint(self.name), self.work
+        fingerprint, work = wanted.fingerprint(self.name), self.work
         if self.begun_for() != fingerprint:
             self.forget()
         make_folder(work)
@@ -114,7 +112,7 @@ class StageFolder:
                 build(work)
             remove(work / "checkpoints", self._is_own)
             self._check_work()
-            seal(work, kind=self.name, fingerprint=fingerprint, made_from=made_from._asdict())
+            seal(work, kind=self.name, fingerprint=fingerprint, made_from=wanted._asdict())
         else:  # the attempt ended between sealing and publishing
             verify(work)
         publish(work, self.place)

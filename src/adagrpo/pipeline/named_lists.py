@@ -20,7 +20,7 @@ from adagrpo.pipeline.directory import (
     find_content,
     finished_stages,
     hash_of,
-    path_label,
+    label_of,
     trained_arms,
 )
 from adagrpo.pipeline.factories import Models
@@ -128,7 +128,7 @@ def check_served(
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
     """Return the reward and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
-    files = {path_label(run, file): hash_of(run, file) for file in maker.files(name)}
+    files = {label_of(run, file): hash_of(run, file) for file in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
     if not files and not reward:
         return {}

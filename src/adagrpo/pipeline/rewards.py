@@ -22,7 +22,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
-from adagrpo.pipeline.directory import RunDirectory, hash_of, path_label
+from adagrpo.pipeline.directory import RunDirectory, hash_of, label_of
 from adagrpo.pipeline.factories import FIRST_LOOK, Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -171,5 +171,5 @@ def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Va
 def describe_reward(models: Models) -> dict[str, Any]:
     """Return the reward's options and the sha256 of its files, JSON-able."""
     options, run = models.config.reward, models.run
-    files = {path_label(run, file): hash_of(run, file) for file in [*models.files_of(options), *models.probe_files]}
+    files = {label_of(run, file): hash_of(run, file) for file in [*models.files_of(options), *models.probe_files]}
     return {**options.identity(), "files": files}

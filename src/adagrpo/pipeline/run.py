@@ -453,9 +453,9 @@ class Run(RunDirectory):
             if (row := self.stages.row(name)) is not None and row.shared:
                 self._ready.add(name)
             if name == "prepare" and (name in self.made or not is_described(self.directory)):
-                logs = {label.replace(":", "/", 1): read for label, read in by_label(self, wanted.reads).items()}
+                logs = by_label(self, wanted.reads)  # by name alone, unless one is in different folders
                 by_name = {place_of(self, read).name: read for read in logs.values()}
-                named = by_name if len(by_name) == len(logs) else logs  # one name in different folders
+                named = by_name if len(by_name) == len(logs) else logs
                 keep_settings(self, {name: hash_of(self, read) for name, read in named.items()})
 
     def _train(self, *, anyway: bool) -> None:

@@ -7,14 +7,13 @@ when its declaration says something else now.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from adagrpo.config import Change, Config, read_settings
+from adagrpo.config import Change, Config
 from adagrpo.storage.hashes import hash_json
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
@@ -72,21 +71,6 @@ class MadeFrom(NamedTuple):
     files: dict[str, str]  # sha256 of files outside the run, by label
     keys: Sequence[str] = ()  # that `settings` are below
     but: Sequence[str] = ()  # keys below them that are not read
-
-    @classmethod
-    def now(cls, declared: Declaration, config: Config, hashes: Mapping[str, str]) -> MadeFrom:
-        """Return what a stage would be made from, given the sha256 of what it reads, by label."""
-        settings = read_settings(config, declared.settings, declared.but)
-        own = {read for read in declared.reads if isinstance(read, str)}
-        return cls(
-            declared.version,
-            json.loads(json.dumps(settings)),
-            json.loads(json.dumps(declared.also)),
-            {label: digest for label, digest in hashes.items() if label in own},
-            {label: digest for label, digest in hashes.items() if label not in own},
-            tuple(declared.settings),
-            tuple(declared.but),
-        )
 
     @classmethod
     def of(cls, content: Mapping[str, Any], stages: StageTable) -> MadeFrom | None:

@@ -16,7 +16,7 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, hashes_of, place_of, trained_arms
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of, trained_arms
 from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.stage import RUN, Declare, MadeFrom, Part, Read, State, names_key, sources_of
 from adagrpo.storage.artifacts import manifest
@@ -127,8 +127,7 @@ class _States:
         kept, now = MadeFrom.of(content or {}, run.stages), None
         with suppress(UserError, OSError):  # reported when it is made
             if declare is not None:
-                declared = declare(run)
-                now = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads, self._hash))
+                now = made_from(run, declare(run), self._hash)
         if now is None and content is None:
             if damage or declare is not None:
                 self.parts[name] = Part(name, "damaged" if damage else "missing", damage, there=False)

@@ -22,7 +22,7 @@ from adagrpo.pipeline.directory import (
     RunDirectory,
     folder_of,
     hash_of,
-    path_label,
+    label_of,
     place_of,
     remake_command,
     trained_arms,
@@ -171,7 +171,7 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
     kept = MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages)
     for read, digest in ({} if kept is None else kept.reads).items():
         if place_of(run, read).is_file() and hash_of(run, read) != digest:
-            return f"made from another {path_label(run, read)} than is there now"
+            return f"made from another {label_of(run, read)} than is there now"
     return None
 
 

@@ -29,7 +29,7 @@ from adagrpo.pipeline.directory import (
     events_of,
     find_content,
     hash_of,
-    hashes_of,
+    made_from,
     model_of,
     roots,
     weights_of,
@@ -103,7 +103,7 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
     """Copy the evaluation of identical weights and settings, and return whether there is one."""
-    now = MadeFrom.now(declared, run.config, hashes_of(run, declared.reads))
+    now = made_from(run, declared)
     for root in reversed(roots(run)):
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
             content = manifest(folder) or {}
