@@ -32,7 +32,9 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         UserError: with the command that fixes it.
     """
     parts, config = parts_of(run, measuring=verb in MEASURES), run.config
-    made = {part for part in parts if _makes(run, verb, part)}
+    makes = DECIDES if verb == "decide" else (verb,)
+    rows = {name: run.stages.row(name) for name in parts}
+    made = {name for name, row in rows.items() if row is not None and any(map(row.made_by, makes))}
     read = [*stages, *(reward_stages(run) if verb in MEASURES_REWARD else [])]
     if verb in run.stages.commands:
         arms = finished_arms(run) if verb in ("evaluate", "decide") else None
@@ -88,11 +90,6 @@ def reward_stages(run: RunDirectory) -> list[str]:
         return sources_of([*models.reward_files, *models.group_reward_files])
     except (UserError, OSError):  # the command reports it itself
         return []
-
-
-def _makes(run: RunDirectory, verb: str, stage: str) -> bool:
-    row = run.stages.row(stage)
-    return row is not None and any(map(row.made_by, DECIDES if verb == "decide" else (verb,)))
 
 
 def _asked_for(part: Part, keys: list[str]) -> Iterator[tuple[Change, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of, trained_arms
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of
 from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.stage import RUN, Declare, MadeFrom, Part, Read, State, names_key, sources_of
 from adagrpo.storage.artifacts import manifest
@@ -110,8 +110,8 @@ def left_out_arms(run: RunDirectory) -> dict[str, str]:
 
 def finished_arms(run: RunDirectory) -> list[str]:
     """Return the configured arms that are trained and up to date."""
-    usable = set(trained_arms(run)) - left_out_arms(run).keys()
-    return [arm.name for arm in run.config.train.arms if arm.name in usable]
+    usable = {name for name, part in parts_of(run, measuring=True).items() if part.usable}
+    return [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in usable]
 
 
 class _States:
