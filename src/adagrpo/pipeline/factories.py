@@ -59,9 +59,7 @@ from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
-REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
-FIRST_LOOK = ("reward", "reward.json")  # of the stage `reward`
-WEIGHT_FILE, LOOK_FILE = "reranking:weight.json", "reward:reward.json"
+REWARD_WEIGHTS, FIRST_LOOK = "reranking:weight.json", "reward:reward.json"
 RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
 PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not fully determine their scores
 
@@ -139,14 +137,14 @@ class Models:
     @property
     def reward_files(self) -> list[Read]:
         """The files that determine `reward`."""
-        spreads = [WEIGHT_FILE] if self.config.reward.in_spreads else []
+        spreads = [REWARD_WEIGHTS] if self.config.reward.in_spreads else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
     def probe_files(self) -> list[Read]:
         """The recorded answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`."""
         probed = not self.config.without_order and any(map(self.config.reward.holds, PROBED))
-        return [LOOK_FILE] if probed else []
+        return [FIRST_LOOK] if probed else []
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
@@ -166,7 +164,7 @@ class Models:
         options = self.config.reward
         if not options.in_spreads:
             return self.reward_of(options)
-        content = self.run.content(*REWARD_WEIGHTS)
+        content = self.run.content("reranking", "weight.json")
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:

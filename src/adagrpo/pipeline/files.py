@@ -1,6 +1,6 @@
 """The data of a run: prepared data, versions of the catalogue and truth.
 
-Reads go through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so changed files are never used. Only
+Reads go through `RunDirectory.checked`, `checked_stage` or `hash_of`, so changed files are never used. Only
 `cases("test")` reads test data.
 """
 

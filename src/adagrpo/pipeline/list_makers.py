@@ -32,7 +32,7 @@ from adagrpo.lists.table import LISTED, SOURCES, fused, listed
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.directory import place_of, weights_of
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read, sources_of
@@ -233,7 +233,7 @@ def _source_alone(source: str) -> ListKind:
 
 
 def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListOrder:
-    known = read_reward_weights(maker.models.run.checked(*REWARD_WEIGHTS))
+    known = read_reward_weights(maker.models.run.checked("reranking", "weight.json"))
     own = [read_json(place_of(maker.models.run, file)) for file in maker._own_weight(name)]
     chosen = float(own[0]["weight"]) if own else known.rerank
     weight = chosen if maker.reward_weight is None else maker.reward_weight
@@ -241,7 +241,7 @@ def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListO
 
 
 def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Read]:
-    return [WEIGHT_FILE, *maker._own_weight(name)]
+    return [REWARD_WEIGHTS, *maker._own_weight(name)]
 
 
 def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:

@@ -23,7 +23,7 @@ from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
 from adagrpo.pipeline.directory import RunDirectory, hash_of, label_of
-from adagrpo.pipeline.factories import FIRST_LOOK, Models
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
@@ -48,7 +48,7 @@ def check_reward(models: Models) -> str:
     # the run's own reward is checked as it scores groups
     reward = models.group_reward() if options == SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
-    return "" if not models.probe_files else _other_answers(models, models.run.content(*FIRST_LOOK))
+    return "" if not models.probe_files else _other_answers(models, models.run.content("reward", "reward.json"))
 
 
 def first_look(run: RunDirectory) -> Declaration:

@@ -25,7 +25,7 @@ from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 
-STAGE, FILE = REWARD_WEIGHTS
+STAGE, FILE = REWARD_WEIGHTS.split(":")
 
 
 def reranking(run: RunDirectory) -> Declaration:

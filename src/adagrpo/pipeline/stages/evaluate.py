@@ -31,10 +31,11 @@ from adagrpo.pipeline.directory import (
     hash_of,
     made_from,
     model_of,
+    place_of,
     roots,
     weights_of,
 )
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
 from adagrpo.pipeline.matching import weight_used
@@ -65,7 +66,7 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
     models = Models(data)
     label = "evaluate/sft" if reranked else f"evaluate/{arm}/{checkpoint}"
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
-    reads += [*models.reward_files, *([WEIGHT_FILE] if reranked else [])]
+    reads += [*models.reward_files, *([REWARD_WEIGHTS] if reranked else [])]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -79,7 +80,7 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranked:
-                values[f"rerank_{split}"] = _re_ranked(predictions, cases, run.path(*REWARD_WEIGHTS))
+                values[f"rerank_{split}"] = _re_ranked(predictions, cases, place_of(run, REWARD_WEIGHTS))
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_json(work / "metrics.json", values)

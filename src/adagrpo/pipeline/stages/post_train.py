@@ -13,8 +13,8 @@ from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
-from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
+from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of, place_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
@@ -38,8 +38,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             data.truth()  # raises if it is missing
         reads += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
-    weights = run.path(*REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_spreads else None
-    reads += [] if weights is None else [WEIGHT_FILE]
+    weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_spreads else None
+    reads += [] if weights is None else [REWARD_WEIGHTS]
 
     watch = {"watch": True, "go_on": not options.stop_lost}
 

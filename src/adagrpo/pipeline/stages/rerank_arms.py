@@ -16,8 +16,8 @@ from adagrpo.evaluation.predictions import ranks_in, reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.metrics import measured, ndcg
-from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, WEIGHT_FILE, Models, read_reward_weights
+from adagrpo.pipeline.directory import RunDirectory, model_of, place_of, weights_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration, Declare
@@ -42,9 +42,9 @@ def re_rankings(name: str) -> dict[str, Declare]:
 def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaration:
     data, weights = RunData(run), run.path(*weights_of(arm, checkpoint))
     label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
-    models, file = Models(data), run.path(*REWARD_WEIGHTS)
+    models, file = Models(data), place_of(run, REWARD_WEIGHTS)
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
-    reads += [WEIGHT_FILE, *models.reward_files, *data.shown_files, *data.truth_files]
+    reads += [REWARD_WEIGHTS, *models.reward_files, *data.shown_files, *data.truth_files]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
