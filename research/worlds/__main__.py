@@ -4,7 +4,7 @@
     python -m research.worlds --table
 
 `worlds.yaml` is the plan. A row of `worlds.jsonl` is a run: what was chosen, and true utility@10 and HR@10 on test of
-every list that competed, and of references that did not. What has its row is not measured again.
+every list that competed. What has its row is not measured again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import yaml
+from numpy.typing import NDArray
 
 from adagrpo.cli.log_commands import recipe_of_logs
 from adagrpo.cli.log_roles import by_role
+from adagrpo.config.data import seconds_of
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.lists.names import START
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
 from research.command import run
 from research.rows import add_row
-from research.worlds.references import references
 from research.worlds.simulators import World, simulate
 from research.worlds.tables import tables
 
@@ -108,37 +109,35 @@ def measure(plan: Mapping[str, Any], planned: Planned, seed: int, out: Path, res
     content = made.decide()
     taken = time.perf_counter() - started[0], time.process_time() - started[1]
     lists = {one["list"]: made.checked("evaluate", one["list"], "predictions.parquet") for one in content["contenders"]}
-    users = pl.read_parquet(lists[START])["user_id"].unique(maintain_order=True)
+    users = pl.read_parquet(lists[START])["user_id"].n_unique()
+    split = made.config.data.split
+    truth = world.truth(seconds_of(str(split.test_from)) if split.kind == "temporal" else None)
     row = {
         **key,
         "knobs": planned.knobs,
         "chosen": content["chosen"],
         "best": content["best"],
-        "utility": {name: true_utility(world, pl.read_parquet(path), len(users)) for name, path in lists.items()},
+        "utility": {name: true_utility(world, truth, pl.read_parquet(path), users) for name, path in lists.items()},
+        "asked": {"kind": split.kind, "baskets": split.baskets, "cases": users},
         "hits": {one["list"]: one["test"][f"hr@{TOP}"] for one in content["contenders"]},
-        "reference": {},
         "wall_seconds": round(taken[0]),  # of the last attempt
         "processor_seconds": round(taken[1]),
     }
-    masked = made.config.evaluation.exclude_history
-    targets, counted = references(world.files, users, exclude_history=masked)
-    for name, found in counted.items():
-        hits = len(found.join(targets, on=["user_id", "item_id"])) / len(users)
-        row["reference"][name] = {"utility": true_utility(world, found, len(users)), "hits": hits}
     add_row(results, row)
     shutil.rmtree(folder)
     print(f"{folder.name}: {row['chosen']}, {row['wall_seconds']} s", flush=True)
 
 
-def true_utility(world: World, lists: pl.DataFrame, users: int) -> float:
+def true_utility(world: World, truth: NDArray[np.float64], lists: pl.DataFrame, users: int) -> float:
     """The mean over the ten places of each user's list; a place without an item gives 0.
 
     Args:
+        truth: (U, V) at the visits that the test cases are.
         lists: user_id, item_id and rank, from 1.
         users: how many have a list, which may be empty.
     """
     top = lists.filter(pl.col("rank") <= TOP)
-    return float(world.utility(top["user_id"], top["item_id"]).sum() / (TOP * users))
+    return float(world.utility(truth, top["user_id"], top["item_id"]).sum() / (TOP * users))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Simulated shops of six kinds; in each another list is good, for a reason of its own.
 
-The truth is a table of users and items: what a user would have got from an item at their last visit, which is where the
-test case is. In shops of orders it is the probability that a line of that visit is the item, in shops that show slates
-the probability that the user takes an item that they look at. Nothing here is shared with `adagrpo.data.simulation`.
+The truth is a row of items for each visit, what the user would have got from each: in shops of orders the probability
+that a line of that visit is the item, in shops that show slates the probability that the user takes an item that they
+look at. Nothing here is shared with `adagrpo.data.simulation`.
 
 Time goes by days. A visitor's own past (`Past`) decides repeats, what is bought with what, and what is bought once.
 """
@@ -34,7 +34,7 @@ class World(NamedTuple):
     files: dict[str, pl.DataFrame]  # orders.csv or impressions.csv or both, and items.csv
     users: list[str]
     items: list[str]
-    truth: Values  # (U, V) at each user's last visit with a purchase or click
+    visits: list[tuple[int, int, NDArray[np.float32]]]  # user, time and (V,) truth of each with a purchase or click
 
     def write(self, folder: Path) -> list[Path]:
         """Write the files as a team has them, and say where."""
@@ -43,13 +43,24 @@ class World(NamedTuple):
             table.write_csv(folder / name)
         return [folder / name for name in self.files]
 
-    def utility(self, users: pl.Series, items: pl.Series) -> Values:
-        """(N,) what each user would have got from an item beside them."""
+    def truth(self, since: float | None) -> Values:
+        """(U, V) at each user's first visit from a time on, or at the last one where there is none or no time."""
+        found = np.zeros((len(self.users), len(self.items)))
+        first: set[int] = set()
+        for user, time, row in self.visits:  # in the order of time
+            if user not in first:
+                found[user] = row
+            if since is not None and time >= since:
+                first.add(user)
+        return found
+
+    def utility(self, truth: Values, users: pl.Series, items: pl.Series) -> Values:
+        """(N,) what each user would have got from an item beside them, by (U, V) `truth`."""
         row, column = (
             one.replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
             for one, names in ((users, self.users), (items, self.items))
         )
-        return np.asarray(self.truth[row, column])
+        return np.asarray(truth[row, column])
 
 
 class Past:
@@ -331,7 +342,7 @@ def simulate(kind: str, seed: int, *, users: int, items: int, **knobs: float) ->
     """
     draw = np.random.default_rng([seed, *kind.encode()])
     shop, past = KINDS[kind](draw, users, items, **knobs), Past(users, items)
-    truth = np.zeros((users, items))
+    visits: list[tuple[int, int, NDArray[np.float32]]] = []
     habits = (shop.rate * draw.lognormal(-0.125, 0.5, users)).clip(max=0.9)
     orders: list[tuple[int, int, int]] = []
     impressions: list[tuple[int, int, int, int, int]] = []
@@ -348,9 +359,10 @@ def simulate(kind: str, seed: int, *, users: int, items: int, **knobs: float) ->
                 if item != NO_ITEM:
                     orders.append((user, item, time))
                     past.add(user, item, day)
-                    truth[user] = utility[row]
+            if (visit.bought[row] != NO_ITEM).any():
+                visits.append((user, time, utility[row].astype(np.float32)))
     names = [f"u{user:04}" for user in range(users)], [f"i{item:03}" for item in range(items)]
-    return World(_files(kind, shop, draw, names, orders, impressions), *names, truth)
+    return World(_files(kind, shop, draw, names, orders, impressions), *names, visits)
 
 
 def _files(

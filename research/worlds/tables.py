@@ -29,15 +29,13 @@ def tables(rows: Rows) -> list[str]:
 
 
 def utility_table(kinds: Mapping[str, Rows]) -> str:
-    """Mean true utility@10 of each list, over runs; of references, which do not compete, in brackets."""
+    """Mean true utility@10 of each list, over runs."""
     names = dict.fromkeys(name for rows in kinds.values() for row in rows for name in row["utility"])
-    beside = dict.fromkeys(name for rows in kinds.values() for row in rows for name in row["reference"])
     lines = []
     for kind, rows in kinds.items():
         lists = [[row["utility"][name] for row in rows if name in row["utility"]] for name in names]
-        lists += [[row["reference"][name]["utility"] for row in rows if name in row["reference"]] for name in beside]
         lines.append([kind, f"{len(rows)}", *(f"{np.mean(values):.4f}" if values else "–" for values in lists)])
-    return _written(["true utility@10", "runs", *names, *(f"({name})" for name in beside)], lines)
+    return _written(["true utility@10", "runs", *names], lines)
 
 
 def best_table(kinds: Mapping[str, Rows]) -> str:

@@ -233,7 +233,7 @@ def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> Non
     assert (
         '  # all kinds of events count; to read some: --set \'data.keep_events=[KIND]\', of ["view", "click"]' in text
     )
-    assert "  # shuffle_ties: {}  # 90 share user and time" in text and "  # 90 rows, 9 users" in text
+    assert "    baskets: true" in text and "  # 90 rows, 9 users" in text  # lines of one time are one basket
     (tmp_path / "r.yaml").write_text(text.replace("  # shuffle_ties:", "  shuffle_ties:"))
     assert load_config(tmp_path / "r.yaml", []).data.shuffle_ties is not None
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))

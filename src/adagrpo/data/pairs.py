@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adagrpo.data.sequences import basket_starts
 from adagrpo.types import Ragged
 
 _WHOLE = 2**25  # entries of a matrix of counts that is kept whole, 64 MiB where they fit 16 bits
@@ -92,12 +93,9 @@ def successions(training: Ragged, num_items: int, within: int = 1) -> sparse.csr
 
 
 def _between_baskets(training: Ragged, num_items: int) -> sparse.csr_array:
-    assert training.baskets is not None
     users = np.repeat(np.arange(len(training)), training.lengths)
-    begins = np.append(True, (np.diff(training.baskets) != 0) | (np.diff(users) != 0))[: len(users)]
-    basket = np.cumsum(begins) - 1  # (total,) over all users
-    of_user = users[begins]
-    ones = np.ones(len(users), np.float32)
+    begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
+    of_user, ones = users[begins], np.ones(len(users), np.float32)
     held = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
     followed = np.flatnonzero(of_user[1:] == of_user[:-1])
     sizes = np.bincount(basket)[followed]

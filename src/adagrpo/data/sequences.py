@@ -50,6 +50,21 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDA
     return torch.from_numpy(items)
 
 
+def basket_starts(ragged: Ragged) -> NDArray[np.int64]:  # (total,)
+    """Return the index of the first item of each item's basket; an item of a row without known baskets is its own.
+
+    >>> ragged = Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), baskets=np.array([0, 0, 1, 1]))
+    >>> basket_starts(ragged)
+    array([0, 0, 2, 3])
+    """
+    where = np.arange(len(ragged.values))
+    if ragged.baskets is None:
+        return where
+    begins = np.append(True, np.diff(ragged.baskets) != 0)[: len(where)]
+    begins[ragged.offsets[:-1][ragged.lengths > 0]] = True
+    return np.maximum.accumulate(np.where(begins, where, 0))
+
+
 def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  # (B,)
     return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
+from adagrpo.data.sequences import basket_starts
 from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Histories, Past, Ragged
@@ -204,11 +205,8 @@ def successors(training: Ragged, num_items: int, neighbours: int | None = None) 
 
 def together(training: Ragged, num_items: int) -> sparse.csr_array:
     """Return (V, V) float32 cosines of the items' baskets; see `similarities`."""
-    assert training.baskets is not None, "the run knows baskets"
-    begins = np.append(True, np.diff(training.baskets) != 0)[: len(training.values)]
-    begins[training.offsets[:-1][training.lengths > 0]] = True
-    offsets = np.append(np.flatnonzero(begins), len(training.values)).astype(np.int64)
-    return similarities(Ragged(training.values, offsets), num_items)
+    begins = np.unique(basket_starts(training))
+    return similarities(Ragged(training.values, np.append(begins, len(training.values))), num_items)
 
 
 def recent_counts(

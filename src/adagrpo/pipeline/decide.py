@@ -319,7 +319,14 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
     called = parse_list(name)
     trained = called.policy not in (None, START) and called.order == "policy"
     content = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")
-    shown = (f"hr@{TOP}", f"ndcg@{TOP}", f"coverage@{TOP}", f"tail_share@{TOP}", f"hallucination@{TOP}")
+    shown = (
+        f"hr@{TOP}",
+        f"ndcg@{TOP}",
+        f"recall@{TOP}",
+        f"coverage@{TOP}",
+        f"tail_share@{TOP}",
+        f"hallucination@{TOP}",
+    )
     return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
 
 

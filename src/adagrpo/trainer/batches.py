@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.data.sequences import length_bucketed_batches, older_items, pad
+from adagrpo.data.sequences import basket_starts, length_bucketed_batches, older_items, pad
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged, indices_of
@@ -89,13 +89,9 @@ class BatchSchedule:
     @cached_property
     def _basket_starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(total,) index of the first item of each item's basket, and (U,) of each user's last basket."""
-        baskets, offsets = self.training.baskets, self.training.offsets
-        assert baskets is not None
-        begins = np.append(True, np.diff(baskets) != 0)[: len(baskets)]
-        begins[offsets[:-1][self.training.lengths > 0]] = True
-        starts = np.maximum.accumulate(np.where(begins, np.arange(len(baskets)), 0))
-        last = offsets[:-1].copy()
-        last[self.training.lengths > 0] = starts[offsets[1:][self.training.lengths > 0] - 1]
+        starts, last = basket_starts(self.training), self.training.offsets[:-1].copy()
+        there = self.training.lengths > 0
+        last[there] = starts[self.training.offsets[1:][there] - 1]
         return starts, last
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adagrpo.config.models import NEGATIVE_SOURCES, NegativeSource
 from adagrpo.data.pairs import common_users
-from adagrpo.data.sequences import pad
+from adagrpo.data.sequences import basket_starts, pad
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.trainer.ranker_fit import Impressions
@@ -90,13 +90,19 @@ class NegativeSampler:
 
 
 def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:
-    """Build groups from each user's last `positions` training interactions, with `negatives` draws each."""
+    """Build groups from each user's last `positions` training interactions, with `negatives` draws each.
+
+    An interaction's history ends before its basket.
+    """
     training = sampler.training
     counts = np.clip(training.lengths - 1, 0, positions)
     users = np.repeat(np.arange(len(training)), counts)
     back = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 is the last interaction
     ends = training.offsets[users + 1] - 1 - back
-    histories, lengths = _histories(training, users, ends, max_history)
+    starts = basket_starts(training)[ends]
+    later = starts > training.offsets[users]
+    users, ends, starts = users[later], ends[later], starts[later]
+    histories, lengths = _histories(training, users, starts, max_history)
     targets = training.values[ends].astype(np.int64)[:, None]
     drawn = sampler.draw(users, histories, lengths, targets, negatives)
     return _grouped(sampler, histories, lengths, users, targets, np.ones_like(targets, dtype=np.bool_), drawn)

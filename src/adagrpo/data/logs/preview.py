@@ -319,7 +319,7 @@ def _counted(
         "has_time": TIMESTAMP in table.columns,
         "left_out": logs.left_out,
         "no_items": _no_items(table[ITEM_ID]),
-        "question": question_of(logs) if ordered and shown is None else None,
+        "question": question_of(logs) if ordered else None,
     }
 
 
