@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,9 +154,10 @@ def test_a_stage_of_an_earlier_version_is_read_as_it_is(kitchen: Kitchen, tmp_pa
     assert states(opened(tmp_path, seed=1))["first"] == ("stale", "made with seed=0, the recipe says 1")
 
 
-def test_a_stage_that_says_nothing_of_what_it_was_made_from_is_made_again(kitchen: Kitchen, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_from", [None, {"of": "a later version"}])
+def test_a_stage_of_an_unknown_version_is_made_again(kitchen: Kitchen, tmp_path: Path, made_from: Any) -> None:
     make_all(opened(tmp_path))
-    seal(tmp_path / "run" / "first", kind="first", fingerprint="of then")
+    seal(tmp_path / "run" / "first", kind="first", fingerprint="of then", made_from=made_from)
     assert states(opened(tmp_path))["first"] == ("stale", "made by another version of this program")
     make_all(opened(tmp_path))
     assert kitchen.built == ["first", "second", "first"]

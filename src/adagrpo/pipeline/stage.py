@@ -74,16 +74,17 @@ class MadeFrom(NamedTuple):
 
     @classmethod
     def of(cls, content: Mapping[str, Any], stages: StageTable) -> MadeFrom | None:
-        """Read a manifest's content; None if it does not say."""
-        made_from = content.get("made_from")
-        if made_from is None or "version" in made_from:
-            return None if made_from is None else cls(**made_from)
+        """Read a manifest's content; None if it does not say, or as no version that is known."""
+        made_from = content.get("made_from") or {}
+        if made_from.keys() == {*cls._fields}:
+            return cls(**made_from)
+        if "inputs" not in made_from:
+            return None
         # earlier versions had one mapping of paths: `stage/file`, or the label of a file outside the run
         named = {label: stages.named(label) for label in made_from["inputs"]}
-        hashes = {named[label] or label: digest for label, digest in made_from["inputs"].items()}
-        reads = {label: digest for label, digest in hashes.items() if label in named.values()}
-        files = {label: digest for label, digest in hashes.items() if label not in reads}
-        keys, but = made_from["reads"], made_from["but"]
+        reads = {read: made_from["inputs"][label] for label, read in named.items() if read is not None}
+        files = {label: made_from["inputs"][label] for label, read in named.items() if read is None}
+        keys, but = (made_from.get(name, ()) for name in ("reads", "but"))
         return cls(made_from["schema"], made_from["settings"], made_from["also"], reads, files, keys, but)
 
     @property
