@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from adagrpo.config import Config, read_settings
-from adagrpo.lists.table import BASELINES
+from adagrpo.lists.table import baselines
 from adagrpo.pipeline.status import status
 from adagrpo.storage.hashes import hash_file
 from benchmarks.reliability.findings import Finding
@@ -269,4 +269,4 @@ def _evaluated(run: Path) -> list[str]:
     """The stages of the arms in metrics.json."""
     stages = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["stages"]
     folders = [f"evaluate/{arm}/{kind}" for arm in stages if arm != "sft" for kind in ("best", "final")]
-    return ["evaluate/sft", *(f"evaluate/{name}" for name in BASELINES), "ranker/report", *folders]
+    return ["evaluate/sft", *(f"evaluate/{name}" for name in baselines(_config(run))), "ranker/report", *folders]
