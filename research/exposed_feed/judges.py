@@ -29,7 +29,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stage import Declaration, Read
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.storage.writing import write_file
 from research.exposed_feed.judged import Judged, as_judged, read_judged
@@ -149,7 +149,7 @@ class Judges:
         self,
         name: str,
         reads: tuple[str, ...],
-        inputs: list[Path],
+        inputs: Sequence[Read],
         score: Callable[[Judged], NDArray[np.float64]],
         reference: Path | None = None,
     ) -> None:
@@ -165,7 +165,7 @@ class Judges:
         make(self.run, name, self._stage(build, made_of, reads, self.also))
 
     def _stage(
-        self, build: Callable[[Path], None], inputs: Sequence[Path], settings: Sequence[str], also: object
+        self, build: Callable[[Path], None], inputs: Sequence[Read], settings: Sequence[str], also: object
     ) -> Declaration:
         return Declaration(build, list(dict.fromkeys(inputs)), FILES, settings, also=also)
 
@@ -183,7 +183,7 @@ class Judges:
         users.write_parquet(work / "users.parquet")
         write_file(work / "report.json", json.dumps(report, indent=1) + "\n")
 
-    def _inputs(self) -> list[Path]:
+    def _inputs(self) -> list[Read]:
         """The files that every order is made of."""
         shown = self.data.prepared / "impressions.parquet"
         logs = [*self.data.training_files, self.data.prepared / "test.parquet", *([shown] if shown.is_file() else [])]
