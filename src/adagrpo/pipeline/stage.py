@@ -126,6 +126,7 @@ class Stage:
         declare: its declaration; None if that depends on more than the recipe.
         when: whether a recipe needs it.
         members: instead of `declare` and `when`: stages of a row with several, by name.
+        without_order: instead of `declare` for logs without order; None: they do not need it.
         unused: why a recipe does not need it; `{0}` is the match of `*`.
         selects: chooses a checkpoint or weight on validation cases.
         evaluation_only: prefixes of files that no fit reads, which may be stored elsewhere.
@@ -140,6 +141,7 @@ class Stage:
     declare: Declare | None = None
     when: Callable[[Config], bool] = lambda config: True
     members: Members | None = None
+    without_order: Declare | None = None
     unused: str = ""
     selects: bool = False
     evaluation_only: tuple[str, ...] = ()
@@ -149,9 +151,10 @@ class Stage:
 
     def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
         """Return the declarations of the stages that a recipe needs, by name."""
-        if self.members is not None:
+        if self.members is not None and not config.without_order:
             return self.members(config, arms)
-        return {self.name: self.declare} if self.declare is not None and self.when(config) else {}
+        declare = self.without_order if config.without_order else self.declare
+        return {self.name: declare} if declare is not None and self.when(config) else {}
 
     def made_by(self, command: str) -> bool:
         """Return whether a command makes this row's stages."""

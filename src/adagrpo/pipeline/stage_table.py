@@ -35,49 +35,38 @@ from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
 
-def _ordered(config: Config) -> bool:
-    return not config.without_order
-
-
-def _by_order(ordered: Declare, without_order: Declare) -> Declare:
-    return lambda run: (without_order if run.config.without_order else ordered)(run)
-
-
 def _folds(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    count = config.ranker.folds if _ordered(config) and config.ranker.folds > 1 else 0
-    return {f"ranker/fold-{fold}": partial(ranker, fold=fold) for fold in range(count)}
+    count = config.ranker.folds
+    return {f"ranker/fold-{fold}": partial(ranker, fold=fold) for fold in range(count if count > 1 else 0)}
 
 
 def _arms(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    trained = [arm for arm in config.train.arms if arm.name in arms and _ordered(config)]
-    return {f"train/{arm.name}": partial(train_arm, arm=arm) for arm in trained}
+    return {f"train/{arm.name}": partial(train_arm, arm=arm) for arm in config.train.arms if arm.name in arms}
 
 
 def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final") if _ordered(config)]
+    checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final")]
     return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
 def _sources(of: Sequence[str]) -> Members:
     def members(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
         used = {source.stage for source in SOURCES.values() if source.when(config)}
-        return {stage: partial(fit_sources, stage=stage) for stage in of if stage in used and _ordered(config)}
+        return {stage: partial(fit_sources, stage=stage) for stage in of if stage in used}
 
     return members
 
 
 def _fused(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {f"fuse/{arm}": partial(fuse, arm=arm) for arm in ("sft", *arms) if _ordered(config)}
+    return {f"fuse/{arm}": partial(fuse, arm=arm) for arm in ("sft", *arms)}
 
 
 def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in baselines(config) if _ordered(config)}
+    return {f"evaluate/{name}": partial(evaluate_list, name=name) for name in baselines(config)}
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     """Return the lists evaluated as served."""
-    if config.without_order:
-        return {}
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
     names = [
         *(name for name in listed(config) if name not in baselines(config)),
@@ -90,7 +79,7 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {"report/paired": partial(pair_outcomes, arms=arms)} if _ordered(config) else {}
+    return {"report/paired": partial(pair_outcomes, arms=arms)}
 
 
 DATA = ("data", "seed")
@@ -119,19 +108,21 @@ STAGES = StageTable(
             DATA,
             exposures,
             lambda config: config.data.exposures is not None,
+            without_order=exposures,
             unused="the logs are no exposure log",
         ),
         Stage(
             "prepare",
             "prepare",
             DATA,
-            _by_order(prepare, prepare_impressions),
+            prepare,
+            without_order=prepare_impressions,
             evaluation_only=("test.parquet", "later.parquet"),
         ),
-        Stage("encode", "tokenize", (), encode, lambda config: _ordered(config) and reads_texts(config)),
-        Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
-        Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, _ordered, selects=True),
-        Stage("ranker", "ranker", RANKED, _by_order(ranker, fit_ranker), selects=True),
+        Stage("encode", "tokenize", (), encode, reads_texts),
+        Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize),
+        Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, selects=True),
+        Stage("ranker", "ranker", RANKED, ranker, without_order=fit_ranker, selects=True),
         Stage(
             "ranker/fold-*",
             "ranker",
@@ -144,36 +135,35 @@ STAGES = StageTable(
             "ranker/lambdarank",
             "ranker",
             ("ranker", *REWARDED),
-            _by_order(lambdarank, fit_trees),
+            lambdarank,
             lambda config: config.reward.holds("lambdarank"),
+            without_order=fit_trees,
             unused="the reward has no such trees",
             selects=True,
         ),
-        Stage(
-            "ranker/exposures", "ranker", REWARDED, report_exposures, lambda config: config.without_order, selects=True
-        ),
+        Stage("ranker/exposures", "ranker", REWARDED, without_order=report_exposures, selects=True),
         Stage(
             "reward",
             "diagnose",
             REWARDED,
             first_look,
-            lambda config: _ordered(config) and config.reward != SequentialOptions(),
+            lambda config: config.reward != SequentialOptions(),
             unused="the reward is the run's own",
             shared=True,
         ),
-        Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, _ordered, selects=True, shared=True),
+        Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, selects=True, shared=True),
         Stage("|".join(KEPT), "evaluate", members=_sources(KEPT)),
         Stage("|".join(OTHERS), "decide", members=_sources(OTHERS)),
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
-        Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
+        Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
-        Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start, _ordered),
+        Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start),
         Stage(f"evaluate/{'|'.join(BASELINES)}", "evaluate", DECODING, members=_alone),
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
         Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
         Stage(f"evaluate/{'|'.join(NAMED)}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
         Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
-        Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, _ordered, page_only=True),
+        Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, page_only=True),
         Stage("catalogs/*", "catalog update", on_request=True),
     )
 )
