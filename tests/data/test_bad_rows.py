@@ -113,6 +113,9 @@ def test_the_latest_time_needs_times(tmp_path: Path) -> None:
         ("timestamp", "true", "timestamp is 'true', expected a number"),
         ("user_id", r'"a\u0000"', "user_id holds a control character (U+0000), expected an id"),
         ("item_id", "null", "item_id is empty"),
+        ("item_id", r'"\ud83d"', "not a JSON object"),  # half of a surrogate pair
+        ("timestamp", "NaN", "not a JSON object"),
+        ("item_id", "1e400", "item_id is inf, expected a whole number or text"),
     ],
 )
 def test_a_value_of_another_type_in_json_never_passes_for_its_text(

@@ -148,7 +148,7 @@ def test_a_published_code_that_no_catalogue_stores_is_refused(tmp_path: Path) ->
     ("ids", "codes", "column", "message"),
     [
         (["a", "b"], [[1], [2]], "rqvae", "no row for item 'c' of 3 items"),
-        (["a", "b", "c"], [[1], [2], [3]], "letter", "no column 'letter'; it has item_id, rqvae"),
+        (["a", "b", "c"], [[1], [2], [3]], "letter", "no column 'letter'; the columns are item_id, rqvae"),
         (["a", "b", "c"], [[1, 2], [3, 4], [5]], "rqvae", r"item 'c' has \[5\]; expected 2 integers"),
         (["a", "b", "c"], [[1, 2], None, [5, 6]], "rqvae", "item 'b' has None; expected 2 integers"),
         (["a", "b", "c"], [[1, 2], None, None], "rqvae", "item 'b' has None; expected 2 integers"),

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.data.logs.cells import id_texts
-from adagrpo.data.logs.formats import listed
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
+from adagrpo.data.logs.formats import columns_of
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.trie import Trie
@@ -152,7 +153,8 @@ class Catalog:
             UserError: a file is missing or damaged, items are not 0 .. V-1, or two share their codes.
         """
         sizes = _read_level_sizes(path.with_suffix(".json"))
-        frame = _read_parquet(path, ["item", "codes"], optional=[LISTED]).sort("item")
+        names = ["item", "codes", *(name for name in columns_of(path) if name == LISTED)]
+        frame = read_table(path, names).sort("item")
         items = frame["item"]
         if not items.dtype.is_integer() or not np.array_equal(items.to_numpy(), np.arange(len(items))):
             raise UserError(f"{path}: column 'item' does not hold each of 0 .. {len(items) - 1} once; write it again")
@@ -185,7 +187,7 @@ def import_semantic_ids(
     Raises:
         UserError: a column is missing, or an item does not have one row of L codes.
     """
-    frame = _read_parquet(path, [id_column, column], max_expansion)
+    frame = read_table(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
     published = pl.DataFrame({"id": id_texts(frame[id_column]), "sid": frame[column]})
     twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(names.implode()))
@@ -283,24 +285,6 @@ def _check_distinct(
             f"codes: items {earlier[item]} and {item} share the codes {codes[item].tolist()}; "
             "codes must be unique, add a level with resolve_collisions"
         )
-
-
-def _read_parquet(
-    path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION, optional: Sequence[str] = ()
-) -> pl.DataFrame:
-    try:
-        schema = pl.read_parquet_schema(path)
-        columns = [*columns, *(column for column in optional if column in schema)]
-        unknown = [column for column in columns if column not in schema]
-        if unknown:
-            raise UserError(f"{path}: no column {unknown[0]!r}; it has {listed(list(schema))}")
-        check_parquet(path, columns, max_expansion)
-        return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected Parquet with columns {', '.join(columns)}") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from None
 
 
 def _read_level_sizes(path: Path) -> tuple[int, ...]:

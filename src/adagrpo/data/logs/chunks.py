@@ -27,15 +27,20 @@ from adagrpo.data.logs.formats import (
     reading,
     require,
 )
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, expansion_limit, explodes, read_blocks
 from adagrpo.errors import UserError
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
-NESTED = r"^\s*[\[{]"
-BOOLEAN = r"^(true|false)$"
-REAL = r"^-?\d+(\.\d+([eE][+-]?\d+)?|[eE][+-]?\d+)$"  # a number that is not written as a whole one
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_no_number).decode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason to refuse a row
 
@@ -83,23 +88,19 @@ _Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed
 
 
 def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    table = pl.scan_parquet(path, glob=False)
-    fields = named_fields(columns, table.collect_schema().names())
-    check_parquet(path, [field.meta.root_names()[0] for field in fields], max_expansion)
-    limit = expansion_limit(path, max_expansion)
-    table = table.select(fields)
+    file = pl.scan_parquet(path, glob=False)
+    table = file.select(named_fields(columns, file.collect_schema().names()))
     end = int(table.select(pl.len()).collect().item())
-    total = 0
+    limit, unpacked = expansion_limit(path, max_expansion), 8 * end * len(columns)
+    if unpacked > limit:
+        raise explodes(path, max_expansion)
     for start in range(0, max(1, end), CHUNK_ROWS):
-        chunk = table.slice(start, min(CHUNK_ROWS, end - start)).collect()
-        text = text_bytes(chunk)
-        total += text
-        if total > limit:
+        chunk = table.slice(start, CHUNK_ROWS).collect()
+        texts = [int(values.str.len_bytes().cast(pl.Int64).sum()) for values in chunk if values.dtype == pl.String]
+        unpacked += sum(texts)  # equal ones share their bytes until something is done with them
+        if unpacked > limit:
             raise explodes(path, max_expansion)
-        # equal texts share their bytes until something is done with them
-        count = max(1, len(chunk) * CHUNK_BYTES // max(text, CHUNK_BYTES))
-        for first in range(0, max(1, len(chunk)), count):
-            yield chunk.slice(first, count), None
+        yield chunk, None
 
 
 def named_fields(columns: Sequence[str], known: Sequence[str]) -> list[pl.Expr]:
@@ -132,48 +133,46 @@ def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion
         yield table, table.select(pl.coalesce(pl.lit(problem), empty)).to_series()
 
 
-def json_fields(texts: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Read fields of JSON lines as text, and problems with their types."""
-    lines = pl.DataFrame({"line": pl.Series(texts, dtype=pl.String)})
-    fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
-    return _typed(lines["line"], lines.select(fields), ids)
+def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
+    """Read fields of JSON lines as text, null in what is no JSON object, and problems with their types."""
+    fields: dict[str, list[str | None]] = {name: [] for name in columns}
+    problems: list[str | None] = []
+    for line in lines:
+        record, problem = _object(line), None
+        for name, texts in fields.items():
+            value = _value(record, name)
+            if type(value) is int:
+                value = str(value)
+            elif isinstance(value, float) and name in ids:
+                whole = id_of(value)
+                problem = problem if whole is not None else f"{name} is {value}, expected a whole number or text"
+                value = whole
+            elif value is not None and not isinstance(value, str):
+                if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
+                    problem = f"{name} is of type {type(value).__name__}"
+                value = _encode(value)
+            texts.append(value)
+        problems.append(problem)
+    return pl.DataFrame(fields, schema=dict.fromkeys(columns, pl.String)), pl.Series(problems, dtype=pl.String)
 
 
-def _match(path: Sequence[str]) -> pl.Expr:
-    steps = "".join(f"[{json.dumps(name, ensure_ascii=False)}]" for name in path)
-    return pl.col("line").str.json_path_match(f"${steps}")
+def _object(line: str) -> Any:
+    try:
+        record = _decode(line)
+        if r"\ud" in line or r"\uD" in line:
+            _encode(record).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _value(record: Any, name: str) -> Any:
-    if record.get(name) is not None:
-        return record[name]
+    value = record.get(name)
+    if value is not None:
+        return value
     for part in path_of(name):
-        record = record.get(part) if isinstance(record, dict) else record
+        record = record.get(part) if isinstance(record, dict) else None
     return record
-
-
-def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Check the types of ambiguous text: nested values, booleans and non-integer numbers.
-
-    An integer of more than 64 bits would come as a double, and `5.0` could be a number or a text.
-    """
-    suspect = [pl.col(name).str.contains(NESTED) for name in table.columns]
-    suspect += [pl.col(name).str.contains(BOOLEAN) | pl.col(name).str.contains(REAL) for name in ids]
-    rows = table.select(pl.any_horizontal(suspect).fill_null(False)).to_series().arg_true().to_list()
-    problems: list[str | None] = [None] * len(table)
-    exact = {name: table[name].to_list() for name in ids} if rows else {}
-    for row in rows:
-        record = json.loads(lines[row])
-        for name in table.columns:
-            value = _value(record, name)
-            if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
-                problems[row] = f"{name} is of type {type(value).__name__}"
-            elif name in ids and exact[name][row] is not None:
-                exact[name][row] = id_of(value)
-                if exact[name][row] is None:
-                    problems[row] = f"{name} is {value}, expected a whole number or text"
-    columns = [pl.Series(name, texts, dtype=pl.String) for name, texts in exact.items()]
-    return table.with_columns(columns), pl.Series(problems, dtype=pl.String)
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import polars as pl
 
 from adagrpo.data.logs.chunks import json_fields, json_lines, lines_of, named_fields, read_chunks
 from adagrpo.data.logs.formats import SCHEMA_BYTES, csv_header, kind_of, nested_names, reading, require
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, UTF_16, encoding_of, read_blocks
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
 from adagrpo.errors import UserError
 
 
@@ -55,19 +54,16 @@ def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
     """Read typed columns, but ids as text: type inference changes long numbers."""
-    held = path.name.lower().endswith(".gz") or encoding_of(path) == UTF_16
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
         for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
-            text += [block] if held else []
+            text.append(block)
             lines = json_lines(block)
-            if ids:
-                table, problem = json_fields(lines, ids, ids)
-                _refuse(path, rows, problem)
-                tables.append(table)
+            table, problem = json_fields(lines, ids, ids)
+            _refuse(path, rows, problem)
+            tables.append(table)
             rows += len(lines)
-        pattern = re.sub(r"([*?\[])", r"[\1]", str(path))
-        found = pl.scan_ndjson(b"".join(text) if held else pattern, infer_schema_length=None)
+        found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
         schema = found.collect_schema()
         require(path, columns, list(nested_names(schema)))
         frame = found.select(named_fields(columns, schema.names())).collect()
