@@ -16,7 +16,7 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, label_of, made_from, place_of
 from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.stage import RUN, Declare, MadeFrom, Part, Read, State, names_key, sources_of
 from adagrpo.storage.artifacts import manifest
@@ -176,7 +176,8 @@ class _States:
             settings = read_settings(self.run.config, kept.keys, kept.but)
         except (KeyError, ValueError):
             return None
-        reads = {read: self._hash(self.run, read) for read in kept.reads}
+        named = sorted(kept.reads, key=lambda read: label_of(self.run, read))
+        reads = {read: self._hash(self.run, read) for read in named}
         files = {label: self._hash(self.run, self.run.data / label) for label in kept.files}
         return kept._replace(settings=settings, reads=reads, files=files)
 
@@ -211,7 +212,7 @@ class _States:
         read_once = {label: kept.files.get(label, UNKNOWN) for label in once}
         outdated = self._changed_logs(now, read_once) if self._logs and name == "prepare" else ""
         now, chosen_by = self._leniently(name, kept, now._replace(files={**now.files, **read_once}))
-        before = [part for source, part in self.parts.items() if source in sources]
+        before = [self.parts[source] for source in sources if source in self.parts]
         missing = next((part for part in before if not part.there), None)
         behind = missing or next((part for part in before if not part.usable), None)
         if missing is None and not now.equals(kept) and UNKNOWN not in read_once.values():
