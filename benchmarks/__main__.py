@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import research.gates  # noqa: F401 (before what reads recipes)
 from adagrpo.report.tables import Table, format_number, to_text
 from benchmarks import (
     beside,

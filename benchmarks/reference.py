@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+import research.gates  # noqa: F401 (before what reads recipes)
 from adagrpo.cli import main as adagrpo
 from adagrpo.storage.hashes import hash_file, hash_json
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
+import research.gates  # noqa: F401 (before what reads recipes)
 from adagrpo.config import Config
 from adagrpo.pipeline import Console, Run, decide
 
@@ -42,7 +43,6 @@ RECIPE = {
     "objective": {
         "num_generations": 4,
         "adagrpo": {"tau": 0.0, "tau_reward": 1.0, "rho": 0.0},
-        "rollout_miss": {"q_min": 0.3},
     },
     "train": {
         "arms": [{"objective": "nll"}, {"objective": "adagrpo"}],

@@ -43,9 +43,8 @@ def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
     rule, entry = code("Adding a gate")
     table = "GATES: dict[str, Gate] = {"
     edit(package / "objective" / "gates.py", table, f"{rule}\n\n{table}")
-    edit(
-        package / "objective" / "gates.py", '        Gate("oracle"', f'        {entry.strip()},\n        Gate("oracle"'
-    )
+    last = '        Gate("variance"'
+    edit(package / "objective" / "gates.py", last, f"        {entry.strip()},\n{last}")
     (kind,) = code("Adding a policy kind")
     (package / "policies" / "gru.py").write_text(kind, encoding="utf-8")
     edit(package / "config" / "models.py", 'Literal["compact", "hybrid", "causal_lm"]', 'Literal["compact", "gru"]')

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.exposures.exposure_store import parts_of, read_parts, rotate
 from benchmarks.reliability.clients import make_run, served
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.proxy import free_port, proxied

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.exposures.exposure_log import Exposure
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 from benchmarks.reliability.findings import Finding
 
 __all__ = ["answers_a_second", "kill_log"]

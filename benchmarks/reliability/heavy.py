@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY, MOST_VALUES
+from adagrpo.serving.schemas import LONGEST_BATCH, LONGEST_HISTORY, MOST_VALUES
 from benchmarks.reliability.clients import make_run, memory, served
 from benchmarks.reliability.findings import Finding
 from benchmarks.wire import load

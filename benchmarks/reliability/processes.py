@@ -232,10 +232,10 @@ def _serve(work: Path) -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     from adagrpo import cli
-    from adagrpo.report import charts, interval_charts
+    from adagrpo.report import charts
 
-    for module in (charts, interval_charts):  # half of the time of so small a run, and no suite looks at one
-        setattr(module, "draw", lambda *_, **__: NO_CHART)  # noqa: B010
+    # half of the time of so small a run, and no suite looks at one
+    setattr(charts, "draw", lambda *_, **__: NO_CHART)  # noqa: B010
     work.mkdir(parents=True, exist_ok=True)
     stderr = work / "said.txt"
     for line in sys.stdin:

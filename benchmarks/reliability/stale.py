@@ -44,7 +44,7 @@ RECIPE: dict[str, Any] = {
     "policy": {"width": 16, "layers": 1, "heads": 2, "decoder_hidden": 16},
     "sft": FIT,
     "ranker": {"width": 16, "layers": 1, "fit": FIT},
-    "objective": {"num_generations": 4, "rollout_miss": {"q_min": 0.3}},
+    "objective": {"num_generations": 4},
     "train": {"arms": ["nll", "adagrpo"], "fit": FIT},
     "evaluation": {"beam_width": 10, "batch_size": 64},
 }

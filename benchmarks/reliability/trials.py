@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.duration import users_needed
+from adagrpo.experiments.duration import anytime_factor, users_needed
 from adagrpo.experiments.effects import Effect, effect
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import Plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, first_on, signs_against
+from adagrpo.monitoring import SIGNS, SignRule, Visits, first_on, signs_against
 
 __all__ = ["canary_signs", "lost_until", "visits_as_signs_see_them"]
 
@@ -32,7 +32,7 @@ def canary_signs(visits: pl.DataFrame, arm: str, window: int) -> dict[str, int |
 
 
 def visits_as_signs_see_them(table: pl.DataFrame) -> Visits:
-    """The lists of a market, as `adagrpo.monitoring.signs` reads them."""
+    """The lists of a market, as `adagrpo.monitoring` reads them."""
     widest = int(table["items"].list.len().max() or 0)  # type: ignore[arg-type]
     items = np.array([[*row, *[-1] * (widest - len(row))] for row in table["items"].to_list()], np.int64)
     clicked, predicted = (table[name].cast(pl.Float64).to_numpy() for name in ("clicked", "predicted"))

@@ -6,7 +6,7 @@ OUT/WORLD/MARKET/        see `research.closed_loop.rounds`
 OUT/rows.jsonl           a row an arm and round of what is finished
 OUT/contrasts.jsonl      each arm against no training and continued NLL, by round
 OUT/experiments.jsonl    what an A/B test within a market of several arms says
-OUT/signs.jsonl          what a watch would have said, see `adagrpo.monitoring.signs`
+OUT/signs.jsonl          what a watch would have said, see `adagrpo.monitoring`
 OUT/canaries.jsonl       what the signs said of each new policy that a share of the users was served first
 OUT/loop.svg             the contrasts
 """

@@ -16,8 +16,9 @@ from typing import Any
 from adagrpo.exposures.exposure_log import Exposure, Feedback, Outcome
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists.exploration import Exploration
-from adagrpo.serving.limits import LONGEST_BATCH, Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
+from adagrpo.serving.options import Limits, Options
+from adagrpo.serving.schemas import LONGEST_BATCH
 from research.closed_loop.beginnings import DAY, HASH
 
 __all__ = ["Endpoint", "SimulatedDays", "moment_of"]
@@ -64,7 +65,7 @@ class Endpoint:
     """An application that answers on a port, and a client of it."""
 
     def __init__(self, sink: SimulatedDays, serving: Serving, explore: Exploration | None) -> None:
-        from adagrpo.serving.app import Application, Options
+        from adagrpo.serving.app import Application
         from adagrpo.serving.draining import Server, listen
 
         self._next = serving

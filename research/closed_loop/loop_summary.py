@@ -19,9 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
-from adagrpo.monitoring.signs import SIGNS, SignRule, daily_signs, first_on
-from adagrpo.report.canvas import draw, empty, in_percent
-from adagrpo.report.theme import GREY, INK, method_colors
+from adagrpo.monitoring import SIGNS, SignRule, daily_signs, first_on
+from adagrpo.report.charts import GREY, INK, draw, empty, in_percent, method_colors
 from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from research.closed_loop.plan import LoopPlan
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_impressions
 from adagrpo.evaluation.predictions import sample_cases, summarise
-from adagrpo.monitoring.signs import gini
+from adagrpo.monitoring import gini
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run

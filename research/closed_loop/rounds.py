@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from adagrpo.config import ArmConfig
 from adagrpo.experiments.allocation import assign
-from adagrpo.exposures.exposure_parts import parts_of
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of
 from adagrpo.lists import Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline.factories import Models

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo.monitoring.signs import SIGNS
+from adagrpo.monitoring import SIGNS
 from adagrpo.report import Table, read_rows
 from adagrpo.storage.writing import write_file
 from research.closed_loop.loop_summary import ALL, loop_chart, reference_of

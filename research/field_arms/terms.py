@@ -217,7 +217,7 @@ EXTENSIONS = tuple(
     Objective(term.name, term, takes_gate=True)
     for term in (
         RewardTerm("grp", grp, lambda options: True),
-        RewardTerm("gryphon", gryphon, in_spreads=frozenset({"reward_weight"})),
+        RewardTerm("gryphon", gryphon, in_list_stds=frozenset({"reward_weight"})),
         RewardTerm("rloo", rloo),
         RewardTerm("gspo", gspo),
         RewardTerm("s_dpo", s_dpo, lambda options: True),

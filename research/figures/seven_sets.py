@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adagrpo.report import Table, read_rows
-from adagrpo.report.canvas import draw
+from adagrpo.report.charts import GREY, INK, SKY, SURFACE, TEAL, draw
 from adagrpo.report.tables import Alignment
-from adagrpo.report.theme import GREY, INK, SKY, SURFACE, TEAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -51,7 +51,7 @@ import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
-from adagrpo.report.reward_trial import contenders_table
+from adagrpo.report.decision import contenders_table
 from adagrpo.storage.writing import write_file
 from research.decisions.sets import lists
 from research.decisions.shops import verdicts

@@ -18,10 +18,9 @@ from scipy import optimize, stats
 
 from adagrpo.evaluation.statistics import holm, seed_interval
 from adagrpo.report import Table, read_comparison, read_rows
-from adagrpo.report.canvas import draw
+from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, format_metric, format_p
-from adagrpo.report.theme import GREY, INK, METHODS, SURFACE
 from research.figures.seven_sets import SETS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
+from adagrpo.report.charts import ForestRow, IntervalMark, forest_chart
 
 __all__ = ["study_pictures"]
 

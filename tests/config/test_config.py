@@ -14,8 +14,11 @@ from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
+from adagrpo.config.training import PRESETS
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
+from adagrpo.objective import GATES
+from adagrpo.objective.terms import OBJECTIVES
 
 MINIMAL = {"data": {"logs": ["logs.csv"]}}
 CHECKPOINT = {"checkpoint": "a"}
@@ -530,7 +533,11 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
         (
             "",
-            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-rollout_miss, adagrpo-all",
+            f"known: {', '.join([*OBJECTIVES, *PRESETS, *(f'adagrpo-{gate}' for gate in GATES if gate != 'adagrpo')])}",
+        ),
+        (
+            "distill-best-pressure2",
+            f"objective 'distill-best-pressure2': there is no gate 'best'; known: {', '.join(GATES)}",
         ),
         ("grpo-random", "objective 'grpo' takes no gate; these do: adagrpo, distill, best_of_n"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),

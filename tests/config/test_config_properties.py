@@ -22,10 +22,9 @@ from pydantic.fields import FieldInfo
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
 from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitConfig
 from adagrpo.config.evaluation import CompareConfig
-from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
+from adagrpo.config.models import LanguageModelConfig, PolicyConfig, PublishedIds, RankerConfig
 from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, WeightedOptions
 from adagrpo.config.section import Section
-from adagrpo.config.tokenizer import PublishedIds
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logs.interactions import Columns, read_logs
-from adagrpo.data.logs.question import question_lines, question_of
+from adagrpo.data.logs.question import future_note, question_lines, question_of
 from adagrpo.data.pairs import successions
 from adagrpo.data.prepared import load_cases, load_training, load_until_test, write_prepared
 from adagrpo.data.splits import last_baskets, temporal, with_baskets
@@ -159,3 +159,22 @@ def test_guests_returns_and_postage_are_left_out_and_counted(tmp_path: Path) -> 
     assert len(logs.interactions) == 2 and logs.rows_read == 5 and logs.rows_filtered == 3 and len(logs.rejects) == 0
     with pytest.raises(UserError, match="row 2: u is empty"):  # without orders it is a bad row
         read_logs([path], columns.model_copy(update={"basket": None}))
+
+
+def test_a_log_of_one_basket_a_user_is_asked_for_the_next_item(tmp_path: Path) -> None:
+    table = log_of(5, together=3).filter(pl.col("timestamp") < START + 10 * DAY)
+    asked = question_of(read(table, tmp_path))
+    assert not asked.baskets and asked.lines_in_several == 1 and asked.users_with_one == 0
+    some = pl.concat([table, log_of(1, together=3)])
+    assert question_lines(question_of(read(some, tmp_path)))[-1] == (
+        "note: 80 % of the users have one basket: nothing is asked of them"
+    )
+
+
+def test_rows_of_the_future_are_said_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
+    logs = read(log_of(3), tmp_path)  # the last row is of day 92
+    assert future_note(logs, START + 92 * DAY) is None
+    assert future_note(logs, START + 90 * DAY) == (
+        "note: 1 rows lie in the future, the last at 2020-12-14T00:00:00Z; to leave them out, --set"
+        f" data.refuse.after={START + 91 * DAY} --max-bad-rows 1"
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.logged_exposures import impressions_of
-from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 
 
 def answers(*rows: dict[str, Any]) -> pl.DataFrame:

@@ -22,8 +22,7 @@ from adagrpo.decoding import (
     sample,
     score_sequences,
 )
-from adagrpo.decoding.beams import _best_continuations
-from adagrpo.decoding.hypotheses import top, top_of_many
+from adagrpo.decoding.beams import _best_continuations, top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Branches, Trie
 
@@ -308,19 +307,19 @@ def test_a_prime_number_of_codes_is_searched_the_same(size, width):
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
     share=st.floats(0.0, 1.0),
     width=st.integers(1, 9),
-    held_width=st.integers(1, 12),
+    constrained_width=st.integers(1, 12),
     ties=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_width, ties, seed):
+def test_both_searches_at_once_find_what_each_finds(sizes, share, width, constrained_width, ties, seed):
     policy = TablePolicy.random(sizes, seed=seed)
     if ties:
         policy.tables = [table.round() for table in policy.tables]
     trie = Trie.build(catalogue(sizes, max(1, round(share * math.prod(sizes))), seed), sizes)
     context = torch.tensor([2, 0, 1])
-    held, free = beam_search_both(policy, context, width, trie=trie, held_width=held_width)
+    held, free = beam_search_both(policy, context, width, trie=trie, constrained_width=constrained_width)
     for actual, expected in (
-        (held, beam_search(policy, context, held_width, trie=trie)),
+        (held, beam_search(policy, context, constrained_width, trie=trie)),
         (free, beam_search(policy, context, width)),
     ):
         assert torch.equal(actual.codes, expected.codes)
@@ -337,7 +336,7 @@ def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_wi
 def test_both_searches_meet_each_prefix_once():
     sizes = (6, 5, 4)
     policy, trie = TablePolicy.random(sizes), Trie.build(catalogue(sizes, 100, seed=1), sizes)
-    beam_search_both(policy, torch.arange(3), 5, trie=trie, held_width=8)
+    beam_search_both(policy, torch.arange(3), 5, trie=trie, constrained_width=8)
     hypotheses = [shape[1] for shape in policy.shapes]
     assert hypotheses[:2] == [1, 6]  # all six first codes, which both searches look at
     assert 8 <= hypotheses[2] < 13  # and not 8 + 5
@@ -566,8 +565,9 @@ def test_beam_search_says_what_is_wrong():
     policy = TablePolicy.random(SIZES)
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         beam_search(policy, torch.arange(3), 0)
-    with pytest.raises(ValueError, match="held_width must be at least 1, got 0"):
-        beam_search_both(policy, torch.arange(3), 2, trie=Trie.build(torch.tensor([[1, 1, 1]]), SIZES), held_width=0)
+    with pytest.raises(ValueError, match="constrained_width must be at least 1, got 0"):
+        trie = Trie.build(torch.tensor([[1, 1, 1]]), SIZES)
+        beam_search_both(policy, torch.arange(3), 2, trie=trie, constrained_width=0)
     with pytest.raises(ValueError, match="the trie has levels"):
         beam_search(policy, torch.arange(3), 2, trie=Trie.build(torch.tensor([[1, 1]]), (2, 2)))
 

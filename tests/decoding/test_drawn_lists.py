@@ -19,7 +19,7 @@ from adagrpo.decoding import (
     beam_search,
     draw_slates,
     inclusion_log_prob,
-    place_log_probs,
+    rank_log_probs,
     slate_log_probs,
 )
 from adagrpo.decoding.drawn_lists import _followed, _gumbel
@@ -134,7 +134,7 @@ def test_places_multiply_to_the_probability_of_the_list(policy: TablePolicy) -> 
     allowed = list(range(len(CODES)))
     slates = drawn(policy, 3, 50, [])
     expected = law(dict(zip(allowed, probabilities(policy, 1, allowed), strict=True)), 3)
-    places = place_log_probs(slates.log_probs, slates.rest)[:, :3]
+    places = rank_log_probs(slates.log_probs, slates.rest)[:, :3]
     for items, total in zip(slates.items[:, :3].tolist(), places.sum(1).tolist(), strict=True):
         np.testing.assert_allclose(math.exp(total), expected[tuple(items)], rtol=1e-10)
 
@@ -200,7 +200,7 @@ def test_a_list_of_everything_includes_each_item_for_sure(policy: TablePolicy) -
     assert inclusion_log_prob(-1.0, -5000.0) == 0.0 and inclusion_log_prob(-5000.0, -1.0) == -4999.0
     nothing = drawn(policy, 2, 3, list(range(len(CODES))))
     assert bool((nothing.items == -1).all()) and bool((nothing.log_probs == -torch.inf).all())
-    assert bool((place_log_probs(nothing.log_probs, nothing.rest) == -torch.inf).all())
+    assert bool((rank_log_probs(nothing.log_probs, nothing.rest) == -torch.inf).all())
 
 
 def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> None:
@@ -214,7 +214,7 @@ def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> N
 
 def test_nearly_all_of_the_probability_on_one_item_leaves_finite_places() -> None:
     peaked = torch.tensor([[0.0, -60.0, -61.0]], dtype=torch.float64)
-    places = place_log_probs(peaked, torch.tensor([-61.0]).double())
+    places = rank_log_probs(peaked, torch.tensor([-61.0]).double())
     np.testing.assert_allclose(places[0, 1:], [-math.log(1 + 2 * math.exp(-1)), -math.log(2)], rtol=1e-9)
 
 
@@ -230,7 +230,7 @@ def test_places_of_cold_lists_have_all_their_digits(policy: TablePolicy, tempera
         for place, item in enumerate(items):
             left = [other for other in range(len(CODES)) if other not in items[:place]]
             expected[row, place] = every[row, item] - every[row, left].logsumexp(0)
-    found = place_log_probs(slates.log_probs, slates.rest)[:, :4]
+    found = rank_log_probs(slates.log_probs, slates.rest)[:, :4]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
         slate_log_probs(policy, rows, slates.items[:, :4], **options), found, rtol=1e-10, atol=1e-12

@@ -70,7 +70,7 @@ def test_each_half_gets_the_weight_that_the_other_half_chose() -> None:
     lists = Lists(items, log_probs, rewards, np.full(cases, 5))
     mix = cross_fitted_mix(lists, second)
     # σ is 100 √(11) / 12 = 27.6, so 5 nats are made up by a weight of 2 (7.2 nats) and not by 1 (3.6)
-    assert mix.spread == pytest.approx(100 * np.sqrt(11) / 12)
+    assert mix.within_list_std == pytest.approx(100 * np.sqrt(11) / 12)
     assert mix.weights == (0.0, 2.0)
     ranks = target_ranks(lists, mix.keys)
     assert (ranks[~second] == 6).all() and (ranks[second] == 12).all()

@@ -18,8 +18,7 @@ from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Plan, freeze
 from adagrpo.experiments.units import users_of
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
 
 from ..command_line import command

@@ -12,7 +12,7 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.plan import DAY
 from adagrpo.experiments.units import users_before
-from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 
 from .two_arms import PLAN, changed, tables
 

@@ -8,11 +8,10 @@ import pytest
 import tea_tasting as tt
 from scipy import stats
 
-from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.duration import users_needed
+from adagrpo.experiments.duration import anytime_factor, users_needed
 from adagrpo.experiments.effects import Floats, aggregates, effect
 from adagrpo.experiments.permutation import DRAWS, permutation, skew
-from adagrpo.experiments.sample_ratio import check_ratio
+from adagrpo.experiments.validity import check_ratio
 
 GENERATOR = np.random.default_rng(0)
 SHOWN = [1.0 + GENERATOR.poisson(4, size) for size in (300, 400)]

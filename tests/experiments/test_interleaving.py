@@ -15,10 +15,9 @@ import yaml
 from adagrpo.errors import UserError
 from adagrpo.experiments.interleaving import analyse_interleaving, coins, estimate_preference, team_draft
 from adagrpo.experiments.plan import DAY, Plan
-from adagrpo.experiments.provenance import mismatched_rows
+from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA, LocalExposureLog
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.report.experiment_page import experiment_page
 from adagrpo.storage.hashes import hash_json

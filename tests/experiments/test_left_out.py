@@ -16,8 +16,8 @@ from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.permutation import counted_p_value
 from adagrpo.experiments.plan import DAY, Plan
-from adagrpo.experiments.sample_ratio import LEVEL, check_left_out
 from adagrpo.experiments.units import users_of
+from adagrpo.experiments.validity import LEVEL, check_left_out
 
 from .two_arms import AFTER, PLAN, changed, tables
 

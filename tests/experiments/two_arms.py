@@ -11,7 +11,7 @@ import polars as pl
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 from adagrpo.storage.hashes import hash_json
 
 CONTENT: dict[str, Any] = {

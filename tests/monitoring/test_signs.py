@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adagrpo.monitoring.signs import SIGNS, DailySigns, SignRule, Visits, daily_signs, first_on, signs_against
+from adagrpo.monitoring import SIGNS, DailySigns, SignRule, Visits, daily_signs, first_on, signs_against
 
 RULE = SignRule(baseline=5, window=2)
 DAYS, LISTS, ITEMS = 12, 150, 40

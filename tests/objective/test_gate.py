@@ -12,14 +12,12 @@ from adagrpo.objective import (
     GateDecision,
     adagrpo_gate,
     all_gate,
-    bernoulli_gate,
     difficulty_gate,
-    inverted_gate,
     none_gate,
     random_gate,
-    rollout_miss_gate,
     variance_gate,
 )
+from adagrpo.objective.gate import by_control, by_first_cause
 
 NAN = float("nan")
 
@@ -32,8 +30,7 @@ def outcomes(decision: GateDecision) -> list[str]:
 
 
 def shadow_of(admitted: Tensor) -> GateDecision:
-    everyone = torch.ones(len(admitted))
-    return rollout_miss_gate(admitted.float(), everyone, torch.zeros_like(admitted), miss_min=0.5, q_min=0.5)
+    return by_control(admitted, torch.zeros_like(admitted))
 
 
 def gate_slowly(
@@ -91,27 +88,11 @@ def test_the_paper_s_gate_without_anything_to_read() -> None:
     assert outcomes(adagrpo_gate(one, nothing, one.unsqueeze(1), quiet, tau=1.0, rho=0.5)) == ["undiscriminated"] * 2
 
 
-def test_rollout_miss_gate_by_hand() -> None:
-    difficulty = torch.tensor([0.5, 0.49, 0.9, 0.1, 0.9, 0.1, NAN, 0.9])
-    q = torch.tensor([0.95, 1.0, 0.9, 0.1, 1.0, 0.0, 1.0, NAN])
-    degenerate = torch.tensor([False, False, False, False, True, True, False, False])
-    decision = rollout_miss_gate(difficulty, q, degenerate, miss_min=0.5, q_min=0.95)
-    assert outcomes(decision) == [
-        "admitted",
-        "easy",
-        "undiscriminated",
-        "easy",
-        "degenerate",
-        "degenerate",
-        "easy",
-        "undiscriminated",
-    ]
-
-
 def test_single_tests_and_constant_gates() -> None:
-    difficulty, q = torch.tensor([0.9, 0.1, 0.9]), torch.tensor([0.1, 1.0, 1.0])
     degenerate = torch.tensor([False, False, True])
-    both = rollout_miss_gate(difficulty, q, degenerate, miss_min=0.5, q_min=0.5)
+    both = by_first_cause(
+        degenerate, hard=torch.tensor([True, False, True]), discriminated=torch.tensor([False, True, True])
+    )
     assert outcomes(difficulty_gate(both)) == ["admitted", "easy", "degenerate"]
     assert outcomes(all_gate(degenerate)) == ["admitted", "admitted", "degenerate"]
     assert outcomes(none_gate(degenerate)) == ["closed", "closed", "degenerate"]
@@ -130,14 +111,6 @@ def test_random_gate_by_hand() -> None:
     ]
 
 
-def test_inverted_gate_by_hand() -> None:
-    shadow = shadow_of(torch.tensor([True, True, False, False, False, False]))
-    degenerate = torch.tensor([False, False, False, True, False, False])
-    uniforms = torch.tensor([0.0, 0.0, 0.2, 0.0, 0.5, 0.1])
-    actual = outcomes(inverted_gate(shadow, degenerate, uniforms))
-    assert actual == ["closed", "closed", "admitted", "degenerate", "closed", "admitted"]
-
-
 def test_controls_match_the_count_of_the_shadow() -> None:
     generator = torch.Generator().manual_seed(0)
     for batch in (0, 1, 2, 9, 40):
@@ -149,11 +122,6 @@ def test_controls_match_the_count_of_the_shadow() -> None:
             chosen = random_gate(shadow, degenerate, uniforms)
             outcomes(chosen)
             assert chosen.admitted.sum() == min(int(admitted.sum()), int((~degenerate).sum()))
-            left = ~degenerate & ~admitted
-            inverted = inverted_gate(shadow, degenerate, uniforms)
-            outcomes(inverted)
-            assert inverted.admitted.sum() == min(int(admitted.sum()), int(left.sum()))
-            assert not (inverted.admitted & ~left).any()
 
 
 def test_random_gate_is_blind_to_what_the_shadow_chose() -> None:
@@ -175,7 +143,6 @@ def test_nothing_to_admit() -> None:
     uniforms = torch.rand(4)
     assert outcomes(random_gate(shadow_of(nobody), nobody, uniforms)) == ["closed"] * 4
     assert outcomes(random_gate(shadow_of(everybody), everybody, uniforms)) == ["degenerate"] * 4
-    assert outcomes(inverted_gate(shadow_of(everybody), nobody, uniforms)) == ["closed"] * 4
     assert outcomes(all_gate(everybody)) == ["degenerate"] * 4
 
 
@@ -185,24 +152,8 @@ def test_equal_uniforms_are_decided_by_place() -> None:
     assert random_gate(shadow, quiet, torch.full((3,), 0.5)).admitted.tolist() == [True, False, False]
 
 
-def test_a_fixed_rate_by_hand() -> None:
-    degenerate = torch.tensor([False, True, False, False])
-    uniforms = torch.tensor([0.29, 0.0, 0.3, 0.9])
-    assert outcomes(bernoulli_gate(degenerate, uniforms, admission_rate=0.3)) == [
-        "admitted",
-        "degenerate",
-        "closed",
-        "closed",
-    ]
-    assert outcomes(bernoulli_gate(degenerate, uniforms, admission_rate=1.0)).count("admitted") == 3
-    with pytest.raises(ValueError, match=r"^uniforms: "):
-        bernoulli_gate(degenerate, torch.zeros(3), admission_rate=0.3)
-
-
 def test_wrong_arguments_are_named() -> None:
     quiet = torch.zeros(3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"^q: "):
-        rollout_miss_gate(torch.zeros(3), torch.zeros(2), quiet, miss_min=0.5, q_min=0.5)
     with pytest.raises(ValueError, match=r"^negatives_above: "):
         adagrpo_gate(torch.zeros(3), torch.zeros(3), torch.zeros(3), quiet, tau=0.5, rho=0.5)
     with pytest.raises(ValueError, match=r"^degenerate: a mask"):
@@ -212,7 +163,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^uniforms: "):
         random_gate(shadow_of(quiet), quiet, torch.zeros(4))
     with pytest.raises(ValueError, match=r"^degenerate: "):
-        inverted_gate(shadow_of(quiet), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
+        random_gate(shadow_of(quiet), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
 
 
 def test_the_variance_gate_admits_the_widest_groups_that_are_not_degenerate() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
-from adagrpo.report.reward_trial import RANKER, contenders_table, trial_sentences
+from adagrpo.report.decision import RANKER, contenders_table, trial_sentences
 
 from ..consoles import Heard
 

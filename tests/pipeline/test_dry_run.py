@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.lists.table import BASELINES
+from adagrpo.lists.table import baselines
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import events_of
 from adagrpo.pipeline.dry_run import plan
@@ -39,7 +39,7 @@ def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished
     rows = {row["stage"]: row for row in content["stages"]}
     again = {name for name, row in rows.items() if row["state"] == "make"}
     made = {name for name in rows if name.split("/")[0] in ("train", "evaluate")} | {"report/paired"}
-    assert again == made - {"evaluate/sft", *(f"evaluate/{name}" for name in BASELINES)}
+    assert again == made - {"evaluate/sft", *(f"evaluate/{name}" for name in baselines(run.config))}
     took = next(row for row in reversed(events_of(run)) if row["stage"] == "train/nll" and row["event"] == "end")
     assert rows["train/nll"]["seconds"] == pytest.approx(2 * took["seconds"])  # twice the steps
     assert content["seconds"] == pytest.approx(sum(row["seconds"] for row in content["stages"]))
@@ -68,9 +68,10 @@ def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(copied:
 
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
-    content = plan(Run.open(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
+    run = Run.open(finished, ["train.arms=[nll, mixture]"])
+    content = plan(run, ("evaluate",))
     assert {row["stage"].split("/")[-1] for row in content["stages"]} == {
-        *("reranking", "sft", "item_knn", *BASELINES, "best", "final"),
+        *("reranking", "sft", "item_knn", *baselines(run.config), "best", "final"),
         *("report", "paired"),
     }
 

@@ -10,6 +10,7 @@ import pytest
 
 from adagrpo.config import Config, read_settings
 from adagrpo.config.evaluation import EvaluationConfig
+from adagrpo.lists.table import baselines
 from adagrpo.pipeline import (
     Run,
 )
@@ -26,7 +27,7 @@ BESIDE: list[tuple[dict[str, Any], set[str]]] = [
     ({"kind": "factory", "function": "m:f"}, {"policy", "ranker.user_share"}),
 ]
 TRAINED = {"train/nll", "train/adagrpo"}
-ALONE = {f"evaluate/{name}" for name in ("popularity", "item_knn", "ranker")}  # of the tiny world
+ALONE = {f"evaluate/{name}" for name in baselines(Config.model_validate({"data": {"logs": ["log.csv"]}}))}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
 JUDGED = {"diagnose"}  # what reads the beams of validation cases
 DECODED = {"sft", "reranking", *TRAINED, *EVALUATED, *JUDGED}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.lists.table import LISTED
+from adagrpo.lists.table import listed
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
@@ -79,7 +79,7 @@ def test_no_list_of_a_policy_that_it_trained_is_chosen(
     content = run.decide(train=True)
     names = {row["list"] for row in content["contenders"]}
     assert {"adagrpo", "adagrpo+fuse", "nll+fuse"} <= names
-    assert {*seen} == {*LISTED, "sft", "nll", "fuse-without-reward"}
+    assert {*seen} == {*listed(run.config), "sft", "nll", "fuse-without-reward"}
     assert content["training"] is None  # each fused list of a trained policy asks the reward
 
 

@@ -17,7 +17,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.report import write_report
 from adagrpo.report.figures import Log
-from adagrpo.report.numbers import numbers_table
+from adagrpo.report.run_tables import failures_table
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.artifacts import seal
 from adagrpo.trainer import Diverged
@@ -93,6 +93,6 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
 
 
 def test_an_arm_that_nothing_happened_to_has_no_row() -> None:
-    assert numbers_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "constant_rewards": 0.0}])]) is None
-    table = numbers_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "empty_groups": 3.0}])])
+    assert failures_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "constant_rewards": 0.0}])]) is None
+    table = failures_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "empty_groups": 3.0}])])
     assert table is not None and [row[0] for row in table.rows] == ["grpo"] and table.rows[0][5:] == ("3", "–")

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from adagrpo.config import Config
+from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline import make as module
-from adagrpo.pipeline.description import config_hash
+from adagrpo.pipeline.description import config_hash, read_description, write_description
 from adagrpo.pipeline.directory import events_of, hash_of, locked
 from adagrpo.pipeline.outputs import keep_settings, record, write_output
 from adagrpo.pipeline.stage import Declaration
@@ -501,3 +502,30 @@ def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> 
     program += f"staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == '{module}' else None)}}));"
     output = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
     assert (output.returncode, output.stderr) == (130, "adagrpo: interrupted; the same command continues\n")
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_an_old_run_opens_without_the_keys_of_gates_that_are_gone(copied: Path) -> None:
+    content, console = read_description(copied), Notes()
+    gone = {"earlier": {"least": 0.3}, "later": {}}
+    content["config"]["objective"] |= gone
+    content["config"]["train"]["arms"][1] |= {"name": "other", "options": {"earlier": {"least": 0.2}, "negatives": 3}}
+    write_description(copied, content)
+    run = Run.open(copied, console=console)
+    assert run.config.train.arms[1].resolved_objective(run.config.objective).negatives == 3
+    names = "objective.earlier, objective.later"
+    assert console.told == [f"note: {copied}/run.yaml: {names}: not registered here and not in use, so not read"]
+    keep_settings(run)  # as the end of a command does
+    Run.open(copied, console=console)
+    assert len(console.told) == 1
+    content["config"]["train"]["arms"][1] |= {"gate": "earlier"}  # the gate in use
+    write_description(copied, content)
+    with pytest.raises(UserError, match=r"run.yaml: train.arms.1.gate: Input should be 'adagrpo', 'all', "):
+        Run.open(copied)

@@ -17,20 +17,19 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.exposures import exposure_parts
+from adagrpo.exposures import exposure_store
 from adagrpo.exposures.exposure_log import Exposure, Feedback
-from adagrpo.exposures.exposure_parts import KIND
-from adagrpo.exposures.exposure_parts import parts_of as log_parts
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import KIND, LocalExposureLog
+from adagrpo.exposures.exposure_store import parts_of as log_parts
 from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import ListOptions, Run, Silent
 from adagrpo.pipeline.directory import remake_command
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.serving.app import Application, Options
-from adagrpo.serving.limits import Limits
+from adagrpo.serving.app import Application
 from adagrpo.serving.model_manager import ModelManager, Serving
+from adagrpo.serving.options import Limits, Options
 from adagrpo.storage.locks import lock_folder
 
 USERS, ITEMS, PLACES, DAYS = 30, 20, 4, 4
@@ -250,6 +249,6 @@ def test_rows_are_read_also_while_a_service_makes_a_part(tmp_path: Path, monkeyp
     assert latest_exposures(tmp_path, publish=True)["through"] == 1
     thread.join()
     log.close()
-    monkeypatch.setattr(exposure_parts, "PATIENCE", 0.1)
+    monkeypatch.setattr(exposure_store, "PATIENCE", 0.1)
     with lock_folder(tmp_path, KIND), pytest.raises(UserError, match="is at work here; wait until it ends"):
         latest_exposures(tmp_path, publish=True)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from adagrpo.config import load_config
-from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
+from adagrpo.config.models import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.preview import preview_items, preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
@@ -234,8 +234,7 @@ def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> Non
         '  # all kinds of events count; to read some: --set \'data.keep_events=[KIND]\', of ["view", "click"]' in text
     )
     assert "    baskets: true" in text and "  # 90 rows, 9 users" in text  # lines of one time are one basket
-    (tmp_path / "r.yaml").write_text(text.replace("  # shuffle_ties:", "  shuffle_ties:"))
-    assert load_config(tmp_path / "r.yaml", []).data.shuffle_ties is not None
+    assert load_config(tmp_path / "r.yaml", []).data.split.baskets
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
     said = command("inspect", log).out
     assert "kinds of events" not in said and "same user and time as another: 0" in said

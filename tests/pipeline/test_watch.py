@@ -14,7 +14,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.monitoring.signs import SIGNS, SignRule
+from adagrpo.monitoring import SIGNS, SignRule
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

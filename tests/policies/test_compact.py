@@ -190,3 +190,10 @@ def test_what_does_not_fit_is_refused(policy):
         CompactPolicy(ITEM_CODES, (3, 2))
     with pytest.raises(ValueError, match="5 positions"):
         policy.encode(Histories(torch.zeros(1, 5, dtype=torch.int64), torch.tensor([5])))
+
+
+def test_another_encoder_is_refused_long_histories_too(policy):
+    policy.encoder = torch.nn.Identity()
+    histories = Histories(torch.zeros(1, 5, dtype=torch.int64), torch.tensor([5]))
+    with torch.enable_grad(), pytest.raises(ValueError, match="histories have 5 positions, the policy takes 4"):
+        policy.encode(histories)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ LM = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 TEMPLATES = {"qwen3-template": ((1, 0), (0, 1, 1)), "gpt2-template": ((1,), (0,))}  # a text before and after a history
+
+
+READERS: dict[type[Any], Callable[[Any], nn.Module]] = {  # what reads a policy's histories
+    CausalLMPolicy: lambda policy: policy.lm.base_model,
+    CompactPolicy: lambda policy: policy.encoder,
+    HybridPolicy: lambda policy: policy.compact.encoder,
+}
 
 
 def make(kind: str, *, seed: int = 0, spread: float = 0.3) -> Any:
@@ -201,7 +209,7 @@ def test_the_context_can_be_cut(policy):
 
 @torch.no_grad()
 def test_a_history_is_read_once_for_everything(policy):
-    reader = policy.lm.base_model if isinstance(policy, CausalLMPolicy) else getattr(policy, "compact", policy).encoder
+    reader = READERS[type(policy)](policy)
     widths = []
     reader.register_forward_hook(
         lambda module, args, kwargs, output: widths.append((*args, *kwargs.values())[0].shape[1]), with_kwargs=True

@@ -9,15 +9,24 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from adagrpo.report.charts import Point, Series, bin_means, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.interval_charts import (
+from adagrpo.report.charts import (
+    LAYERS,
+    METHODS,
+    OTHERS,
+    SURFACE,
     Band,
     ForestRow,
     IntervalMark,
+    Point,
+    Series,
+    bin_means,
     forest_chart,
     interval_chart,
+    line_chart,
+    method_colors,
+    scatter_chart,
+    stacked_area_chart,
 )
-from adagrpo.report.theme import LAYERS, METHODS, OTHERS, SURFACE, method_colors
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}

@@ -319,3 +319,10 @@ def test_figures_stand_alone(whole: Path, tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
         assert text in page
+
+
+def test_figures_are_written_where_an_arm_was_trained_under_another_reward(whole: Path, tmp_path: Path) -> None:
+    for arm, reward in (("nll", -0.45), (HOSTILE, -0.72)):
+        write_rows(whole / "train" / arm / "validation.jsonl", [{"step": 0, "hr@10": 0.1, "mean_reward@10": reward}])
+    assert "The mean reward of nll is left out" in build_report(whole)
+    assert tmp_path / "figures" / "curves-1.svg" in write_figures(whole, tmp_path / "figures")

@@ -8,10 +8,10 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import rollout_miss_gate
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Cases, Histories, Ragged, Rollouts
+from research.gates import rollout_miss_gate
 from research.paper_gate.case_groups import case_groups, evidence_of
 
 CASES, ITEMS = 23, 20
@@ -93,6 +93,7 @@ def test_shuffled_scores_are_the_rows_own_in_another_order(catalog: Catalog, cas
     assert moved > CASES / 2
 
 
+@pytest.mark.slow
 def test_the_log_probabilities_are_those_of_what_was_drawn(catalog: Catalog, cases: Cases) -> None:
     """A rollout that is the target has the target's, under constraint and temperature too."""
     for options in ({}, {"constrained": True, "temperature": 2.0}, {"rollout": "beam"}):

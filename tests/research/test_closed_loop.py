@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adagrpo.cli import app
-from adagrpo.exposures.exposure_parts import parts_of, read_parts
+from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.versions import catalog_versions
 from research.closed_loop.canaries import lost_until
@@ -51,6 +51,9 @@ start_days: 2
 visits: 0.5
 probes: 10
 """
+
+
+pytestmark = pytest.mark.slow  # a loop of a few rounds is played
 
 
 @pytest.fixture(scope="module")

@@ -182,6 +182,7 @@ def test_pages_are_checked_or_written_all_or_none(results: Path, tmp_path: Path)
         tables_into(tmp_path / "nowhere", [docs])
 
 
+@pytest.mark.slow
 def test_the_pages_of_the_project_say_what_its_results_say() -> None:
     pages = [ROOT / "README.md", ROOT / "docs", ROOT / "research"]
     assert tables_into(ROOT / "research", pages, check=True) == []

@@ -113,6 +113,7 @@ def test_rewards_are_asked_for_each_user() -> None:
     assert scores.tolist() == [4.0, 12.0, 15.0]
 
 
+@pytest.mark.slow
 def test_judges_of_a_run_report_what_follows_from_scores_and_exposures(world: Any, copied: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [

@@ -15,6 +15,7 @@ from research.exposure_bias import measure as exposure_bias
 from research.random_exposure import propensity
 
 
+@pytest.mark.slow
 def test_what_has_a_row_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, asked = tmp_path / "results" / "rows.jsonl", []
 

@@ -212,6 +212,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_registered_terms_are_sections_and_arms_of_a_recipe() -> None:
     script = [sys.executable, "-c", REGISTERED]
     done = subprocess.run(script, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -16,6 +16,7 @@ from research.pages.intervals import intervals_into
 FILE = Path(__file__).parents[2] / "research/fair_trial/trial-ml-1m.comparison.json"
 
 
+@pytest.mark.slow
 def test_an_interval_of_an_earlier_rule_is_made_anew(tmp_path: Path) -> None:
     shutil.copy(FILE, tmp_path)
     here = tmp_path / FILE.name

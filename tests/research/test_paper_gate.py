@@ -116,6 +116,7 @@ def test_pairs_are_corrected_on_each_axis() -> None:
     assert (first[3], first[5], second[3], second[5]) == ("0.060", "0.060", "0.060", "0.060")
 
 
+@pytest.mark.slow
 def test_the_picture_says_what_the_pairs_say() -> None:
     assert "No significant difference" in frontier_picture({"x": trial(0.03)})
     assert "HR@10 in 1 of 1 settings" in frontier_picture({"x": trial(0.001)})

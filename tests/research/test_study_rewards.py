@@ -20,6 +20,7 @@ def factory(name: str, *members: dict[str, Any], files: list[str] | None = None,
     return made | {"files": files or []}
 
 
+@pytest.mark.slow
 def test_control_rewards_are_made_from_the_recipe(world: Any, data: Path, finished: Path, copied: Path) -> None:
     """A count, another run's policy, shuffled and corrupted scores; the other run's own policy gives what it says."""
     start = [str(file) for file in files_of_start(finished)]

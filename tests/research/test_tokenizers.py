@@ -33,6 +33,7 @@ def test_published_columns_are_tried_both_ways_where_items_collide(folder: Path)
     assert actual[2][1] == ["tokenizer.published={path: ids.parquet, column: poor}", "tokenizer.collisions=nearest"]
 
 
+@pytest.mark.slow
 def test_rows_and_tables(folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     results = tmp_path / "rows.jsonl"
     arguments = ["tokenizers", str(folder / "recipe.yaml"), "--data", str(folder), "--out", str(tmp_path / "run")]

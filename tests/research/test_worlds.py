@@ -1,4 +1,4 @@
-"""The study of simulated shops of several kinds: the shops, the plan's draws, the references and the tables."""
+"""The study of simulated shops of several kinds: the shops, the plan's draws and the tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from adagrpo.report import read_rows
 from research.worlds import __main__ as study
-from research.worlds.references import references
 from research.worlds.simulators import BEGINNING, DAY, KINDS, Bundles, World, simulate
 from research.worlds.tables import CHOICE, below_table, goals, of_worlds, regrets, tables
 
@@ -31,9 +30,10 @@ def small(kind: str, seed: int = 1) -> World:
 def test_a_shop_is_a_function_of_its_seed_and_its_truth_is_finite_and_in_no_file(kind: str, tmp_path: Path) -> None:
     world, again, other = small(kind), small(kind), small(kind, seed=2)
     assert all(table.equals(again.files[name]) for name, table in world.files.items())
-    np.testing.assert_array_equal(world.truth, again.truth)
-    assert not np.array_equal(world.truth, other.truth)
-    assert np.isfinite(world.truth).all() and world.truth.min() >= 0 and world.truth.max() <= 1
+    truth = world.truth(None)
+    np.testing.assert_array_equal(truth, again.truth(None))
+    assert not np.array_equal(truth, other.truth(None))
+    assert np.isfinite(truth).all() and truth.min() >= 0 and truth.max() <= 1
     paths = world.write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(world.files)
     for path in paths:
@@ -44,6 +44,7 @@ def test_a_shop_is_a_function_of_its_seed_and_its_truth_is_finite_and_in_no_file
     assert items["title"].equals(items.select(of_category).to_series().alias("title"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bundles", "placements", "turnover", "slots"])
 def test_where_nothing_is_bought_twice_what_a_user_had_before_is_worth_nothing(kind: str) -> None:
     world = small(kind)
@@ -51,9 +52,16 @@ def test_where_nothing_is_bought_twice_what_a_user_had_before_is_worth_nothing(k
     taken = world.files["impressions.csv"].filter(pl.col("clicked") == 1) if taken is None else taken
     assert not taken.select("user", "item").is_duplicated().any()
     before = taken.filter(pl.col("time") < pl.col("time").max().over("user"))
-    assert world.utility(before["user"], before["item"]).max() == 0
+    assert world.utility(world.truth(None), before["user"], before["item"]).max() == 0
     last = taken.filter(pl.col("time") == pl.col("time").max().over("user"))
-    assert world.utility(last["user"], last["item"]).min() > 0
+    assert world.utility(world.truth(None), last["user"], last["item"]).min() > 0
+
+
+def test_the_truth_of_a_case_is_that_of_the_first_visit_from_a_time_on() -> None:
+    rows = [np.full(2, value, np.float32) for value in (0.25, 0.5, 0.75, 1.0)]
+    world = World({}, ["a", "b"], ["x", "y"], [(0, 1, rows[0]), (1, 2, rows[1]), (0, 3, rows[2]), (0, 4, rows[3])])
+    assert world.truth(3)[:, 0].tolist() == [0.75, 0.5]  # b has no visit from then on: the last one
+    assert world.truth(None)[:, 0].tolist() == [1.0, 0.5]
 
 
 def test_each_kind_is_what_it_is_for() -> None:
@@ -64,7 +72,7 @@ def test_each_kind_is_what_it_is_for() -> None:
     assert len(pairs) == 240 and not any((after, item) in pairs for item, after in pairs)
     world = small("placements")
     shown = world.files["impressions.csv"].group_by("item").len().sort("item")
-    quality = world.truth[:, [world.items.index(item) for item in shown["item"]]].mean(0)
+    quality = world.truth(None)[:, [world.items.index(item) for item in shown["item"]]].mean(0)
     assert np.corrcoef(shown["len"], quality)[0, 1] < -0.3
     slots = small("slots").files["impressions.csv"].group_by("slot").agg(pl.col("clicked").mean()).sort("slot")
     assert slots["clicked"][0] > 4 * slots["clicked"][5:].mean()
@@ -73,7 +81,8 @@ def test_each_kind_is_what_it_is_for() -> None:
     world = small("turnover")
     early = world.files["orders.csv"].group_by("item").agg(pl.col("time").max())
     gone = early.filter(pl.col("time") < BEGINNING + 20 * DAY)["item"]
-    assert len(gone) and world.truth[:, [world.items.index(item) for item in gone]].mean() < world.truth.mean()
+    truth = world.truth(None)
+    assert len(gone) and truth[:, [world.items.index(item) for item in gone]].mean() < truth.mean()
 
 
 def test_knobs_are_drawn_within_the_ranges_of_the_plan_which_leaves_the_tuned_world_out() -> None:
@@ -90,32 +99,11 @@ def test_knobs_are_drawn_within_the_ranges_of_the_plan_which_leaves_the_tuned_wo
 
 
 def test_true_utility_is_over_ten_places_of_which_an_empty_one_gives_nothing() -> None:
-    world = World({}, ["a", "b"], ["x", "y"], np.array([[0.5, 0.1], [0.0, 1.0]]))
+    world, truth = World({}, ["a", "b"], ["x", "y"], []), np.array([[0.5, 0.1], [0.0, 1.0]])
     lists = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "y"], "rank": [1, 2, 11]})
-    assert study.true_utility(world, lists, 3) == pytest.approx((0.5 + 0.1) / 30)  # b's item is not among the ten
-
-
-def test_references_count_what_was_before_each_case() -> None:
-    items = pl.DataFrame({"item": [f"i{row}" for row in range(12)]})
-    rows = [("a", "i3", 0, 1), ("b", "i3", 1, 0), ("a", "i4", 10, 1), ("a", "i4", 11, 1), ("b", "i5", 11, 1)]
-    rows += [("a", "i6", 12, 1), ("b", "i7", 13, 1)]
-    times = [DAY * day for _, _, day, _ in rows]
-    columns = {"user": [row[0] for row in rows], "item": [row[1] for row in rows], "time": times}
-    shown = pl.DataFrame(columns | {"slot": 1, "clicked": [row[3] for row in rows]})
-    files, users = {"items.csv": items, "impressions.csv": shown}, pl.Series(["b", "a"])
-    targets, lists = references(files, users, exclude_history=False)
-    assert dict(targets.iter_rows()) == {"a": "i6", "b": "i7"}
-    found = {
-        (name, user): table.filter(user_id=user).sort("rank")["item_id"].to_list()[:3]
-        for name, table in lists.items()
-        for user in "ab"
-    }
-    assert found["recent", "a"] == ["i4", "i5", "i3"]  # i3 is older than a week: by popularity alone
-    assert found["own", "a"] == ["i4", "i3", "i5"]
-    assert found["own", "b"][0] == "i5"
-    assert found["ctr", "a"][:2] == ["i4", "i5"]  # 2 of 2, 1 of 1; i3 1 of 2, below the rate of 4 of 5 that all have
-    excluded = references(files, users, exclude_history=True)[1]
-    assert "own" not in excluded and excluded["recent"].filter(user_id="a")["item_id"][0] == "i5"
+    assert study.true_utility(world, truth, lists, 3) == pytest.approx(
+        (0.5 + 0.1) / 30
+    )  # b's item is not among the ten
 
 
 ROWS = [
@@ -123,7 +111,7 @@ ROWS = [
     {"kind": "one", "world": 1, "chosen": "sft", "utility": {"sft": 0.2, "fuse": 0.4}},
     {"kind": "two", "world": 1, "chosen": "fuse", "utility": {"sft": 0.3, "fuse": 0.1, "reward": 0.2}},
 ]
-ROWS = [row | {"reference": {}, "seed": seed} for seed, row in enumerate(ROWS)]
+ROWS = [row | {"seed": seed} for seed, row in enumerate(ROWS)]
 
 
 def test_regret_is_a_share_of_the_best_list_and_means_are_over_worlds() -> None:
@@ -150,5 +138,5 @@ def test_a_world_is_measured_once_from_its_files(tmp_path: Path) -> None:
         study.measure(plan, planned, 1, tmp_path, tmp_path / "rows.jsonl")
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row["chosen"] in row["utility"] and row["utility"].keys() == row["hits"].keys() >= {"sft", "fuse"}
-    assert row["reference"].keys() == {"ctr", "recent"} and row["knobs"] == planned.knobs
+    assert "click_through" in row["utility"] and row["knobs"] == planned.knobs
     assert not (tmp_path / "turnover-7-1").exists()

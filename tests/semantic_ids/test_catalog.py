@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.catalog import Catalog, audit, import_semantic_ids
+from adagrpo.semantic_ids.catalog import Catalog, audit
 from adagrpo.semantic_ids.collisions import resolve_collisions
+from adagrpo.semantic_ids.published import import_semantic_ids
 
 torch.set_num_threads(2)
 

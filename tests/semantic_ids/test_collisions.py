@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import collisions
-from adagrpo.semantic_ids.catalog import import_semantic_ids
 from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
+from adagrpo.semantic_ids.published import import_semantic_ids
 from adagrpo.semantic_ids.quantization import Quantization, level_means, residual_kmeans
 
 

@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from adagrpo.semantic_ids import embeddings
-from adagrpo.semantic_ids.decomposition import sketched_svd
-from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
+from adagrpo.semantic_ids.embeddings import (
+    attribute_vectors,
+    cooccurrence_vectors,
+    mix,
+    sketched_svd,
+    starting_rows,
+    text_vectors,
+)
 from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 

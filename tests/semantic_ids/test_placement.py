@@ -11,7 +11,7 @@ from scipy import sparse
 
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import placement
-from adagrpo.semantic_ids.placement import keep_largest, nearest_documents, place, seen_together, weights_of
+from adagrpo.semantic_ids.placement import free_codes, keep_largest, nearest_documents, seen_together, weights_of
 from adagrpo.semantic_ids.quantization import Quantization, level_means
 from adagrpo.types import Ragged
 
@@ -98,31 +98,31 @@ def test_a_new_item_takes_the_nearest_free_sequence() -> None:
     like_three = rows([[0, 0, 0, 1], [0, 0, 0, 1]])
     quantization = of_four_codes(4)
     quantization.points[:] = POINTS / np.linalg.norm(POINTS, axis=1, keepdims=True).clip(1) * 9  # equal lengths
-    assert place(like_three, quantization, (2, 4), CODES).tolist() == [[1, 2], [1, 3]]
+    assert free_codes(like_three, quantization, (2, 4), CODES).tolist() == [[1, 2], [1, 3]]
 
 
 def test_a_full_prefix_is_left_for_the_next_one() -> None:
     """Below code 1 all four are taken: the twin of item 3 goes to code 0."""
     taken = np.array([*CODES.tolist(), [1, 2], [1, 3]])
-    assert place(rows([[0, 0, 0, 1]]), of_four_codes(4), (2, 4), taken)[0, 0] == 0
+    assert free_codes(rows([[0, 0, 0, 1]]), of_four_codes(4), (2, 4), taken)[0, 0] == 0
 
 
 def test_the_number_is_0_on_a_sequence_of_its_own_and_the_next_where_there_is_none() -> None:
     numbered = np.column_stack([CODES, np.zeros(4, int)])
     like_three = rows([[0, 0, 0, 1]] * 2)
-    own = place(like_three, of_four_codes(3), (2, 3, 4), numbered)
+    own = free_codes(like_three, of_four_codes(3), (2, 3, 4), numbered)
     assert own[:, 2].tolist() == [0, 0] and len({tuple(row) for row in [*own.tolist(), *numbered.tolist()]}) == 6
-    shared = place(like_three, of_four_codes(2), (2, 2, 4), numbered)
+    shared = free_codes(like_three, of_four_codes(2), (2, 2, 4), numbered)
     assert shared[:, 2].tolist() == [1, 2] and shared[:, 0].tolist() == [1, 1]
 
 
 def test_no_sequence_is_given_twice_until_all_are_taken() -> None:
     weights = rows(np.random.default_rng(1).dirichlet(np.ones(4), 12))
     quantization = of_four_codes(8)
-    placed = place(weights, quantization, (2, 8), CODES)
+    placed = free_codes(weights, quantization, (2, 8), CODES)
     assert len({tuple(row) for row in [*placed.tolist(), *CODES.tolist()]}) == 16
     with pytest.raises(UserError, match="every Semantic ID is taken"):
-        place(rows([[1, 0, 0, 0]]), quantization, (2, 8), np.concatenate([CODES, placed]))
+        free_codes(rows([[1, 0, 0, 0]]), quantization, (2, 8), np.concatenate([CODES, placed]))
 
 
 def test_without_collisions_a_new_item_is_put_as_the_quantiser_puts_its_vector() -> None:
@@ -141,5 +141,5 @@ def test_without_collisions_a_new_item_is_put_as_the_quantiser_puts_its_vector()
             left = left - book[codes[-1]]
         expected.append(codes)
     nobody = np.empty((0, 3), np.int64)
-    placed = [place(weights[[row]], quantization, (5, 5, 5), nobody)[0].tolist() for row in range(20)]
+    placed = [free_codes(weights[[row]], quantization, (5, 5, 5), nobody)[0].tolist() for row in range(20)]
     assert placed == expected

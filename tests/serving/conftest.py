@@ -18,10 +18,10 @@ import torch
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.lists import Query, Recommendations
 from adagrpo.lists.eligibility import Narrowing
-from adagrpo.serving.app import Application, Options
+from adagrpo.serving.app import Application
 from adagrpo.serving.draining import Server, listen
-from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
+from adagrpo.serving.options import Limits, Options
 
 ITEMS = 20
 VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}

@@ -16,8 +16,7 @@ import yaml
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
@@ -25,11 +24,9 @@ from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
 from adagrpo.report import write_experiment
-from adagrpo.serving.app import Options
 from adagrpo.serving.arms import ArmManager
-from adagrpo.serving.bearer import Bearers
-from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import Asked, Serving
+from adagrpo.serving.options import Bearers, Limits, Options
 from adagrpo.types import Histories
 
 from .conftest import VERSIONS, Recommender
@@ -90,8 +87,8 @@ def test_each_user_gets_the_arm_that_the_analysis_finds(two_arms: Callable[..., 
         if user is None:
             assert "experiment" not in answer and answer["versions"]["arm"] == "sft/best"
             continue
-        arm, deal = service.trial.deal(service.app.options.user_hash(user))
-        assert answer["experiment"] == {"name": "gated", "plan": service.trial.hash, "arm": arm, "deal": deal}
+        arm, reason = service.trial.assign(service.app.options.user_hash(user))
+        assert answer["experiment"] == {"name": "gated", "plan": service.trial.hash, "arm": arm, "deal": reason}
         assert answer["versions"]["arm"] == {"now": "sft/best", "new": "nll/final"}[arm]
     text = service.ask("/metrics", **TOKEN)[1]
     counts = {arm: sum(a.get("experiment", {}).get("arm") == arm for a in answers.values()) for arm in ("now", "new")}
@@ -121,7 +118,7 @@ def test_an_arm_that_is_off_gives_its_users_the_control_and_ab_says_so(
     two_arms: Callable[..., Any], tmp_path: Path
 ) -> None:
     service = two_arms(holdout=0.0)
-    dealt = {user: service.trial.deal(service.app.options.user_hash(user)).arm for user in range(60)}
+    dealt = {user: service.trial.assign(service.app.options.user_hash(user)).arm for user in range(60)}
     mine, others = ([user for user, arm in dealt.items() if arm == name] for name in ("new", "now"))
     assert [ask(service, user)["experiment"]["deal"] for user in (mine[0], others[0])] == ["arm", "arm"]
     route = "/v1/admin/experiment"
@@ -178,8 +175,8 @@ def test_the_share_grows_by_the_route(two_arms: Callable[..., Any]) -> None:
     assert (status, said["share"]) == (200, 1.0)
     hashed = service.app.options.user_hash
     for user, before in first.items():
-        now = service.trial.deal(hashed(user))
-        assert now.deal != "outside" and (before["deal"] == "outside" or before["arm"] == now.arm)
+        now = service.trial.assign(hashed(user))
+        assert now.reason != "outside" and (before["deal"] == "outside" or before["arm"] == now.arm)
     assert service.ask("/v1/admin/experiment", {"share": 0.5}, **TOKEN)[0] == 409
 
 
@@ -194,15 +191,15 @@ def test_a_body_is_answered_by_what_was_served_when_it_was_read(
 ) -> None:
     """Arms that are exchanged between two of its users are not mixed."""
     service = two_arms()
-    manager, deal, exchanged = service.app.manager, service.trial.deal, []
+    manager, assign, exchanged = service.app.manager, service.trial.assign, []
 
-    def deal_and_exchange(user: str) -> Any:
+    def assign_and_exchange(user: str) -> Any:
         exchanged.append(user)
         versions = {"catalog": f"c1-{len(exchanged)}"}
         manager._replace([replace(manager.now, versions=manager.now.versions | versions) for _ in service.trial.arms()])
-        return deal(user)
+        return assign(user)
 
-    monkeypatch.setattr(service.trial, "deal", deal_and_exchange)
+    monkeypatch.setattr(service.trial, "assign", assign_and_exchange)
     bodies = [{"history": [1], "k": 2} | ({"user_id": str(user)} if user else {}) for user in range(4)]
     status, answer, _ = service.ask("/v1/recommend", {"requests": bodies}, **TOKEN)
     assert status == 200 and len(exchanged) == 3

@@ -25,9 +25,7 @@ from benchmarks.reliability.heavy import heavy_bodies
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.pipeline.serve import OWN_NAMES
 from adagrpo.serving import routes
-from adagrpo.serving.app import Options
-from adagrpo.serving.limits import Limits
-from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.options import Limits, Options, RequestLog
 from adagrpo.serving.routes import BYTES_IN_LOOP
 from adagrpo.serving.schemas import BadRequest, BatchBody, FeedbackBody, RecommendBody, parsed
 

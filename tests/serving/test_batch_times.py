@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from adagrpo.serving.batch_times import BatchTimes
+from adagrpo.serving.batch_queue import BatchTimes
 
 
 def test_a_size_that_is_not_known_takes_what_the_next_smaller_one_does() -> None:

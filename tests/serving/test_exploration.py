@@ -13,15 +13,15 @@ import torch
 from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import Query
 from adagrpo.lists.recommender import Recommender
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.serving.app import Application, Options
+from adagrpo.serving.app import Application
 from adagrpo.serving.model_manager import ModelManager, Serving
+from adagrpo.serving.options import Options
 
 SIZES, ITEMS, SEEN, TEMPERATURE = (4, 4), 9, 4, 0.8
 

@@ -14,16 +14,14 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.exposures import exposure_parts
+from adagrpo.exposures import exposure_store
 from adagrpo.exposures.exposure_collect import COLLECTED, Collected, collect_log
 from adagrpo.exposures.exposure_database import OPEN
 from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, decode, encode
-from adagrpo.exposures.exposure_parts import KIND, parts_of, place_of, read_parts, refused_rows
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import KIND, LocalExposureLog, locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.serving.app import Options
 from adagrpo.serving.exposure_rows import ExposureRows
-from adagrpo.serving.limits import Limits
+from adagrpo.serving.options import Limits, Options
 from adagrpo.storage.locks import lock_folder
 
 from ..command_line import command
@@ -153,7 +151,7 @@ def test_rows_that_are_in_no_part_yet_come_too(tmp_path: Path) -> None:
 
 
 def test_rows_that_no_part_can_be_made_of_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposure_parts, "PATIENCE", 0.1)
+    monkeypatch.setattr(exposure_store, "PATIENCE", 0.1)
     for name in ("done", "open"):
         log = LocalExposureLog(tmp_path / name)
         log.write([answer(f"{name}-{number}") for number in range(3)])
@@ -234,8 +232,8 @@ def test_a_part_of_other_columns_is_refused_by_name_and_a_row_has_its_place(tmp_
         log.rotate()
     log.close()
     parts = parts_of(tmp_path)
-    assert place_of(parts, 0) == f"{parts[0] / 'exposures.parquet'}, row 1"
-    assert place_of(parts, 3) == f"{parts[1] / 'exposures.parquet'}, row 2"
+    assert locate_row(parts, 0) == f"{parts[0] / 'exposures.parquet'}, row 1"
+    assert locate_row(parts, 3) == f"{parts[1] / 'exposures.parquet'}, row 2"
     from adagrpo.storage.artifacts import seal
 
     table = pl.read_parquet(parts[0] / "exposures.parquet").with_columns(pl.col("time").cast(pl.String))

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.exposures import exposure_database, exposure_parts
+from adagrpo.exposures import exposure_database, exposure_store
 from adagrpo.exposures.exposure_database import OPEN, begin_part, connect, transaction
 from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 
 
 def row(request: str, **more: object) -> Exposure:
@@ -64,7 +63,7 @@ def test_a_retry_gets_the_row_on_record_and_writes_none(tmp_path: Path) -> None:
 
 
 def test_beyond_what_is_remembered_a_retry_is_written_again(tmp_path: Path) -> None:
-    log = LocalExposureLog(tmp_path / "log", remembered=1)
+    log = LocalExposureLog(tmp_path / "log", kept_rows=1)
     log.write([row("a"), row("b")])
     log.rotate()
     again = row("a", slate=(9,))
@@ -142,7 +141,7 @@ def test_a_part_that_was_cut_off_is_finished_and_no_row_is_lost_or_doubled(
 
     name = {"before": "_exposure_table", "written": "publish", "published": "finish_part"}[moment]
     with monkeypatch.context() as patched:
-        patched.setattr(exposure_parts, name, cut)
+        patched.setattr(exposure_database if moment == "published" else exposure_store, name, cut)
         with pytest.raises(KeyboardInterrupt):
             log.rotate()
     log.write([row("c")])
@@ -259,7 +258,7 @@ def test_rows_are_rotated_by_number_and_by_time(tmp_path: Path) -> None:
 
 
 def test_rows_of_published_parts_leave_the_database(tmp_path: Path) -> None:
-    log = LocalExposureLog(tmp_path / "log", remembered=2)
+    log = LocalExposureLog(tmp_path / "log", kept_rows=2)
     log.write([row(str(number)) for number in range(10)])
     log.rotate()
     left = [number for (number,) in log._connection.execute("SELECT number FROM exposures ORDER BY number")]

@@ -27,10 +27,10 @@ from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import ListOptions, Run, update_catalog
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.app import Application, Options
-from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.app import Application
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.model_manager import Asked, ModelManager, Serving
+from adagrpo.serving.options import Bearers, Options
 from adagrpo.serving.playground import Playground
 
 from .conftest import Recommender

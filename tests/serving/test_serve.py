@@ -28,9 +28,10 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.app import Application, Options
+from adagrpo.serving.app import Application
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.model_manager import ModelManager, Serving
+from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import HealthAnswer
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged

@@ -23,15 +23,11 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import SinkFailed
-from adagrpo.exposures.exposure_parts import parts_of, read_parts, rotate
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, parts_of, read_parts, rotate
 from adagrpo.exposures.user_hash import UserHash, read_key
 from adagrpo.lists.exploration import Exploration
-from adagrpo.serving.app import Options
-from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
-from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
-from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.options import Bearers, Limits, Options, RequestLog, check_exposed, read_tokens
 
 TOKEN = "0123456789abcdef"
 OLD = Limits(grace_seconds=0.0)
@@ -497,9 +493,9 @@ def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(service.ask, "/v1/recommend", {"history": [1]})
         until(lambda: service.recommender.batches == [1])
-        service.app.intake.lag = 0.8
+        service.app.middleware.lag = 0.8
         assert service.ask("/v1/recommend", {"history": [1]})[0] == 503
-        service.app.intake.lag = 0.0
+        service.app.middleware.lag = 0.0
         service.recommender.go.set()
         assert held.result()[0] == 200 and service.ask("/v1/recommend", {"history": [1]})[0] == 200
 
@@ -508,8 +504,8 @@ def test_a_loop_that_is_behind_says_by_how_much(stub: Callable[..., Any]) -> Non
     service = stub()
     service.app.metrics.text = lambda: time.sleep(0.5) or b""
     service.ask("/metrics")
-    until(lambda: service.app.intake.lag > 0.25)
-    assert service.app.intake.lag < 3
+    until(lambda: service.app.middleware.lag > 0.25)
+    assert service.app.middleware.lag < 3
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

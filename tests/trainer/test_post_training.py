@@ -6,11 +6,13 @@ import copy
 import itertools
 import json
 import statistics
+import warnings
 
 import pytest
 import torch
 from torch import Tensor
 
+from adagrpo.objective.terms import TERMS, RewardTerm, TermLoss
 from adagrpo.trainer import fit
 from adagrpo.types import Histories
 
@@ -91,6 +93,20 @@ def test_the_term_is_the_slow_twin(world, options):
     torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
     assert logged["clip_fraction"] == 0.0
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
+
+
+def test_what_a_term_logs_may_have_a_gradient(world, monkeypatch):
+    def logs_its_loss(groups):
+        losses = -groups.log_probs.mean((1, 2))
+        return TermLoss(losses, {"of_all": losses.mean()})
+
+    monkeypatch.setitem(TERMS, "best_of_n", RewardTerm("best_of_n", logs_its_loss))
+    task = world.post_training(world.policy(), gate="all", term="best_of_n", lambda_=1.0)
+    _, (micro,), _ = world.draw(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        terms, logged = task.loss(micro)
+    assert terms["best_of_n"].requires_grad and logged["of_all"] > 0
 
 
 @pytest.mark.parametrize(("weight", "exclude"), [(0.0, False), (2.0, False), (2.0, True)])

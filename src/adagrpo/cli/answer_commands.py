@@ -11,16 +11,12 @@ import typer
 
 from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, DryRun, Elsewhere, Out, RunDirectory, close, session
-from adagrpo.cli.printing import print_values
+from adagrpo.cli.printing import plan_text, print_values
 from adagrpo.errors import UserError
 
 
 @Command("diagnose", "answers", sets="recipe", plans=True)
-def diagnose(
-    run: RunDirectory,
-    common: Common,
-    out: Elsewhere = None,
-) -> None:
+def diagnose(run: RunDirectory, common: Common, out: Elsewhere = None) -> None:
     """Does re-ranking by the reward help, and is its sign right? On validation cases; writes diagnose.html."""
     opened = common.open(run, out)
     with session(opened):
@@ -28,8 +24,8 @@ def diagnose(
     if common.as_json:
         typer.echo(json.dumps(found.content))
         return
-    tables = library.diagnosis_tables(found.content)
-    typer.echo("\n\n".join(library.to_text(tables[name]) for name in ("orders", "evidence")))
+    tables = library.report.diagnosis_tables(found.content)
+    typer.echo("\n\n".join(library.report.to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {found.verdict}\n" + "\n".join(found.sentences))
     if found.serve is not None:
         typer.echo(f"\n{found.serve}")
@@ -46,21 +42,19 @@ def compare(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
     only: Annotated[
-        str | None,
-        typer.Option(help="Make only the runs of these seeds; the same command without it compares."),
+        str | None, typer.Option(help="Make only the runs of these seeds; the same command without it compares.")
     ] = None,
     data: Annotated[
-        list[Path],
-        typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
+        list[Path], typer.Option(help="The folder of the recipes' relative paths: one for all, or one each.")
     ] = [Path()],  # noqa: B006 (typer reads the default, nothing changes it)
     dry_run: DryRun = False,
 ) -> None:
     """Train and test arms under several seeds against a baseline; continues an interrupted comparison."""
     part = None if only is None else _seeds("--only", only)
-    configs = [library.load_config(recipe, common.overrides()) for recipe in recipes]
+    configs = [library.config.load_config(recipe, common.overrides()) for recipe in recipes]
     console = common.console(out)
     comparisons = [
-        library.Comparison(
+        library.compare.Comparison(
             folder,
             config,
             root,
@@ -88,18 +82,18 @@ def compare(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
         return
     for content in results:
-        typer.echo(library.to_text(library.comparison_table(content)))
+        typer.echo(library.report.to_text(library.report.comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
 
 
-def _print_plans(comparisons: list[library.Comparison], as_json: bool) -> None:
+def _print_plans(comparisons: list[library.compare.Comparison], as_json: bool) -> None:
     plans: list[dict[str, Any]] = []
     texts = []
     for comparison in comparisons:
         runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
         plans.append(comparison.describe() | {"runs": runs})
-        comments = [f"seed {seed}\n{library.plan_text(content)}" for seed, content in runs.items()]
-        text = library.dump_yaml(comparison.describe())
+        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
+        text = library.yaml_text.dump_yaml(comparison.describe())
         texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
@@ -115,23 +109,27 @@ def report(
     if figures is not None and figures.exists() and not figures.is_dir():
         raise UserError(f"{figures}: is a file; --figures takes a folder")
     if (run / "comparison.json").is_file():
-        content = library.read_comparison(run / "comparison.json")
-        library.check_kind(run, "comparison", "--run")
+        content = library.report.read_comparison(run / "comparison.json")
+        library.marks.check_kind(run, "comparison", "--run")
         if out is not None and out.resolve() != run.resolve():
             if (out / "comparison.json").exists():
                 raise UserError(f"--out: {out} is a comparison of its own, with a page; take a new folder")
-            library.claim(out, "comparison")
-        page = library.write_comparison(out or run, content)
-        written = [] if figures is None else library.write_comparison_figures(content, figures)
+            library.marks.claim(out, "comparison")
+        page = library.report.write_comparison(out or run, content)
+        written = [] if figures is None else library.report.write_comparison_figures(content, figures)
     else:
-        if library.is_marked(run) and library.read_mark(run).get("kind") == "comparison":
+        if library.marks.is_marked(run) and library.marks.read_mark(run).get("kind") == "comparison":
             raise UserError(
                 f"{run}: its comparison.json is not written yet; `adagrpo status --run {run}` says what to do"
             )
         opened = common.open(run, out)
         with session(opened):
             page = opened.report()
-            written = [] if figures is None else library.write_figures(library.CurrentFiles(opened), figures)
+            written = (
+                []
+                if figures is None
+                else library.report.write_figures(library.current_files.CurrentFiles(opened), figures)
+            )
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
@@ -141,13 +139,13 @@ def show_status(
     common: Common,
 ) -> None:
     """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
-    content = library.status(run)
-    table, lines = library.status_tables(content)
-    text = [] if table is None else [library.to_text(table), ""]
+    content = library.status.status(run)
+    table, lines = library.status.status_tables(content)
+    text = [] if table is None else [library.report.to_text(table), ""]
     typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
 
 
-def _folders(out: Path, configs: list[library.Config]) -> list[Path]:
+def _folders(out: Path, configs: list[library.config.Config]) -> list[Path]:
     if len(configs) == 1:
         return [out]
     names = [config.name for config in configs]

@@ -43,36 +43,33 @@ def catalog(
         raise UserError(f"catalog {action}: --items, --delist, --interactions and --from are for update alone")
     opened = common.open(run)
     if action == "list":
-        parts = library.parts_of(opened, measuring=True)
-        found_versions = library.catalog_versions(opened)
+        parts = library.staleness.parts_of(opened, measuring=True)
+        found_versions = library.pipeline.catalog_versions(opened)
         stale = [one.number > 0 and not parts[one.stage].usable for one in found_versions]
         about = [one.about | {"stale": old} for one, old in zip(found_versions, stale, strict=True)]
-        _print(_listing(about), common.as_json)
+        lines = []
+        for one in about:
+            of = f", from {one['parent']}" if one["parent"] else ", the one of training"
+            of += ", stale" if one["stale"] else ""
+            lines.append(f"{one['version']}  {one['listed']} of {one['items']} items listed{of}")
+        _print({"versions": about}, lines, common.as_json)
     elif action == "diff":
-        found = library.catalog_diff(*(library.open_version(opened, one) for one in versions))
-        _print((found, _difference(found)), common.as_json)
+        found = library.pipeline.catalog_diff(*(library.pipeline.open_version(opened, one) for one in versions))
+        _print(found, _difference(found), common.as_json)
     else:
         with session(opened):
-            made, new = library.update_catalog(
+            made, new = library.pipeline.update_catalog(
                 opened, items=items, delist=delist, interactions=interactions, start=start
             )
-        parent = library.open_version(opened, made.about["parent"] or "0")
-        found = library.catalog_diff(parent, made) | {"made": new, "version": made.name}
-        _print((found, [f"{made.name} {'made' if new else 'was there already'}", *_difference(found)]), common.as_json)
+        parent = library.pipeline.open_version(opened, made.about["parent"] or "0")
+        found = library.pipeline.catalog_diff(parent, made) | {"made": new, "version": made.name}
+        lines = [f"{made.name} {'made' if new else 'was there already'}", *_difference(found)]
+        _print(found, lines, common.as_json)
     close(opened.console)
 
 
-def _print(said: tuple[dict[str, Any], Sequence[str]], as_json: bool) -> None:
-    typer.echo(json.dumps(said[0]) if as_json else "\n".join(said[1]))
-
-
-def _listing(versions: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    lines = []
-    for one in versions:
-        of = f", from {one['parent']}" if one["parent"] else ", the one of training"
-        of += ", stale" if one["stale"] else ""
-        lines.append(f"{one['version']}  {one['listed']} of {one['items']} items listed{of}")
-    return {"versions": versions}, lines
+def _print(content: dict[str, Any], lines: Sequence[str], as_json: bool) -> None:
+    typer.echo(json.dumps(content) if as_json else "\n".join(lines))
 
 
 def _difference(found: dict[str, Any]) -> list[str]:

@@ -49,16 +49,18 @@ def ab(
         raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
     else:
         if out is not None:
-            library.check_kind(out, "experiment")
+            library.marks.check_kind(out, "experiment")
         result = experiments.experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            table = library.preference_table if result["kind"] == "interleaving" else library.daily_table
-            typer.echo("\n" + (library.to_text(table(result["daily"])) if result["daily"] else "no effect by day yet"))
+            table = library.report.preference_table if result["kind"] == "interleaving" else library.report.daily_table
+            typer.echo(
+                "\n" + (library.report.to_text(table(result["daily"])) if result["daily"] else "no effect by day yet")
+            )
         if out is not None:
-            library.claim(out, "experiment")
-            library.write_file(out / "experiment.json", json.dumps(result) + "\n")
-            page = library.write_experiment(out / "experiment.html", result)
+            library.marks.claim(out, "experiment")
+            library.writing.write_file(out / "experiment.json", json.dumps(result) + "\n")
+            page = library.report.write_experiment(out / "experiment.html", result)
             if not common.as_json:
                 typer.echo(f"\n{page}")
 
@@ -79,7 +81,7 @@ def estimate(
     catalog: CatalogChoice = "latest",
 ) -> None:
     """Estimate from logged drawn lists what another policy would have earned, by item and by list."""
-    found = library.estimate_policy(
+    found = library.estimate.estimate_policy(
         replace(common, quiet=True).open(run),
         exposures,
         requests,
@@ -112,7 +114,7 @@ def _print_estimates(found: dict[str, Any]) -> None:
         weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
         body.append((row["of"], row["estimator"], value, span, *weighs))
     head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
-    typer.echo("\n" + library.to_text(library.Table.of(head, body, 2)))
+    typer.echo("\n" + library.report.to_text(library.report.Table.of(head, body, 2)))
     refused: dict[tuple[str, str], list[str]] = {}
     for row in found["estimates"]:
         if row["refused"]:
@@ -136,7 +138,7 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
         for row in rows
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
-    typer.echo(library.to_text(library.Table.of(head, body)))
+    typer.echo(library.report.to_text(library.report.Table.of(head, body)))
     read = rows[0]["read"]
     if read is not None:
         typer.echo(f"read: {read['days']:.1f} days of the log, {read['from']} to {read['to']}")
@@ -164,6 +166,9 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
     for note in result["notes"]:
         typer.echo(f"note: {note}")
-    for table in (library.effects_table(result["effects"]), library.guardrails_table(result["guardrails"])):
+    for table in (
+        library.report.effects_table(result["effects"]),
+        library.report.guardrails_table(result["guardrails"]),
+    ):
         if table.rows:
-            typer.echo("\n" + library.to_text(table))
+            typer.echo("\n" + library.report.to_text(table))

@@ -1,4 +1,4 @@
-"""Lazy import of the library, which takes seconds; `library.py` lists the names that commands use."""
+"""Lazy import of the library, which takes seconds; `library.py` lists the modules that commands use."""
 
 from __future__ import annotations
 

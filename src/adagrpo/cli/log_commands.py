@@ -10,20 +10,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
-from adagrpo.cli.log_roles import (
-    Exposures,
-    Impressions,
-    ItemFile,
-    LogRoles,
-    Orders,
-    RandomExposures,
-    RoledFiles,
-    UserKeyFile,
-    by_role,
-)
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, Replace, session
-from adagrpo.cli.printing import print_values
+from adagrpo.cli.printing import print_plan, print_values
 from adagrpo.errors import UserError
 
 # as in `Marketplace`, whose import takes seconds
@@ -38,9 +28,9 @@ def inspect(
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
     """Show columns of logs of one role, what they seem to be, and which rows would be dropped. Writes nothing."""
-    given, _, kept = said_columns(common.settings)
+    given, _, kept = column_settings(common.settings)
     _refuse_several_roles(logs, given)
-    preview = library.preview_logs(logs, None if all_rows else library.ROWS, given, kept)
+    preview = library.preview.preview_logs(logs, None if all_rows else library.preview.ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
         asked = preview.get("question")
@@ -55,21 +45,22 @@ def inspect(
         for one in preview["columns"]
     ]
     head = ("column", "values", "for example", "taken for")
-    typer.echo(library.to_text(library.Table.of(head, rows, 4)))
+    typer.echo(library.report.to_text(library.report.Table.of(head, rows, 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
-        typer.echo(f"\n{library.one_line(column)} holds lists, each of which would be one item; {library.ONE_EACH}")
+        one_each = f"holds lists, each of which would be one item; {library.lists.ONE_EACH}"
+        typer.echo(f"\n{library.formats.one_line(column)} {one_each}")
     if preview["missing"]:
         role = preview["missing"][0]
         unread = preview["unread_time"]
         which = f"say which it is: --set data.columns.{role}=NAME" if unread is None else unread
         typer.echo(f"\nno column looks like the {role}; {which}")
         if preview["unnamed"]:
-            typer.echo(library.UNNAMED)
+            typer.echo(library.formats.UNNAMED)
         return
-    typer.echo("\n" + "\n".join(library.format_lines(preview["understood"])) + f"\nthese are {preview['kind']}")
+    typer.echo("\n" + "\n".join(library.preview.format_lines(preview["understood"])) + f"\nthese are {preview['kind']}")
     if len(preview["events"]) > 1:
-        kinds = ", ".join(map(library.one_line, preview["events"]))
+        kinds = ", ".join(map(library.formats.one_line, preview["events"]))
         which = (
             "all are read; --set 'data.keep_events=[KIND]' reads some" if kept is None else f"read: {', '.join(kept)}"
         )
@@ -77,7 +68,7 @@ def inspect(
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
-    for note in [*preview["notes"], *_asked(preview)]:
+    for note in [*preview["notes"], *_question_notes(preview)]:
         typer.echo(note)
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
@@ -86,9 +77,9 @@ def inspect(
 def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
     """Refuse files of several roles: read as one log, impressions would count as purchases."""
     for path in logs:
-        library.columns_of(path)
+        library.formats.columns_of(path)
     try:
-        roles = by_role(logs, given=given)
+        roles = log_roles.by_role(logs, given=given)
         alike = not (roles.impressions or roles.exposures or roles.items)
     except UserError:  # the role of some file is unknown
         alike = False
@@ -102,20 +93,20 @@ def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
 @Command("init", "your logs", sets="columns", draws=False)
 def write_recipe(
     common: Common,
-    logs: RoledFiles = None,
+    logs: log_roles.RoledFiles = None,
     out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
-    orders: Orders = None,
-    impressions: Impressions = None,
-    exposures: Exposures = None,
-    random: RandomExposures = None,
-    user_key_file: UserKeyFile = None,
-    items: ItemFile = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
+    items: log_roles.ItemFile = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
-    given = said_columns(common.settings).logs
-    roles = by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
+    given = column_settings(common.settings).logs
+    roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
     text, notes = recipe_of_logs(roles, out.stem, common.settings)
     for note in notes:
         common.console(out).note(note)
@@ -129,23 +120,25 @@ def write_recipe(
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
 
 
-def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
+def recipe_of_logs(roles: log_roles.LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
     """Return the recipe for logs, and notes on detected roles and unused columns."""
-    said, notes, items = said_columns(settings), list(roles.notes), roles.items
-    preview = library.preview_logs(roles.logs, None, said.logs, said.kept)
+    given, notes, items = column_settings(settings), list(roles.notes), roles.items
+    preview = library.preview.preview_logs(roles.logs, None, given.logs, given.kept)
     if items is not None and not preview["missing"]:
-        found = preview["items"] = library.preview_items(items, preview["roles"]["item"]["column"])
+        found = preview["items"] = library.preview.preview_items(items, preview["roles"]["item"]["column"])
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
         notes += [
-            f"note: column '{library.one_line(column)}' of {items} looks like numbers with decimal commas, such as"
-            f" {library.one_line(value)}; it is left out, as numbers are neither text nor attributes"
+            f"note: column '{library.formats.one_line(column)}' of {items} looks like numbers with decimal commas,"
+            f" such as {library.formats.one_line(value)}; it is left out, as numbers are neither text nor attributes"
             for column, value in found.pop("commas").items()
         ]
-        library.read_items(items, id_column=found["id_column"], **named)  # all of it: the recipe must run as written
-    columns = _columns_of_shown(roles, said.shown)
-    shown = library.preview_logs(roles.impressions, None, columns) if columns else None
-    text = library.recipe_text(preview, name, shown, roles.beside(columns))
-    notes += _asked(preview)
+        library.items.read_items(
+            items, id_column=found["id_column"], **named
+        )  # all of it: the recipe must run as written
+    columns = _impression_columns(roles, given.shown)
+    shown = library.preview.preview_logs(roles.impressions, None, columns) if columns else None
+    text = library.suggest.recipe_text(preview, name, shown, roles.beside(columns))
+    notes += _question_notes(preview)
     notes += [
         f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
         for one in preview["passed_over"]
@@ -153,21 +146,22 @@ def recipe_of_logs(roles: LogRoles, name: str, settings: tuple[str, ...]) -> tup
     return text, notes
 
 
-def _asked(preview: dict[str, Any]) -> list[str]:
-    notes = library.order_notes(preview["left_out"], preview["no_items"])
-    return notes if preview["question"] is None else [*notes, *library.question_lines(preview["question"])]
+def _question_notes(preview: dict[str, Any]) -> list[str]:
+    notes = library.question.order_notes(preview["left_out"], preview["no_items"])
+    return notes if preview["question"] is None else [*notes, *library.question.question_lines(preview["question"])]
 
 
-def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
+def _impression_columns(roles: log_roles.LogRoles, given: dict[str, str]) -> dict[str, str]:
     if not roles.impressions:
         return {}
     first = roles.impressions[0]
-    found = library.roles_of(first, given)
+    found = library.preview.roles_of(first, given)
     for role in ("user", "item", "timestamp", "clicked"):
         if role not in found:
+            columns = library.formats.listed(library.formats.columns_of(first))
             raise UserError(
                 f"{first}: no column of impressions looks like {role}; say which it is,"
-                f" --set data.impressions.columns.{role}=NAME, of {library.listed(library.columns_of(first))}"
+                f" --set data.impressions.columns.{role}=NAME, of {columns}"
             )
     return found
 
@@ -176,58 +170,60 @@ def _columns_of_shown(roles: LogRoles, given: dict[str, str]) -> dict[str, str]:
 def prepare(
     out: Out,
     common: Common,
-    logs: RoledFiles = None,
-    orders: Orders = None,
-    impressions: Impressions = None,
-    exposures: Exposures = None,
-    random: RandomExposures = None,
-    user_key_file: UserKeyFile = None,
+    logs: log_roles.RoledFiles = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
     replace: Replace = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    said, (before, data) = said_columns(common.settings, only=False), library.kept_settings(out)
+    given, (before, data) = column_settings(common.settings, only=False), library.pipeline.kept_settings(out)
     own = before.pop("data", {})
     judged = bool(own) and bool(random)  # random exposures for an existing run
     if not (logs or orders or impressions or exposures or judged):
         raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
     joins = (bool(own.get("logs")) or judged) and not logs and not orders
     kept = joins or not impressions
-    roles = by_role(logs, orders, impressions, exposures, None, user_key_file, random, given=said.logs, kept=kept)
+    roles = log_roles.by_role(
+        logs, orders, impressions, exposures, None, user_key_file, random, given=given.logs, kept=kept
+    )
     if roles.items is not None:
         raise UserError(f"{roles.items}: has no column of users; `adagrpo init` takes a table of items, prepare none")
-    source = roles.beside(_columns_of_shown(roles, said.shown), publish=not dry_run)
+    source = roles.beside(_impression_columns(roles, given.shown), publish=not dry_run)
     if joins:  # keep the catalogue and numbering of the run that served
         source = own | {key: (own.get(key) or {}) | value for key, value in source.items()}
     elif roles.logs:
         source["logs"] = [str(path.resolve()) for path in roles.logs]
     content = {"name": out.name} | before | {"data": source}
-    config = library.resolve_config(content, common.overrides(max_bad_rows), "prepare")
-    run = library.Run(out, config, data if joins else Path(), common.console(out))
+    config = library.config.resolve_config(content, common.overrides(max_bad_rows), "prepare")
+    run = library.pipeline.Run(out, config, data if joins else Path(), common.console(out))
     if not (replace or dry_run):
-        library.check_logs(run)
-    reset = library.reset_settings(out, config)
+        library.named_files.check_logs(run)
+    reset = library.pipeline.reset_settings(out, config)
     if reset:
         run.console.note(
             f"note: {', '.join(reset)} of run.yaml {'is' if len(reset) == 1 else 'are'} as by default from here on; to"
             f" keep what was set, give it by --set, or carry out `adagrpo run RECIPE --out {shlex.quote(str(out))}`"
         )
-    notes = list(roles.notes)
+    for note in roles.notes:
+        run.console.note(note)
     if config.data.exposures is not None and not config.data.logs:
-        notes.append(
+        run.console.note(
             "note: the exposure log stands alone, so the catalogue is what was shown; to keep that of the run which"
             " served, give its folder as --out, or its logs beside --exposures"
         )
-    for note in notes:
-        run.console.note(note)
     if dry_run:
-        library.print_plan(run, "prepare", common.as_json)
+        print_plan(run, "prepare", common.as_json)
         return
     with session(run):
         summary = run.prepare()
-    hint = library.sizes_note(config.tokenizer, summary["items"]) if config.data.split.kind != "impressions" else None
-    if hint is not None:
+    if config.data.split.kind != "impressions" and (
+        hint := library.suggest.sizes_note(config.tokenizer, summary["items"])
+    ):
         run.console.note(hint)
     joined = run.checked("exposures", "summary.json") if exposures is not None else None
     counts = {} if joined is None else json.loads(joined.read_text(encoding="utf-8"))
@@ -237,8 +233,8 @@ def prepare(
     if counts:
         print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
-    table = library.to_text(library.dataset_table(summary))
-    typer.echo("\n".join(library.format_lines(understood)) + f"\n\n{table}\n\nrun: {out}")
+    table = library.report.to_text(library.report.dataset_table(summary))
+    typer.echo("\n".join(library.preview.format_lines(understood)) + f"\n\n{table}\n\nrun: {out}")
 
 
 @Command("collect", "your logs", draws=False)
@@ -250,7 +246,7 @@ def collect_exposures(
     common: Common,
 ) -> None:
     """Copy exposure logs of other machines into one folder; again later, only what is new."""
-    found = library.collect_log(sources, to)
+    found = library.exposure_collect.collect_log(sources, to)
     counts = asdict(found) | {"refused": len(found.refused), "log": str(to)}
     if common.as_json:
         typer.echo(json.dumps(counts | {"refused_rows": found.refused[:REFUSED_SHOWN]}))
@@ -274,19 +270,21 @@ def simulate_logs(
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
     kind = "simulation"
-    world = library.Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
-    library.check_replaceable(out, kind)
-    simulation = library.simulate(world)
-    work = library.temporary(out)
-    library.write_simulation(simulation, work)
-    library.seal(work, kind=kind, fingerprint=library.hash_json(asdict(world)))
-    library.publish(work, out)
+    world = library.marketplace.Marketplace(
+        users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0
+    )
+    library.artifacts.check_replaceable(out, kind)
+    simulation = library.marketplace.simulate(world)
+    work = library.writing.temporary(out)
+    library.marketplace.write_simulation(simulation, work)
+    library.artifacts.seal(work, kind=kind, fingerprint=library.hashes.hash_json(asdict(world)))
+    library.artifacts.publish(work, out)
     shown = simulation.impressions
     made = {"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}
     print_values(made, common.as_json)
 
 
-class SaidColumns(NamedTuple):
+class ColumnSettings(NamedTuple):
     """Columns and events given by `--set`."""
 
     logs: dict[str, str]  # by role, of `data.columns.user=uid`
@@ -294,38 +292,40 @@ class SaidColumns(NamedTuple):
     kept: tuple[str, ...] | None  # of `data.keep_events=[click]`
 
 
-def is_of_columns(setting: str) -> bool:
-    """Return whether `said_columns` reads a `--set` option."""
+def is_column_setting(setting: str) -> bool:
+    """Return whether `column_settings` reads a `--set` option."""
     return setting.startswith(("data.columns.", "data.impressions.columns.", "data.keep_events"))
 
 
-def said_columns(settings: tuple[str, ...], *, only: bool = True) -> SaidColumns:
+def column_settings(settings: tuple[str, ...], *, only: bool = True) -> ColumnSettings:
     """Return columns by role and events to keep; `only` refuses other settings."""
-    said = SaidColumns({}, {}, None)
-    of = {"data.columns": said.logs, "data.impressions.columns": said.shown}
+    given = ColumnSettings({}, {}, None)
+    of = {"data.columns": given.logs, "data.impressions.columns": given.shown}
     for setting in settings:
         key, equals, column = setting.partition("=")
         if equals and key == "data.keep_events":
             try:
-                said = said._replace(kept=library.EVENT_KINDS.validate_python(library.parse_yaml(column)))
-            except library.ValidationError as error:
+                given = given._replace(
+                    kept=library.data.EVENT_KINDS.validate_python(library.yaml_text.parse_yaml(column))
+                )
+            except library.pydantic.ValidationError as error:
                 form = "write data.keep_events=[KIND, KIND], each a text or a whole number"
                 raise UserError(f"--set {setting}: {form}") from error
             continue
         section, _, role = key.rpartition(".")
-        if equals and section in of and role in library.Columns.model_fields:
-            of[section][role] = library.column_name(column) or column
+        if equals and section in of and role in library.data.Columns.model_fields:
+            of[section][role] = library.yaml_text.column_name(column) or column
         elif only:
-            known = ", ".join(library.Columns.model_fields)
+            known = ", ".join(library.data.Columns.model_fields)
             raise UserError(
                 f"--set {setting}: write data.columns.ROLE=NAME, or data.keep_events=[KIND]; the roles are {known}"
             )
-    return said
+    return given
 
 
 def _set(role: str, column: str) -> str:
     """Return the option for a column's role, quoted where YAML would misread the name."""
-    name = column if library.column_name(column) == column else library.json_text(column)
+    name = column if library.yaml_text.column_name(column) == column else library.yaml_text.json_text(column)
     return f"--set data.columns.{role}={shlex.quote(name)}"
 
 
@@ -336,7 +336,7 @@ def _next_commands(preview: dict[str, Any]) -> list[str]:
     sets = [_set(role, name) for role, name in preview["mapping"].items()]
     stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
     if preview["kept"] is not None:
-        events = f"--set {shlex.quote('data.keep_events=' + library.json_text(preview['kept']))}"
+        events = f"--set {shlex.quote('data.keep_events=' + library.yaml_text.json_text(preview['kept']))}"
         sets, stated = [*sets, events], [*stated, events]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []

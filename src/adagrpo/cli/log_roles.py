@@ -28,8 +28,7 @@ Exposures = Annotated[
     Path | None, typer.Option("--exposures", help="The exposure log of a service: what it showed to the logs' users.")
 ]
 RandomExposures = Annotated[
-    list[Path] | None,
-    typer.Option("--random", help="Log files of what was shown at random, which judge the lists."),
+    list[Path] | None, typer.Option("--random", help="Log files of what was shown at random, which judge the lists.")
 ]
 UserKeyFile = Annotated[
     Path | None, typer.Option("--user-key-file", help="The key that the service hashed its users with.")
@@ -57,10 +56,10 @@ class LogRoles(NamedTuple):
             found["impressions"] = {"logs": logs, "columns": dict(columns)}
         if self.random:
             logs, read = [str(path.resolve()) for path in self.random], ("user", "item", "clicked")
-            columns = library.roles_of(self.random[0], {})
+            columns = library.preview.roles_of(self.random[0], {})
             found["random"] = {"logs": logs, "columns": {role: columns[role] for role in read if role in columns}}
         if self.exposures is not None:
-            found["exposures"] = library.latest_exposures(self.exposures, publish=publish)
+            found["exposures"] = library.pipeline.latest_exposures(self.exposures, publish=publish)
             if self.user_key is not None:
                 found["exposures"]["user_key_file"] = str(self.user_key.resolve())
         return found
@@ -78,58 +77,52 @@ def by_role(
     given: Mapping[str, str] | None = None,
     kept: bool = False,
 ) -> LogRoles:
-    """Sort files by role.
-
-    Args:
-        files: without a given role; if all are of one kind, they are the logs.
-        given: known columns by role.
-        kept: the files are added to existing logs.
-    """
+    """Sort files by role; `given` are known columns by role, and `kept` says that they are added to existing logs."""
 
     def look(path: Path) -> dict[str, str]:
-        there = library.columns_of(path)
-        return library.roles_of(path, {role: name for role, name in (given or {}).items() if name in there})
+        columns = library.formats.columns_of(path)
+        return library.preview.roles_of(path, {role: name for role, name in (given or {}).items() if name in columns})
 
     files, notes = list(files or ()), list[str]()
-    said: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
+    by_kind: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
     for path in list(files):
-        if exposures is None and path.is_dir() and library.is_marked(path):
+        if exposures is None and path.is_dir() and library.marks.is_marked(path):
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
-    for path in said["orders"]:
+    for path in by_kind["orders"]:
         if (clicked := look(path).get("clicked")) is not None:
             raise UserError(
                 f"{path}: has a column of clicks, '{clicked}', so not every row is an order; give --impressions"
                 f" {shlex.quote(str(path))}, or the file without an option as the only log"
             )
-    seen = {path: look(path) for path in files} if len(files) > 1 or any(said.values()) else {}
+    seen = {path: look(path) for path in files} if len(files) > 1 or any(by_kind.values()) else {}
     for path, roles in seen.items():
         if items is None and "item" in roles and "user" not in roles:
             items = path
             files.remove(path)
             notes.append(f"note: {path} has no column of users: it is taken for --items")
     kinds = {path: "impressions" if "clicked" in seen.get(path, ()) else "orders" for path in files}
-    if any(said.values()) or len({*kinds.values()}) > 1:
+    if any(by_kind.values()) or len({*kinds.values()}) > 1:
         for path, kind in kinds.items():
             column = seen[path].get("clicked")
             clicks = "no column of clicks" if column is None else f"a column of clicks, '{column}'"
             notes.append(f"note: {path} has {clicks}: it is taken for --{kind}, {LEARN[kind]} learns from it")
-            said[kind].append(path)
+            by_kind[kind].append(path)
     else:  # all of one kind: the logs
-        said["orders"] = files
+        by_kind["orders"] = files
     _refuse_unlike(seen, kinds)
-    if not said["orders"] and not kept:
-        other = next(iter(said["impressions"]), exposures)
+    if not by_kind["orders"] and not kept:
+        other = next(iter(by_kind["impressions"]), exposures)
         raise UserError(
             "give log files, or --orders FILE"
             if other is None
             else f"{other}: stands beside orders, which say who and what there is; give --orders FILE too"
         )
-    learnt = {path.resolve() for paths in said.values() for path in paths}
+    learnt = {path.resolve() for paths in by_kind.values() for path in paths}
     if both := [path for path in random or () if path.resolve() in learnt]:
         raise UserError(f"{both[0]}: has the role --random and another one; nothing may learn from what judges lists")
-    return LogRoles(said["orders"], said["impressions"], exposures, items, user_key, notes, random or ())
+    return LogRoles(by_kind["orders"], by_kind["impressions"], exposures, items, user_key, notes, random or ())
 
 
 def _refuse_unlike(seen: Mapping[Path, Mapping[str, str]], kinds: Mapping[Path, str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 import adagrpo
 from adagrpo import __version__
 from adagrpo.cli.lazy import library
+from adagrpo.cli.printing import print_plan
 from adagrpo.errors import UserError
 from adagrpo.stopping import exit_on_interrupt, terminable
 
@@ -74,25 +75,18 @@ SETTINGS = {
     ),
 }
 COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
-    "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),
-    "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
-    "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
-}
-TRACK: dict[str, tuple[Any, Any, Any]] = {
     "track": (
         str | None,
         typer.Option(
             metavar="NAME[:DIR]", help="Log the steps of fits to a tracker, tensorboard or another of Accelerate's."
         ),
         None,
-    )
+    ),
+    "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),
+    "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
+    "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
 }
 Function = TypeVar("Function", bound=Callable[..., None])
-
-
-@runtime_checkable
-class _Closable(Protocol):
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -110,58 +104,53 @@ class Common:
         options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
-    def console(self, directory: Path) -> library.Console:
+    def console(self, directory: Path) -> library.pipeline.Console:
         """Return the progress display, with tracking if set."""
-        shown = library.Silent() if self.quiet else library.StderrConsole()
+        shown = library.pipeline.Silent() if self.quiet else library.console.StderrConsole()
         if self.track is None:
             return shown
-        return library.TrackingConsole(shown, *library.parse_tracker(self.track, directory))
+        return library.tracking.TrackingConsole(shown, *library.tracking.parse_tracker(self.track, directory))
 
-    def open(self, directory: Path, out: Path | None = None) -> library.Run:
+    def open(self, directory: Path, out: Path | None = None) -> library.pipeline.Run:
         """Open an existing run; see `Run.open`."""
-        return library.Run.open(directory, self.overrides(), self.console(out or directory), out)
+        return library.pipeline.Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Register a function of a module `*_commands` as a command; it takes `common: Common`.
-
-    Attributes:
-        purpose: section of the help.
-        sets: what `--set` changes; None: no `--set`.
-        plans: makes stages of its argument `run`, and gets `--dry-run`.
-        tracks: fits models, and gets `--track`.
-        together: several processes can run it.
-        draws: uses random numbers; if not, `--seed` is ignored with a message.
-        instead: option that replaces `--seed`.
-    """
+    """Register a function of a module `*_commands` as a command; it takes `common: Common`."""
 
     name: str
-    purpose: Purpose
-    sets: Literal["recipe", "columns"] | None = None
-    plans: bool = False
-    tracks: bool = False
-    together: bool = False
-    draws: bool = True
-    instead: str = ""
+    purpose: Purpose  # section of the help
+    sets: Literal["recipe", "columns"] | None = None  # what `--set` changes; None: no `--set`
+    plans: bool = False  # makes stages of its argument `run`, and gets `--dry-run`
+    tracks: bool = False  # fits models, and gets `--track`
+    together: bool = False  # several processes can run it
+    draws: bool = True  # uses random numbers; if not, `--seed` is ignored with a message
+    instead: str = ""  # option that replaces `--seed`
 
     def __call__(self, function: Function) -> Function:
         """Register the function."""
-        added = COMMON
-        if self.tracks:
-            added = TRACK | added
+        added = {key: option for key, option in COMMON.items() if key != "track" or self.tracks}
         if self.sets is not None:
             added = {"settings": (list[str], SETTINGS[self.sets], [])} | added
 
         @wraps(function)
         def command(**given: Any) -> None:
-            common = self._common({option: given.pop(option) for option in added})
+            values = {option: given.pop(option) for option in added}
+            values["settings"] = tuple(values.get("settings", ()))
+            if values["seed"] is not None and not self.draws:
+                if not values["quiet"]:
+                    why = f"{self.instead} decides what is" if self.instead else "nothing in it is"
+                    typer.echo(f"{self.name}: --seed changes nothing, since {why} drawn", err=True)
+                values["seed"] = None
+            common = Common(**values)
             with exit_on_interrupt():  # the imports take seconds
                 importlib.import_module("adagrpo.cli.library")
             if self.plans and given.pop("dry_run"):
-                library.print_plan_of(
-                    given["run"], self.name, common.overrides(), given.get("out"), as_json=common.as_json
-                )
+                run = library.pipeline.Run.open(given["run"], common.overrides(), out=given.get("out"))
+                library.checks.check(run, self.name)
+                print_plan(run, self.name, common.as_json)
             else:
                 function(**given, common=common)
 
@@ -180,15 +169,6 @@ class Command:
         COMMANDS[self.name] = self
         app.command(name=self.name)(command)
         return function
-
-    def _common(self, given: dict[str, Any]) -> Common:
-        given["settings"] = tuple(given.get("settings", ()))
-        if given["seed"] is not None and not self.draws:
-            if not given["quiet"]:
-                why = f"{self.instead} decides what is" if self.instead else "nothing in it is"
-                typer.echo(f"{self.name}: --seed changes nothing, since {why} drawn", err=True)
-            given["seed"] = None
-        return Common(**given)
 
 
 class CommandGroup(TyperGroup):
@@ -233,7 +213,7 @@ def _begin(
     first = os.environ.get("RANK", "0") == "0"
     together = [command.name for command in COMMANDS.values() if command.together]
     if context.invoked_subcommand in together:  # other commands are refused before processes connect
-        first = library.processes().is_main_process
+        first = library.processes.processes().is_main_process
     if not first:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         sys.stdout = silence
@@ -245,16 +225,16 @@ def _begin(
 
 
 @contextmanager
-def session(run: library.Run) -> Iterator[None]:
+def session(run: library.pipeline.Run) -> Iterator[None]:
     """Lock the run directory, and restore the terminal on exit."""
     try:
-        with terminable(), library.locked(run):
+        with terminable(), library.directory.locked(run):
             yield
     finally:
         close(run.console)
 
 
-def close(console: library.Console) -> None:
+def close(console: library.pipeline.Console) -> None:
     """Restore the terminal and close the tracker."""
-    if isinstance(console, _Closable):
+    if isinstance(console, library.console.StderrConsole | library.tracking.TrackingConsole):
         console.close()

@@ -1,4 +1,4 @@
-"""The commands export, serve and recommend."""
+"""The commands export, serve, recommend and watch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def export(
     catalog: CatalogChoice = "latest",
 ) -> None:
     """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
-    print_values(library.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
+    print_values(library.export.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
 @Command("serve", "serve", draws=False, instead="--explore-seed")
@@ -111,28 +111,28 @@ def serve(
         exposures is not None
         and experiment is None
         and user_key_file is None
-        and library.VARIABLE not in os.environ
+        and library.user_hash.VARIABLE not in os.environ
         and not common.quiet
     ):
         typer.echo(
-            f"note: no --user-key-file and no {library.VARIABLE}: users have other hashes in the exposure log after"
-            " each start",
+            f"note: no --user-key-file and no {library.user_hash.VARIABLE}: users have other hashes in the exposure log"
+            " after each start",
             err=True,
         )
     drawn = (1.0 if explore_share is None else explore_share, explore_seed or 0)
     opened = replace(common, quiet=True).open(run)
-    library.serve(
+    library.pipeline.serve(
         opened,
-        library.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
+        library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
         host=host,
         port=port,
-        operation=library.Operation(
+        operation=library.pipeline.Operation(
             token_file=token_file,
             without_token=without_token,
             user_key_file=user_key_file,
             exposures=exposures,
-            explore=None if explore is None else library.Exploration(explore, *drawn),
-            limits=library.Limits(deadline_seconds=deadline, drain_seconds=drain),
+            explore=None if explore is None else library.exploration.Exploration(explore, *drawn),
+            limits=library.options.Limits(deadline_seconds=deadline, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,
             experiment=experiment,
@@ -171,21 +171,76 @@ def recommend(
     _check_weight(reward_weight)
     opened = common.open(run)
     try:
-        summary = library.recommend_users(
+        summary = library.pipeline.recommend_users(
             opened,
             users,
             out,
-            library.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
+            library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
             k=k,
             columns=(user_column, history_column),
-            include=library.parse_filter(include or (), "--include"),
-            exclude=library.parse_filter(exclude or (), "--exclude"),
+            include=library.eligibility.parse_filter(include or (), "--include"),
+            exclude=library.eligibility.parse_filter(exclude or (), "--exclude"),
             popular=popular,
             ray_actors=ray,
         )
     finally:
         close(opened.console)
     print_values(summary, common.as_json)
+
+
+@Command("watch", "serve", draws=False)
+def watch(
+    exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
+    common: Common,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run that is served; its ranker predicts the clicks.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="The lists of one arm of the log; all if not given.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare --arm with this arm on the same days, not with a baseline.")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option(help="The first day, in days since 1970; the log's if not given.")
+    ] = None,
+    baseline: Annotated[int, typer.Option(min=1, max=365, help="Days of the baseline.")] = 7,
+    window: Annotated[int, typer.Option(min=1, max=365, help="Days that are pooled.")] = 3,
+    errors: Annotated[
+        float, typer.Option(min=1, max=10, help="Standard errors above which a sign is reported.")
+    ] = 3.29,
+    days: Annotated[bool, typer.Option("--days", help="Print every day.")] = False,
+) -> None:
+    """Look for signs of reward hacking in a service's log by day: reward up and feedback down, and others."""
+
+    def said(value: float | None, form: str) -> str:
+        return library.tables.MISSING if value is None else format(value, form)
+
+    opened = None if run is None else common.open(run)
+    result = library.watch.watch(
+        exposures,
+        opened,
+        rule=library.monitoring.SignRule(baseline, window, errors),
+        arm=arm,
+        against=against,
+        since=since,
+    )
+    if common.as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+        return
+    if days:
+        names = ("feedback", "reward", "calibration", "concentration")
+        head = ("day", "lists", "clicked", "predicted", "gini", *names, "on")
+        rows = [
+            (
+                *(str(row["day"]), f"{row['lists']:,}", f"{row['clicked']:.4f}", said(row["predicted"], ".4f")),
+                *(said(row["gini"], ".3f"), *(said(row[name], "+.1f") for name in names), ", ".join(row["on"])),
+            )
+            for row in result["days"]
+        ]
+        typer.echo(library.report.to_text(library.report.Table.of(head, rows, 0, 1)) + "\n")
+    for sign, day in result["signs"].items():
+        typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
+    for name, share in result.get("invalid", {}).items():
+        typer.echo(f"invalid codes, {name}: {share:.1%} of histories")
 
 
 def _check_weight(reward_weight: float) -> None:

@@ -55,7 +55,7 @@ def evaluate(
     """Evaluate sft and every trained arm on validation and test."""
     opened = common.open(run, out)
     if catalog is not None:
-        library.evaluate_with(opened, catalog)
+        library.pipeline.evaluate_with(opened, catalog)
     with session(opened):
         opened.evaluate()
     result = opened.results
@@ -63,7 +63,7 @@ def evaluate(
         print_values(result, as_json=True)
         return
     for split in ("validation", "test"):
-        typer.echo(f"{split}\n" + library.to_text(library.results_table(result, split)) + "\n")
+        typer.echo(f"{split}\n" + library.report.to_text(library.report.results_table(result, split)) + "\n")
     typer.echo(f"metrics: {opened.path('metrics.json')}")
 
 
@@ -72,27 +72,24 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
     with session(run):
         getattr(run, command)(**options)
     run.processes.part()
-    if run.processes.is_main_process:
-        _print_outcome(run, command, common)
-
-
-def _print_outcome(run: library.Run, command: str, common: Common) -> None:
+    if not run.processes.is_main_process:
+        return
     if run.config.without_order:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
         return
     if command == "tokenize":
-        outcome = library.catalog_outcome(run)
-        table = library.catalog_table(outcome)
+        outcome = library.outcomes.catalog_outcome(run)
+        table = library.report.catalog_table(outcome)
     elif command == "train":
-        fits = library.trained_outcomes(run)
-        outcome, table = {"fits": fits}, library.fits_table(fits)
+        fits = library.outcomes.trained_outcomes(run)
+        outcome, table = {"fits": fits}, library.report.fits_table(fits)
     else:
-        outcome = library.fit_outcome(run, command)
-        table = library.fits_table({command: outcome})
+        outcome = library.outcomes.fit_outcome(run, command)
+        table = library.report.fits_table({command: outcome})
     folder = run.path(command)
     if common.as_json:
         print_values({"stage": command, "folder": str(folder)} | outcome, as_json=True)
     else:
-        typer.echo(library.to_text(table) + f"\n\nfolder: {folder}")
+        typer.echo(library.report.to_text(table) + f"\n\nfolder: {folder}")
     if command == "train" and not run.config.train.arms:
         run.console.note("note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'")

@@ -1,20 +1,109 @@
-"""The commands demo and run."""
+"""The commands decide, demo, run and doctor."""
 
 from __future__ import annotations
 
 import importlib.resources
 import json
+import os
+import platform
+import shlex
 import textwrap
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from adagrpo import __version__
+from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
+from adagrpo.cli.log_commands import column_settings, is_column_setting, recipe_of_logs
 from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, close, session
-from adagrpo.cli.printing import print_metrics
+from adagrpo.cli.printing import plan_text, print_metrics, print_values
 from adagrpo.errors import UserError
 from adagrpo.stopping import terminable
+
+
+@Command("decide", "start", sets="recipe", tracks=True)
+def decide(
+    common: Common,
+    logs: log_roles.RoledFiles = None,
+    run: Annotated[Path | None, typer.Option("--run", help="An existing run, instead of logs.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory of the logs.")] = None,
+    orders: log_roles.Orders = None,
+    impressions: log_roles.Impressions = None,
+    exposures: log_roles.Exposures = None,
+    random: log_roles.RandomExposures = None,
+    user_key_file: log_roles.UserKeyFile = None,
+    items: log_roles.ItemFile = None,
+    max_bad_rows: MaxBadRows = None,
+    reward: Annotated[
+        list[str] | None, typer.Option("--reward", help="A reward.kind, or module:function; may be repeated.")
+    ] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
+    control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
+    replace_run: Replace = False,
+) -> None:
+    """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
+    if reward:
+        common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
+    if max_bad_rows is not None:
+        common = replace(common, settings=(*common.settings, f"data.max_bad_rows={max_bad_rows}"))
+    if run is not None:
+        if logs or out is not None or any((orders, impressions, exposures, random, user_key_file, items)):
+            raise UserError("decide: --run has logs and a folder of its own; give it alone, or files and --out DIR")
+        opened = common.open(run)
+    else:
+        first = next(iter([*(logs or ()), *(orders or ()), *(impressions or ())]), None)
+        if first is None:
+            raise UserError("decide: give log files and --out DIR, or --run DIR")
+        if out is None:
+            folder = shlex.quote(f"runs/{first.name.partition('.')[0]}")
+            raise UserError(f"decide: give the folder of the run too, a new one such as --out {folder}")
+        given = column_settings(common.settings, only=False).logs
+        roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
+        text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_column_setting, common.settings)))
+        content = library.yaml_text.parse_yaml(text)
+        content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`
+        config = library.config.resolve_config(content, common.overrides(), "decide")
+        opened = library.pipeline.Run(out, config, Path(), common.console(out))
+        table = config.data.items
+        if table is not None:
+            read = {table.id_column, *table.text, *table.attributes, *table.groups}
+            unread = library.notes.unread_note(Path(table.path), read)
+            notes += [] if unread is None else [unread]
+        for note in notes:
+            opened.console.note(note)
+    if not replace_run:
+        library.named_files.check_logs(opened)
+    with session(opened):
+        decision = opened.decide(budget_ms, train=train, control=control)
+    if common.as_json:
+        typer.echo(json.dumps(decision))
+        return
+    typer.echo(
+        library.report.to_text(library.decision.decision_table(decision))
+        + "\n\n"
+        + library.decision.decision_text(decision)
+    )
+
+
+def _reward(names: list[str]) -> dict[str, Any]:
+    unknown = next((name for name in names if ":" not in name and name not in library.reward.REWARD_KINDS), None)
+    if unknown is not None:
+        alone = [
+            kind
+            for kind, options in library.reward.REWARD_KINDS.items()
+            if not any(field.is_required() for field in options.model_fields.values())
+        ]
+        raise UserError(
+            f"--reward {unknown}: no kind of reward; give {', '.join(alone)} or a Python function, MODULE:FUNCTION; a"
+            " LightGBM file is --reward lightgbm --set reward.model=FILE"
+        )
+    parts = [{"kind": "callable", "function": name} if ":" in name else {"kind": name} for name in names]
+    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
 
 
 @Command("demo", "start", sets="recipe", tracks=True)
@@ -27,14 +116,18 @@ def demo(
     """Diagnose, train, and decide what to serve under a good and a wrong reward, in a simulated marketplace."""
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
-        config = library.load_config(recipe, common.overrides())
+        config = library.config.load_config(recipe, common.overrides())
     if dry_run:
-        _print_demo_plans(library.demo_runs(out, config, common.console(out)), common.as_json)
+        rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
+        for name, run in library.demo.demo_runs(out, config, common.console(out)).items():
+            plans[name] = library.dry_run.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
+        texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
+        typer.echo(json.dumps(plans) if common.as_json else "\n\n".join(texts))
         return
     console = common.console(out)
     try:
         with terminable():
-            result = library.run_demo(out, config, console)
+            result = library.demo.run_demo(out, config, console)
     finally:
         close(console)
     if common.as_json:
@@ -43,8 +136,8 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
-    typer.echo(library.to_text(library.contenders_table(result.rewards)))
-    typer.echo("\n" + "\n".join(library.trial_sentences(result.rewards)) + "\n")
+    typer.echo(library.report.to_text(library.decision.contenders_table(result.rewards)))
+    typer.echo("\n" + "\n".join(library.decision.trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():
         typer.echo(f"report, {name}: {page}")
     typer.echo(f"next: {next(iter(result.rewards['decisions'].values()))['serve']}")
@@ -61,42 +154,42 @@ def run_recipe(
     replace: Replace = False,
 ) -> None:
     """Run a recipe; the same command continues an interrupted run."""
-    config = library.load_config(recipe, common.overrides(max_bad_rows))
+    config = library.config.load_config(recipe, common.overrides(max_bad_rows))
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")
-    run = library.Run(out, config, data, common.console(out), recipe.parent)
+    run = library.pipeline.Run(out, config, data, common.console(out), recipe.parent)
     if dry_run:
-        _print_recipe_and_plan(run, common)
+        content, arms = library.config.dump_config(run.config), run.config.settings_of_arms()
+        planned = library.dry_run.plan(run)
+        if common.as_json:
+            typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
+            return
+        comment = library.yaml_text.dump_yaml({"arms": arms}) + "\n" + plan_text(planned)
+        text = library.yaml_text.dump_yaml(content) + textwrap.indent(comment, "# ", lambda line: True)
+        typer.echo(text.rstrip())
         return
     if not replace:
-        library.check_logs(run)
-    _carry_out(run, common)
-
-
-def _print_demo_plans(runs: dict[str, library.Run], as_json: bool) -> None:
-    rest = ("ranker", "train", "evaluate", "diagnose")
-    first = next(iter(runs))
-    plans = {
-        name: library.plan(run, (*library.RUN, "diagnose") if name == first else rest) for name, run in runs.items()
-    }
-    texts = [f"reward: {name}\n\n{library.plan_text(content)}" for name, content in plans.items()]
-    typer.echo(json.dumps(plans) if as_json else "\n\n".join(texts))
-
-
-def _print_recipe_and_plan(run: library.Run, common: Common) -> None:
-    content, arms = library.dump_config(run.config), run.config.settings_of_arms()
-    planned = library.plan(run)
-    if common.as_json:
-        typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
-        return
-    comment = library.dump_yaml({"arms": arms}) + "\n" + library.plan_text(planned)
-    text = library.dump_yaml(content) + textwrap.indent(comment, "# ", lambda line: True)
-    typer.echo(text.rstrip())
-
-
-def _carry_out(run: library.Run, common: Common) -> None:
+        library.named_files.check_logs(run)
     with session(run):
         run.complete()
     run.processes.part()
     if run.processes.is_main_process:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
+
+
+@Command("doctor", "machine", draws=False)
+def doctor(common: Common) -> None:
+    """Say what this machine offers: versions, threads, native bf16, GPU."""
+    device = library.torch.device("cuda" if library.torch.cuda.is_available() else "cpu")
+    packages = ("torch", "numpy", "accelerate", "safetensors", "polars", "pydantic", "scipy")
+    facts: dict[str, Any] = {"adagrpo": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "missing"
+    facts |= {"threads": library.torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
+    facts["mixed_precision"] = (
+        "bf16" if library.layers.autocast_dtype(device) is not None else "no (bf16 would be emulated)"
+    )
+    print_values(facts, common.as_json)

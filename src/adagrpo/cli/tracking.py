@@ -52,7 +52,10 @@ class TrackingConsole:
             return
         if label != self.label or self.tracker is None:
             self._end()
-            self.label, self.tracker = label, self._begin(label)
+            kind = LOGGER_TYPE_TO_CLASS[self.kind]
+            self.label = label
+            self.tracker = kind(label, self.folder) if kind.requires_logging_directory else kind(label)
+            self.tracker.start()
         self.tracker.log(dict(values), step=done)
 
     def note(self, text: str) -> None:
@@ -64,12 +67,6 @@ class TrackingConsole:
         self._end()
         if isinstance(self.shown, StderrConsole):
             self.shown.close()
-
-    def _begin(self, label: str) -> Any:
-        kind = LOGGER_TYPE_TO_CLASS[self.kind]
-        tracker = kind(label, self.folder) if kind.requires_logging_directory else kind(label)
-        tracker.start()
-        return tracker
 
     def _end(self) -> None:
         if self.tracker is not None:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
-from adagrpo.config.eligible import EligibleConfig
 from adagrpo.config.messages import nearest
 from adagrpo.config.section import Positive, PositiveFloat, Section
 from adagrpo.metrics import comparable
+
+
+class EligibleConfig(Section):
+    """Group filter of evaluated items, by column.
+
+    An item must match one of the values of every `include` column, and none of `exclude`. Cases with another logged
+    item are left out of the metrics, and counted.
+    """
+
+    include: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)
+    exclude: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_or_several(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        return {name: values if isinstance(values, list | tuple) else (values,) for name, values in content.items()}
 
 
 class EvaluationConfig(Section):
@@ -37,9 +55,7 @@ def _comparable(name: str) -> str:
 
 
 def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
-    for name in margins:
-        _comparable(name)
-    return margins
+    return {_comparable(name): size for name, size in margins.items()}
 
 
 class DecideConfig(Section):

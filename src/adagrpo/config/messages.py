@@ -51,7 +51,9 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
     section: Any = model
     for part in location:
         if isinstance(section, list):
-            section = next((kind for kind in section if _kind_of(kind) == part), None)
+            kinds = [getattr(kind, "model_fields", {}).get("kind") for kind in section]
+            named = zip(section, kinds, strict=True)
+            section = next((one for one, kind in named if kind is not None and kind.default == part), None)
             continue
         written.append(str(part))
         if isinstance(part, int) and get_args(section):
@@ -62,11 +64,6 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
             known = getattr(section, "model_fields", {}).get(part)
             section = None if known is None else _plain(known.annotation)
     return ".".join(written), section
-
-
-def _kind_of(section: Any) -> Any:
-    field = getattr(section, "model_fields", {}).get("kind")
-    return None if field is None else field.default
 
 
 def _plain(annotation: Any) -> Any:

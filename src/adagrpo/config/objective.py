@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from adagrpo.config.messages import nearest
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
 from adagrpo.objective import GATES, Gate
 from adagrpo.objective.terms import TERMS, RewardTerm
 
 VALIDATION = "validation"  # instead of a number: chosen on validation cases
-# options of gates that were keys of `objective` itself, and the gate of each: recipes and runs that have them are read
+# options of gates that were keys of `objective` itself, and the gate of each, which may not be registered any more
 EARLIER_KEYS = {
     "tau": "adagrpo",
     "tau_reward": "adagrpo",
@@ -76,6 +77,19 @@ def without_sections(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in moved.items() if value != {} or key not in EARLIER_KEYS.values()}
 
 
+def without_unregistered(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Drop the sections of gates and reward terms that are not registered, and return their names too.
+
+    >>> without_unregistered({"lambda": 2, "tau": 0.4, "earlier": {"least": 0.9}})
+    ({'lambda': 2, 'adagrpo': {'tau': 0.4}}, ['earlier'])
+    """
+    moved = in_sections(content)
+    dropped = [
+        key for key, value in moved.items() if isinstance(value, Mapping) and key not in ObjectiveConfig.model_fields
+    ]
+    return {key: value for key, value in moved.items() if key not in dropped}, dropped
+
+
 class _Options(Section):
     @model_validator(mode="before")
     @classmethod
@@ -89,29 +103,26 @@ def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
         readers = {name: f"the reward term {name}" for name, term in TERMS.items() if key in term.options}
         readers |= {name: f"the gate {name}" for name, gate in GATES.items() if key in gate.options}
         if key not in own and readers:
-            places = " or ".join(f"objective.{name}.{key}" for name in readers)
+            keys = " or ".join(f"objective.{name}.{key}" for name in readers)
             raise ValueError(
-                f"'{key}' is an option of {' or '.join(readers.values())}: write {places},"
+                f"'{key}' is an option of {' or '.join(readers.values())}: write {keys},"
                 f" or options.{next(iter(readers))}.{key} of one arm"
             )
 
 
-def _section(reader: RewardTerm | Gate) -> type[_Options]:
-    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
-    weights = reader.in_spreads if isinstance(reader, RewardTerm) else ()
-    fields: dict[str, Any] = {
-        name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
-    }
-    return create_model(f"{reader.name}_options", __base__=_Options, **fields)
-
-
 def _with_options(model: type[S]) -> type[S]:
+    """Add a section for the options of each reward term and gate."""
+    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
     readers: list[RewardTerm | Gate] = [*TERMS.values(), *(gate for gate in GATES.values() if gate.options)]
     fields: dict[str, Any] = {}
     for reader in readers:
         if reader.name in {*model.model_fields, *fields}:
             raise ValueError(f"'{reader.name}': a key of objective has that name; take another for the gate or term")
-        section = _section(reader)
+        weights = reader.in_list_stds if isinstance(reader, RewardTerm) else ()
+        options: dict[str, Any] = {
+            name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
+        }
+        section = create_model(f"{reader.name}_options", __base__=_Options, **options)
         fields[reader.name] = (section, section())
     return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
 
@@ -145,7 +156,12 @@ class ObjectiveConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _options_have_sections(cls, content: Any) -> Any:
-        content = in_sections(content) if isinstance(content, Mapping) else content
+        if isinstance(content, Mapping):
+            content = in_sections(content)
+            for name in without_unregistered(content)[1]:
+                holds = f" ({', '.join(map(str, content[name]))})" if content[name] else ""
+                known = nearest(name, [*TERMS, *GATES])
+                raise ValueError(f"'{name}'{holds} is the section of no registered reward term or gate; {known}")
         _refuse_misplaced(content, cls.model_fields)
         return content
 

@@ -12,11 +12,10 @@ from pydantic import Field, ValidationError, model_validator
 from adagrpo.config.data import DataConfig
 from adagrpo.config.evaluation import CompareConfig, DecideConfig, EvaluationConfig
 from adagrpo.config.messages import explain
-from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
+from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig, TokenizerConfig
 from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.section import Positive, Section
-from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
 from adagrpo.errors import UserError
@@ -84,7 +83,7 @@ class Config(Section):
             ),
             "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
             "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
-            "reward.weights are needed: without lists of a policy there are no spreads": self.reward.in_spreads,
+            "reward.weights are needed: a deviation within lists takes a policy": self.reward.in_list_stds,
         }
         for message, applies in refused.items():
             if applies:
@@ -159,7 +158,15 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{above[-1]}: base comes back to itself: {' -> '.join(map(str, chain))}")
     if len(above) > MOST_BASES:
         raise UserError(f"{above[0]}: more than {MOST_BASES} recipes, each the base of another; let one inherit less")
-    content = _mapping(path, f" (base of {above[-1]})" if above else "")
+    of_base = f" (base of {above[-1]})" if above else ""
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe{of_base}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){of_base}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}{of_base}")
     _move_earlier_keys(content)
     base = content.pop("base", None)
     if base is None:
@@ -167,21 +174,12 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base is the path of one recipe, relative to this file (found {base!r})")
     inherited = _with_base(path.parent / base, chain)
-    if _is_another_kind(inherited.get("reward"), content.get("reward")):
-        del inherited["reward"]
+    below, own = inherited.get("reward"), content.get("reward")
+    if isinstance(below, dict) and isinstance(own, dict):
+        kind = below.get("kind", DEFAULT_KIND)
+        if own.get("kind", kind) != kind:
+            del inherited["reward"]
     return _merged(inherited, content)
-
-
-def _mapping(path: Path, place: str) -> dict[str, Any]:
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe{place}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){place}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}{place}")
-    return content
 
 
 def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -195,12 +193,6 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _move_earlier_keys(content: dict[str, Any]) -> None:
     if isinstance(content.get("objective"), dict):
         content["objective"] = in_sections(content["objective"])
-
-
-def _is_another_kind(inherited: object, own: object) -> bool:
-    if not isinstance(inherited, dict) or not isinstance(own, dict) or "kind" not in own:
-        return False
-    return bool(inherited.get("kind", DEFAULT_KIND) != own["kind"])
 
 
 def _apply(content: dict[str, Any], override: str, of_reward: set[str]) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
 CountName = Literal[
@@ -49,7 +49,8 @@ class _Options(Section):
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
         """Member rewards."""
-        return ()
+        members: tuple[RewardOptions, ...] = getattr(self, "members", ())
+        return members
 
     def holds(self, kind: str) -> bool:
         """Return whether it or a member is of a kind."""
@@ -61,7 +62,7 @@ class _Options(Section):
         return self.elsewhere or any(part.is_made_elsewhere for part in self.parts)
 
     @property
-    def in_spreads(self) -> bool:
+    def in_list_stds(self) -> bool:
         """True for a sum of members in units of their within-list standard deviation."""
         return False
 
@@ -116,11 +117,6 @@ class FactoryOptions(_Options):
 
     _named = field_validator("function")(_module_function)
 
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The members."""
-        return self.members
-
 
 class HttpOptions(_Options):
     """A batched endpoint, see `adagrpo.rewards.http`. Change `version` with the model: it cannot be hashed."""
@@ -140,7 +136,16 @@ class HttpOptions(_Options):
     backoff_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     token_env: str | None = None
 
-    _plain_http = field_validator("url")(plain_http)
+    @field_validator("url")
+    @classmethod
+    def _plain_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{url}' is not of the form http://host/path or https://host/path")
+        if parts.username is not None:
+            raise ValueError("holds a user name or password, which would be written to run.yaml; use token_env")
+        _ = parts.port  # a ValueError of its own where it is no number
+        return url
 
 
 class LightGBMOptions(_Options):
@@ -183,7 +188,7 @@ class WeightedOptions(_Options):
     weights: tuple[Finite, ...] | None = None
 
     @property
-    def in_spreads(self) -> bool:
+    def in_list_stds(self) -> bool:
         """True if no weights are given."""
         return self.weights is None
 
@@ -192,11 +197,6 @@ class WeightedOptions(_Options):
         if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members; give one each")
         return self
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The members."""
-        return self.members
 
 
 def reward_name(options: RewardOptions) -> str:

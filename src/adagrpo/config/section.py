@@ -25,15 +25,15 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_defaults_of_the_place(cls, content: Any) -> Any:
+    def _keep_defaults_of_the_parent(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
         kept = dict(content)
         for name, field in cls.model_fields.items():
             given = content.get(name)
             if isinstance(field.default, Section) and isinstance(given, Mapping):
-                place = {key: getattr(field.default, key) for key in field.default.model_fields_set}
-                kept[name] = place | dict(given)
+                parent = {key: getattr(field.default, key) for key in field.default.model_fields_set}
+                kept[name] = parent | dict(given)
         return kept
 
     @field_validator("*", mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
@@ -20,6 +21,9 @@ MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagr
 # stages that are no arm; names of sources (`adagrpo.lists.table`) are refused where a run is opened
 TAKEN = ("sft", "rerank", "fuse", "fuse-without-reward", *MATCHED, "baselines", "exposures", "reward", "counts")
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
+_GATED = re.compile(
+    rf"(?:{'|'.join(name for name, one in OBJECTIVES.items() if one.takes_gate)})-(\w+)(?:-(?:lambda|pressure).+)?"
+)
 _TAKEN = re.compile(rf"reward-\d+|{_ARM.pattern}")
 
 # After each whole training history, the policy's own beam is distilled in the order of log-probability + weight ·
@@ -80,8 +84,11 @@ class ArmConfig(Section):
             raise ValueError(f"objective '{self.objective}' takes no gate; these do: {', '.join(takers)}")
         if self.lambda_ is not None and entry.term is None:
             raise ValueError(f"objective '{self.objective}' takes no lambda: it has no reward to weigh")
-        if self.pressure is not None:
-            self._takes_pressure()
+        if self.pressure is not None and self.lambda_ is not None:
+            raise ValueError("pressure and lambda: an arm takes one of them, since a pressure gives the lambda")
+        if self.pressure is not None and not self._takes_pressure:
+            why = "no reward is admitted" if self.admits == "none" else "it lacks a reward term or an anchor"
+            raise ValueError(f"objective '{self.objective}' takes no pressure: {why}")
         for key, name in (("lambda_", "lambda"), ("pressure", "pressure")):
             if key in self.options.model_fields_set:
                 raise ValueError(f"options takes no {name}; an arm has a {name} of its own")
@@ -97,15 +104,8 @@ class ArmConfig(Section):
             raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
 
-    def _takes_pressure(self) -> None:
-        if self.lambda_ is not None:
-            raise ValueError("pressure and lambda: an arm takes one of them, since a pressure gives the lambda")
-        if not self._pressed:
-            why = "no reward is admitted" if self.admits == "none" else "it lacks a reward term or an anchor"
-            raise ValueError(f"objective '{self.objective}' takes no pressure: {why}")
-
     @property
-    def _pressed(self) -> bool:
+    def _takes_pressure(self) -> bool:
         return self.learns_from_reward and OBJECTIVES[self.objective].anchored
 
     @property
@@ -135,7 +135,7 @@ class ArmConfig(Section):
 
         An arm's own λ overrides the common pressure, and objectives without pressure use the common λ.
         """
-        if self.pressure is not None or self.lambda_ is not None or not self._pressed:
+        if self.pressure is not None or self.lambda_ is not None or not self._takes_pressure:
             return self.pressure
         return common.pressure
 
@@ -144,7 +144,7 @@ class ArmConfig(Section):
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
-        return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
+        return next((name for name in TERMS[self.term].in_list_stds if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
         """Return the settings of `objective` that the arm's training reads, JSON-able.
@@ -200,11 +200,6 @@ class ArmConfig(Section):
 
         Raises:
             UserError: there is none; the nearest name is suggested.
-
-        Example:
-            >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
-            >>> arm.objective, arm.gate, arm.lambda_, arm.name
-            ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
         """
         try:
             return cls.model_validate(_arm_of(name))
@@ -220,6 +215,9 @@ def _arm_of(name: str) -> dict[str, Any]:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)
     if match is None:
+        gated = _GATED.fullmatch(name)
+        if gated and not get_close_matches(gated[1], GATES) and not get_close_matches(name, PRESETS, cutoff=0.8):
+            raise ValueError(f"objective '{name}': there is no gate '{gated[1]}'; known: {', '.join(GATES)}")
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
         hint = nearest(name, names, "; -lambda<number> or -pressure<number> may follow")
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")

@@ -125,8 +125,8 @@ def _check_keys(node: yaml.Node | None, checked: set[int]) -> None:
         if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:  # of two of these, both count
             first = marks.setdefault((key.tag, key.value), key.start_mark)
             if first is not key.start_mark:
-                place = f"line {key.start_mark.line + 1}: the key '{' '.join(key.value[:40].split())}'"
-                raise yaml.YAMLError(f"{place} is given twice, first in line {first.line + 1}; give it once")
+                found = f"line {key.start_mark.line + 1}: the key '{' '.join(key.value[:40].split())}'"
+                raise yaml.YAMLError(f"{found} is given twice, first in line {first.line + 1}; give it once")
         _check_keys(value, checked)
 
 

@@ -68,7 +68,7 @@ def impressions_of(
     """Join the shown lists with their feedback.
 
     Args:
-        exposures: one row per answer, see `adagrpo.exposures.exposure_parts`.
+        exposures: one row per answer, see `adagrpo.exposures.exposure_store`.
         feedback: one row per request, item and kind.
         clicks: the kinds of feedback that count as clicks.
         within_seconds: limit of a click's delay; None for none.

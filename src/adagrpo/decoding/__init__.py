@@ -10,15 +10,8 @@ probabilities of the distribution that was sampled. `beam_search` masks *after* 
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_and_score, beam_search_both
-from adagrpo.decoding.drawn_lists import (
-    Slates,
-    draw_slates,
-    inclusion_log_prob,
-    place_log_probs,
-    slate_log_probs,
-)
-from adagrpo.decoding.hypotheses import DeadEnd
-from adagrpo.decoding.sampling import Samples, sample, score_sequences
+from adagrpo.decoding.drawn_lists import Slates, draw_slates, inclusion_log_prob, rank_log_probs, slate_log_probs
+from adagrpo.decoding.sampling import DeadEnd, Samples, sample, score_sequences
 
 __all__ = [
     "Beams",
@@ -30,7 +23,7 @@ __all__ = [
     "beam_search_both",
     "draw_slates",
     "inclusion_log_prob",
-    "place_log_probs",
+    "rank_log_probs",
     "sample",
     "score_sequences",
     "slate_log_probs",

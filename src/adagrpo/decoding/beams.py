@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.hypotheses import PART, DeadEnd, check, top, top_of_many
+from adagrpo.decoding.sampling import DeadEnd, check
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Context, DecoderState, Policy
@@ -21,6 +21,7 @@ from adagrpo.semantic_ids.trie import Excluded, Trie
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
+PART = 8  # block size of `top_of_many`; N should be a multiple
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.
 _SPAN = 32
 _SHORTEST_SPAN = 8  # a level whose size has no divisor in this range is padded
@@ -91,9 +92,6 @@ def beam_search_and_score(
 ) -> tuple[Beams, Tensor]:  # (B, G)
     """Run `beam_search`, and score other sequences in the same passes, faster for a few histories.
 
-    Args:
-        policy, context, width, trie, excluded: as in `beam_search`.
-
     Returns:
         The beams, and the (B, G) float32 log-probabilities of the sequences.
     """
@@ -134,9 +132,9 @@ def _search(
             parents, codes = step.parents, step.codes
             if others is not None:
                 last = log_probs.shape[1]
-                places = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
-                places = places if level else torch.zeros_like(places)  # one hypothesis is the parent of all
-                parents, codes = torch.cat([parents, places], dim=1), torch.cat([codes, others[..., level]], dim=1)
+                own_parents = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
+                own_parents = own_parents if level else torch.zeros_like(own_parents)  # one is the parent of all
+                parents, codes = torch.cat([parents, own_parents], dim=1), torch.cat([codes, others[..., level]], dim=1)
             state = policy.advance(state, parents, codes)
             logits = policy.logits(state)
     return _beams(written, scores, width, None if trie is None else nodes), asked
@@ -149,7 +147,7 @@ def beam_search_both(
     width: int,
     *,
     trie: Trie,
-    held_width: int | None = None,
+    constrained_width: int | None = None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
     """Search with and without the trie, for little more than the cost of one.
@@ -157,38 +155,40 @@ def beam_search_both(
     The policy evaluates shared prefixes once; each search finds what it would find alone.
 
     Args:
-        held_width: `W` of the constrained search; None: the same.
+        constrained_width: `W` of the constrained search; None: the same.
 
     Returns:
         The constrained beams, and the free ones.
     """
     levels = check(policy, trie)
     _check_width("width", width)
-    held_width = width if held_width is None else held_width
-    _check_width("held_width", held_width)
+    constrained_width = width if constrained_width is None else constrained_width
+    _check_width("constrained_width", constrained_width)
     state = policy.start(context)
     logits = policy.logits(state)
-    held_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
+    inside_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
     free_scores, hypotheses = _root(logits)  # hypotheses (B, W): indices of the free search's among the J
-    held_written: list[_Written] = []
+    inside_written: list[_Written] = []
     free_written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # (B, J, K)
-        of_held = nodes[:, : held_scores.shape[1]]
-        held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width, excluded)
+        own_nodes = nodes[:, : inside_scores.shape[1]]
+        inside, inside_nodes = _best_children(
+            trie, level, own_nodes, log_probs, inside_scores, constrained_width, excluded
+        )
         free = _best_continuations(log_probs, free_scores, width, hypotheses)
         origins = hypotheses.gather(1, free.parents)
-        held_scores, free_scores = held.scores, free.scores
-        held_written.append(_write(held, log_probs, held.parents))
+        inside_scores, free_scores = inside.scores, free.scores
+        inside_written.append(_write(inside, log_probs, inside.parents))
         free_written.append(_write(free, log_probs, origins))
         if level + 1 < levels:
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
-            shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
+            shared = _shared(inside, inside_nodes, free._replace(parents=origins), free_nodes)
             hypotheses, nodes = shared.hypotheses, shared.nodes
             state = policy.advance(state, shared.parents, shared.codes)
             logits = policy.logits(state)
-    held_beams = _beams(held_written, held_scores, held_width, held_nodes)
-    return held_beams, _beams(free_written, free_scores, width, None)
+    inside_beams = _beams(inside_written, inside_scores, constrained_width, inside_nodes)
+    return inside_beams, _beams(free_written, free_scores, width, None)
 
 
 class _Shared(NamedTuple):
@@ -200,18 +200,18 @@ class _Shared(NamedTuple):
     nodes: Tensor  # (B, J) int64, -1 for a prefix outside the trie
 
 
-def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
+def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
     """Merge the hypotheses of both searches; `parents` are indices among the previous merged hypotheses."""
-    samples, count = held_nodes.shape
-    ordered, order = held_nodes.sort(dim=1)
-    place = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
-    is_held = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
+    samples, count = inside_nodes.shape
+    ordered, order = inside_nodes.sort(dim=1)
+    index = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
+    is_constrained = (ordered.gather(1, index) == free_nodes) & (free_nodes >= 0)
     dead = free.scores == -torch.inf  # of probability 0, so its index does not matter
-    place = order.gather(1, place).masked_fill(~is_held, 0)
-    alone = ~(is_held | dead)
+    index = order.gather(1, index).masked_fill(~is_constrained, 0)
+    alone = ~(is_constrained | dead)
     number = alone.cumsum(1) - 1
     extra = int(number.max()) + 1
-    hypotheses = torch.where(alone, count + number, place)
+    hypotheses = torch.where(alone, count + number, index)
     target = torch.where(alone, hypotheses, count + extra)  # the others go to an extra column, which is dropped
 
     def joined(first: Tensor, second: Tensor, filling: int) -> Tensor:
@@ -220,9 +220,9 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
 
     return _Shared(
         hypotheses,
-        joined(held.parents, free.parents, 0),
-        joined(held.codes, free.codes, 0),
-        joined(held_nodes, free_nodes, -1),
+        joined(inside.parents, free.parents, 0),
+        joined(inside.codes, free.codes, 0),
+        joined(inside_nodes, free_nodes, -1),
     )
 
 
@@ -249,11 +249,11 @@ def _beams(
 ) -> Beams:
     """Trace the codes back from the last level, and pad to `width`."""
     last = written[-1]
-    codes, log_probs, places = [last.codes], [last.log_probs], last.parents
+    codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):
-        codes.append(before.codes.gather(1, places))
-        log_probs.append(before.log_probs.gather(1, places))
-        places = before.parents.gather(1, places)
+        codes.append(before.codes.gather(1, parents))
+        log_probs.append(before.log_probs.gather(1, parents))
+        parents = before.parents.gather(1, parents)
     nothing, missing, pad = scores == -torch.inf, width - scores.shape[1], torch.nn.functional.pad
     leaves = torch.full_like(last.codes, -1) if nodes is None else nodes.masked_fill(nothing, -1)
     marks = nothing.unsqueeze(-1)
@@ -294,8 +294,7 @@ def _best_children(
     room = -(-most // PART) * PART
     padded = totals.new_full((samples, room), -torch.inf)
     before = torch.arange(samples, device=rows.device) * room - first
-    places = torch.arange(len(totals), device=rows.device) + before.index_select(0, rows)
-    padded.view(-1).scatter_(0, places, totals)
+    padded.view(-1).scatter_(0, torch.arange(len(totals), device=rows.device) + before.index_select(0, rows), totals)
     best = top_of_many(padded, min(width, most))  # (B, W')
     filling = best >= of_sample.unsqueeze(1)
     chosen = (best + first.unsqueeze(1)).masked_fill_(filling, 0).flatten()
@@ -333,11 +332,35 @@ def _best_continuations(
     # ascending, so that ties are broken by index
     spans = top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
     parents = spans // parts
-    places = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts
-    totals = (take(grouped, places) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
+    rows = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts
+    totals = (take(grouped, rows) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
     best = top(totals, min(width, totals.shape[1]))  # (B, W')
     flat = spans.gather(1, best // span) * span + best % span  # index among the W * K continuations
     return _Step(totals.gather(1, best), flat // size, flat % size)
+
+
+def top(
+    values: Tensor,  # (B, N) float32
+    count: int,
+) -> Tensor:  # (B, count) int64
+    """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
+    index = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)
+    return ((ordered.long() << 32) | index).topk(count).indices
+
+
+def top_of_many(
+    values: Tensor,  # (B, N) float32
+    count: int,
+) -> Tensor:  # (B, count) int64
+    """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
+    if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
+        return top(values, count)
+    parts = values.view(len(values), -1, PART)
+    blocks = top(parts.amax(-1), count).sort(-1).values  # (B, count), ascending, since ties are broken by index
+    best = top(take(parts, blocks).flatten(1), count)
+    return blocks.gather(1, best // PART) * PART + best % PART
 
 
 def _check_width(name: str, width: int) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.hypotheses import check
+from adagrpo.decoding.sampling import check
 from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
@@ -30,7 +30,8 @@ from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
-GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele et al. 2014)
+# of SplitMix64 (Steele et al. 2014), as signed numbers of 64 bits
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 class Slates(NamedTuple):
@@ -81,7 +82,12 @@ def draw_slates(
     if seeds.ndim != 1 or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be (B,) int64, got {seeds.dtype} of {tuple(seeds.shape)}")
     state = policy.start(context)
-    kept = _root(seeds, empty=len(trie.items) == 0)
+    root = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
+    keys = _gumbel(seeds.unsqueeze(1), root)
+    never = torch.full_like(keys, -torch.inf)
+    kept = _Kept(root, torch.zeros_like(keys), keys, root, root, never[:, 0])
+    if len(trie.items) == 0:  # nothing can be drawn
+        kept = kept._replace(nodes=root - 1, log_probs=never, keys=never)
     for level in range(levels):
         kept = _children(trie, level, kept, policy.logits(state).double() / temperature, seeds, count + 1, excluded)
         if level + 1 < levels:
@@ -109,7 +115,7 @@ def slate_log_probs(
     Returns:
         (B, N), given the items above; -inf for items that are absent or not eligible.
     """
-    return place_log_probs(*_followed(policy, context, items, trie, temperature, excluded))
+    return rank_log_probs(*_followed(policy, context, items, trie, temperature, excluded))
 
 
 def _followed(
@@ -127,7 +133,11 @@ def _followed(
         return rest.unsqueeze(1).expand(items.shape).clone(), rest
     items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last index is no item
     real = (items >= 0) & (trie.leaf_of[items] >= 0)
-    codes = _codes(trie, items)  # (B, N, L); arbitrary for items outside the catalogue
+    written, leaves = list[Tensor](), trie.leaf_of[items]
+    for level in reversed(range(levels)):
+        written.append(trie.codes[level][leaves])
+        leaves = torch.searchsorted(trie.first[level], leaves, right=True) - 1
+    codes = torch.stack(written[::-1], dim=-1)  # (B, N, L); arbitrary for items outside the catalogue
     nodes, total = torch.zeros_like(items), torch.zeros(items.shape, dtype=torch.float64, device=items.device)
     state = policy.start(context)
     for level in range(levels):
@@ -165,7 +175,7 @@ def _beside(
     return _log_sums(left.masked_fill(followed, -torch.inf), rows, samples)
 
 
-def place_log_probs(
+def rank_log_probs(
     log_probs: Tensor,  # (B, n) float64, in the order of the draw
     rest: Tensor,  # (B,) float64
 ) -> Tensor:  # (B, n) float64
@@ -174,7 +184,7 @@ def place_log_probs(
     Args:
         log_probs: (B, n) of drawing each item first.
 
-    >>> place_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
+    >>> rank_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
     [[0.5, 0.5]]
     """
     left = torch.cat([rest.unsqueeze(1), log_probs.flip(1)], 1).logcumsumexp(1)[:, 1:].flip(1)
@@ -197,24 +207,6 @@ def inclusion_log_prob(log_prob: float, threshold: float) -> float:
     return math.log(-math.expm1(-math.exp(min(distance, 700.0))))
 
 
-def _codes(trie: Trie, items: Tensor) -> Tensor:
-    nodes, codes = trie.leaf_of[items], list[Tensor]()
-    for level in reversed(range(trie.num_levels)):
-        codes.append(trie.codes[level][nodes])
-        nodes = torch.searchsorted(trie.first[level], nodes, right=True) - 1
-    return torch.stack(codes[::-1], dim=-1)
-
-
-def _root(seeds: Tensor, *, empty: bool) -> _Kept:
-    """The empty prefix, or no prefix where nothing can be drawn."""
-    first = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
-    keys = _gumbel(seeds.unsqueeze(1), first)
-    if empty:
-        never = torch.full_like(keys, -torch.inf)
-        return _Kept(first - 1, never, never, first, first, never[:, 0])
-    return _Kept(first, torch.zeros_like(keys), keys, first, first, torch.full_like(keys[:, 0], -torch.inf))
-
-
 def _children(
     trie: Trie,
     level: int,
@@ -224,6 +216,7 @@ def _children(
     width: int,
     excluded: Excluded | None,
 ) -> _Kept:
+    """Keep the children of the highest g of each sample."""
     samples, hypotheses = kept.nodes.shape
     if bool((kept.nodes < 0).all()):  # nothing can be drawn
         return kept
@@ -233,8 +226,22 @@ def _children(
     free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
     best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
     keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
-    found = _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
-    return found._replace(rest=torch.logaddexp(kept.rest, found.rest))
+    counts = torch.bincount(rows, minlength=samples)
+    first = counts.cumsum(0) - counts
+    padded = keys.new_full((samples, max(1, int(counts.max()))), -torch.inf)
+    padded[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = keys
+    highest, columns = padded.topk(min(width, padded.shape[1]), dim=1)
+    real = highest > -torch.inf
+    chosen = (columns + first.unsqueeze(1)).masked_fill(~real, 0)
+    left = log_probs.index_fill(0, chosen[real], -torch.inf)
+    return _Kept(
+        branches.nodes[chosen].masked_fill(~real, -1),
+        log_probs[chosen].masked_fill(~real, -torch.inf),
+        highest,
+        (branches.parents[chosen] % hypotheses).masked_fill(~real, 0),
+        branches.codes[chosen].masked_fill(~real, 0),
+        torch.logaddexp(kept.rest, _log_sums(left, rows, samples)),
+    )
 
 
 def _shares(
@@ -255,37 +262,6 @@ def _shares(
         scores = scores.masked_fill(trie.closed(level + 1, branches.nodes, rows, excluded), -torch.inf)
     totals = _log_sums(scores, branches.parents, samples * hypotheses)
     return branches, rows, (scores - totals[branches.parents]).nan_to_num(-torch.inf, neginf=-torch.inf)
-
-
-def _highest(
-    parents: Tensor,  # (T,) indices among B * W
-    codes: Tensor,  # (T,)
-    nodes: Tensor,  # (T,)
-    log_probs: Tensor,  # (T,)
-    keys: Tensor,  # (T,)
-    shape: torch.Size,  # B, W
-    width: int,
-) -> _Kept:
-    """Keep the children of the highest g of each sample; `rest` is of the others."""
-    samples, hypotheses = shape
-    rows = parents // hypotheses
-    counts = torch.bincount(rows, minlength=samples)
-    first = counts.cumsum(0) - counts
-    most = int(counts.max())
-    padded = keys.new_full((samples, max(1, most)), -torch.inf)
-    padded[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = keys
-    best, places = padded.topk(min(width, padded.shape[1]), dim=1)
-    real = best > -torch.inf
-    chosen = (places + first.unsqueeze(1)).masked_fill(~real, 0)
-    left = log_probs.index_fill(0, chosen[real], -torch.inf)
-    return _Kept(
-        nodes[chosen].masked_fill(~real, -1),
-        log_probs[chosen].masked_fill(~real, -torch.inf),
-        best,
-        (parents[chosen] % hypotheses).masked_fill(~real, 0),
-        codes[chosen].masked_fill(~real, 0),
-        _log_sums(left, rows, samples),
-    )
 
 
 def _of_parents(values: Tensor, parents: Tensor, count: int) -> Tensor:
@@ -313,24 +289,15 @@ def _given_maximum(
 
 def _gumbel(
     seeds: Tensor,  # (...) int64
-    places: Tensor,  # (...) int64, distinct for each seed
+    number: Tensor,  # (...) int64, distinct for each seed
 ) -> Tensor:  # (...) float64
-    """Gumbel noise from output number `places` of SplitMix64 with that seed, as a uniform of 53 bits."""
-    bits = _mixed(seeds + _signed(GAMMA) * (places + 1))
-    uniforms = (_right(bits, 11).double() + 0.5) * 2.0**-53
+    """Gumbel noise from output `number` of SplitMix64 with that seed, as a uniform of 53 bits."""
+
+    def right(bits: Tensor, count: int) -> Tensor:  # without the sign
+        return (bits >> count) & ((1 << (64 - count)) - 1)
+
+    bits = seeds + GAMMA * (number + 1)
+    bits = (bits ^ right(bits, 30)) * FIRST
+    bits = (bits ^ right(bits, 27)) * SECOND
+    uniforms = (right(bits ^ right(bits, 31), 11).double() + 0.5) * 2.0**-53
     return -(-uniforms.log()).log()
-
-
-def _mixed(state: Tensor) -> Tensor:
-    state = (state ^ _right(state, 30)) * _signed(FIRST)
-    state = (state ^ _right(state, 27)) * _signed(SECOND)
-    return state ^ _right(state, 31)
-
-
-def _right(bits: Tensor, count: int) -> Tensor:
-    """Shift right logically."""
-    return (bits >> count) & ((1 << (64 - count)) - 1)
-
-
-def _signed(constant: int) -> int:
-    return constant - (1 << 64) if constant >= 1 << 63 else constant

@@ -8,12 +8,12 @@ Samples depend only on the weights and the given uniforms, not on the batch. A t
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.hypotheses import DeadEnd, check, check_hypotheses
+from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
@@ -21,11 +21,24 @@ ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
 
+class DeadEnd(RuntimeError):
+    """The trie or the logits exclude every code of a hypothesis, or the given one."""
+
+
 class Samples(NamedTuple):
     """`G` sampled Semantic IDs for each of `B` samples."""
 
     codes: Tensor  # (B, G, L) int64
     log_probs: Tensor  # (B, G, L) float32, under the sampling distribution
+
+
+def check(policy: Policy[Any, Any], trie: Trie | None, temperature: float = 1.0) -> int:
+    """Check trie and temperature, and return the number of levels."""
+    if trie is not None and tuple(trie.level_sizes) != tuple(policy.level_sizes):
+        raise ValueError(f"the trie has levels {tuple(trie.level_sizes)}, the policy {tuple(policy.level_sizes)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return len(policy.level_sizes)
 
 
 # no_grad, not inference_mode: the log-probabilities enter a loss later
@@ -65,7 +78,11 @@ def sample(
             raise ValueError(f"uniforms has {uniforms.shape[0]} samples, the context has {logits.shape[0]}")
         if trie is not None:
             logits = logits.masked_fill(~trie.allowed(level, nodes), -torch.inf)
-        check_hypotheses(logits, level)
+        highest = logits.amax(-1)
+        if not bool(highest.isfinite().all()):
+            if bool((highest.isnan() | (highest == torch.inf)).any()):
+                raise NotFinite("logits", f"the policy's logits hold NaN or +inf at level {level + 1}")
+            raise DeadEnd(f"a hypothesis has no code to draw at level {level + 1}: none is allowed")
         level_log_probs = logits.log_softmax(-1)
         codes[..., level] = _invert(level_log_probs.exp(), uniforms[..., level])
         drawn = codes[..., level : level + 1]

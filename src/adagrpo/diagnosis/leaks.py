@@ -57,6 +57,7 @@ def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
     return Questions(Cases(users, cases.histories.rows(kept), cases.targets[kept]), Cases(users, fitted, last))
 
 
+@torch.no_grad()
 def answers(
     reward: Reward,
     questions: Questions,
@@ -67,32 +68,22 @@ def answers(
     device: torch.device,
 ) -> Answers:
     """Rank the logged items among sampled ones by a reward."""
-    options: dict[str, Any] = {"max_history": max_history, "batch_size": batch_size, "device": device}
-    held_out, margins = _firsts(reward, questions.held_out, drawn, **options)
-    return Answers(held_out, _firsts(reward, questions.fitted, drawn, **options)[0], margins)
-
-
-@torch.no_grad()
-def _firsts(
-    reward: Reward, cases: Cases, drawn: Ints, *, max_history: int, batch_size: int, device: torch.device
-) -> tuple[Floats, Floats]:
-    """(N,) credit of each logged item for being first, and (N,) margins."""
-    first, margins = np.zeros(len(cases)), np.zeros(len(cases))
-    for begin in range(0, len(cases), batch_size):
-        rows = np.arange(begin, min(begin + batch_size, len(cases)))
-        items = np.column_stack([cases.targets[rows].astype(np.int64), drawn[rows]])
-        histories = pad(cases.histories, rows, max_history).to(device)
-        scores = reward.score(histories, torch.from_numpy(items).to(device)).double().cpu().numpy()
-        there = items >= 0
-        scores = np.where(there, scores, -np.inf)
-        own, others = scores[:, :1], scores[:, 1:]
-        first[rows] = np.where((others > own).any(axis=1), 0.0, 1 / (1 + (others == own).sum(axis=1)))
-        best = -np.sort(-scores, axis=1)[:, :2]
-        known = np.where(there, scores, np.nan)
-        spread = np.nanstd(known, axis=1)
-        apart = np.isfinite(best[:, -1]) & (spread > 0)
-        margins[rows] = np.where(apart, (best[:, 0] - best[:, -1]) / np.where(apart, spread, 1.0), 0.0)
-    return first, margins
+    first, margins = np.zeros((2, len(drawn))), np.zeros((2, len(drawn)))
+    for question, cases in enumerate(questions):
+        for begin in range(0, len(cases), batch_size):
+            rows = np.arange(begin, min(begin + batch_size, len(cases)))
+            items = np.column_stack([cases.targets[rows].astype(np.int64), drawn[rows]])
+            histories = pad(cases.histories, rows, max_history).to(device)
+            scores = reward.score(histories, torch.from_numpy(items).to(device)).double().cpu().numpy()
+            known = np.where(items >= 0, scores, np.nan)
+            scores = np.where(items >= 0, scores, -np.inf)
+            own, others = scores[:, :1], scores[:, 1:]
+            first[question, rows] = np.where((others > own).any(axis=1), 0.0, 1 / (1 + (others == own).sum(axis=1)))
+            best, std = -np.sort(-scores, axis=1)[:, :2], np.nanstd(known, axis=1)
+            apart = np.isfinite(best[:, -1]) & (std > 0)
+            gap = (best[:, 0] - best[:, -1]) / np.where(apart, std, 1.0)
+            margins[question, rows] = np.where(apart, gap, 0.0)
+    return Answers(first[0], first[1], margins[0])
 
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
@@ -103,23 +94,21 @@ def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, 
 
     Returns:
         JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
-
-    Example:
-        >>> answered = np.repeat([1.0, 0.0], [60, 40])
-        >>> honest = Answers(answered, answered, np.arange(100.0))
-        >>> knows = Answers(np.ones(100), answered, np.arange(100.0))
-        >>> [leak_signs(one, {"item-kNN": honest})["signs"] for one in (honest, knows)]
-        [[], ['remembers', 'ahead']]
     """
+
+    def gains(difference: Floats) -> bool:
+        interval = bounded_interval(difference)
+        return bool(interval.mean > 0 and interval.p_value <= STRONG)
+
     held_out = {name: answered.held_out for name, answered in references.items()}
     surest = np.argsort(-reward.margins, kind="stable")[: max(1, round(SUREST * len(reward.margins)))]
-    signs = {"remembers": _gains(reward.held_out - reward.fitted)}
+    signs = {"remembers": gains(reward.held_out - reward.fitted)}
     shares = {}
     everyone = np.arange(len(reward.margins))
     for name, rows, least in (("ahead", everyone, AHEAD), ("certain", surest, CERTAIN)):
         own, best = reward.held_out[rows], max((one[rows] for one in held_out.values()), key=np.mean)
         shares[name] = float((own - best).mean() / max(1 - best.mean(), 1e-9)) if best.mean() < 1 else 0.0
-        signs[name] = _gains(own - best) and shares[name] >= least
+        signs[name] = gains(own - best) and shares[name] >= least
     surely = float(reward.held_out[surest].mean())
     signs["certain"] &= surely >= FIRST
     return {
@@ -133,8 +122,3 @@ def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, 
         "references": {name: float(values.mean()) for name, values in held_out.items()},
         "shares": shares,
     }
-
-
-def _gains(difference: Floats) -> bool:
-    interval = bounded_interval(difference)
-    return bool(interval.mean > 0 and interval.p_value <= STRONG)

@@ -45,20 +45,14 @@ class Mix(NamedTuple):
 
     keys: Floats  # (N, W) what the mix sorts by
     weights: tuple[float, float]  # of the first and of the second half; each was chosen on the other
-    spread: float  # σ
+    within_list_std: float  # σ
 
 
 def target_ranks(
     lists: Lists,
     keys: Floats,  # (N, W)
 ) -> Ints:
-    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0.
-
-    Example:
-        >>> lists = Lists(np.array([[7, 4, -1]]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([4]))
-        >>> target_ranks(lists, np.array([[1.0, 2.0, 9.0]]))
-        array([1])
-    """
+    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0."""
     order = np.argsort(-np.where(lists.usable, keys, -np.inf), axis=1, kind="stable")
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
@@ -81,10 +75,10 @@ def share_below(
     return np.where(count > 0, below / np.maximum(count, 1), np.nan)
 
 
-def mixed_keys(lists: Lists, weight: float, spread: float) -> Floats:
-    """Return (N, W) `log π + weight · RM / spread`, in single precision as in the service."""
+def mixed_keys(lists: Lists, weight: float, within_list_std: float) -> Floats:
+    """Return (N, W) `log π + weight · RM / within_list_std`, in single precision as in the service."""
     log_probs, rewards = (values.astype(np.float32) for values in (lists.log_probs, lists.rewards))
-    return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, spread), -np.inf).astype(np.float64)
+    return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, within_list_std), -np.inf).astype(np.float64)
 
 
 def cross_fitted_mix(
@@ -94,18 +88,18 @@ def cross_fitted_mix(
     """Choose the weight of each half by the mean NDCG@10 of the other, the smallest if several are equal."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
-    spread = reward_spread(lists.items, lists.rewards)
-    gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, spread)), 10) for w in WEIGHTS])
+    std = reward_spread(lists.items, lists.rewards)
+    gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, std)), 10) for w in WEIGHTS])
     chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]
-    first, second = (mixed_keys(lists, weight, spread) for weight in chosen)
-    return Mix(np.where(half[:, None], second, first), (chosen[0], chosen[1]), spread)
+    first, second = (mixed_keys(lists, weight, std) for weight in chosen)
+    return Mix(np.where(half[:, None], second, first), (chosen[0], chosen[1]), std)
 
 
 class RepeatedMix(NamedTuple):
     """The cross-fitted mix over `S` halvings of the users, with `K` candidate weights."""
 
     ranks: Ints  # (K, N) of the logged item under each of `WEIGHTS`, as `target_ranks`
-    spread: float  # σ
+    within_list_std: float  # σ
     shares: Floats  # (K, N) share of the halvings in which a case has the weight
     ndcg: Floats  # (S,) NDCG@10 of the mix in each halving, a mean over the cases
 
@@ -119,8 +113,8 @@ class RepeatedMix(NamedTuple):
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
     """Compute `cross_fitted_mix` over many random halvings; beams are sorted once per weight."""
-    spread, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
-    ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, spread)) for weight in WEIGHTS])
+    std, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
+    ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, std)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
     generator, counts, means = np.random.default_rng(seed), np.zeros(ranks.shape), []
     for _ in range(halvings):
@@ -129,7 +123,7 @@ def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> Repeat
         counts[second.argmax()] += ~half
         counts[first.argmax()] += half
         means.append((first[second.argmax()] + second[first.argmax()]) / cases)
-    return RepeatedMix(ranks, spread, counts / halvings, np.asarray(means))
+    return RepeatedMix(ranks, std, counts / halvings, np.asarray(means))
 
 
 def permuted(
@@ -137,18 +131,12 @@ def permuted(
     real: NDArray[np.bool_],  # (N, C)
     generator: np.random.Generator,
 ) -> Floats:
-    """Shuffle the real values within each row.
-
-    Example:
-        >>> row, real = np.array([[1.0, 2.0, 3.0]]), np.array([[True, True, False]])
-        >>> sorted(permuted(row, real, np.random.default_rng(0))[0, :2])
-        [np.float64(1.0), np.float64(2.0)]
-    """
+    """Shuffle the real values within each row."""
     draws = np.where(real, generator.random(values.shape), np.inf)
     # the real positions in their own order, and in a random one
-    places, source = np.argsort(~real, axis=1, kind="stable"), np.argsort(draws, axis=1, kind="stable")
+    real_positions, source = np.argsort(~real, axis=1, kind="stable"), np.argsort(draws, axis=1, kind="stable")
     result = np.empty_like(values)
-    np.put_along_axis(result, places, np.take_along_axis(values, source, axis=1), axis=1)
+    np.put_along_axis(result, real_positions, np.take_along_axis(values, source, axis=1), axis=1)
     return result
 
 
@@ -171,13 +159,13 @@ def serving_quantities(
     entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1)
     rewards = np.where(usable, lists.rewards, 0.0)
     mean = rewards.sum(axis=1) / np.maximum(count, 1)
-    spread = np.sqrt((np.where(usable, rewards - mean[:, None], 0.0) ** 2).sum(axis=1) / np.maximum(count, 1))
+    std = np.sqrt((np.where(usable, rewards - mean[:, None], 0.0) ** 2).sum(axis=1) / np.maximum(count, 1))
     favourite = np.where(usable, rewards, -np.inf).argmax(axis=1)
     own = np.take_along_axis(log_probs, favourite[:, None], axis=1)
     unknown = np.where(count > 1, 0.0, np.nan)  # NaN where there is no order to speak of
     return {
         "policy entropy": entropy + unknown,
-        "reward spread": spread + unknown,
+        "reward spread": std + unknown,
         "agreement of policy and ranker": rank_correlation(log_probs, rewards, usable),
         "policy's rank of the ranker's first": (log_probs > own).sum(axis=1) + 1.0 + unknown,
         "history length": history_lengths.astype(np.float64),

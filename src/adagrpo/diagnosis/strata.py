@@ -38,12 +38,7 @@ def gains(ranks: Ints) -> dict[str, Floats]:
 
 
 def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
-    """Return up to three cells of about equal size by a quantity; NaN is in none, and ties stay together.
-
-    Example:
-        >>> [(cell.name, cell.rows.sum()) for cell in thirds("x", np.array([1.0, 2.0, 3.0, 3.0]))]
-        [('x low (≤ 2.00)', np.int64(2)), ('x middle', np.int64(2))]
-    """
+    """Return up to three cells of about equal size by a quantity; NaN is in none, and ties stay together."""
     known = ~np.isnan(values)
     if not known.any():
         return []

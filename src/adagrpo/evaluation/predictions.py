@@ -87,7 +87,7 @@ def predict(
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
     # for a long history: a sample that needs more is searched again, see `without_history`
-    held_width = width + (max_history if exclude_history else 0)
+    constrained_width = width + (max_history if exclude_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)
     scores = np.full((count, width), -np.inf, dtype=np.float32)
@@ -103,7 +103,7 @@ def predict(
             masks = None if eligible is None else [eligible] * len(rows)
             excluded = None if masks is None else catalog.trie.excluding(histories.items[:, :0], masks)
             beams, free = beam_search_both(
-                policy, context, width, trie=catalog.trie, held_width=held_width, excluded=excluded
+                policy, context, width, trie=catalog.trie, constrained_width=constrained_width, excluded=excluded
             )
         ranked, score = catalog.trie.leaf_items(beams.leaves), beams.scores
         if unmasked is not None:

@@ -2,7 +2,14 @@
 
     N = (z + z_power)² (s / x̄)² (1/p_c + 1/p_t) / log(1 + effect)²
 
-`p` are the shares of the arms, `z` that of one of m tests at α / m, or `anytime_factor` with daily looks.
+`p` are the shares of the arms, `z` that of one of m tests at α / m, or `anytime_factor` with daily looks: of an
+asymptotic confidence sequence, whose intervals are valid at all looks at once,
+
+    C_t = mean_t ± SE_t sqrt(2 (t ρ² + 1) / (t ρ²) log(sqrt(t ρ² + 1) / α))
+    ρ²  = (-2 log α + log(-2 log α + 1)) / t*                                   tightest near t = t*
+
+Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, arXiv 2103.06476, for independent observations. Here t counts answers and
+SE_t is over users; repeated visits make the sequence conservative.
 """
 
 from __future__ import annotations
@@ -11,13 +18,27 @@ import math
 from typing import Any
 
 import numpy as np
-import polars as pl
 from scipy import stats
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.plan import Plan, PlannedMetric
+from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.units import Earlier, column_of
+
+
+def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
+    """Return the half-width of the interval in standard errors.
+
+    Args:
+        seen: t, answers so far, above 0.
+        tightest: t*, chosen in advance.
+        alpha: share of experiments in which any interval misses.
+
+    >>> round(anytime_factor(1000, 1000, 0.05), 3)
+    3.035
+    """
+    rho = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tightest
+    moved = seen * rho
+    return math.sqrt(2 * (moved + 1) / moved * math.log(math.sqrt(moved + 1) / alpha))
 
 
 def tests_of(plan: Plan) -> int:
@@ -34,19 +55,14 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
         shares: of all users, in control and treatment.
         z: of test and power, summed.
 
-    Example:
-        >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
-        13189
+    >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
+    13189
     """
     return math.ceil((z * variation / math.log1p(effect)) ** 2 * (1 / shares[0] + 1 / shares[1]))
 
 
 def duration(plan: Plan) -> list[dict[str, Any]]:
-    """Return users and days for each metric with an expected effect.
-
-    Raises:
-        UserError: there is none, or mean or deviation is missing.
-    """
+    """Return users and days for each metric with an expected effect; `UserError` if it lacks a mean or deviation."""
     if not any(metric.expected for metric in plan.metrics.values()):
         raise UserError("metrics: none has `expected`; say which relative effect the experiment is made for")
     total = sum(arm.weight for arm in plan.arms.values())
@@ -70,29 +86,21 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
 
 
 def baselines(plan: Plan, earlier: Earlier) -> Plan:
-    """Fill in missing means, deviations and users a day from earlier days.
-
-    Raises:
-        UserError: fewer than two users, or nothing to sum.
-    """
+    """Fill in missing means, deviations and users a day; `UserError` for fewer than two users, or nothing to sum."""
     users = earlier.users
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")
-    metrics = {
-        name: _measured(name, metric, users) if metric.expected else metric for name, metric in plan.metrics.items()
-    }
+    metrics = dict(plan.metrics)
+    for name, metric in plan.metrics.items():
+        if metric.expected is None or (metric.mean is not None and metric.deviation is not None):
+            continue
+        over = users[column_of(metric.sum)].to_numpy()
+        below = np.ones(len(users)) if metric.per is None else users[column_of(metric.per)].to_numpy()
+        if not over.mean() or not below.mean():
+            raise UserError(f"metrics.{name}: the days before the start have none of it; give mean and deviation")
+        ratio = float(over.mean() / below.mean())
+        deviation = float(np.std(over - ratio * below, ddof=1) / below.mean())  # of the delta method
+        metrics[name] = metric.model_copy(update={"mean": ratio, "deviation": deviation})
     met = len(users) / (1 - plan.holdout)  # `users` excludes held-out users, as the arms' shares do
     a_day = plan.users_a_day or met / earlier.days
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
-
-
-def _measured(name: str, metric: PlannedMetric, users: pl.DataFrame) -> PlannedMetric:
-    if metric.mean is not None and metric.deviation is not None:
-        return metric
-    over = users[column_of(metric.sum)].to_numpy()
-    below = np.ones(len(users)) if metric.per is None else users[column_of(metric.per)].to_numpy()
-    if not over.mean() or not below.mean():
-        raise UserError(f"metrics.{name}: the days before the start have none of it; give mean and deviation")
-    ratio = float(over.mean() / below.mean())
-    deviation = float(np.std(over - ratio * below, ddof=1) / below.mean())  # of the delta method
-    return metric.model_copy(update={"mean": ratio, "deviation": deviation})

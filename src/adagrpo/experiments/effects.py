@@ -82,31 +82,23 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm.
-
-    Args:
-        columns: (N,) by name, one number per user.
-    """
+    """Collect the aggregates of one arm from columns (N,) by name, one number per user."""
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
-    spread = np.atleast_2d(np.cov(values))
+    covariance = np.atleast_2d(np.cov(values))
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     return Aggregates(
         count_=values.shape[1],
         mean_={name: float(mean) for name, mean in zip(names, values.mean(axis=1), strict=True)},
-        var_={name: float(spread[i, i]) for i, name in enumerate(names)},
-        cov_={(names[i], names[j]): float(spread[i, j]) for i, j in pairs},
+        var_={name: float(covariance[i, i]) for i, name in enumerate(names)},
+        cov_={(names[i], names[j]): float(covariance[i, j]) for i, j in pairs},
     )
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`.
+    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`, from (N,) numbers of users by name.
 
-    Args:
-        control: (N,) by name, one number per user.
-
-    Returns:
-        None if undefined: fewer than two users, no variance, a zero, or overflow.
+    None if undefined: fewer than two users, no variance, a zero, or overflow.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None
@@ -121,7 +113,10 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         arms = [aggregates(arm) for arm in (control, treatment)]
         if any(alike):
             both = aggregates({name: np.concatenate([control[name], treatment[name]]) for name in control})
-            arms = [_varying(arm, both) if same else arm for arm, same in zip(arms, alike, strict=True)]
+            arms = [
+                Aggregates(arm.count_, arm.mean_, both.var_, both.cov_) if same else arm
+                for arm, same in zip(arms, alike, strict=True)
+            ]
         try:
             found = metric.analyze_aggregates(*arms)
         except ValueError:  # a variance rounded to below 0
@@ -162,10 +157,6 @@ def _all_alike(arm: Mapping[str, Floats]) -> bool:
     per = arm.get("per", np.ones(len(arm["sum"])))
     value = arm["sum"].mean() / per.mean()
     return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())
-
-
-def _varying(arm: Aggregates, both: Aggregates) -> Aggregates:
-    return Aggregates(count_=arm.count_, mean_=arm.mean_, var_=both.var_, cov_=both.cov_)
 
 
 def _linearised(

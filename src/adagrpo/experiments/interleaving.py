@@ -15,17 +15,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 from scipy import stats
 
-from adagrpo.data.logged_exposures import Timely, timely
+from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
-from adagrpo.experiments.anytime import anytime_factor
+from adagrpo.experiments.duration import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of
-from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
+from adagrpo.experiments.validity import LEVEL
 
 ItemT = TypeVar("ItemT")
 INTERLEAVED = "interleaved"  # `deal` of an interleaved list
@@ -49,10 +49,9 @@ def team_draft(
 ) -> list[tuple[int, int]]:
     """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`.
 
-    Example:
-        >>> [(first, second)[arm][place] for first, second in [("abc", "bda")] for arm, place in
-        ...  team_draft(first, second, 4, iter([True, False]))]
-        ['a', 'b', 'd', 'c']
+    >>> [(first, second)[arm][rank] for first, second in [("abc", "bda")] for arm, rank in
+    ...  team_draft(first, second, 4, iter([True, False]))]
+    ['a', 'b', 'd', 'c']
     """
     lists, nexts = (first, second), [0, 0]
     chosen: set[ItemT] = set()
@@ -90,28 +89,18 @@ def estimate_preference(credits: pl.DataFrame) -> Preference | None:
 
 def analyse_interleaving(
     plan: Plan,
-    exposures: pl.DataFrame,
-    feedback: pl.DataFrame,
+    exposures: pl.DataFrame,  # one row per answer
+    feedback: pl.DataFrame,  # one row per request, item and kind
     *,
-    now: datetime,
-    stops: Mapping[str, float] = MappingProxyType({}),
-    mismatch: str | None = None,
+    now: datetime,  # time of the look; `looks: end` shows nothing before the end
+    stops: Mapping[str, float] = MappingProxyType({}),  # by arm, seconds since 1970; a stopped arm is never `preferred`
+    mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
-    """Analyse an experiment of kind `interleaving`.
-
-    Args:
-        exposures: one row per answer.
-        feedback: one row per request, item and kind.
-        now: time of the look; `looks: end` shows nothing before the end.
-        stops: by arm, seconds since 1970; a stopped arm is never `preferred`.
-        mismatch: why the log is invalid, see `provenance`.
+    """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
 
     Returns:
         JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that
         failed or got an empty list.
-
-    Raises:
-        UserError: the log has no interleaved list of the experiment.
     """
     (treatment,) = plan.treatments
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
@@ -124,7 +113,9 @@ def analyse_interleaving(
     answers = asked.filter((~FAILED).fill_null(True) & (pl.col("slate").list.len() > 0))
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
-    credits, clicks = _credits(plan, answers, feedback), _clicks(plan, answers, feedback)
+    shown = answers.select(REQUEST, pl.col("time").alias("shown"))
+    clicks = timely(feedback.filter(pl.col("kind") == plan.credit).join(shown, on=REQUEST), plan.within_seconds)
+    credits = _credits(plan, answers, clicks.feedback)
     of_both = answers.filter(pl.col("teams").list.n_unique() == 2)  # else one arm had no list, so no coin was used
     first = int((of_both["teams"].list.first() == treatment).sum())
     fair = float(stats.binomtest(first, len(of_both)).pvalue) if len(of_both) else 1.0
@@ -168,11 +159,8 @@ def analyse_interleaving(
         return result | _verdict(treatment, "inconclusive", reason)
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
-    result["daily"] = _daily(plan, answers, feedback, now)
-    certain = not low <= 0.5 <= high
-    verdict: Literal["preferred", "not preferred", "inconclusive"] = "inconclusive"
-    if certain:
-        verdict = "preferred" if found.share > 0.5 else "not preferred"
+    result["daily"] = _daily(plan, answers, clicks.feedback)
+    verdict = "inconclusive" if low <= 0.5 <= high else "preferred" if found.share > 0.5 else "not preferred"
     reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
     if treatment in stops:
         verdict = "inconclusive" if verdict == "preferred" else verdict
@@ -191,27 +179,19 @@ def _factor(plan: Plan, answers: int) -> float:
     return float(stats.norm.isf(plan.alpha / 2))
 
 
-def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
-    places = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
-    clicks = _clicks(plan, answers, feedback).feedback.select(REQUEST, ITEM).unique()
-    found = places.join(clicks, on=[REQUEST, ITEM], how="inner")
-    of_control = (pl.col("teams") == plan.control).sum().alias("control")
-    return found.group_by(USER, maintain_order=True).agg(
-        of_control, (pl.col("teams") != plan.control).sum().alias("treatment")
-    )
+def _credits(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> pl.DataFrame:
+    items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
+    found = items.join(clicks.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
+    of_control, of_treatment = (pl.col("teams") == plan.control).sum(), (pl.col("teams") != plan.control).sum()
+    return found.group_by(USER, maintain_order=True).agg(of_control.alias("control"), of_treatment.alias("treatment"))
 
 
-def _clicks(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> Timely:
-    shown = answers.select(REQUEST, pl.col("time").alias("shown"))
-    return timely(feedback.filter(pl.col("kind") == plan.credit).join(shown, on=REQUEST), plan.within_seconds)
-
-
-def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datetime) -> list[dict[str, Any]]:
+def _daily(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> list[dict[str, Any]]:
     rows = []
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
     for through in sorted(answers.select(day.unique())["time"]):
         part = answers.filter(day <= through)
-        found = estimate_preference(_credits(plan, part, feedback))
+        found = estimate_preference(_credits(plan, part, clicks))
         if found is not None and found.users >= FEWEST:
             ends = found.within(_factor(plan, len(part)))
             rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})

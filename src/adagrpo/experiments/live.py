@@ -10,25 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.allocation import Assigned, assign_at
 from adagrpo.experiments.interleaving import coins, team_draft
-from adagrpo.experiments.plan import freeze, hash_of, moment_of, read_frozen, read_plan
-from adagrpo.experiments.provenance import PLAN_DIGITS
+from adagrpo.experiments.plan import PLAN_DIGITS, freeze, hash_of, moment_of, read_frozen, read_plan
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 LOOK_SECONDS = 0.5  # polling interval of the file of switches
 
 
 class LiveExperiment:
-    """Assign users by a plan; implements `adagrpo.serving.arms.Trial`."""
+    """Assign users by a plan."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Read a plan.
-
-        Raises:
-            UserError: plan or switches are invalid, or the plan changed since its freeze.
-        """
+        """Read a plan; `UserError` if plan or switches are invalid, or the plan changed since its freeze."""
         self.path, self.plan, self._clock = path, read_plan(path), clock
+        self.name = self.plan.name
         self.frozen = read_frozen(path, self.plan) is not None
         self.hash = hash_of(path, self.plan)[:PLAN_DIGITS]
         self._seen, self._looked = self._stamp(), clock()  # before reading, so that a switch in between is seen later
@@ -38,19 +34,14 @@ class LiveExperiment:
         """Freeze the plan, before any user is assigned."""
         freeze(self.path, self.plan, now=datetime.now(UTC))
 
-    @property
-    def name(self) -> str:
-        """Name of the experiment."""
-        return self.plan.name
-
     def arms(self) -> tuple[str, ...]:
         """Return the control, then all other arms."""
         return (self.plan.control, *self.plan.treatments)
 
-    def deal(self, user: str) -> Dealt:
+    def assign(self, user: str) -> Assigned:
         """Return the arm that a user is served now."""
         switches = self._now()  # before the time, so that none is after it
-        return deal(self.plan, user, self._clock(), switches)
+        return assign_at(self.plan, user, self._clock(), switches)
 
     def draft(
         self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int

@@ -17,12 +17,11 @@ import polars as pl
 from scipy import stats
 
 from adagrpo.evaluation.statistics import holm
-from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.duration import tests_of
-from adagrpo.experiments.effects import Effect, Floats, effect
+from adagrpo.experiments.duration import anytime_factor, tests_of
+from adagrpo.experiments.effects import Floats, effect
 from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
-from adagrpo.experiments.sample_ratio import RatioCheck, check_left_out, check_ratios
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
+from adagrpo.experiments.validity import RatioCheck, check_left_out, check_ratios
 
 NOTHING = "nothing yet"  # for metrics that are 0 in both arms
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
@@ -39,29 +38,20 @@ def analyse(
     plan: Plan,
     units: Units,
     *,
-    now: datetime,
+    now: datetime,  # time of the look; `looks: end` shows nothing before the end
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
-    mismatch: str | None = None,
+    mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
     """Analyse an experiment.
 
     Args:
-        now: time of the look; `looks: end` shows nothing before the end.
         stopped: arms compared with the control until their stop, and never shipped.
-        mismatch: why the log is invalid, see `provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
-    checks, refused = _checked(plan, units, stopped)
-    if mismatch is not None:
-        refused = dict.fromkeys(plan.treatments, mismatch)
-    for treatment in plan.treatments:
-        if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
-            refused.setdefault(treatment, changed)
-        if (unequal := _unequal(plan, of_arm[treatment], treatment)) is not None:
-            refused.setdefault(treatment, unequal)
+    checks, refused = _invalid(plan, units, stopped, mismatch)
     result: dict[str, Any] = {
         "experiment": plan.name,
         "kind": plan.kind,
@@ -70,11 +60,17 @@ def analyse(
         "counts": {name: value for name, value in units._asdict().items() if isinstance(value, int)},
         "models": {arm: {model: moment_of(at) for model, at in seen.items()} for arm, seen in units.models.items()},
         "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
-        "notes": _notes(units),
+        "notes": [],
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
         "guardrails": [],
     }
+    if units.unseen:
+        unseen, known = " or ".join(map(repr, units.unseen)), ", ".join(units.kinds) or "none"
+        result["notes"] += [
+            f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
+            "Check the spelling in the plan"
+        ]
     early = plan.looks == "end" and now.timestamp() < plan.ends
     if early:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
@@ -87,38 +83,25 @@ def analyse(
         for treatment in shown
         for name, guard in plan.guardrails.items()
     ]
-    found: dict[str, tuple[Verdict, str]] = {}
+    verdicts: dict[str, Verdict] = {}
+    reasons: dict[str, str] = {}
     for name in plan.treatments:
         if name in shown:
-            found[name] = _verdict(plan, name, result)
+            verdict, reason = _verdict(plan, name, result)
         else:
-            found[name] = ("inconclusive" if early and refused[name] == waits else "invalid", refused[name])
+            reason = refused[name]
+            verdict = "inconclusive" if early and reason == waits else "invalid"
         if name in stopped:
-            found[name] = _of_a_stopped(found[name], stopped[name].time)
-    return result | {
-        "verdicts": {treatment: verdict for treatment, (verdict, _) in found.items()},
-        "reasons": {treatment: reason for treatment, (_, reason) in found.items()},
-    }
+            verdict = "inconclusive" if verdict == "ship" else verdict
+            reason = f"it was stopped on {moment_of(stopped[name].time)}, until when: {reason}"
+        verdicts[name], reasons[name] = verdict, reason
+    return result | {"verdicts": verdicts, "reasons": reasons}
 
 
-def _notes(units: Units) -> list[str]:
-    if not units.unseen:
-        return []
-    unseen = " or ".join(map(repr, units.unseen))
-    known = ", ".join(units.kinds) or "none"
-    return [
-        f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
-        "Check the spelling in the plan"
-    ]
-
-
-def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
-    verdict, reason = found
-    said = f"it was stopped on {moment_of(time)}, until when: {reason}"
-    return "inconclusive" if verdict == "ship" else verdict, said
-
-
-def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[list[RatioCheck], dict[str, str]]:
+def _invalid(
+    plan: Plan, units: Units, stopped: Mapping[str, Stopped], mismatch: str | None
+) -> tuple[list[RatioCheck], dict[str, str]]:
+    """Return the checks of sample ratios, and by treatment why it cannot be judged."""
     running = [name for name in plan.arms if name not in stopped]
     parts = [(units, running)] if len(running) > 1 else []
     parts += [(stop.units, [plan.control, name]) for name, stop in stopped.items()]
@@ -127,10 +110,16 @@ def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[
     for part, arms in parts:
         users = part.users.filter(pl.col("arm").is_in(arms))
         found = check_ratios(users, {name: plan.arms[name].weight for name in arms}) if len(users) else []
-        reason = _refusal(plan, part, found)
         checks += found
-        if reason is not None:
+        if (reason := _refusal(plan, part, found)) is not None:
             refused |= dict.fromkeys([name for name in arms if name != plan.control], reason)
+    if mismatch is not None:
+        refused = dict.fromkeys(plan.treatments, mismatch)
+    for name in plan.treatments:
+        own = stopped[name].units if name in stopped else units
+        reason = refused.get(name) or _changed(own, plan.control, name) or _unequal(plan, own, name)
+        if reason is not None:
+            refused[name] = reason
     return checks, refused
 
 
@@ -200,23 +189,31 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
 def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
     alpha = plan.alpha / tests_of(plan)
-    every = units
+    one_look = float(stats.norm.isf(alpha / 2))
     rows: list[dict[str, Any]] = []
     for treatment in shown:
-        units = stopped[treatment].units if treatment in stopped else every
-        daily = plan.answers and plan.looks == "daily" and units.answers
-        factor = anytime_factor(units.answers, plan.answers, alpha) if daily and plan.answers else None
+        own = stopped[treatment].units if treatment in stopped else units
+        factor = None
+        if plan.looks == "daily" and plan.answers and own.answers:
+            factor = anytime_factor(own.answers, plan.answers, alpha)
         for name, metric in plan.metrics.items():
-            columns = _columns(units, plan.control, metric), _columns(units, treatment, metric)
+            control, treated = columns = _columns(own, plan.control, metric), _columns(own, treatment, metric)
             found = effect(*columns)
             row: dict[str, Any] = {"treatment": treatment, "metric": name, "says": "unclear"}
-            one_look = float(stats.norm.isf(alpha / 2))
             if found is not None:
-                row |= _numbers(found, plan, factor, factor or one_look)
+                row |= {
+                    "control": found.control,
+                    "value": found.treatment,
+                    "relative": found.relative,
+                    "interval": found.fixed(plan.alpha),
+                    "anytime": None if factor is None else found.within(factor),
+                    "p_value": found.p_value,
+                    "detectable": found.detectable(factor or one_look, plan.power),
+                }
             elif _lost_all(*columns, factor or one_look):
-                row |= {"says": "worse" if metric.better == "up" else "better"}
-            elif _nothing_yet(*columns):
-                row |= {"says": NOTHING}
+                row["says"] = "worse" if metric.better == "up" else "better"
+            elif any(not control[sums].any() and not treated[sums].any() for sums in ("sum", "per") if sums in control):
+                row["says"] = NOTHING
             rows.append(row)
     for row, adjusted in zip(rows, holm([row.get("p_value", 1.0) for row in rows]), strict=True):
         if "p_value" not in row:
@@ -228,18 +225,6 @@ def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: 
             up = (row["relative"] > 0) == (plan.metrics[row["metric"]].better == "up")
             row["says"] = "better" if up else "worse"
     return rows
-
-
-def _numbers(found: Effect, plan: Plan, factor: float | None, reach: float) -> dict[str, Any]:
-    return {
-        "control": found.control,
-        "value": found.treatment,
-        "relative": found.relative,
-        "interval": found.fixed(plan.alpha),
-        "anytime": None if factor is None else found.within(factor),
-        "p_value": found.p_value,
-        "detectable": found.detectable(reach, plan.power),
-    }
 
 
 def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail) -> dict[str, Any]:
@@ -300,10 +285,6 @@ def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], re
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing was shown
     return _hardly_by_chance(control["sum"], treatment["sum"], reach, rate)
-
-
-def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> bool:
-    return any(not control[name].any() and not treatment[name].any() for name in ("sum", "per") if name in control)
 
 
 def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:

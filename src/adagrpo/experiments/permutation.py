@@ -41,12 +41,7 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """Return the skewness of the difference of two means under equal distributions.
-
-    Args:
-        control: (N,) one number per user, not all the same.
-        treatment: (M,).
-    """
+    """Return the skewness of the difference of the means of (N,) and (M,) numbers under equal distributions."""
     users = np.concatenate([control, treatment])
     n_c, n_t = len(control), len(treatment)
     sizes: float = (n_t**-2 - n_c**-2) / (1 / n_t + 1 / n_c) ** 1.5
@@ -54,12 +49,9 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
-    """Return the two-sided p-value by counting draws, for levels too small for `Permutation.p_value`.
+    """Return the two-sided p-value of (N,) and (M,) numbers by counting draws.
 
-    Args:
-        control: (N,) one number per user.
-        treatment: (M,).
-        level: a normal p-value above it is returned as is.
+    For levels too small for `Permutation.p_value`; a normal p-value above `level` is returned as is.
     """
     users = np.concatenate([control, treatment])
     if min(len(control), len(treatment)) < 2 or np.ptp(users) <= EQUAL:
@@ -80,12 +72,7 @@ def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
 
 
 def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permutation:
-    """Draw the permutation distribution of T.
-
-    Args:
-        control: (N,) one number per user, not all the same, N ≥ 2.
-        treatment: (M,), M ≥ 2.
-    """
+    """Draw the permutation distribution of T of (N,) and (M,) numbers, not all the same, N and M at least 2."""
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
     users = generator.permutation((users - users.mean()) / users.std())
@@ -94,8 +81,8 @@ def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permu
     sign, small = (1.0, len(treatment)) if len(treatment) <= len(control) else (-1.0, len(control))
     size = max(round(len(parts) * small / len(users)), 2)
     drawn = (generator.choice(len(parts), size, replace=False, shuffle=False) for _ in range(draws))
-    dealt = np.stack([parts[some].sum(axis=0) for some in drawn])
-    (mean, variance), (others, rest) = _means(dealt), _means(parts.sum(axis=0) - dealt)
+    sums = np.stack([parts[some].sum(axis=0) for some in drawn])
+    (mean, variance), (others, rest) = _means(sums), _means(parts.sum(axis=0) - sums)
     return Permutation(np.sort(sign * (mean - others) / np.sqrt(variance + rest)))
 
 

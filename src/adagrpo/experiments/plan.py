@@ -23,6 +23,7 @@ from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.writing import write_file
 
 DAY = 86_400.0  # seconds
+PLAN_DIGITS = 12  # of a plan's hash, in rows
 Level = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -116,7 +117,12 @@ class Plan(Section):
     def _agrees(self) -> Plan:
         if len(self.arms) < 2:
             raise ValueError(f"arms: {len(self.arms)}; an experiment has at least two")
-        self._is_of_its_kind()
+        if self.kind == "ab" and not self.metrics:
+            raise ValueError("metrics: none; say what the arms are compared by")
+        if self.kind == "interleaving" and len(self.arms) != 2:
+            raise ValueError(f"arms: {len(self.arms)}; two are interleaved")
+        if self.kind == "interleaving" and (self.metrics or self.guardrails):
+            raise ValueError("metrics, guardrails: interleaved lists belong to both arms; only `credit` is counted")
         if self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} is none of the arms {', '.join(self.arms)}")
         unknown = [name for name in self.rule.metrics if name not in self.metrics]
@@ -133,15 +139,6 @@ class Plan(Section):
             if metric.cuped and (metric.per is not None or not self.days_before):
                 raise ValueError(f"metrics.{name}.cuped: is for a number a user, with days_before above 0")
         return self
-
-    def _is_of_its_kind(self) -> None:
-        if self.kind == "ab" and not self.metrics:
-            raise ValueError("metrics: none; say what the arms are compared by")
-        if self.kind == "interleaving":
-            if len(self.arms) != 2:
-                raise ValueError(f"arms: {len(self.arms)}; two are interleaved")
-            if self.metrics or self.guardrails:
-                raise ValueError("metrics, guardrails: interleaved lists belong to both arms; only `credit` is counted")
 
     @property
     def begins(self) -> float:
@@ -179,11 +176,7 @@ def moment_of(time: float) -> str:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan.
-
-    Raises:
-        UserError: names file and invalid key.
-    """
+    """Read a plan; `UserError` names file and invalid key."""
     try:
         content = read_yaml(path)
     except FileNotFoundError as error:
@@ -204,11 +197,7 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write the hash of a plan and the time, or check them if present.
-
-    Raises:
-        UserError: plan or catalogue was changed, or the file damaged.
-    """
+    """Write the hash of a plan and the time, or check them; `UserError` if plan, catalogue or file were changed."""
     if (frozen := read_frozen(path, plan)) is not None:
         return frozen
     content = {"plan": hash_of(path, plan), "time": now.isoformat(timespec="seconds")}

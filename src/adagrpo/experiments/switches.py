@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping
 from errno import ENOSPC
-from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -48,11 +47,7 @@ def switches_path(plan: Path) -> Path:
 
 
 def read_switches(path: Path, plan: Plan) -> Switches:
-    """Read the switches of a plan; an unfinished last line is ignored.
-
-    Raises:
-        UserError: a line is invalid.
-    """
+    """Read the switches of a plan, but no unfinished last line; `UserError` for an invalid one."""
     file = switches_path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -80,11 +75,7 @@ def read_switches(path: Path, plan: Plan) -> Switches:
 def add_switch(
     path: Path, plan: Plan, *, now: float, share: float | None = None, stop: str | None = None
 ) -> dict[str, Any]:
-    """Add a switch, durably.
-
-    Args:
-        now: seconds since 1970.
-        share: of the users, from now on.
+    """Add a switch, durably: a larger `share` of the users, or an arm to `stop`, from `now` on, seconds since 1970.
 
     Returns:
         The line; of an arm stopped before, the earlier one.
@@ -104,8 +95,24 @@ def add_switch(
             fcntl.flock(target, fcntl.LOCK_EX)  # until it is closed
             line, made = _wanted(path, plan, now, share, stop)
             if not made:
-                _drop_torn(target, file)
-                _append(target, (json.dumps(line) + "\n").encode())
+                target.seek(0)
+                content = target.read()
+                end = content.rfind(b"\n") + 1
+                if torn := content[end:]:  # an unfinished last line, taken away if it is the beginning of a switch
+                    begins = torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
+                    if not begins or torn.rstrip().endswith(b"}"):
+                        raise UserError(
+                            f"{file}: its last line has no end; end it with a newline if it is a switch, or take it out"
+                        )
+                    target.truncate(end)
+                text = (json.dumps(line) + "\n").encode()
+                try:
+                    if target.write(text) != len(text):
+                        raise OSError(ENOSPC, os.strerror(ENOSPC))
+                    os.fsync(target.fileno())
+                except OSError:
+                    target.truncate(end)
+                    raise
         sync_folder(file.parent)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; it must be writable to switch anything") from error
@@ -118,36 +125,14 @@ def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str |
         assert share is not None
         if not 0 < share <= 1:
             raise UserError(f"share: {share:g}; it is above 0 and at most 1")
-        there = made.share(plan, now)
-        if share <= there:
-            raise UserError(f"share: {share:g}, and it is {there:g} now; it only grows, or users would leave their arm")
+        current = made.share(plan, now)
+        if share <= current:
+            raise UserError(
+                f"share: {share:g}, and it is {current:g} now; it only grows, or users would leave their arm"
+            )
         return {"time": now, "share": share}, False
     _check_arm(plan, stop)
     return {"time": made.stops.get(stop, now), "stop": stop}, stop in made.stops
-
-
-def _drop_torn(target: FileIO, file: Path) -> None:
-    """Truncate an unfinished last line, if it is the beginning of a switch."""
-    target.seek(0)
-    content = target.read()
-    whole = content.rfind(b"\n") + 1
-    torn = content[whole:]
-    if not torn:
-        return
-    if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)) or torn.rstrip().endswith(b"}"):
-        raise UserError(f"{file}: its last line has no end; end it with a newline if it is a switch, or take it out")
-    target.truncate(whole)
-
-
-def _append(target: FileIO, line: bytes) -> None:
-    before = target.seek(0, os.SEEK_END)
-    try:
-        if target.write(line) != len(line):
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
-        os.fsync(target.fileno())
-    except OSError:
-        target.truncate(before)
-        raise
 
 
 def _check_arm(plan: Plan, arm: str) -> None:

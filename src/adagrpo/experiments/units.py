@@ -28,7 +28,7 @@ import polars as pl
 
 from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.allocation import assign_by
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
 
 HEAD = 0.2  # share of the items, most shown first
@@ -102,47 +102,42 @@ class Earlier(NamedTuple):
 
 def users_of(
     plan: Plan,
-    exposures: pl.DataFrame,
-    feedback: pl.DataFrame,
-    catalogue: Iterable[str] = (),
-    until: float = math.inf,
-    since: float | None = None,
+    exposures: pl.DataFrame,  # one row per answer
+    feedback: pl.DataFrame,  # one row per request, item and kind
+    catalogue: Iterable[str] = (),  # existing items, for `unlisted`
+    until: float = math.inf,  # end of the window, seconds since 1970, at most the plan's
+    since: float | None = None,  # its start; None: the plan's
 ) -> Units:
-    """Return the users that were shown something in the window of a plan.
-
-    Args:
-        exposures: one row per answer.
-        feedback: one row per request, item and kind.
-        catalogue: existing items, for `unlisted`.
-        until: end of the window, seconds since 1970, at most the plan's.
-        since: its start; None: the plan's.
-
-    Raises:
-        UserError: a metric cannot be computed.
-    """
+    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be had."""
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since
     earlier = _between(answers, begin - plan.days_before * DAY, begin)
-    dealt = _between(_of_experiment(answers, plan.name), begin, min(until, plan.ends))
-    window = dealt.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
+    own = answers.filter(pl.col("experiment") == plan.name)
+    if own.is_empty():  # of a router
+        own = answers.filter(pl.col("experiment").is_null())
+    rows = _between(own, begin, min(until, plan.ends))
+    window = rows.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
-    weights = {name: arm.weight for name, arm in plan.arms.items()}
     hashes = included[USER].unique(maintain_order=True)
-    arms = [assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout) for user in hashes]
-    placed = included.join(pl.DataFrame({USER: hashes, "place": pl.Series(arms, dtype=pl.String)}), on=USER)
-    shown = placed.filter(pl.col("place").is_not_null())
+    arms = [assign_by(plan, user) for user in hashes]
+    placed = included.join(pl.DataFrame({USER: hashes, "assigned": pl.Series(arms, dtype=pl.String)}), on=USER)
+    shown = placed.filter(pl.col("assigned").is_not_null())
     given = shown.filter(~FAILED)
     first = shown.sort("time", maintain_order=True).group_by(USER, maintain_order=True).first()
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date().alias("day")
-    users = first.select(USER, pl.col("place").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
-    own = shown.filter(_as_dealt(plan)).group_by("place", "model_version").agg(pl.col("time").min())
+    users = first.select(USER, pl.col("assigned").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
+    served = shown.filter(_as_assigned(plan)).group_by("assigned", "model_version").agg(pl.col("time").min())
     models: dict[str, dict[str, float]] = {}
-    for arm, model, time in own.sort("time").iter_rows():
+    for arm, model, time in served.sort("time").iter_rows():
         models.setdefault(arm, {})[model] = time
     asked = feedback.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, maintain_order="left")
-    said = timely(asked, plan.within_seconds).feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
-    on_shown = asked.join(shown.select(REQUEST, USER, pl.col("place").alias("arm")), on=REQUEST, maintain_order="left")
+    on_answers = timely(asked, plan.within_seconds).feedback.unique(
+        [REQUEST, ITEM, KIND], keep="first", maintain_order=True
+    )
+    on_shown = asked.join(
+        shown.select(REQUEST, USER, pl.col("assigned").alias("arm")), on=REQUEST, maintain_order="left"
+    )
     of_shown = timely(on_shown, plan.within_seconds)
     items = shown.select(REQUEST, pl.col("slate").alias(ITEM)).explode(ITEM)
     of_items = of_shown.feedback.join(items, on=[REQUEST, ITEM], how="semi")
@@ -160,21 +155,24 @@ def users_of(
         & (pl.col("time") >= begin)
         & (pl.col("time") < min(until, plan.ends) + plan.within_seconds)
     )
-    _check_known(names, earlier, catalogue)
+    if "tail" in names and earlier.is_empty():
+        raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
+    if "unlisted" in names and not catalogue:
+        raise UserError("unlisted: the plan names no catalogue; give `catalogue`, a text file of one item a line")
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
     listed = pl.Series(list(catalogue), dtype=pl.String)
-    users = users.join(_sums(shown, said, names, head, listed, plan.slow_ms), on=USER, how="left")
+    users = users.join(_sums(shown, on_answers, names, head, listed, plan.slow_ms), on=USER, how="left")
     covariates = {metric.sum for metric in plan.metrics.values() if metric.cuped}
-    before = _sums(earlier, said, covariates, head, listed, plan.slow_ms)
+    before = _sums(earlier, on_answers, covariates, head, listed, plan.slow_ms)
     users = users.join(before.rename({column_of(name): before_of(name) for name in covariates}), on=USER, how="left")
     return Units(
         users=users.with_columns(pl.col(pl.Float64).fill_null(0.0)),
         answers=len(given),
         answers_excluded=len(window) - len(included),
         answers_held_out=len(included) - len(shown),
-        answers_misassigned=len(given) - len(given.filter(_as_dealt(plan))),
-        answers_outside=int((dealt["deal"] == "outside").sum()),
-        answers_stopped=int((dealt["deal"] == "stopped").sum()),
+        answers_misassigned=len(given) - len(given.filter(_as_assigned(plan))),
+        answers_outside=int((rows["deal"] == "outside").sum()),
+        answers_stopped=int((rows["deal"] == "stopped").sum()),
         requests_failed=len(shown) - len(given),
         feedback_early=of_shown.early,
         feedback_late=of_shown.late,
@@ -191,10 +189,9 @@ def users_of(
 def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
     """Return when users of each stopped arm first got the control, seconds since 1970."""
     given = exposures.filter((pl.col("experiment") == plan.name) & (pl.col("deal") == "stopped"))
-    weights = {name: arm.weight for name, arm in plan.arms.items()}
     found: dict[str, float] = {}
     for user, time in given.group_by(USER).agg(pl.col("time").min()).iter_rows():
-        arm = assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)
+        arm = assign_by(plan, user)
         if arm is not None:
             found[arm] = min(time, found.get(arm, math.inf))
     return found
@@ -206,19 +203,8 @@ def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, ca
     Raises:
         UserError: less than a day is covered, or feedback of a metric is missing.
     """
-    begin, end = _covered(plan, exposures["time"])
-    asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
-    for kind in _unseen(_summed(asked.values()), feedback):
-        known = ", ".join(_kinds(feedback)) or "none"
-        raise UserError(f"the log has no feedback of kind {kind!r}; its kinds are {known}")
-    part = plan.model_copy(update={"metrics": asked, "guardrails": {}})
-    rows = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
-    until = min(math.nextafter(end, math.inf), plan.begins)  # includes the last answer of the log
-    return Earlier(users_of(part, rows, feedback, catalogue, until, begin).users, begin, end)
-
-
-def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
     instead = "give users_a_day, and mean and deviation of the metrics, and leave --exposures out"
+    times = exposures["time"]
     before = times.filter(times < plan.begins)
     if before.is_empty():
         raise UserError(f"the log has no answers before the start on {plan.start}; {instead}")
@@ -230,18 +216,19 @@ def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
             f"the log covers {(end - begin) / DAY:.2f} of the {plan.days_before} days before the start, {span}, "
             f"and less than one says nothing of a day; {instead}"
         )
-    return begin, end
+    asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
+    for kind in _unseen(_summed(asked.values()), feedback):
+        known = ", ".join(_kinds(feedback)) or "none"
+        raise UserError(f"the log has no feedback of kind {kind!r}; its kinds are {known}")
+    part = plan.model_copy(update={"metrics": asked, "guardrails": {}})
+    rows = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
+    until = min(math.nextafter(end, math.inf), plan.begins)  # includes the last answer of the log
+    return Earlier(users_of(part, rows, feedback, catalogue, until, begin).users, begin, end)
 
 
-def _of_experiment(answers: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Return answers of the experiment, or, if none in the log, those without one (of a router)."""
-    named = answers.filter(pl.col("experiment") == name)
-    return named if len(named) else answers.filter(pl.col("experiment").is_null())
-
-
-def _as_dealt(plan: Plan) -> pl.Expr:
+def _as_assigned(plan: Plan) -> pl.Expr:
     return pl.any_horizontal(
-        (pl.col("place") == name)
+        (pl.col("assigned") == name)
         & pl.when(pl.col("deal").is_null())
         .then(pl.col("arm").is_in([arm.serves, arm.version]))
         .otherwise(pl.col("arm") == name)
@@ -266,13 +253,6 @@ def _unseen(names: set[str], feedback: pl.DataFrame) -> tuple[str, ...]:
     return tuple(sorted(kind for kind in asked if kind is not None))
 
 
-def _check_known(names: set[str], earlier: pl.DataFrame, catalogue: Iterable[str]) -> None:
-    if "tail" in names and earlier.is_empty():
-        raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
-    if "unlisted" in names and not catalogue:
-        raise UserError("unlisted: the plan names no catalogue; give `catalogue`, a text file of one item a line")
-
-
 def _head(earlier: pl.DataFrame) -> pl.Series:
     counts = earlier.select(pl.col("slate").explode().alias(ITEM)).drop_nulls().group_by(ITEM).len()
     return counts.sort("len", ITEM, descending=[True, False])[ITEM].head(max(1, round(HEAD * len(counts))))
@@ -280,7 +260,7 @@ def _head(earlier: pl.DataFrame) -> pl.Series:
 
 def _sums(
     answers: pl.DataFrame,
-    said: pl.DataFrame,
+    feedback: pl.DataFrame,
     names: Iterable[str],
     head: pl.Series,
     listed: pl.Series,
@@ -288,7 +268,7 @@ def _sums(
 ) -> pl.DataFrame:
     wanted = sorted(names)
     items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM)).explode(ITEM).drop_nulls(ITEM)
-    found = said.join(items.unique([REQUEST, ITEM]), on=[REQUEST, ITEM], how="inner")
+    found = feedback.join(items.unique([REQUEST, ITEM]), on=[REQUEST, ITEM], how="inner")
     of_items = {
         "impressions": pl.len(),
         "distinct_items": pl.col(ITEM).n_unique(),

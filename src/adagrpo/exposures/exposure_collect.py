@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from pydantic import ValidationError
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_database import OPEN, waiting_rows
 from adagrpo.exposures.exposure_log import Exposure, Feedback, decode, why_refused
-from adagrpo.exposures.exposure_parts import close_part, read_parts
-from adagrpo.exposures.exposure_store import LocalExposureLog
+from adagrpo.exposures.exposure_store import LocalExposureLog, close_part, read_parts
 from adagrpo.storage.hashes import hash_file
 
 COLLECTED = "collected.txt"
@@ -40,15 +40,7 @@ class Collected:
 
 
 def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
-    """Collect the new rows of some files.
-
-    Args:
-        sources: files of JSON lines, parts, folders of such, or whole logs.
-        directory: new, empty, or of an exposure log.
-
-    Raises:
-        UserError: a file is missing, or the folder unusable.
-    """
+    """Collect new rows of files, parts, folders of such, and whole logs into a log; `UserError` if one is missing."""
     total = Collected()
     for database in sorted({file for source in sources for file in source.rglob(OPEN)}):
         if database.parent.resolve() != directory.resolve():
@@ -57,7 +49,11 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
     log = LocalExposureLog(directory)
     record = directory / COLLECTED
     try:
-        done = _whole_lines(record)
+        content = record.read_bytes() if record.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # cut off by a kill
+            os.truncate(record, len(whole))
+        done = {*whole.decode(errors="replace").splitlines()}
         for file in files:
             line = f"{hash_file(file)} {file.resolve()}"
             if line in done:
@@ -103,42 +99,17 @@ def _files(source: Path) -> Iterator[Path]:
         raise UserError(f"{source}: no such file; give files of JSON lines, parts of an exposure log, or their folders")
 
 
-def _whole_lines(record: Path) -> set[str]:
-    if not record.exists():
-        return set()
-    content = record.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(record, len(whole))
-    return {*whole.decode(errors="replace").splitlines()}
-
-
 def _collect_file(log: LocalExposureLog, file: Path, total: Collected) -> None:
     rows = _part(file.parent) if file.name == OF_A_PART else _lines(file)
-    for shown, events, none in _together(rows):
+    while some := list(islice(rows, AT_ONCE)):
+        shown = [row for row in some if isinstance(row, Exposure)]
+        events = [row for row in some if isinstance(row, Feedback)]
         recorded, outcomes = log.write(shown), log.feedback(events)
         total.answers += len(shown)
         total.answers_repeated += sum(one is not row for one, row in zip(recorded, shown, strict=True))
         total.feedback += len(events)
         total.feedback_repeated += outcomes.count("repeated")
-        total.refused += none
-
-
-def _together(
-    rows: Iterable[Exposure | Feedback | str],
-) -> Iterator[tuple[list[Exposure], list[Feedback], list[str]]]:
-    shown, events, refused = list[Exposure](), list[Feedback](), list[str]()
-    for row in rows:
-        if isinstance(row, Exposure):
-            shown.append(row)
-        elif isinstance(row, Feedback):
-            events.append(row)
-        else:
-            refused.append(row)
-        if len(shown) + len(events) + len(refused) == AT_ONCE:
-            yield shown, events, refused
-            shown, events, refused = [], [], []
-    yield shown, events, refused
+        total.refused += [row for row in some if isinstance(row, str)]
 
 
 def _lines(file: Path) -> Iterator[Exposure | Feedback | str]:

@@ -20,12 +20,12 @@ from pydantic import ValidationError
 
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import (
+    EXPOSURE,
     FEEDBACK_FIELDS,
     Exposure,
     Feedback,
     Outcome,
     RowT,
-    decode_exposure,
     same_request,
     why_refused,
 )
@@ -67,32 +67,35 @@ class Span(NamedTuple):
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open or create the database; any thread may use it, one at a time.
-
-    Raises:
-        UserError: the folder holds a link.
-        sqlite3.Error: the database is damaged.
-    """
+    """Open or create the database, for one thread at a time; `UserError` if the folder holds a link."""
     path = directory / OPEN
     links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
     if links:
         raise UserError(f"{links[0]}: is a link; an exposure log is written into files of its own, move it away")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.text_factory = _text
+    connection.text_factory = lambda content: content.decode(errors="surrogateescape")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.executescript(SCHEMA)
     return connection
 
 
-def _text(content: bytes) -> str:
-    return content.decode(errors="surrogateescape")
-
-
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one durable transaction."""
-    _begin(connection)
+    """Run the block as one durable transaction; begins by polling, as SQLite's 0.1 s let busy writers starve others."""
+    until = time.monotonic() + BUSY_SECONDS
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(LOOK_SECONDS)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS:.0f}")
     try:
         yield
         connection.execute("COMMIT")
@@ -102,28 +105,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _begin(connection: sqlite3.Connection) -> None:
-    """Begin to write; polls more often than SQLite, whose 0.1 s let busy writers starve others."""
-    until = time.monotonic() + BUSY_SECONDS
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                    raise
-                time.sleep(LOOK_SECONDS)
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS:.0f}")
-
-
 def insert_exposures(
-    connection: sqlite3.Connection,
-    rows: Sequence[Exposure],
-    texts: Sequence[str],
-    together: Sequence[int],
+    connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str], together: Sequence[int]
 ) -> list[Exposure]:
     """Insert rows with new request ids, see `ExposureSink.write`; an invalid row on record is replaced."""
     known = _known(connection, [row.request_id for row in rows])
@@ -155,11 +138,7 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
 
 
 def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
-    """Check the rows of table `parts` against their seals.
-
-    Raises:
-        UserError: a row was changed.
-    """
+    """Check the rows of table `parts` against their seals; `UserError` if one was changed."""
     for number, exposures, feedback, published, seal in connection.execute(
         "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
     ):
@@ -185,8 +164,13 @@ def waiting_rows(connection: sqlite3.Connection) -> int:
 
 def unpublished(connection: sqlite3.Connection) -> Span | None:
     """Return the part that was begun and not published."""
-    found = connection.execute("SELECT number FROM parts WHERE published = 0 ORDER BY number").fetchone()
-    return None if found is None else _span(connection, found[0])
+    query = "SELECT number, last_exposure, last_feedback FROM parts WHERE"
+    found = connection.execute(f"{query} published = 0 ORDER BY number").fetchone()
+    if found is None:
+        return None
+    part, *lasts = found
+    before = connection.execute(f"{query} number < ? ORDER BY number DESC LIMIT 1", [part]).fetchone() or (0, 0, 0)
+    return Span(part, (before[1], lasts[0]), (before[2], lasts[1]))
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
@@ -214,14 +198,14 @@ def finish_part(connection: sqlite3.Connection, part: int) -> None:
         connection.execute("UPDATE parts SET published = 1, seal = ? WHERE number = ?", [seal, part])
 
 
-def forget(connection: sqlite3.Connection, remembered: int) -> None:
-    """Delete rows of published parts, except the newest `remembered` per table."""
+def forget(connection: sqlite3.Connection, kept_rows: int) -> None:
+    """Delete rows of published parts, except the newest `kept_rows` per table."""
     published = "SELECT coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts WHERE published = 1"
     lasts = connection.execute(published).fetchone()
     for table, last in zip(("exposures", "feedback"), lasts, strict=True):
         newest = connection.execute(f"SELECT coalesce(max(number), 0) FROM {table}").fetchone()[0]
         with transaction(connection):
-            connection.execute(f"DELETE FROM {table} WHERE number <= ?", [min(last, newest - remembered)])
+            connection.execute(f"DELETE FROM {table} WHERE number <= ?", [min(last, newest - kept_rows)])
 
 
 def exposures_of(
@@ -231,7 +215,7 @@ def exposures_of(
     query = "SELECT number, row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.exposures)
     while rows := found.fetchmany(at_once):
-        yield _read("exposures", rows, decode_exposure)
+        yield _read("exposures", rows, EXPOSURE.validate_json)
 
 
 def feedback_of(connection: sqlite3.Connection, span: Span) -> tuple[list[Feedback], list[Refused]]:
@@ -239,11 +223,8 @@ def feedback_of(connection: sqlite3.Connection, span: Span) -> tuple[list[Feedba
     columns = ", ".join(FEEDBACK_FIELDS)
     query = f"SELECT number, {columns} FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.feedback)
-    return _read("feedback", ((number, values) for number, *values in found), _feedback)
-
-
-def _feedback(values: Sequence[Any]) -> Feedback:
-    return Feedback(**dict(zip(FEEDBACK_FIELDS, values, strict=True)))
+    rows = ((number, dict(zip(FEEDBACK_FIELDS, values, strict=True))) for number, *values in found)
+    return _read("feedback", rows, lambda row: Feedback(**row))
 
 
 def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], RowT]) -> tuple[list[RowT], list[Refused]]:
@@ -261,14 +242,7 @@ def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], Row
 
 def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Exposure]:
     found = connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
-    rows, refused = _read("exposures", found, decode_exposure)
+    rows, refused = _read("exposures", found, EXPOSURE.validate_json)
     for table, number, why in refused:
         LOGGER.warning("exposure log: %s, table %s, row %d is no row (%s)", OPEN, table, number, why)
     return {row.request_id: row for row in rows}
-
-
-def _span(connection: sqlite3.Connection, part: int) -> Span:
-    query = "SELECT last_exposure, last_feedback FROM parts WHERE number"
-    last = connection.execute(f"{query} = ?", [part]).fetchone()
-    before = connection.execute(f"{query} < ? ORDER BY number DESC LIMIT 1", [part]).fetchone() or (0, 0)
-    return Span(part, (before[0], last[0]), (before[1], last[1]))

@@ -27,14 +27,11 @@ class SinkFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Exposure:
-    """One answer: the list as it was shown, best first.
+    """One answer: the list as it was shown, best first; `ValueError` for an invalid value, or fields that disagree.
 
     Of a sampled list, given that its request samples, `log_propensities` are the log-probabilities (nats) of each item
     given those above; their sum is that of the list. `log_inclusions` are those of being in the list at all, given the
     threshold of the draw; the inverse probability is an unbiased weight. Both are None for other lists.
-
-    Raises:
-        ValueError: an invalid value, or fields that disagree.
     """
 
     request_id: RequestId
@@ -56,7 +53,7 @@ class Exposure:
     log_propensities: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
     log_inclusions: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
     latency_ms: Annotated[float, Field(ge=0)] | None = None
-    deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
+    deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.allocation`
     teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # arm of each item of an interleaved list
     degraded: str | None = None  # why this is not the arm's usual list; None: it is
     narrowed: bool | None = None  # whether the request restricted its list; None: unknown
@@ -76,11 +73,7 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """One action of a user on an item of a list; the first per request, item and kind counts.
-
-    Raises:
-        ValueError: an invalid value.
-    """
+    """One action of a user on an item of a list; the first per request, item and kind counts."""
 
     request_id: RequestId
     item: ItemId
@@ -91,7 +84,7 @@ class Feedback:
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
 FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
-_EXPOSURE, _FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
+EXPOSURE, FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 
@@ -103,7 +96,7 @@ class ExposureSink(Protocol):
     """Destination of exposures and feedback; its methods are thread-safe."""
 
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
-        """Log rows, durable once this returns.
+        """Log rows, durable once this returns; after `SinkFailed`, none of them may be sent.
 
         Args:
             rows: answers not yet sent.
@@ -112,23 +105,13 @@ class ExposureSink(Protocol):
 
         Returns:
             For each row the one on record under its request id: itself, or an earlier one, which answers a retry.
-
-        Raises:
-            SinkFailed: none of `rows` may be sent.
         """
-        ...
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
-        """Log feedback, durable once this returns.
-
-        Raises:
-            SinkFailed: none of `rows` is logged.
-        """
-        ...
+        """Log feedback, durable once this returns; after `SinkFailed`, none is logged."""
 
     def close(self) -> None:
         """Finish pending writes; no other call may follow."""
-        ...
 
 
 def same_request(one: Exposure, other: Exposure) -> bool:
@@ -142,33 +125,16 @@ def encode(row: Exposure | Feedback) -> str:
     return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"), allow_nan=False)
 
 
-def decode_exposure(text: str | bytes) -> Exposure:
-    """Decode an exposure.
-
-    Raises:
-        ValueError: names the invalid field.
-    """
-    return _decoded(_EXPOSURE, text)
-
-
 def decode(text: str | bytes) -> Exposure | Feedback:
-    """Decode a row of either kind.
-
-    Raises:
-        ValueError: names the invalid field.
-    """
+    """Decode a row of either kind; `ValueError` names the invalid field."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("not a line of JSON") from error
-    if isinstance(content, dict) and "kind" in content:
-        return _decoded(_FEEDBACK, text)
-    return decode_exposure(text)
-
-
-def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
     try:
-        return adapter.validate_json(text)
+        if isinstance(content, dict) and "kind" in content:
+            return FEEDBACK.validate_json(text)
+        return EXPOSURE.validate_json(text)
     except ValidationError as error:
         raise ValueError(why_refused(error)) from error
 
@@ -176,6 +142,6 @@ def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
 def why_refused(error: ValidationError) -> str:
     """Return the first error in one line, without values."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return f"{place}: {said}" if place else said
+    field = ".".join(str(part) for part in first["loc"])
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return f"{field}: {reason}" if field else reason

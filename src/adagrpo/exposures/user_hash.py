@@ -29,9 +29,9 @@ class UserHash:
         """Return 32 hexadecimal digits; `7` and `"7"` are the same user."""
         return self._digest(str(user).encode())[:32]
 
-    def of_history(self, items: Sequence[int | str], said: Mapping[str, object] | None = None) -> str:
+    def of_history(self, items: Sequence[int | str], fields: Mapping[str, object] | None = None) -> str:
         """Return 16 hexadecimal digits of a history and the request's other fields."""
-        rest = json.dumps(said) if said else ""
+        rest = json.dumps(fields) if fields else ""
         return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode() + rest.encode())[:16]
 
     def _digest(self, content: bytes) -> str:

@@ -71,7 +71,18 @@ def draw_groups(
     def compute(rows: Tensor | None) -> list[Tensor]:
         own = histories if rows is None else histories.rows(rows)
         context = policy.encode(own)
-        drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
+        if uniforms is None:
+            count = options.num_generations
+            drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=options.constrained)
+        else:
+            drawn = draw_rollouts(
+                policy,
+                context,
+                catalog.trie,
+                _at(uniforms, rows),
+                temperature=options.temperature,
+                constrained=options.constrained,
+            )
         if options.exclude_history:
             excluded = own.holds(drawn.items)
             if options.inject_target:  # the logged item stays, even if it is in the history
@@ -97,19 +108,6 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 def _at(values: MaybeTensor, rows: Tensor | None) -> MaybeTensor:
     return values if values is None or rows is None else values[rows]
-
-
-def _draw(
-    policy: Policy[Any, Any],
-    context: Context,
-    catalog: Catalog,
-    options: ObjectiveConfig,
-    uniforms: Tensor | None,  # (B, G, L) of `sample`
-) -> Rollouts:
-    count, temperature, constrained = options.num_generations, options.temperature, options.constrained
-    if uniforms is None:
-        return beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
-    return draw_rollouts(policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained)
 
 
 def score_codes(

@@ -2,9 +2,10 @@
 
     loss = NLL(target) + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-TRL generates and logs; advantages come from `adagrpo.objective`, and the NLL counts once per prompt. The gate is
-`rollout_miss`, not the paper's, as TRL keeps no log-probability of targets. TRL copies prompts for every completion;
-`adagrpo.policies.causal_lm` is faster.
+TRL generates and logs; advantages come from `adagrpo.objective`, and the NLL counts once per prompt. As TRL keeps no
+log-probability of targets, the gate is not the paper's: it admits a prompt whose completions miss the target, and whose
+target the reward puts above its negatives. TRL copies prompts for every completion; `adagrpo.policies.causal_lm` is
+faster.
 
 Departure of TRL's `loss_type: grpo`: it averages over a completion's own tokens, so short completions weigh as much as
 long ones.
@@ -26,7 +27,6 @@ from adagrpo.objective import (
     discriminability,
     group_advantages,
     rollout_miss,
-    rollout_miss_gate,
 )
 from adagrpo.types import Histories
 
@@ -166,8 +166,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         spread = torch.tensor(self.spread, device=rewards.device)
         degenerate = degenerate_groups(rewards, items, spread=spread, relative_floor=self.reward_floor)
-        miss = rollout_miss(items, targets)
-        return rollout_miss_gate(miss, q, degenerate, miss_min=self.miss_min, q_min=self.q_min).admitted
+        return ~degenerate & (rollout_miss(items, targets) >= self.miss_min) & (q >= self.q_min)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Add the mean NLL of the targets, in nats per token, to TRL's loss."""

@@ -26,7 +26,7 @@ from adagrpo.decoding import (
     beam_search_and_score,
     draw_slates,
     inclusion_log_prob,
-    place_log_probs,
+    rank_log_probs,
     slate_log_probs,
 )
 from adagrpo.evaluation.predictions import without_history
@@ -268,7 +268,7 @@ class Recommender:
         options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
-        rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
+        rows = (drawn.items, drawn.log_probs, rank_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
         lists = []
         for items, scores, propensities, keys in zip(*(values.tolist() for values in rows), strict=True):
             named = self._named(items[:-1], scores)._replace(source="sampled", draw_keys=keys)

@@ -145,8 +145,8 @@ class _Block(nn.Module):
         batch, length, width = inputs.shape
         packed = self.query_key_value(self.norm(inputs)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        places = torch.arange(length, device=inputs.device)
-        bias = self.distances((places.unsqueeze(1) - places).clamp(min=0)).permute(2, 0, 1)
+        positions = torch.arange(length, device=inputs.device)
+        bias = self.distances((positions.unsqueeze(1) - positions).clamp(min=0)).permute(2, 0, 1)
         if ends is None:
             attended = _attend(query, key, value, bias)
         else:

@@ -88,5 +88,5 @@ def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.searchsorted(ordered, targets, right=True) - first
     rows = torch.repeat_interleave(counts)
     before = counts.cumsum(0) - counts
-    places = torch.arange(len(rows), device=targets.device) - before[rows] + first[rows]
-    return rows, order[places]
+    index = torch.arange(len(rows), device=targets.device) - before[rows] + first[rows]
+    return rows, order[index]

@@ -155,3 +155,22 @@ def by_first_cause(
         degenerate=degenerate,
         closed=torch.zeros_like(degenerate),
     )
+
+
+def by_control(
+    admitted: Tensor,  # (B,) bool, nowhere True where `degenerate` is
+    degenerate: Tensor,  # (B,) bool
+) -> GateDecision:
+    """Return the decision of a gate that tests nothing of the logged item."""
+    nothing = torch.zeros_like(degenerate)
+    return GateDecision(admitted, nothing, nothing, degenerate, closed=~degenerate & ~admitted)
+
+
+def smallest(
+    candidates: Tensor,  # (B,) bool
+    count: Tensor,  # () int64
+    keys: Tensor,  # (B,)
+) -> Tensor:
+    """Return (B,) bool: the `count` candidates with the smallest keys, ties by index, or all if they are fewer."""
+    order = keys.masked_fill(~candidates, torch.inf).argsort(stable=True)
+    return candidates & (order.argsort() < count)

@@ -1,12 +1,11 @@
 r"""The gates: each decides, per sample, whether the reward may move the policy, and gives the cause of a rejection.
 
-    adagrpo         1[above_π(y) ≥ τ] · 1[above_RM(y) < τ] · 1[above_RM(n) ≥ ρ for all M negatives n]
-    rollout_miss    1[miss ≥ miss_min] · 1[q ≥ q_min]
+    adagrpo    1[above_π(y) ≥ τ] · 1[above_RM(y) < τ] · 1[above_RM(n) ≥ ρ for all M negatives n]
 
-each times 1[group b is not degenerate]. `above` is a share of the group's rollouts (`adagrpo.objective.share_above`).
+times 1[group b is not degenerate]. `above` is a share of the group's rollouts (`adagrpo.objective.share_above`).
 Source of `adagrpo`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary of its full text, which leaves open
 whether one τ serves both sides and how ρ counts, so both are options; its negatives are generated for other samples of
-the batch. `rollout_miss` is our own; its negatives are the group's rollouts and logged items of other samples.
+the batch.
 
 A new gate is a function here with its entry in `GATES`, or is added by `register`.
 """
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
-from adagrpo.objective.gate import Gate, GateDecision, by_first_cause
-from adagrpo.ranges import PositiveShare, Share
+from adagrpo.objective.gate import Gate, GateDecision, by_control, by_first_cause, smallest
+from adagrpo.ranges import Share
 
 
 def adagrpo_gate(
@@ -75,38 +74,12 @@ def adagrpo_gate(
     return by_first_cause(degenerate, hard=above_policy >= tau, discriminated=known & suppressed)
 
 
-def rollout_miss_gate(
-    miss: Tensor,  # (B,)
-    q: Tensor,  # (B,)
-    degenerate: Tensor,  # (B,)
-    *,
-    miss_min: Share = 0.5,
-    q_min: Share = 0.95,
-) -> GateDecision:
-    """Admit samples whose logged item the rollouts miss and the reward puts above its own negatives.
-
-    Args:
-        q: (B,) discriminability; NaN is rejected as undiscriminated.
-        miss_min: least share of the rollouts that miss the logged item.
-        q_min: least share of rollouts and negatives that the reward puts below the logged item.
-
-    Example:
-        >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
-        >>> decision = rollout_miss_gate(miss, q, torch.tensor([False, False, False]), miss_min=0.5, q_min=0.95)
-        >>> decision.admitted, decision.easy
-        (tensor([ True, False, False]), tensor([False,  True, False]))
-    """
-    check_shapes(miss=(miss, "B"), q=(q, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return by_first_cause(degenerate, hard=miss >= miss_min, discriminated=q >= q_min)
-
-
 def difficulty_gate(shadow: GateDecision) -> GateDecision:
     """Admit what the test of the policy alone admits: every sample that the gate does not call easy.
 
     Example:
         >>> quiet = torch.tensor([False, False])
-        >>> both = rollout_miss_gate(torch.tensor([0.9, 0.4]), torch.zeros(2), quiet, miss_min=0.5, q_min=0.9)
+        >>> both = by_first_cause(quiet, hard=torch.tensor([True, False]), discriminated=quiet)
         >>> difficulty_gate(both).admitted
         tensor([ True, False])
     """
@@ -135,7 +108,7 @@ def all_gate(
     """
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
-    return _control(~degenerate, degenerate)
+    return by_control(~degenerate, degenerate)
 
 
 def none_gate(
@@ -149,7 +122,7 @@ def none_gate(
     """
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
-    return _control(torch.zeros_like(degenerate), degenerate)
+    return by_control(torch.zeros_like(degenerate), degenerate)
 
 
 def random_gate(
@@ -164,54 +137,12 @@ def random_gate(
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
+        >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
         >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
         tensor([False,  True, False])
     """
     _check_control(shadow, degenerate, uniforms=uniforms)
-    return _control(_draw(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
-
-
-def bernoulli_gate(
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-    *,
-    admission_rate: PositiveShare = 0.1,
-) -> GateDecision:
-    """Admit each sample with the probability `objective.bernoulli.admission_rate`, whatever the gate would do.
-
-    Args:
-        uniforms: (B,) draws from [0, 1); those below the rate are admitted.
-        admission_rate: the probability with which a sample is admitted.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), admission_rate=0.5).admitted
-        tensor([False,  True, False])
-    """
-    check_shapes(degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(~degenerate & (uniforms < admission_rate), degenerate)
-
-
-def inverted_gate(
-    shadow: GateDecision,
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-) -> GateDecision:
-    """Admit samples that the gate rejects, as many of them as it admits.
-
-    Args:
-        uniforms: (B,) draws from [0, 1); the smallest are admitted, ties by index.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
-        >>> inverted_gate(shadow, quiet, torch.tensor([0.1, 0.4, 0.3])).admitted
-        tensor([False, False,  True])
-    """
-    _check_control(shadow, degenerate, uniforms=uniforms)
-    return _control(_draw(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
+    return by_control(smallest(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
 
 
 def variance_gate(
@@ -228,50 +159,12 @@ def variance_gate(
 
     Example:
         >>> quiet = torch.tensor([False, False, True])
-        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
+        >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
         >>> variance_gate(shadow, quiet, torch.tensor([0.2, 0.5, 0.7])).admitted
         tensor([False,  True, False])
     """
     _check_control(shadow, degenerate, reward_std=reward_std)
-    return _control(_draw(~degenerate, shadow.admitted.sum(), -reward_std), degenerate)
-
-
-def oracle_gate(
-    agreement: Tensor,  # (B,)
-    degenerate: Tensor,  # (B,)
-    *,
-    oracle_agreement: Share = 0.75,
-) -> GateDecision:
-    """Admit the samples on which the reward is right, known only in a simulated marketplace.
-
-    Args:
-        oracle_agreement: share of a group's pairs that the reward must order rightly.
-
-    Example:
-        >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), oracle_agreement=0.7).admitted
-        tensor([ True, False])
-    """
-    check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    return _control(~degenerate & (agreement >= oracle_agreement), degenerate)
-
-
-def _control(
-    admitted: Tensor,  # (B,) bool, nowhere True where `degenerate` is
-    degenerate: Tensor,  # (B,) bool
-) -> GateDecision:
-    nothing = torch.zeros_like(degenerate)
-    return GateDecision(admitted, nothing, nothing, degenerate, closed=~degenerate & ~admitted)
-
-
-def _draw(
-    candidates: Tensor,  # (B,) bool
-    count: Tensor,  # () int64
-    keys: Tensor,  # (B,)
-) -> Tensor:
-    """(B,) bool: the `count` candidates with the smallest keys, or all of them if they are fewer."""
-    order = keys.masked_fill(~candidates, torch.inf).argsort(stable=True)
-    return candidates & (order.argsort() < count)
+    return by_control(smallest(~degenerate, shadow.admitted.sum(), -reward_std), degenerate)
 
 
 def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> None:
@@ -284,17 +177,13 @@ GATES: dict[str, Gate] = {
     gate.name: gate
     for gate in (
         Gate("adagrpo", adagrpo_gate),
-        Gate("rollout_miss", rollout_miss_gate, negatives="targets"),
         Gate("all", all_gate),
         Gate("none", none_gate, control=True),
         Gate("difficulty", difficulty_gate),
         Gate("discriminability", discriminability_gate),
         Gate("random", random_gate, control=True),
-        Gate("bernoulli", bernoulli_gate, control=True),
         Gate("shuffled", shuffled_gate, shuffled=True, control=True),
-        Gate("inverted", inverted_gate, control=True),
         Gate("variance", variance_gate, control=True),
-        Gate("oracle", oracle_gate),
     )
 }
 

@@ -43,7 +43,7 @@ class TermLoss(NamedTuple):
     """The loss of each group, and means over the groups to log."""
 
     losses: Tensor  # (A,)
-    logged: Mapping[str, Tensor] = {}  # (), by name
+    logged: Mapping[str, Tensor] = {}  # (), by name; their gradients are not used
 
 
 def grpo(
@@ -112,14 +112,14 @@ class RewardTerm:
 
     Attributes:
         needs_reference: whether it reads the starting policy's log-probabilities, given its options.
-        in_spreads: options that weight the reward, which a recipe gives in units of its within-list standard deviation
-            or as `validation`; the loss takes them divided by that deviation.
+        in_list_stds: options that weight the reward, which a recipe gives in units of its within-list standard
+            deviation or as `validation`; the loss takes them divided by that deviation.
     """
 
     name: str
     loss: Callable[..., TermLoss]
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    in_spreads: frozenset[str] = frozenset()
+    in_list_stds: frozenset[str] = frozenset()
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.off_policy.cascades import cascade
-from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
-from adagrpo.off_policy.overlap import Overlap, overlap
+from adagrpo.off_policy.estimators import Estimate, Overlap, cascade, doubly_robust, ips, overlap, snips
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

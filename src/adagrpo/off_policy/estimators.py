@@ -5,9 +5,18 @@
     IPS      Σ w_i r_i / n                                                    (Horvitz and Thompson 1952)
     SNIPS    Σ w_i r_i / Σ w_i                                                (Swaminathan and Joachims 2015)
     DR       Σ [q(x_i, π) + w_i (r_i - q(x_i, a_i))] / n                      (Dudik, Langford and Li 2011)
+    cascade  Σ_i Σ_k W_ik r_ik / n,  W_ik = Π_{j ≤ k} w_ij                    (RIPS; McInerney et al. 2020)
 
-IPS and DR are unbiased if the logged probabilities are right; SNIPS is consistent and has a lower variance. Intervals
-are clustered by user; that of SNIPS is linearised.
+IPS and DR are unbiased if the logged probabilities are right; SNIPS is consistent and has a lower variance. The cascade
+weights the reward at a rank by the probability ratio of the list down to that rank: it is unbiased if users read from
+the top and are not influenced by what is below, and varies less than the weight of the whole list; self-normalised,
+each rank is divided by its mean weight. Intervals are clustered by user; those of ratios are linearised.
+
+    effective size      n_eff = (Σ w)² / Σ w²                                 (Kish 1965)
+    mean weight         E[w] = 1 where the log's probabilities are right
+
+A log is refused where few answers carry most of the weight, or where the mean weight differs from 1: the logged
+probabilities are then wrong, or the target shows items that the log never did.
 """
 
 from __future__ import annotations
@@ -18,7 +27,66 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from adagrpo.off_policy.overlap import effective_size
+LEAST = 100.0  # effective answers; normal intervals are unreliable below
+LARGEST = 0.1  # share of all weight on one answer
+ERRORS, SLACK = 4.0, 0.01  # tolerated |mean weight - 1|: standard errors, plus slack
+
+
+class ThinOverlap(ValueError):
+    """A log with too little overlap with a policy; the message says why."""
+
+
+class Overlap(NamedTuple):
+    """Statistics of the importance weights of a log."""
+
+    effective_size: float
+    largest: float  # share of all weight on one answer
+    mean: float  # of the weights; 1 where the probabilities are right
+    mean_error: float  # its standard error
+
+    @property
+    def problem(self) -> str | None:
+        """Why not to estimate from this log; None where there is no problem."""
+        if self.effective_size < LEAST:
+            return f"all answers together weigh as much as {self.effective_size:.0f}; at least {LEAST:.0f} are needed"
+        if self.largest > LARGEST:
+            return f"one answer carries {self.largest:.0%} of all weight"
+        if abs(self.mean - 1) > ERRORS * self.mean_error + SLACK:
+            return (
+                f"weights are {self.mean:.3f} on average where right ones are 1 (standard error {self.mean_error:.3f}):"
+                " the logged probabilities are not those of the policy that was served, or it never shows what the"
+                " other policy does"
+            )
+        return None
+
+    def check(self) -> None:
+        """Raise ThinOverlap where there is a problem."""
+        if self.problem is not None:
+            raise ThinOverlap(self.problem)
+
+
+def effective_size(
+    weights: NDArray[np.floating],  # (N,)
+) -> float:
+    """Return the effective sample size: (Σ w)² / Σ w².
+
+    >>> float(effective_size(np.array([1.0, 1.0, 0.0, 0.0])))
+    2.0
+    """
+    squares = float(np.square(weights).sum())
+    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def overlap(
+    weights: NDArray[np.floating],  # (N,)
+) -> Overlap:
+    """Return the overlap statistics of importance weights."""
+    if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")
+    total = float(weights.sum())
+    largest = float(weights.max()) / total if total > 0 else 1.0
+    error = float(weights.std(ddof=1)) / np.sqrt(len(weights)) if len(weights) > 1 else np.inf
+    return Overlap(effective_size(weights), largest, total / len(weights), float(error))
 
 
 class Estimate(NamedTuple):
@@ -42,10 +110,7 @@ def ips(
 
     Args:
         weights: (N,) probability under the target over that under the logging policy.
-        users: (N,) user of each answer; None: all different.
-
-    Raises:
-        ValueError: shapes differ, or there are fewer than two users.
+        users: (N,) user of each answer; None: all different. `ValueError` for fewer than two.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
@@ -124,3 +189,39 @@ def _check(**arrays: NDArray[np.floating]) -> None:
             raise ValueError(f"{name} must be (N,) as the others are, got {values.shape}")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} holds a value that is not finite")
+
+
+def cascade(
+    rewards: NDArray[np.floating],  # (N, K)
+    target: NDArray[np.floating],  # (N, K)
+    logged: NDArray[np.floating],  # (N, K)
+    *,
+    normalised: bool = True,
+    users: NDArray[np.integer] | None = None,  # (N,)
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
+
+    Args:
+        rewards: (N, K), 0 at ranks beyond the end of a list.
+        target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
+            target never shows it, 0 beyond the end of a list.
+        logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
+        users: (N,) see `ips`.
+    """
+    if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
+        raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")
+    if not (np.isfinite(rewards).all() and np.isfinite(logged).all()):
+        raise ValueError("rewards or logged hold a value that is not finite")
+    if np.isnan(target).any() or (target == np.inf).any():
+        raise ValueError("target holds NaN or infinity")
+    weights = np.exp((target - logged).cumsum(1))
+    thinnest = weights[:, int(np.argmin([effective_size(column) for column in weights.T]))]
+    if not normalised:
+        return mean_of((weights * rewards).sum(1), thinnest, users, level)
+    means = weights.mean(0)
+    if (means <= 0).any():
+        raise ValueError(f"the target never shows a list of the log down to place {int(np.argmax(means <= 0)) + 1}")
+    values = (weights * rewards).mean(0) / means  # (K,)
+    linear = values.sum() + (weights * (rewards - values) / means).sum(1)
+    return mean_of(linear, thinnest, users, level)

@@ -34,7 +34,7 @@ from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
 from adagrpo.semantic_ids import Catalog, language_vectors, level_means
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.embeddings import words
-from adagrpo.semantic_ids.placement import nearest_documents, nearest_of, place, seen_together, weights_of
+from adagrpo.semantic_ids.placement import free_codes, nearest_documents, nearest_of, seen_together, weights_of
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 
@@ -244,7 +244,8 @@ def _placed(
     meaning = codes[:, :-1] if numbers_items(codes) else codes
     fixed = np.ones(len(state.codes), np.bool_)
     fixed[moving] = False
-    state.codes[moving] = place(weights, level_means(meaning, item_vectors(run)), first.level_sizes, state.codes[fixed])
+    quantization = level_means(meaning, item_vectors(run))
+    state.codes[moving] = free_codes(weights, quantization, first.level_sizes, state.codes[fixed])
     entries = weights.tocoo()
     row, neighbour = entries.coords
     order = np.lexsort((neighbour, row))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from adagrpo.config import CompareConfig, Config
 from adagrpo.config.settings import changed_settings, read_settings
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_parts import parts_of
+from adagrpo.exposures.exposure_store import parts_of
 from adagrpo.pipeline.directory import RunDirectory, by_label
 from adagrpo.pipeline.json_files import json_lines, read_json
 from adagrpo.storage.hashes import cached_hash, with_hash, without_hash

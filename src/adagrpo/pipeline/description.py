@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
+from adagrpo.config.objective import without_unregistered
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_json
@@ -74,17 +76,27 @@ def is_described(directory: Path) -> bool:
         return False
 
 
+def described_config(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration in run.yaml, without options of gates and terms that are not registered, and these."""
+    config = copy.deepcopy(dict(content["config"]))
+    dropped: dict[str, None] = {}
+    for holder, key in [(config, "objective"), *((arm, "options") for arm in config["train"]["arms"])]:
+        holder[key], names = without_unregistered(holder.get(key, {}))
+        dropped |= dict.fromkeys(names)
+    return config, list(dropped)
+
+
 def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
     """Return a run's settings and data folder; no settings without an intact run.yaml."""
     content = read_description(directory) if is_described(directory) else {}
-    return dict(content.get("config", {})), Path(content.get("data_directory", ""))
+    return described_config(content)[0] if content else {}, Path(content.get("data_directory", ""))
 
 
 def reset_settings(directory: Path, config: Config) -> list[str]:
     """Return the `data` keys set in a run but default in `config`."""
     if not is_described(directory):
         return []
-    before = Config.model_validate(read_description(directory)["config"])
+    before = Config.model_validate(described_config(read_description(directory))[0])
     return [key for key in data_settings(before) if key not in data_settings(config)]
 
 

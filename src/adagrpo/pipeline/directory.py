@@ -24,7 +24,14 @@ from adagrpo.config.objective import in_section
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.names import parse_list
-from adagrpo.pipeline.description import DESCRIPTION, OUTPUTS, data_settings, hash_of_output, read_description
+from adagrpo.pipeline.description import (
+    DESCRIPTION,
+    OUTPUTS,
+    data_settings,
+    described_config,
+    hash_of_output,
+    read_description,
+)
 from adagrpo.pipeline.events import append_event, cut_half_line, read_events
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
@@ -128,7 +135,7 @@ class RunDirectory(ABC):
         described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
         content = read_description(described)
         try:
-            before, data = content["config"], Path(content["data_directory"])
+            (before, unread), data = described_config(content), Path(content["data_directory"])
             code = Path(content["code_directory"]) if "code_directory" in content else None
         except (KeyError, TypeError) as error:
             raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
@@ -138,6 +145,9 @@ class RunDirectory(ABC):
         run = cls(directory, config, data, StderrConsole() if progress else console, code, source)
         run.described, run.catalog = as_described, content.get("catalog", 0)
         run.called, run.overrides = called, tuple(map(in_section, overrides))
+        if unread:
+            said = f"objective.{', objective.'.join(unread)}: not registered here and not in use, so not read"
+            run.console.note(f"note: {described / DESCRIPTION}: {said}")
         return run
 
     @property

@@ -16,7 +16,7 @@ import polars as pl
 from adagrpo.data.histories import read_histories
 from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_parts import parts_of, read_parts
+from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint

@@ -14,10 +14,10 @@ from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_plan
-from adagrpo.experiments.provenance import mismatched_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
-from adagrpo.exposures.exposure_parts import parts_of, place_of, read_parts, refused_rows
+from adagrpo.experiments.validity import mismatched_rows
+from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.served_log import latest_exposures
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
@@ -50,7 +50,7 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     late = frozen_at >= plan.begins
     freeze_times = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
     found = mismatched_rows(plan, str(frozen["plan"]), frozen_at, rows[0])
-    said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
+    said = [f"{one.answers:,} answers are {one.what}, the first in {locate_row(parts, one.first)}" for one in found]
     mismatch = "; ".join(said) or None
     if plan.kind == "interleaving":
         stops = read_switches(path, plan).stops

@@ -137,7 +137,7 @@ class Models:
     @property
     def reward_files(self) -> list[Read]:
         """The files that determine `reward`."""
-        spreads = [REWARD_WEIGHTS] if self.config.reward.in_spreads else []
+        spreads = [REWARD_WEIGHTS] if self.config.reward.in_list_stds else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
@@ -162,7 +162,7 @@ class Models:
     def reward(self) -> Reward:
         """Return the configured reward, fitted on all users."""
         options = self.config.reward
-        if not options.in_spreads:
+        if not options.in_list_stds:
             return self.reward_of(options)
         content = self.run.content("reranking", "weight.json")
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])

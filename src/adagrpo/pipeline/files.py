@@ -348,9 +348,9 @@ class RunData:
         return keyed_uniforms(self.config.seed, users, np.zeros_like(users)) >= self.config.ranker.user_share
 
     def truth(self) -> Truth:
-        """The truth by row, only for evaluation and the oracle gate."""
+        """The truth by row, only for evaluation and gates that read it."""
         if self.config.data.marketplace is None:
-            raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
+            raise UserError("train.arms: a gate reads the true utility, which only a simulated marketplace has")
         for file in self.truth_files:
             hash_of(self.run, file)
         truth = Truth.load(self.run.path("simulate", "truth"))

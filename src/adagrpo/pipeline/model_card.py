@@ -23,7 +23,7 @@ from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.named_lists import decision_now
 from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.report.decision import list_advice
-from adagrpo.report.paired_tables import own_interval
+from adagrpo.report.run_tables import own_interval
 from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
 from adagrpo.storage.artifacts import manifest

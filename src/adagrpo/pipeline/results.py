@@ -13,7 +13,7 @@ import polars as pl
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.lists.query import ItemId, Source
 from adagrpo.report.decision import list_advice
-from adagrpo.report.diagnosis_figures import weight_figures
+from adagrpo.report.diagnosis_page import weight_figures
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def first_look(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         cases = _cases(data)
         content: dict[str, Any] = {"cases": len(cases)}
-        if not options.in_spreads:
+        if not options.in_list_stds:
             content["spread"] = _spread(data, cases, models.reward(), options)
         if isinstance(options, WeightedOptions):
             parts = zip(models.members(), options.parts, strict=True)

@@ -34,10 +34,8 @@ from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, look_at_reward, open_runs, weight_said
 from adagrpo.pipeline.versions import open_version
 from adagrpo.rewards.protocol import Reward
-from adagrpo.serving.bearer import LOCAL, Bearers, check_exposed, read_tokens
-from adagrpo.serving.limits import Limits
 from adagrpo.serving.model_manager import ModelManager, Serving
-from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.options import LOCAL, Bearers, Limits, Options, RequestLog, check_exposed, read_tokens
 
 # By default each small operation of the policy waits 5 ms for a busy event loop. At four times the load this value
 # answered 279 lists per second, the default 21; at 70 % of the peak it rejected more, 3,635 against 537. One run each.
@@ -202,7 +200,7 @@ def _answer(
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     # what needs the extra `serve`
-    from adagrpo.serving.app import Application, Options
+    from adagrpo.serving.app import Application
     from adagrpo.serving.arms import ArmManager
     from adagrpo.serving.draining import Server, raise_open_files
 

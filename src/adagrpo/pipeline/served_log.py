@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_parts import KIND, close_part, parts_of
+from adagrpo.exposures.exposure_store import KIND, close_part, parts_of
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.marks import check_kind, is_marked
 

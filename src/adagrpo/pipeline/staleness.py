@@ -92,7 +92,7 @@ def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] 
     wanted = run.stages.declared(run.config, commands, arms)
     rows = {name: run.stages.row(name) for name in wanted}
     shared = {name for name, row in rows.items() if row is not None and row.shared and row.command not in commands}
-    read = {"reranking"} if run.config.reward.in_spreads else set[str]()  # every fit logs rewards in these units
+    read = {"reranking"} if run.config.reward.in_list_stds else set[str]()  # every fit logs rewards in these units
     for declare in wanted.values() if shared else ():
         try:
             read.update(sources_of(declare(run).reads))

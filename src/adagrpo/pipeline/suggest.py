@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adagrpo.config.tokenizer import TokenizerConfig
+from adagrpo.config.models import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.formats import UNNAMED, one_line
 from adagrpo.data.logs.lists import ONE_EACH

@@ -16,8 +16,8 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED
-from adagrpo.exposures.exposure_parts import parts_of, read_parts
-from adagrpo.monitoring.signs import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
+from adagrpo.exposures.exposure_store import parts_of, read_parts
+from adagrpo.monitoring import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import (
     RunDirectory,
     folder_of,
@@ -154,7 +154,7 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     """Return the share of histories with an invalid item in the top ten of unconstrained beam search."""
     policy = policy.eval().frozen()
     context = policy.encode(histories)
-    _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
+    _, free = beam_search_both(policy, context, width, trie=catalog.trie, constrained_width=width, excluded=None)
     valid = catalog.lookup(free.codes[:, :TOP]) >= 0
     return float((~valid.all(dim=1)).float().mean())
 

@@ -185,7 +185,7 @@ class CausalLMPolicy(nn.Module):
         if prompts.read is None and prompts.differentiable and torch.is_grad_enabled():
             packed = pack(prompts.tokens, tokens, layout, context.rows, context.prompt_lengths)
             before, _ = self._body(packed.tokens, packed.positions, packed.mask, None)
-            after = states_at(before, context.rows, packed.places)
+            after = states_at(before, context.rows, packed.indices)
         else:
             before = self._read(prompts).hidden
             after = before[context.rows, :0]

@@ -41,7 +41,12 @@ class CompactState:
 
 
 class CompactPolicy(nn.Module):
-    """Compact policy; implements `adagrpo.policies.policy.Policy`."""
+    """Compact policy; implements `adagrpo.policies.policy.Policy`.
+
+    Attributes:
+        encoder: maps item vectors (B, T, D) to states (B, T, D), or to those (B, 1, D) at the positions `ends` (B,);
+            another module may be put in its place.
+    """
 
     item_codes: Tensor
     code_rows: Tensor
@@ -103,7 +108,7 @@ class CompactPolicy(nn.Module):
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CompactContext:
-        """See `Policy.encode`; histories longer than `max_history` are refused."""
+        """See `Policy.encode`."""
         return self.encode_vectors(self.code_vectors(histories.items), histories.lengths, rows, positions)
 
     def code_vectors(self, items: Tensor) -> Tensor:
@@ -117,6 +122,8 @@ class CompactPolicy(nn.Module):
         self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None
     ) -> CompactContext:
         """Encode histories given as (B, T, D) item vectors and (B,) lengths."""
+        if vectors.shape[1] > self.max_history:
+            raise ValueError(f"histories have {vectors.shape[1]} positions, the policy takes {self.max_history}")
         if rows is not None and positions is not None:
             return CompactContext(self.encoder(vectors)[rows, positions])
         if self.training or torch.is_grad_enabled():  # dropout is drawn for every position, whatever is read

@@ -294,33 +294,26 @@ class HybridPolicy(nn.Module):
         bias = functional.embedding_bag(items, self.bias.weight, offsets, mode="mean")
         return mean + levels * codes, bias + below.counts.log().unsqueeze(-1)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Return vectors and biases (V, 1) of the head's first softmax."""
-        frozen = self._prefixes if self.prefix else self._leaves
-        if frozen is not None:
-            return frozen.vectors(), frozen.bias
-        return (
-            self._prefix_vectors() if self.prefix else (self._item_vectors(self.trie.items), self.bias(self.trie.items))
-        )
-
     def _speak(self, context: HybridContext) -> Spoken:
         """Return the masses of levels 0 .. p, or of all levels not left to `shares_below`."""
-        queries, (vectors, bias) = self.item_states(context), self._table()
+        queries, frozen = self.item_states(context), self._prefixes if self.prefix else self._leaves
+        if frozen is not None:
+            vectors, bias = frozen.vectors(), frozen.bias  # (n, D) and (n, 1) of the head's first softmax
+        elif self.prefix:
+            vectors, bias = self._prefix_vectors()
+        else:
+            vectors, bias = self._item_vectors(self.trie.items), self.bias(self.trie.items)
         level = self.prefix or self.trie.num_levels
+        items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
         if torch.is_grad_enabled():
             logits = functional.linear(queries, vectors).float() + bias.squeeze(-1)
             masses = functional.pad(logits.softmax(-1), (1, 0))
-        elif self.prefix or not self._last_level_waits(len(queries)):
+        elif self.prefix or items * len(queries) < _MANY or items > 64 * prefixes:
             masses = exponentials(vectors, queries, bias)
-        else:
+        else:  # computing item logits twice beats keeping them
             level -= 1
             masses = sums_by_node(vectors, queries, bias, self.trie.first[level])
         return Spoken(queries, upwards(self.trie, masses, level))
-
-    def _last_level_waits(self, samples: int) -> bool:
-        """Return whether computing item logits twice beats keeping them."""
-        items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
-        return items * samples >= _MANY and items <= 64 * prefixes
 
 
 def build(spec: PolicySpec) -> HybridPolicy:

@@ -102,9 +102,9 @@ def leaf_logits(
         part = slice(first, first + step)
         # every sample is filled up to the same number of leaves, so that it is one product of small matrices
         column = torch.arange(int(of_sample[part].max()), device=queries.device)
-        places = (starts[part].unsqueeze(1) + column).clamp_(max=len(below.leaves) - 1)  # (b, M)
-        vectors, bias = vectors_of(below.leaves.index_select(0, places.flatten()))
-        vectors = vectors.view(*places.shape, queries.shape[1])
+        index = (starts[part].unsqueeze(1) + column).clamp_(max=len(below.leaves) - 1)  # (b, M)
+        vectors, bias = vectors_of(below.leaves.index_select(0, index.flatten()))
+        vectors = vectors.view(*index.shape, queries.shape[1])
         products = torch.bmm(vectors, queries[part].to(vectors.dtype).unsqueeze(-1)).squeeze(-1).float()
         logits.append((products + bias.view_as(products))[column < of_sample[part].unsqueeze(1)])
     return torch.cat(logits)
@@ -174,8 +174,8 @@ def shares_of_branches(
     """Return each child's share of its node's mass."""
     total = above.gather(1, nodes + 1).clamp(min=_TINY).flatten()  # (B * W,)
     first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1]) + 1
-    places = branches.nodes + first.index_select(0, branches.parents)
-    return below.flatten().index_select(0, places) / total.index_select(0, branches.parents)
+    index = branches.nodes + first.index_select(0, branches.parents)
+    return below.flatten().index_select(0, index) / total.index_select(0, branches.parents)
 
 
 def exponentials(
@@ -213,14 +213,14 @@ def sums_by_node(
     starts = torch.unique(torch.searchsorted(first[:-1].contiguous(), steps))
     bounds = [*starts[starts < nodes].tolist(), nodes]  # of blocks, each of whole nodes
     rows = first[torch.tensor(bounds, device=first.device)].tolist()
-    places = torch.arange(max(b - a for a, b in pairwise(rows)), device=states.device)
+    index = torch.arange(max(b - a for a, b in pairwise(rows)), device=states.device)
     highest = []
     for (start, end), (begin, stop) in zip(pairwise(bounds), pairwise(rows), strict=True):
         logits = functional.linear(vectors[begin:stop], states).float().add_(bias[begin:stop])
         highest.append(logits.amax(0))
         logits.sub_(highest[-1]).exp_()
         offsets = first[start:end] - begin
-        sums[1 + start : 1 + end] = functional.embedding_bag(places[: stop - begin], logits, offsets, mode="sum")
+        sums[1 + start : 1 + end] = functional.embedding_bag(index[: stop - begin], logits, offsets, mode="sum")
     top = torch.stack(highest).amax(0)
     for (start, end), high in zip(pairwise(bounds), highest, strict=True):
         sums[1 + start : 1 + end].mul_((high - top).exp())
@@ -248,5 +248,5 @@ def _sums_of_children(
         return below.new_zeros(len(first) - 1, 0)
     if below.shape[1] == 1:  # of which bags make three times as much work
         return torch.segment_reduce(below, "sum", offsets=first, axis=0)
-    places = torch.arange(len(below), device=below.device)
-    return functional.embedding_bag(places, below, first[:-1], mode="sum")
+    index = torch.arange(len(below), device=below.device)
+    return functional.embedding_bag(index, below, first[:-1], mode="sum")

@@ -155,7 +155,9 @@ def load_folder(folder: Path, *, seed: int, weights: bool) -> PreTrainedModel:
 
 def embedded_tokens(model: PreTrainedModel) -> int:
     """Return the number of token embeddings."""
-    return int(_embeddings(model).shape[0])
+    module = model.get_input_embeddings()
+    assert isinstance(module, nn.Embedding)
+    return module.num_embeddings
 
 
 def end_token(model: PreTrainedModel) -> int:
@@ -294,12 +296,6 @@ def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model
-
-
-def _embeddings(model: PreTrainedModel) -> Tensor:
-    module = model.get_input_embeddings()
-    assert isinstance(module, nn.Embedding)
-    return module.weight
 
 
 @torch.no_grad()

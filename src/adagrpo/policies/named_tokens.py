@@ -79,11 +79,13 @@ class NamedTokens:
         Raises:
             UserError: the tokenizer does not split a prompt into such pieces.
         """
-        rows = [0, len(self.item_codes) - 1, 0]
-        names = [self._name(row) for row in rows]
-        first, second, third = (item.replace(CODES, name) for name in names)
+        rows = [self.item_codes[row].tolist() for row in (0, len(self.item_codes) - 1, 0)]
+        first, second, third = (
+            item.replace(CODES, "".join(map(lambda text, code: text.replace(CODE, str(code)), self.templates, row)))
+            for row in rows
+        )
         two = self._read(f"{preamble}{first}{separator}{second}{suffix}")
-        codes = [self._tokens(row) for row in rows]
+        codes = [[self.tokens[level][code] for level, code in enumerate(row)] for row in rows]
         start = _find(two, codes[0], 0)
         after = start + len(codes[0])
         following = _find(two, codes[1], after)
@@ -99,13 +101,6 @@ class NamedTokens:
             "with the same text between any two; check policy.lm.tokens, item and separator"
         )
 
-    def _name(self, row: int) -> str:
-        codes = self.item_codes[row].tolist()
-        return "".join(text.replace(CODE, str(code)) for text, code in zip(self.templates, codes, strict=True))
-
-    def _tokens(self, row: int) -> list[int]:
-        return [self.tokens[level][code] for level, code in enumerate(self.item_codes[row].tolist())]
-
     def _read(self, text: str) -> list[int]:
         """Tokenize with the special tokens before a sequence, without those after it."""
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
@@ -120,8 +115,8 @@ def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int:
     >>> _find([5, 1, 2, 1, 2], [1, 2], 2), _find([5], [1], 0)
     (3, -1)
     """
-    places = range(max(0, start), len(tokens) - len(wanted) + 1)
-    return next((place for place in places if list(tokens[place : place + len(wanted)]) == list(wanted)), -1)
+    starts = range(max(0, start), len(tokens) - len(wanted) + 1)
+    return next((at for at in starts if list(tokens[at : at + len(wanted)]) == list(wanted)), -1)
 
 
 def named_checkpoint(

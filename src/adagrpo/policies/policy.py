@@ -77,6 +77,9 @@ class Policy(Protocol[ContextT, StateT]):
         Args:
             rows: (N,) int64, history of each sample; with `positions` None: one sample per history.
             positions: (N,) int64, the sample sees items `0 .. position` of its row.
+
+        Raises:
+            ValueError: the histories are longer than the policy was built for (`PolicySpec.max_history`).
         """
         ...
 

@@ -54,7 +54,7 @@ class Packed(NamedTuple):
     tokens: Tensor  # (B, S + Q) int64
     positions: Tensor  # (B, S + Q) int64
     mask: Tensor  # (B, 1, S + Q, S + Q) bool, True where attention is paid
-    places: Tensor  # (N, P) int64, where in their rows the tokens of each block are
+    indices: Tensor  # (N, P) int64, where in their rows the tokens of each block are
 
 
 def block(
@@ -112,15 +112,15 @@ def pack(
     behind[rows, slot] = tokens
     length_of = prompt_lengths.new_ones(count, most)
     length_of[rows, slot] = prompt_lengths
-    places = torch.arange(length, device=rows.device)
-    upper = functional.pad((places.unsqueeze(1) >= places).expand(count, -1, -1), (0, most * width))
-    prompt_mask = (places < length_of.unsqueeze(-1)).repeat_interleave(width, dim=1)  # (B, Q, S)
+    prompt_positions = torch.arange(length, device=rows.device)
+    upper = functional.pad((prompt_positions.unsqueeze(1) >= prompt_positions).expand(count, -1, -1), (0, most * width))
+    prompt_mask = (prompt_positions < length_of.unsqueeze(-1)).repeat_interleave(width, dim=1)  # (B, Q, S)
     apart = torch.eye(most, dtype=torch.bool, device=rows.device)
     own = (apart[:, None, :, None] & layout.sees[None, :, None, :]).view(most * width, most * width)
     lower = torch.cat([prompt_mask, own.expand(count, -1, -1)], dim=2)
     return Packed(
         torch.cat([prompts, behind.flatten(1)], dim=1),
-        torch.cat([places.expand(count, -1), (length_of.unsqueeze(-1) + layout.steps).flatten(1)], dim=1),
+        torch.cat([prompt_positions.expand(count, -1), (length_of.unsqueeze(-1) + layout.steps).flatten(1)], dim=1),
         torch.cat([upper, lower], dim=1).unsqueeze(1),
         length + slot.unsqueeze(1) * width + torch.arange(width, device=rows.device),
     )

@@ -14,6 +14,7 @@ from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
 from adagrpo.metrics import is_rate, lookup
 from adagrpo.objective import GATES
+from adagrpo.report.charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.comparison_tables import (
     KINDS,
     comparison_tables,
@@ -25,15 +26,8 @@ from adagrpo.report.comparison_tables import (
     lost_under,
 )
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
-from adagrpo.report.interval_charts import ForestRow, IntervalMark, forest_chart
-from adagrpo.report.page import keep_together, template
-from adagrpo.report.tables import (
-    START,
-    format_metric,
-    format_p,
-    metric_label,
-    to_markdown,
-)
+from adagrpo.report.page import Block, Section, page
+from adagrpo.report.tables import START, format_metric, format_p, metric_label, to_markdown
 from adagrpo.storage.hashes import without_hash
 from adagrpo.storage.writing import write_file
 
@@ -46,7 +40,7 @@ EARLIER = {  # verdicts by the names that they had in files of earlier versions
     "no difference shown": "not distinguishable",
     "outside the family": "not tested",
 }
-CONTROLS = [name for name, gate in GATES.items() if gate.control]
+CONTROLS = {*(f"adagrpo-{name}" for name, gate in GATES.items() if gate.control), *MATCHED}
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -72,10 +66,10 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
     """Write `comparison.md` and `comparison.html`; return the path of the page."""
-    page = directory / "comparison.html"
+    path = directory / "comparison.html"
     write_file(directory / "comparison.md", comparison_markdown(content))
-    write_file(page, comparison_page(content))
-    return page
+    write_file(path, comparison_page(content))
+    return path
 
 
 def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -92,7 +86,13 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
-    sentences = [f"No arm is significantly better than {under}, after Holm's correction{_highest(rows, metric)}."]
+    sign, side = (-1, "below") if lookup(metric).better == "lower" else (1, "above")
+    most = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
+    largest = ""
+    if most is not None and sign * (gain := most["against"][metric]["difference"]) > 0:
+        points = f"{format_difference(metric, gain)}{' points' * is_rate(metric)}"
+        largest = f"; the largest gain is {points}, {most['arm']} ({most['checkpoint']})"
+    sentences = [f"No arm is significantly better than {under}, after Holm's correction{largest}."]
     if better := by_verdict.get("significantly better"):
         sentences = [f"Significantly better than {under}, within the margins: {_named(better, metric)}."]
     for row in by_verdict.get("significantly better, margin not kept", []):
@@ -100,18 +100,37 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Significantly better, but beyond the margin on {' and '.join(broken)}: {_named([row], metric)}."
         )
-    if worse := by_verdict.get("significantly worse"):
-        sentences.append(f"Significantly worse than {plan['baseline']}: {_named(worse, metric)}.")
-    if over_users := by_verdict.get("significant over users only"):
-        sentences.append(f"Significant over users, but not over users and seeds: {_named(over_users, metric)}.")
-    if uncorrected := by_verdict.get("not significant after correction"):
-        sentences.append(f"Not significant after Holm's correction, only before: {_named(uncorrected, metric)}.")
+    for verdict, opening in (
+        ("significantly worse", f"Significantly worse than {plan['baseline']}"),
+        ("significant over users only", "Significant over users, but not over users and seeds"),
+        ("not significant after correction", "Not significant after Holm's correction, only before"),
+    ):
+        if found := by_verdict.get(verdict):
+            sentences.append(f"{opening}: {_named(found, metric)}.")
     if unknown := by_verdict.get("not distinguishable"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"Not distinguishable from {plan['baseline']}, which does not show equality: {names}.")
     if unused := [arm for arm, facts in content.get("arms", {}).items() if set(facts.get("weight", [])) == {0}]:
         sentences.append(f"Validation gave the reward no weight under any seed: {', '.join(unused)}.")
-    sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
+    gate = next((row for row in content["rows"] if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
+    ahead = [
+        f"{row['arm']} ({_text(row, metric)})"
+        for row in content["rows"]
+        if gate is not None
+        and row["arm"] in CONTROLS
+        and row["checkpoint"] == "best"
+        and sign * (row["test"][metric]["mean"] - gate["test"][metric]["mean"]) >= 0
+    ]
+    if gate is not None and ahead:
+        sentences.append(
+            f"By the means of the best checkpoints the gate ({_text(gate, metric)}) is not {side} these controls:"
+            f" {', '.join(ahead)}."
+        )
+    picked = _picked(content["rows"], metric)
+    sentences.append(
+        f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
+        f" on test it has {_text(picked, metric)}."
+    )
     for arm in content.get("arms", {}):
         if under := lost_under(content, arm):
             sentences.append(f"{arm} lost its policy under {under}.")
@@ -132,17 +151,22 @@ def comparison_markdown(content: Mapping[str, Any]) -> str:
 
 def comparison_page(content: Mapping[str, Any]) -> str:
     """Return the comparison as one HTML page that works offline."""
-    return template("comparison.html.j2").render(
-        name=content["name"],
-        config_hash=content["config_hash"],
-        decision=[keep_together(sentence) for sentence in _decision(content)],
-        finding=[keep_together(sentence) for sentence in content["finding"]],
-        tables=comparison_tables(content),
-        differences=_differences(content),
-        figures=list(comparison_figures(content).values()),
-        family=keep_together(_family(content)),
-        how=_how(content),
-    )
+    (first, table), *others = comparison_tables(content)
+    blocks = [Block("table", table, first), Block("quiet", _how(content)), Block("charts", _differences(content))]
+    drawn = Block("charts", list(comparison_figures(content).values()))
+    configuration = Block("quiet", f"Configuration {content['config_hash']}")
+    sections = [
+        Section("decision", "Decision", [Block("verdict", _decision(content))]),
+        Section("finding", "Finding", [Block("p", sentence) for sentence in content["finding"]]),
+        Section("baseline", first, blocks),
+        Section("validity", "Retrieval against validity", [drawn]),
+        *(
+            Section(f"table-{number}", title, [Block("table", table, title)])
+            for number, (title, table) in enumerate(others, start=2)
+        ),
+        Section("plan", "What was fixed beforehand", [Block("p", _family(content)), configuration]),
+    ]
+    return page(f"{content['name']}: adagrpo comparison", f"{content['name']}: arms compared", sections)
 
 
 def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
@@ -156,8 +180,7 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _differences(content: Mapping[str, Any]) -> list[Figure]:
-    plan = content["plan"]
-    metric = plan["metric"]
+    plan, metric = content["plan"], content["plan"]["metric"]
     figures = []
     for over in ("both",) if "both" in interval_kinds(content) else ("users", "seeds"):
         rows = [
@@ -230,41 +253,9 @@ def _decision(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
-    if gate is None:
-        return []
-    names = {f"adagrpo-{name}" for name in CONTROLS} | {*MATCHED}
-    controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
-    sign, side = (-1, "below") if lookup(metric).better == "lower" else (1, "above")
-    ahead = [row for row in controls if sign * (row["test"][metric]["mean"] - gate["test"][metric]["mean"]) >= 0]
-    if not ahead:
-        return []
-    texts = ", ".join(f"{row['arm']} ({_text(row, metric)})" for row in ahead)
-    gate_text = _text(gate, metric)
-    return [f"By the means of the best checkpoints the gate ({gate_text}) is not {side} these controls: {texts}."]
-
-
-def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    picked = _picked(rows, metric)
-    return [
-        f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
-        f" on test it has {_text(picked, metric)}."
-    ]
-
-
 def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
     choose = min if lookup(metric).better == "lower" else max
     return choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
-
-
-def _highest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    sign = -1 if lookup(metric).better == "lower" else 1
-    row = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
-    if row is None or sign * row["against"][metric]["difference"] <= 0:
-        return ""
-    difference = format_difference(metric, row["against"][metric]["difference"])
-    return f"; the largest gain is {difference}{' points' * is_rate(metric)}, {row['arm']} ({row['checkpoint']})"
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:

@@ -36,28 +36,46 @@ def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def comparison_table(content: Mapping[str, Any]) -> Table:
     """Tabulate arms and checkpoints, with intervals over seeds and differences from the baseline."""
-    metric, baseline, kinds = content["plan"]["metric"], content["plan"]["baseline"], interval_kinds(content)
-    unit = " (points)" if is_rate(metric) else ""
-    header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", f"vs {baseline}{unit}"]
+    metric, kinds = content["plan"]["metric"], interval_kinds(content)
     first, *others = _over(content)
-    header += [first, "p, Holm", *others]
+    against = f"vs {content['plan']['baseline']}{_points(metric)}"
+    header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", against, first, "p, Holm", *others]
     rows = []
     for row in content["rows"]:
-        test, against = row["test"][metric], row["against"].get(metric)
-        cells = [
-            row["arm"],
-            row["checkpoint"],
-            row["verdict"],
-            format_metric(metric, test["mean"]),
-            _half(metric, test),
-        ]
-        difference, ends = MISSING, [MISSING] * len(kinds)
-        if against is not None:
-            difference = format_difference(metric, against["difference"])
-            ends = [format_ends(metric, against.get(kind)) for kind in kinds]
+        test = row["test"][metric]
+        half = MISSING if test["interval"] is None else _scaled(metric, test["interval"][1] - test["mean"]).lstrip("+")
+        difference, end, *ends = _difference(metric, row["against"].get(metric), kinds)
         p = MISSING if row["p_holm"] is None else format_p(row["p_holm"])
-        rows.append((*cells, difference, ends[0], p, *ends[1:]))
+        names = (row["arm"], row["checkpoint"], row["verdict"])
+        rows.append((*names, format_metric(metric, test["mean"]), half, difference, end, p, *ends))
     return Table.of(header, rows, 3)
+
+
+def pairs_table(content: Mapping[str, Any]) -> Table:
+    """Tabulate the planned pairs: the first arm less the second, with intervals."""
+    metric, kinds = content["plan"]["metric"], interval_kinds(content)
+    first, *others = _over(content)
+    header = ["arms", "checkpoint", f"{metric_label(metric)}{_points(metric)}", first, "p, Holm", *others]
+    rows = []
+    for row in content.get("pairs", ()):
+        difference, end, *ends = _difference(metric, row["against"][metric], kinds)
+        names = (f"{row['arm']} minus {row['other']}", row["checkpoint"])
+        rows.append((*names, difference, end, format_p(row["p_holm"]), *ends))
+    return Table.of(header, rows, 2)
+
+
+def _true_utility(content: Mapping[str, Any]) -> Table:
+    name, kinds = "true_utility@10", interval_kinds(content)
+    rows = [
+        (
+            *(row["arm"], row["checkpoint"], format_metric(name, row["test"][name]["mean"])),
+            *_difference(name, row["against"][name], kinds),
+        )
+        for row in content["rows"]
+        if name in row["against"]
+    ]
+    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}", *_over(content)]
+    return Table.of(header, rows, 2)
 
 
 def interval_kinds(content: Mapping[str, Any]) -> list[str]:
@@ -70,89 +88,65 @@ def _over(content: Mapping[str, Any]) -> list[str]:
     return [f"{100 * content['plan']['level']:g} % over {KINDS[kind]}" for kind in interval_kinds(content)]
 
 
-def _true_utility(content: Mapping[str, Any]) -> Table:
-    name, kinds = "true_utility@10", interval_kinds(content)
-    rows = []
-    for row in content["rows"]:
-        if name in row["against"]:
-            against = row["against"][name]
-            intervals = [format_ends(name, against.get(kind)) for kind in kinds]
-            cells = (
-                format_metric(name, row["test"][name]["mean"]),
-                format_difference(name, against["difference"]),
-                *intervals,
-            )
-            rows.append((row["arm"], row["checkpoint"], *cells))
-    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}", *_over(content)]
-    return Table.of(header, rows, 2)
+def _points(metric: str) -> str:
+    return " (points)" if is_rate(metric) else ""
 
 
-def pairs_table(content: Mapping[str, Any]) -> Table:
-    """Tabulate the planned pairs: the first arm less the second, with intervals."""
-    metric, kinds = content["plan"]["metric"], interval_kinds(content)
-    rows = []
-    for row in content.get("pairs", ()):
-        against = row["against"][metric]
-        first, *others = [format_ends(metric, against.get(kind)) for kind in kinds]
-        difference = format_difference(metric, against["difference"])
-        names = (f"{row['arm']} minus {row['other']}", row["checkpoint"])
-        rows.append((*names, difference, first, format_p(row["p_holm"]), *others))
-    unit = " (points)" if is_rate(metric) else ""
-    first, *others = _over(content)
-    header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}", first, "p, Holm", *others]
-    return Table.of(header, rows, 2)
+def _difference(metric: str, against: Mapping[str, Any] | None, kinds: Sequence[str]) -> list[str]:
+    """Format a difference and its intervals of each kind."""
+    if against is None:
+        return [MISSING] * (1 + len(kinds))
+    return [
+        format_difference(metric, against["difference"]),
+        *(format_ends(metric, against.get(kind)) for kind in kinds),
+    ]
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
-    names, over = list(content["plan"]["margins"]), KINDS[interval_kinds(content)[0]]
+    margins, over = content["plan"]["margins"], KINDS[interval_kinds(content)[0]]
     header = ["arm", "checkpoint"]
-    for name in names:
-        size = format_size(name, content["plan"]["margins"][name])
-        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", f"over {over}", f"within {size}"]
+    for name, size in margins.items():
+        against = f"{metric_label(name)} vs {content['plan']['baseline']}"
+        header += [against, f"over {over}", f"within {format_size(name, size)}"]
     rows = []
     for row in content["rows"]:
-        if row["margins"]:
-            cells = [row["arm"], row["checkpoint"]]
-            for name in names:
-                margin, against = row["margins"][name], row["against"][name]
-                cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
-                cells += ["yes" if margin["kept"] else "not shown"]
-            rows.append(tuple(cells))
+        cells = [row["arm"], row["checkpoint"]]
+        for name in margins if row["margins"] else ():
+            against = row["against"][name]
+            cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
+            cells += ["yes" if row["margins"][name]["kept"] else "not shown"]
+        rows += [tuple(cells)] if row["margins"] else []
     return Table.of(header, rows, 2)
 
 
 def _breadth(content: Mapping[str, Any]) -> Table:
-    columns = [
-        name for name in metric_names(ReportPart.COMPARISON) if any(name in row["test"] for row in content["rows"])
-    ]
     rows = content["rows"]
+    columns = [name for name in metric_names(ReportPart.COMPARISON) if any(name in row["test"] for row in rows)]
     values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
     return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
 
 
 def _by_seed(content: Mapping[str, Any]) -> Table:
     metric = content["plan"]["metric"]
-    rows = tuple(
-        (
-            row["arm"],
-            row["checkpoint"],
-            *(format_difference(metric, value) for value in row["against"][metric]["by_seed"]),
-        )
+    rows = [
+        (row["arm"], row["checkpoint"], *(format_difference(metric, one) for one in row["against"][metric]["by_seed"]))
         for row in content["rows"]
         if row["against"]
-    )
-    header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
-    return Table.of(header, rows, 2)
+    ]
+    return Table.of(("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"])), rows, 2)
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
-    lost = {arm: lost_under(content, arm) for arm in content["arms"]}
+    def each(values: Sequence[float | None]) -> str:
+        texts = [MISSING if value is None else format_number(value) for value in values]
+        return ", ".join(dict.fromkeys(texts)) or MISSING
+
+    rows, lost = [], {arm: lost_under(content, arm) for arm in content["arms"]}
     for arm, facts in content["arms"].items():
-        admission = [format_metric("admission", value) for value in facts["admission"]]
-        numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
-        row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
-        rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
+        admission = dict.fromkeys(format_metric("admission", value) for value in facts["admission"])
+        numbers = (each(facts.get("lambda", ())), each(facts.get("pressure", ())), ", ".join(admission))
+        rows.append((arm, *numbers, each(facts["weight"]), *([lost[arm] or MISSING] if any(lost.values()) else [])))
+    header = ("arm", "lambda", "pressure", "admission", "reward's weight")
     if any(lost.values()):
         return Table.of((*header, "policy lost"), rows, 1, 1)
     return Table.of(header, rows)
@@ -182,14 +176,6 @@ def format_ends(metric: str, ends: Sequence[float] | None) -> str:
 def format_size(metric: str, value: float) -> str:
     """Format an unsigned margin."""
     return counted(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
-
-
-def _half(metric: str, value: Mapping[str, Any]) -> str:
-    return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
-
-
-def _each(values: Sequence[float | None]) -> str:
-    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values)) or MISSING
 
 
 def counted(number: int | str, noun: str) -> str:

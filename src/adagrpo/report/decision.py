@@ -1,4 +1,4 @@
-"""Output of `adagrpo decide`, for the terminal and reports."""
+"""Output of `adagrpo decide` and of the demo, for the terminal and reports."""
 
 from __future__ import annotations
 
@@ -7,95 +7,95 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adagrpo.evaluation.comparison import reported
 from adagrpo.lists.names import RERANK
-from adagrpo.report.tables import MISSING, START, Table
+from adagrpo.lists.table import LISTED
+from adagrpo.report.tables import MISSING, START, Table, format_metric, metric_label
 
 WEIGHTED = (
     "Weighted NDCG@10 is of validation cases, each weighted up the more rarely its item was shown; test columns are not"
     " weighted."
 )
+HIT, RANK, UTILITY = "hr@10", "ndcg@10", "true_utility@10"
+SHOWN = (HIT, RANK, UTILITY)
+FREE = (*LISTED, "sft", "nll", "fuse-without-reward")  # lists without a reward
+RANKER = "The sequential ranker is fitted on shown items alone here, on purpose: it is the second reward, a wrong one."
 
 
 def decision_table(content: Mapping[str, Any]) -> Table:
-    """Tabulate all contenders, the simplest first, with validation NDCG and test metrics."""
-    utility = any("true_utility@10" in row["test"] for row in content["contenders"])
-    random = any("random" in row for row in content["contenders"])
+    """Tabulate all lists that were compared, the simplest first, with validation NDCG and test metrics."""
+    compared = content["contenders"]
+    utility = any("true_utility@10" in row["test"] for row in compared)
+    random = any("random" in row for row in compared)
+    baskets = any("recall@10" in row["test"] for row in compared)
+    rows = []
+    for row in compared:
+        (mean, low, high), test = row[f"ndcg@10 against {START}"], row["test"]
+        rows.append(
+            (
+                row["list"],
+                f"{row['validation']['ndcg@10']:.4f}",
+                MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{test['hr@10']:.4f}",
+                f"{test['ndcg@10']:.4f}",
+                *([f"{test['recall@10']:.4f}"] if baskets else []),
+                f"{100 * test['coverage@10']:.1f} %",
+                f"{100 * test['tail_share@10']:.1f} %",
+                f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING,
+                *([f"{test['true_utility@10']:.4f}"] if utility else []),
+                *([f"{row['random']['auc']:.4f}"] if random else []),
+                f"{row['milliseconds']:.1f}",
+            )
+        )
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
-    header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", "coverage", "tail", "invalid"]
-    rows = [_cells(row, utility, random) for row in content["contenders"]]
-    best = max(range(len(rows)), key=lambda row: content["contenders"][row]["validation"]["ndcg@10"])
-    names = (*header, *(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms")
-    return Table.of(names, rows, best={(best, 1)})
-
-
-def _cells(row: Mapping[str, Any], utility: bool, random: bool) -> tuple[str, ...]:
-    mean, low, high = row[f"ndcg@10 against {START}"]
-    test = row["test"]
-    against = MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-    invalid = f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING
-    return (
-        row["list"],
-        f"{row['validation']['ndcg@10']:.4f}",
-        against,
-        f"{test['hr@10']:.4f}",
-        f"{test['ndcg@10']:.4f}",
-        f"{100 * test['coverage@10']:.1f} %",
-        f"{100 * test['tail_share@10']:.1f} %",
-        invalid,
-        *([f"{test['true_utility@10']:.4f}"] if utility else []),
-        *([f"{row['random']['auc']:.4f}"] if random else []),
-        f"{row['milliseconds']:.1f}",
-    )
+    header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
+    header += ["coverage", "tail", "invalid"]
+    header += [*(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms"]
+    best = max(range(len(rows)), key=lambda row: compared[row]["validation"]["ndcg@10"])
+    return Table.of(header, rows, best={(best, 1)})
 
 
 def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     """Return what to serve and why, the effect per thousand users, then any doubts."""
     rows = {row["list"]: row for row in content["contenders"]}
-    chosen, control = content["chosen"], content["control"]
-    hits = {name: round(1000 * row["test"]["hr@10"]) for name, row in rows.items()}
-    others = [name for name in dict.fromkeys((control, "item_knn", "popularity")) if name != chosen]
-    return [
-        f"Serve {chosen}: {content['why']}. It needs {', '.join(rows[chosen]['needs'])}.",
-        *([WEIGHTED] if content["exposure_weighted"] else []),
-        f"Of 1,000 users {hits[chosen]} find their next item in a list of ten, test cases;"
-        f" with {', '.join(f'{name} {hits[name]}' for name in others)}.",
-        *_time(rows[chosen]),
-        *_on_random(content, rows[chosen]),
-        *_said(content, "warning"),
-        *_said(content, "training"),
-        *(f"{'Also' if number else 'But'} {doubt}." for number, doubt in enumerate(content["doubts"])),
-    ]
+    chosen, row = content["chosen"], rows[content["chosen"]]
+    hits = {name: round(1000 * one["test"]["hr@10"]) for name, one in rows.items()}
+    others = [name for name in dict.fromkeys((content["control"], "item_knn", "popularity", "own")) if name != chosen]
+    others = [name for name in others if name in rows]
+    found = "an item of their next basket" if "recall@10" in row["test"] else "their next item"
+    sentences = [f"Serve {chosen}: {content['why']}. It needs {', '.join(row['needs'])}."]
+    if chosen == "own":
+        sentences.append("A query of each user's own items, by how often and how recently, is enough on this log.")
+    if content["exposure_weighted"]:
+        sentences.append(WEIGHTED)
+    sentences.append(
+        f"Of 1,000 users {hits[chosen]} find {found} in a list of ten, test cases;"
+        f" with {', '.join(f'{name} {hits[name]}' for name in others)}."
+    )
+    if "processor_milliseconds" in row:
+        sentences.append(
+            f"One list of {chosen} takes {row['milliseconds']:.1f} ms, {row['processor_milliseconds']:.1f} ms of"
+            " processor time over all threads: each history's least of several rounds in which the lists take turns,"
+            " and the median of those."
+        )
+    if "random" in row and chosen != START:
+        gained = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in row["random"][f"against {START}"]))
+        sentences.append(
+            f"On items shown at random to {content['random_users']:,} users it gains {gained} points of AUC compared"
+            f" with {START}."
+        )
+    sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
+    return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]
 
 
-def _time(row: Mapping[str, Any]) -> list[str]:
-    if "processor_milliseconds" not in row:
-        return []
-    return [
-        f"One list of {row['list']} takes {row['milliseconds']:.1f} ms, {row['processor_milliseconds']:.1f} ms of"
-        " processor time over all threads: each history's least of several rounds in which the lists take turns, and"
-        " the median of those."
-    ]
-
-
-def _on_random(content: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    if "random" not in row or row["list"] == START:
-        return []
-    gained = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in row["random"][f"against {START}"]))
-    return [
-        f"On items shown at random to {content['random_users']:,} users it gains {gained} points of AUC compared with"
-        f" {START}."
-    ]
-
-
-def _said(content: Mapping[str, Any], key: str) -> list[str]:
-    sentence = content[key]
-    return [] if sentence is None else [f"{sentence[0].upper()}{sentence[1:]}."]
+def _sentence(text: str | None) -> list[str]:
+    return [] if text is None else [f"{text[0].upper()}{text[1:]}."]
 
 
 def decision_text(content: Mapping[str, Any]) -> str:
     """Return the decision for the terminal, with the commands to serve and test it."""
-    warning = _said(content, "warning")
-    lines = [*warning, *(said for said in decision_sentences(content) if said not in warning), "", content["serve"]]
+    warning = _sentence(content["warning"])
+    lines = [*warning, *(text for text in decision_sentences(content) if text not in warning), "", content["serve"]]
     trial = content["experiment"]
     if trial is not None:
         plan = f"the plan, {trial['plan']}, is frozen when the service starts"
@@ -111,23 +111,67 @@ def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, c
         decision: the content of decision.json; None if missing or stale.
         called: the run's name on the command line.
     """
-    said = []
+    advice = []
     if result["verdict"]["decision"] == "use":
         own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
-        said.append(
+        advice.append(
             f"Of 1,000 users {own} find their next item in the policy's list of ten, and {both} in the re-ranked one"
             " (validation cases)."
         )
     if decision is None:
         command = f"`adagrpo decide --run {shlex.quote(str(called))}`"
-        return [*said, f"{command} compares all lists and prints the command that serves the best one."]
+        return [*advice, f"{command} compares all lists and prints the command that serves the best one."]
     chosen = decision["chosen"]
     found = {row["list"]: row["validation"]["ndcg@10"] for row in decision["contenders"]}
     compared = f", that of {RERANK} {found[RERANK]:.4f}" if RERANK in found and chosen != RERANK else ""
-    said.append(
+    advice.append(
         f"Serve {chosen}, which `adagrpo decide` chose: its NDCG@10 on validation is {found[chosen]:.4f}{compared}."
     )
     if (added := decision.get("reward_in_fusion")) is not None:
         mean, low, high = added
-        said.append(f"In the fused list the reward changes NDCG@10 by {mean:+.4f} ({low:+.4f} to {high:+.4f}).")
-    return said
+        advice.append(f"In the fused list the reward changes NDCG@10 by {mean:+.4f} ({low:+.4f} to {high:+.4f}).")
+    return advice
+
+
+def contenders_table(content: Mapping[str, Any]) -> Table:
+    """Tabulate lists by reward from demo.json, the simplest first; trained ones at their best checkpoint."""
+    rows: dict[tuple[str, str], tuple[str, ...]] = {}  # by reward and list
+    chosen: dict[tuple[str, str], list[str]] = {}
+    for reward, decision in content["decisions"].items():
+        for row in decision["contenders"]:
+            key = (MISSING if row["list"] in FREE else reward, row["list"])
+            values = (*(format_metric(name, row["test"][name]) for name in SHOWN), f"{row['milliseconds']:.1f}")
+            rows.setdefault(key, values)
+            if row["list"] == decision["chosen"]:
+                chosen.setdefault(key, []).append(reward)
+    ordered = sorted(rows, key=lambda key: [MISSING, *content["decisions"]].index(key[0]))
+    body = tuple((*key, *rows[key][:-1], ", ".join(chosen.get(key, [])), rows[key][-1]) for key in ordered)
+    header = ("reward", "list", *map(metric_label, SHOWN), "chosen under", "ms")
+    return Table(header, body, ("left", "left", "right", "right", "right", "left", "right"))
+
+
+def trial_sentences(content: Mapping[str, Any]) -> list[str]:
+    """Return for each reward the advice, what is served, and the effect of training to the end."""
+    sentences = []
+    for reward, verdict in content["rewards"].items():
+        decision, weights = content["decisions"][reward], content["fused_weights"][reward]
+        tested = {row["list"]: row["test"] for row in decision["contenders"]}
+        served, start = (
+            {name: format_metric(name, tested[key][name]) for name in SHOWN}
+            for key in (decision["chosen"], decision["control"])
+        )
+        moved: dict[str, list[str]] = {"raised it": [], "lowered it": [], "did not change it": []}
+        for row in content["rows"]:
+            name, _, arm = row["arm"].rpartition(": ")
+            if name == reward:
+                low, high = reported(row["against"][UTILITY])
+                moved["raised it" if low > 0 else "lowered it" if high < 0 else "did not change it"].append(arm)
+        trained = "; ".join(f"{', '.join(arms)} {verb}" for verb, arms in moved.items() if arms)
+        sentences.append(
+            f"{reward}: diagnose says {verdict['decision']}. {verdict['sentences'][1]} decide serves"
+            f" {decision['chosen']}, with true utility {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']}"
+            f" has {start[UTILITY]} and {start[HIT]}. In fuse the reward has weight {weights['reward']:.2f} and the"
+            f" policy {weights['policy']:.2f}, in spreads. True utility of training alone, last step against nll:"
+            f" {trained}."
+        )
+    return [*sentences, RANKER]

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adagrpo.report.charts import Band, ForestRow, IntervalMark, forest_chart, interval_chart
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Band, ForestRow, IntervalMark, forest_chart, interval_chart
-from adagrpo.report.page import keep_together, template
+from adagrpo.report.page import Block, Section, page
 from adagrpo.report.tables import MISSING, Table, format_p
 from adagrpo.storage.writing import write_file
 
@@ -44,43 +44,93 @@ def write_experiment(path: Path, result: Row) -> Path:
 
 def experiment_page(result: Row) -> str:
     """Return the page as HTML that works offline."""
-    if result["kind"] == "interleaving":
-        return _interleaving_page(result)
-    return template("experiment.html.j2").render(
-        **_head(result),
-        effects=effects_table(result["effects"]),
-        effect_figures=_forest(
-            result["effects"],
-            "metric",
-            title="Effects on the metrics",
-            x_label="effect, % of the control's number",
-            caption="Right of the line the arm has more than the control. Each interval is of one metric alone.",
-        ),
-        daily=_daily_figures(result["daily"]),
-        guardrails=guardrails_table(result["guardrails"]),
-        guardrail_figures=_forest(
-            result["guardrails"],
-            "guardrail",
-            title="Guardrails",
-            x_label="change, % of the control's number",
-            caption="The table says by how much each may get worse.",
-        ),
-        ratios=_ratios(result["sample_ratio"]),
-        counts=_counts(result["counts"]),
-    )
+    late = ", after the start" if result["frozen_after_the_start"] else ""
+    facts = [
+        ("Users", ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())),
+        ("Plan", f"{result['plan'][:12]}, frozen {result['frozen']}{late}"),
+        ("Evaluated at", result["look"]),
+        *((f"{arm} stopped", time) for arm, time in result["stopped"].items()),
+    ]
+    verdict = [Block("arm", result["reasons"][arm], f"{arm}: {word}.") for arm, word in result["verdicts"].items()]
+    verdict += [Block("facts", facts), *(Block("p", note) for note in result["notes"])]
+    interleaved = result["kind"] == "interleaving"
+    sections = (_of_interleaving if interleaved else _of_arms)(result)
+    title = f"{result['experiment']}: adagrpo {'interleaving' if interleaved else 'experiment'}"
+    heading = f"{result['experiment']}: {'two arms in one list' if interleaved else 'an experiment on users'}"
+    return page(title, heading, [Section("verdict", "Verdict", verdict), *sections])
 
 
-def _interleaving_page(result: Row) -> str:
-    days = result["daily"]
-    figures = []
+def _of_arms(result: Row) -> list[Section]:
+    def forest(rows: Sequence[Row], of: str, title: str, x_label: str, caption: str) -> list[Figure]:
+        drawn = [
+            ForestRow(f"{row['treatment']}, {row[of]}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))})
+            for row in rows
+            if "relative" in row
+        ]
+        if not drawn:
+            return []
+        x_label += ", % of the control's number"
+        return [Figure(forest_chart(drawn, title=title, x_label=x_label, percent_points=True), caption)]
+
+    effects, guardrails, daily = result["effects"], result["guardrails"], result["daily"]
+    shown = [Block("absent", "No effect is shown; the verdict says why.")]
+    no_day = "No effect is shown, so none is drawn by day."
+    if effects:
+        caption = "Right of the line the arm has more than the control. Each interval is of one metric alone."
+        drawn = forest(effects, "metric", "Effects on the metrics", "effect", caption)
+        shown = [Block("table", effects_table(effects), "Effects"), _charts(drawn, "No effect could be estimated.")]
+        no_day = "No day is over yet."
+    kept = [Block("absent", "The plan has no guardrail, or the verdict says why none is shown.")]
+    if guardrails:
+        drawn = forest(
+            guardrails, "guardrail", "Guardrails", "change", "The table says by how much each may get worse."
+        )
+        kept = [Block("table", guardrails_table(guardrails), "Guardrails")]
+        kept.append(_charts(drawn, "No guardrail could be estimated."))
+    days = list(dict.fromkeys(row["through"] for row in daily))
+    arms = list(dict.fromkeys(row["treatment"] for row in daily))
+    known = {(row["metric"], row["treatment"], row["through"]): row for row in daily if "relative" in row}
+    by_day = []
+    for metric in dict.fromkeys(row["metric"] for row in daily):
+        found = {arm: [known.get((metric, arm, day)) for day in days] for arm in arms}
+        bands = [
+            Band(arm, [None if row is None else IntervalMark(row["relative"], *_ends(row)) for row in line])
+            for arm, line in found.items()
+        ]
+        svg = _day_chart(days, bands, f"Effect on {metric} until each day", "share of the control's number", 0.0)
+        numbers = daily_table([row for row in daily if row["metric"] == metric])
+        by_day.append(Figure(svg, "An effect that fades from day to day may be due to novelty.", numbers))
+    ratios = [
+        (
+            row["part"],
+            ", ".join(f"{arm} {count:,}" for arm, count in row["counts"].items()),
+            format_p(row["p_value"]),
+            "yes" if row["passes"] else "no",
+        )
+        for row in result["sample_ratio"]
+    ]
+    counts = Table.of(("answers", "number"), [(text, f"{result['counts'][key]:,}") for key, text in COUNTS.items()])
+    ratio_table = Table.of(("part", "users", "p", "passes"), ratios, 2, 1) if ratios else None
+    checked = [
+        Block("table", ratio_table, "Sample ratios"),
+        Block("absent", "" if ratios else "No user was shown anything in the window."),
+        Block("table", counts, "Answers"),
+    ]
+    return [
+        Section("effects", "Effects", shown),
+        Section("days", "Day by day", [_charts(by_day, no_day)]),
+        Section("guardrails", "Guardrails", kept),
+        Section("checks", "What was checked first", checked),
+    ]
+
+
+def _of_interleaving(result: Row) -> list[Section]:
+    days, figures = result["daily"], []
     if days:
         band = Band("preference", [IntervalMark(row["share"], *row["interval"]) for row in days])
-        svg = interval_chart(
-            _labels([row["through"] for row in days]), [band], title="Preference until each day",
-            x_label="last day that is counted", y_label="share of a user's credited clicks", reference=0.5,
-            percent=True,
-        )  # fmt: skip
-        figures.append(Figure(svg, "Above one half users prefer the treatment.", preference_table(days)))
+        label = "share of a user's credited clicks"
+        svg = _day_chart([row["through"] for row in days], [band], "Preference until each day", label, 0.5)
+        figures = [Figure(svg, "Above one half users prefer the treatment.", preference_table(days))]
     counts, first = result["users"], result["first_place"]
     lines = [
         ("users who were shown lists", f"{counts['shown']:,}"),
@@ -91,14 +141,24 @@ def _interleaving_page(result: Row) -> str:
         ("clicks before their list, left out", f"{result['feedback_early']:,}"),
         ("clicks too long after it, left out", f"{result['feedback_late']:,}"),
     ]
-    counted = Table.of(("", "number"), lines)
-    return template("interleaving.html.j2").render(**_head(result), figures=figures, counts=counted)
+    checked = [Block("table", Table.of(("", "number"), lines), "Lists and users")]
+    return [
+        Section("days", "Day by day", [_charts(figures, "No preference is shown; the verdict says why.")]),
+        Section("checks", "What was checked first", checked),
+    ]
 
 
-def _head(result: Row) -> dict[str, Any]:
-    verdicts = [(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()]
-    notes = [keep_together(note) for note in result["notes"]]
-    return {"name": result["experiment"], "verdicts": verdicts, "facts": _facts(result), "notes": notes}
+def _charts(figures: Sequence[Figure], otherwise: str) -> Block:
+    return Block("charts", figures) if figures else Block("absent", otherwise)
+
+
+def _day_chart(days: Sequence[str], bands: Sequence[Band], title: str, y_label: str, reference: float) -> str:
+    step = -(-len(days) // MOST_LABELS) or 1
+    labels = [day[5:] if index % step == 0 else "" for index, day in enumerate(days)]
+    x_label = "last day that is counted"
+    return interval_chart(
+        labels, bands, title=title, x_label=x_label, y_label=y_label, reference=reference, percent=True
+    )
 
 
 def preference_table(rows: Sequence[Row]) -> Table:
@@ -111,14 +171,34 @@ def preference_table(rows: Sequence[Row]) -> Table:
 
 def effects_table(rows: Sequence[Row]) -> Table:
     """Tabulate effects by treatment and metric."""
+    lines = []
+    for row in rows:
+        cells = (MISSING,) * 6
+        if "relative" in row:
+            cells = (
+                f"{row['control']:.4g}",
+                f"{row['value']:.4g}",
+                f"{row['relative']:+.2%}",
+                _span(_ends(row)),
+                MISSING if row["anytime"] else f"{row['p_holm']:.3g}",  # of one look: among many it decides nothing
+                f"{row['detectable']:.2%}",
+            )
+        lines.append((row["treatment"], row["metric"], *cells, row["says"]))
     head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
-    return Table.of(head, [_effect_row(row) for row in rows], left=2, last=1)
+    return Table.of(head, lines, left=2, last=1)
 
 
 def guardrails_table(rows: Sequence[Row]) -> Table:
     """Tabulate guardrails by treatment."""
+    lines = []
+    for row in rows:
+        cells = (MISSING,) * 4
+        if "relative" in row:
+            numbers = (f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}")
+            cells = (*numbers, _span(row["interval"]))
+        lines.append((row["treatment"], row["guardrail"], *cells, f"{row['margin']:.1%}", row["says"]))
     head = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
-    return Table.of(head, [_guard_row(row) for row in rows], left=2, last=1)
+    return Table.of(head, lines, left=2, last=1)
 
 
 def daily_table(rows: Sequence[Row]) -> Table:
@@ -131,94 +211,9 @@ def daily_table(rows: Sequence[Row]) -> Table:
     return Table.of(("through", "arm", "metric", "effect", "interval"), lines, left=3)
 
 
-def _facts(result: Row) -> list[tuple[str, str]]:
-    late = ", after the start" if result["frozen_after_the_start"] else ""
-    found = [
-        ("Users", ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())),
-        ("Plan", f"{result['plan'][:12]}, frozen {result['frozen']}{late}"),
-        ("Evaluated at", result["look"]),
-    ]
-    found += [(f"{arm} stopped", time) for arm, time in result["stopped"].items()]
-    return found
-
-
-def _forest(rows: Sequence[Row], of: str, *, title: str, x_label: str, caption: str) -> list[Figure]:
-    drawn = [
-        ForestRow(f"{row['treatment']}, {row[of]}", {row["treatment"]: IntervalMark(row["relative"], *_ends(row))})
-        for row in rows
-        if "relative" in row
-    ]
-    return [Figure(forest_chart(drawn, title=title, x_label=x_label, percent_points=True), caption)] if drawn else []
-
-
-def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
-    days = list(dict.fromkeys(row["through"] for row in rows))
-    arms = list(dict.fromkeys(row["treatment"] for row in rows))
-    known = {(row["metric"], row["treatment"], row["through"]): row for row in rows if "relative" in row}
-    labels = _labels(days)
-    figures = []
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        found = [[known.get((metric, arm, day)) for day in days] for arm in arms]
-        bands = [
-            Band(arm, [None if row is None else IntervalMark(row["relative"], *_ends(row)) for row in line])
-            for arm, line in zip(arms, found, strict=True)
-        ]
-        svg = interval_chart(
-            labels, bands, title=f"Effect on {metric} until each day", x_label="last day that is counted",
-            y_label="share of the control's number", reference=0.0, percent=True,
-        )  # fmt: skip
-        numbers = daily_table([row for row in rows if row["metric"] == metric])
-        figures.append(Figure(svg, "An effect that fades from day to day may be due to novelty.", numbers))
-    return figures
-
-
-def _labels(days: Sequence[str]) -> list[str]:
-    step = -(-len(days) // MOST_LABELS) or 1
-    return [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
-
-
-def _ratios(rows: Sequence[Row]) -> Table:
-    lines = [
-        (
-            row["part"],
-            ", ".join(f"{arm} {count:,}" for arm, count in row["counts"].items()),
-            format_p(row["p_value"]),
-            "yes" if row["passes"] else "no",
-        )
-        for row in rows
-    ]
-    return Table.of(("part", "users", "p", "passes"), lines, 2, 1)
-
-
-def _counts(counts: Row) -> Table:
-    lines = [(text, f"{counts[key]:,}") for key, text in COUNTS.items()]
-    return Table.of(("answers", "number"), lines)
-
-
 def _ends(row: Row) -> tuple[float, float]:
     ends: tuple[float, float] = row.get("anytime") or row["interval"]  # guardrails have the latter alone
     return ends
-
-
-def _effect_row(row: Row) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["metric"], *(MISSING,) * 6, row["says"])
-    return (
-        *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
-        _span(_ends(row)),
-        MISSING if row["anytime"] else f"{row['p_holm']:.3g}",  # that of one look decides nothing where there are many
-        f"{row['detectable']:.2%}",
-        row["says"],
-    )
-
-
-def _guard_row(row: Row) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["guardrail"], *(MISSING,) * 4, f"{row['margin']:.1%}", row["says"])
-    return (
-        *(row["treatment"], row["guardrail"], f"{row['control']:.4g}", f"{row['value']:.4g}"),
-        *(f"{row['relative']:+.2%}", _span(row["interval"]), f"{row['margin']:.1%}", row["says"]),
-    )
 
 
 def _span(ends: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""The charts of a run, with captions on how to read them.
+"""The charts of a run, with captions on how to read them, and what they draw as tables.
 
 Source of the frontier (HR@10 against hallucination): AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we depart by joining
 each arm's best checkpoint to its final one. Admission is drawn with that of a shuffled reward.
@@ -6,19 +6,21 @@ each arm's best checkpoint to its final one. Admission is drawn with that of a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
-from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.tables import START, Table, checkpoints, format_metric, is_finite, metric_label
+from adagrpo.report.tables import MISSING, START, Table, checkpoints, format_metric, format_number, is_finite
+from adagrpo.report.tables import metric_label as label
 
 Quantity = Callable[[GroupSummary], float | None]
+_Plot = tuple[str, str, Sequence[Series], bool]  # title, y label, lines, whether they are rates
 
 CAUSES: tuple[tuple[str, Quantity], ...] = (
     ("admitted", lambda groups: groups.admission),
@@ -27,6 +29,10 @@ CAUSES: tuple[tuple[str, Quantity], ...] = (
     ("no order in the group", lambda groups: groups.rejected_degenerate),
 )
 CROWD = 6  # so many arms are drawn as they are, whatever their distance
+ROWS = 20  # of the table of a chart
+REWARD = "mean_reward@10"
+WITHOUT_REWARD = "nll"  # the objective that reads none
+TOLERANCE = 1e-3  # relative; batches of another size round otherwise
 # of the groups, or the keys of steps.jsonl of which an arm has one; title, unit, whether it is a rate
 SIGNALS: tuple[tuple[Quantity | tuple[str, ...], str, str, bool], ...] = (
     (lambda groups: groups.reward, "Mean reward of the rollouts", "reward", False),
@@ -39,9 +45,6 @@ SIGNALS: tuple[tuple[Quantity | tuple[str, ...], str, str, bool], ...] = (
     (("grad_norm_nll",), "Gradient norm of the NLL term", "norm", False),
     (("pressure",), "Pressure: reward term over NLL term", "ratio of norms", False),
 )
-
-
-_Plot = tuple[str, str, Sequence[Series], bool]  # title, y label, lines, whether they are rates
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,28 @@ class Log:
         return [GroupSummary.of_row(row) for row in self.steps]
 
 
+def of_this_reward(logs: Sequence[Log], metrics: Mapping[str, Any]) -> tuple[list[Log], list[str]]:
+    """Drop logged mean rewards of another reward than the run's current one; also return the arms concerned.
+
+    Continued NLL is not retrained when the reward changes. At step 0 all arms are the starting policy, so another mean
+    reward there means another reward. If no arm reads the reward, all are kept.
+    """
+    first = {log.arm: next((row.get(REWARD) for row in log.validation if row.get("step") == 0), None) for log in logs}
+    known = {arm: value for arm, value in first.items() if arm != START and is_finite(value)}
+    without = {arm for arm in known if metrics.get("stages", {}).get(arm, {}).get("objective") == WITHOUT_REWARD}
+    current = next((value for arm, value in known.items() if arm not in without), None)
+    if current is None:
+        return list(logs), []
+    others = [arm for arm in known if arm in without and not math.isclose(known[arm], current, rel_tol=TOLERANCE)]
+    kept = [
+        replace(log, validation=[{name: row[name] for name in row if name != REWARD} for row in log.validation])
+        if log.arm in others
+        else log
+        for log in logs
+    ]
+    return kept, others
+
+
 def learning_curves(logs: Sequence[Log]) -> list[Figure]:
     """Draw validation metrics of the post-trained arms from step 0, one chart per metric."""
     return _charts(_validation_plots([log for log in logs if log.arm != START], "Validation"))
@@ -84,8 +109,42 @@ def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
 
 def training_signals(logs: Sequence[Log]) -> list[Figure]:
     """Draw the quantities that the arms logged at each step, one chart each."""
+
+    def signal(log: Log, read: Quantity | tuple[str, ...]) -> Series:
+        if isinstance(read, tuple):
+            return _series(log, log.steps, next((name for name in read if any(name in r for r in log.steps)), read[0]))
+        values = ((row.get("step"), read(groups)) for row, groups in zip(log.steps, log.groups, strict=True))
+        known: list[tuple[Any, float]] = [(step, value) for step, value in values if value is not None]
+        return Series(log.arm, [step for step, _ in known], [value for _, value in known])
+
     arms = [log for log in logs if log.arm != START]
-    return _charts([(title, unit, [_signal(log, read) for log in arms], rate) for read, title, unit, rate in SIGNALS])
+    return _charts([(title, unit, [signal(log, read) for log in arms], rate) for read, title, unit, rate in SIGNALS])
+
+
+def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
+    return [
+        (f"{prefix} {label(name)}", label(name), [_series(log, log.validation, name) for log in logs], is_rate(name))
+        for name in metric_names(ReportPart.CURVES)
+    ]
+
+
+def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """Return a line over the rows that have the quantity, without gaps."""
+    measured: list[Mapping[str, Any]] = [row for row in rows if name in row]
+    steps: list[Any] = [row.get("step") for row in measured]
+    mark = log.best_step if rows is log.validation else None
+    return Series(log.arm, steps, [row[name] for row in measured], mark)
+
+
+def _charts(plots: Sequence[_Plot]) -> list[Figure]:
+    return [
+        Figure(
+            line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent),
+            numbers=series_table(series, "step", percent=percent),
+        )
+        for title, y_label, series, percent in plots
+        if any(is_finite(value) for line in series for value in line.y)
+    ]
 
 
 def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[Figure]:
@@ -100,147 +159,27 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
         closed = [one.rejected_closed for one in log.groups]
         if any((share or 0) > 0 for share in closed):
             layers.append(("closed by the control", closed))
-        steps, overlay = _column(log.steps, "step"), [one.shuffled_admission for one in log.groups]
+        steps: list[Any] = [row.get("step") for row in log.steps]
+        shuffled = [one.shuffled_admission for one in log.groups]
         svg = stacked_area_chart(
             steps,
             layers,
             title=f"{log.arm}: admission and rejections by cause",
             x_label="step",
             y_label="share of samples",
-            overlay=("a shuffled reward would admit", overlay),
+            overlay=("a shuffled reward would admit", shuffled),
         )
-        shares = [Series(name, steps, values) for name, values in (*layers, ("shuffled reward", overlay))]
-        figures.append(Figure(svg, _admission_caption(log), series_table(shares, "step", percent=True)))
+        admitted = layers[0][1]
+        caption = f"Over all steps {format_metric('admission', _mean(admitted))} of the samples were admitted"
+        if (by_chance := _mean(shuffled)) is not None:
+            caption += f"; a shuffled reward would have admitted {format_metric('admission', by_chance)}"
+        # a share of what was admitted, and not of steps
+        holding = _mean([one.admitted_contains_target for one in log.groups], weights=admitted)
+        if holding is not None:
+            caption += f". The rollouts of {format_metric('admission', holding)} of the admitted held the logged item"
+        shares = [Series(name, steps, values) for name, values in (*layers, ("shuffled reward", shuffled))]
+        figures.append(Figure(svg, f"{caption}.", series_table(shares, "step", percent=True)))
     return figures
-
-
-def frontier_figure(metrics: Mapping[str, Any]) -> Figure | None:
-    """Draw HR@10 against hallucination of every checkpoint; None if not measured."""
-    return _scatter(
-        metrics,
-        ("hallucination@10", "hr@10"),
-        title="Retrieval against validity",
-        caption="Up and to the left is better.",
-        percent=True,
-    )
-
-
-def utility_figure(metrics: Mapping[str, Any]) -> Figure | None:
-    """Draw true utility against mean reward of every checkpoint; None if unknown."""
-    return _scatter(
-        metrics,
-        ("mean_reward@10", "true_utility@10"),
-        title="What the ranker rewards against what users get",
-        caption="An arm to the right of sft and below it raised the reward at the users' cost.",
-        percent=False,
-    )
-
-
-def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
-    return [
-        (
-            f"{prefix} {metric_label(name)}",
-            metric_label(name),
-            [_series(log, log.validation, name) for log in logs],
-            is_rate(name),
-        )
-        for name in metric_names(ReportPart.CURVES)
-    ]
-
-
-def _charts(plots: Sequence[_Plot]) -> list[Figure]:
-    return [
-        Figure(
-            line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent),
-            numbers=series_table(series, "step", percent=percent),
-        )
-        for title, y_label, series, percent in plots
-        if any(is_finite(value) for line in series for value in line.y)
-    ]
-
-
-def _scatter(
-    metrics: Mapping[str, Any], names: tuple[str, str], *, title: str, caption: str, percent: bool
-) -> Figure | None:
-    points = checkpoints(metrics)
-    for split in ("test", "validation"):
-        drawn = []
-        for point in points:
-            x, y = (point.value(split, name) for name in names)
-            if x is None or y is None:
-                continue
-            values = ", ".join(f"{metric_label(n)} {format_metric(n, v)}" for n, v in zip(names, (x, y), strict=True))
-            tip = f"{point.arm}, {point.kind}: {values}"
-            drawn.append(Point(x, y, point.arm, point.kind == "final", tip))
-        if drawn:
-            far = _far_off(drawn)
-            without = f", without {' and '.join(far)}" if far else ""
-            svg = scatter_chart(
-                [point for point in drawn if point.name not in far],
-                title=f"{title}, {split} cases{without}",
-                x_label=metric_label(names[0]),
-                y_label=metric_label(names[1]),
-                x_percent=percent,
-                y_percent=percent,
-            )
-            caption += f" Too far off to be drawn: {', '.join(far)}." if far else ""
-            caption += " Filled: the best checkpoint, or sft; hollow: the final one of the same arm."
-            labels = (metric_label(names[0]), metric_label(names[1]))
-            return Figure(svg, caption, points_table(drawn, labels, (percent, percent)))
-    return None
-
-
-def _far_off(points: Sequence[Point]) -> list[str]:
-    arms, far = list(dict.fromkeys(point.name for point in points)), []
-    if len(arms) <= CROWD:
-        return []
-    for arm in arms:
-        others = [point for point in points if point.name != arm]
-        for axis in ("x", "y"):
-            values = [getattr(point, axis) for point in others]
-            low, high = min(values), max(values)
-            own = [getattr(point, axis) for point in points if point.name == arm]
-            if max(max(own) - high, low - min(own)) > 3 * (high - low):
-                far.append(arm)
-                break
-    return far
-
-
-def _admission_caption(log: Log) -> str:
-    shares = [one.admission for one in log.groups]
-    admitted, shuffled = _mean(shares), _mean([one.shuffled_admission for one in log.groups])
-    # a share of what was admitted, and not of steps
-    holding = _mean([one.admitted_contains_target for one in log.groups], weights=shares)
-    sentences = [f"Over all steps {format_metric('admission', admitted)} of the samples were admitted"]
-    if shuffled is not None:
-        sentences[0] += f"; a shuffled reward would have admitted {format_metric('admission', shuffled)}"
-    if holding is not None:
-        sentences.append(f"The rollouts of {format_metric('admission', holding)} of the admitted held the logged item")
-    return ". ".join(sentences) + "."
-
-
-def _signal(log: Log, read: Quantity | tuple[str, ...]) -> Series:
-    if isinstance(read, tuple):
-        return _series(log, log.steps, _logged(log.steps, read))
-    values = ((row, read(groups)) for row, groups in zip(log.steps, log.groups, strict=True))
-    known = [(row, value) for row, value in values if value is not None]
-    return Series(log.arm, _column([row for row, _ in known], "step"), [value for _, value in known])
-
-
-def _logged(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Return the first name that the rows have, or else the first."""
-    return next((name for name in names if any(name in row for row in rows)), names[0])
-
-
-def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
-    """Return a line over the rows that have the quantity, without gaps."""
-    mark = log.best_step if rows is log.validation else None
-    measured = [row for row in rows if name in row]
-    return Series(log.arm, _column(measured, "step"), _column(measured, name), mark)
-
-
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    return [row.get(key) for row in rows]
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> float | None:
@@ -248,3 +187,85 @@ def _mean(values: Sequence[float | None], weights: Sequence[float | None] | None
     known = [(value, weight) for value, weight in pairs if is_finite(value) and is_finite(weight)]
     total = sum(weight for _, weight in known)
     return sum(weight * value for value, weight in known) / total if total else None
+
+
+def frontier_figure(metrics: Mapping[str, Any]) -> Figure | None:
+    """Draw HR@10 against hallucination of every checkpoint; None if not measured."""
+    caption = "Up and to the left is better."
+    return _scatter(metrics, "hallucination@10", "hr@10", "Retrieval against validity", caption, percent=True)
+
+
+def utility_figure(metrics: Mapping[str, Any]) -> Figure | None:
+    """Draw true utility against mean reward of every checkpoint; None if unknown."""
+    title = "What the ranker rewards against what users get"
+    caption = "An arm to the right of sft and below it raised the reward at the users' cost."
+    return _scatter(metrics, REWARD, "true_utility@10", title, caption, percent=False)
+
+
+def _scatter(
+    metrics: Mapping[str, Any], x_name: str, y_name: str, title: str, caption: str, *, percent: bool
+) -> Figure | None:
+    for split in ("test", "validation"):
+        drawn = []
+        for point in checkpoints(metrics):
+            x, y = point.value(split, x_name), point.value(split, y_name)
+            if x is not None and y is not None:
+                values = ", ".join(f"{label(name)} {format_metric(name, v)}" for name, v in ((x_name, x), (y_name, y)))
+                tip = f"{point.arm}, {point.kind}: {values}"
+                drawn.append(Point(x, y, point.arm, point.kind == "final", tip))
+        if not drawn:
+            continue
+        far = _far_off(drawn)
+        without = f", without {' and '.join(far)}" if far else ""
+        svg = scatter_chart(
+            [point for point in drawn if point.name not in far],
+            title=f"{title}, {split} cases{without}",
+            x_label=label(x_name),
+            y_label=label(y_name),
+            x_percent=percent,
+            y_percent=percent,
+        )
+        caption += f" Too far off to be drawn: {', '.join(far)}." if far else ""
+        caption += " Filled: the best checkpoint, or sft; hollow: the final one of the same arm."
+        rows = [
+            (p.name, "final" if p.hollow else "best or start", _number(p.x, percent), _number(p.y, percent))
+            for p in drawn
+        ]
+        return Figure(svg, caption, Table.of(("arm", "checkpoint", label(x_name), label(y_name)), rows, 2))
+    return None
+
+
+def _far_off(points: Sequence[Point]) -> list[str]:
+    arms, far = list(dict.fromkeys(point.name for point in points)), []
+    for arm in arms if len(arms) > CROWD else ():
+        for axis in ("x", "y"):
+            own = [getattr(point, axis) for point in points if point.name == arm]
+            others = [getattr(point, axis) for point in points if point.name != arm]
+            low, high = min(others), max(others)
+            if max(max(own) - high, low - min(own)) > 3 * (high - low):
+                far.append(arm)
+                break
+    return far
+
+
+def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:
+    """Tabulate series as columns; beyond `ROWS` positions, evenly chosen ones and the last.
+
+    Example:
+        >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
+        (('0', '10.00 %', '–'), ('5', '–', '20.00 %'))
+    """
+    positions = sorted({float(x) for line in series for x in line.x if is_finite(x)})
+    step = -(-len(positions) // ROWS) or 1
+    columns = [dict(zip(map(float, line.x), line.y, strict=True)) for line in series]
+    rows = [
+        (f"{x:g}", *(_number(column.get(x), percent) for column in columns))
+        for x in [*positions[:-1:step], *positions[-1:]]
+    ]
+    return Table.of((x_label, *(line.name for line in series)), rows, 0)
+
+
+def _number(value: float | None, percent: bool) -> str:
+    if not is_finite(value):
+        return MISSING
+    return f"{100 * value:.2f} %" if percent else format_number(value)

@@ -31,7 +31,7 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
         UserError: the metrics are malformed.
     """
     points = checkpoints(metrics)
-    split = _split(points)
+    split = "test" if any(point.value("test", HR) is not None for point in points) else "validation"
     start = _best(points, START)
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
     below = _below_baselines(metrics, start) if baselines else []
@@ -60,13 +60,13 @@ def measured_over(eligible: Mapping[str, Any] | None) -> str:
     """
     if eligible is None:
         return "the full catalogue"
-    held = []
+    filters = []
     for way in ("include", "exclude"):
         named = [f"{column}={value}" for column, values in (eligible.get(way) or {}).items() for value in values]
         more = [f"{len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
-        held += [f"{way} {', '.join([*named[:MOST_NAMED], *more])}"] if named else []
+        filters += [f"{way} {', '.join([*named[:MOST_NAMED], *more])}"] if named else []
     return (
-        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(held) or 'which names none'}"
+        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(filters) or 'which names none'}"
         f" ({eligible['cases_left_out']['test']:,} test cases of other items left out),"
     )
 
@@ -91,32 +91,34 @@ def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> li
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
+    def on_validation(point: Checkpoint) -> float:
+        ndcg = point.value("validation", NDCG)
+        return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
+
     policies = arms if start is None or start.value(split, HR) is None else [start, *arms]
-    picked = max(policies, key=_on_validation)
-    if picked is start:
-        sentences = [f"Validation picks {START}, the starting policy; its HR@10 on {split} is {_text(picked, split)}."]
-    else:
-        sentences = [
-            f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}"
-            f"{_against(picked, start, _best(arms, 'nll'), split)}."
-        ]
-    sentences.append(_thousand(picked, start, split))
+    picked = max(policies, key=on_validation)
+    hits, before = (None if one is None else one.value(split, HR) for one in (picked, start))
+    sentence = f"Validation picks {START}, the starting policy; its HR@10 on {split} is {_text(picked, split)}."
+    if picked is not start:
+        parts = []
+        for reference, name in ((start, "sft"), (_best(arms, "nll"), "continued NLL")):
+            known = None if reference is None or reference.arm == picked.arm else reference.value(split, HR)
+            if known and hits is not None:
+                parts.append(f"{format_relative(hits, known)} relative to {name}")
+        compared = f" ({', '.join(parts)})" if parts else ""
+        sentence = f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}{compared}."
+    compared = "" if before is None or picked is start else f", with {START} {1000 * before:.0f}"
+    sentences = [sentence, f"Of 1,000 users {1000 * (hits or 0):.0f} find their next item in a list of ten{compared}."]
     highest = max(arms, key=lambda point: _or_least(point.value(split, HR)))
     if _text(highest, split) != _text(picked, split):
         sentences.append(f"On {split} itself {highest.arm} is higher, at {_text(highest, split)}.")
-    if start is not None and start.value(split, HR) is not None:
+    if start is not None and before is not None:
         below = [point.arm for point in arms if _change(point, start, split, HR) < 0]
         if len(below) == len(arms):
             sentences.append(f"No arm beats the starting policy on {split}: post-training did not help here.")
         elif below:
             sentences.append(f"Below the starting policy on {split}: {', '.join(below)}.")
     return sentences
-
-
-def _thousand(picked: Checkpoint, start: Checkpoint | None, split: str) -> str:
-    hits, before = (None if one is None else one.value(split, HR) for one in (picked, start))
-    compared = "" if before is None or picked is start else f", with {START} {1000 * before:.0f}"
-    return f"Of 1,000 users {1000 * (hits or 0):.0f} find their next item in a list of ten{compared}."
 
 
 def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
@@ -160,15 +162,6 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
     return sentence + f", and {cases:,} cases leave each HR@10 uncertain by about ±{error:.2f} points (95 %)."
 
 
-def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None, split: str) -> str:
-    value, parts = point.value(split, HR), []
-    for reference, name in ((start, "sft"), (nll, "continued NLL")):
-        known = None if reference is None or reference.arm == point.arm else reference.value(split, HR)
-        if known and value is not None:
-            parts.append(f"{format_relative(value, known)} relative to {name}")
-    return f" ({', '.join(parts)})" if parts else ""
-
-
 def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
     if start is None:
         return []
@@ -197,17 +190,8 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[st
         yield from _leaves(item, (*path, key))
 
 
-def _split(points: list[Checkpoint]) -> str:
-    return "test" if any(point.value("test", HR) is not None for point in points) else "validation"
-
-
 def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
     return next((point for point in points if point.arm == arm and point.kind != "final"), None)
-
-
-def _on_validation(point: Checkpoint) -> float:
-    ndcg = point.value("validation", NDCG)
-    return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
 
 
 def _text(point: Checkpoint, split: str) -> str:

@@ -68,11 +68,6 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
 
     Raises:
         UserError: `metrics` is malformed.
-
-    Example:
-        >>> points = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
-        >>> [(point.arm, point.kind, point.step, point.value("test", "hr@10")) for point in points]
-        [('nll', 'best', 3, 0.1)]
     """
     stages = _mapping(metrics.get("stages", {}), "stages")
     points = []
@@ -114,17 +109,22 @@ def results_table(
     points = checkpoints(metrics)
     if columns is None:
         columns = shown_columns(points, split, ReportPart.RESULTS)
-    start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
-    names = [(point.arm, _checkpoint_name(point)) for point in points]
-    table = metric_table(
-        ("arm", "checkpoint"), names, [[point.value(split, name) for name in columns] for point in points], columns
-    )
+    names = [
+        (one.arm, one.kind if one.kind == "start" or one.step is None else f"{one.kind}, step {one.step}")
+        for one in points
+    ]
+    values = [[point.value(split, name) for name in columns] for point in points]
+    table = metric_table(("arm", "checkpoint"), names, values, columns)
     if "hr@10" not in columns:
         return table
+    start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
     changes = [
         MISSING if point.arm == START else format_relative(point.value(split, "hr@10"), start) for point in points
     ]
-    return _insert(table, 3 + list(columns).index("hr@10"), "vs sft", changes)
+    at = 3 + list(columns).index("hr@10")
+    rows = [(*row[:at], change, *row[at:]) for row, change in zip(table.rows, changes, strict=True)]
+    best = {(row, column + (column >= at)) for row, column in table.best}
+    return Table.of((*table.header[:at], "vs sft", *table.header[at:]), rows, 2, best=best)
 
 
 def shown_columns(points: Sequence[Checkpoint], split: Split, where: ReportPart) -> list[str]:
@@ -141,14 +141,15 @@ def metric_table(
     """Tabulate metrics of named rows, marking the best of each column."""
     known = [[_finite(value) for value in row] for row in values]
     cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in known]
-    best = {
-        (row, len(headings) + column)
-        for column, name in enumerate(columns)
-        for row in _best_rows(name, [line[column] for line in known], [line[column] for line in cells])
-    }
-    rows = tuple((*name, *line) for name, line in zip(names, cells, strict=True))
-    header = (*headings, *map(metric_label, columns))
-    return Table.of(header, rows, len(headings), best=best)
+    best = set()
+    for column, name in enumerate(columns):
+        numbers = [value for value in (line[column] for line in known) if value is not None]
+        texts, better = [line[column] for line in cells], lookup(name).better
+        if better and numbers and len({*texts} - {MISSING}) > 1:
+            top = format_metric(name, min(numbers) if better == "lower" else max(numbers))
+            best |= {(row, len(headings) + column) for row, text in enumerate(texts) if text == top}
+    rows = [(*name, *line) for name, line in zip(names, cells, strict=True)]
+    return Table.of((*headings, *map(metric_label, columns)), rows, len(headings), best=best)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
@@ -157,14 +158,7 @@ def is_finite(value: Any) -> TypeGuard[float]:
 
 
 def to_markdown(table: Table) -> str:
-    r"""Format as a GitHub-flavoured Markdown table, best values in bold.
-
-    Example:
-        >>> print(to_markdown(Table(("arm", "HR@10"), (("a|b", "1.00 %"),), ("left", "right"), frozenset({(0, 1)}))))
-        | arm | HR@10 |
-        |---|--:|
-        | a\|b | **1.00 %** |
-    """
+    """Format as a GitHub-flavoured Markdown table, best values in bold."""
     lines = [
         [_markdown(cell) for cell in table.header],
         *(
@@ -215,12 +209,7 @@ def format_p(value: float) -> str:
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures.
-
-    Example:
-        >>> format_metric("hr@10", 0.1218), format_metric("ndcg@10", 0.05), format_metric("mean_reward@10", 1.5)
-        ('12.18 %', '0.0500', '1.500')
-    """
+    """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures."""
     if _finite(value) is None or value is None:
         return MISSING
     match lookup(name).form:
@@ -237,12 +226,7 @@ def format_metric(name: str, value: float | None) -> str:
 
 
 def format_number(value: float) -> str:
-    """Format four significant figures; whole numbers get separators from 10,000 on.
-
-    Example:
-        >>> format_number(0.5), format_number(-1234.56), format_number(22363.0), format_number(0.0)
-        ('0.5000', '-1235', '22,363', '0')
-    """
+    """Format four significant figures; whole numbers get separators from 10,000 on."""
     if value == 0 or 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:#.4g}".rstrip(".")
@@ -261,38 +245,10 @@ def format_interval(interval: Mapping[str, float] | None, form: str, factor: flo
 
 
 def format_relative(value: float | None, reference: float | None) -> str:
-    """Format `value / reference - 1` as a signed percentage.
-
-    Example:
-        >>> format_relative(0.1218, 0.1101), format_relative(0.1, 0.0)
-        ('+10.6 %', '–')
-    """
+    """Format `value / reference - 1` as a signed percentage."""
     if value is None or reference is None or reference <= 0:
         return MISSING
     return f"{100 * (value / reference - 1):+.1f} %"
-
-
-def _best_rows(name: str, values: Sequence[float | None], printed: Sequence[str]) -> list[int]:
-    better = lookup(name).better
-    known = [value for value in values if value is not None]
-    if better is None or not known or len({*printed} - {MISSING}) < 2:
-        return []
-    best = format_metric(name, min(known) if better == "lower" else max(known))
-    return [row for row, text in enumerate(printed) if text == best]
-
-
-def _insert(table: Table, place: int, heading: str, cells: Sequence[str]) -> Table:
-    rows = tuple((*row[:place], cell, *row[place:]) for row, cell in zip(table.rows, cells, strict=True))
-    return Table(
-        (*table.header[:place], heading, *table.header[place:]),
-        rows,
-        (*table.alignment[:place], "right", *table.alignment[place:]),
-        frozenset((row, column + (column >= place)) for row, column in table.best),
-    )
-
-
-def _checkpoint_name(point: Checkpoint) -> str:
-    return point.kind if point.kind == "start" or point.step is None else f"{point.kind}, step {point.step}"
 
 
 def _splits(point: Mapping[str, Any], path: str) -> dict[str, Mapping[str, float]]:

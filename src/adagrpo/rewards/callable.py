@@ -64,8 +64,8 @@ def find_module(function: str, folder: Path) -> Path:
         UserError: there is no such module, or it has no file.
     """
     module = function.partition(":")[0]
-    place = folder.joinpath(*module.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
+    stem = folder.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
             return path
     try:
@@ -93,8 +93,8 @@ def module_files(function: str, folder: Path) -> list[Path]:
     while names:
         parts = names.pop().split(".")
         for end in range(1, len(parts) + 1):  # importing a.b.c runs a and a.b too
-            place = root.joinpath(*parts[:end])
-            for path, package in ((place.with_suffix(".py"), parts[: end - 1]), (place / "__init__.py", parts[:end])):
+            stem = root.joinpath(*parts[:end])
+            for path, package in ((stem.with_suffix(".py"), parts[: end - 1]), (stem / "__init__.py", parts[:end])):
                 if path not in found and path.is_file():
                     found[path] = None
                     names += _imported(path.read_bytes(), tuple(package))

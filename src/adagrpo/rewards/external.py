@@ -62,23 +62,20 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
         raise InvalidResponse(f"answered {_short(response)}; expected a list of scores for each history")
     if len(response) != len(candidates):
         raise InvalidResponse(f"answered {len(response)} rows for {len(candidates)} histories")
-    return [_row(row, items, place) for place, (row, items) in enumerate(zip(response, candidates, strict=True))]
-
-
-def _row(row: Any, items: Sequence[ItemId], place: int) -> NDArray[np.float32]:
-    if not hasattr(row, "__len__") or isinstance(row, UNORDERED):
-        raise InvalidResponse(f"answered {_short(row)} for history {place}; expected a list of {len(items)} scores")
-    if len(row) != len(items):
-        raise InvalidResponse(f"answered {len(row)} scores for the {len(items)} candidates of history {place}")
-    values = row.tolist() if hasattr(row, "tolist") else row
-    for item, value in zip(items, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise InvalidResponse(f"answered {_short(value)} for item {item!r} of history {place}; expected a number")
-        if not -LARGEST <= value <= LARGEST:  # NaN is not below anything either
-            raise InvalidResponse(
-                f"answered {_short(value)} for item {item!r} of history {place}; scores must be finite"
-            )
-    return np.array([float(value) for value in values], np.float32)
+    scores = []
+    for index, (row, items) in enumerate(zip(response, candidates, strict=True)):
+        if not hasattr(row, "__len__") or isinstance(row, UNORDERED):
+            raise InvalidResponse(f"answered {_short(row)} for history {index}; expected a list of {len(items)} scores")
+        if len(row) != len(items):
+            raise InvalidResponse(f"answered {len(row)} scores for the {len(items)} candidates of history {index}")
+        values = row.tolist() if hasattr(row, "tolist") else row
+        for item, value in zip(items, values, strict=True):
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not -LARGEST <= value <= LARGEST:  # NaN is not below anything either
+                wanted = "scores must be finite" if number else "expected a number"
+                raise InvalidResponse(f"answered {_short(value)} for item {item!r} of history {index}; {wanted}")
+        scores.append(np.array([float(value) for value in values], np.float32))
+    return scores
 
 
 def _short(value: Any) -> str:

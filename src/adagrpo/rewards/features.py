@@ -123,9 +123,9 @@ class Features:
 
     def _block(self, histories: Ints, lengths: Ints, items: Ints, own: Ints, own_lengths: Ints) -> Floats:
         size, width = histories.shape
-        place = np.arange(width)
-        real = place < lengths[:, None]  # (B, T)
-        weights = np.where(real, DECAY ** np.maximum(lengths[:, None] - 1 - place, 0), 0.0).astype(np.float32)
+        positions = np.arange(width)
+        real = positions < lengths[:, None]  # (B, T)
+        weights = np.where(real, DECAY ** np.maximum(lengths[:, None] - 1 - positions, 0), 0.0).astype(np.float32)
         total = weights.sum(1)[:, None]  # (B, 1)
         last = histories[np.arange(size), lengths - 1][:, None]  # (B, 1)
         mine = own[:, None, :] == items[:, :, None]  # (B, N, S)
@@ -137,7 +137,9 @@ class Features:
         occurrences = self.occurrences[items] - mine.sum(2)
         # the user counts in c(j, i) with both of them alone: a history may hold what came after training
         counted = (own[:, None, :] == histories[:, :, None]).any(2)  # (B, T)
-        near = self._cosine(histories, items, known, has[:, :, None] * counted[:, None, :]) * real[:, None, :]
+        both = self.together.at(histories[:, None, :], items[:, :, None]) - has[:, :, None] * counted[:, None, :]
+        norms = np.sqrt(np.maximum(known[:, :, None] * self.users[histories][:, None, :], 1.0))
+        near = np.asarray(np.maximum(both, 0.0) / norms, np.float32) * real[:, None, :]  # cosine, (B, N, T)
         alike = self._overlap(histories, items, real)  # (B, N, T)
         ends = np.broadcast_to((lengths - 1)[:, None, None], (*items.shape, 1))
         columns = (
@@ -157,11 +159,6 @@ class Features:
         )
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
-    def _cosine(self, histories: Ints, items: Ints, seen_by_others: Floats, has_both: Floats) -> Floats:
-        both = self.together.at(histories[:, None, :], items[:, :, None]) - has_both
-        norms = np.sqrt(np.maximum(seen_by_others[:, :, None] * self.users[histories][:, None, :], 1.0))
-        return np.asarray(np.maximum(both, 0.0) / norms, np.float32)
-
     def _next(self, last: Ints, items: Ints, own: Ints) -> Floats:
         before = own[:, None, :-1] == last[:, :, None]  # (B, 1, S - 1)
         mine = (before & (own[:, None, 1:] == items[:, :, None])).sum(2)
@@ -173,11 +170,11 @@ class Features:
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
         overlap = np.zeros((*items.shape, histories.shape[1]), np.float32)
         if self.attributes.nnz:
-            row, candidate, place = np.nonzero(np.broadcast_to(real[:, None, :], overlap.shape))
-            one, other = histories[row, place], items[row, candidate]
+            row, candidate, position = np.nonzero(np.broadcast_to(real[:, None, :], overlap.shape))
+            one, other = histories[row, position], items[row, candidate]
             shared = np.asarray(self.attributes[one].multiply(self.attributes[other]).sum(axis=1), np.float32)
             either = self.attribute_counts[one] + self.attribute_counts[other] - shared
-            overlap[row, candidate, place] = shared / np.maximum(either, 1.0)
+            overlap[row, candidate, position] = shared / np.maximum(either, 1.0)
         return overlap
 
     def _text(self, histories: Ints, last: Ints, items: Ints, weights: Floats) -> tuple[Floats, Floats]:
@@ -192,7 +189,7 @@ class Features:
 def _indicators(attributes: Sequence[Sequence[str]]) -> tuple[sparse.csr_array, Floats]:
     """(V, A) indicators of attributes, and (V,) their number per item."""
     sets = [sorted(set(names)) for names in attributes]
-    columns = {name: place for place, name in enumerate(sorted({name for names in sets for name in names}))}
+    columns = {name: index for index, name in enumerate(sorted({name for names in sets for name in names}))}
     counts = np.array([len(names) for names in sets], np.int64)
     indices = np.array([columns[name] for names in sets for name in names], np.int64)
     offsets = np.concatenate([[0], counts.cumsum()])

@@ -24,9 +24,9 @@ class NoiseReward:
         """Score (B, N) items, see `Reward.score`."""
         seen, lengths = histories.items.cpu().numpy(), histories.lengths.cpu().numpy()
         state = np.zeros(len(lengths), np.int64)
-        for place in range(seen.shape[1]):
-            further = (keyed_uniforms(self.seed, state, seen[:, place]) * 2.0**53).astype(np.int64)
-            state = np.where(place < lengths, further, state)
+        for position in range(seen.shape[1]):
+            further = (keyed_uniforms(self.seed, state, seen[:, position]) * 2.0**53).astype(np.int64)
+            state = np.where(position < lengths, further, state)
         wanted = items.clamp(min=0).cpu().numpy()
         shares = keyed_uniforms(self.seed, np.repeat(state, wanted.shape[1]), wanted.ravel()) + 2.0**-54  # never 0
         return torch.from_numpy(ndtri(shares).reshape(wanted.shape)).to(items.device, torch.float32)

@@ -20,16 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
-from adagrpo.errors import UserError, first_of
+from adagrpo.errors import UserError
 from adagrpo.semantic_ids.collisions import sequence_groups
+from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix
 from adagrpo.semantic_ids.trie import Trie
 
 LISTED = "listed"
-LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +77,18 @@ class Catalog:
         sizes = tuple(int(code) + 1 for code in largest) if level_sizes is None else tuple(map(int, level_sizes))
         if len(sizes) != matrix.shape[1]:
             raise ValueError(f"level_sizes has {len(sizes)} levels, codes {matrix.shape[1]}")
-        _check_range(values, sizes)
-        _check_distinct(values)
+        last = [min(size - 1, LARGEST_CODE) for size in sizes]
+        for item, level in np.argwhere((values < 0) | (values > np.asarray(last)))[:1]:
+            found = f"item {item} has code {values[item, level]} at level {level + 1}"
+            raise UserError(f"codes: {found}; it must be in 0 .. {last[level]}")
+        group, counts = sequence_groups(values)
+        if len(counts) < len(values):
+            earlier = np.unique(group, return_index=True)[1][group]
+            item = int(np.flatnonzero(earlier != np.arange(len(values)))[0])
+            raise UserError(
+                f"codes: items {earlier[item]} and {item} share the codes {values[item].tolist()}; "
+                "codes must be unique, add a level with resolve_collisions"
+            )
         if listed is None:
             return cls(matrix, sizes, Trie.build(matrix, sizes))
         kept = torch.as_tensor(listed).to(matrix.device)
@@ -101,13 +109,7 @@ class Catalog:
 
     @property
     def listed(self) -> Tensor:
-        """(V,) bool, True for the items in the tree.
-
-        Example:
-            >>> some = torch.tensor([True, False, True])
-            >>> Catalog.from_codes(torch.tensor([[0], [1], [2]]), listed=some).listed.tolist()
-            [True, False, True]
-        """
+        """(V,) bool, True for the items in the tree."""
         listed = torch.zeros(len(self.codes), dtype=torch.bool, device=self.codes.device)
         listed[self.trie.items] = True
         return listed
@@ -124,12 +126,7 @@ class Catalog:
         return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
 
     def with_outside(self) -> Catalog:
-        """Return the catalogue with one more code per level, for whatever a policy writes other than codes.
-
-        Example:
-            >>> Catalog.from_codes(torch.tensor([[0, 1], [2, 0]])).with_outside().level_sizes
-            (4, 3)
-        """
+        """Return the catalogue with one more code per level, for whatever a policy writes other than codes."""
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:
@@ -152,64 +149,26 @@ class Catalog:
         Raises:
             UserError: a file is missing or damaged, items are not 0 .. V-1, or two share their codes.
         """
-        sizes = _read_level_sizes(path.with_suffix(".json"))
+        sidecar = path.with_suffix(".json")
+        try:
+            sizes = json.loads(sidecar.read_text(encoding="utf-8"))["level_sizes"]
+            if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+                raise ValueError
+        except FileNotFoundError:
+            raise UserError(f"{sidecar}: no such file; it belongs beside the Parquet of the codes") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f'{sidecar}: expected {{"level_sizes": [K_1, .., K_L]}} with positive integers') from None
         names = ["item", "codes", *(name for name in columns_of(path) if name == LISTED)]
         frame = read_table(path, names).sort("item")
         items = frame["item"]
         if not items.dtype.is_integer() or not np.array_equal(items.to_numpy(), np.arange(len(items))):
             raise UserError(f"{path}: column 'item' does not hold each of 0 .. {len(items) - 1} once; write it again")
-        codes = _code_matrix(frame["codes"], items, str(path))
+        codes = code_matrix(frame["codes"], items, str(path))
         if len(frame) == 0:
             codes = codes.reshape(0, len(sizes))
         if codes.shape[1] != len(sizes):
             raise UserError(f"{path}: {codes.shape[1]} codes an item, but its .json has {len(sizes)} level_sizes")
         return cls.from_codes(codes, sizes, frame[LISTED].to_numpy() if LISTED in frame.columns else None)
-
-
-def import_semantic_ids(
-    path: Path,
-    item_ids: pl.Series,
-    *,
-    column: str,
-    id_column: str = "item_id",
-    max_expansion: float = MAX_EXPANSION,
-) -> NDArray[np.int64]:
-    """Read published codes in the order of the catalogue; collisions are kept.
-
-    Args:
-        path: Parquet with one row per item and a list column of integer codes.
-        item_ids: (V,) ids of the catalogue, compared as text.
-        max_expansion: see `adagrpo.data.logs.unpacking`.
-
-    Returns:
-        (V, L) int64; `(0, 0)` without items.
-
-    Raises:
-        UserError: a column is missing, or an item does not have one row of L codes.
-    """
-    frame = read_table(path, [id_column, column], max_expansion)
-    names = item_ids.cast(pl.String)
-    published = pl.DataFrame({"id": id_texts(frame[id_column]), "sid": frame[column]})
-    twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(names.implode()))
-    if len(twice):
-        raise UserError(f"{path}: item {twice['id'][0]!r} has more than one row in column {id_column!r}; keep one")
-    wanted = pl.DataFrame({"id": names})
-    missing = wanted.join(published, on="id", how="anti", maintain_order="left")
-    if len(missing):
-        raise UserError(
-            f"{path}: no row for item {first_of(missing['id'].to_list())} of {len(wanted)} items; "
-            f"every item of the catalogue needs one (column {id_column!r})"
-        )
-    joined = wanted.join(published, on="id", how="left", maintain_order="left")
-    codes = _code_matrix(joined["sid"], joined["id"], f"{path}: column {column!r}")
-    outside = np.flatnonzero(((codes < 0) | (codes > LARGEST_CODE)).any(axis=1))
-    if len(outside):
-        row = int(outside[0])
-        raise UserError(
-            f"{path}: column {column!r}: item {joined['id'][row]!r} has {codes[row].tolist()}; "
-            f"codes start at 0 and end at {LARGEST_CODE}"
-        )
-    return codes
 
 
 def audit(
@@ -232,6 +191,21 @@ def audit(
         raise ValueError(f"codes_before has shape {tuple(before.shape)}, expected ({catalog.num_items}, L)")
     shared = sequence_groups(before.cpu().numpy())[1]
     items = catalog.num_items
+    levels = []
+    for codes, size, prefixes in zip(catalog.codes.T, catalog.level_sizes, catalog.trie.node_counts[1:], strict=True):
+        counts = torch.bincount(codes, minlength=size).to(torch.float64)
+        shares = counts / max(items, 1)
+        entropy = max(-float(torch.xlogy(shares, shares).sum()), 0.0)
+        levels.append(
+            {
+                "size": size,
+                "codes_used": int((counts > 0).sum()),
+                "entropy": entropy,
+                "entropy_share": entropy / math.log(size) if size > 1 else None,
+                "largest_cluster": int(counts.max()),
+                "prefixes": prefixes,
+            }
+        )
     log10_density = math.log10(items) - sum(map(math.log10, catalog.level_sizes)) if items else None
     return {
         "items": items,
@@ -242,83 +216,5 @@ def audit(
         "reconstruction_error": reconstruction_error,
         "density": items / math.prod(catalog.level_sizes),
         "log10_density": log10_density,
-        "per_level": [_audit_level(catalog, level) for level in range(catalog.num_levels)],
+        "per_level": levels,
     }
-
-
-def _audit_level(catalog: Catalog, level: int) -> dict[str, Any]:
-    size = catalog.level_sizes[level]
-    counts = torch.bincount(catalog.codes[:, level], minlength=size).to(torch.float64)
-    shares = counts / max(catalog.num_items, 1)
-    entropy = max(-float(torch.xlogy(shares, shares).sum()), 0.0)
-    return {
-        "size": size,
-        "codes_used": int((counts > 0).sum()),
-        "entropy": entropy,
-        "entropy_share": entropy / math.log(size) if size > 1 else None,
-        "largest_cluster": int(counts.max()),
-        "prefixes": catalog.trie.node_counts[level + 1],
-    }
-
-
-def _check_range(
-    codes: NDArray[np.int64],  # (V, L)
-    level_sizes: tuple[int, ...],
-) -> None:
-    last = [min(size - 1, LARGEST_CODE) for size in level_sizes]
-    outside = np.argwhere((codes < 0) | (codes > np.asarray(last)))
-    if len(outside):
-        item, level = (int(index) for index in outside[0])
-        raise UserError(
-            f"codes: item {item} has code {codes[item, level]} at level {level + 1}; it must be in 0 .. {last[level]}"
-        )
-
-
-def _check_distinct(
-    codes: NDArray[np.int64],  # (V, L)
-) -> None:
-    group, counts = sequence_groups(codes)
-    if len(counts) < len(codes):
-        earlier = np.unique(group, return_index=True)[1][group]
-        item = int(np.flatnonzero(earlier != np.arange(len(codes)))[0])
-        raise UserError(
-            f"codes: items {earlier[item]} and {item} share the codes {codes[item].tolist()}; "
-            "codes must be unique, add a level with resolve_collisions"
-        )
-
-
-def _read_level_sizes(path: Path) -> tuple[int, ...]:
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))["level_sizes"]
-        if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it belongs beside the Parquet of the codes") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f'{path}: expected {{"level_sizes": [K_1, .., K_L]}} with positive integers') from None
-    return tuple(sizes)
-
-
-def _code_matrix(
-    lists: pl.Series,  # (V,) list of integers
-    names: pl.Series,  # (V,) what to call each row in an error
-    source: str,
-) -> NDArray[np.int64]:
-    """Return (V, L) codes of a column of lists of one length."""
-    if isinstance(lists.dtype, pl.Array):
-        lists = lists.arr.to_list()
-    if not isinstance(lists.dtype, pl.List) or not lists.dtype.inner.is_integer():
-        raise UserError(f"{source} holds {lists.dtype}; expected lists of integers")
-    if len(lists) == 0:
-        return np.empty((0, 0), dtype=np.int64)
-    lengths = lists.list.len().fill_null(0).to_numpy()
-    filled = lists.list.drop_nulls().list.len().fill_null(0).to_numpy()
-    levels = int(np.bincount(lengths[lengths > 0], minlength=1).argmax())  # most frequent length above 0
-    bad = np.flatnonzero((lengths != levels) | (filled != levels) | (filled == 0))
-    if len(bad):
-        row = int(bad[0])
-        value = lists.slice(row, 1).to_list()[0]
-        raise UserError(
-            f"{source}: item {names[row]!r} has {value}; expected {levels or 'some'} integers, as most items have"
-        )
-    return lists.explode().to_numpy().astype(np.int64).reshape(len(lists), levels)

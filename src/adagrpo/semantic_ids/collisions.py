@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.assignment import assign_within
-from adagrpo.semantic_ids.quantization import Quantization
+from adagrpo.semantic_ids.quantization import Quantization, assign_within
 
 _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
@@ -79,12 +78,6 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
 
     Raises:
         UserError: more items share a prefix than the last level has codes.
-
-    Example:
-        >>> last = np.array([[0.0], [1.0], [5.0]], dtype=np.float32)
-        >>> points = np.array([[0.1], [0.4], [4.0]], dtype=np.float32)
-        >>> move_to_free_codes(Quantization(np.array([[0], [0], [2]]), (last,), points)).tolist()
-        [[0], [1], [2]]
     """
     codes = quantization.codes.copy()
     levels, size = codes.shape[1], len(quantization.codebooks[-1])

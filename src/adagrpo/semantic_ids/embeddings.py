@@ -18,27 +18,24 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import qr
+from scipy.sparse.linalg import svds
 
-from adagrpo.semantic_ids.decomposition import truncated_svd
-from adagrpo.semantic_ids.pair_information import pair_information
+from adagrpo.semantic_ids.pair_information import EXACT_ROWS, pair_information
 from adagrpo.types import Ragged
 
 _WORD = re.compile(r"\w+")
-# Relative to the largest: rows below this are rounding.
-_FLOOR = 1e-8
+EXACT_ENTRIES = 2**25
+EXTRA, ROUNDS = 16, 2
+# Relative to the largest: rows and singular values below this are rounding, of float64 and of float32.
+_FLOOR, _SKETCHED_FLOOR = 1e-8, 1e-5
 # Length, before quantisation, of the vector of an item that has no signal.
 _NO_SIGNAL_LENGTH = 1e-2
 _ROWS = 2**16  # that are scaled at a time
 
 
 def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
-    """Return (V, W) vectors of items by shared attributes; columns beyond the rank are zero.
-
-    Example:
-        >>> vectors = attribute_vectors([["shoe", "red"], ["shoe", "red"], ["tent"]], width=4)
-        >>> (vectors @ vectors.T).round(5).tolist()
-        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
+    """Return (V, W) vectors of items by shared attributes; columns beyond the rank are zero."""
     return _reduce(tf_idf(attributes, min_items=1), width, power=1.0)
 
 
@@ -85,11 +82,6 @@ def starting_rows(
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
     The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
-
-    Example:
-        >>> rows = starting_rows(np.eye(3, 5, dtype=np.float32), 4, 0.5, seed=0)
-        >>> np.abs(rows @ rows.T).round(5).tolist()
-        [[0.25, 0.0, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.25]]
     """
     kept = min(width, vectors.shape[1])
     directions = np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1][:, :kept]
@@ -186,6 +178,56 @@ def _reduce(
     placed[np.linalg.norm(placed, axis=1) <= floor] = 0
     reduced[len(vectors) :] = _unit_rows(_padded(placed, width))
     return reduced
+
+
+def truncated_svd(
+    matrix: sparse.csr_array,  # (rows, columns)
+    width: int,
+) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    """Return left singular vectors (rows, W') and values (W',), largest first, without those at rounding level.
+
+    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
+
+    Args:
+        matrix: not empty.
+        width: maximum number of values.
+    """
+    smaller = min(matrix.shape)
+    if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all
+        left, values, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    elif width < smaller and matrix.shape[0] <= EXACT_ROWS and matrix.nnz <= EXACT_ENTRIES:
+        start = np.random.default_rng(0).standard_normal(smaller)
+        left, values, _ = svds(matrix, k=width, v0=start, return_singular_vectors="u")
+        order = np.argsort(-values, kind="stable")
+        left, values = left[:, order].astype(np.float64), values[order].astype(np.float64)
+    else:
+        return sketched_svd(matrix, width)
+    kept = values > _FLOOR * values[0]
+    return left[:, kept], values[kept]
+
+
+def sketched_svd(
+    matrix: sparse.csr_array,  # (rows, columns)
+    width: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Compute `truncated_svd` by a randomised sketch.
+
+    Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
+
+    Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1.
+    """
+    matrix = matrix.astype(np.float32, copy=False)
+    wide = min(width + EXTRA, *matrix.shape)
+    basis = np.random.default_rng(0).standard_normal((matrix.shape[1], wide), dtype=np.float32)
+    for step in range(ROUNDS + 1):
+        basis = qr(matrix @ basis, mode="economic", overwrite_a=True, check_finite=False)[0]
+        basis = matrix.T @ basis if step < ROUNDS else basis
+    # Q^T A is small on one side alone: its triangular factor has its singular values
+    (small,) = qr((matrix.T @ basis).astype(np.float64, copy=False), mode="r", overwrite_a=True, check_finite=False)
+    turn, values, _ = np.linalg.svd(small.T, full_matrices=False)
+    values = values[:width]
+    kept = values > _SKETCHED_FLOOR * values[0]
+    return basis @ turn[:, :width][:, kept].astype(np.float32), values[kept]
 
 
 def _padded(rows: NDArray[np.floating], width: int) -> NDArray[np.floating]:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.data.pairs import largest_of_rows
-from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
 BLOCK = 2**25  # pairs that are counted at a time
-_PLACES = 2**22  # log positions processed at a time
+EXACT_ROWS = 2**17  # of a matrix whose decomposition may be exact, for which the values are float64
+_POSITIONS = 2**22  # of the log, processed at a time
 
 Ints = NDArray[np.int64]
 
@@ -42,17 +42,22 @@ def pair_information(
         block: number of pairs counted at a time.
     """
     left = _left_in_sequence(training, window)
-    totals = _pairs_of_items(training.values, left, num_items)
+    totals = np.zeros(num_items, np.int64)  # n_i
+    for pair in _pairs(training.values, left):
+        for side in pair:
+            totals += np.bincount(side, minlength=num_items)
     total = int(totals.sum())
     limit = None if total <= most else max(1, most // num_items)
-    # float64 if the exact solver may be used
     kind = np.float64 if limit is None and num_items <= EXACT_ROWS else np.float32
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
     counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
-    places, starts = _places_of_items(training, num_items)
+    positions = np.argsort(training.values, kind="stable")  # in the log, by item
+    training.release()
+    positions = positions.astype(np.int32) if len(positions) < 2**31 else positions  # half the memory
+    starts = np.append(0, training.counts(num_items).cumsum())
     for first, last in pairwise(bounds.tolist()):
-        keys = _keys(training.values, left, places[starts[first] : starts[last]], num_items)
+        keys = _keys(training.values, left, positions[starts[first] : starts[last]], num_items)
         training.release()
         row, column, times = _counted(keys, num_items)
         chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
@@ -63,7 +68,7 @@ def pair_information(
         counts.append(np.bincount(row[kept] - first, minlength=last - first))
         columns.append(column[kept].astype(np.int32))
         values.append(information[kept].astype(kind))
-    del places
+    del positions
     entries = np.concatenate(values)
     values.clear()
     where = (np.concatenate(columns), np.concatenate(counts).cumsum())
@@ -83,36 +88,19 @@ def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteg
 def _pairs(
     values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    for start in range(0, len(values), _PLACES):
-        here = slice(start, start + _PLACES)
+    for start in range(0, len(values), _POSITIONS):
+        here = slice(start, start + _POSITIONS)
         for distance in range(1, int(left[here].max()) + 1):
-            places = np.flatnonzero(left[here] >= distance) + start
-            one, other = values[places], values[places + distance]
+            positions = np.flatnonzero(left[here] >= distance) + start
+            one, other = values[positions], values[positions + distance]
             differ = one != other
             yield one[differ], other[differ]
-
-
-def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int) -> Ints:
-    """Return (V,) `n_i`."""
-    totals = np.zeros(num_items, np.int64)
-    for pair in _pairs(values, left):
-        for side in pair:
-            totals += np.bincount(side, minlength=num_items)
-    return totals
-
-
-def _places_of_items(training: Ragged, num_items: int) -> tuple[NDArray[np.integer], Ints]:
-    """Return (total,) log positions by item, and the (V + 1,) start of each item's."""
-    order = np.argsort(training.values, kind="stable")
-    training.release()
-    narrow = order.astype(np.int32) if len(order) < 2**31 else order  # half the memory
-    return narrow, np.append(0, training.counts(num_items).cumsum())
 
 
 def _keys(
     values: NDArray[np.int32],  # (total,)
     left: NDArray[np.unsignedinteger],  # (total,)
-    places: NDArray[np.integer],  # (P,) of the log
+    positions: NDArray[np.integer],  # (P,) of the log
     num_items: int,
 ) -> Ints:
     """Return (N,) unsorted keys item · V + neighbour of pairs."""
@@ -122,8 +110,8 @@ def _keys(
         differ = items != neighbours
         parts.append(items[differ].astype(np.int64) * num_items + neighbours[differ])
 
-    for start in range(0, len(places), _PLACES):
-        here = places[start : start + _PLACES].astype(np.int64)
+    for start in range(0, len(positions), _POSITIONS):
+        here = positions[start : start + _POSITIONS].astype(np.int64)
         items, following = values[here], left[here]
         for distance in range(1, farthest + 1):
             after = following >= distance

@@ -27,12 +27,7 @@ _ENTRIES = 2**22  # similarities in memory at a time
 
 
 def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str]], count: int) -> sparse.csr_array:
-    """Return (N, V) TF-IDF cosines of new documents with their `count` nearest known ones; ties go to the first.
-
-    Example:
-        >>> nearest_documents([["red", "shoe"], ["red", "tent"], ["stove"]], [["shoe", "red"]], 1).toarray().round(3)
-        array([[1., 0., 0.]])
-    """
+    """Return (N, V) TF-IDF cosines of new documents with their `count` nearest known ones; ties go to the first."""
     vectors = tf_idf([*known, *new], min_items=2)
     others, of_known = vectors[len(known) :], vectors[: len(known)].T.tocsr()
     return nearest_of(len(new), len(known), lambda rows: (others[rows] @ of_known).tocsr(), count)
@@ -64,12 +59,7 @@ def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
 
 
 def seen_together(sequences: Ragged, known: int, total: int, window: int) -> sparse.csr_array:
-    """Return (total - known, known) counts of each new item within a window of known ones, which come first.
-
-    Example:
-        >>> seen_together(Ragged(np.array([0, 2, 1, 0], np.int32), np.array([0, 4])), 2, 3, 1).toarray()
-        array([[1., 1.]])
-    """
+    """Return (total - known, known) counts of each new item within a window of known ones, which come first."""
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     values = sequences.values.astype(np.int64)
     new, old = [], []
@@ -98,7 +88,7 @@ def weights_of(
     return weights
 
 
-def place(
+def free_codes(
     weights: sparse.csr_array,  # (N, V)
     quantization: Quantization,  # of V items
     level_sizes: Sequence[int],  # (L,)

@@ -6,7 +6,7 @@ Source: Chen, Guan & Wang, Sensors 2010 (RQ-KMeans of OneRec-style tokenizers); 
 2007); fitted on a sample as in faiss (Johnson, Douze & Jégou 2019).
 
 Departures: an empty cluster restarts at the item farthest from its centroid; a level has at most as many codes as
-distinct residuals; balanced clusters fill closest pairs first (`adagrpo.semantic_ids.assignment`), not one by one as in
+distinct residuals; balanced clusters fill closest pairs first (`assign_within`), not one by one as in
 OneRec (Deng et al. 2025).
 """
 
@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from adagrpo.semantic_ids.assignment import assign_within
 
 FITTED, A_CODE = 2**18, 256  # codebooks are fitted on at most this many items, or this many per code if more
 DISTANCES = 2**26  # of points and centroids that are in memory at a time
@@ -96,7 +94,16 @@ def residual_kmeans(
         raise ValueError(f"levels {levels}, codes {codes}, iterations {iterations}: expected at least 1, 1 and 0")
     if cluster_bound is not None and not 1 <= cluster_bound < math.inf:
         raise ValueError(f"cluster_bound {cluster_bound}: expected a finite number, at least 1")
-    assign = nearest_centroid if cluster_bound is None else _balanced(cluster_bound)
+
+    def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        if cluster_bound is None:
+            return nearest_centroid(points, centroids)
+        most = math.ceil(round(cluster_bound * len(points) / len(centroids), 9))  # rounded: 1.1 * 100 / 10 is above 11
+        squares = points.square().sum(dim=1, keepdim=True) + centroids.square().sum(dim=1)
+        distances = torch.addmm(squares, points, centroids.T, alpha=-2).clamp(min=0)
+        chosen = torch.from_numpy(assign_within(distances.numpy(), np.full(len(centroids), most)))
+        return chosen, distances.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
     generator = torch.Generator().manual_seed(seed)
     residual = torch.tensor(vectors, dtype=torch.float32)
     floor = _FLOOR * float(residual.square().sum(dim=1).mean())
@@ -110,8 +117,8 @@ def residual_kmeans(
         centroids, nearest = _lloyd(sample, centroids, iterations, assign)
         if fitted is not None:
             nearest, _ = assign(residual, centroids)
-        for first in range(0, len(residual), _ROWS):
-            residual[first : first + _ROWS] -= centroids[nearest[first : first + _ROWS]]
+        for rows, codes_of_rows in zip(torch.split(residual, _ROWS), torch.split(nearest, _ROWS), strict=True):
+            rows -= centroids[codes_of_rows]
         chosen.append(nearest)
         codebooks.append(centroids.numpy())
     return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), vectors.astype(np.float32, copy=False))
@@ -149,12 +156,12 @@ def reconstruction_error(
     step = max(1, _NUMBERS // max(1, vectors.shape[1]))
     blocks = [slice(first, first + step) for first in range(0, len(vectors), step)]
     mean = sum(vectors[rows].astype(np.float64).sum(axis=0) for rows in blocks) / max(1, len(vectors))
-    spread = left = 0.0
+    total = left = 0.0
     for rows in blocks:
         exact = vectors[rows].astype(np.float64)
-        spread += float(np.square(exact - mean).sum())
+        total += float(np.square(exact - mean).sum())
         left += float(np.square(exact - reconstruction[rows]).sum())
-    return left / spread if spread > 0 else 0.0
+    return left / total if total > 0 else 0.0
 
 
 def nearest_centroid(
@@ -164,15 +171,11 @@ def nearest_centroid(
     """Return the (V,) int64 nearest centroid and the (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
-    for block in _blocks(points, max(1, DISTANCES // len(centroids))):
+    for block in torch.split(points, max(1, DISTANCES // len(centroids))):
         gap, nearest = torch.addmm(squares, block, centroids.T, alpha=-2).min(dim=1)
         parts.append((nearest, (gap + block.square().sum(dim=1)).clamp(min=0)))
     nearest, distance = (torch.cat(column) for column in zip(*parts, strict=True))
     return nearest, distance
-
-
-def _blocks(points: Tensor, rows: int) -> list[Tensor]:
-    return [points[first : first + rows] for first in range(0, max(1, len(points)), rows)]
 
 
 def _seed_centroids(
@@ -202,7 +205,7 @@ def _squared_distances(
     points: Tensor,  # (V, D)
     seed: Tensor,  # (D,)
 ) -> Tensor:  # (V,)
-    return torch.cat([(block - seed).square_().sum(dim=1) for block in _blocks(points, _ROWS)])
+    return torch.cat([(block - seed).square_().sum(dim=1) for block in torch.split(points, _ROWS)])
 
 
 def _lloyd(
@@ -228,12 +231,44 @@ def _lloyd(
     return centroids, nearest
 
 
-def _balanced(bound: float) -> _Assignment:
-    def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-        most = math.ceil(round(bound * len(points) / len(centroids), 9))  # rounded: 1.1 * 100 / 10 is above 11
-        squares = points.square().sum(dim=1, keepdim=True) + centroids.square().sum(dim=1)
-        distances = torch.addmm(squares, points, centroids.T, alpha=-2).clamp(min=0)
-        chosen = torch.from_numpy(assign_within(distances.numpy(), np.full(len(centroids), most)))
-        return chosen, distances.gather(1, chosen.unsqueeze(1)).squeeze(1)
+def assign_within(
+    distances: NDArray[np.floating],  # (N, K)
+    capacities: NDArray[np.integer],  # (K,)
+) -> NDArray[np.int64]:
+    """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
-    return assign
+    Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals
+    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays.
+
+    Args:
+        distances: finite; ties go to the lower point, then the lower bin.
+        capacities: integers, at least 0.
+
+    Raises:
+        ValueError: shapes disagree, a distance is not finite, or capacities are too small.
+    """
+    if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
+        shapes = f"distances {distances.shape}, capacities {capacities.shape}"
+        raise ValueError(f"{shapes}: expected finite (N, K) and (K,)")
+    points, bins = distances.shape
+    if (capacities < 0).any() or capacities.sum() < points:
+        raise ValueError(f"capacities sum to {capacities.sum()}: expected none below 0 and at least {points} together")
+    chosen = np.full(points, -1, dtype=np.int64)
+    # threshold of each full bin: its worst point, by (distance, index)
+    worst = np.where(capacities > 0, np.inf, -np.inf)
+    worst_point = np.full(bins, points)
+    looking = np.arange(points)
+    while len(looking):
+        offers = distances[looking]
+        welcome = (offers < worst) | ((offers == worst) & (looking[:, None] < worst_point))
+        chosen[looking] = np.where(welcome, offers, np.inf).argmin(axis=1)
+        kept = np.flatnonzero(chosen >= 0)
+        order = kept[np.lexsort((kept, distances[kept, chosen[kept]], chosen[kept]))]
+        counts = np.bincount(chosen[order], minlength=bins)
+        rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+        room = capacities[chosen[order]]
+        last = order[rank == room - 1]
+        worst[chosen[last]], worst_point[chosen[last]] = distances[last, chosen[last]], last
+        looking = np.sort(order[rank >= room])
+        chosen[looking] = -1
+    return chosen

@@ -42,8 +42,7 @@ def rq_vae(
         codes: `K`, the maximum number of codes per level.
         seed: results repeat on the same machine and number of threads.
         learning_rate: peak, of Adam.
-        hidden: width of the hidden layers.
-        width: width of the encoding.
+        hidden, width: of the hidden layers and of the encoding.
         commitment: β.
         report: called after each epoch with the number done and the total.
 
@@ -61,14 +60,19 @@ def rq_vae(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, decoder = _layers(items.shape[1], hidden, width), _layers(width, hidden, items.shape[1])
+        encoder, decoder = (
+            nn.Sequential(nn.Linear(enter, hidden), nn.ReLU(), nn.Linear(hidden, leave))
+            for enter, leave in ((items.shape[1], width), (width, items.shape[1]))
+        )
     optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
     steps = epochs * math.ceil(len(items) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    codebooks: list[nn.Parameter] = []
+    codebooks: list[nn.Parameter] = []  # L of (K_l, width)
     for epoch in range(epochs):
         if epoch == epochs // 10:
-            codebooks = _initial_codebooks(encoder, items, levels, codes, seed)
+            with torch.no_grad():
+                start = residual_kmeans(encoder(items).numpy(), levels=levels, codes=codes, seed=seed)
+            codebooks = [nn.Parameter(torch.tensor(codebook)) for codebook in start.codebooks]
             optimiser.param_groups[0]["params"].extend(codebooks)
         used = [torch.zeros(len(codebook), dtype=torch.bool) for codebook in codebooks]
         for rows in torch.split(torch.randperm(len(items), generator=generator), batch_size):
@@ -85,19 +89,17 @@ def rq_vae(
             for codebook, seen, residual in zip(codebooks, used, residuals, strict=False):
                 _restart(codebook, ~seen, residual, optimiser)
         report(epoch + 1, epochs)
-    return _result(encoder, decoder, items, codebooks)
 
+    @torch.no_grad()
+    def decode(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        decoded: NDArray[np.float32] = decoder(torch.from_numpy(points)).numpy()
+        return decoded
 
-def _layers(enter: int, hidden: int, leave: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(enter, hidden), nn.ReLU(), nn.Linear(hidden, leave))
-
-
-@torch.no_grad()
-def _initial_codebooks(
-    encoder: nn.Module, items: Tensor, levels: int, codes: int, seed: int
-) -> list[nn.Parameter]:  # L of (K_l, width)
-    start = residual_kmeans(encoder(items).numpy(), levels=levels, codes=codes, seed=seed)
-    return [nn.Parameter(torch.tensor(codebook)) for codebook in start.codebooks]
+    with torch.no_grad():
+        encoded = encoder(items)
+    chosen, _ = _quantise(encoded, codebooks)
+    books = tuple(codebook.detach().numpy() for codebook in codebooks)
+    return Quantization(torch.stack(chosen, dim=1).numpy(), books, encoded.numpy(), decode)
 
 
 def _quantise(
@@ -143,17 +145,3 @@ def _restart(
     codebook[dead] = residual[: len(codebook)][dead]
     for name in ("exp_avg", "exp_avg_sq"):
         optimiser.state[codebook][name][dead] = 0
-
-
-@torch.no_grad()
-def _result(encoder: nn.Module, decoder: nn.Module, items: Tensor, codebooks: list[nn.Parameter]) -> Quantization:
-    encoded = encoder(items)
-    chosen, _ = _quantise(encoded, codebooks)
-
-    @torch.no_grad()
-    def decode(points: NDArray[np.float32]) -> NDArray[np.float32]:
-        decoded: NDArray[np.float32] = decoder(torch.from_numpy(points)).numpy()
-        return decoded
-
-    vectors = tuple(codebook.detach().numpy() for codebook in codebooks)
-    return Quantization(torch.stack(chosen, dim=1).numpy(), vectors, encoded.numpy(), decode)

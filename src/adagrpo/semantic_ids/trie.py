@@ -106,7 +106,12 @@ class Trie:
         for level, size in enumerate(level_sizes):
             # `unique` sorts, so the rank of a key continues the lexicographic order of the prefixes.
             keys, nodes = torch.unique(nodes * size + codes[:, level], return_inverse=True)
-            tables.append(_dense(keys, counts[-1], size) if counts[-1] * size <= dense_limit else keys)
+            if counts[-1] * size <= dense_limit:
+                table = torch.full((max(counts[-1], 1) * size,), -1, dtype=torch.int32, device=keys.device)
+                table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
+                tables.append(table.view(-1, size))
+            else:
+                tables.append(keys)
             first.append(torch.searchsorted(keys, size * torch.arange(max(1, counts[-1]) + 1, device=keys.device)))
             last.append(keys % size)
             counts.append(len(keys))
@@ -134,7 +139,7 @@ class Trie:
             self.node_counts,
             tuple(table.to(device) for table in self.tables),
             self.items.to(device),
-            tuple(place.to(device) for place in self.first),
+            tuple(child.to(device) for child in self.first),
             tuple(code.to(device) for code in self.codes),
         )
 
@@ -183,8 +188,8 @@ class Trie:
         parents = torch.repeat_interleave(counts)
         # children are contiguous: count from the parent's first one
         before = counts.cumsum(0) - counts
-        places = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
-        return Branches(counts, parents, self.codes[level].index_select(0, places), places)
+        children = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
+        return Branches(counts, parents, self.codes[level].index_select(0, children), children)
 
     @cached_property
     def leaf_ranges(self) -> tuple[Tensor, ...]:
@@ -219,19 +224,13 @@ class Trie:
         self,
         items: Tensor,  # (V,) bool
     ) -> Eligible:
-        """Count the eligible items below each node, once for all searches that share the mask.
-
-        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-        >>> eligible = trie.eligible(torch.tensor([True, False, True]))
-        >>> [below.tolist() for below in eligible.below], eligible.count
-        ([[2], [2, 0], [1, 1, 0]], 2)
-        """
+        """Count the eligible items below each node, once for all searches that share the mask."""
         least = len(self.leaf_of) - 1
         if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
             raise ValueError(f"items is {items.dtype} of {tuple(items.shape)}, expected bool of {(least,)} or more")
         before = torch.nn.functional.pad(items[self.items].cumsum(0, dtype=torch.int32), (1, 0))
-        places = [before.index_select(0, of_level) for of_level in self.leaf_ranges]
-        return Eligible(items, tuple(place[1:] - place[:-1] for place in places), int(before[-1]))
+        ends = [before.index_select(0, of_level) for of_level in self.leaf_ranges]
+        return Eligible(items, tuple(end[1:] - end[:-1] for end in ends), int(before[-1]))
 
     def excluding(
         self,
@@ -243,22 +242,16 @@ class Trie:
         Args:
             items: -1 and items outside the tree are ignored.
             eligible: mask of each sample, None for all items; samples that share one should be adjacent.
-
-        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-        >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
-        >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
-        [[False, False], [True, False]]
         """
         masks = list(eligible or [None])
-        starts = [place for place, mask in enumerate(masks) if place == 0 or mask is not masks[place - 1]]
+        starts = [row for row, mask in enumerate(masks) if row == 0 or mask is not masks[row - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
         # -1 and items beyond the last one with a leaf both hit the final -1
         leaves = self.leaf_of[items.clamp(max=len(self.leaf_of) - 1)]
         real = leaves >= 0
         for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
             mask = masks[start]
-            if mask is not None:  # items outside the mask would be counted twice
-                # items beyond the mask have no leaf, so the looked-up value does not matter
+            if mask is not None:  # items outside would be counted twice; beyond its end none has a leaf
                 real[start:end] &= mask.items[items[start:end].clamp(0, len(mask.items) - 1)]
         return Excluded(torch.unique((samples + leaves)[real]), tuple(starts), tuple(masks[start] for start in starts))
 
@@ -279,28 +272,26 @@ class Trie:
         """
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)
-        known, before = nodes.clamp(min=0), samples * self.node_counts[-1]
-        left = self._reachable(level, known.flatten(), samples.flatten(), excluded).view(nodes.shape)
-        if len(excluded.keys):
-            bounds = [
-                torch.searchsorted(excluded.keys, (before + place).contiguous())
-                for place in (self.leaf_ranges[level][known], self.leaf_ranges[level][known + 1])
-            ]
-            left = left - (bounds[1] - bounds[0])
-        return (left == 0) | (nodes < 0)
-
-    def _reachable(self, level: int, nodes: Tensor, samples: Tensor, excluded: Excluded) -> Tensor:
-        ends = samples.new_tensor(excluded.starts[1:])
-        bounds = [0, *torch.searchsorted(samples, ends).tolist(), len(samples)]
+        known, leaves = nodes.clamp(min=0), self.leaf_ranges[level]
+        flat, rows = known.flatten(), samples.flatten()
+        # of each run of samples that share a mask, how many eligible leaves are below each node
+        bounds = [0, *torch.searchsorted(rows, rows.new_tensor(excluded.starts[1:])).tolist(), len(rows)]
         counts = []
         for mask, start, end in zip(excluded.masks, bounds[:-1], bounds[1:], strict=True):
-            part = nodes[start:end]
+            part = flat[start:end]
             if mask is None:
-                leaves = self.leaf_ranges[level]
                 counts.append(leaves.index_select(0, part + 1) - leaves.index_select(0, part))
             else:
                 counts.append(mask.below[level].index_select(0, part))
-        return counts[0] if len(counts) == 1 else torch.cat(counts)
+        left = (counts[0] if len(counts) == 1 else torch.cat(counts)).view(nodes.shape)
+        if len(excluded.keys):
+            before = samples * self.node_counts[-1]
+            low, high = (
+                torch.searchsorted(excluded.keys, (before + leaf).contiguous())
+                for leaf in (leaves[known], leaves[known + 1])
+            )
+            left = left - (high - low)
+        return (left == 0) | (nodes < 0)
 
     def leaf_items(
         self,
@@ -322,14 +313,3 @@ class Trie:
         for level in range(self.num_levels):
             nodes = self.child(level, nodes, codes[..., level])
         return self.leaf_items(nodes)
-
-
-def _dense(
-    keys: Tensor,  # (n,) int64, sorted
-    nodes: int,
-    size: int,
-) -> Tensor:
-    """Return the (max(nodes, 1), size) int32 child table, -1 for no child."""
-    table = torch.full((max(nodes, 1) * size,), -1, dtype=torch.int32, device=keys.device)
-    table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-    return table.view(-1, size)

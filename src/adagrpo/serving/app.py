@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
+from html import escape
 from threading import Lock
 from typing import Any
 
@@ -18,39 +20,26 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from adagrpo.exposures.exposure_log import ExposureSink, SinkFailed
-from adagrpo.exposures.user_hash import UserHash, read_key
-from adagrpo.lists.exploration import Exploration
+from adagrpo.exposures.exposure_log import SinkFailed
 from adagrpo.serving import schemas
-from adagrpo.serving.api_page import api_page
 from adagrpo.serving.arms import ArmManager, Switching
 from adagrpo.serving.batch_queue import BatchQueue
-from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exposure_rows import ExposureRows
-from adagrpo.serving.intake import Intake
-from adagrpo.serving.limits import Limits
+from adagrpo.serving.middleware import RequestMiddleware
 from adagrpo.serving.model_manager import Answered, Asked, ModelManager, SwapFailed
+from adagrpo.serving.options import Options
 from adagrpo.serving.playground import add_page
-from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
 from adagrpo.serving.service_metrics import ServiceMetrics
 
 LOOK_SECONDS = 0.1  # interval of lag measurements
 LINGER = 0.15  # see `BatchQueue`
-
-
-@dataclass
-class Options:
-    """Options of a service."""
-
-    limits: Limits = field(default_factory=Limits)
-    bearers: Bearers = field(default_factory=Bearers)
-    log: RequestLog = field(default_factory=RequestLog)
-    user_hash: UserHash = field(default_factory=lambda: read_key(None))
-    exposures: ExposureSink | None = None  # None: no log
-    explore: Exploration | None = None  # None: no sampling
-    hosts: Sequence[str] = ("*",)  # accepted Host headers
-    threads: int = 1  # that compute lists, each on one processor
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
+pre { overflow-x: auto; padding: .5rem 1rem; border: 1px solid; border-radius: 4px; }
+h2 code { font-size: 1.1rem; }
+"""
 
 
 class Application:
@@ -71,33 +60,22 @@ class Application:
         sink = options.exposures
         self.exposures = None if sink is None else ExposureRows(sink, self._not_logged)
         self.metrics.serves(**manager.now.versions)
-        self.routes = Routes(
-            manager,
-            self.queue,
-            self.metrics,
-            options.user_hash,
-            lambda: not self.draining,
-            bool(options.bearers),
-            self.exposures,
-            options.explore,
-        )
+        self.routes = Routes(manager, self.queue, self.metrics, options, lambda: not self.draining, self.exposures)
         self.switching = None
         if isinstance(manager, ArmManager):
-            self.switching = Switching(manager.trial, self.metrics, options.log, bool(options.bearers))
+            self.switching = Switching(manager.trial, self.metrics, options)
             self.routes.experiment = self.switching.measure
         self.api = _api(self.routes, self.switching, self._lifespan)
         direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
-        self.intake = Intake(
+        self.middleware = RequestMiddleware(
             self.api,
-            options.limits,
-            options.bearers,
+            options,
             self.metrics,
-            options.log,
             self.queue.late,
             {path: answered(handler) for path, handler in direct.items()},
             lambda: self.draining,
         )
-        self._entrance = TrustedHostMiddleware(self.intake, options.hosts, www_redirect=False)
+        self._entrance = TrustedHostMiddleware(self.middleware, options.hosts, www_redirect=False)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -119,25 +97,22 @@ class Application:
             return
         with self._reloading:
             self._next_reload.release()
-            self._reload()
-
-    def _reload(self) -> None:
-        try:
-            serving = self.manager.swap(after_others=True)
-        except SwapFailed as error:
-            self.metrics.swaps.labels("failed").inc()
-            self.options.log.event("reload", outcome="failed", why=str(error), kept=self.manager.now.versions)
-        else:
-            self.metrics.swaps.labels("done").inc()
-            self.metrics.serves(**serving.versions)
-            self.options.log.event("reload", outcome="done", versions=serving.versions)
+            try:
+                serving = self.manager.swap(after_others=True)
+            except SwapFailed as error:
+                self.metrics.swaps.labels("failed").inc()
+                self.options.log.event("reload", outcome="failed", why=str(error), kept=self.manager.now.versions)
+            else:
+                self.metrics.swaps.labels("done").inc()
+                self.metrics.serves(**serving.versions)
+                self.options.log.event("reload", outcome="done", versions=serving.versions)
 
     async def _watch_loop(self) -> None:
         """Measure the lag of the event loop."""
         while True:
             due = time.monotonic() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
-            self.intake.lag = max(0.0, time.monotonic() - due)
+            self.middleware.lag = max(0.0, time.monotonic() - due)
 
     def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -204,3 +179,24 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
         return json_response({"detail": reason}, error.status_code, error.headers)
 
     return app
+
+
+def api_page(description: Mapping[str, Any]) -> str:
+    """Return a page of the routes as HTML, from the OpenAPI schema; it loads nothing."""
+    title = escape(description["info"]["title"])
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
+        '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>'
+    ]
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            about = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(operation.get("description", "")))
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{about}</p>")
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            if body:
+                text = escape(json.dumps(body, indent=1))
+                parts.append(f"<details><summary>Body</summary><pre>{text}</pre></details>")
+    schemas = json.dumps(description.get("components", {}).get("schemas", {}), indent=1)
+    return "".join(parts) + f"<h2>Schemas</h2><pre>{escape(schemas)}</pre></html>"

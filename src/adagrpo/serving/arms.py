@@ -8,61 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request, Response
 
 from adagrpo.errors import UserError
-from adagrpo.lists.query import ItemId
+from adagrpo.experiments.live import LiveExperiment
 from adagrpo.serving.model_manager import Assignment, Interleaved, ModelManager, Serving, SwapFailed, TrialArm
-from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.options import Options
 from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
 from adagrpo.serving.service_metrics import ServiceMetrics
-
-
-class _Dealt(Protocol):
-    @property
-    def arm(self) -> str: ...
-
-    @property
-    def deal(self) -> str: ...
-
-
-class Trial(Protocol):
-    """Running experiment, see `adagrpo.experiments.live`."""
-
-    @property
-    def name(self) -> str:
-        """Name of the experiment."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """First digits of the plan's hash."""
-        ...
-
-    def arms(self) -> Sequence[str]:
-        """Return the control, then all other arms."""
-        ...
-
-    def deal(self, user: str) -> _Dealt:
-        """Return a user's arm and the reason for it."""
-        ...
-
-    def draft(
-        self, request_id: str, control: Sequence[ItemId], treatment: Sequence[ItemId], count: int
-    ) -> list[tuple[int, int]]:
-        """Return arm (0 or 1) and rank in that arm's list, for each rank of the joint list."""
-        ...
-
-    def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
-        """Increase the share of users, or stop an arm; raise `UserError` if impossible."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return name, plan, share and stopped arms, as JSON."""
-        ...
 
 
 class ArmManager(ModelManager):
@@ -70,18 +26,12 @@ class ArmManager(ModelManager):
 
     def __init__(
         self,
-        trial: Trial,
+        trial: LiveExperiment,
         load: Callable[..., Sequence[Serving]],
         load_other: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the arms.
-
-        Args:
-            load: loads all arms in the order of `Trial.arms`.
-            load_other: loads an arm of the run for inspection.
-            exchanged: called after each swap.
-        """
+        """Load the arms: `load` returns all in the order of `trial.arms`; for the rest see `ModelManager`."""
         self.trial, self._load_arms = trial, load
         first = load()
         super().__init__(first[0], load_other, exchanged)
@@ -94,24 +44,24 @@ class ArmManager(ModelManager):
 
     def assign(self, users: Sequence[str | None]) -> list[Assignment]:
         """Assign users, by hash or None, to arms."""
-        arms = self.arms
-        return [self._assign(arms, user) for user in users]
-
-    def _assign(self, arms: Mapping[str, Serving], user: str | None) -> Assignment:
-        if user is None:
-            return Assignment(arms[self.trial.arms()[0]])
-        dealt = self.trial.deal(user)
-        if dealt.deal == "interleaved":
-            return self._both(arms, dealt.deal)
-        return Assignment(arms[dealt.arm], TrialArm(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
-
-    def _both(self, arms: Mapping[str, Serving], deal: str) -> Assignment:
-        first, second = self.trial.arms()
-        one, other = arms[first].versions, arms[second].versions
-        versions = {"model": f"{one['model']}+{other['model']}", "catalog": one["catalog"]}
-        versions["arm"] = f"{one['arm']}+{other['arm']}"
-        trial = TrialArm(self.trial.name, self.trial.hash, f"{first}+{second}", deal, versions)
-        return Assignment(arms[first], trial, Interleaved(arms[second], (first, second), self.trial.draft))
+        arms, trial = self.arms, self.trial
+        first, *others = trial.arms()
+        assignments = []
+        for user in users:
+            arm, reason = (first, None) if user is None else trial.assign(user)
+            if reason is None:
+                assignments.append(Assignment(arms[first]))
+            elif reason == "interleaved":
+                (second,) = others
+                one, other = arms[first].versions, arms[second].versions
+                versions = {"model": f"{one['model']}+{other['model']}", "catalog": one["catalog"]}
+                versions["arm"] = f"{one['arm']}+{other['arm']}"
+                both = TrialArm(trial.name, trial.hash, f"{first}+{second}", reason, versions)
+                interleaved = Interleaved(arms[second], (first, second), trial.draft)
+                assignments.append(Assignment(arms[first], both, interleaved))
+            else:
+                assignments.append(Assignment(arms[arm], TrialArm(trial.name, trial.hash, arm, reason)))
+        return assignments
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         if {"arm", "checkpoint"} & {*wanted}:
@@ -122,8 +72,8 @@ class ArmManager(ModelManager):
 class Switching:
     """Handlers of `GET` and `POST /v1/admin/experiment`."""
 
-    def __init__(self, trial: Trial, metrics: ServiceMetrics, log: RequestLog, may_switch: bool) -> None:
-        self.trial, self.metrics, self.log, self.may_switch = trial, metrics, log, may_switch
+    def __init__(self, trial: LiveExperiment, metrics: ServiceMetrics, options: Options) -> None:
+        self.trial, self.metrics, self.options = trial, metrics, options
         self.measure()
 
     def measure(self) -> dict[str, Any]:
@@ -140,12 +90,12 @@ class Switching:
 
     async def switch(self, request: Request) -> Response:
         """Increase the share of users, or stop an arm for good; its users get the control at once."""
-        if not self.may_switch:
+        if not self.options.bearers:
             raise BadRequest("only where a token is set", 403)
         body = validated(SwitchBody, parsed(request.state.body))
         try:
             made = await asyncio.to_thread(self.trial.switch, share=body.share, stop=body.stop)
         except UserError as error:
             raise BadRequest(str(error), 409) from error
-        self.log.event("switch", **{name: value for name, value in made.items() if name != "time"})
+        self.options.log.event("switch", **{name: value for name, value in made.items() if name != "time"})
         return json_response({"made": made, **self.measure()})

@@ -17,19 +17,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adagrpo.errors import UserError
 from adagrpo.serving.app import Application
-from adagrpo.serving.limits import HEAD_BYTES
 
 BACKLOG = 1024
+HEAD_BYTES = 32_768  # of a request outside its body: head, trailers, chunk extensions
 LAST_WORD_SECONDS = 0.2  # for requests in flight on accepted connections
 MOST_OPEN_FILES = 65_536
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket; port 0 takes a free one.
-
-    Raises:
-        UserError: the address cannot be bound.
-    """
+    """Open a listening socket, on a free port for 0; `UserError` if it cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -49,10 +45,7 @@ def raise_open_files() -> None:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with at most `HEAD_BYTES` outside a body.
-
-    uvicorn limits that only in its h11 parser, which takes 66 µs more per request.
-    """
+    """uvicorn's protocol with at most `HEAD_BYTES` outside a body; its own limit needs h11, 66 µs more per request."""
 
     non_body_bytes = 0  # bytes of the current request outside its body
 

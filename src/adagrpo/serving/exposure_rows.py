@@ -20,7 +20,7 @@ AT_ONCE = 1000  # rows per transaction
 SLOW, REST = 0.5, 1.0  # a failure that took longer than SLOW seconds pauses writes for REST seconds
 
 
-class Asker(NamedTuple):
+class RequestHashes(NamedTuple):
     """User and history of a request, as keyed hashes."""
 
     user: str | None  # None: no user in the request
@@ -28,7 +28,7 @@ class Asker(NamedTuple):
     history: str  # with the other fields of the request
 
 
-def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: float) -> Exposure:
+def exposure(request_id: str, hashes: RequestHashes, asked: Asked, answer: Answered, ms: float) -> Exposure:
     """Return the row of an answer as shown; `ms` since the request was read."""
     shown, query, trial, versions = answer.list, asked.query, asked.trial, asked.versions
     made_by, size = versions["arm"], len(shown.items)
@@ -40,13 +40,13 @@ def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: 
         arm=made_by if trial is None else trial.arm,
         model_version=versions["model"],
         catalog_version=versions["catalog"],
-        user_hash=asker.user,
-        key_version=asker.key,
-        history_hash=asker.history,
+        user_hash=hashes.user,
+        key_version=hashes.key,
+        history_hash=hashes.history,
         experiment=None if trial is None else trial.experiment,
         salt_version=None if trial is None else trial.plan,
         arm_version=None if trial is None else made_by,
-        deal=None if trial is None else trial.deal,
+        deal=None if trial is None else trial.reason,
         teams=answer.teams,
         narrowed=asked.narrowed,
         degraded=answer.degraded,
@@ -59,10 +59,10 @@ def exposure(request_id: str, asker: Asker, asked: Asked, answer: Answered, ms: 
     )
 
 
-def failure(request_id: str, asker: Asker, asked: Asked, ms: float) -> Exposure:
+def failure(request_id: str, hashes: RequestHashes, asked: Asked, ms: float) -> Exposure:
     """Return the row of a request without a list, under another id so that it can be retried."""
     nothing = Answered(Recommendations([], [], []), False)
-    row = exposure(f"{request_id}!{FAILED}", asker, asked, nothing, ms)
+    row = exposure(f"{request_id}!{FAILED}", hashes, asked, nothing, ms)
     return replace(row, source=FAILED)
 
 
@@ -90,19 +90,11 @@ class ExposureRows:
         return next((f"{what} cannot be written: {why}" for what, why in self._failing.copy().items()), None)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
-        """See `ExposureSink.write`.
-
-        Raises:
-            SinkFailed: none of the answers may be sent.
-        """
+        """See `ExposureSink.write`; after `SinkFailed`, none of the answers may be sent."""
         return await self._answers.submit(rows)
 
     async def feedback(self, rows: Sequence[Feedback]) -> Sequence[Outcome]:
-        """See `ExposureSink.feedback`.
-
-        Raises:
-            SinkFailed: none is logged.
-        """
+        """See `ExposureSink.feedback`; after `SinkFailed`, none is logged."""
         return await self._events.submit(rows)
 
     def close(self) -> None:

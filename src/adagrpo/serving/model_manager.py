@@ -27,7 +27,7 @@ class TrialArm(NamedTuple):
     experiment: str
     plan: str  # the first digits of its hash
     arm: str  # of the plan
-    deal: str  # why the user got it, see `adagrpo.experiments.dealing`
+    reason: str  # why the user got it, see `adagrpo.experiments.allocation`
     versions: Mapping[str, str] | None = None  # of an interleaved list; None: those of the served model
 
 
@@ -43,9 +43,9 @@ class Interleaved(NamedTuple):
         lists = (first.list, second.list)
         drafted = self.draft(request_id, first.list.items, second.list.items, count)
         made = Recommendations(
-            [lists[arm].items[place] for arm, place in drafted],
-            [lists[arm].scores[place] for arm, place in drafted],
-            [lists[arm].codes[place] for arm, place in drafted],
+            [lists[arm].items[rank] for arm, rank in drafted],
+            [lists[arm].scores[rank] for arm, rank in drafted],
+            [lists[arm].codes[rank] for arm, rank in drafted],
             source=first.list.source,
         )
         teams = tuple(self.arms[arm] for arm, _ in drafted)
@@ -112,16 +112,22 @@ class Serving:
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """Return the lists of requests to this recommender."""
+        queries, count = [one.query for one in asked], len(asked)
+        size = 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP  # see `batch_queue`
         with self.exclusive_reward(min(one.deadline for one in asked) - AFTER_REWARD):
-            return self._answer(asked)
+            lists = self.recommender.recommend([*queries, *queries[-1:] * (size - count)])
+            guard = self._guard
+            failed = guard is not None and guard.failed
+            why = f"reward: {guard.why}" if guard is not None and failed else None
+        answers = []
+        for result in lists[:count]:
+            asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
+            answers.append(Answered(result, asks and not failed, why if asks else None))
+        return answers
 
     @contextmanager
     def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
-        """Lock the reward for the block, so that `failed` describes this block alone.
-
-        Args:
-            until: `time.monotonic` after which lists come without the reward.
-        """
+        """Lock the reward, so that `failed` is of this block alone; after `until` (monotonic) lists come without it."""
         if self.recommender.reward is None:
             yield
             return
@@ -135,22 +141,6 @@ class Serving:
                 if guard is not None:
                     guard.until = math.inf
 
-    def _answer(self, asked: Sequence[Asked]) -> list[Answered]:
-        guard, queries = self._guard, [one.query for one in asked]
-        lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
-        failed = guard is not None and guard.failed
-        why = f"reward: {guard.why}" if guard is not None and failed else None
-        answers = []
-        for result in lists[: len(asked)]:
-            asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
-            answers.append(Answered(result, asks and not failed, why if asks else None))
-        return answers
-
-
-def _size(count: int) -> int:
-    """Round a batch size up to one of few, see `adagrpo.serving.batch_queue`."""
-    return 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP
-
 
 class SwapFailed(RuntimeError):
     """Raised when a new model cannot be served; the old one stays."""
@@ -160,17 +150,9 @@ class ModelManager:
     """Hold the served models and replace them."""
 
     def __init__(
-        self,
-        serving: Serving,
-        load: Callable[..., Serving] | None = None,
-        exchanged: Callable[[], None] = lambda: None,
+        self, serving: Serving, load: Callable[..., Serving] | None = None, exchanged: Callable[[], None] = lambda: None
     ) -> None:
-        """Start with one model.
-
-        Args:
-            load: loads another model by arm and checkpoint; raises `UserError` or `ServiceError`.
-            exchanged: called after each swap.
-        """
+        """Start with one model; `load` loads another by arm and checkpoint, `exchanged` is called after each swap."""
         self._load, self._exchanged = load, exchanged
         self._replace([serving])
         self._loading = threading.Lock()
@@ -186,10 +168,7 @@ class ModelManager:
         return self._loading.locked()
 
     def swap(self, *, after_others: bool = False, **wanted: str) -> Serving:
-        """Load another model, try it, and serve it from now on.
-
-        Args:
-            after_others: wait for a running swap.
+        """Load another model, try it, and serve it from now on, `after_others` after a running swap.
 
         Raises:
             SwapFailed: it failed, or another swap is running.
@@ -217,20 +196,14 @@ class ModelManager:
         return [Assignment(self.now)] * len(users)
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
-        if self._load is None:
-            raise SwapFailed("there is nothing to load another one from")
-        return [self._load(**wanted)]
+        return [self.load_other(**wanted)]
 
     def _replace(self, made: Sequence[Serving]) -> None:
         """Serve models, in one assignment: readers never see two swaps."""
         self._served = tuple(made)
 
     def load_other(self, **wanted: str) -> Serving:
-        """Load a model for inspection.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """Load a model for inspection; `UserError` if it cannot be loaded."""
         if self._load is None:
             raise UserError("there is nothing to load another one from")
         return self._load(**wanted)

@@ -23,7 +23,7 @@ from pydantic import Field
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.explanation import ItemTitles, explain
 from adagrpo.lists.query import Query
-from adagrpo.serving.daemon_thread import in_daemon_thread
+from adagrpo.serving.batch_queue import in_daemon_thread
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow
 from adagrpo.serving.schemas import BadRequest, Body, Filter, Id, parsed, validated

@@ -1,4 +1,4 @@
-"""Route handlers. `adagrpo.serving.intake` has read the bodies.
+"""Route handlers. `adagrpo.serving.middleware` has read the bodies.
 
 Answers are written by orjson: response validation would cost as much as the list.
 """
@@ -19,39 +19,24 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, same_request
-from adagrpo.exposures.user_hash import UserHash
+from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
-from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.query import ItemId, Query
-from adagrpo.serving.batch_queue import BatchQueue, Overloaded
-from adagrpo.serving.daemon_thread import in_daemon_thread
-from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure, feedback_row
-from adagrpo.serving.limits import LONGEST_BATCH
+from adagrpo.serving import schemas
+from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
+from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure, feedback_row
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
-from adagrpo.serving.schemas import (
-    BadRequest,
-    BatchBody,
-    Body,
-    FeedbackBody,
-    FeedbackEvent,
-    RecommendBody,
-    RecommendRequest,
-    ReloadBody,
-    parsed,
-    validated,
-)
+from adagrpo.serving.options import Options
+from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 
-AGAIN = {"retry-after": "1"}
-DEFECT = "a defect of the service; it was logged"
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
 DAY = 86_400.0  # seconds
 IDS_IN_LOOP = 256  # ids of a filter; longer ones and groups are resolved in a thread
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
-BodyT = TypeVar("BodyT", bound=Body)
+BodyT = TypeVar("BodyT", bound=schemas.Body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -68,27 +53,27 @@ def answered(handler: Handler) -> Handler:
         except BadRequest as error:
             return json_response({"detail": str(error)}, error.status)
         except Overloaded as error:
-            request.state.turned_away = "queue"  # counted by `Intake`
-            again = {"retry-after": str(error.retry_after)}
-            return json_response({"detail": str(error)}, 503, again)
+            request.state.turned_away = "queue"  # counted by the middleware
+            return json_response({"detail": str(error)}, 503, {"retry-after": str(error.retry_after)})
         except SinkFailed:
-            return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
+            why = "the exposure log cannot be written; try again later"
+            return json_response({"detail": why}, 503, {"retry-after": "1"})
         except asyncio.CancelledError:
             if disconnected(request):  # nobody reads the answer
                 return Response(status_code=499)
             raise
         except Exception as error:
-            request.state.defect = error  # counted and logged by `Intake`
-            return json_response({"detail": DEFECT}, 500)
+            request.state.defect = error  # counted and logged by the middleware
+            return json_response({"detail": "a defect of the service; it was logged"}, 500)
 
     wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
     return wrapped
 
 
-class _One(NamedTuple):
-    name: str  # its request id
+class _ListRequest(NamedTuple):
+    id: str
     k: int
-    asker: Asker
+    hashes: RequestHashes
     asked: Asked
     unknown: list[ItemId]  # ids of its history that are not in the catalogue
     narrowing: Narrowing | None = None
@@ -102,11 +87,9 @@ class Routes:
     manager: ModelManager
     queue: BatchQueue[Asked, Answered]
     metrics: ServiceMetrics
-    user_hash: UserHash
+    options: Options
     ready: Callable[[], bool]
-    may_reload: bool  # a token is set
     exposures: ExposureRows | None
-    explore: Exploration | None
     connections: Callable[[], int] = lambda: 0
     experiment: Callable[[], dict[str, Any]] | None = None  # updates its metrics and returns its state
     _figures: tuple[float, bytes] = (-math.inf, b"")  # time of rendering, and the text
@@ -151,11 +134,11 @@ class Routes:
         await self._record(request, [one], answers, [reply])
         content = {key: reply[key] for key in ("items", "scores", "unknown")}
         content |= {} if reply["degraded"] is None else {"degraded": reply["degraded"]}
-        return json_response(content, headers={"x-request-id": one.name})
+        return json_response(content, headers={"x-request-id": one.id})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Return lists for one history, or for several in one body."""
-        batch, bodies = await self._read(request, _bodies, request, RecommendBody, BatchBody, "requests")
+        batch, bodies = await self._read(request, _bodies, request, RecommendBody, schemas.BatchBody, "requests")
         if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
             ones = await asyncio.to_thread(self._asked, request, bodies)
         else:
@@ -164,11 +147,15 @@ class Routes:
         try:
             answers = await self._lists(request, ones)
         except Exception:  # these users got no list of their arm
-            await self._record_failed(request, ones)
+            ms = 1000 * (time.perf_counter() - request.state.started)
+            rows = [failure(one.id, one.hashes, one.asked, ms) for one in ones if one.asked.trial is not None]
+            if self.exposures is not None and rows:
+                with suppress(SinkFailed):  # the client gets the first error
+                    await self.exposures.write(rows)
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
         await self._record(request, ones, answers, replies)
-        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].name})
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].id})
 
     async def item(self, request: Request) -> Response:
         """Return an item of the catalogue."""
@@ -183,7 +170,10 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """Record feedback of users on lists."""
-        rows = await self._read(request, _told, request)
+        rows = await self._read(
+            request,
+            lambda: [*map(feedback_row, _bodies(request, schemas.FeedbackEvent, schemas.FeedbackBody, "events")[1])],
+        )
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
         outcomes = Counter(await self.exposures.feedback(rows))
@@ -194,9 +184,9 @@ class Routes:
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or the run's current files. On failure the served model stays."""
-        if not self.may_reload:
+        if not self.options.bearers:
             raise BadRequest("only where a token is set", 403)
-        body = validated(ReloadBody, parsed(request.state.body or b"{}"))
+        body = validated(schemas.ReloadBody, parsed(request.state.body or b"{}"))
         wanted = body.model_dump(exclude_none=True)
         try:
             serving = await in_daemon_thread(self.manager.swap, **wanted)
@@ -207,8 +197,6 @@ class Routes:
         self.metrics.serves(**serving.versions)
         return json_response({"status": "ok", "versions": serving.versions, **serving.about})
 
-    # ------------------------------------------------ helpers
-
     async def _read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
         if len(request.state.body) <= BYTES_IN_LOOP:
             return work(*arguments)
@@ -217,85 +205,90 @@ class Routes:
                 raise Overloaded(1)
             return await asyncio.to_thread(work, *arguments)
 
-    def _asked_plainly(self, request: Request) -> _One:
-        body = validated(RecommendRequest, parsed(request.state.body))
+    def _asked_plainly(self, request: Request) -> _ListRequest:
+        body = validated(schemas.RecommendRequest, parsed(request.state.body))
         serving = self.manager.now
-        name = request.state.request_id
+        request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
+        # no user: no experiment
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), request_id))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
-        return _One(name, body.k, self._asker(None, body), asked, unknown)
+        return _ListRequest(request_id, body.k, self._hashes(None, body), asked, unknown)
 
-    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_One]:
-        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+    def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_ListRequest]:
+        made = request.state.request_id
+        ids = [
+            body.request_id or (f"{made}.{index % LONGEST_BATCH}" if index else made)
+            for index, body in enumerate(bodies)
+        ]
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
-        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        users = [None if body.user_id is None else self.options.user_hash(body.user_id) for body in bodies]
         ones = []
-        places = self.manager.assign(users)
-        serving = places[0].serving  # all are of one swap and share its items
-        for name, body, user, place in zip(ids, bodies, users, places, strict=True):
+        assignments = self.manager.assign(users)
+        serving = assignments[0].serving  # all are of one swap and share its items
+        for request_id, body, user, assigned in zip(ids, bodies, users, assignments, strict=True):
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
             query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
             if body.times is not None:
                 days = serving.recommender.days_of(body.history, [at / DAY for at in body.times])
                 query = query._replace(days=days, now=(time.time() if body.now is None else body.now) / DAY)
-            asked = Asked(place.serving, query if place.interleaved else self._explored(query, name), place.trial)
-            asker = self._asker(user, body)
-            ones.append(_One(name, body.k, asker, asked, unknown, narrowing, place.interleaved))
+            query = query if assigned.interleaved else self._explored(query, request_id)
+            asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)
+            ones.append(_ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved))
         return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
-        return query if self.explore is None else self.explore.of(query, request_id)
+        explore = self.options.explore
+        return query if explore is None else explore.of(query, request_id)
 
-    async def _lists(self, request: Request, ones: Sequence[_One]) -> list[Answered]:
-        second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
-        found = await self._answers(request, [*(one.asked for one in ones), *second], len(ones) > 1)
-        others, shown = iter(found[len(ones) :]), []
-        for one, answer in zip(ones, found[: len(ones)], strict=True):
-            if one.interleaved is not None:
-                answer = one.interleaved.join(answer, next(others), one.name, one.k)
-            shown.append(answer._replace(list=answer.list.first(one.k)))
-        return shown
-
-    async def _answers(self, request: Request, asked: Sequence[Asked], several: bool) -> list[Answered]:
+    async def _lists(self, request: Request, ones: Sequence[_ListRequest]) -> list[Answered]:
         deadline, left = request.state.deadline, request.state.deadline - time.monotonic()
-        self.queue.check(left / 2 if several else left, len(asked))  # batches leave room for single requests
-        asked = [one._replace(deadline=deadline) for one in asked]
+        second = [Asked(one.interleaved.serving, one.asked.query) for one in ones if one.interleaved]
+        # batches leave room for single requests
+        self.queue.check(left / 2 if len(ones) > 1 else left, len(ones) + len(second))
+        asked = [one._replace(deadline=deadline) for one in (*(one.asked for one in ones), *second)]
         futures = [self.queue.submit(one, deadline, lambda: disconnected(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
-        for one, answer in zip(asked, answers, strict=True):
+        for want, answer in zip(asked, answers, strict=True):
             self.metrics.length.observe(len(answer.list.items))
             if answer.degraded is not None:
                 self.metrics.fallbacks.inc()
-            if one.trial is not None:
-                self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
-        return answers
+            if want.trial is not None:
+                self.metrics.arm_lists.labels(want.trial.arm, want.trial.reason, answer.list.source).inc()
+        others, shown = iter(answers[len(ones) :]), []
+        for one, answer in zip(ones, answers[: len(ones)], strict=True):
+            if one.interleaved is not None:
+                answer = one.interleaved.join(answer, next(others), one.id, one.k)
+            shown.append(answer._replace(list=answer.list.first(one.k)))
+        return shown
 
-    def _asker(self, user: str | None, body: RecommendRequest | RecommendBody) -> Asker:
-        said = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
-        for name in {"include", "exclude"} & said.keys():
-            said[name] = filter_key(said[name])
-        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(body.history, said))
-
-    def _id(self, request: Request, place: int) -> str:
-        name: str = request.state.request_id
-        return name if not place else f"{name}.{place % LONGEST_BATCH}"
+    def _hashes(self, user: str | None, body: schemas.RecommendRequest | RecommendBody) -> RequestHashes:
+        fields = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
+        for name in {"include", "exclude"} & fields.keys():
+            fields[name] = filter_key(fields[name])
+        return RequestHashes(
+            user, self.options.user_hash.fingerprint, self.options.user_hash.of_history(body.history, fields)
+        )
 
     async def _record(
-        self, request: Request, ones: Sequence[_One], answers: Sequence[Answered], replies: Sequence[dict[str, Any]]
+        self,
+        request: Request,
+        ones: Sequence[_ListRequest],
+        answers: Sequence[Answered],
+        replies: Sequence[dict[str, Any]],
     ) -> None:
         """Log lists before they are sent; a repeated request id gets the logged list, or 409."""
         fields = request.state.log
-        fields |= {"request_id": ones[0].name, "lists": len(ones), "versions": replies[0]["versions"]}
-        if ones[0].asker.user is not None:
-            fields["user"] = ones[0].asker.user
+        fields |= {"request_id": ones[0].id, "lists": len(ones), "versions": replies[0]["versions"]}
+        if ones[0].hashes.user is not None:
+            fields["user"] = ones[0].hashes.user
         if self.exposures is None:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
-        rows = [exposure(one.name, one.asker, one.asked, answer, ms) for one, answer in zip(ones, answers, strict=True)]
+        rows = [exposure(one.id, one.hashes, one.asked, answer, ms) for one, answer in zip(ones, answers, strict=True)]
         for one in ones:
             if one.asked.trial is not None:
                 self.metrics.arm_seconds.labels(one.asked.trial.arm).observe(ms / 1000)
@@ -307,52 +300,30 @@ class Routes:
                 reply.pop("experiment", None)  # it describes the new list
                 reply |= _repeated(recorded, one.asked.serving)
 
-    async def _record_failed(self, request: Request, ones: Sequence[_One]) -> None:
-        ms = 1000 * (time.perf_counter() - request.state.started)
-        rows = [failure(one.name, one.asker, one.asked, ms) for one in ones if one.asked.trial is not None]
-        if self.exposures is not None and rows:
-            with suppress(SinkFailed):  # the client gets the first error
-                await self.exposures.write(rows)
-
 
 def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:
-    """Return the items of a history, and its unknown ids.
-
-    Raises:
-        BadRequest: `k` exceeds the beam.
-    """
+    """Return the items of a history, and its unknown ids; `BadRequest` if `k` exceeds the beam."""
     if k > serving.recommender.width:
         raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
     return serving.recommender.known(history)
 
 
 def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> Narrowing:
-    """Resolve the filters of a request.
-
-    Raises:
-        BadRequest: unknown column or value.
-    """
+    """Resolve the filters of a request; `BadRequest` for an unknown column or value."""
     try:
         return serving.recommender.narrow(include, exclude)
-    except UserError as error:  # its message holds the value
-        content = (
-            error.public_message
-            if isinstance(error, UnknownGroup)
-            else "include, exclude: item ids, or values by group"
-        )
-        raise BadRequest(content) from None
+    except UnknownGroup as error:
+        raise BadRequest(error.public_message) from None
+    except UserError:  # its message holds the value
+        raise BadRequest("include, exclude: item ids, or values by group") from None
 
 
-def _bodies(request: Request, one: type[BodyT], several: type[Body], name: str) -> tuple[bool, list[BodyT]]:
+def _bodies(request: Request, one: type[BodyT], several: type[schemas.Body], name: str) -> tuple[bool, list[BodyT]]:
     """Return whether a body is a batch, and its requests."""
     content = parsed(request.state.body)
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)
     return False, [validated(one, content)]
-
-
-def _told(request: Request) -> list[Feedback]:
-    return [feedback_row(event) for event in _bodies(request, FeedbackEvent, FeedbackBody, "events")[1]]
 
 
 def _takes_time(body: RecommendBody) -> bool:
@@ -389,15 +360,15 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
     }
 
 
-def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) -> dict[str, Any]:
-    return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
+def _experiment(name: str | None, plan: str | None, arm: str, reason: str | None) -> dict[str, Any]:
+    return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": reason}}
 
 
-def _reply(one: _One, answer: Answered) -> dict[str, Any]:
-    shown, trial, held = answer.list, one.asked.trial, one.narrowing
-    content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
+def _reply(one: _ListRequest, answer: Answered) -> dict[str, Any]:
+    shown, trial, narrowing = answer.list, one.asked.trial, one.narrowing
+    content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.reason)
     return {
-        "request_id": one.name,
+        "request_id": one.id,
         "items": shown.items,
         "scores": shown.scores,
         "codes": shown.codes,
@@ -405,7 +376,7 @@ def _reply(one: _One, answer: Answered) -> dict[str, Any]:
         "reranked": answer.reranked,
         "degraded": answer.degraded,
         "repeated": False,
-        "short": None if held is None else why_short(held, one.k, len(shown.items)),
+        "short": None if narrowing is None else why_short(narrowing, one.k, len(shown.items)),
         "unknown": one.unknown,
         "versions": one.asked.versions,
         **content,

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
-from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY, MOST_VALUES
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+LONGEST_HISTORY = 10_000  # ids per request
+LONGEST_BATCH = 64  # requests per body
+MOST_VALUES = 32_000  # per body: one request with all its lists full, or 64 with 500 values each
 MOST_GROUPS = 16  # per filter; also the most fields of any object
 
 
@@ -252,50 +253,32 @@ class SwitchBody(Body):
 
 
 def parsed(body: bytes) -> Any:
-    """Parse a JSON text.
-
-    Raises:
-        BadRequest: invalid JSON, NaN and infinities included, or more than `MOST_VALUES` values.
-    """
+    """Parse a JSON text; `BadRequest` for invalid JSON, such as NaN, or more than `MOST_VALUES` values."""
     if body.count(b",") > MOST_VALUES:  # before parsing; counts commas in texts too
         raise BadRequest(f"the body holds more than {MOST_VALUES:,} values")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        place = re.search(r"at line \d+ column \d+$", str(error))
-        what = str(error)[: place.start()].strip() if place else ""
+        where = re.search(r"at line \d+ column \d+$", str(error))
+        what = str(error)[: where.start()].strip() if where else ""
         what = what if re.fullmatch(r"[a-zA-Z ]{1,60}", what) else "it cannot be read"
-        raise BadRequest(f"the body is no JSON: {what} {place.group() if place else ''}".strip()) from None
+        raise BadRequest(f"the body is no JSON: {what} {where.group() if where else ''}".strip()) from None
 
 
 def validated(kind: type[ModelT], content: Any) -> ModelT:
-    """Validate content by a schema.
-
-    Raises:
-        BadRequest: names the first invalid field.
-    """
+    """Validate content by a schema; `BadRequest` names the first invalid field."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = (
-        ".".join(_plain(part) for part in first["loc"] if not (isinstance(part, str) and TAG.fullmatch(part)))
-        or "the body"
-    )
-    if first["type"] == "list_type" and place.rpartition(".")[2] in ("include", "exclude"):
-        raise BadRequest(f"{place}: should be item ids, or values by group")
-    if first["type"] == "extra_forbidden" and kind is RecommendRequest and place in RecommendBody.model_fields:
-        raise BadRequest(f"{place}: /recommend has no such field; POST /v1/recommend has")
-    raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
-
-
-def _plain(part: int | str) -> str:
-    if isinstance(part, int):
-        return str(part)
-    return part if PLAIN.fullmatch(part) else "(a field)"
-
-
-def _said(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "there is no such field"
-    return message if re.fullmatch(r"[A-Za-z0-9 ,.'_$^|:;\[\]{}()\\+-]{1,160}", message) else "not what it should be"
+    known = [part for part in first["loc"] if not (isinstance(part, str) and TAG.fullmatch(part))]
+    names = [str(part) if isinstance(part, int) or PLAIN.fullmatch(part) else "(a field)" for part in known]
+    field, message = ".".join(names) or "the body", first["msg"]
+    if first["type"] == "list_type" and names[-1:] in (["include"], ["exclude"]):
+        message = "should be item ids, or values by group"
+    elif first["type"] == "extra_forbidden":
+        elsewhere = kind is RecommendRequest and field in RecommendBody.model_fields
+        message = "/recommend has no such field; POST /v1/recommend has" if elsewhere else "there is no such field"
+    elif not re.fullmatch(r"[A-Za-z0-9 ,.'_$^|:;\[\]{}()\\+-]{1,160}", message):
+        message = "not what it should be"
+    raise BadRequest(f"{field}: {message}")

@@ -56,14 +56,6 @@ class ServiceMetrics:
         pair[0].inc()
         pair[1].observe(seconds)
 
-    def of_arm(self, arm: str, deal: str, source: str) -> None:
-        """Count a list of an experiment."""
-        self.arm_lists.labels(arm, deal, source).inc()
-
-    def turned_away(self, why: str) -> None:
-        """Count a refused request or connection."""
-        self.refused.labels(why).inc()
-
     def serves(self, model: str, catalog: str, arm: str) -> None:
         """Set the versions that are served."""
         for labels in self._versions:

@@ -161,7 +161,7 @@ class GroupSamples(NamedTuple):
 
     histories: Histories  # (N, T)
     targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
-    places: Tensor | None  # (N,) int64, indices into the batch's samples; None at the ends of histories
+    indices: Tensor | None  # (N,) int64, indices into the batch's samples; None at the ends of histories
 
 
 class GroupStep(NamedTuple):
@@ -202,10 +202,10 @@ def _samples(
         users = torch.from_numpy(batch.users).to(device)
         whole = Histories(padded.items.to(device), padded.lengths.to(device), users, older(schedule.max_history))
         return GroupSamples(whole, torch.full_like(whole.lengths, -1), None)
-    places = batch.rl.nonzero().squeeze(1)
+    indices = batch.rl.nonzero().squeeze(1)
     if positions != "all":
         histories = len(batch.histories.lengths)
-        counts = torch.bincount(batch.rows[places], minlength=histories)
+        counts = torch.bincount(batch.rows[indices], minlength=histories)
         match positions:
             case "last":
                 chosen = counts - 1
@@ -215,13 +215,13 @@ def _samples(
             case _:
                 assert_never(positions)
         first = counts.cumsum(0) - counts  # samples are listed row by row
-        places = places[(first + chosen)[counts > 0]]
-    seen = truncate(batch.histories, batch.rows[places], batch.positions[places])
+        indices = indices[(first + chosen)[counts > 0]]
+    seen = truncate(batch.histories, batch.rows[indices], batch.positions[indices])
     offsets = schedule.training.offsets
     before = older(offsets[batch.users + 1] - offsets[batch.users] - batch.first)
     if before is not None:
-        seen = seen._replace(older=before[batch.rows[places]])
-    return GroupSamples(seen, batch.targets[places], places)
+        seen = seen._replace(older=before[batch.rows[indices]])
+    return GroupSamples(seen, batch.targets[indices], indices)
 
 
 def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories:

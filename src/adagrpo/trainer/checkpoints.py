@@ -133,8 +133,8 @@ def _is_known(name: str) -> bool:
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
-        with atomic_file(path) as place:
-            save_file(dict(tensors), place, metadata=metadata)
+        with atomic_file(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=metadata)
     except SafetensorError as error:  # a full disk raises this, without a file name
         raise OSError(errno.EIO, str(error), str(path)) from error
 

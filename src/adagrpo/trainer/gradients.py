@@ -69,15 +69,11 @@ class Losses:
             NotFinite: in any loss.
         """
         for index, micro in self.processes.share(self.micros):
-            terms = self._terms(index, micro)
+            torch.manual_seed(step_key(self.seed, self.step, 2 * index))  # odd keys are left to the task's own draws
+            with self.precision():
+                terms, logged = self.task.loss(micro)
+            for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
+                self.logged[name] = self.logged.get(name, 0.0) + value
             if norms is not None:
                 norms.add(terms)
             each(torch.stack([*terms.values()]).sum())
-
-    def _terms(self, index: int, micro: Any) -> dict[str, Tensor]:
-        torch.manual_seed(step_key(self.seed, self.step, 2 * index))  # odd keys are left to the task's own draws
-        with self.precision():
-            terms, logged = self.task.loss(micro)
-        for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
-            self.logged[name] = self.logged.get(name, 0.0) + value
-        return terms

@@ -73,8 +73,8 @@ class NegativeSampler:
         anchor = (self.generator.random(shape) * lengths[:, None]).astype(np.int64)
         anchors = np.take_along_axis(histories, anchor, 1)
         starts, degrees = self.near.indptr[anchors], np.diff(self.near.indptr)[anchors]
-        place = (self.generator.random(shape) * degrees).astype(np.int64)
-        neighbours = self.near.indices[np.minimum(starts + place, max(0, len(self.near.indices) - 1))]
+        index = (self.generator.random(shape) * degrees).astype(np.int64)
+        neighbours = self.near.indices[np.minimum(starts + index, max(0, len(self.near.indices) - 1))]
         kind = np.resize(self.sources, count)
         drawn = np.where(kind == 0, self.generator.integers(0, self.num_items, shape), by_popularity)
         drawn = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), drawn).astype(np.int64)
@@ -125,12 +125,12 @@ def shown_groups(
     )
     every = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
     group, shown_items, clicked = _once(every, shown.items.astype(np.int64), shown.clicked)
-    place = np.arange(len(group)) - np.searchsorted(group, group)
-    kept = place < most_shown
+    index = np.arange(len(group)) - np.searchsorted(group, group)
+    kept = index < most_shown
     items = np.full((len(starts), most_shown), -1, np.int64)
     chosen = np.zeros(items.shape, dtype=np.bool_)
-    items[group[kept], place[kept]] = shown_items[kept]
-    chosen[group[kept], place[kept]] = clicked[kept]
+    items[group[kept], index[kept]] = shown_items[kept]
+    chosen[group[kept], index[kept]] = clicked[kept]
     owner, seen = users[starts], shown.history_lengths[starts]
     good = chosen.any(1) & (seen <= training.lengths[owner])
     owner, seen, items, chosen = owner[good], seen[good], items[good], chosen[good]
@@ -158,10 +158,10 @@ def exposed_groups(
 ) -> RankingGroups:
     """Build a group per user from held-out impressions."""
     owners, row, counts = np.unique(users, return_inverse=True, return_counts=True)
-    place = np.arange(len(users)) - (np.cumsum(counts) - counts)[row]
+    index = np.arange(len(users)) - (np.cumsum(counts) - counts)[row]
     table = np.full((len(owners), int(counts.max(initial=1))), -1, np.int64)
     chosen = np.zeros(table.shape, dtype=np.bool_)
-    table[row, place], chosen[row, place] = items, clicked
+    table[row, index], chosen[row, index] = items, clicked
     some = chosen.any(1)
     owners, table, chosen = owners[some], table[some], chosen[some]
     histories, lengths = _histories(sampler.training, owners, sampler.training.offsets[owners + 1], max_history)

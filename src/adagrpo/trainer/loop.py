@@ -131,10 +131,12 @@ class _Loop:
                     _cut(self.work / name, restored.step)
         lost = self.progress.watch.verdict
         unjudged = bool(lost) and not self.progress.lost
-        due = restored is not None and (restored.step in self.validate_at or unjudged)
-        if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
-            self._judge(lost)  # of step 0, or one that failed when it was due
-            if restored is not None:
+        if restored is None:
+            self._judge(lost)  # of step 0
+        elif restored.step in self.validate_at or unjudged:
+            rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+            if not rows or json.loads(rows[-1])["step"] != restored.step:  # it failed when it was due
+                self._judge(lost)
                 self._save()  # the logged row and the best weights it selected belong together
 
     def ends_early(self) -> bool:
@@ -161,7 +163,12 @@ class _Loop:
             reason = ", ".join(bad)
         if bad:
             self.task.load_state(before)
-            values = self._skip(values, bad, reason)
+            if self.progress.skipped_in_a_row + 1 >= LIMIT * self.task.stride:
+                raise Diverged(reason, step + 1, self.seed, self.task.users(step))
+            self.progress.skipped += 1
+            self.progress.skipped_in_a_row += 1
+            values = {name: value for name, value in values.items() if name not in bad} | {"skipped": 1.0}
+            values |= {f"not_finite_{name}": 1.0 for name in bad}
         else:
             self.torn = True  # until it is counted and logged
             self.optimizer.step()
@@ -183,30 +190,23 @@ class _Loop:
             losses.backward(self.accelerator.backward, norms)
         except NotFinite as error:
             problem = [error.what, str(error)]
-        values |= self._sum(losses.logged, problem)
-        self.processes.sum_gradients_(self.parameters)
-        values["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        return values if norms is None else values | _measured(norms)
-
-    def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
-        reports = self.processes.gather([own, problem])
-        for _, error in reports:
-            if error is not None:
-                raise NotFinite(*error)
-        values: dict[str, float] = {}
+        reports = self.processes.gather([losses.logged, problem])
+        for _, told in reports:
+            if told is not None:
+                raise NotFinite(*told)
+        sums: dict[str, float] = {}
         for logged, _ in reports:
             for name, value in logged.items():
-                values[name] = values.get(name, 0.0) + value
+                sums[name] = sums.get(name, 0.0) + value
+        values |= sums
+        self.processes.sum_gradients_(self.parameters)
+        values["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if norms is not None:
+            lengths = norms.norms()
+            values |= {f"grad_norm_{name}": length for name, length in lengths.items()}
+            if (pressure := pressure_of(lengths)) is not None:
+                values["pressure"] = pressure
         return values
-
-    def _skip(self, values: dict[str, float], bad: Sequence[str], reason: str) -> dict[str, float]:
-        step = self.progress.step
-        if self.progress.skipped_in_a_row + 1 >= LIMIT * self.task.stride:
-            raise Diverged(reason, step + 1, self.seed, self.task.users(step))
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        finite = {name: value for name, value in values.items() if name not in bad}
-        return finite | {"skipped": 1.0} | {f"not_finite_{name}": 1.0 for name in bad}
 
     def _close_step(self, values: dict[str, float]) -> dict[str, float]:
         """Log, validate and save; returns validation metrics."""
@@ -242,17 +242,8 @@ class _Loop:
         self.torn = False
 
     def _judge(self, lost: str | None) -> dict[str, float]:
-        metrics, fallen = self._validate(lost)
-        lost = fallen or lost
-        if lost and not self.progress.lost and self.watched is not None:
-            self.progress.lost, self.progress.lost_step = lost, self.progress.step
-            self.watched.say(self.progress.step, lost)
-        return metrics
-
-    def _validate(self, lost: str | None = None) -> tuple[dict[str, float], str | None]:
-        """Validate and keep the best weights; returns metrics and the reason for a collapse."""
+        """Validate, keep the best weights, and note a collapse; `lost` is the reason for one, from the steps."""
         metrics: dict[str, float] = {}
-        fallen = None
         self.model.eval()
         self._swap_average()
         try:
@@ -262,13 +253,16 @@ class _Loop:
                 _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
                 if self.watched is not None:
                     with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
-                        fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
+                        lost = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases) or lost
             # with constrained decoding a collapsed policy may still rank well: it is no candidate
-            if not (lost or fallen):
+            if not lost:
                 self.progress.offer(metrics.get(self.task.monitor, math.nan), self.model)
         finally:
             self._swap_average()
-        return metrics, fallen
+        if lost and not self.progress.lost and self.watched is not None:
+            self.progress.lost, self.progress.lost_step = lost, self.progress.step
+            self.watched.say(self.progress.step, lost)
+        return metrics
 
     def keep(self) -> None:
         """Save the state if it is consistent."""
@@ -308,21 +302,9 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _measured(gradients: TermGradients) -> dict[str, float]:
-    norms = gradients.norms()
-    pressure = pressure_of(norms)
-    values = {f"grad_norm_{name}": norm for name, norm in norms.items()}
-    return values if pressure is None else values | {"pressure": pressure}
-
-
 def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _last_step(path: Path) -> int | None:
-    rows = path.read_text(encoding="utf-8").splitlines()
-    return int(json.loads(rows[-1])["step"]) if rows else None
 
 
 def _cut(path: Path, step: int) -> None:

@@ -52,7 +52,7 @@ class Micro(NamedTuple):
     total: int
     groups: GatedGroups | None  # of the whole step; None without RL samples, which an RL split can give
     admitted: Tensor  # (A,) int64 rows of `groups`
-    places: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
+    indices: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
 
 
 class PostTraining:
@@ -76,7 +76,7 @@ class PostTraining:
         shared_by: Processes | None = None,
     ) -> None:
         if GATES[arm.gate].reads_truth != (true_utility is not None):
-            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
+            raise ValueError("the true utility: a gate that reads it needs it, and nothing else may have it")
         self.policy = policy
         self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
@@ -115,8 +115,8 @@ class PostTraining:
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
             admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
-            places = None if part.places is None else part.places[admitted]
-            micros.append(Micro(batch, total, groups, admitted + first, places))
+            indices = None if part.indices is None else part.indices[admitted]
+            micros.append(Micro(batch, total, groups, admitted + first, indices))
             first += len(part.targets)
         self._micros = micros
         return self._micros, summary(groups).to_json()
@@ -128,12 +128,12 @@ class PostTraining:
         batch, context = micro.batch, None
         if self.arm.anchored:
             self.policy.train()
-            if len(micro.admitted) and micro.places is not None and self.policy.same_in_training:
+            if len(micro.admitted) and micro.indices is not None and self.policy.same_in_training:
                 context = self.policy.encode(batch.histories, batch.rows, batch.positions)
             terms["nll"] = nll_term(self.policy, batch, micro.total, context)
         if len(micro.admitted):
             self.policy.eval()
-            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
+            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.indices])
         if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
@@ -188,9 +188,6 @@ class PostTraining:
             division=division,
         )
 
-    def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:
-        return score_codes(policy, context, codes, self.catalog, self.objective)
-
     def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
         """Return `(λ / B_rl) Σ loss_b` over admitted groups and values to log; reuses `context` if given."""
         groups, rows = micro.groups, micro.admitted
@@ -198,7 +195,7 @@ class PostTraining:
         if context is None:
             context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
         codes = groups.rollouts.codes[rows]
-        log_probs = self._score(self.policy, context, codes)
+        log_probs = score_codes(self.policy, context, codes, self.catalog, self.objective)
         inputs = TermInputs(
             log_probs,
             # with one iteration a group is scored by the policy that it was drawn from
@@ -215,5 +212,5 @@ class PostTraining:
         share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
         return (
             self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
-            {name: float(value) * share[0] / share[1] for name, value in logged.items()},
+            {name: float(value.detach()) * share[0] / share[1] for name, value in logged.items()},
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -227,23 +227,19 @@ def _norms(
             del terms
             if stated:
                 torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
-                _add_parts(gradients, task.stated_anchor(micro), precision)
+                parts = iter(task.stated_anchor(micro))
+                while True:
+                    with precision():
+                        part = next(parts, None)
+                    if part is None:
+                        break
+                    gradients.add({STATED: part})
     except NotFinite as error:
         problem = [error.what, str(error)]
     for told in shared_by.gather(problem):
         if told is not None:
             raise NotFinite(*told)
     return gradients.norms()
-
-
-def _add_parts(gradients: TermGradients, parts: Iterable[Tensor], precision: Callable[[], Any]) -> None:
-    iterator = iter(parts)
-    while True:
-        with precision():
-            part = next(iterator, None)
-        if part is None:
-            return
-        gradients.add({STATED: part})
 
 
 def _root_mean_square(norms: Sequence[float]) -> float:

@@ -185,11 +185,11 @@ class RankerFit:
         rows, positions, index, after = rows[kept], positions[kept], index[kept], after[kept]
         histories = batch.histories
         if after.any():
-            some, place = np.unique(rows[after], return_inverse=True)
+            some, inverse = np.unique(rows[after], return_inverse=True)
             whole = pad(self.schedule.training, batch.users[some], self.schedule.max_history)
             whole = whole._replace(users=torch.from_numpy(batch.users[some])).to(batch.targets.device)
             histories = Histories.stack([histories, whole])
-            rows[after], positions[after] = len(batch.users) + place, whole.lengths.cpu().numpy()[place] - 1
+            rows[after], positions[after] = len(batch.users) + inverse, whole.lengths.cpu().numpy()[inverse] - 1
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
         return ShownItems(histories, *(torch.from_numpy(column).to(batch.targets.device) for column in columns))
 

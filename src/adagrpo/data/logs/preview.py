@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, o
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.data.logs.lists import first_list
 from adagrpo.data.logs.notes import duplicates_note, ids_note
-from adagrpo.data.logs.question import question_of
+from adagrpo.data.logs.question import future_note, question_of
 from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
@@ -315,7 +316,11 @@ def _counted(
         "understood": logs.understood,
         "counts": counts,
         "lost": _lost(logs.rejects),
-        "notes": [*filter(None, (duplicates_note(duplicates), ids_note(users[USER_ID], items)))],
+        "notes": [
+            *filter(
+                None, (duplicates_note(duplicates), ids_note(users[USER_ID], items), future_note(logs, time.time()))
+            )
+        ],
         "has_time": TIMESTAMP in table.columns,
         "left_out": logs.left_out,
         "no_items": _no_items(table[ITEM_ID]),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.formats import one_line
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.data.logs.times import UNITS
+from adagrpo.data.logs.times import UNITS, moment
 
 SEVERAL = 0.01  # share of lines in baskets of several, from which on a case is a basket
 CASES, FEW, LEAST = 2000, 1000, 100  # cases wanted in each part, few enough to say so, and too few to ask by time
@@ -69,40 +69,58 @@ def order_notes(left_out: Mapping[str, int], no_items: Sequence[str]) -> list[st
 def question_of(logs: Logs) -> Question:
     """Derive the question from all rows of a log."""
     table, key = logs.interactions, logs.time_key
-    if BASKET not in table.columns and key != TIMESTAMP:
-        repeats = 1 - table.select(USER_ID, ITEM_ID).n_unique() / len(table)
-        return Question(False, 0.0, repeats, float((table[USER_ID].value_counts()["count"] == 1).mean()), None)  # type: ignore[arg-type]
-    basket = BASKET if BASKET in table.columns else key
-    lines = table.select(USER_ID, basket, ITEM_ID, *({key} - {basket})).with_columns(
-        pl.len().over(USER_ID, basket).alias("size")
-    )
-    several = float((lines["size"] > 1).mean())  # type: ignore[arg-type]
-    together = several >= SEVERAL
-    once = lines.unique([USER_ID, basket, ITEM_ID]) if together else lines
-    repeats = 1 - once.select(USER_ID, ITEM_ID).n_unique() / len(once)
-    of_user = (
-        lines.group_by(USER_ID, basket).agg(pl.col(key).min().alias("at"))
-        if together
-        else lines.select(USER_ID, pl.col(key).alias("at"))
-    ).sort(USER_ID, "at")
-    one = float((of_user.group_by(USER_ID).len()["len"] == 1).mean())  # type: ignore[arg-type]
-    known = Question(together, several, repeats, one, None)
+    basket = BASKET if BASKET in table.columns else TIMESTAMP if key == TIMESTAMP else None
+    if basket is None:
+        return Question(False, 0.0, _repeats(table), _with_one(table), None)
+    several = float((table.group_by(USER_ID, basket).len()["len"].replace(1, 0).sum()) / len(table))
+    baskets = table.group_by(USER_ID, basket).agg(pl.col(key).min().alias("at"))
+    alone = _with_one(baskets)
+    if several < SEVERAL or alone == 1:  # of users with one basket each, only its order can be asked
+        baskets, alone = table.select(USER_ID, pl.col(key).alias("at")), _with_one(table)
+        known = Question(False, several, _repeats(table), alone, None)
+    else:
+        known = Question(True, several, _repeats(table.unique([USER_ID, basket, ITEM_ID])), alone, None)
     unit = logs.understood.get("time", {}).get("unit")
     if key != TIMESTAMP:
         return known
     if unit is None:
         return known._replace(why_not="of which unit its times are is not known")
-    found = _parts(of_user, UNITS[unit] * 86_400)
-    if isinstance(found, str):
-        return known._replace(why_not=found)
-    return known._replace(by_time=found)
+    found = _parts(baskets, UNITS[unit] * 86_400)
+    return known._replace(why_not=found) if isinstance(found, str) else known._replace(by_time=found)
 
 
-def _parts(of_user: pl.DataFrame, day: float) -> ByTime | str:
+def _repeats(lines: pl.DataFrame) -> float:
+    return 1 - lines.select(USER_ID, ITEM_ID).n_unique() / len(lines)
+
+
+def _with_one(rows: pl.DataFrame) -> float:
+    """The share of users with one row."""
+    counts = rows.group_by(USER_ID).len()["len"]
+    return int((counts == 1).sum()) / len(counts)
+
+
+def future_note(logs: Logs, now: float) -> str | None:
+    """Say how many rows lie in the future; `now` is in seconds since 1970."""
+    unit = logs.understood.get("time", {}).get("unit")
+    if unit is None:
+        return None
+    times = logs.interactions[TIMESTAMP]
+    latest = (now + 86_400) * UNITS[unit]  # a clock may be of another zone
+    late = int((times > latest).sum())
+    if not late:
+        return None
+    last = moment(float(times.max()), unit)  # type: ignore[arg-type]
+    return (
+        f"note: {late:,} rows lie in the future, the last at {last}; to leave them out, --set"
+        f" data.refuse.after={latest:.0f} --max-bad-rows {late}"
+    )
+
+
+def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
     """Find the parts, given the users and times of baskets and a day in their unit; else return why there are none."""
-    users = of_user[USER_ID].rank("dense").to_numpy().astype(np.int64) - 1
-    at = of_user["at"].to_numpy().astype(np.float64) / day
-    first = np.full(int(users[-1]) + 1, np.inf)
+    users = rows[USER_ID].rank("dense").to_numpy().astype(np.int64) - 1
+    at = rows["at"].to_numpy().astype(np.float64) / day
+    first = np.full(int(users.max()) + 1, np.inf)
     np.minimum.at(first, users, at)
     begin, end = float(np.floor(at.min())), float(np.floor(at.max())) + 1
     step = 7 if end - begin >= WEEKS else 1

@@ -38,10 +38,10 @@ def reranking(run: RunDirectory) -> Declaration:
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
-        reward = None if options.in_spreads else models.reward()
+        reward = None if options.in_list_stds else models.reward()
         beams = models.predict(models.policy(run.path("sft", "best")), cases, reward, progress(run, STAGE))
         members = {}
-        if options.in_spreads:
+        if options.in_list_stds:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
             spreads = [reward_spread(beams.items, values) for values in rewards]
             summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)

@@ -38,7 +38,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             data.truth()  # raises if it is missing
         reads += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
-    weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_spreads else None
+    weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_list_stds else None
     reads += [] if weights is None else [REWARD_WEIGHTS]
 
     watch = {"watch": True, "go_on": not options.stop_lost}
@@ -108,7 +108,7 @@ def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Pa
     """Convert weights in units of σ to factors of the raw reward."""
     known = read_reward_weights(weights)
     assert arm.term is not None, "a weight of a reward is an option of a term"
-    for name in TERMS[arm.term].in_spreads:
+    for name in TERMS[arm.term].in_list_stds:
         given = objective.of_term(arm.term)[name]
         weight = given if isinstance(given, int | float) else known.distill
         objective = objective.with_option(arm.term, name, weight / known.spread)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from adagrpo.report.diagnosis_figures import exposure_figures, weight_figures
+from adagrpo.report.diagnosis_page import exposure_figures, weight_figures
 
 
 def interval(mean: float, half: float = 0.01) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report
-from adagrpo.report.ranker_tables import calibration_text, ranking_table, strata_table
+from adagrpo.report.run_tables import calibration_text, ranking_table, strata_table
 
 
 def interval(mean: float) -> dict[str, float]:

@@ -16,9 +16,7 @@ import orjson
 from fastapi import Request, Response
 
 from adagrpo.serving.batch_queue import Overloaded
-from adagrpo.serving.bearer import Bearers
-from adagrpo.serving.limits import Limits
-from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.options import Options
 from adagrpo.serving.service_metrics import ServiceMetrics
 
 Scope = MutableMapping[str, Any]
@@ -49,30 +47,28 @@ class _Refused(Exception):
         self.status, self.headers = status, headers
 
 
-class Intake:
+class RequestMiddleware:
     """ASGI middleware around the API."""
 
     def __init__(
         self,
         inner: Application,
-        limits: Limits,
-        bearers: Bearers,
+        options: Options,
         metrics: ServiceMetrics,
-        log: RequestLog,
         late: Callable[[float], float | None],
         direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
-        ending: Callable[[], bool] = lambda: False,
+        ending: Callable[[], bool] = lambda: False,  # whether answers close their connection
     ) -> None:
         """Wrap an application.
 
         Args:
             late: seconds by which a list requested now would miss an answer in the given seconds; None: in time.
             direct: POST handlers by path that bypass the slow routing of `inner`.
-            ending: whether answers close their connection.
         """
-        self._inner, self._limits, self._bearers = inner, limits, bearers
-        self._metrics, self._log, self._late, self._direct = metrics, log, late, direct
-        self._names, self._ending = _names(), ending
+        self._inner, self._metrics = inner, metrics
+        self._limits, self._bearers, self._log = options.limits, options.bearers, options.log
+        self._late, self._direct, self._ending = late, direct, ending
+        self._request_ids = _request_ids()
         self.lag = 0.0  # approximate seconds that a request has waited unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,13 +103,13 @@ class Intake:
         except _Gone:
             return
         except _Refused as refused:
-            await _say(noted, refused, receive)
+            await _refuse(noted, refused, receive)
         defect = state.get("defect")
         if defect is not None:
             self._metrics.errors.inc()
             self._log.defect(defect, route=route)
         if "turned_away" in state:
-            self._metrics.turned_away(state["turned_away"])
+            self._metrics.refused.labels(state["turned_away"]).inc()
         seconds = time.perf_counter() - started
         self._metrics.answered(route, status, seconds)
         if self._log.share or status >= 500:
@@ -122,7 +118,7 @@ class Intake:
     async def _enter(self, path: str, scope: Scope, state: dict[str, Any], receive: Receive) -> None:
         headers = dict(scope["headers"])
         if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
-            self._metrics.turned_away("token")
+            self._metrics.refused.labels("token").inc()
             raise _Refused(401, "a token is needed: Authorization: Bearer ...", (b"www-authenticate", b"Bearer"))
         if path not in WITH_BODY or scope["method"] != "POST":
             state["body"] = b""
@@ -142,11 +138,11 @@ class Intake:
             async with asyncio.timeout(self._limits.body_seconds):
                 state["body"] = await self._body(receive)
         except TimeoutError:
-            self._metrics.turned_away("time")
+            self._metrics.refused.labels("time").inc()
             raise _Refused(408, "the body did not come in time", CLOSE) from None
         state["disconnected"] = asyncio.ensure_future(receive()).done  # after the body, only a disconnect can come
         state["deadline"] = time.monotonic() + self._seconds_left()  # sending the body has its own limit
-        state["request_id"] = next(self._names)
+        state["request_id"] = next(self._request_ids)
 
     def _seconds_left(self) -> float:
         """Return the seconds left to answer a request, at least half the deadline."""
@@ -168,18 +164,18 @@ class Intake:
         return b"".join(pieces)
 
     def _too_large(self) -> _Refused:
-        self._metrics.turned_away("size")
+        self._metrics.refused.labels("size").inc()
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
 
 
-def _names() -> Iterator[str]:
+def _request_ids() -> Iterator[str]:
     while True:
         block = os.urandom(4096).hex()
-        yield from (block[place : place + 32] for place in range(0, len(block), 32))
+        yield from (block[start : start + 32] for start in range(0, len(block), 32))
 
 
-async def _say(send: Send, refused: _Refused, receive: Receive) -> None:
-    """Refuse; before closing, drain the body so that the client can read the answer."""
+async def _refuse(send: Send, refused: _Refused, receive: Receive) -> None:
+    """Send a refusal; before closing, drain the body so that the client can read the answer."""
     body = orjson.dumps({"detail": str(refused)})
     head = [JSON, (b"content-length", b"%d" % len(body)), *refused.headers]
     closes = CLOSE in refused.headers

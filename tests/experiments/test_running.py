@@ -1,4 +1,4 @@
-"""Who is dealt which arm while an experiment runs: the ramp grows, arms are switched off, and nobody changes sides."""
+"""Which arm a user gets while an experiment runs: the ramp grows, arms are stopped, and nobody changes sides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.allocation import Assigned, assign, assign_at
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.experiments.plan import DAY, Plan, frozen_path
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
@@ -32,40 +31,40 @@ USERS = [f"user-{number}" for number in range(3000)]
 NONE = Switches()
 
 
-def dealt(day: float, switches: Switches = NONE) -> dict[str, Dealt]:
-    return {user: deal(PLAN, user, PLAN.begins + day * DAY, switches) for user in USERS}
+def assigned(day: float, switches: Switches = NONE) -> dict[str, Assigned]:
+    return {user: assign_at(PLAN, user, PLAN.begins + day * DAY, switches) for user in USERS}
 
 
 def test_the_ramp_takes_users_in_and_none_out_or_across() -> None:
-    before: dict[str, Dealt] = {}
+    before: dict[str, Assigned] = {}
     for day, share in ((0.0, 0.1), (1.99, 0.1), (2.0, 0.5), (3.5, 1.0), (6.99, 1.0)):
-        now = dealt(day)
-        reached = [user for user, given in now.items() if given.deal != "outside"]
+        now = assigned(day)
+        reached = [user for user, given in now.items() if given.reason != "outside"]
         assert abs(len(reached) / len(USERS) - share) < 0.03
-        assert all(now[user] == given for user, given in before.items() if given.deal != "outside")
+        assert all(now[user] == given for user, given in before.items() if given.reason != "outside")
         before = now
-    arms = [given.arm for given in before.values() if given.deal == "arm"]
+    arms = [given.arm for given in before.values() if given.reason == "arm"]
     assert abs(arms.count("third") / len(arms) - 0.5) < 0.03 and abs(arms.count("new") / len(arms) - 0.25) < 0.03
-    held = [user for user, given in before.items() if given == Dealt("now", "held out")]
-    assert abs(len(held) / len(USERS) - 0.1) < 0.02 and before["user-3"] == Dealt("now", "outside")
+    held = [user for user, given in before.items() if given == Assigned("now", "held out")]
+    assert abs(len(held) / len(USERS) - 0.1) < 0.02 and before["user-3"] == Assigned("now", "outside")
     weights = {"now": 1.0, "new": 1.0, "third": 2.0}
     for user, given in before.items():  # the analysis finds the same arm from the hash alone
-        assert given.deal != "arm" or given.arm == assign(user, salt="2026-11", weights=weights, holdout=0.1)
+        assert given.reason != "arm" or given.arm == assign(user, salt="2026-11", weights=weights, holdout=0.1)
 
 
 def test_before_and_after_its_days_there_is_no_experiment() -> None:
     late = Switches(shares=((PLAN.begins - 9 * DAY, 1.0),))
     for day in (-0.01, 7.0):
-        assert {*dealt(day, late).values()} == {Dealt("now", "outside")}
-    assert sum(given.deal == "arm" for given in dealt(0.0, late).values()) > 2500
+        assert {*assigned(day, late).values()} == {Assigned("now", "outside")}
+    assert sum(given.reason == "arm" for given in assigned(0.0, late).values()) > 2500
 
 
 def test_a_switch_holds_from_its_time_on() -> None:
     stop = Switches(stops={"new": PLAN.begins + 4 * DAY})
-    before, after = dealt(3.9, stop), dealt(4.0, stop)
-    assert before == dealt(4.0)
+    before, after = assigned(3.9, stop), assigned(4.0, stop)
+    assert before == assigned(4.0)
     for user, given in after.items():
-        assert given == (Dealt("now", "stopped") if before[user] == Dealt("new", "arm") else before[user])
+        assert given == (Assigned("now", "stopped") if before[user] == Assigned("new", "arm") else before[user])
     grown = Switches(shares=((PLAN.begins + 0.5 * DAY, 0.3),))
     assert [grown.share(PLAN, PLAN.begins + day * DAY) for day in (0.4, 0.5, 2.0)] == [0.1, 0.3, 0.5]
 
@@ -107,18 +106,18 @@ def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     path, clock = tmp_path / "plan.yaml", [PLAN.begins + 4 * DAY]
     path.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
     here, there = (LiveExperiment(path, lambda: clock[0]) for _ in range(2))
-    user = next(user for user, given in dealt(4.0).items() if given == Dealt("new", "arm"))
-    assert here.deal(user) == there.deal(user) == Dealt("new", "arm")
+    user = next(user for user, given in assigned(4.0).items() if given == Assigned("new", "arm"))
+    assert here.assign(user) == there.assign(user) == Assigned("new", "arm")
     here.switch(stop="new")
-    assert here.deal(user) == Dealt("now", "stopped")  # at once
+    assert here.assign(user) == Assigned("now", "stopped")  # at once
     clock[0] += 0.6
-    assert there.deal(user) == Dealt("now", "stopped")  # and within a second elsewhere
+    assert there.assign(user) == Assigned("now", "stopped")  # and within a second elsewhere
     assert there.state() | {"plan": ""} == {
         "name": "ramped", "plan": "", "share": 1.0, "stopped": {"new": "2026-11-12T00:00:00+00:00"},
     }  # fmt: skip
     switches_path(path).write_text("nonsense\n", encoding="utf-8")
     clock[0] += 0.6
-    assert there.deal(user) == Dealt("now", "stopped")  # a file that cannot be read switches nothing on
+    assert there.assign(user) == Assigned("now", "stopped")  # a file that cannot be read switches nothing on
     switches_path(path).unlink()
     assert not LiveExperiment(path).frozen and not frozen_path(path).exists()  # a service that does not start
     here.freeze()
@@ -140,7 +139,7 @@ def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> No
     live = LiveExperiment(path, lambda: moment)
     switches_path(path).write_text('{"time": 1.0, "share": 0.5}\n{"time": 17958', encoding="utf-8")  # a full disk
     made = live.switch(stop="new")
-    assert live.state()["stopped"].keys() == {"new"} and {live.deal(user).arm for user in USERS} == {"now", "third"}
+    assert live.state()["stopped"].keys() == {"new"} and {live.assign(user).arm for user in USERS} == {"now", "third"}
     assert read_switches(path, PLAN) == Switches(((1.0, 0.5),), {"new": made["time"]})
 
 
@@ -188,14 +187,14 @@ def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
 def test_an_arm_that_is_off_stays_off_whatever_becomes_of_the_file(tmp_path: Path) -> None:
     path, clock = a_plan(tmp_path), [PLAN.begins + 4 * DAY]
     live = LiveExperiment(path, lambda: clock[0])
-    user = next(user for user, given in dealt(4.0).items() if given == Dealt("new", "arm"))
-    assert live.deal(user) == Dealt("new", "arm")
+    user = next(user for user, given in assigned(4.0).items() if given == Assigned("new", "arm"))
+    assert live.assign(user) == Assigned("new", "arm")
     add_switch(path, PLAN, now=clock[0] + 600, stop="new")  # by a machine whose clock is ahead
     clock[0] += 0.6
-    assert live.deal(user) == Dealt("now", "stopped")
+    assert live.assign(user) == Assigned("now", "stopped")
     switches_path(path).unlink()
     clock[0] += 0.6
-    assert live.deal(user) == Dealt("now", "stopped")
+    assert live.assign(user) == Assigned("now", "stopped")
     add_switch(path, PLAN, now=clock[0], stop="third")
     clock[0] += 0.6
     assert live.state()["stopped"].keys() == {"new", "third"}

@@ -58,11 +58,7 @@ class DailySigns(NamedTuple):
 
 
 def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
-    """Compute the signs of each day after the baseline.
-
-    Raises:
-        ValueError: no day after the baseline, or fewer than two lists in it.
-    """
+    """Compute the signs of each day after the baseline; `ValueError` if it has fewer than two lists, or none later."""
     first = int(visits.day.min()) if len(visits.day) else 0
     begin = first + rule.baseline
     usual = visits.day < begin
@@ -81,11 +77,7 @@ def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
 
 
 def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule()) -> list[DailySigns]:
-    """Compare an arm with others on the same days, without a baseline.
-
-    Raises:
-        ValueError: there is no such day.
-    """
+    """Compare an arm with others on the same days, without a baseline; `ValueError` if there is no such day."""
     days = np.intersect1d(arm.day, others.day)
     if not len(days):
         raise ValueError("want lists of the arm and of others on the same days, found no such day")
@@ -107,9 +99,8 @@ def gini(
 ) -> float:
     """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all.
 
-    Example:
-        >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
-        (0.0, 0.75)
+    >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
+    (0.0, 0.75)
     """
     ordered = np.sort(counts.astype(np.float64))
     if not ordered.sum():

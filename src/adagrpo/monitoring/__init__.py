@@ -1,1 +1,0 @@
-"""Signs of reward hacking in the logs of a service."""
