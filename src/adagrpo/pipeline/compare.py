@@ -36,6 +36,7 @@ from adagrpo.pipeline.compare_arms import (
     result_rows,
 )
 from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
+from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import find_content, hashes_of, locked, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
@@ -50,7 +51,7 @@ from adagrpo.pipeline.stage_table import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.hashes import hash_json, with_hash
+from adagrpo.storage.hashes import with_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
@@ -195,7 +196,7 @@ class Comparison:
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
-            "config_hash": hash_json(dump_config(self.config)),
+            "config_hash": config_hash(self.config),
             "seeds": self.seeds,
             "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
             "plan": self.plan.model_dump(mode="json"),
