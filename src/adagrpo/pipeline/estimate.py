@@ -20,7 +20,7 @@ from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions
@@ -177,7 +177,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
     checked, others = 0, set[int]()
     for (made_by, model), numbers in by_version.items():
         arm, _, checkpoint = made_by.rpartition("/")
-        if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
+        if arm not in ("sft", *trained_arms(run)) or checkpoint not in ("best", "final"):
             continue
         kind: Checkpoint = "best" if checkpoint == "best" else "final"
         chosen = choose_checkpoint(run, arm, kind)
