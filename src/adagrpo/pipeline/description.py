@@ -46,7 +46,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
 
 
 def config_hash(config: Config) -> str:
-    """Return the hash of a resolved configuration, whichever gates and terms are registered beside those that it sets."""
+    """Return the hash of a resolved configuration; gates and terms that it leaves as they are have no part in it."""
     content, usual = dump_config(config), ObjectiveConfig().model_dump(mode="json", by_alias=True)
     for name in {*GATES, *TERMS} & usual.keys():
         if content["objective"][name] == usual[name]:
