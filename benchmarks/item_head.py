@@ -24,7 +24,7 @@ from torch import Tensor
 from adagrpo.decoding import Beams, beam_search, beams
 from adagrpo.policies import HybridPolicy, hybrid
 from adagrpo.policies.hybrid import HybridContext
-from adagrpo.policies.item_head import Spoken, upwards
+from adagrpo.policies.item_head import HeadScores, upwards
 from adagrpo.types import Histories, Ragged
 from benchmarks.compact import models_of
 from benchmarks.eligible_parts import in_turn
@@ -209,5 +209,5 @@ def brute_force(policy: HybridPolicy, context: HybridContext, width: int) -> Bea
         totals = within.new_zeros(len(within), len(sizes)).index_add(1, prefix, within)
         probabilities = within / totals[:, prefix] * of_prefixes[:, prefix]
     masses = upwards(trie, torch.nn.functional.pad(probabilities, (1, 0)), trie.num_levels)
-    context.spoken = Spoken(queries, tuple(mass.float() for mass in masses))
+    context.head_scores = HeadScores(queries, tuple(mass.float() for mass in masses))
     return beam_search(policy, context, width, trie=trie)

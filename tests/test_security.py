@@ -21,6 +21,7 @@ from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import checked_stage
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import write_report
@@ -159,7 +160,7 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
 
                     load_model(places[target])
                 case _:
-                    run.checked_stage(places[target].relative_to(copied).parts[0])
+                    checked_stage(run, places[target].relative_to(copied).parts[0])
         assert places[target].name in str(caught.value)
     assert not mark.exists() and not [*tmp_path.rglob("escaped.txt")]
     assert everything(data) == outside
@@ -244,7 +245,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(copied: Path) -> None:
     content["sha256"] = hash_json({name: value for name, value in content.items() if name != "sha256"})
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     with pytest.raises(UserError, match="leaves the folder"):
-        Run.open(copied).checked_stage("sft")
+        checked_stage(Run.open(copied), "sft")
 
 
 # ---------------------------------------------------------------- folders of models

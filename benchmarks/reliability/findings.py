@@ -54,6 +54,8 @@ ROWS = {
     37: "Bursts of other work do not change a list's milliseconds; a budget that none meets leaves the old decision.",
     38: "A refused batch leaves no row; a repeated request is the same in all that changes its list.",
     39: "Ids in several spellings, duplicates and unread columns are said; errors of bad rows name the option to type.",
+    40: "Nothing of a case's basket, or later, is in what ranks it; guests' orders, returns and future rows are said.",
+    41: "A run of an earlier version opens without the keys of gates that are no longer registered, and says so.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -68,6 +70,8 @@ ELSEWHERE = {
     37: "tests: `pipeline/test_decide.py`",
     38: "tests: `serving/test_exposure_store.py`, `serving/test_service.py`",
     39: "tests: `data/test_notes.py`, `data/test_bad_rows.py`, `data/test_own_logs.py`",
+    40: "tests: `data/test_baskets.py`, `pipeline/test_baskets.py`",
+    41: "tests: `pipeline/test_run.py`, `research/test_gates.py`",
 }
 
 

@@ -163,7 +163,7 @@ def server(work: Path) -> Iterator[Server]:
 
 def _arm(moment: str, count: int) -> None:
     """Make this process kill itself the `count`-th time that it comes to a moment."""
-    from adagrpo.pipeline import stage as stages
+    from adagrpo.pipeline import make as stages
     from adagrpo.trainer import checkpoints, loop
 
     left = [count]

@@ -18,6 +18,8 @@ import numpy as np
 from adagrpo.errors import UserError
 from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
+from adagrpo.pipeline.current_files import CurrentFiles
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report
 from benchmarks.reliability.findings import Finding
@@ -37,7 +39,7 @@ def _serve(run: Run) -> object:
 
 
 def _stages(run: Run) -> object:
-    with run.locked():
+    with locked(run):
         run.stage("simulate")
         run.prepare()
         run.tokenize()
@@ -57,7 +59,7 @@ READERS: dict[str, Callable[[Run], object]] = {
     "stages": _stages,
     "evaluate": _evaluate,
     "diagnose": lambda run: json.dumps(run.diagnose().content),
-    "report": build_report,
+    "report": lambda run: build_report(CurrentFiles(run)),
 }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from adagrpo.config import Config, read_settings
-from adagrpo.lists.table import BASELINES
+from adagrpo.lists.table import baselines
 from adagrpo.pipeline.status import status
 from adagrpo.storage.hashes import hash_file
 from benchmarks.reliability.findings import Finding
@@ -226,7 +226,7 @@ def _config(run: Path) -> Config:
 
 
 def _same_settings(config: Config, made_from: Mapping[str, Any]) -> bool:
-    return bool(read_settings(config, made_from["reads"], made_from["but"]) == made_from["settings"])
+    return bool(read_settings(config, made_from["keys"], made_from["but"]) == made_from["settings"])
 
 
 def _undescribed(run: Path) -> list[str]:
@@ -257,12 +257,11 @@ def _broken(run: Path, verb: str) -> list[str]:
         made_from = manifests[name]["made_from"]
         if not _same_settings(config, made_from):
             wrong.append(f"{name} has other settings than run.yaml")
-        for label, digest in made_from["inputs"].items():
-            owner = max((stage for stage in manifests if label.startswith(f"{stage}/")), key=len, default=None)
-            if owner is not None:
-                wanted.append(owner)
-                if hash_file(run / label) != digest:
-                    wrong.append(f"{name} was made from another {label}")
+        for read, digest in made_from["reads"].items():
+            stage, _, file = read.partition(":")
+            wanted.append(stage)
+            if hash_file(run / stage / file) != digest:
+                wrong.append(f"{name} was made from another {stage}/{file}")
     return wrong
 
 
@@ -270,4 +269,4 @@ def _evaluated(run: Path) -> list[str]:
     """The stages of the arms in metrics.json."""
     stages = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["stages"]
     folders = [f"evaluate/{arm}/{kind}" for arm in stages if arm != "sft" for kind in ("best", "final")]
-    return ["evaluate/sft", *(f"evaluate/{name}" for name in BASELINES), "ranker/report", *folders]
+    return ["evaluate/sft", *(f"evaluate/{name}" for name in baselines(_config(run))), "ranker/report", *folders]

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import CatalogVersion, Run, open_version, update_catalog
+from adagrpo.pipeline.directory import events_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.hashes import hash_file
@@ -203,7 +204,7 @@ def _known(lists: NDArray[np.int64], reference: NDArray[np.int64], old: list[Cas
 
 
 def _seconds(run: Run) -> float:
-    return sum(row["seconds"] for row in run.events() if row["event"] == "end")
+    return sum(row["seconds"] for row in events_of(run) if row["event"] == "end")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.pipeline.catalog_update import update_catalog
+from adagrpo.pipeline.directory import locked, place_of
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
@@ -69,7 +70,8 @@ class Beginning:
     def catalogue(self, number: int) -> list[Path]:
         """The files of the catalogue that is served in a round."""
         versions = catalog_versions(self.run)
-        return versions[min(1 + number, len(versions) - 1)].files  # without later items there is version 0 alone
+        version = versions[min(1 + number, len(versions) - 1)]  # without later items there is version 0 alone
+        return [place_of(self.run, file) for file in version.files]
 
 
 def learning_config(config: Config, exposures: Path, through: int, **changes: Any) -> Config:
@@ -95,7 +97,7 @@ def begin_world(plan: LoopPlan, config: Config, name: str, folder: Path, console
     population.save(folder / "population.safetensors")
     through = _log_platform(simulation, begun.exposures)
     run = Run(folder / "run", learning_config(begun.config, begun.exposures, through), folder, console)
-    with run.locked():
+    with locked(run):
         run.prepare()
         run.tokenize()
         run.sft()

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adagrpo.config import ArmConfig
+from adagrpo.pipeline.directory import checked_stage, locked
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.staleness import stages_of
@@ -49,14 +51,14 @@ def learn(
     arms = () if arm is None else (arm,)
     config = config.model_copy(update={"train": config.train.model_copy(update={"arms": arms})})
     run = Run(folder, config, beginning.folder)
-    with run.locked():
+    with locked(run):
         run.prepare()
         _take_over(run, "tokenize", beginning.catalogue(number))
         _take_over(run, "sft", sorted(path for path in served.iterdir() if path.is_file()), "best")
         if ranker is None:
             _make(run, "ranker")
         else:
-            weights = sorted((ranker.checked_stage("ranker") / "best").iterdir())
+            weights = sorted((checked_stage(ranker, "ranker") / "best").iterdir())
             _take_over(run, "ranker", weights, "best")
         if arm is not None:
             _make(run, "train")
@@ -66,7 +68,7 @@ def learn(
 def _make(run: Run, command: str) -> None:
     """Make the stages of a command from what was taken over, which the recipe of the run does not make."""
     for name, declare in stages_of(run, [command]).items():
-        run.make(name, declare(run))
+        make(run, name, declare(run))
 
 
 def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") -> None:
@@ -78,4 +80,4 @@ def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") ->
             shutil.copyfile(file, work / folder / file.name)
 
     names = tuple(file.name for file in files)
-    run.make(stage, Declaration(build, list(files), names, also={"taken_over": True}))
+    make(run, stage, Declaration(build, list(files), names, also={"taken_over": True}))

@@ -36,6 +36,7 @@ from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.lists.sources import DECAY, CandidateSource, RankerScores
 from adagrpo.metrics import ndcg, target_rank_in
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -124,7 +125,7 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
 
 
 def _choices(maker: ListMaker, fusion: Fusion, data: RunData, cases: Cases) -> Choices:
-    name, weights = ListName(START, FUSE), maker.models.run.weights_of(START)
+    name, weights = ListName(START, FUSE), maker.models.run.path(*weights_of(START))
     served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
     return choices_of(served, data, cases, lambda done, total: None)
 

@@ -26,9 +26,11 @@ from adagrpo.console import StderrConsole
 from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import locked, place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
 from adagrpo.report import read_rows
@@ -111,7 +113,8 @@ def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
         _fuse_again(teaches[-2], _taught_by(teaches[-2]), teaches[-1])
     teacher, folder = teaches[-1].resolve(), _taught_by(teaches[-1])
     maker = ListMaker(Models(RunData(Run.open(teacher))))
-    files = [str(file) for file in (teacher / START / "best" / MODEL, *maker.files(ListName(START, FUSE)))]
+    parts = [place_of(maker.models.run, file) for file in maker.files(ListName(START, FUSE))]
+    files = [str(file) for file in (teacher / START / "best" / MODEL, *parts)]
     reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
     config = recipe_of(
         trial, name, f"seed={seed}", "train.arms=[nll, distill-tuned]", f"reward={yaml.dump(reward | {'files': files})}"
@@ -122,9 +125,9 @@ def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
     taught.train(anyway=True)
     arms = ("nll", "distill-tuned")
     stages = stages_of(taught, ["evaluate"], arms)
-    with taught.locked():
+    with locked(taught):
         for arm in arms:
-            taught.make(f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
+            make(taught, f"evaluate/{arm}/best", stages[f"evaluate/{arm}/best"](taught))
     found = {arm: taught.path("evaluate", arm, "best", "metrics.json") for arm in arms}
     found |= {name: teacher / "evaluate" / name / "metrics.json" for name in (START, FUSE)}
     measured = {name: json.loads(path.read_text("utf-8")) for name, path in found.items()}

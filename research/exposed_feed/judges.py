@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import CLICKED, ITEM
 from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.reward_quality import band, band_names
+from adagrpo.pipeline.directory import hash_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stage import Declaration, Read
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.storage.writing import write_file
 from research.exposed_feed.judged import Judged, as_judged, read_judged
@@ -81,7 +83,7 @@ class Judges:
             write_file(work / "summary.json", json.dumps(counts, indent=1) + "\n")
 
         inputs = [*prepared, *(run.data / judge.path for judge in self.judges.values())]
-        run.make("judges/exposures", self._stage(build, inputs, ("seed",), self.also))
+        make(run, "judges/exposures", self._stage(build, inputs, ("seed",), self.also))
 
     def counts(self) -> None:
         """Judge orders that know the item alone: the stage `judges/counts`."""
@@ -99,7 +101,7 @@ class Judges:
             write_file(work / "report.json", json.dumps(reports, indent=1) + "\n")
 
         also = {"prior": PRIOR, "judges": self.also}
-        self.run.make("judges/counts", self._stage(build, self._inputs(), ("max_history",), also))
+        make(self.run, "judges/counts", self._stage(build, self._inputs(), ("max_history",), also))
 
     def reward(self) -> None:
         """Judge the reward: the stage `judges/reward`."""
@@ -147,7 +149,7 @@ class Judges:
         self,
         name: str,
         reads: tuple[str, ...],
-        inputs: list[Path],
+        inputs: Sequence[Read],
         score: Callable[[Judged], NDArray[np.float64]],
         reference: Path | None = None,
     ) -> None:
@@ -160,17 +162,17 @@ class Judges:
 
         made_of = [*self._inputs(), *inputs, *([] if reference is None else [reference])]
         reads = ("max_history", *reads)
-        self.run.make(name, self._stage(build, made_of, reads, self.also))
+        make(self.run, name, self._stage(build, made_of, reads, self.also))
 
     def _stage(
-        self, build: Callable[[Path], None], inputs: Sequence[Path], settings: Sequence[str], also: object
+        self, build: Callable[[Path], None], inputs: Sequence[Read], settings: Sequence[str], also: object
     ) -> Declaration:
         return Declaration(build, list(dict.fromkeys(inputs)), FILES, settings, also=also)
 
     def _write(self, judged: Mapping[str, Judged], scores: Scores, reference: Path | None, work: Path) -> None:
         report, users = _judged(self.data, judged, scores)
         if reference is not None:
-            self.run.hash_input(reference)
+            hash_of(self.run, reference)
             start = pl.read_parquet(reference)
             for name, labels in report.items():
                 for label, entry in labels.items():
@@ -181,7 +183,7 @@ class Judges:
         users.write_parquet(work / "users.parquet")
         write_file(work / "report.json", json.dumps(report, indent=1) + "\n")
 
-    def _inputs(self) -> list[Path]:
+    def _inputs(self) -> list[Read]:
         """The files that every order is made of."""
         shown = self.data.prepared / "impressions.parquet"
         logs = [*self.data.training_files, self.data.prepared / "test.parquet", *([shown] if shown.is_file() else [])]

@@ -24,6 +24,7 @@ from benchmarks.rows import machine
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
@@ -97,7 +98,7 @@ def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) ->
         "strata": [row for row in report["strata"] if row["by"] in ("all", "item popularity", "item exposure")],
         "gate": {name: gates_of(models, reward) for name, reward in rewards.items()},
         "arms": {"sft": _arm({"final": sft})} | {name: _arm(metrics["stages"][name]) for name in arms},
-        "config_hash": run.config_hash,
+        "config_hash": config_hash(run.config),
         "commit": machine()["commit"],
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "seconds": round(time.monotonic() - started, 1),

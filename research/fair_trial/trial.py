@@ -64,6 +64,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.directory import locked
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
@@ -228,7 +229,7 @@ def _carry_out(comparison: Comparison, name: str) -> None:
 def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: int) -> Path:
     """A run with a starting policy alone, one of those whose mean is a reward."""
     run = Run(folder, recipe_of(plan, name, f"seed={seed}"), data, StderrConsole())
-    with run.locked():
+    with locked(run):
         run.prepare()
         run.tokenize()
         run.sft()

@@ -23,6 +23,7 @@ from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import locked
 from adagrpo.report import read_rows
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
@@ -212,7 +213,7 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
     """
     _check_plan(HERE / f"tuning-{name}.jsonl", fixed(plan, name))
     run = Run(out / f"tuning-{name}", recipe_of(plan, name, *short_ranker(plan, name)), data, StderrConsole())
-    with run.locked():
+    with locked(run):
         run.prepare()
         run.tokenize()
         run.sft()
@@ -280,7 +281,7 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     whole = run.config
     run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short, "arms": (arm,)})})
     try:
-        with run.locked():
+        with locked(run):
             run.stage(f"train/{arm.name}")
     finally:
         run.config = whole

@@ -31,6 +31,7 @@ from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
 from adagrpo.report import Table, read_rows
 from adagrpo.report.tables import MISSING
@@ -123,10 +124,10 @@ class World:
     def _start(self, seed: int, reward: str) -> tuple[Run, dict[str, Users]]:
         """The run of a seed and a reward up to its ranker, and continued NLL on test cases."""
         shared, run = self._run(seed, next(iter(self.entry["rewards"]))), self._run(seed, reward)
-        for make in (Run.prepare, Run.tokenize, Run.sft):
-            make(shared)
+        for command in (Run.prepare, Run.tokenize, Run.sft):
+            command(shared)
         run.ranker()
-        run.make(STAGE, reranking(run))
+        make(run, STAGE, reranking(run))
         baselines = {}
         for name in ("nll", "nll-twice"):
             shared.stage(f"train/{name}")

@@ -23,7 +23,9 @@ import numpy as np
 import yaml
 
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
+from adagrpo.pipeline.factories import read_reward_weights
+from adagrpo.pipeline.make import make
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, reranking
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
@@ -71,7 +73,7 @@ def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dic
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
     run = Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
     run.ranker()
-    teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
+    teacher = read_reward_weights(make(run, STAGE, reranking(run)) / FILE).distill
     outcomes: dict[str, Outcome] = {BASELINE: world.baseline}
     facts = {}
     for arm in run.config.train.arms:

@@ -21,7 +21,7 @@ import yaml
 
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.stage_table import declared
+from adagrpo.pipeline.make import make
 from adagrpo.report import read_rows
 from research.command import run
 from research.fair_trial import tune as fair
@@ -73,7 +73,7 @@ def measure(name: str, data: Path, runs: Path, out: Path) -> None:
     for arm in (arm["name"] for arm in arms):
         if {arm, arm.replace("random", "paper")} <= known:
             continue
-        folder = made.make(f"train/{arm}", declared(config)[f"train/{arm}"](made))
+        folder = make(made, f"train/{arm}", made.stages.declared(config)[f"train/{arm}"](made))
         metrics, users = outcome(made, folder / "final")
         row = {"dataset": name, "seed": SEED, "arm": arm, "metrics": metrics, "less_nll": difference(users, baseline)}
         row["admission"] = float(np.mean([step["admission"] for step in read_rows(folder / "steps.jsonl")]))

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import trained_arms
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
 from research.command import run
@@ -78,7 +79,7 @@ def measure(name: str, data: Path, out: Path) -> None:
         if not made.path("evaluate", "rerank").is_dir():
             continue
         items = RunData(made).catalog.codes.cpu().numpy()
-        for arm in made.trained():
+        for arm in trained_arms(made):
             if (seed, arm) not in known:
                 add_row(results, {"dataset": name, "seed": seed, "arm": arm} | row_of(made, arm, items))
 

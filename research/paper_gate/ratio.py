@@ -26,6 +26,7 @@ from adagrpo.config import ArmConfig, Config, ObjectiveConfig, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.report import read_rows
 from research.command import run
@@ -92,7 +93,7 @@ class Trial:
     def start(self) -> Run:
         """The run with its starting policy and trees."""
         made = Run(self.folder, self.config([]), self.data, StderrConsole())
-        with made.locked():
+        with locked(made):
             for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
                 make(made)
         return made

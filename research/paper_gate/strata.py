@@ -36,6 +36,7 @@ from adagrpo.objective import Evidence
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.report import read_rows
 from research.command import run
@@ -215,7 +216,7 @@ def measure(name: str, data: Path, runs: Path, out: Path) -> None:
         groups, options = _groups(whole, plan)
         _add(results, name, thresholds, rows_of(groups, options, thresholds, np.ones(len(groups.targets), np.bool_)))
     if "held out" not in known:
-        half.make("ranker/lambdarank", lambdarank(half))
+        make(half, "ranker/lambdarank", lambdarank(half))
         groups, options = _groups(half, plan)
         withheld = RunData(half).withheld[RunData(half).cases("validation").users]
         for users, among in {"fitted": ~withheld, "held out": withheld}.items():

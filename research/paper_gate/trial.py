@@ -27,6 +27,7 @@ from adagrpo.lists.names import RERANK
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.compare_arms import evaluation_folder
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.report import read_rows
@@ -180,7 +181,7 @@ def _choose_thresholds(plan: Mapping[str, Any], name: str, run: Run) -> None:
     for rollouts, options in plan["rollouts"].items():
         if rollouts in {row["rollouts"] for row in read_rows(results) if row["chosen"]}:
             continue
-        with run.locked():
+        with locked(run):
             for make in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
                 make(run)
         evidence = training_evidence(run, ObjectiveConfig(**options), plan["thresholds"]["samples"])

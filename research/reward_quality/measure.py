@@ -25,6 +25,7 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.directory import locked
 from adagrpo.report import to_markdown
 from adagrpo.storage.marks import claim
 from research.command import run
@@ -75,7 +76,7 @@ def measure(
     comparison = Comparison(folder, config, data, objectives=objectives, seeds=[seed], console=StderrConsole())
     run = Run(folder / f"seed-{seed}", comparison.config.model_copy(update={"seed": seed}), data, StderrConsole())
     content = comparison.carry_out()
-    with run.locked():
+    with locked(run):
         diagnosis = run.diagnose().content
     kept = ("arm", "checkpoint", "verdict", "test", "against")
     return {

@@ -28,6 +28,7 @@ from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.evaluation.predictions import Predictions, summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.suggest import recipe_text
@@ -110,7 +111,7 @@ def start(name: str, seed: int, data: Path, out: Path) -> Run:
         recipe.write_text(recipe_text(preview_logs([log], None, columns), name), encoding="utf-8")
     config = load_config(recipe, [f"seed={seed}", "threads=1", "train.fit.validations=2", *EPOCHS, *options])
     run = Run(out / f"{name}-{seed}", config, data, StderrConsole())
-    with run.locked():
+    with locked(run):
         run.prepare()
         run.tokenize()
         run.sft()
@@ -136,7 +137,7 @@ def measure(run: Run, name: str, seed: int, arms: list[ArmConfig], results: Path
     baseline: dict[str, NDArray[np.floating]] = {}
     shown = summarise(found, cases, tail=data.tail)
     for arm in arms:
-        with run.locked():
+        with locked(run):
             run.stage(f"train/{arm.name}")
         folder = run.path("train", arm.name)
         found, after = answers(folder / "final")

@@ -36,6 +36,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import Table, read_rows, to_markdown
@@ -73,7 +74,8 @@ def main() -> None:
                 continue
             config = load_config(options.recipe, [*settings, f"seed={seed}", *policy_settings(options.epochs)])
             run = Run(options.out, config, options.data, StderrConsole())
-            row: Mapping[str, Any] | None = find(read_rows(options.results), config.name, name, seed, run.config_hash)
+            known = read_rows(options.results)
+            row: Mapping[str, Any] | None = find(known, config.name, name, seed, config_hash(run.config))
             if row is None:
                 facts = {"set": settings, "epochs": options.epochs, "command": command(options)}
                 row = measure(run, name, seed, options.epochs > 0) | facts
@@ -125,7 +127,7 @@ def measure(run: Run, name: str, seed: int, policy: bool) -> dict[str, Any]:
         "dataset": run.config.name,
         "tokenizer": name,
         "seed": seed,
-        "config_hash": run.config_hash,
+        "config_hash": config_hash(run.config),
         "audit": json.loads(run.path("tokenize", "audit.json").read_text(encoding="utf-8")),
         "tokenize_cpu_seconds": round(time.process_time() - started, 2),
     }

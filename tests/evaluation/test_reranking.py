@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, mixed_scores, reward_spread
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, mixed_scores, within_list_std
 
 
 def test_the_spread_is_that_within_lists() -> None:
     """Variances 1 and 4, of lists whose means differ by 1,000; a list without an item counts for nothing."""
     items = np.array([[1, 2, -1], [1, 2, -1], [-1, -1, -1]])
     rewards = np.array([[0.0, 2.0, np.nan], [1000.0, 1004.0, np.nan], [np.nan, np.nan, np.nan]])
-    assert reward_spread(items, rewards) == pytest.approx(np.sqrt(2.5), rel=1e-12)
-    assert reward_spread(items, np.ones((3, 3))) == 1.0
-    assert reward_spread(np.full((2, 3), -1), np.ones((2, 3))) == 1.0
+    assert within_list_std(items, rewards) == pytest.approx(np.sqrt(2.5), rel=1e-12)
+    assert within_list_std(items, np.ones((3, 3))) == 1.0
+    assert within_list_std(np.full((2, 3), -1), np.ones((2, 3))) == 1.0
 
 
 def test_a_reward_in_another_unit_has_the_same_order_at_the_same_weight() -> None:
@@ -23,7 +23,7 @@ def test_a_reward_in_another_unit_has_the_same_order_at_the_same_weight() -> Non
     items, log_probs = np.arange(40).reshape(4, 10), generator.normal(size=(4, 10)).astype(np.float32)
     rewards = generator.normal(size=(4, 10)).astype(np.float32)
     one, other = (
-        mixed_scores(log_probs, values, 2.0, reward_spread(items, values)) for values in (rewards, 64 * rewards)
+        mixed_scores(log_probs, values, 2.0, within_list_std(items, values)) for values in (rewards, 64 * rewards)
     )
     assert np.array_equal(one.argsort(axis=1), other.argsort(axis=1))
 

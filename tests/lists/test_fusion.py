@@ -103,7 +103,7 @@ def test_where_the_policy_is_right_and_cases_are_few_its_order_is_kept() -> None
     fit = fit_weights(few, (POLICY, "a", "b"), (POLICY, "a", "b"), seed=0)
     assert fit.shrinkage == max(SHRINKAGE)
     assert fit.weights.weights["a"] == pytest.approx(0.0, abs=0.05)
-    assert fit.weights.weights[POLICY] == pytest.approx(fit.weights.spreads[POLICY], abs=0.05)  # its own order
+    assert fit.weights.weights[POLICY] == pytest.approx(fit.weights.stds[POLICY], abs=0.05)  # its own order
 
 
 def test_no_case_is_ranked_by_weights_that_its_user_had_a_part_in() -> None:
@@ -111,7 +111,7 @@ def test_no_case_is_ranked_by_weights_that_its_user_had_a_part_in() -> None:
     users = np.repeat(np.arange(30), 2)  # two cases each
     fit = fit_weights(made._replace(users=users), (POLICY, "a"), (POLICY, "a"), seed=1)
     folds = np.random.default_rng(1).permutation(np.arange(30) % FOLDS)[users]
-    spreads = [fit.weights.spreads[name] for name in (POLICY, "a")]
+    spreads = [fit.weights.stds[name] for name in (POLICY, "a")]
     scaled = made.features.astype(np.float64) / spreads
     prior = np.array([spreads[0], 0.0])
     for fold in range(FOLDS):

@@ -26,11 +26,12 @@ from adagrpo.pipeline import (
     evaluate_with,
     open_version,
     recommend_users,
-    stage,
     update_catalog,
 )
 from adagrpo.pipeline import catalog_update as updating
+from adagrpo.pipeline import make as making
 from adagrpo.pipeline import recommend as recommending
+from adagrpo.pipeline.directory import place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -291,8 +292,8 @@ def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_comman
     steps = {
         "codes.parquet": (Catalog, "write"),
         "neighbours.parquet": (updating, "write_json"),
-        "manifest.json": (stage, "publish"),
-        "published": (Run, "_event"),
+        "manifest.json": (making, "publish"),
+        "published": (making, "log_event"),
     }
     owner, name = steps[point]
     real = getattr(owner, name)
@@ -415,7 +416,7 @@ def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path)
 
 def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:
     version, _ = update_catalog(run, delist=["3"])
-    path = version.files[0]
+    path = place_of(version.run, version.files[0])
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"codes\.parquet"):
         recommender(Run.open(run.directory), ListOptions())

@@ -15,6 +15,7 @@ from adagrpo.evaluation.reranking import least_of_the_best
 from adagrpo.lists import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
@@ -56,7 +57,7 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
     actual = choice(run)
     test.write_bytes(held)
-    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
+    make(run, "evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
     assert actual["ndcg@10"] == pytest.approx(tried) and actual["cases"] == 60
     assert len(set(tried.values())) > 1
@@ -73,7 +74,7 @@ def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Pat
         "spread": choice(run)["spread"],
         "warning": choice(run)["warning"],
     }
-    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
+    make(run, "evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     measured = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))
     assert {name: measured[name] for name in advice} == advice
     served, about = recommender(run, ListOptions("sft", "best", advice["weight"]))

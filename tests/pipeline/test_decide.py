@@ -34,7 +34,8 @@ from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.output_sources import is_stale
+from adagrpo.pipeline.make import make
+from adagrpo.pipeline.outputs import is_stale
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
@@ -491,11 +492,11 @@ def test_a_re_ranked_list_is_not_served_with_the_weight_of_another_reward(
     run.complete()
     for kind in ("best", "final"):
         name = f"evaluate/nll+rerank/{kind}"
-        run.make(name, re_rankings("nll+rerank")[name](run))
+        make(run, name, re_rankings("nll+rerank")[name](run))
         served = recommender(run, ListOptions("nll+rerank", kind))[1]  # type: ignore[arg-type]
         assert served["reward_weight"] == json.loads((run.path(name) / "metrics.json").read_text("utf-8"))["weight"]
     changed = Run.open(run.directory, {"reward.weights": [1.0, -1000.0]})
-    changed.make(STAGE, reranking(changed))
+    make(changed, STAGE, reranking(changed))
     with pytest.raises(UserError, match=r"evaluate/nll\+rerank/best reads it too, .*`adagrpo compare`"):
         recommender(changed, ListOptions("nll+rerank"))
 
@@ -552,7 +553,7 @@ def test_a_service_starts_while_the_reward_fails_and_what_is_written_for_later_d
         served = wanted.load(Operation())
         assert served.degraded == "reward: raised RuntimeError" and served.about["reward_weight"] is None
         with pytest.raises(RuntimeError):
-            recommender(wanted.run.reopened(), wanted.asked)
+            recommender(Run.open(wanted.run.called), wanted.asked)
     history = served.recommender.known([3, 13])[0]
     assert served.answer([Asked(served, Query(history))])[0].degraded is None  # asked again, and back
 

@@ -12,6 +12,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.lists.table import baselines
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import events_of
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -39,7 +40,7 @@ def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished
     again = {name for name, row in rows.items() if row["state"] == "make"}
     made = {name for name in rows if name.split("/")[0] in ("train", "evaluate")} | {"report/paired"}
     assert again == made - {"evaluate/sft", *(f"evaluate/{name}" for name in baselines(run.config))}
-    took = next(row for row in reversed(run.events()) if row["stage"] == "train/nll" and row["event"] == "end")
+    took = next(row for row in reversed(events_of(run)) if row["stage"] == "train/nll" and row["event"] == "end")
     assert rows["train/nll"]["seconds"] == pytest.approx(2 * took["seconds"])  # twice the steps
     assert content["seconds"] == pytest.approx(sum(row["seconds"] for row in content["stages"]))
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before

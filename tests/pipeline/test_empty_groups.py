@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from adagrpo.groups import draw
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.directory import events_of, locked
 from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import remove_artifact
 
@@ -55,7 +56,7 @@ def test_every_objective_and_report_gets_by_without_a_single_item(
     arms = {"arms": ARMS, "fit": {"validations": 1}}
     run: Run = world.run(copied, data, console=heard, train=arms)
     emptied(monkeypatch)
-    with run.locked():
+    with locked(run):
         run.train()
         run.evaluate()
         run.stage("ranker/report")
@@ -76,7 +77,7 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     heard = Heard()
     arms = {"arms": [{"objective": "nll"}, {"objective": "mixture"}], "fit": {"epochs": 2, "validations": 1}}
     run: Run = world.run(copied, data, console=heard, train=arms)
-    with monkeypatch.context() as patch, run.locked():
+    with monkeypatch.context() as patch, locked(run):
         emptied(patch, after=1)
         run.stage(f"train/{run.config.train.arms[0].name}")
         run.stage(f"train/{run.config.train.arms[1].name}")
@@ -87,9 +88,9 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     assert len(read_rows(run.path("train", "nll", "steps.jsonl"))) > 4
     (said,) = [event for name, event in heard.stages if name == "train/mixture" and "lost its policy" in event]
     assert said == f"lost its policy at step 4: {lost['why']}; stopped; its best checkpoint is kept"
-    assert any(row["event"] == said for row in run.events())
+    assert any(row["event"] == said for row in events_of(run))
 
-    with run.locked():
+    with locked(run):
         run.complete()
     metrics, page = run.results, run.path("report.html")
     empty = sum(row.get("empty_groups", 0) for row in read_rows(run.path("train", "mixture", "steps.jsonl")))

@@ -159,7 +159,7 @@ def test_expectations_of_a_draw(copied: Path) -> None:
     order = np.argsort(everything.items[0])
     share = everything.weights[0][order]
     assert everything.items[0][order].tolist() == [*range(30)] and share.sum() == pytest.approx(1.0)
-    assert np.exp(everything.places[0, 0]) == pytest.approx(share[0], rel=1e-4)
+    assert np.exp(everything.log_probs[0, 0]) == pytest.approx(share[0], rel=1e-4)
     f = np.arange(30.0)
     some = served.list_propensities([query._replace(seed=seed) for seed in range(400)], [[0]] * 400, 4)
     means = (some.weights * f[some.items]).sum(1)

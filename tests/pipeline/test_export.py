@@ -35,6 +35,8 @@ from adagrpo.pipeline import (
     update_catalog,
 )
 from adagrpo.pipeline.choose_checkpoint import Chosen
+from adagrpo.pipeline.description import config_hash
+from adagrpo.pipeline.directory import folder_of
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -274,7 +276,7 @@ def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
     assert metadata["library_name"] == "transformers" and "model-index" not in metadata and "license" not in metadata
     assert "# license: name yours here" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "`adagrpo evaluate` had not measured this checkpoint" in text and "`adagrpo diagnose` had not been" in text
-    assert f"configuration `{run.config_hash}`" in text and "| objective | adagrpo, gate adagrpo |" in text
+    assert f"configuration `{config_hash(run.config)}`" in text and "| objective | adagrpo, gate adagrpo |" in text
     assert "| users | 62 |" in text and "| history | the last 6 items |" in text
 
 
@@ -313,7 +315,7 @@ def test_the_card_has_the_results_with_their_intervals(evaluated: Run, tmp_path:
 
 def train_again(run: Run, stage: str, checkpoint: str) -> None:
     """Other weights in a checkpoint of as many steps, in a stage that is whole and up to date."""
-    folder = run.folder(stage)
+    folder = folder_of(run, stage)
     weights = load_file(folder / checkpoint / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, folder / checkpoint / "model.safetensors")
     content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -338,11 +340,11 @@ def test_the_card_has_no_results_and_no_verdict_of_other_weights(evaluated: Run,
 
 def test_intervals_of_an_earlier_evaluation_are_not_shown(evaluated: Run, tmp_path: Path):
     copy = Run.open(Path(shutil.copytree(evaluated.directory, tmp_path / "run")))
-    folder = copy.folder("report/paired")
+    folder = folder_of(copy, "report/paired")
     content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (folder / "manifest.json").unlink()
-    inputs = dict.fromkeys(content["made_from"]["inputs"], "0" * 64)
-    seal(folder, kind="stage", fingerprint="", made_from=content["made_from"] | {"inputs": inputs})
+    reads = dict.fromkeys(content["made_from"]["reads"], "0" * 64)
+    seal(folder, kind="stage", fingerprint="", made_from=content["made_from"] | {"reads": reads})
     chosen = Chosen("adagrpo", copy.path("train", "adagrpo", "final"), 4, "")
     results = _results(copy, chosen, "final", _measured(copy, chosen, "final")["test"])
     assert {"mean"} == {name for value in results.values() for name in value}

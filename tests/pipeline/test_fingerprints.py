@@ -14,8 +14,8 @@ from adagrpo.lists.table import baselines
 from adagrpo.pipeline import (
     Run,
 )
-from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stage_table import RUN, declared
+from adagrpo.pipeline.make import make
+from adagrpo.pipeline.stage import RUN, Declaration
 from adagrpo.storage.hashes import hash_json
 
 BESIDE: list[tuple[dict[str, Any], set[str]]] = [
@@ -71,7 +71,7 @@ def walk(finished: Path, data: Path, world: Any) -> Any:
     def stages(changes: Mapping[str, Any]) -> dict[str, str]:
         run, result = world.run(finished, data, **changes), {}
 
-        for name, declare in declared(run.config, [*RUN, "diagnose"]).items():
+        for name, declare in run.stages.declared(run.config, [*RUN, "diagnose"]).items():
             wanted = declare(run)
             settings = read_settings(run.config, wanted.settings, wanted.but)
             result[name] = hash_json({"settings": settings, "also": wanted.also})
@@ -114,7 +114,8 @@ def test_an_option_of_a_gate_counts_as_when_it_had_no_section(world: Any, finish
     """So an arm that was trained then is not trained again."""
     objective = {"adagrpo": {"tau": 0.7}, "bernoulli": {"admission_rate": 0.2}}
     run = world.run(finished, data, objective=objective, train={"arms": ["adagrpo", "adagrpo-bernoulli"]})
-    also = {name: declare(run).also for name, declare in declared(run.config, RUN).items() if name.startswith("train/")}
+    arms = run.stages.declared(run.config, ["train"])
+    also = {name: declare(run).also for name, declare in arms.items() if name.startswith("train/")}
     common = {"objective": "adagrpo", "lambda": 1.0, "num_generations": 4, "tau": 0.7, "tau_reward": 1.0, "rho": 0.0}
     assert also["train/adagrpo"] == {"arm": common | {"gate": "adagrpo"}}
     assert also["train/adagrpo-bernoulli"] == {"arm": common | {"gate": "bernoulli", "admission_rate": 0.2}}
@@ -194,15 +195,15 @@ def test_a_key_that_decides_no_result_is_read_by_no_stage(key: str) -> None:
         read_settings(config(), [key])
 
 
-def test_the_schema_makes_a_stage_again(tmp_path: Path) -> None:
+def test_the_version_makes_a_stage_again(tmp_path: Path) -> None:
     run, made = Run(tmp_path / "run", config(), tmp_path), []
 
     def build(work: Path) -> None:
         made.append(work)
         (work / "report.json").write_text("{}", encoding="utf-8")
 
-    for schema in (1, 1, 2):
-        run.make("a", Declaration(build, [], ["report.json"], settings=("seed",), schema=schema))
+    for version in (1, 1, 2):
+        make(run, "a", Declaration(build, [], ["report.json"], settings=("seed",), version=version))
     assert len(made) == 2
 
 

@@ -56,7 +56,7 @@ def test_a_ranker_that_says_nothing_is_named_before_training(
             folder = copied / "ranker" / f"fold-{fold}"
             shutil.copytree(copied / "ranker" / "best", folder / "best")
             seal(folder, kind=f"ranker/fold-{fold}", fingerprint="")
-    monkeypatch.setattr("adagrpo.pipeline.stage_maker.check", lambda run, command: None)  # of folds that nobody fitted
+    monkeypatch.setattr("adagrpo.pipeline.run.check", lambda run, command: None)  # of folds that nobody fitted
     spoil(monkeypatch, change)
     with pytest.raises(UserError, match=message):
         run.train()

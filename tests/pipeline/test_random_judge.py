@@ -20,7 +20,7 @@ from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.output_sources import DECIDED, is_stale
+from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.random_judge import RandomOrder
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report.decision import decision_table, decision_text

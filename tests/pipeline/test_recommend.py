@@ -21,6 +21,7 @@ from adagrpo.errors import UserError
 from adagrpo.lists.query import Query, Recommendations
 from adagrpo.pipeline import ListOptions, Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
+from adagrpo.pipeline.directory import hash_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
 
@@ -224,10 +225,10 @@ def test_a_test_target_that_came_since_is_part_of_a_history(world: Any, tmp_path
         Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", ListOptions(exclude_history=True)
     )
     before = lists(tmp_path / "out")["items"][0].to_list()
-    weights = run.hash_input(run.path("sft", "best", "model.safetensors"))
+    weights = hash_of(run, run.path("sft", "best", "model.safetensors"))
     log.write_text(f"{log.read_text()}short-1,{before[0]},1060\n")
     again = made()
-    assert again.made == ["prepare"] and again.hash_input(again.path("sft", "best", "model.safetensors")) == weights
+    assert again.made == ["prepare"] and hash_of(again, again.path("sft", "best", "model.safetensors")) == weights
     with pytest.raises(UserError, match="holds lists of another checkpoint"):
         recommend_users(
             Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", ListOptions(exclude_history=True)

@@ -20,10 +20,11 @@ import yaml
 from adagrpo.config import Config, load_config
 from adagrpo.console import Silent
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.description import describe
+from adagrpo.pipeline.directory import place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
@@ -158,7 +159,7 @@ def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, wo
     best, final = (models.ranker(copied / "ranker" / kind).score(histories, items) for kind in ("best", "final"))
     for reward in (models.reward(), models.group_reward()):
         torch.testing.assert_close(reward.score(histories, items), 2 * best - final)
-    assert [path.parent.name for path in models.group_reward_files] == ["best", "final"]
+    assert [place_of(models.run, file).parent.name for file in models.group_reward_files] == ["best", "final"]
 
 
 def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_a_sum_without_weights_has_every_member_in_units_of_its_spread_within_a_
     summed = models.score_lists(models.reward(), cases, beams.items)
     np.testing.assert_allclose(summed, sum(one / spread for one, spread in zip(apart, spreads, strict=True)), rtol=1e-5)
     served = recommender(run, ListOptions("rerank"))[0]
-    assert served.reward_spread == content["spread"] == pytest.approx(reward_spread(beams.items, summed), rel=1e-5)
+    assert served.within_list_std == content["spread"] == pytest.approx(within_list_std(beams.items, summed), rel=1e-5)
     assert run.diagnose().content["reranking"]["spread"] == pytest.approx(content["spread"], rel=1e-5)
     assert served.reward.weights == tuple(1 / spread for spread in content["members"])
 
@@ -589,7 +590,7 @@ def test_a_factory_makes_a_reward_of_the_run_and_its_members(
     run.train()
     assert run.path("reward", "reward.json").is_file()
     models = Models(RunData(run))
-    assert {path, extra, copied / "ranker/best/model.safetensors"} < set(models.reward_files)
+    assert {path, extra, "ranker:best/model.safetensors"} < set(models.reward_files)
     histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(30).unsqueeze(0)
     own = models.ranker(copied / "ranker/best").score(histories, items)
     torch.testing.assert_close(models.reward().score(histories, items), own + 60)

@@ -18,8 +18,10 @@ from adagrpo.config import Config
 from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
-from adagrpo.pipeline import stage as module
-from adagrpo.pipeline.description import read_description, write_description
+from adagrpo.pipeline import make as module
+from adagrpo.pipeline.description import config_hash, read_description, write_description
+from adagrpo.pipeline.directory import events_of, hash_of, locked
+from adagrpo.pipeline.outputs import keep_settings, record, write_output
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import verify
 from adagrpo.storage.hashes import hash_json
@@ -50,16 +52,16 @@ def refuse(work: Path) -> None:
 def events(run: Run) -> list[tuple[str, str]]:
     rows = [json.loads(line) for line in run.path("events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(set(row) == {"time", "stage", "event", "seconds", "check"} for row in rows)
-    assert [row | {"check": None} for row in rows] == [row | {"check": None} for row in run.events()]
+    assert [row | {"check": None} for row in rows] == [row | {"check": None} for row in events_of(run)]
     return [(row["stage"], row["event"]) for row in rows]
 
 
 def stage(run: Run, name: str, **given: Any) -> None:
-    run.make(name, Declaration(files=("report.json", "metrics.json"), **given))
+    module.make(run, name, Declaration(files=("report.json", "metrics.json"), **given))
 
 
 def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ()) -> str:
-    stage(run, "a/b", also=config, inputs=inputs, build=writer(text))
+    stage(run, "a/b", also=config, reads=inputs, build=writer(text))
     return run.path("a", "b", "report.json").read_text(encoding="utf-8")
 
 
@@ -67,7 +69,7 @@ def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
     source_file = run.data / "given.txt"
     source_file.write_text("1", encoding="utf-8")
     assert make(run, "first", inputs=(source_file,)) == "first"
-    stage(run, "a/b", also=0, inputs=[source_file], build=refuse)
+    stage(run, "a/b", also=0, reads=[source_file], build=refuse)
     assert make(run, "other config", config=1, inputs=(source_file,)) == "other config"
     source_file.write_text("2", encoding="utf-8")
     assert make(run, "other input", config=1, inputs=(source_file,)) == "other input"
@@ -98,9 +100,9 @@ def test_an_interrupted_stage_goes_on_from_its_work_folder(run: Run) -> None:
         writer("whole")(work)
 
     with pytest.raises(KeyboardInterrupt):
-        stage(run, "a", also=0, inputs=[], build=stops)
+        stage(run, "a", also=0, reads=[], build=stops)
     assert not run.path("a").exists()
-    stage(run, "a", also=0, inputs=[], build=continues)
+    stage(run, "a", also=0, reads=[], build=continues)
     assert sorted(verify(run.path("a"))) == ["metrics.json", "report.json"]  # and no checkpoints
     assert events(run) == [("a", "start"), ("a", "start"), ("a", "end")]
 
@@ -112,8 +114,8 @@ def test_a_work_folder_of_another_configuration_is_thrown_away(run: Run) -> None
 
     for config in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            stage(run, "a", also=config, inputs=[], build=stops)
-    stage(run, "a", also=2, inputs=[], build=writer("whole"))
+            stage(run, "a", also=config, reads=[], build=stops)
+    stage(run, "a", also=2, reads=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -128,11 +130,11 @@ def test_a_crash_while_a_work_folder_is_removed_leaves_nothing_to_continue(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage(run, "a", also=0, inputs=[], build=stops)
+        stage(run, "a", also=0, reads=[], build=stops)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "remove", crash)
-        stage(run, "a", also=1, inputs=[], build=writer("1"))
-    stage(run, "a", also=0, inputs=[], build=writer("0"))
+        stage(run, "a", also=1, reads=[], build=writer("1"))
+    stage(run, "a", also=0, reads=[], build=writer("0"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -147,11 +149,11 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
             real(directory, target)
         raise KeyboardInterrupt
 
-    stage(run, "a", also=0, inputs=[], build=writer("old"))
+    stage(run, "a", also=0, reads=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        stage(run, "a", also=1, inputs=[], build=writer("new"))
-    stage(run, "a", also=1, inputs=[], build=refuse)
+        stage(run, "a", also=1, reads=[], build=writer("new"))
+    stage(run, "a", also=1, reads=[], build=refuse)
     assert run.path("a", "report.json").read_text(encoding="utf-8") == "new"
     verify(run.path("a"))
     assert list(run.path(".work").iterdir()) == []
@@ -168,17 +170,17 @@ def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: p
         kept.rename(directory)  # as after an exchange, before the old folder is removed
         raise KeyboardInterrupt
 
-    stage(run, "a", also=0, inputs=[], build=writer("old"))
+    stage(run, "a", also=0, reads=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        stage(run, "a", also=1, inputs=[], build=writer("new"))
+        stage(run, "a", also=1, reads=[], build=writer("new"))
     assert run.path(".work", "a", "report.json").read_text(encoding="utf-8") == "old"
     again = shutil.copytree(run.directory, run.directory.with_name("again"))
-    stage(run, "a", also=1, inputs=[], build=refuse)
+    stage(run, "a", also=1, reads=[], build=refuse)
     assert list(run.path(".work").iterdir()) == []
     shutil.rmtree(again / "a")
     other = open_run(again, run.data)
-    stage(other, "a", also=1, inputs=[], build=writer("new"))
+    stage(other, "a", also=1, reads=[], build=writer("new"))
     assert other.path("a", "report.json").read_text(encoding="utf-8") == "new"
 
 
@@ -208,8 +210,8 @@ def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage(run, "a", also=0, inputs=[], build=stops)
-    stage(run, "a", also=0, inputs=[], build=writer("whole"))
+        stage(run, "a", also=0, reads=[], build=stops)
+    stage(run, "a", also=0, reads=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -220,9 +222,9 @@ def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        stage(run, "a", also=0, inputs=[], build=writer("x"))
+        stage(run, "a", also=0, reads=[], build=writer("x"))
     with pytest.raises(UserError, match=r"report\.json: content differs"):
-        stage(run, "a", also=0, inputs=[], build=refuse)
+        stage(run, "a", also=0, reads=[], build=refuse)
 
 
 def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
@@ -232,18 +234,18 @@ def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
     with pytest.raises(UserError, match=r"a/b/report\.json: "):
         make(run, "x")
     with pytest.raises(UserError, match=r"a/b/report\.json: content differs .*delete .*a/b to have it made again"):
-        stage(run, "c", also=0, inputs=[changed], build=refuse)
+        stage(run, "c", also=0, reads=[changed], build=refuse)
     stranger = run.path("a", "b", "stranger.txt")
     stranger.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"stranger\.txt"):
-        run.hash_input(stranger)
+        hash_of(run, stranger)
 
 
 def test_missing_inputs_say_what_to_do(run: Run) -> None:
     with pytest.raises(UserError, match=r"codes\.parquet: missing; run `adagrpo tokenize --run .*` first"):
-        run.hash_input(run.path("tokenize", "codes.parquet"))
+        hash_of(run, run.path("tokenize", "codes.parquet"))
     with pytest.raises(UserError, match=r"log\.csv: no such file; check the recipe and --data"):
-        run.hash_input(run.data / "log.csv")
+        hash_of(run, run.data / "log.csv")
 
 
 def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -263,21 +265,21 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_overrides_of_an_opened_run_are_kept_when_the_work_is_done(run: Run) -> None:
-    run.write_description({"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     before = run.path("run.yaml").read_bytes()
-    Run.open(run.directory).keep_settings()
+    keep_settings(Run.open(run.directory))
     opened = Run.open(run.directory, ["seed=7"])
     assert opened.config.seed == 7 and opened.described == run.config
     assert run.path("run.yaml").read_bytes() == before
-    opened.keep_settings()
+    keep_settings(opened)
     content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
     assert content["arms"] == run.config.settings_of_arms()
-    assert content["config_hash"] == Run.open(run.directory).config_hash != run.config_hash
+    assert content["config_hash"] == config_hash(Run.open(run.directory).config) != config_hash(run.config)
 
 
 def test_a_description_that_was_changed_by_hand_is_refused(run: Run) -> None:
-    run.write_description({"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     path = run.path("run.yaml")
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole.replace("seed: 0", "seed: 1"), encoding="utf-8")
@@ -288,23 +290,23 @@ def test_a_description_that_was_changed_by_hand_is_refused(run: Run) -> None:
 
 
 def test_what_belongs_to_no_stage_is_held_against_the_description(run: Run) -> None:
-    run.write_description({})
-    path = run.write_output("metrics.json", "{}\n")
+    keep_settings(run, {})
+    path = write_output(run, "metrics.json", "{}\n")
     assert run.checked("metrics.json") == path and run.find("results.jsonl") is None
-    run.record("reward", {"kind": "noise"})
-    run.write_description({})
+    record(run, "reward", {"kind": "noise"})
+    keep_settings(run, {})
     path.write_text("[]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
         run.find("metrics.json")
 
 
 def test_a_damaged_description_is_replaced_and_what_it_vouched_for_is_not_believed(run: Run) -> None:
-    run.write_description({})
-    run.write_output("metrics.json", "{}\n")
+    keep_settings(run, {})
+    write_output(run, "metrics.json", "{}\n")
     run.path("run.yaml").write_text("[", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.yaml: damaged; carry out `adagrpo run`"):
         Run.open(run.directory)
-    run.write_description({})  # as `adagrpo run` and `adagrpo prepare` do
+    keep_settings(run, {})  # as `adagrpo run` and `adagrpo prepare` do
     assert Run.open(run.directory).config == run.config
     with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
         run.find("metrics.json")
@@ -317,13 +319,13 @@ def test_a_row_of_the_events_that_was_changed_is_refused(run: Run) -> None:
     path = run.path("events.jsonl")
     path.write_text(path.read_text(encoding="utf-8").replace('"end"', '"and"'), encoding="utf-8")
     with pytest.raises(UserError, match=r"events\.jsonl: line 2 is not as it was written"):
-        run.events()
+        events_of(run)
 
 
 def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path) -> None:
-    run.write_description({"log.csv": "0" * 64})
+    keep_settings(run, {"log.csv": "0" * 64})
     make(run, "first")
-    run.write_output("metrics.json", "{}\n")
+    write_output(run, "metrics.json", "{}\n")
     before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
     out = tmp_path / "out"
     for opened in (run.directory, out):  # the second time the mark of `out` says where it goes on from
@@ -331,10 +333,10 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
         assert make(other, "unchanged") == "first" and other.path("a", "b") == run.directory.resolve() / "a" / "b"
         assert other.find("metrics.json") is not None
     assert make(other, "second", config=1) == "second" and other.path("a", "b") == out / "a" / "b"
-    other.write_output("metrics.json", "[]\n")
+    write_output(other, "metrics.json", "[]\n")
     assert other.checked("metrics.json").read_text(encoding="utf-8") == "[]\n"
-    assert [row["event"] for row in other.events()] == ["start", "end", "skip", "skip", "start", "end"]
-    other.keep_settings()
+    assert [row["event"] for row in events_of(other)] == ["start", "end", "skip", "skip", "start", "end"]
+    keep_settings(other)
     assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
     assert Run.open(out).config.seed == 7
     with pytest.raises(UserError, match=r"--out: .*out goes on from .* itself"):
@@ -361,7 +363,7 @@ def test_a_stage_is_not_made_anew_where_something_else_stands(run: Run, place: s
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{mine.name}: not made by this program; move it away"):
-        stage(run, "a/b", also=1, inputs=[], build=refuse)
+        stage(run, "a/b", also=1, reads=[], build=refuse)
     assert mine.read_text(encoding="utf-8") == "mine"
     assert run.path("a", "b", "report.json").read_text(encoding="utf-8") == "first"
     mine.unlink()
@@ -374,7 +376,7 @@ def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, 
     (elsewhere / "b").mkdir(parents=True)
     for mine in ("report.json", "b/report.json"):
         (elsewhere / mine).write_text("mine", encoding="utf-8")
-    run.write_description({})
+    keep_settings(run, {})
     link = run.path(*name.split("/"))
     link.unlink(missing_ok=True)
     if link.is_dir():
@@ -382,7 +384,7 @@ def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, 
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(elsewhere / "report.json" if "." in link.name[1:] or name == ".lock" else elsewhere)
     with pytest.raises((UserError, OSError), match=f"{link.name}|cannot be written"):
-        stage(run, "a/b", also=0, inputs=[], build=writer("x"))
+        stage(run, "a/b", also=0, reads=[], build=writer("x"))
     assert link.is_symlink()
     for mine in ("report.json", "b/report.json"):
         assert (elsewhere / mine).read_text(encoding="utf-8") == "mine"
@@ -393,7 +395,7 @@ def test_a_stage_that_writes_a_file_of_no_known_name_is_not_taken_for_one(run: R
         (work / "unheard-of.bin").write_text("x", encoding="utf-8")
 
     with pytest.raises(UserError, match=r"unheard-of\.bin: not made by this program"):
-        stage(run, "a", also=0, inputs=[], build=build)
+        stage(run, "a", also=0, reads=[], build=build)
 
 
 def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
@@ -408,12 +410,12 @@ def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
 
 
 def test_locks_nest_and_are_given_back(run: Run) -> None:
-    with run.locked(), run.locked():
+    with locked(run), locked(run):
         make(run, "x")
         with pytest.raises(UserError, match=f"process {os.getpid()} is at work here"):
             make(open_run(run.directory, run.data), "x")
     make(open_run(run.directory, run.data), "x")
-    with pytest.raises(ZeroDivisionError), run.locked():
+    with pytest.raises(ZeroDivisionError), locked(run):
         raise ZeroDivisionError
     make(open_run(run.directory, run.data), "x")
 
@@ -520,7 +522,7 @@ def test_an_old_run_opens_without_the_keys_of_gates_that_are_gone(copied: Path) 
     assert run.config.train.arms[1].resolved_objective(run.config.objective).negatives == 3
     names = "objective.earlier, objective.later"
     assert console.told == [f"note: {copied}/run.yaml: {names}: not registered here and not in use, so not read"]
-    run.keep_settings()  # as the end of a command does
+    keep_settings(run)  # as the end of a command does
     Run.open(copied, console=console)
     assert len(console.told) == 1
     content["config"]["train"]["arms"][1] |= {"gate": "earlier"}  # the gate in use

@@ -23,7 +23,7 @@ from adagrpo.exposures.exposure_store import KIND, LocalExposureLog
 from adagrpo.exposures.exposure_store import parts_of as log_parts
 from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import ListOptions, Run, Silent
-from adagrpo.pipeline.commands import remake_command
+from adagrpo.pipeline.directory import remake_command
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of

@@ -11,7 +11,8 @@ import pytest
 
 from adagrpo.pipeline import Run, stage_table
 from adagrpo.pipeline.dry_run import plan
-from adagrpo.pipeline.stage_table import STAGES, declared, row_of
+from adagrpo.pipeline.stage import MadeFrom, Stage, StageTable
+from adagrpo.pipeline.stage_table import STAGES
 from adagrpo.pipeline.status import status
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing.md"
@@ -26,9 +27,9 @@ def test_the_stage_of_the_contributing_page_is_made_and_known_to_every_command(
 ) -> None:
     section = PAGE.read_text(encoding="utf-8").partition("## Adding a stage")[2].partition("\n## ")[0]
     declaration, row = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    names: dict[str, Any] = {"Stage": stage_table.Stage}
+    names: dict[str, Any] = {"Stage": Stage}
     exec(declaration, names)
-    monkeypatch.setattr(stage_table, "STAGES", (*STAGES, eval(row, names)))
+    monkeypatch.setattr(stage_table, "STAGES", StageTable((*STAGES, eval(row, names))))
     assert states(copied)["report/activity"] == "missing"
     assert status(copied)["next"] == f"adagrpo evaluate --run {copied}"
     planned = {row["stage"] for row in plan(Run.open(copied), ["evaluate"])["stages"] if row["state"] == "make"}
@@ -44,9 +45,9 @@ def test_the_stage_of_the_contributing_page_is_made_and_known_to_every_command(
 
 def test_every_stage_of_a_recipe_is_of_one_row_and_comes_after_what_it_reads(finished: Path) -> None:
     run = Run.open(finished)
-    names = list(declared(run.config))
+    names = list(run.stages.declared(run.config))
     for name in names:
-        assert [row.name for row in STAGES if row.matches(name)][:1] == [getattr(row_of(name), "name", None)]
-        made_from = json.loads((finished / name / "manifest.json").read_text(encoding="utf-8"))["made_from"]["inputs"]
-        before = names[: names.index(name)]
-        assert all(any(label.startswith(f"{one}/") for one in before) for label in made_from if label != "log.csv")
+        assert [row.name for row in STAGES if row.matches(name)][:1] == [getattr(STAGES.row(name), "name", None)]
+        made_from = MadeFrom.of(json.loads((finished / name / "manifest.json").read_text(encoding="utf-8")), STAGES)
+        assert made_from is not None and {*made_from.sources} <= {*names[: names.index(name)]}
+        assert {*made_from.files} == ({"log.csv"} if name == "prepare" else set())

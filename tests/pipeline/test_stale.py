@@ -14,8 +14,9 @@ import yaml
 
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.stage_table import reads_key, row_of
+from adagrpo.pipeline.directory import hashes_of, label_of, locked, remake_command
+from adagrpo.pipeline.stage import MadeFrom
+from adagrpo.pipeline.stage_table import STAGES
 from adagrpo.pipeline.staleness import made_again, parts_of
 from adagrpo.pipeline.status import status, status_tables
 from adagrpo.storage.artifacts import manifest
@@ -146,24 +147,25 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
     )
     run = Run.open(copied)
     for place, words in {
-        "prepare/items.parquet": "`adagrpo prepare LOGS --out",
-        "encode/vectors.parquet": "`adagrpo tokenize --run",
-        "reranking/weight.json": "`adagrpo diagnose --run",
-        "ranker/report/report.json": "`adagrpo evaluate --run",
-        "evaluate/rerank/metrics.json": "`adagrpo decide --run",
+        "prepare": "`adagrpo prepare LOGS --out",
+        "encode": "`adagrpo tokenize --run",
+        "reranking": "`adagrpo diagnose --run",
+        "ranker/report": "`adagrpo evaluate --run",
+        "evaluate/rerank": "`adagrpo decide --run",
         "metrics.json": "`adagrpo evaluate --run",
-        "simulate/logs.parquet": "`adagrpo run RECIPE --out",
+        "simulate": "`adagrpo run RECIPE --out",
     }.items():
-        assert remake_command(run, copied / place).startswith(words), place
-    assert remake_command(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
+        assert remake_command(run, place).startswith(words), place
+    assert remake_command(run, "train/mixture").endswith("--set 'train.arms=[mixture]'`")
 
 
 def test_every_key_that_a_stage_declares_is_one_of_its_command(copied: Path) -> None:
     for name in parts_of(Run.open(copied)):
-        content, row = manifest(copied / name), row_of(name)
-        assert content is not None and content["made_from"]["inputs"] and row is not None, name
-        for key in content["made_from"]["reads"]:
-            assert reads_key(row.command, key), (name, key)
+        content, row = manifest(copied / name), STAGES.row(name)
+        made_from = MadeFrom.of(content or {}, STAGES)
+        assert content is not None and made_from is not None and made_from.hashes and row is not None, name
+        for key in content["made_from"]["keys"]:
+            assert STAGES.reads_key(row.command, key), (name, key)
 
 
 def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: Any, tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied:
 
 def test_what_is_being_made_is_not_called_interrupted_alone(copied: Path) -> None:
     """The next command would be turned away while another one is at work."""
-    with Run.open(copied, console=Silent()).locked():
+    with locked(Run.open(copied, console=Silent())):
         busy = status(copied)
         assert busy["at_work"] == str(os.getpid())
         assert status_tables(busy)[1][-1].startswith(f"process {os.getpid()} is at work here; ")
@@ -239,7 +241,7 @@ def test_two_logs_of_one_name_are_both_read(world: Any, tmp_path: Path) -> None:
         paths.append(tmp_path / name / "log.csv")
         paths[-1].parent.mkdir()
         paths[-1].write_text(name, encoding="utf-8")
-    hashes = run.hash_inputs(paths)
+    hashes = hashes_of(run, paths)
     assert list(hashes) == ["log.csv", "log.csv (2)"] and len(set(hashes.values())) == 2
 
 
@@ -397,7 +399,7 @@ def test_a_log_below_the_working_directory_is_the_same_file_however_data_is_give
     row = status(Path("run"))["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "")
     run = Run.open(Path("run"))
-    assert run.data == tmp_path and run.label(log) == "logs/log.csv"
+    assert run.data == tmp_path and label_of(run, log) == "logs/log.csv"
 
 
 def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo: Command, copied: Path) -> None:
@@ -437,5 +439,5 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
 )
 def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings: dict[str, Any], why: str) -> None:
     config = Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}} | settings)
-    row = row_of(stage)
+    row = STAGES.row(stage)
     assert row is not None and row.why_unused(stage, config) == why

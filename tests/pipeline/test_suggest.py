@@ -19,6 +19,7 @@ from adagrpo.data.logs.preview import preview_items, preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.suggest import sizes_for, sizes_note
 
 from ..command_line import command
@@ -96,7 +97,7 @@ def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     assert again.status == 2 and again.err == f"adagrpo: {recipe}: is there already; give another name with --out\n"
     short = ["sft.epochs=1", "ranker.fit.epochs=1", "train.fit.epochs=1", "train.arms=[nll]", "threads=1"]
     run = Run(tmp_path / "run", load_config(recipe, short), Path(), Silent())
-    with run.locked():
+    with locked(run):
         run.complete()
     assert run.path("report.html").is_file() and run.results
     sizes = json.loads(run.path("tokenize", "codes.json").read_text(encoding="utf-8"))["level_sizes"]

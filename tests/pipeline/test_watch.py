@@ -149,7 +149,7 @@ def test_a_stale_arm_that_the_run_has_no_more_is_left_out(
     def of_other_codes(folder: Path) -> dict[str, Any] | None:
         content = manifest(folder)
         if content is not None and folder.name == "adagrpo":
-            content["made_from"]["inputs"]["tokenize/codes.json"] = "0" * 64
+            content["made_from"]["reads"]["tokenize:codes.json"] = "0" * 64
         return content
 
     monkeypatch.setattr("adagrpo.pipeline.watch.manifest", of_other_codes)

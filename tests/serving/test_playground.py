@@ -114,7 +114,7 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     rewards = [row["reward"] for row in content["list"]]
     assert sorted(ranks) == [1, 2, 3, 4, 5] and rewards[ranks.index(1)] == max(rewards)
     first = content["list"][0]
-    weight = served.reward_weight / served.reward_spread
+    weight = served.reward_weight / served.within_list_std
     assert first["score"] == pytest.approx(sum(first["log_probs"]) + weight * first["reward"], abs=1e-4)
 
 

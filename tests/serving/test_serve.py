@@ -58,7 +58,7 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     cases = models.data.cases("test")
     expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
     if weight:
-        expected = reordered(expected, weight, served.reward_spread)
+        expected = reordered(expected, weight, served.within_list_std)
     names = load_item_ids(models.data.prepared).to_list()
     actual = served.recommend([Query(served.known(history)[0]) for history in questions(run)])
     for reply, items, scores in zip(actual, expected.items, expected.scores, strict=True):
@@ -170,7 +170,7 @@ def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> Non
     cases = Cases(np.zeros(20, np.int32), rows, np.zeros(20, np.int32))
     expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
     if weight:
-        expected = reordered(expected, weight, served.reward_spread)
+        expected = reordered(expected, weight, served.within_list_std)
     names = load_item_ids(models.data.prepared).to_list()
     answers = served.recommend([Query(history) for history in histories.tolist()])
     for history, reply, items in zip(histories, answers, expected.items, strict=True):

@@ -228,7 +228,7 @@ def _begin(
 def session(run: library.pipeline.Run) -> Iterator[None]:
     """Lock the run directory, and restore the terminal on exit."""
     try:
-        with terminable(), run.locked():
+        with terminable(), library.directory.locked(run):
             yield
     finally:
         close(run.console)

@@ -81,7 +81,7 @@ def decide(
         for note in notes:
             opened.console.note(note)
     if not replace_run:
-        library.checks.check_logs(opened)
+        library.named_files.check_logs(opened)
     with session(opened):
         decision = opened.decide(budget_ms, train=train, control=control)
     if common.as_json:
@@ -124,7 +124,7 @@ def demo(
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():
-            plans[name] = library.dry_run.plan(run, rest if plans else (*library.stage_table.RUN, "diagnose"))
+            plans[name] = library.dry_run.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
         texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
         typer.echo(json.dumps(plans) if common.as_json else "\n\n".join(texts))
         return
@@ -173,7 +173,7 @@ def run_recipe(
         typer.echo(text.rstrip())
         return
     if not replace:
-        library.checks.check_logs(run)
+        library.named_files.check_logs(run)
     with session(run):
         run.complete()
     run.processes.part()

@@ -1,1 +1,1 @@
-"""Data: numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
+"""Interactions, splits, the prepared files of a run, padded batches."""

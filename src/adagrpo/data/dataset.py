@@ -1,7 +1,7 @@
 """Number the users and items of logs, and order each user's interactions.
 
-The k-core repeatedly drops users and items with too few interactions (Seidman, Network structure and minimum degree,
-1983). Items are numbered by `adagrpo.data.item_order`, users by id.
+The k-core repeatedly drops users and items with few interactions (Seidman 1983).
+Items are numbered by `adagrpo.data.item_order`, users by id.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from adagrpo.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Numbered users and items, with interactions from oldest to newest.
+    """Numbered users and items, and interactions, oldest first.
 
-    For an impression, `history_length` counts the user's interactions before it, and `history_until` those up to its
-    time or that of its click: it is known to precede interaction `n` only if `history_until <= n`.
+    `history_length` counts the user's interactions before an impression, `history_until` those up to its time or that
+    of its click: it is known to precede interaction `n` only if `history_until <= n`.
     """
 
     users: pl.DataFrame  # user Int32, user_id
@@ -65,17 +65,15 @@ def build_dataset(
     keep_unseen_items: bool = False,
     baskets: bool = False,
 ) -> Dataset:
-    """Take the k-core, number users and items, and sort each user's interactions by time.
+    """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
-    Ties keep the order of the file; repeated items are kept.
-
-    With `baskets`, interactions of one basket are those of one order id, where the logs have them, else of one time.
-    They stand together, at the time of the last, so that nothing is before a point in time that came after it. Within
-    a basket they stand by item, whatever the order of the file, and repeats are dropped.
+    With `baskets`, lines of one order id (where there is none, of one time) stand together, without repeats, at the
+    time of the last, so that nothing is before a point in time that came after it; within a basket by item, whatever
+    the order of the file.
 
     Args:
-        items: from `read_items`; may lack items of the logs.
-        keep_unseen_items: also keep items of the table without interactions.
+        items: of `read_items`; may lack items of the logs.
+        keep_unseen_items: keep items of the table without interactions.
 
     Raises:
         UserError: fewer than two users or items are left.
@@ -133,7 +131,6 @@ def _in_baskets(
     time: str,
     unit: str | None,  # of the times
 ) -> pl.DataFrame:
-    """Number each user's baskets from 0, put the lines of one together, and drop repeats of an item within it."""
     if BASKET not in numbered.columns:
         numbered = numbered.with_columns(pl.col(time).alias(BASKET))
     elif numbered.select(USER, BASKET).n_unique() > numbered[BASKET].n_unique():
@@ -181,7 +178,7 @@ def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Da
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
     if max(min_user, min_item) <= 1:  # who is in the table has an interaction
         return table
-    users, items = (_codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
+    users, items = (_indices_in(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
     rows = _k_core_rows(users, items, min_user, min_item)
     return table if len(rows) == len(table) else table[rows]
 
@@ -211,19 +208,18 @@ def _count_duplicates(
     return len(rows) - rows.n_unique()
 
 
-def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Return the index of each id in `known`, or null."""
+def _indices_in(ids: pl.Series, known: pl.Series) -> pl.Series:
     lookup = pl.DataFrame({"id": known}).with_columns(index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
 
 
 def index(name: str, length: int) -> pl.Expr:
-    """Return an Int32 row number from 0."""
+    """Int32 row numbers from 0."""
     return pl.int_range(length, dtype=pl.Int32).alias(name)
 
 
 def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
-    numbers = (_codes(table[USER_ID], users).alias(USER), _codes(table[ITEM_ID], items).alias(ITEM))
+    numbers = (_indices_in(table[USER_ID], users).alias(USER), _indices_in(table[ITEM_ID], items).alias(ITEM))
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
@@ -247,8 +243,7 @@ def _counts_at(
     moments: pl.DataFrame,  # user and time
     chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count each user's interactions before each moment, and up to it."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # before each moment, and up to it
     lengths = np.bincount(chosen[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
     both = pl.concat([chosen.select(USER, time), moments], how="vertical_relaxed")
@@ -262,7 +257,7 @@ def _counts_at(
     is_shown = rows >= len(chosen)
     earlier = starts[order[USER].to_numpy()[is_shown]]
     before, until = (np.empty(len(moments), dtype=np.int64) for _ in range(2))
-    places = rows[is_shown] - len(chosen)
-    before[places] = counts[first][run][is_shown] - earlier
-    until[places] = counts[last][run][is_shown] - earlier
+    moment_rows = rows[is_shown] - len(chosen)
+    before[moment_rows] = counts[first][run][is_shown] - earlier
+    until[moment_rows] = counts[last][run][is_shown] - earlier
     return before, until

@@ -1,15 +1,15 @@
-"""Impressions without a known order: a ranker is fitted and evaluated on them, and a history is a set.
+"""Impressions in no known order: a ranker is fitted and evaluated on them, and a history is a set.
 
 A user's `n` training clicks are shuffled once. The click at position `p` is scored from the `p` before it, an
-impression without a click from a random number of them, uniform on 0 .. n - 1: so histories do not reveal clicks.
-Held-out impressions are scored from all training clicks.
+impression without a click from a uniform number of them, 0 .. n - 1: so histories do not reveal clicks. Held-out
+impressions are scored from all.
 
     train.parquet          the training clicks, in that order
     training_logs.parquet  the same with original ids
     impressions.parquet    what was shown, clicked or not
     held_out.parquet       user, item, clicked, exposure: `validation` and `biased` (the platform's), or `random`
 
-Random exposures of training pairs, and interactions without a logged impression, are dropped.
+Random exposures of training pairs, and interactions without an impression, are dropped.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ KINDS = ("biased", "random")  # of held-out impressions that a ranker is examine
 def write_exposures(
     biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
 ) -> None:
-    """Write unordered impressions, split at random, reproducibly.
+    """Write unordered impressions, split at random.
 
     Args:
-        biased: what the platform showed; `random` is what was shown at random.
-        held_out: the share of impressions for validation, and again for the report.
+        biased: shown by the platform; `random` was shown at random.
+        held_out: share of impressions for validation, and again for the report.
 
     Raises:
-        UserError: there are no impressions, or fewer than two users have a training click.
+        UserError: no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -79,13 +79,13 @@ def write_exposures(
     users = pl.DataFrame({USER_ID: learners}).select(index(USER, len(learners)), USER_ID)
     catalogue = in_hash_order(pl.concat([table[ITEM_ID] for table in keyed]))
     numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(index(ITEM, len(catalogue)), ITEM_ID)
-    held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
+    held_out_parts = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
     dropped = 0
     if random is not None:
         unseen = keyed[1].join(training, on=PAIR, how="anti", maintain_order="left")
         dropped = len(keyed[1]) - len(unseen)
-        held.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
-    examined = _numbered(pl.concat(held), users, numbered_items)
+        held_out_parts.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
+    examined = _numbered(pl.concat(held_out_parts), users, numbered_items)
     shown, clicks = _with_random_order(_numbered(training, users, numbered_items), len(users), draw)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def write_exposures(
         "items": len(numbered_items),
         "impressions": len(shown),
         "training_interactions": len(clicks),
-        "without_history_dropped": sum(map(len, [training, *held])) - len(shown) - len(examined),
+        "without_history_dropped": sum(map(len, [training, *held_out_parts])) - len(shown) - len(examined),
         **{
             f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
             for name in ("validation", "biased", "random")
@@ -128,13 +128,13 @@ def write_exposures(
 
 
 def load_held_out(directory: Path) -> pl.DataFrame:
-    """Load held-out impressions of users with a history, by exposure and user."""
+    """Load held-out impressions of users with a history."""
     table = pl.read_parquet(directory / "held_out.parquet").cast({CLICKED: pl.Boolean})
     return table.sort(EXPOSURE, USER, maintain_order=True)
 
 
 def once(table: pl.DataFrame) -> pl.DataFrame:
-    """Keep each pair of user and item once, a clicked one or else the first, in log order."""
+    """Keep one row per user and item, in log order: a clicked one or else the first."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
     return first.sort("row").drop("row")

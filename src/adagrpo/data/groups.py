@@ -1,6 +1,6 @@
 """Named groups of items: a column and a value, such as `category` and `toys`, compared as text.
 
-They come from the columns in `data.items.groups` and from attributes `column=value`.
+They come from the columns `data.items.groups` and attributes `column=value`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FAL
 
 
 class UnknownGroup(UserError):
-    """Unknown column or value; `public_message` omits the value."""
+    """Unknown column or value; `public_message` omits it."""
 
     def __init__(self, message: str, public_message: str) -> None:
         super().__init__(message)
@@ -38,17 +38,9 @@ class _Column(NamedTuple):
 
 
 class ItemGroups:
-    """The groups of `V` items.
-
-    Example:
-        >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
-        >>> groups = ItemGroups(pl.DataFrame({"item": [0, 1, 2], "attributes": attributes}))
-        >>> groups.names, groups.values("category"), groups.items("category", "games").tolist()
-        (['brand', 'category'], ['games', 'toys'], [1])
-    """
+    """The groups of `V` items."""
 
     def __init__(self, items: pl.DataFrame) -> None:
-        """Index items by their attributes and groups, lists of `column=value`."""
         self.count = len(items)
         self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]
@@ -66,46 +58,45 @@ class ItemGroups:
         self._columns = {str(name): _column(part) for (name,), part in pairs.group_by(["column"], maintain_order=True)}
 
     def about(self, item: int) -> list[str]:
-        """Return all attributes and groups of an item.
+        """Return an item's attributes and groups.
 
-        Example:
-            >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
-            >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
-            (['category=toys', 'red'], [])
+        >>> items = pl.DataFrame({"item": [0, 1], "attributes": [["category=toys", "red"], None]})
+        >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
+        (['category=toys', 'red'], [])
         """
         cells = [column[item] for column in self._said] if item < self.count else []
         return [text for cell in cells if cell is not None for text in cell]
 
     @property
     def names(self) -> list[str]:
-        """Return the sorted column names."""
+        """Return the columns, sorted."""
         return sorted(self._columns)
 
     def values(self, name: str) -> list[str]:
-        """Return the values of a column."""
+        """Return a column's values."""
         return list(self._of(name, name).values)
 
     def check(self, name: str, field: str) -> None:
-        """Raise `UnknownGroup` for an unknown column; `field` names it in the message."""
+        """Raise `UnknownGroup` for an unknown column, called `field`."""
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
         """Return the items with a value, ascending.
 
-        Args:
-            value: booleans also match other spellings.
-            field: the column's name in messages.
+            Args:
+                value: booleans match other spellings, too.
+                field: the column's name in messages.
 
-        Raises:
-            UnknownGroup: the column or value is unknown.
+            Raises:
+        UnknownGroup: an unknown column or value.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)
         found = [column.values[text] for text in spellings if text in column.values]  # a table may have come in parts
         if not found:
-            said = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
-            raise UnknownGroup(said, f"{field}: no item has one of the values")
-        parts = [column.items[column.offsets[place] : column.offsets[place + 1]] for place in found]
+            message = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
+            raise UnknownGroup(message, f"{field}: no item has one of the values")
+        parts = [column.items[column.offsets[index] : column.offsets[index + 1]] for index in found]
         return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
 
     def _of(self, name: str, field: str) -> _Column:
@@ -113,20 +104,20 @@ class ItemGroups:
             hint = "data.items.groups names columns of the item table"
             known = _nearest(name, self._columns) if self._columns else hint
             there = f"known: {', '.join(self.names[:8])}" if self._columns else "they have none"
-            said = f"{field}: the items have no group {_short(name)}; {known}"
-            raise UnknownGroup(said, f"{field.partition('.')[0]}: names a group that the items do not have; {there}")
+            message = f"{field}: the items have no group {_short(name)}; {known}"
+            raise UnknownGroup(message, f"{field.partition('.')[0]}: names a group that the items do not have; {there}")
         return self._columns[name]
 
 
 def no_groups() -> ItemGroups:
-    """Return groups without any items."""
+    """Return groups without items."""
     return ItemGroups(pl.DataFrame({ITEM: []}, schema={ITEM: pl.Int32}))
 
 
 def _column(pairs: pl.DataFrame) -> _Column:
     counts = pairs["value"].rle().struct.unnest()
     offsets = np.concatenate([[0], counts["len"].to_numpy().cumsum()]).astype(np.int64)
-    return _Column({value: place for place, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())
+    return _Column({value: index for index, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())
 
 
 def _short(name: str) -> str:

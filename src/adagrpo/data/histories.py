@@ -49,7 +49,7 @@ def read_histories(
         history: an optional column; `user.id` is a nested field.
 
     Raises:
-        UserError: the file or the user column is missing, or a row is malformed.
+        UserError: a missing file or column, or a malformed row.
     """
     columns = columns_of(path)
     require(path, [user], columns)
@@ -73,7 +73,7 @@ def read_histories(
 
 
 def about_how_many(path: Path) -> int:
-    """Count the rows of a file, or the lines of a text file, for progress."""
+    """Count rows, or lines of a text file, for progress."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -81,8 +81,7 @@ def about_how_many(path: Path) -> int:
         return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
 
 
-def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
-    """Yield row number from 1, user, and history if `known`."""
+def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:  # row from 1
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):
@@ -90,11 +89,11 @@ def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[in
         return
     for chunk in read_chunks(path, [user, history] if known else [user]):
         problems = None if chunk.problem is None else chunk.problem.to_list()
-        for place, row in enumerate(chunk.table.iter_rows()):
-            if problems is not None and problems[place] is not None:
-                raise UserError(f"{path}, row {chunk.first + place + 1}: {problems[place]}")
+        for index, row in enumerate(chunk.table.iter_rows()):
+            if problems is not None and problems[index] is not None:
+                raise UserError(f"{path}, row {chunk.first + index + 1}: {problems[index]}")
             items = row[1] if known else None
-            yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and known else items
+            yield chunk.first + index + 1, row[0], _listed(items) if kind == "CSV" and known else items
 
 
 def _json_rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:

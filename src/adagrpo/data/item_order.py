@@ -1,9 +1,9 @@
-"""Number items by a keyed hash of their ids, so that numbers carry no information.
+"""Number items by a keyed hash of their ids, lest numbers carry information.
 
     order(ids) = ids by (blake2b_64(key, text of the id), id)
 
-Ids often ascend by first appearance, popularity or release date, which could leak through row order and ties. The key
-is fixed, so that runs share their prepared data.
+Ids often ascend by first appearance, popularity or release date, which could leak through ties. The key is fixed, so
+that runs share prepared data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8
 
 
 def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
-    """Return the distinct ids in the order of their hashes; an integer and its text have equal hashes.
+    """Return the distinct ids in the order of their hashes; an integer hashes as its text.
 
     >>> in_hash_order(pl.Series("item_id", [1, 2, 3, 4, 5, 5])).to_list()
     [4, 1, 3, 2, 5]

@@ -1,6 +1,6 @@
 """Convert an exposure log to impressions, one row per item of each list.
 
-A click gets the time of its impression, so that it is never history of its own list.
+A click gets the time of its impression, so it is never history of its own list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ExposureCounts:
 
 
 class Timely(NamedTuple):
-    """Feedback in time, and the numbers of early and late rows."""
+    """Feedback in time, and counts of early and late rows."""
 
     feedback: pl.DataFrame
     early: int
@@ -45,11 +45,11 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Drop feedback from before its list was shown, or too long after.
+    """Drop feedback from before its list was shown, or too late.
 
     Args:
-        feedback: with `time` and `shown`, the time of its list.
-        within_seconds: None for no limit.
+        feedback: with `time`, and that of its list, `shown`.
+        within_seconds: None: no limit.
     """
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
@@ -68,18 +68,18 @@ def impressions_of(
     """Join the shown lists with their feedback.
 
     Args:
-        exposures: one row per answer, see `adagrpo.exposures.exposure_store`.
+        exposures: one row per answer (`adagrpo.exposures.exposure_store`).
         feedback: one row per request, item and kind.
-        clicks: the kinds of feedback that count as clicks.
-        within_seconds: limit of a click's delay; None for none.
-        only_sampled: keep only sampled lists, which have propensities.
+        clicks: kinds of feedback that are clicks.
+        within_seconds: maximum delay of a click; None: no limit.
+        only_sampled: keep sampled lists only, which have propensities.
 
     Returns:
-        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id and clicked_at (the
+        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (the
         first click), in log order; and the counts.
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
-    said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    distinct = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
     shown = answers.select(
         REQUEST,
         pl.col("user_hash").alias(USER_ID),
@@ -93,7 +93,7 @@ def impressions_of(
         .alias(PROPENSITY),
         pl.col("log_inclusions").is_not_null().alias("sampled"),
     ).explode(ITEM, SLOT, PROPENSITY)
-    found = said.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
+    found = distinct.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
     of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
     in_time, early, late = timely(of_items, within_seconds)
     counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
@@ -120,8 +120,8 @@ def impressions_of(
         impressions=len(table),
         clicks=int(table[CLICKED].sum()),
         feedback=len(feedback),
-        feedback_repeated=len(feedback) - len(said),
-        feedback_of_unknown_requests=len(said) - len(found),
+        feedback_repeated=len(feedback) - len(distinct),
+        feedback_of_unknown_requests=len(distinct) - len(found),
         feedback_of_items_not_shown=len(found) - len(of_items),
         feedback_early=early,
         feedback_late=late,

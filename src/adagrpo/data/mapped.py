@@ -1,6 +1,6 @@
 """Training sequences on disk, so that memory does not grow with the log.
 
-Batches use `pread`, not the mapping: with large pages each history would cost 2 MB.
+Batches use `pread`: with large pages, a mapped history would cost 2 MB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROWS = 2**22  # of a table that are copied at a time
 
 @dataclass(frozen=True)
 class MappedRagged(Ragged):
-    """Rows whose values are in a file."""
+    """Rows with values in a file."""
 
     pages: mmap.mmap
     file: IO[bytes]
@@ -32,9 +32,9 @@ class MappedRagged(Ragged):
         """See `Ragged.parts`."""
         if not hasattr(os, "pread"):  # on Windows
             return super().parts(starts, lengths)
-        place, size = self.file.fileno(), self.values.itemsize
+        descriptor, size = self.file.fileno(), self.values.itemsize
         wanted = zip(starts.tolist(), lengths.tolist(), strict=True)
-        return np.frombuffer(b"".join(os.pread(place, size * n, size * start) for start, n in wanted), np.int32)
+        return np.frombuffer(b"".join(os.pread(descriptor, size * n, size * start) for start, n in wanted), np.int32)
 
     def release(self) -> None:
         """Drop the mapped pages from memory."""
@@ -43,10 +43,10 @@ class MappedRagged(Ragged):
 
 
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
-    """Copy an integer column without nulls to a temporary file next to it; None if that cannot be written.
+    """Copy an integer column without nulls to a temporary file beside it; None if that fails.
 
     Returns:
-        The values, their mapping, and the file, which disappears with its last reference.
+        The values, their mapping, and the file, which goes with its last reference.
     """
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it

@@ -1,7 +1,7 @@
 """Counts of item pairs in training.
 
 c(i, j) = |U_i ∩ U_j|                          U_i: users with item i, so c(i, i) = |U_i|
-n(j, i) = number of times that i came after j in a sequence, directly or within some steps
+n(j, i) = times that i came after j in a sequence, directly or within some steps
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
     """Return a (U, V) float32 matrix, 1 if a user has an item; columns ascend."""
     # copies: summing repeats moves what is there
     entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
-    held: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
-    held.sum_duplicates()
-    held.data[:] = 1.0  # repeats were summed
-    return held
+    user_items: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
+    user_items.sum_duplicates()
+    user_items.data[:] = 1.0  # repeats were summed
+    return user_items
 
 
 def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
@@ -36,33 +36,33 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
     >>> common_users(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3).toarray().astype(int).tolist()
     [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
     """
-    held = users_of_items(training, num_items)
-    together: sparse.csr_array = (held.T @ held).tocsr()
+    user_items = users_of_items(training, num_items)
+    together: sparse.csr_array = (user_items.T @ user_items).tocsr()
     together.sort_indices()
     return together
 
 
 def common_users_of(
-    held: sparse.csr_array,  # (U, V)
+    user_items: sparse.csr_array,  # (U, V)
     items: NDArray[np.int64],  # (N,)
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
     """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
 
     Args:
-        held: from `users_of_items`.
+        user_items: from `users_of_items`.
         items: ascending and distinct.
 
-    >>> held = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
-    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(held, np.array([0, 2]))]
+    >>> user_items = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
+    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(user_items, np.array([0, 2]))]
     [[[2, 1, 1], [1, 0, 1]]]
     """
-    users = held.T.tocsr()[items]
-    sizes = np.diff(held.indptr).astype(np.int64)
+    users = user_items.T.tocsr()[items]
+    sizes = np.diff(user_items.indptr).astype(np.int64)
     bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
     first = 0
     while first < len(items):
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _PRODUCTS, side="right")) - 1)
-        counts = (users[first:last] @ held).tocsr()
+        counts = (users[first:last] @ user_items).tocsr()
         counts.sort_indices()
         yield items[first:last], counts
         first = last
@@ -72,8 +72,7 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
     Args:
-        within: the maximum number of steps; an item `d` steps later counts 1/d. Where baskets are known, each
-            basket counts one for each item of the next.
+        within: maximum steps; an item `d` steps later counts 1/d, each known basket one for each item of the next.
         shared: the items of a basket share that one equally; else each counts one, and counts are whole numbers.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
@@ -83,10 +82,10 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
         return _between_baskets(training, num_items, shared)
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
-    for places in range(1, within + 1):
-        same = users[:-places] == users[places:]
-        earlier, later = training.values[:-places][same], training.values[places:][same]
-        parts.append((np.full(len(earlier), 1 / places, np.float32), earlier, later))
+    for steps in range(1, within + 1):
+        same = users[:-steps] == users[steps:]
+        earlier, later = training.values[:-steps][same], training.values[steps:][same]
+        parts.append((np.full(len(earlier), 1 / steps, np.float32), earlier, later))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
     counts.sort_indices()
@@ -97,17 +96,17 @@ def _between_baskets(training: Ragged, num_items: int, shared: bool) -> sparse.c
     users = np.repeat(np.arange(len(training)), training.lengths)
     begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
     of_user, ones = users[begins], np.ones(len(users), np.float32)
-    held = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+    user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
     followed = np.flatnonzero(of_user[1:] == of_user[:-1])
     sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
-    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ held[followed]
-    counts: sparse.csr_array = (earlier.T @ held[followed + 1]).tocsr().astype(np.float32)
+    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
+    counts: sparse.csr_array = (earlier.T @ user_items[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()
     return counts
 
 
 class PairCounts(NamedTuple):
-    """A count matrix for fast lookup: dense if small, else sorted keys."""
+    """A count matrix: dense if small, else sorted keys."""
 
     keys: NDArray[np.int64]  # (nnz,) row · V + column, ascending; (0,) where the matrix is whole
     values: NDArray[np.number]  # (nnz,) or (V · V,)
@@ -124,7 +123,7 @@ class PairCounts(NamedTuple):
         return cls(rows * size + matrix.indices, matrix.data.astype(np.float32), size)
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the entries at rows and columns of equal shape; 0 if absent.
+        """Return entries at rows and columns of one shape; 0 if absent.
 
         >>> PairCounts.of(sparse.csr_array(np.array([[0.0, 3.0], [5.0, 0.0]]))).at(np.array([0, 1]), np.array([1, 1]))
         array([3., 0.], dtype=float32)
@@ -134,8 +133,8 @@ class PairCounts(NamedTuple):
             return self.values.take(wanted).astype(np.float32)
         if not len(self.keys):
             return np.zeros(wanted.shape, np.float32)
-        place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[place] == wanted, self.values[place], np.float32(0.0))
+        index = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[index] == wanted, self.values[index], np.float32(0.0))
 
 
 def largest_of_rows(
@@ -143,7 +142,7 @@ def largest_of_rows(
     weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
     limit: int,
 ) -> NDArray[np.bool_]:
-    """Mark the `limit` largest positive weights of each row, (N,); ties go to the earlier entry.
+    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
     array([ True,  True, False,  True])

@@ -1,4 +1,4 @@
-"""The prepared data of a run: one Parquet file per purpose, so that reading one cannot leak another.
+"""The prepared data of a run: one Parquet file per purpose, so that none leaks another.
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
@@ -7,7 +7,7 @@ Files of a run:
     validation.parquet              from the end of training up to the test target; `target` marks the target
                                     (of all tables, `basket` and `days` where a case is a whole basket)
     test.parquet                    the test targets; no other file changes with them
-    later.parquet                   everything after that, under a split in time
+    later.parquet                   what is after that, under a split in time
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
                                     later ones may show the held-out item
     rejects.parquet, summary.json   rejected rows; counts
@@ -51,14 +51,14 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a split data set into a folder, reproducibly.
+    """Write a split data set, reproducibly.
 
     Raises:
         ValueError: a target lies within its own history.
     """
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
-    table = dataset.interactions.select(USER, ITEM, POSITION, *_known(dataset.interactions.columns))
+    table = dataset.interactions.select(USER, ITEM, POSITION, *_basket_columns(dataset.interactions.columns))
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
     validation, test = split.validation_positions, split.test_positions
     validation_end, test_end = split.target_ends
@@ -68,7 +68,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
-    held = positions < of_rows(lengths)
+    until_test = positions < of_rows(lengths)
     tested = (test >= 0)[users] & (positions >= of_rows(test)) & (positions < of_rows(test_end))
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
@@ -76,9 +76,9 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
     validated = (validation >= 0)[users] & (positions >= of_rows(validation)) & (positions < of_rows(validation_end))
     marked = table.with_columns(pl.Series(TARGET, validated))
-    marked.filter(held & ~trained).write_parquet(directory / "validation.parquet")
+    marked.filter(until_test & ~trained).write_parquet(directory / "validation.parquet")
     table.filter(tested).write_parquet(directory / "test.parquet")
-    summary, later = dict(dataset.summary), table.filter(~held & ~tested)
+    summary, later = dict(dataset.summary), table.filter(~until_test & ~tested)
     later.write_parquet(directory / "later.parquet")
     if len(later):
         summary["later_interactions"] = len(later)
@@ -123,7 +123,7 @@ def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Pat
 
 
 def load_training(directory: Path) -> Ragged:
-    """Load the training sequences, one row per user, possibly empty; long logs stay on disk."""
+    """Load the training sequences, one row per user, maybe empty; long logs stay on disk."""
     path = directory / "train.parquet"  # written by user and position
     rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
     for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result
@@ -131,27 +131,26 @@ def load_training(directory: Path) -> Ragged:
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
     mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
     if mapped is not None:
-        known = _of_baskets(pl.read_parquet(path, columns=_known(pl.read_parquet_schema(path))))
+        known = _of_baskets(pl.read_parquet(path, columns=_basket_columns(pl.read_parquet_schema(path))))
         made = MappedRagged(mapped[0], Ragged.of(mapped[0], counts).offsets, *mapped[1:])
         return replace(made, **known)  # type: ignore[arg-type]
-    table = pl.read_parquet(path, columns=[ITEM, *_known(pl.read_parquet_schema(path))])
+    table = pl.read_parquet(path, columns=[ITEM, *_basket_columns(pl.read_parquet_schema(path))])
     values = table[ITEM].to_numpy(writable=True)
     return replace(Ragged.of(values.astype(np.int32, copy=False), counts), **_of_baskets(table))
 
 
-def _known(columns: Iterable[str]) -> list[str]:
-    """The columns of baskets that a table has."""
+def _basket_columns(columns: Iterable[str]) -> list[str]:
     return [name for name in (BASKET, DAYS) if name in columns]
 
 
 def _of_baskets(table: pl.DataFrame) -> dict[str, NDArray[Any]]:
     types = {BASKET: ("baskets", np.int32), DAYS: ("days", np.float64)}
-    known = _known(table.columns)
+    known = _basket_columns(table.columns)
     return {types[name][0]: table[name].to_numpy().astype(types[name][1], copy=False) for name in known}
 
 
 def load_until_test(directory: Path) -> Ragged:
-    """Load each user's interactions through the test target."""
+    """Load interactions to each user's test target."""
     return _with(directory, "validation.parquet", "test.parquet")
 
 
@@ -161,17 +160,16 @@ def load_whole(directory: Path) -> Ragged:
 
 
 def _with(directory: Path, *names: str) -> Ragged:
-    """Append the interactions of some tables to the training sequences."""
     training = load_training(directory)
     tables = [pl.read_parquet(directory / name) for name in names]
-    columns = [USER, ITEM, POSITION, *_known(tables[0].columns)]
+    columns = [USER, ITEM, POSITION, *_basket_columns(tables[0].columns)]
     later = pl.concat([table.select(columns) for table in tables]).sort(USER, POSITION)
     # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()
-    places, added = training.offsets[users + 1], _of_baskets(later)
-    values = np.insert(training.values, places, later[ITEM].to_numpy())
+    ends, added = training.offsets[users + 1], _of_baskets(later)
+    values = np.insert(training.values, ends, later[ITEM].to_numpy())
     made = Ragged.of(values, training.lengths + np.bincount(users, minlength=len(training)))
-    return replace(made, **{name: np.insert(getattr(training, name), places, added[name]) for name in added})
+    return replace(made, **{name: np.insert(getattr(training, name), ends, added[name]) for name in added})
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
@@ -214,7 +212,7 @@ def drawn_places(
 
 
 def load_items(directory: Path) -> pl.DataFrame:
-    """Load the catalogue: item, item_id, text, attributes and any groups."""
+    """Load item, item_id, text, attributes and any groups."""
     return pl.read_parquet(directory / "items.parquet")
 
 
@@ -229,7 +227,7 @@ def load_user_ids(directory: Path) -> pl.Series:
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Load the impressions for fitting, if any: user, item, history_length, clicked [, slot, propensity]."""
+    """Load any impressions for fitting: user, item, history_length, clicked [, slot, propensity]."""
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
 

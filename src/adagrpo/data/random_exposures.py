@@ -1,6 +1,6 @@
-"""Items shown at random: user, item, clicked. They evaluate lists (`adagrpo.pipeline.random_judge`), and fit nothing.
+"""Items shown at random (user, item, clicked), to evaluate lists (`adagrpo.pipeline.random_judge`) alone.
 
-Pairs in the user's log or impressions are dropped, as training knows them.
+Pairs of the user's log or impressions are dropped, as training knows them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
     """Return the distinct user, item, clicked, numbered as in a prepared log, and counts.
 
     Raises:
-        UserError: there are no clicks, or no usable exposures.
+        UserError: no clicks, or no usable exposures.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")
@@ -51,11 +51,11 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """Return the exposures, by user and item, of users with a history who clicked some items and skipped others.
+    """Return exposures of users with a history who clicked some items and skipped others, by user and item.
 
     Args:
         lengths: (U,) history lengths.
-        most: maximum number of users, drawn at random.
+        most: maximum number of users, sampled.
     """
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()

@@ -1,4 +1,4 @@
-"""Padded batches of sequences of similar length (half of Amazon's histories have six items or fewer)."""
+"""Padded batches of sequences of similar length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adagrpo.types import Histories, Ragged
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
-    """Return the last `max_length` items of some rows, padded on the right with 0.
+    """Return the last `max_length` items of rows, right-padded with 0.
 
     Args:
         rows: (B,) indices of non-empty rows.
@@ -35,7 +35,7 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
-    """Return the items that `pad` leaves out, oldest first, padded with -1: (B, O) int64, where O may be 0.
+    """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1.
 
     Args:
         rows: (B,) row indices.
@@ -53,7 +53,7 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDA
 
 
 def basket_starts(ragged: Ragged) -> NDArray[np.int64]:  # (total,)
-    """Return the index of the first item of each item's basket; an item of a row without known baskets is its own.
+    """Return the index of the first item of each item's basket; without known baskets, of the item itself.
 
     >>> ragged = Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), baskets=np.array([0, 0, 1, 1]))
     >>> basket_starts(ragged)
@@ -75,7 +75,7 @@ def emptied(
     ragged: Ragged,
     rows: NDArray[np.bool_],  # (N,)
 ) -> Ragged:
-    """Empty the rows that are marked True.
+    """Empty the rows marked True.
 
     >>> emptied(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([True, False])).offsets
     array([0, 0, 1])
@@ -93,12 +93,12 @@ def length_bucketed_batches(
     epoch: int,
     bucket_factor: int = 50,
 ) -> list[NDArray[np.int64]]:
-    """Batch the rows with two items or more by similar length, in an order that depends on (seed, epoch).
+    """Batch rows of two items or more by similar length, in an order set by (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
 
     Args:
-        batch_size: the last batch of the last bucket may be smaller.
+        batch_size: of all but the last of the last bucket.
         bucket_factor: more is less padding and less randomness.
     """
     generator = np.random.default_rng([seed, epoch])

@@ -1,8 +1,7 @@
 """Splits: leave-one-out, and two points in time; a target's history is everything before it.
 
-A target is one interaction, or a whole basket, from its position to its end.
-
-Folds and samples of users are hashes of (seed, user), independent of other users.
+A target is one interaction or a whole basket, from its position to its end. Folds and samples of users are hashes of
+(seed, user).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """The split points of each of `U` users."""
+    """The split points of `U` users."""
 
     train_lengths: Ints  # (U,) interactions that training may see, from the oldest
     validation_positions: Ints  # (U,) position of the validation target, -1 where there is none
@@ -32,7 +31,7 @@ class Split:
 
 
 def leave_one_out(lengths: Ints) -> Split:
-    """Use each user's last interaction for test, the second last for validation, the rest for training.
+    """Each user's last interaction is for test, the second last for validation, the rest for training.
 
     Users with fewer than three interactions are only trained on.
 
@@ -50,7 +49,7 @@ def last_baskets(
     baskets: Ints,  # (total,) from 0 within each user, users end to end
     offsets: Ints,  # (U + 1,)
 ) -> Split:
-    """Use each user's last basket for test, the second last for validation, the rest for training.
+    """Apply `leave_one_out` to baskets: the last for test, the second last for validation.
 
     Users with fewer than three baskets are only trained on.
 
@@ -70,7 +69,7 @@ def last_baskets(
 
 
 def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
-    """Extend each target of a temporal split to its whole basket; arguments as for `last_baskets`."""
+    """Extend targets of a temporal split to whole baskets; see `last_baskets`."""
     owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
     def end(positions: Ints) -> Ints:
@@ -92,11 +91,11 @@ def temporal(
 ) -> Split:
     """Split at two points in time.
 
-    Training is strictly before `validation_from`. A user's validation target is their first interaction in
-    `[validation_from, test_from)`, the test target their first from `test_from` on; a target needs a history.
+    Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and
+    from `test_from` on; a target needs a history.
 
     Raises:
-        ValueError: the points are not in order, or a user's timestamps do not ascend.
+        ValueError: points out of order, or a user's timestamps do not ascend.
     """
     if not validation_from < test_from:
         raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")
@@ -118,11 +117,11 @@ def temporal(
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """Keep the targets of some users, sampled as a function of (seed, user).
+    """Keep the targets of some users, sampled by (seed, user).
 
     Args:
-        count: the maximum number of these users.
-        lengths: (U,) interactions; if given, the other users are trained on whole.
+        count: maximum number of these users.
+        lengths: (U,) interactions; if given, other users are trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))
     >>> split.train_lengths, split.test_positions
@@ -138,7 +137,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
-    """Return numbers in [0, 1) that depend on seed and keys only: SplitMix64 (Steele et al. 2014).
+    """Return numbers in [0, 1) by seed and keys: SplitMix64 (Steele et al. 2014).
 
     Args:
         seed: at least 0.
@@ -162,7 +161,7 @@ _OF_FOLDS = 2**40  # a key unlike any position in a history or that of another d
 
 
 def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
-    """Return each user's fold, in `0 .. folds - 1`, as a function of (seed, user)."""
+    """Return each user's fold, in `0 .. folds - 1`, by (seed, user)."""
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}")
     every = np.arange(users)

@@ -1,8 +1,8 @@
 """Shuffle ties: interactions whose order the logs do not know.
 
 Logs exact to the day often order a day by item id, which a model can learn and be rewarded for. Ties are equal
-timestamps or, without timestamps, maximal ascending runs of the sorting column (the public Amazon files: ASIN within a
-day). Such a run may join several days, so results on shuffled data are a lower bound.
+timestamps, or else maximal ascending runs of the sorting column (public Amazon files: ASIN within a day). A run may
+join several days, so results on shuffled data are a lower bound.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ def shuffle_ties(
     column: str | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> Dataset:
-    """Return the data set with tied interactions in random order.
+    """Put tied interactions into random order.
 
     Args:
-        table: the item table that holds `column`.
-        column: that ties were sorted by; None: equal timestamps are ties.
+        table: item table that holds `column`.
+        column: that sorted the ties; None: ties are equal timestamps.
 
     Raises:
-        UserError: there are neither timestamps nor a column, there are impressions, or an item has no value in the
-            column.
+        UserError: neither timestamps nor a column, impressions, or an item without a value in the column.
     """
     interactions = dataset.interactions
     if dataset.impressions is not None:
@@ -66,9 +65,8 @@ def ascending_runs(
 ) -> NDArray[np.int64]:
     """Number the maximal strictly ascending runs within users, (N,).
 
-    Example:
-        >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()
-        [0, 0, 1, 1, 2]
+    >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()
+    [0, 0, 1, 1, 2]
     """
     breaks = (np.diff(users) != 0) | (np.diff(values) <= 0)
     return np.concatenate([[0], np.cumsum(breaks)]).astype(np.int64)[: len(users)]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, reward_spread
+from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, within_list_std
 from adagrpo.evaluation.reward_quality import rank_correlation
 
 HALVINGS = 1000
@@ -88,7 +88,7 @@ def cross_fitted_mix(
     """Choose the weight of each half by the mean NDCG@10 of the other, the smallest if several are equal."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
-    std = reward_spread(lists.items, lists.rewards)
+    std = within_list_std(lists.items, lists.rewards)
     gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, std)), 10) for w in WEIGHTS])
     chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]
     first, second = (mixed_keys(lists, weight, std) for weight in chosen)
@@ -113,7 +113,7 @@ class RepeatedMix(NamedTuple):
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
     """Compute `cross_fitted_mix` over many random halvings; beams are sorted once per weight."""
-    std, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
+    std, cases = within_list_std(lists.items, lists.rewards), len(lists.targets)
     ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, std)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
     generator, counts, means = np.random.default_rng(seed), np.zeros(ranks.shape), []

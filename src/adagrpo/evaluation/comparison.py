@@ -1,4 +1,4 @@
-"""Compares arms with a baseline, user by user, over seeds, and over a family of arms fixed in advance.
+"""Compare arms with a baseline, user by user, over seeds, and over a family of arms fixed in advance.
 
 For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-user metric `m`,
 
@@ -42,7 +42,7 @@ Point = tuple[str, str]  # arm and checkpoint
 
 
 class Measured(NamedTuple):
-    """Metrics of one checkpoint of one arm under one seed."""
+    """Metrics of an arm's checkpoint under one seed."""
 
     users: pl.DataFrame  # user_id in ascending order, one column a metric; see `per_user`
     test: Mapping[str, float]  # means over the test cases, coverage and the like among them
@@ -50,13 +50,7 @@ class Measured(NamedTuple):
 
 
 def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
-    """Return a table of the per-user metrics, user_id ascending; `users` are (N,) ids.
-
-    Example:
-        >>> lists = RankedLists(np.array([4, 2]), width=5)
-        >>> per_user(pl.Series([8, 7]), lists).row(0, named=True)
-        {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'ndcg@5': 0.6309297535714575}
-    """
+    """Tabulate per-user metrics by ascending user_id; `users` are (N,) ids."""
     columns = [pl.Series(name, values) for name, values in measure_users(lists).items()]
     return pl.DataFrame([users.alias(USER_ID), *columns]).sort(USER_ID)
 
@@ -64,7 +58,7 @@ def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
 def compare(
     measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
 ) -> list[dict[str, Any]]:
-    """Compare each arm and checkpoint with the baseline's checkpoint of the same kind (or its only one).
+    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one).
 
     Args:
         measured: one entry per seed, in the order of `seeds`.
@@ -91,7 +85,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the arms of each pair of the plan, as `compare`.
+    """Compare the plan's pairs of arms, as `compare`.
 
     Returns:
         One JSON-able row per pair and kind of checkpoint; `against` is first minus second.
@@ -108,13 +102,13 @@ def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: Compare
 
 
 def corrected_pairs(rows: Sequence[dict[str, Any]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Add Holm's p-values on the plan's metric to the rows of pairs."""
+    """Add Holm's p-values on the plan's metric to rows of pairs."""
     corrected = holm([row["against"][options.metric]["p"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
 def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
-    """Set Holm's p-values in the rows of the family, and a verdict in every row of `compare`."""
+    """Set Holm's p-values in rows of the family, and a verdict in every row."""
     left_out = ("sft", options.baseline)
     family = {row["arm"] for row in rows}.difference(left_out) if options.family is None else options.family
     tested = [row for row in rows if row["arm"] in family]
@@ -127,9 +121,12 @@ def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> Non
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    places = _places(arm, baseline)
-    by_seed = {metric: _differences(arm, baseline, metric) for metric in metrics}
-    values = np.stack([_user_values(differences, places) for differences in by_seed.values()])
+    user_index = _user_index(arm, baseline)
+    by_seed = {
+        metric: [a.users[metric].to_numpy() - b.users[metric].to_numpy() for a, b in zip(arm, baseline, strict=True)]
+        for metric in metrics
+    }
+    values = np.stack([_user_values(differences, user_index) for differences in by_seed.values()])
     intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
     margins = {}
     for (metric, differences), users in zip(by_seed.items(), intervals, strict=True):
@@ -143,14 +140,14 @@ def _against(
             "seeds": _ends(seed_interval(means, level=options.level)),
             "by_seed": means,
         }
-        if len(means) > 1 and all(len(place) > 1 for place in places):
-            parts = crossed_parts(differences, places)
+        if len(means) > 1 and all(len(index) > 1 for index in user_index):
+            parts = crossed_parts(differences, user_index)
             margins[metric] |= over_both(means, parts.users, parts.rest, options.level)
     return margins
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """Return the interval over users and seeds from the parts R and E of `adagrpo.evaluation.crossed`."""
+    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.crossed`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -159,13 +156,12 @@ def over_both(by_seed: Sequence[float], users: float, rest: float, level: float)
 
 
 def reported(against: Mapping[str, Any]) -> Sequence[float]:
-    """Return the interval over users and seeds, or over users if that is unknown."""
+    """Return the interval over users and seeds, else over users."""
     ends: Sequence[float] = against.get("both") or against["users"]
     return ends
 
 
-def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
-    """(n_s,) per seed: the index of each test case's user among all users."""
+def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:  # (n_s,) each
     for ours, theirs in zip(arm, baseline, strict=True):
         if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
             raise ValueError("the arm and the baseline were not measured on the same users")
@@ -173,22 +169,16 @@ def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArr
     return np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])
 
 
-def _differences(arm: Sequence[Measured], baseline: Sequence[Measured], metric: str) -> list[NDArray[np.float64]]:
-    pairs = zip(arm, baseline, strict=True)
-    return [ours.users[metric].to_numpy() - theirs.users[metric].to_numpy() for ours, theirs in pairs]
-
-
 def _user_values(
-    differences: Sequence[NDArray[np.float64]], places: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """(U,) one value per user, whose mean is the mean of the seeds' means."""
+    differences: Sequence[NDArray[np.float64]], user_index: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:  # (U,), whose mean is that of the seeds' means
     weighted = [difference / (len(differences) * len(difference)) for difference in differences]
-    sums = np.bincount(np.concatenate(places), weights=np.concatenate(weighted))
+    sums = np.bincount(np.concatenate(user_index), weights=np.concatenate(weighted))
     return np.asarray(sums * len(sums), dtype=np.float64)
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
-    """Return the worst loss that the interval allows, and whether it is within the margin."""
+    """Return the interval's worst loss, and whether it is within the margin."""
     low, high = reported(against)
     worst = high if lookup(metric).better == "lower" else -low
     return {"margin": margin, "worst": worst, "kept": worst <= margin}
@@ -218,7 +208,7 @@ def _holds_zero(ends: Sequence[float]) -> bool:
 
 
 def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
-    """Return the mean of one value per seed with its interval, as in a row of `compare`."""
+    """Return the mean over seeds with its interval, as in `compare`."""
     interval = seed_interval(values, level=level)
     return {"mean": interval.mean, "interval": _ends(interval), "by_seed": list(values)}
 

@@ -7,9 +7,9 @@
     V = X + A,  A = max(0, R - E),  w = X / V
     D ± √(V c²),  c² = (1 - g) z² + g t_ν²,  g = w - .9 w (1 - w)
 
-Sources: Satterthwaite (1946) for the sum of variances, Cochran (1964) for averaging squared critical values. Our `g`
-lies between them, for better coverage at few seeds (`benchmarks.coverage`). Users may differ between seeds. If all
-seeds agree exactly, the interval is over users alone.
+Sources: Satterthwaite (1946) for the sum of variances, Cochran (1964) for averaging squared critical values; our `g`
+lies between, for coverage at few seeds (`benchmarks.coverage`). Users may differ between seeds. If all seeds agree
+exactly, the interval is over users alone.
 """
 
 from __future__ import annotations
@@ -39,30 +39,25 @@ class CrossedParts(NamedTuple):
 
 def crossed_parts(
     values: Sequence[NDArray[np.floating]],  # S arrays of (n_s,)
-    places: Sequence[NDArray[np.integer]] | None = None,  # S arrays of (n_s,)
+    user_index: Sequence[NDArray[np.integer]] | None = None,  # S arrays of (n_s,)
 ) -> CrossedParts:
     """Return the mean of the seeds' means and the parts of its variance.
 
     Args:
         values: one array per seed; at least two seeds with two users each.
-        places: user index of each value, the same under every seed; None: the same users in the same order.
-
-    Example:
-        >>> parts = crossed_parts([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
-        >>> parts.mean, parts.seeds, round(parts.users, 6)
-        (2.0, 0.0, 0.25)
+        user_index: of each value, the same under every seed; None: the same users in the same order.
     """
     count = len(values)
     if count < 2 or any(np.ndim(row) != 1 or len(row) < 2 or not np.isfinite(row).all() for row in values):
         raise ValueError("values: expected two seeds or more, each with the finite numbers of two users or more")
-    if places is None:
-        places = [np.arange(len(row)) for row in values]
-    if len(places) != count or any(np.shape(a) != np.shape(b) for a, b in zip(values, places, strict=True)):
-        raise ValueError("values, places: expected arrays of the same lengths, one a seed")
+    if user_index is None:
+        user_index = [np.arange(len(row)) for row in values]
+    if len(user_index) != count or any(np.shape(a) != np.shape(b) for a, b in zip(values, user_index, strict=True)):
+        raise ValueError("values, user_index: expected arrays of the same lengths, one a seed")
     means = np.array([float(np.mean(row)) for row in values])
-    centred = np.zeros((count, 1 + max(int(place.max()) for place in places)))
-    for line, row, place, mean in zip(centred, values, places, means, strict=True):
-        line[place] = (row - mean) / np.sqrt(len(row) * (len(row) - 1.0))
+    centred = np.zeros((count, 1 + max(int(index.max()) for index in user_index)))
+    for line, row, index, mean in zip(centred, values, user_index, means, strict=True):
+        line[index] = (row - mean) / np.sqrt(len(row) * (len(row) - 1.0))
     covariance = centred @ centred.T  # (S, S) of the D_s, over users
     users = float(covariance.sum()) / count**2
     rest = (float(np.trace(covariance)) - float(covariance.sum()) / count) / (count * (count - 1))
@@ -70,13 +65,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """Return the interval for other users and other seeds; without variance it is the mean, and p is 1 for 0, else 0.
-
-    Example:
-        >>> interval = crossed_interval(CrossedParts(0.02, seeds=0.0, users=1e-4, rest=0.0, degrees=2))
-        >>> round(interval.low, 4), round(interval.high, 4), round(interval.p_value, 3)
-        (0.0004, 0.0396, 0.046)
-    """
+    """Return the interval for other users and seeds; without variance it is the mean, and p is 1 for 0, else 0."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
     variance = parts.seeds + max(0.0, parts.users - parts.rest)

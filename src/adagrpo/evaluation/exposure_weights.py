@@ -16,9 +16,8 @@ def exposure_weights(shown: Ints) -> Floats:
 
     Clipped inverse propensities (Schnabel et al. 2016), as if popularity alone decided what is shown.
 
-    Example:
-        >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
-        [0.27, 0.1, 0.1, 0.05]
+    >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
+    [0.27, 0.1, 0.1, 0.05]
     """
     counts = np.maximum(shown.astype(np.float64), 1.0)
     return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
@@ -27,12 +26,11 @@ def exposure_weights(shown: Ints) -> Floats:
 def case_weights(shown: Ints, power: float = 0.5) -> Floats:
     """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
-    A case whose item was never shown weighs 1. The default is the root, since what users like is also shown more
+    A case whose item was never shown weighs 1. The default is the root, as liked items are shown more
     (`research/decisions`).
 
-    Example:
-        >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
-        [1.51, 0.92, 0.92, 0.65, 1.0]
+    >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
+    [1.51, 0.92, 0.92, 0.65, 1.0]
     """
     known, weights = shown > 0, np.ones(len(shown))
     if known.any():

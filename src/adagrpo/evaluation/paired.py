@@ -1,4 +1,4 @@
-"""Compares the checkpoints of one run with its starting policy and with continued NLL, user by user.
+"""Compare a run's checkpoints with its starting policy and continued NLL, user by user.
 
     difference(arm, reference) = (1/N) Σ_u  m(arm, u) - m(reference, u)        over the N test cases
 
@@ -22,13 +22,13 @@ Point = tuple[str, str]  # arm and checkpoint
 
 
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
-    """Return intervals of each checkpoint's metrics, and of its differences from the references.
+    """Return intervals of each checkpoint's metrics and differences from the references.
 
     Args:
-        users: tables of `per_user` by arm and checkpoint, including (`sft`, `start`).
+        users: `per_user` by arm and checkpoint, including (`sft`, `start`).
 
     Returns:
-        JSON-able: `users`, `checkpoints` and `against`, with 95 % intervals; rates are fractions.
+        JSON-able: `users`, `checkpoints`, `against`; 95 % intervals, rates as fractions.
     """
     start = users[START, "start"]
     for point, table in users.items():

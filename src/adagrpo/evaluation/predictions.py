@@ -1,6 +1,6 @@
 """Full-catalogue evaluation of policies and rankers, without sampled negatives (Krichene and Rendle 2020).
 
-Retrieval uses constrained beam search; hallucination is the share of invalid sequences among the first K of an
+Retrieval is constrained beam search; hallucination is the share of invalid sequences among the first K of an
 unconstrained beam of the same width. With one target per user, recall@K equals HR@K.
 """
 
@@ -36,7 +36,7 @@ Utility = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]  # (N, K) it
 
 
 class Predictions(NamedTuple):
-    """Predictions of a policy for every case, in the order of the cases."""
+    """A policy's predictions for all cases, in their order."""
 
     items: NDArray[np.int64]  # (N, W) constrained beam, best first, -1 where the catalogue is shorter than the beam
     scores: NDArray[np.float32]  # (N, W) log-probability
@@ -48,7 +48,7 @@ class Predictions(NamedTuple):
 
 
 def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
-    """Return a random sample of at most `count` cases, in their own order."""
+    """Return a random sample of at most `count` cases, in their order."""
     if count >= len(cases):
         return cases
     return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
@@ -96,12 +96,12 @@ def predict(
     precision: Precision = "auto",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
-    """Run constrained and unconstrained beam search for every case.
+    """Search constrained and unconstrained beams for every case.
 
     Args:
         exclude_history: leave the whole history out of the constrained list.
         eligible: items allowed in that list; None: all.
-        report: called with (cases done, cases in all).
+        report: called with cases done and in all.
     """
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
@@ -152,10 +152,10 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics over all cases, as fractions; with a masked history also `*_unmasked` accuracy.
+    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones.
 
     Args:
-        tail: (V,) True for tail items, see `adagrpo.metrics.tail_items`.
+        tail: (V,) True for tail items (`adagrpo.metrics.tail_items`).
         utility: true utility of (N, K) items, in simulated worlds.
     """
     lists = metrics.RankedLists(
@@ -177,15 +177,15 @@ def summarise(
     return values
 
 
-def reordered(predictions: Predictions, weight: float, spread: float) -> Predictions:
-    """Re-rank the constrained beam by `log-probability + weight · reward / spread`; ties keep the policy's order.
+def reordered(predictions: Predictions, weight: float, std: float) -> Predictions:
+    """Re-rank the constrained beam by `log-probability + weight · reward / std`; ties keep the policy's order.
 
-    An infinite weight orders by the reward alone. The list without masking, which has no rewards, is dropped.
+    An infinite weight orders by the reward alone. The unmasked list, which has no rewards, is dropped.
     """
     assert predictions.rewards is not None, "predict with a reward"
     mixed = predictions.rewards
     if weight < np.inf:
-        mixed = mixed_scores(predictions.scores, predictions.rewards, weight, spread)
+        mixed = mixed_scores(predictions.scores, predictions.rewards, weight, std)
     scores = np.where(predictions.items < 0, -np.inf, mixed)
     order = np.argsort(-scores, axis=1, kind="stable")
     items, scores, rewards = (
@@ -205,7 +205,7 @@ def rank_by_ranker(
     exclude_history: bool = False,
     eligible: Tensor | None = None,  # (V,) bool
 ) -> dict[str, float]:
-    """Measure the ranker's own retrieval over the full catalogue or its eligible items."""
+    """Measure the ranker's retrieval over the catalogue or its eligible items."""
     ranker.eval()
     wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
@@ -230,19 +230,19 @@ def rank_by_ranker(
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
     """(N,) row of each sampled case in the uniforms, else -1, and the uniforms."""
     size = min(count, SAMPLED_CASES)
-    places = np.full(count, -1, dtype=np.int64)
-    places[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
-    return places, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
+    rows = np.full(count, -1, dtype=np.int64)
+    rows[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
+    return rows, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
 
 
 def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
-    """Return the metrics of ranked lists (N, W) of items, -1 for none."""
+    """Return metrics of items (N, W), best first, -1 for none."""
     ranks = ranks_in(items, cases)
     return metrics.measure(metrics.RankedLists(ranks, items.shape[1], items=items, sizes=cases.sizes))
 
 
 def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
-    """Return the ranks of the logged items in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
+    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
     return metrics.target_rank_in(items, cases.logged)
 
 
@@ -259,7 +259,7 @@ def without_history(
     closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
     eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return the found items outside the whole histories and their scores, padded with -1 and -inf.
+    """Return found items outside whole histories and their scores, padded with -1 and -inf.
 
     Samples with short lists are searched again with their histories excluded.
 
@@ -297,7 +297,7 @@ def _unseen(
 def batches(
     cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    """Yield rows and histories of cases of similar length; with `whole` also what the policy does not see."""
+    """Yield rows and histories of cases of similar length; `whole` adds what the policy does not see."""
     order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]

@@ -20,44 +20,42 @@ ERRORS = 1.96  # standard errors within which a weight counts as no worse than t
 Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
-def reward_spread(
+def within_list_std(
     items: NDArray[np.int64],  # (N, W)
     rewards: NDArray[np.floating[Any]],  # (N, W)
 ) -> float:
     """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
 
-    Example:
-        >>> reward_spread(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
-        0.7071067811865476
+    >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
+    0.7071067811865476
     """
     there = items >= 0
     filled = there.any(axis=1)
     kept = np.where(there, rewards.astype(np.float64), np.nan)[filled]
-    spread = float(np.sqrt(np.nanvar(kept, axis=1).mean())) if len(kept) else 0.0
-    return spread if spread > 0 else 1.0
+    std = float(np.sqrt(np.nanvar(kept, axis=1).mean())) if len(kept) else 0.0
+    return std if std > 0 else 1.0
 
 
-def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, spread: float) -> Scores:
-    """Return `log π + weight · reward / spread`, elementwise, keeping single precision."""
-    return log_probs + (weight / spread) * rewards
+def mixed_scores(log_probs: Scores, rewards: Scores, weight: float, std: float) -> Scores:
+    """Return `log π + weight · reward / std`, elementwise, keeping single precision."""
+    return log_probs + (weight / std) * rewards
 
 
 def best_weight(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """Return the weight with the highest mean of its (N,) values, the smallest if several are equal."""
+    """Return the weight with the highest mean of its (N,) values; ties: the smallest."""
     return max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
 
 
 def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> float:
-    """Return the smallest weight that is not significantly worse than the best one,
+    """Return the smallest weight not significantly worse than the best,
 
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 
     the one-standard-error rule (Breiman et al. 1984) with paired differences and 1.96 standard errors.
 
-    Example:
-        >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
-        >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
-        0.5
+    >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
+    >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
+    0.5
     """
     best = by_weight[best_weight(by_weight)]
     less = {weight: np.asarray(values - best, dtype=np.float64) for weight, values in by_weight.items()}
@@ -65,7 +63,7 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
 
 
 def edge_warning(weight: float) -> str | None:
-    """Return a warning if a weight is the largest of the grid; None otherwise."""
+    """Return a warning if a weight is the grid's largest, else None."""
     if weight < WEIGHTS[-1]:
         return None
     return (

@@ -42,10 +42,9 @@ def case_quality(
 ) -> CaseQuality:
     """Rank the whole catalogue in every case.
 
-    Example:
-        >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
-        >>> quality.auc, quality.ndcg
-        (array([0.5]), array([0.5]))
+    >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
+    >>> quality.auc, quality.ndcg
+    (array([0.5]), array([0.5]))
     """
     own = np.take_along_axis(scores, targets[:, None], 1)
     above, level = (scores > own).sum(1), (scores == own).sum(1) - 1
@@ -64,7 +63,7 @@ def case_quality(
 
 
 class ShownQuality(NamedTuple):
-    """Quality of a ranker's scores of `N` impressions, each within those of the same user."""
+    """Quality of a ranker's scores of `N` impressions, within each user's."""
 
     auc: Floats  # (N,) of a clicked one: the share of the user's others, not clicked, that it is put above; else NaN
     ndcg: Floats  # (N,) of the user's whole list, at a user's first impression; else NaN
@@ -77,16 +76,15 @@ def shown_quality(
     *,
     k: int = 10,
 ) -> ShownQuality:
-    """Rank the impressions of each user; users who clicked nothing or everything get NaN.
+    """Rank each user's impressions; NaN where all or nothing was clicked.
 
     Args:
         users: (N,) ascending.
         k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain.
 
-    Example:
-        >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
-        >>> quality.auc, quality.ndcg.round(3)
-        (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
+    >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
+    >>> quality.auc, quality.ndcg.round(3)
+    (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
     """
     auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
     starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1))
@@ -104,26 +102,20 @@ def shown_quality(
 
 
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Return cases, mean confidence and hit rate of the non-empty of ten equal bins over [0, 1]."""
-    place = np.minimum((confidence * 10).astype(np.int64), 9)
+    """Return cases, mean confidence and hit rate of ten equal bins over [0, 1], without empty ones."""
+    bin_index = np.minimum((confidence * 10).astype(np.int64), 9)
     return [
         {
-            "cases": int((place == index).sum()),
-            "confidence": float(confidence[place == index].mean()),
-            "hit_rate": float(hit[place == index].mean()),
+            "cases": int((bin_index == index).sum()),
+            "confidence": float(confidence[bin_index == index].mean()),
+            "hit_rate": float(hit[bin_index == index].mean()),
         }
-        for index in np.unique(place)
+        for index in np.unique(bin_index)
     ]
 
 
 def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_]) -> float:
-    """Return the ECE of (N,) confidences in [0, 1], N at least 1.
-
-    Example:
-        >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
-        >>> round(expected_calibration_error(confidence, hit), 3)
-        0.2
-    """
+    """Return the ECE of (N,) confidences in [0, 1], N at least 1."""
     rows = calibration_bins(confidence, hit)
     return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in rows) / len(confidence)
 
@@ -133,12 +125,7 @@ def rank_correlation(
     utilities: NDArray[np.floating[Any]],  # (N, K)
     known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Return Spearman's correlation of each row over its known entries, NaN if either side is constant.
-
-    Example:
-        >>> rank_correlation(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[0.0, 9.0, 8.0], [1.0, 2.0, 3.0]]))
-        array([0.5, nan])
-    """
+    """Return Spearman's correlation of each row's known entries, NaN if a side is constant."""
     there = np.ones(scores.shape, np.bool_) if known is None else known
 
     def centred(values: NDArray[np.floating[Any]]) -> Floats:
@@ -153,22 +140,20 @@ def rank_correlation(
 
 
 def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
-    """Return (V,) "tail" (at most 20 % of the interactions), "middle" (with the tail at most 80 %) or "head".
+    """Return (V,) "tail" (at most 20 % of interactions), "middle" (with it at most 80 %) or "head".
 
-    Example:
-        >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
-        ['middle', 'tail', 'tail', 'head', 'middle']
+    >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
+    ['middle', 'tail', 'tail', 'head', 'middle']
     """
     below = metrics.tail_items(popularity, 0.8)
     return np.where(metrics.tail_items(popularity, 0.2), "tail", np.where(below, "middle", "head"))
 
 
 def band_names(edges: tuple[int, ...]) -> list[str]:
-    """Return the names of the bands of counts that begin at 0 and at the edges.
+    """Return the names of bands of counts from 0 and the edges.
 
-    Example:
-        >>> band_names((1, 10))
-        ['0', '1-9', '10+']
+    >>> band_names((1, 10))
+    ['0', '1-9', '10+']
     """
     starts = (0, *edges)
     return [str(a) if a == b - 1 else f"{a}-{b - 1}" for a, b in pairwise(starts)] + [f"{starts[-1]}+"]
@@ -180,7 +165,7 @@ def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Return the mean over users of their mean values, NaN ignored, with its 95 % bootstrap interval."""
+    """Return the mean over users of their means, NaN ignored, with a 95 % bootstrap interval."""
     known = ~np.isnan(values)
     if not known.any():
         return None

@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for differences between policies, over users and over seeds; all deterministic.
+"""Confidence intervals and tests for differences between policies; all deterministic.
 
     bootstrap   percentile bootstrap of the mean of N values (Efron 1979), also of paired differences
     normal      mean ± z_{1-α/2} s / √N
@@ -24,7 +24,7 @@ _BLOCK = 2**16
 
 
 class Interval(NamedTuple):
-    """An estimate, its confidence interval, and the two-sided p-value of its being zero."""
+    """An estimate, its confidence interval, and the two-sided p-value of zero."""
 
     mean: float
     low: float
@@ -39,7 +39,7 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return the percentile bootstrap interval of a mean.
+    """Return a mean's percentile bootstrap interval.
 
     The p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` counts the observed sample, so it is at least `2 / (resamples + 1)`.
 
@@ -96,16 +96,15 @@ def mean_interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Return the normal interval of a mean by its standard error; if that is 0 the interval is the mean, and p is 1.
+    """Return the normal interval of a mean by its standard error; if that is 0, the mean, with p 1.
 
     Args:
         values: (N,) one per user, N at least 1.
         weights: (N,) above 0, for `Σ w x / Σ w` with the error of the linearised ratio (Hájek); None: equal.
 
-    Example:
-        >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
-        >>> round(mean, 3), round(low, 3), round(high, 3), round(p, 3)
-        (1.0, -0.6, 2.6, 0.221)
+    >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
+    >>> round(mean, 3), round(low, 3), round(high, 3), round(p, 3)
+    (1.0, -0.6, 2.6, 0.221)
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -117,8 +116,8 @@ def mean_interval(
         raise ValueError(f"weights has shape {share.shape}: expected {values.shape} finite numbers above 0")
     share = share / share.mean()
     mean = float((share * values).mean())
-    spread = share * (values - mean)
-    error = float(spread.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    residuals = share * (values - mean)
+    error = float(residuals.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     if error == 0:
         return Interval(mean, mean, mean, 1.0)
     half = float(stats.norm.ppf((1 + level) / 2)) * error
@@ -131,21 +130,20 @@ def all_pairs(
     level: float = 0.95,
     draws: int = 10_000,
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous intervals of all paired differences of means; max |t| is simulated with a fixed seed.
+    """Return simultaneous intervals of paired differences of means; max |t| is simulated with a fixed seed.
 
     Args:
-        values: (N,) one per user by name, the same users in the same order, N at least 2.
-        level: with which all intervals hold, in (0, 1).
+        values: (N,) each, the same users in the same order, N at least 2.
+        level: of all intervals together, in (0, 1).
         draws: of max |t|; p-values are multiples of 1 / draws.
 
     Returns:
         By (one, other), first minus second; p-values are corrected for all pairs.
 
-    Example:
-        >>> same = np.random.default_rng(0).normal(size=200)
-        >>> pairs = all_pairs({"a": same, "b": same + 1, "c": np.zeros(200)})
-        >>> round(pairs["a", "b"].high, 3), pairs["a", "c"].low < 0 < pairs["a", "c"].high
-        (-1.0, True)
+    >>> same = np.random.default_rng(0).normal(size=200)
+    >>> pairs = all_pairs({"a": same, "b": same + 1, "c": np.zeros(200)})
+    >>> round(pairs["a", "b"].high, 3), pairs["a", "c"].low < 0 < pairs["a", "c"].high
+    (-1.0, True)
     """
     names = list(values)
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (A, N)
@@ -183,7 +181,7 @@ def paired_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return the bootstrap interval of `mean(arm - baseline)` over the same N users, in the same order."""
+    """Return the bootstrap interval of `mean(arm - baseline)` over N users in one order."""
     if np.shape(arm) != np.shape(baseline):
         raise ValueError(f"arm has shape {np.shape(arm)}, baseline {np.shape(baseline)}: expected the same users")
     difference = np.asarray(arm, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
@@ -205,11 +203,10 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given; reject where they are at most α.
+    """Return Holm's adjusted p-values in their order; reject where at most α.
 
-    Example:
-        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
     """
     values = np.asarray(p_values, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():

@@ -1,4 +1,4 @@
-"""Batched recommendation in the ids of the logs, behind `recommend` in Python and on the command line."""
+"""Batched recommendation in the ids of the logs, behind `recommend`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def answer(
     batch_size: int = 256,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Return the first `k` items of the list for each history, in the ids of the logs.
+    """Return the first `k` items for each history, in the ids of the logs.
 
     Args:
-        histories: item ids, oldest first; without a known id the list is empty, or see `popular`.
-        exclude: ids to leave out, one list per history; unknown ids are ignored.
-        baskets: number of the basket of each item of each history, ascending; None: items of one time are one.
-        days: when each item of each history was had, in days since 1970; None: unknown.
+        histories: item ids, oldest first; without a known id the list is empty, unless `popular`.
+        exclude: ids left out, one list per history; unknown ones are ignored.
+        baskets: number of the basket of each item, ascending; None: items of one time are one.
+        days: since 1970, of each item; None: unknown.
         now: days since 1970; None: the time of each history's last item.
-        narrowing: from `Recommender.narrow`; applies to all lists.
-        popular: return the most popular items for a history without a known id.
-        report: called with the number of histories done.
+        narrowing: from `Recommender.narrow`, for all lists.
+        popular: list popular items for a history without a known id.
+        report: called with histories done.
 
     Raises:
         UserError: `k` exceeds the beam width, or `exclude` does not match the histories.
@@ -82,6 +82,6 @@ def answer(
 def _check_lists(name: str, lists: Sequence[Sequence[ItemId]], count: int) -> None:
     if len(lists) != count:
         raise UserError(f"{name}: holds {len(lists)} lists for {count} histories; give one for each")
-    for place, ids in enumerate(lists):
+    for index, ids in enumerate(lists):
         if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
-            raise UserError(f"{name}[{place}]: is {ids!r}; a list of item ids is wanted, one list for each user")
+            raise UserError(f"{name}[{index}]: is {ids!r}; a list of item ids is wanted, one list for each user")

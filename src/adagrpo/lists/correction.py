@@ -1,11 +1,11 @@
-"""A small network that adds feature interactions to the weighted sum of a fused list.
+"""A small network that adds feature interactions to a fused list's weighted sum.
 
     g(x, i) = v · gelu(B gelu(A z(x, i) + a) + b)
 
-`z` holds the features of a candidate, their distances from the list mean, and −log(5 + rank) by each feature, all
-standardised. `v` starts at 0; `A, B, v` maximise the likelihood of the choices on top of the weights
-(`adagrpo.lists.fit_fusion`). The number of epochs, at most `EPOCHS`, is the smallest within one standard error of the
-best held-out likelihood (Breiman et al. 1984); 0 epochs, or fewer than `BATCH` choices, mean no network.
+`z` holds a candidate's features, their distances from the list mean, and −log(5 + rank) by each, all standardised. `v`
+starts at 0; `A, B, v` maximise the likelihood of the choices on top of the weights (`adagrpo.lists.fit_fusion`). The
+epochs, at most `EPOCHS`, are the fewest within one standard error of the best held-out likelihood (Breiman et al.
+1984); fewer than `BATCH` choices: no network.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Correction(nn.Module):
         activated = [layer for linear in hidden for layer in (linear, nn.GELU(), nn.Dropout(DROPOUT))]
         self.layers = nn.Sequential(*activated, last)
 
-    def standardise(self, held: Tensor) -> None:
-        """Set the mean and standard deviation from candidates' inputs, (M, 3F)."""
-        if len(held):
-            self.mean.copy_(held.mean(dim=0))
-            self.deviation.copy_(held.std(dim=0, correction=0).clamp(min=1e-6))
+    def standardise(self, inputs: Tensor) -> None:
+        """Set mean and standard deviation from inputs (M, 3F)."""
+        if len(inputs):
+            self.mean.copy_(inputs.mean(dim=0))
+            self.deviation.copy_(inputs.std(dim=0, correction=0).clamp(min=1e-6))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the (B, N) corrections for inputs (B, N, 3F) from `inputs_of`."""
@@ -68,19 +68,19 @@ class ChoiceTensors(NamedTuple):
 
 
 def inputs_of(features: Tensor, there: Tensor) -> Tensor:
-    """Return the (B, N, 3F) inputs `z`, not yet standardised, of features (B, N, F); 0 where there is no item."""
-    held = there.unsqueeze(-1)
-    values = features.masked_fill(~held, 0.0)
-    means = values.sum(dim=1, keepdim=True) / held.sum(dim=1, keepdim=True).clamp(min=1)
-    order = features.masked_fill(~held, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    """Return the (B, N, 3F) inputs `z`, before standardising, of features (B, N, F); 0 where there is no item."""
+    present = there.unsqueeze(-1)
+    values = features.masked_fill(~present, 0.0)
+    means = values.sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
+    order = features.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)
     numbers = torch.arange(features.shape[1], device=features.device)
-    places = torch.empty_like(order).scatter_(1, order, numbers[None, :, None].expand_as(order))
-    logs = -(HEAD + places).log()
-    return torch.cat([values, values - means, logs], dim=-1).masked_fill(~held, 0.0)
+    ranks = torch.empty_like(order).scatter_(1, order, numbers[None, :, None].expand_as(order))
+    logs = -(HEAD + ranks).log()
+    return torch.cat([values, values - means, logs], dim=-1).masked_fill(~present, 0.0)
 
 
 def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[Correction]:
-    """Fit the network to `N` choices on top of weighted sums (N, C); yield it, in evaluation mode, after each epoch."""
+    """Fit the network to `N` choices on top of weighted sums (N, C); yield it in evaluation mode after each epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
@@ -105,20 +105,19 @@ def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[
 
 @torch.no_grad()
 def corrected(made: Correction, inputs: Tensor, scores: Tensor) -> NDArray[np.float64]:
-    """Return the (N, C) scores with the network's corrections added."""
+    """Return (N, C) scores plus the network's corrections."""
     added = torch.cat([made(part) for part in torch.split(inputs, 1024)])
     return (scores + added).double().numpy()
 
 
 def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
-    """Return the smallest number of epochs whose likelihood is within one standard error of the best.
+    """Return the fewest epochs whose likelihood is within one standard error of the best.
 
     Args:
-        likelihoods: (EPOCHS + 1, N) weighted held-out log-likelihoods after 0, 1, ... epochs.
+        likelihoods: (EPOCHS + 1, N) weighted held-out log-likelihoods.
 
-    Example:
-        >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))
-        1
+    >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))
+    1
     """
     behind = likelihoods[likelihoods.mean(axis=1).argmax()] - likelihoods
     errors = behind.std(axis=1) / behind.shape[1] ** 0.5

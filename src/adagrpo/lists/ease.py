@@ -2,8 +2,8 @@
 
     B = I - P diag(1 / P_ii),   P = (XᵀX + λ I)⁻¹,   score(x, i) = Σ_t γ^(T - t) B[x_t, i]
 
-`X` is the binary (users, items) matrix of the training split. Departures: older items of a history weigh less, as in
-item-kNN (`adagrpo.lists.sources`), and only the `KEPT` largest weights of each row are stored.
+`X` is the binary (users, items) training matrix. Departures: older items weigh less, as in item-kNN
+(`adagrpo.lists.sources`), and only the `KEPT` largest weights per row are stored.
 """
 
 from __future__ import annotations
@@ -23,17 +23,11 @@ MOST_ITEMS = 20_000  # a dense matrix of so many items and its inverse take 3.2 
 
 
 def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, kept: int = KEPT) -> sparse.csr_array:
-    """Return `B` as (V, V) float32 for at most `MOST_ITEMS` items, with the `kept` largest absolute weights per row.
-
-    Example:
-        >>> training = Ragged(np.array([0, 1, 0, 1, 2], dtype=np.int32), np.array([0, 2, 4, 5]))
-        >>> item_weights(training, 3, penalty=1.0).toarray().astype(float).round(3).tolist()
-        [[0.0, 0.667, 0.0], [0.667, 0.0, 0.0], [0.0, 0.0, 0.0]]
-    """
+    """Return `B`, (V, V) float32, with the `kept` largest absolute weights per row; at most `MOST_ITEMS` items."""
     if num_items > MOST_ITEMS:
         raise ValueError(f"EASE is made for at most {MOST_ITEMS:,} items, there are {num_items:,}")
-    held = users_of_items(training, num_items)
-    gram = torch.from_numpy((held.T @ held).astype(np.float32).toarray())
+    user_items = users_of_items(training, num_items)
+    gram = torch.from_numpy((user_items.T @ user_items).astype(np.float32).toarray())
     gram.diagonal().add_(penalty)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weights = -inverse / inverse.diagonal()

@@ -1,11 +1,11 @@
-"""Filters that restrict a list to some items, resolved to masks that searches share.
+"""Filters that restrict lists, resolved to masks that searches share.
 
     include   only items that match every column; within a column, any of its values
     exclude   no item that matches any column
 
-A filter is `{"category": ["toys", "games"], "in_stock": true}`; the column `item_id`, or a plain list of ids, stands
-for single items. Unknown ids are ignored; an unknown column or value is an error. Masks are cached, the least recently
-used evicted first, for one version of a catalogue.
+A filter is `{"category": ["toys", "games"], "in_stock": true}`; the column `item_id`, or a plain list of ids, names
+single items. Unknown ids are ignored; unknown columns or values are errors. The masks of one catalogue are cached, the
+least recently used evicted first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _Columns = dict[str, tuple[GroupValue, ...]]
 
 
 class Narrowing(NamedTuple):
-    """Restrictions of a query; the first two fields are those of a `Query`."""
+    """Restrictions of a query; the first two fields are a `Query`'s."""
 
     without: tuple[int, ...]  # single items
     eligible: Eligible | None  # a mask; None: the catalogue
@@ -49,7 +49,7 @@ class Narrowing(NamedTuple):
 
 
 class Eligibility:
-    """Resolves the filters of requests for one version of a catalogue."""
+    """Resolves filters for one version of a catalogue."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Eligibility:
         within: Tensor | None = None,  # (V,) bool
         memory: int = MEMORY,
     ) -> None:
-        """Initialise an empty cache.
+        """Start with no masks.
 
         Args:
             groups: called when a filter first names a column.
-            within: (V,) bool, items that may be listed at all; None: all.
-            memory: bytes of the cache, which always keeps one mask.
+            within: items that may be listed at all; None: all.
+            memory: bytes of the cache, which keeps at least one mask.
         """
         self._trie, self._known, self._within, self._memory = catalog.trie, known, within, memory
         self._listed = catalog.listed.cpu().numpy()  # (V,)
@@ -85,10 +85,10 @@ class Eligibility:
         return len(self._masks)
 
     def resolve(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
-        """Resolve the filters of a request; None includes everything and excludes nothing.
+        """Resolve a request's filters; None includes everything and excludes nothing.
 
         Raises:
-            UserError: a filter is malformed, or names an unknown column or value.
+            UserError: a malformed filter, or an unknown column or value.
         """
         wanted, unwanted = (
             (None if include is None else _columns("include", include)),
@@ -138,7 +138,7 @@ class Eligibility:
 
 
 def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
-    """Return why a list is shorter than requested; None if it is not.
+    """Return why a list is shorter than requested, or None.
 
     >>> why_short(Narrowing((), None, 7), 10, 7)
     'only 7 eligible items are left'
@@ -153,7 +153,7 @@ def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
 
 
 def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue]] | None:
-    """Parse a filter of the command line; None without words.
+    """Parse a command line's filter; None without words.
 
     Args:
         words: each `column=value`, a .json file with a filter, or a file with one item id per line.
@@ -161,9 +161,8 @@ def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue
     Raises:
         UserError: a word is none of these.
 
-    Example:
-        >>> parse_filter(["category=toys", "category=games", "market=de"], "--include")
-        {'category': ['toys', 'games'], 'market': ['de']}
+    >>> parse_filter(["category=toys", "category=games", "market=de"], "--include")
+    {'category': ['toys', 'games'], 'market': ['de']}
     """
     columns: dict[str, list[GroupValue]] = {}
     for word in words:
@@ -202,8 +201,8 @@ def _columns(field: str, given: object) -> _Columns:
     for name, values in named.items():
         for value in values:
             if not isinstance(value, str | int | np.integer):
-                place = field if name == ITEM_ID else f"{field}.{name}"
-                raise UserError(f"{place}: {value!r:.60} is no text, whole number, true or false")
+                key = field if name == ITEM_ID else f"{field}.{name}"
+                raise UserError(f"{key}: {value!r:.60} is no text, whole number, true or false")
     return {name: tuple(values) for name, values in named.items()}
 
 
@@ -212,7 +211,7 @@ def _is_list(value: object) -> bool:
 
 
 def filter_key(given: Filter) -> object:
-    """Return a JSON-able key that is equal for filters with the same meaning."""
+    """Return a JSON-able key, equal for filters of one meaning."""
     return _key(_columns("", given))
 
 

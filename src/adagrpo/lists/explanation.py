@@ -1,4 +1,4 @@
-"""Explains a list: log-probabilities of codes, ranks by the reward, and the items left out."""
+"""Explains a list: log-probabilities of codes, ranks by reward, items left out."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class ItemTitles:
         return table.with_columns(pl.concat_str(["item_id", "title"], separator=" ").str.to_lowercase().alias("words"))
 
     def of(self, item: int) -> dict[str, Any]:
-        """Return id and title of an item, and whether it is listed."""
+        """Return an item's id and title, and whether it is listed."""
         title = self._table["title"][item].strip()
         title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."
         listed = bool(self._table["listed"][item])
         return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed}
 
     def search(self, text: str, count: int) -> list[dict[str, Any]]:
-        """Return the first items whose id or title contains every word; without words, the first items."""
+        """Return the first items whose id or title contains every word."""
         found = self._table.with_row_index("item")
         for word in text.lower().split()[:8]:
             found = found.filter(pl.col("words").str.contains(word, literal=True))
@@ -50,8 +50,8 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     """Explain the list of a query.
 
     Returns:
-        JSON-able: `source`; `list`, best first, with `log_probs` (one per code), `reward` and `reward_rank`; and
-        `removed`, items that an unrestricted list would hold, with their rank there.
+        JSON-able: `source`; `list`, best first, with `log_probs` (one per code), `reward` and `reward_rank`; `removed`,
+        items of an unrestricted list, with their rank there.
     """
     found = recommender.recommend([query])[0]
     items = recommender.known(found.items[:k])[0]
@@ -68,13 +68,13 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     if len(query.history) and items:
         log_probs, rewards = recommender.score_items(query.history, items)
         ranks = _ranks(rewards) if rewards is not None else [None] * len(items)
-        for place, row in enumerate(rows):
-            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[place]]}
-            row |= {"reward": None if rewards is None else rewards[place], "reward_rank": ranks[place]}
+        for index, row in enumerate(rows):
+            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[index]]}
+            row |= {"reward": None if rewards is None else rewards[index], "reward_rank": ranks[index]}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
     return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    order = sorted(range(len(values)), key=lambda place: -values[place])
-    return [order.index(place) + 1 for place in range(len(values))]
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    return [order.index(index) + 1 for index in range(len(values))]

@@ -1,9 +1,9 @@
-"""Serving with exploration: a share of the lists is sampled from the policy, with known propensities.
+"""Exploration: a share of the lists is sampled from the policy, with known propensities.
 
     a request is sampled if   u(seed, request id) < share,   u uniform on [0, 1)
     its list                  k items without replacement, see `adagrpo.decoding.drawn_lists`
 
-Lists are reproducible from the log. Which requests are sampled is independent of user and history.
+Lists are reproducible from the log; sampling does not depend on user and history.
 """
 
 from __future__ import annotations
@@ -22,12 +22,7 @@ class Exploration(NamedTuple):
     seed: int = 0
 
     def of(self, query: Query, request_id: str) -> Query:
-        """Return the query, with a temperature and a seed if its list is to be sampled.
-
-        >>> drawn = [Exploration(0.5, 0.25).of(Query([1]), str(n)).temperature for n in range(1000)]
-        >>> {*drawn}, 0.22 < sum(map(bool, drawn)) / 1000 < 0.28
-        ({0.0, 0.5}, True)
-        """
+        """Return the query, with temperature and seed if its list is sampled."""
         digest = hashlib.sha256(f"{self.seed}\n{request_id}".encode()).digest()
         if int.from_bytes(digest[:8], "big") >= self.share * 2**64:
             return query

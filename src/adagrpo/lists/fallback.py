@@ -1,7 +1,7 @@
-"""A circuit breaker for rewards: if one fails or hangs, lists come without it and say why.
+"""A circuit breaker for rewards: if one fails or hangs, lists come without it.
 
 After several failures in a row the reward is not called for a while, then tried once. A timeout within a tenth of the
-budget, because a request ran out of time, is not a failure.
+budget, when a request ran out of time, is no failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
 class CircuitBreaker:
-    """Implements `adagrpo.rewards.protocol.Reward`; if the reward fails, scores are 0 and `failed` is set."""
+    """A `Reward`; if the guarded one fails, scores are 0 and `failed` is set."""
 
     def __init__(
         self,
@@ -41,14 +41,6 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Guard a reward.
-
-        Args:
-            budget_seconds: time limit of a call.
-            failures: consecutive failures that open the breaker, for `pause_seconds`.
-            clock: seconds, also of `until`.
-            say: called with a message on failure and recovery.
-        """
         self.reward, self.budget, self.failures, self.pause = reward, budget_seconds, failures, pause_seconds
         self.failed = False  # since the caller set it to false
         self.why = ""  # the last failure, in words
@@ -72,7 +64,7 @@ class CircuitBreaker:
         return self._clock() < self._closed_until
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items; 0 if the reward fails."""
+        """See `Reward`; 0 if it fails."""
         scores = self.ask(ask_reward, histories, items)
         return torch.zeros(items.shape, device=items.device) if scores is None else scores
 
@@ -115,11 +107,11 @@ class CircuitBreaker:
         finally:
             self._free.release()
 
-    def _count(self, said: str) -> None:
+    def _count(self, reason: str) -> None:
         self._last = self.why
         if not self._is_silent:
             self._is_silent = True
-            self._say(f"the reward gave no scores: {said}; lists come without it until it does")
+            self._say(f"the reward gave no scores: {reason}; lists come without it until it does")
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause

@@ -1,11 +1,11 @@
-"""Fits the weights of a fused list to user choices: a conditional logit (McFadden 1974), shrunk toward the policy.
+"""Fits a fused list's weights to user choices: a conditional logit (McFadden 1974), shrunk toward the policy.
 
     max_w  (1/N) Σ_n a_n log softmax_i(Σ_f w_f φ_f(x_n, i) / σ_f)[y_n]  -  λ |w - w⁰|²
 
-over the cases whose logged item `y_n` is a candidate; `a_n` is the weight of a case. Of a basket, the mean over those
-of its items that are candidates. `w⁰` is the policy's own order:
-σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out log-likelihood over `FOLDS` folds of users,
-which also choose the epochs of the network (`adagrpo.lists.correction`) and give the cross-fitted order.
+over the cases whose logged item `y_n` is a candidate (of a basket, the mean over such items); `a_n` is the case's
+weight, `w⁰` the policy's own order: σ_policy for the log-probability, 0 for the rest. `λ` maximises the held-out
+log-likelihood over `FOLDS` folds of users, which also choose the network's epochs (`adagrpo.lists.correction`) and give
+the cross-fitted order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from adagrpo.evaluation.reranking import reward_spread
+from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.lists.correction import (
     BATCH,
     EPOCHS,
@@ -77,12 +77,12 @@ def fit_weights(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
-    """Fit the weights of the features `used`, among `names` of all `F`; call `report` with fits done and in all."""
+    """Fit weights of features `used`, of all `names`; `report` gets fits done and in all."""
     columns = [names.index(name) for name in used]
-    spreads = [reward_spread(choices.items, choices.features[..., column]) for column in columns]
-    prior = np.array([spread if name == POLICY else 0.0 for name, spread in zip(used, spreads, strict=True)])
+    stds = [within_list_std(choices.items, choices.features[..., column]) for column in columns]
+    prior = np.array([std if name == POLICY else 0.0 for name, std in zip(used, stds, strict=True)])
     # about the mean of the list, so that the products stay small
-    scaled = choices.features[..., columns].astype(np.float64) / spreads
+    scaled = choices.features[..., columns].astype(np.float64) / stds
     there = choices.items >= 0
     scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
     folds = folds_of(choices.users, seed)
@@ -99,8 +99,8 @@ def fit_weights(
         report(fold, FITS)
         by_fold.append(fitted(folds != fold, SHRINKAGE))
 
-    def held_out(place: int) -> Floats:
-        weights = np.stack([of_fold[place] for of_fold in by_fold])[folds]
+    def held_out(index: int) -> Floats:
+        weights = np.stack([of_fold[index] for of_fold in by_fold])[folds]
         return np.where(there, np.einsum("ncf,nf->nc", scaled, weights), -np.inf)
 
     def likelihoods(scores: Floats, rows: NDArray[np.bool_]) -> Floats:
@@ -108,8 +108,8 @@ def fit_weights(
         return np.asarray(_log_shares(scores[kept], chosen[rows][kept]) * choices.case_weights[rows][kept])
 
     everyone = np.ones(len(folds), np.bool_)
-    by_shrinkage = [float(likelihoods(held_out(place), everyone).sum()) for place in range(len(SHRINKAGE))]
-    best = max(range(len(SHRINKAGE)), key=lambda place: (by_shrinkage[place], SHRINKAGE[place]))
+    by_shrinkage = [float(likelihoods(held_out(index), everyone).sum()) for index in range(len(SHRINKAGE))]
+    best = max(range(len(SHRINKAGE)), key=lambda index: (by_shrinkage[index], SHRINKAGE[index]))
     (found,) = fitted(everyone, [SHRINKAGE[best]])
     cases = ChoiceTensors(
         inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
@@ -125,30 +125,32 @@ def fit_weights(
     weighed = held_out(best)
     passes = EPOCHS if answered.sum() >= BATCH else 0
     ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
-    worth = np.zeros((passes + 1, len(folds)))  # likelihoods by passes
+    by_epochs = np.zeros((passes + 1, len(folds)))  # held-out likelihoods
     for fold, of_fold in enumerate(by_fold):
         report(FOLDS + fold, FITS)
         rows = np.asarray(folds == fold)
         if not rows.any():
             continue
-        held, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
+        inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
         networks = islice(corrections(~rows, of_fold[best]), passes)
-        later = (corrected(network, held, base) for network in networks)
+        later = (corrected(network, inputs, base) for network in networks)
         for epoch, scores in enumerate(chain([weighed[rows]], later)):
-            ranks[epoch, rows] = _ranks(scores, choices.items[rows], choices.targets[rows])
-            worth[epoch, rows & answered] = likelihoods(scores, rows)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            ordered = np.take_along_axis(choices.items[rows], order, axis=1)
+            ranks[epoch, rows] = target_rank_in(ordered, choices.targets[rows])
+            by_epochs[epoch, rows & answered] = likelihoods(scores, rows)
     report(2 * FOLDS, FITS)
-    epochs = fewest_epochs(worth[:, answered]) if passes else 0
+    epochs = fewest_epochs(by_epochs[:, answered]) if passes else 0
     correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
-    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, spreads, strict=True)), correction)
+    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, stds, strict=True)), correction)
     return Fit(weights, SHRINKAGE[best], epochs, ranks[epochs])
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
-    """Return the (N,) fold of each case, the same for all cases of a user; `users` is (N,)."""
-    known, place = np.unique(users, return_inverse=True)
+    """Return the (N,) fold of each case, by its user."""
+    known, user = np.unique(users, return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(len(known)) % FOLDS)
-    return np.asarray(folds[place])
+    return np.asarray(folds[user])
 
 
 def _conditional_logit(
@@ -181,22 +183,14 @@ def _conditional_logit(
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
 
 
-def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:
-    """(N,) int64 indices of the chosen items; where several are, (N, C) float32 shares."""
+def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:  # (N,) int64 indices or, of several, (N, C) float32 shares
     counts = chosen.sum(axis=1, keepdims=True)
     if not len(counts) or counts.max() <= 1:
         return torch.from_numpy(chosen.argmax(axis=1))
     return torch.from_numpy((chosen / counts.clip(1)).astype(np.float32))
 
 
-def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-    """(N,) mean log softmax of the chosen items."""
+def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:  # (N,) mean log softmax of the chosen
     highest = scores.max(axis=1, keepdims=True)
     sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
     return np.asarray(np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums)
-
-
-def _ranks(scores: Floats, items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank items (N, C) by their scores and return the ranks of the targets, from 1; 0 if there is none."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return target_rank_in(np.take_along_axis(items, order, axis=1), targets)

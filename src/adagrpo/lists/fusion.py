@@ -1,8 +1,8 @@
-"""The fused list: candidates from several sources, ordered by a weighted sum of features.
+"""The fused list: candidates from several sources, by a weighted sum of features.
 
     score(x, i) = Σ_f w_f φ_f(x, i) / σ_f + g(φ(x, i))
 
-Candidates are the policy's beam and the best items of item-kNN and the sequential ranker. Features are the policy's
+Candidates are the policy's beam and the best items of item-kNN and the sequential ranker; features are the policy's
 log-probability, the reward or its members, and the sources' scores. `σ_f` is a feature's within-list standard
 deviation, `g` a small network (`adagrpo.lists.correction`) or 0. Weights are fitted on validation choices
 (`adagrpo.lists.fit_fusion`), also without the reward, in case it fails.
@@ -34,15 +34,15 @@ class Weights(NamedTuple):
     """Weights of features, with an optional correction."""
 
     weights: Mapping[str, float]  # by feature, in units of σ
-    spreads: Mapping[str, float]  # σ by feature
+    stds: Mapping[str, float]  # σ by feature
     correction: Correction | None = None  # of the same features in the same order
 
     @torch.no_grad()
     def scores(self, candidates: Candidates, names: Sequence[str]) -> Tensor:
-        """Return (B, N) scores, -inf where there is no item; `names` are all feature names."""
+        """Return (B, N) scores, -inf for no item; `names` are of all features."""
         there, device = candidates.items >= 0, candidates.items.device
         features = candidates.features[..., [names.index(name) for name in self.weights]]
-        factors = torch.tensor([weight / self.spreads[name] for name, weight in self.weights.items()], device=device)
+        factors = torch.tensor([weight / self.stds[name] for name, weight in self.weights.items()], device=device)
         scores = features @ factors
         if self.correction is not None:
             scores = scores + self.correction(inputs_of(features, there))
@@ -98,7 +98,7 @@ class Fusion:
 
     @torch.no_grad()
     def propose(self, histories: Histories, closed: Tensor) -> Proposals:
-        """Collect the sources' scores and proposals, without the items that are True in `closed` (B, V)."""
+        """Collect the sources' scores and best items, without those True in `closed` (B, V)."""
         # many small operations, faster in inference mode
         with torch.inference_mode():
             found = {name: source.scores(histories) for name, source in self.sources.items()}
@@ -117,10 +117,10 @@ class Fusion:
     ) -> Candidates:
         """Merge beam and proposals, and compute their features.
 
-        Args:
-            beam: (B, W) items, -1 where there is none, and their log-probabilities.
-            log_probs: (B, P) of the proposed items.
-            reward: required if the fusion has reward features.
+            Args:
+        beam: (B, W) items, -1 for none, and their log-probabilities.
+                log_probs: (B, P) of the proposed items.
+                reward: required if the fusion has reward features.
         """
         beyond = unite([beam[0], proposals.items])[:, beam[0].shape[1] :]
         kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
@@ -139,7 +139,7 @@ class Fusion:
         found: Mapping[str, Tensor],
         reward: Reward | None,
     ) -> Candidates:
-        """Compute the features of items (B, N), -1 for none.
+        """Compute features of items (B, N), -1 for none.
 
         Args:
             found: (B, V) scores of each source, by name.
@@ -160,28 +160,26 @@ class Fusion:
         return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
     def scores(self, candidates: Candidates) -> Tensor:
-        """Return (B, N) fused scores, -inf where there is no item; without the reward if it failed."""
+        """Return (B, N) fused scores, -inf for no item; without a reward that failed."""
         assert self.fitted is not None, "the weights are fitted first"
         weights = self.fitted.whole if candidates.rewarded else self.fitted.without_reward
         return weights.scores(candidates, self.features)
 
     def order(self, candidates: Candidates, width: int) -> tuple[Tensor, Tensor]:
-        """Return the best (B, W) items and scores, padded with -1 and -inf; ties keep the candidates' order."""
+        """Return the best (B, W) items and scores, padded with -1 and -inf; ties keep their order."""
         scores, order = self.scores(candidates).sort(dim=1, descending=True, stable=True)
         return candidates.items.gather(1, order)[:, :width], scores[:, :width]
 
 
-def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:
-    """(B, N, 1) scores of a reward as one feature, even if it is a sum."""
+def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  # (B, N, 1), one feature even of a sum
     return ask_reward(reward, histories, items).unsqueeze(-1)
 
 
 def unite(parts: list[Tensor]) -> Tensor:
-    """Concatenate lists of items (B, N) to (B, ΣN), with -1 for repeated items.
+    """Concatenate items (B, N) to (B, ΣN), with -1 for repeats.
 
-    Example:
-        >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()
-        [[4, 2, -1, -1, 5]]
+    >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()
+    [[4, 2, -1, -1, 5]]
     """
     items = torch.cat(parts, dim=1)
     ordered, order = items.sort(dim=1, stable=True)

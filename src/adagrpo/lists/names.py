@@ -1,7 +1,7 @@
 """Names of lists, shared by `compare`, `decide`, `serve`, `recommend` and the arms of experiments.
 
 sft, nll, ...                 the beam of a policy
-rerank, nll+rerank            that beam ordered by log-probability + weight · reward; `rerank` alone is of sft
+rerank, nll+rerank            the same by log-probability + weight · reward; `rerank` alone is of sft
 fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` alone is of sft
 fuse-without-reward, ...      the same with weights that need no reward
 popularity, item_knn, ...     a source alone, see `adagrpo.lists.table`
@@ -36,9 +36,8 @@ class ListName(NamedTuple):
 def parse_list(name: str) -> ListName:
     """Parse a name; any unknown name is the beam of an arm.
 
-    Example:
-        >>> parse_list("nll+fuse"), parse_list("item_knn")
-        (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
+    >>> parse_list("nll+fuse"), parse_list("item_knn")
+    (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
     """
     if name in LISTED or _ALONE.fullmatch(name):
         return ListName(None, name)
@@ -49,11 +48,10 @@ def parse_list(name: str) -> ListName:
 
 
 def reward_number(order: str) -> int | None:
-    """Return which reward orders a list alone, from 1; 0 for the whole reward, None for other lists.
+    """Return which reward orders a list alone, from 1; 0: the whole reward, None: no list of one.
 
-    Example:
-        >>> reward_number("reward-2"), reward_number("reward"), reward_number("rerank")
-        (2, 0, None)
+    >>> reward_number("reward-2"), reward_number("reward"), reward_number("rerank")
+    (2, 0, None)
     """
     found = _ALONE.fullmatch(order)
     return None if found is None else int(found[1] or 0)

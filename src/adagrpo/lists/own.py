@@ -5,8 +5,8 @@
     own_since   1 / (1 + d / 30), d days since the last of them
     own_due     exp(-|log((d + 1) / (g + 1))|), g the mean days between them: 1 when as long has passed as usual
 
-Sources: personal frequency completed by popularity (Li et al., A Next Basket Recommendation Reality Check, TOIS 2023),
-decay over baskets (Hu et al., Modeling Personalized Item Frequency, SIGIR 2020). Without known baskets each interaction
+Sources: personal frequency completed by popularity (Li et al. 2023),
+decay over baskets (Hu et al. 2020). Without known baskets each interaction
 is its own; without times the last two are 0.
 """
 
@@ -25,15 +25,14 @@ FLOOR = 1e-2  # added to `own_recent` before its logarithm
 
 
 class OwnItems:
-    """How often each item is in the user's own history, whole."""
+    """How often each item is in the user's whole history."""
 
-    def __init__(self, popularity: NDArray[np.int64]) -> None:
-        """Take the (V,) training interactions of each item."""
+    def __init__(self, popularity: NDArray[np.int64]) -> None:  # (V,) training interactions
         shares = np.log1p(popularity) / (1.0 + np.log1p(popularity.max(initial=0)))
         self._popular = torch.from_numpy((shares - 1.0).astype(np.float32))  # in [-1, 0)
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) counts, with a fraction for ties; negative for items that the user never had."""
+        """Return (B, V) counts, with a fraction for ties; negative for items never had."""
         past, size = past_of(histories), len(self._popular)
         counts = _summed(past, torch.ones_like(past.days), size)
         newest = _greatest(past, 0.5 / (1.0 + past.baskets), size)
@@ -51,7 +50,7 @@ class OwnRecent:
         self.num_items = num_items
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) decayed counts; -inf for items that the user never had."""
+        """Return (B, V) decayed counts; -inf for items never had."""
         past = past_of(histories)
         found = _summed(past, DECAY**past.baskets, self.num_items)
         return found.masked_fill(found == 0, -torch.inf)
@@ -65,7 +64,7 @@ class OwnSince(OwnRecent):
     """How long ago, in days."""
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) values in (0, 1]; 0 for items that the user never had, or at unknown times."""
+        """Return (B, V) values in (0, 1]; 0 for items never had, or at unknown times."""
         past = past_of(histories)
         return _greatest(past, (1.0 / (1.0 + past.days.clamp(min=0.0) / MONTH)).nan_to_num(0.0), self.num_items)
 
@@ -75,7 +74,7 @@ class OwnSince(OwnRecent):
 
 
 class OwnDue(OwnSince):
-    """Whether as much time has passed as usually does between two purchases of an item."""
+    """Whether as much time has passed as usual between two purchases of an item."""
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) values in (0, 1]; 0 for items had once or never, or at unknown times."""
@@ -91,7 +90,7 @@ class OwnDue(OwnSince):
 
 
 def past_of(histories: Histories) -> Past:
-    """Return the whole past, or the items that the policy sees, each as a basket of its own at an unknown time."""
+    """Return the whole past, or what the policy sees, each item a basket of its own at an unknown time."""
     if histories.past is not None:
         return histories.past
     there = torch.arange(histories.items.shape[1], device=histories.items.device) < histories.lengths[:, None]
@@ -100,13 +99,11 @@ def past_of(histories: Histories) -> Past:
     return Past(items, ago.clamp(min=0), torch.full(items.shape, torch.nan, device=items.device))
 
 
-def _summed(past: Past, values: Tensor, num_items: int) -> Tensor:
-    """(B, V) sums of values (B, H) by item."""
+def _summed(past: Past, values: Tensor, num_items: int) -> Tensor:  # (B, V), by item
     whole = torch.zeros(len(past.items), num_items + 1, device=past.items.device)
     return whole.scatter_add_(1, past.items.where(past.items >= 0, num_items), values.float())[:, :-1]
 
 
-def _greatest(past: Past, values: Tensor, num_items: int) -> Tensor:
-    """(B, V) greatest of values (B, H), at least 0, by item; 0 for none."""
+def _greatest(past: Past, values: Tensor, num_items: int) -> Tensor:  # (B, V), by item, at least 0
     whole = torch.zeros(len(past.items), num_items + 1, device=past.items.device)
     return whole.scatter_reduce_(1, past.items.where(past.items >= 0, num_items), values.float(), "amax")[:, :-1]

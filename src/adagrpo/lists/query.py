@@ -1,4 +1,4 @@
-"""Queries to a recommender, their answers, and the settings that order lists."""
+"""Queries to a recommender, their answers, and what orders lists."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Recommendations(NamedTuple):
     draw_keys: list[float] | None = None  # what the sample was ordered by, including the next item's
 
     def first(self, count: int) -> Recommendations:
-        """Return the first `count` items, with the inclusion probabilities of the shorter list."""
+        """Return the first `count` items, with inclusion probabilities of that list."""
         kept = min(count, len(self.items))
         shown = self._replace(items=self.items[:kept], scores=self.scores[:kept], codes=self.codes[:kept])
         if self.draw_keys is None or self.log_propensities is None:
@@ -62,20 +62,20 @@ class Recommendations(NamedTuple):
 
 
 class ListOrder(NamedTuple):
-    """What orders a recommender's lists besides the policy; see the arguments of `Recommender`."""
+    """What orders lists besides the policy; see `Recommender`."""
 
     reward: Reward | None = None
     reward_weight: float = 0.0
-    reward_spread: float = 1.0
+    within_list_std: float = 1.0
     fusion: Fusion | None = None
     alone: CandidateSource | None = None
     reward_alone: bool = False
 
 
 class ListPropensities(NamedTuple):
-    """Propensities of `B` lists of at most `K` items under a policy other than the one that made them."""
+    """Propensities of `B` lists of at most `K` items under a policy that did not make them."""
 
-    places: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
+    log_probs: NDArray[np.float64]  # (B, K) log-probability of each item at its position; -inf if it is never sampled
     items: NDArray[np.int64]  # (B, reach) sampled from the policy, padded with -1
     weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
 
@@ -84,8 +84,8 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     """Return the past of `B` queries.
 
     Args:
-        grouped: the run knows baskets; items of a query without them are a basket each. In other runs all are, at
-            unknown times, as they were when the run was evaluated.
+        grouped: baskets are known; items of a query without them are one each. Otherwise all are, at unknown times, as
+            when the run was evaluated.
     """
     longest = max(len(query.history) for query in queries)
     items = np.full((len(queries), longest), -1, np.int64)

@@ -1,9 +1,9 @@
-"""Recommendations of a policy: constrained beam search over the catalogue, in the ids of the logs.
+"""Recommendations of a policy by constrained beam search, in the ids of the logs.
 
-Lists equal those of evaluation. They are ordered by the policy, by `log-probability + w · reward`, as a fused list
-(`adagrpo.lists.fusion`), or by a source or the reward alone. A query without a history gets the most popular training
-items, with scores log((n_i + 1) / (n + V)). A query with a temperature gets a sampled list
-(`adagrpo.lists.exploration`), never re-ranked, since propensities hold for the sampling order only.
+Lists equal those of evaluation, ordered by the policy, by `log-probability + w · reward`, as a fused list
+(`adagrpo.lists.fusion`), or by a source or the reward alone. Without a history they hold the most popular training
+items, with scores log((n_i + 1) / (n + V)); with a temperature they are sampled (`adagrpo.lists.exploration`), never
+re-ranked, as propensities hold for the sampling order only.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
-        reward_spread: float = 1.0,
+        within_list_std: float = 1.0,
         fusion: Fusion | None = None,
         alone: CandidateSource | None = None,
         reward_alone: bool = False,
@@ -90,25 +90,25 @@ class Recommender:
         """Freeze the policy.
 
         Args:
-            width: beam width, the maximum length of a list.
-            max_history: the policy sees this many last items.
+            width: of the beam, the maximum length of a list.
+            max_history: number of last items that the policy sees.
             exclude_history: leave out the whole history, unless a query overrides it.
-            precision: requested precision; the attribute holds the one in use.
-            reward: re-ranks the beam, scores the candidates of `fusion`, or orders all items.
-            reward_weight: in units of `reward_spread`, the reward's within-list standard deviation.
+            precision: as requested; the attribute is the one in use.
+            reward: re-ranks the beam, scores candidates of `fusion`, or orders all items.
+            reward_weight: in units of `within_list_std`, the reward's.
             fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
-            groups: called when a filter first needs them; None: there are none.
+            groups: called when a filter first needs them; None: none.
             texts: returns the text of each item, or nothing.
-            past: whether baskets are known to sources that read a user's whole past; None: none reads it.
+            past: whether sources that read a user's whole past know baskets; None: none reads it.
         """
         self._precision: Precision = precision
         self._set_policy(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
-        self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
+        self.reward, self.reward_weight, self.within_list_std = reward, reward_weight, within_list_std
         self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
         self.catalog_version, self._past = catalog_version, past
         self._codes = catalog.codes.cpu().numpy()
@@ -121,7 +121,7 @@ class Recommender:
         self._popular = None if order is None else order[listed[order]]
 
     def with_policy(self, policy: Policy[Any, Any], max_history: int, order: ListOrder | None = None) -> Recommender:
-        """Return a recommender for another policy of the same catalogue; without an order, the order is kept."""
+        """Return a copy for another policy of this catalogue; without an order, that is kept."""
         made = copy.copy(self)
         made.max_history = max_history
         for name, value in ({} if order is None else order._asdict()).items():
@@ -131,7 +131,7 @@ class Recommender:
         return made
 
     def ordered(self, order: ListOrder) -> Recommender:
-        """Return a recommender with another order of lists."""
+        """Return a copy with another order of lists."""
         return self.with_policy(self.policy, self.max_history, order)
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
@@ -141,11 +141,11 @@ class Recommender:
             self.policy = linear_weights_in(self.policy, torch.bfloat16)
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
-        """Split ids into known items and unknown ids; `7` and `"7"` are the same id."""
+        """Split ids into known items and unknown ids; `7` and `"7"` are one."""
         return _known(self._items, history)
 
     def of_known(self, history: Sequence[ItemId], values: Sequence[Any] | None) -> list[Any] | None:
-        """Return what is said of the known items of a history, such as their times."""
+        """Return the values of a history's known items, such as their days."""
         if values is None:
             return None
         return [value for name, value in zip(history, values, strict=True) if str(name) in self._items]
@@ -153,8 +153,7 @@ class Recommender:
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """Resolve the filters of a query, see `Eligibility.resolve`.
 
-        Example:
-            `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
+        `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
         """
         return self.eligibility.resolve(include, exclude)
 
@@ -165,7 +164,7 @@ class Recommender:
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        """Return the lists of `B` independent queries, of at most `width` items."""
+        """Return the lists of `B` queries, of at most `width` items."""
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):
@@ -181,7 +180,7 @@ class Recommender:
 
     @torch.no_grad()
     def order_scores(self, queries: Sequence[Query], items: Tensor) -> Tensor:
-        """Return (B, N) scores of items (B, N) by the order of the lists, for non-empty histories; -inf at -1.
+        """Return (B, N) scores of items in the lists' order, for non-empty histories; -inf at -1.
 
         Scores of a fused list depend on all items.
         """
@@ -202,7 +201,7 @@ class Recommender:
             found = {name: source.scores(batch) for name, source in self.fusion.sources.items()}
             return self.fusion.scores(self.fusion.features_of(batch, items, log_probs, found, self.reward))
         if rewards is not None:
-            log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.reward_spread)
+            log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.within_list_std)
         return log_probs.masked_fill(items < 0, -torch.inf)
 
     @torch.no_grad()
@@ -210,7 +209,7 @@ class Recommender:
         """Score items after a non-empty history by policy and reward.
 
         Returns:
-            Log-probabilities of each item's codes, in nats; and rewards, None if there is no reward or it failed.
+            Log-probabilities of each item's codes, nats; and rewards, None without one or if it failed.
         """
         batch = self._batch([Query(history)], False)
         wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
@@ -229,7 +228,7 @@ class Recommender:
     def list_propensities(
         self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int
     ) -> ListPropensities:
-        """Compute propensities of given lists, and sample items to estimate expectations over a first item.
+        """Compute propensities of given lists, and sample items for expectations over a first item.
 
         Args:
             queries: with seeds, one temperature above 0 and one setting of `exclude_history`.
@@ -242,14 +241,14 @@ class Recommender:
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            places = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            log_probs = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
             drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
         items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
         weights = np.zeros(items[:, :-1].shape)
-        for row, place in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
-            share = float(shares[row, place])
-            weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
-        return ListPropensities(places.cpu().numpy(), items[:, :-1], weights)
+        for row, rank in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
+            share = float(shares[row, rank])
+            weights[row, rank] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
+        return ListPropensities(log_probs.cpu().numpy(), items[:, :-1], weights)
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
@@ -277,7 +276,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """Return candidates of fused lists, fitted or not, for queries of one setting of `exclude_history`."""
+        """Return candidates of fused lists for queries of one setting of `exclude_history`."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch(queries, masked)
@@ -298,7 +297,7 @@ class Recommender:
         items, scores, _ = self._beam(queries, batch, masked)
         if self.reward is not None and not self.reward_alone:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
-            mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
+            mixed = mixed_scores(scores, rewards, self.reward_weight, self.within_list_std)
             scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return self._lists(items, scores, "policy")
@@ -307,8 +306,7 @@ class Recommender:
         rows = zip(items.tolist(), scores.tolist(), strict=True)
         return [self._named(*row)._replace(source=source) for row in rows]
 
-    def _of_catalogue(self, batch: Histories) -> Tensor | None:
-        """(B, V) scores of lists made without the policy; None for other lists or a failed reward."""
+    def _of_catalogue(self, batch: Histories) -> Tensor | None:  # (B, V); None for a policy's list or a failed reward
         if self.alone is not None:
             return self.alone.scores(batch)
         if not self.reward_alone:
@@ -324,7 +322,7 @@ class Recommender:
         masked: bool,
         others: Tensor | None = None,  # (B, P) int64
     ) -> _Beam:
-        held = self.width + (self.max_history if masked else 0)
+        width = self.width + (self.max_history if masked else 0)
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
@@ -335,24 +333,22 @@ class Recommender:
             context = self.policy.encode(batch)
             options: dict[str, Any] = {"trie": trie, "excluded": excluded}
             if others is None:
-                beams, log_probs = beam_search(self.policy, context, held, **options), None
+                beams, log_probs = beam_search(self.policy, context, width, **options), None
             else:
                 codes = self.catalog.codes[others.clamp(min=0)]
-                beams, log_probs = beam_search_and_score(self.policy, context, held, codes, **options)
+                beams, log_probs = beam_search_and_score(self.policy, context, width, codes, **options)
         if not masked:
             return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
         options = {"precision": self.precision, "closed": closed, "eligible": eligible}
         found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         return _Beam(*found, log_probs)
 
-    def _closed(self, queries: Sequence[Query]) -> Tensor:
-        """(B, X) int64, single items that each query leaves out, padded with -1."""
+    def _closed(self, queries: Sequence[Query]) -> Tensor:  # (B, X) int64, padded with -1
         longest = max(len(query.without) for query in queries)
         rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
         return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
 
-    def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:
-        """(B, V) bool, True for items that may not be listed."""
+    def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:  # (B, V) bool
         out = (~self.catalog.listed).repeat(len(queries), 1)
         for row, query in enumerate(queries):
             if query.eligible is not None:

@@ -1,4 +1,4 @@
-"""Sources of items other than the policy's beam; each scores the whole catalogue after a history.
+"""Sources of items besides the beam; each scores the whole catalogue after a history.
 
     popularity   log((n_i + 1) / (n + V))    n_i training interactions of item i, n of all
     item-kNN     Σ_t γ^(T - t) s(x_t, i)     s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
@@ -8,9 +8,9 @@
     clicks       log((c_i + m p) / (n_i + m))     c_i clicks of n_i impressions, p of all
     together     as item-kNN, U_i the baskets with item i
 
-`U_i` are the users with item i in training; n(j, i) sums 1/d over i at d ≤ `WITHIN` positions after j. Where baskets
-are known, T - t counts baskets, each weighing one in all, and d is 1 from each to the next. Sources: Sarwar et al. (WWW
-2001) for the cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
+`U_i` are the training users with item i; n(j, i) sums 1/d over i at d ≤ `WITHIN` positions after j. Where baskets are
+known, T - t counts baskets, each weighing one in all, and d is 1 to the next. Sources: Sarwar et al. (WWW 2001) for the
+cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class CandidateSource(Protocol):
     """Scores of the whole catalogue after a history."""
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) float32 scores for `B` histories, -inf for items that the source never lists."""
+        """Return (B, V) float32 scores, -inf for items that the source never lists."""
         ...
 
     def feature(self, scores: Tensor) -> Tensor:
-        """Return (B, N) finite features for a fused list, from scores of items."""
+        """Return (B, N) finite features for a fused list, from items' scores."""
         ...
 
 
 class Popularity:
-    """Training interactions of each item, whatever the history."""
+    """Training interactions, whatever the history."""
 
     def __init__(self, counts: NDArray[np.int64]) -> None:
         shares = np.log((counts + 1) / (counts.sum() + len(counts)))
@@ -72,8 +72,7 @@ class Popularity:
 class Shares:
     """The same score of each item, whatever the history."""
 
-    def __init__(self, shares: NDArray[np.float64]) -> None:
-        """Take (V,) positive shares."""
+    def __init__(self, shares: NDArray[np.float64]) -> None:  # (V,) above 0
         self._scores = torch.from_numpy(np.log(shares).astype(np.float32))
 
     def scores(self, histories: Histories) -> Tensor:
@@ -86,10 +85,10 @@ class Shares:
 
 
 class NearestItems:
-    """Items near those of the history, recent ones weighing more."""
+    """Items near those of the history, recent ones above all."""
 
     def __init__(self, near: sparse.csr_array, floor: float = FLOOR) -> None:
-        """Store similarities (V, V); `floor` is added before the logarithm."""
+        """`near` holds similarities (V, V); `floor` is added before the logarithm."""
         self.near, self.floor, self._nearest = near, floor, near.indices.astype(np.int64)
 
     def scores(self, histories: Histories) -> Tensor:
@@ -101,9 +100,9 @@ class NearestItems:
         dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
         offsets, values = self.near.indptr, self.near.data
         for row, seen, length in zip(dense, items, lengths, strict=True):  # for one history quicker than a product
-            for place, item in enumerate(seen[:length], 1):
+            for position, item in enumerate(seen[:length], 1):
                 part = slice(offsets[item], offsets[item + 1])
-                row[self._nearest[part]] += weights[length - place] * values[part]
+                row[self._nearest[part]] += weights[length - position] * values[part]
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(histories.items.device)
 
@@ -124,10 +123,9 @@ class NearestItems:
 
 
 class RankerScores:
-    """The sequential ranker over the whole catalogue."""
+    """The sequential ranker."""
 
     def __init__(self, ranker: SequentialRanker) -> None:
-        """Put a fitted ranker into evaluation mode."""
         in_bfloat16 = precision_used(ranker) == "bfloat16"
         self.ranker = linear_weights_in(ranker.eval(), torch.bfloat16) if in_bfloat16 else ranker.eval()
         tables = ranker.items.weight.detach(), ranker.bias.weight.detach().squeeze(-1)
@@ -150,28 +148,26 @@ def best_of(
     closed: Tensor,  # (B, V) bool
     width: int,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return the (B, W) best items and their scores, padded with -1 and -inf; `W` is at most `V`.
+    """Return the (B, W) best items and scores, padded with -1 and -inf; `W` is at most `V`.
 
-    Example:
-        >>> best_of(torch.tensor([[0.5, 2.0, 1.0]]), torch.tensor([[False, True, False]]), 3)[0].tolist()
-        [[2, 0, -1]]
+    >>> best_of(torch.tensor([[0.5, 2.0, 1.0]]), torch.tensor([[False, True, False]]), 3)[0].tolist()
+    [[2, 0, -1]]
     """
     best = scores.masked_fill(closed, -torch.inf).topk(min(width, scores.shape[1]))
     return best.indices.masked_fill(best.values == -torch.inf, -1), best.values
 
 
 def kept_per_item(num_items: int) -> int:
-    """Return how many neighbours each of `V` items keeps: `NEIGHBOURS`, fewer where all would be above `MOST_KEPT`.
+    """Return how many neighbours an item keeps: `NEIGHBOURS`, fewer where all would exceed `MOST_KEPT`.
 
-    Example:
-        >>> kept_per_item(12_101), kept_per_item(1_000_000)
-        (1000, 134)
+    >>> kept_per_item(12_101), kept_per_item(1_000_000)
+    (1000, 134)
     """
     return min(NEIGHBOURS, max(1, MOST_KEPT // max(1, num_items)))
 
 
 def similarities(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
-    """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, without the diagonal.
+    """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, no diagonal.
 
     Args:
         neighbours: None: `kept_per_item`.
@@ -193,7 +189,7 @@ def similarities(training: Ragged, num_items: int, neighbours: int | None = None
 
 
 def successors(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
-    """Return the (V, V) float32 matrix `f`, the `neighbours` largest per row, without the diagonal."""
+    """Return the (V, V) float32 matrix `f`, the `neighbours` largest per row, no diagonal."""
     counts = successions(training, num_items, WITHIN).tocoo()
     popular = np.sqrt(1 + np.bincount(counts.col, counts.data, num_items)).astype(np.float32)
     other = counts.row != counts.col
@@ -214,11 +210,10 @@ def recent_counts(
     ages: NDArray[np.float64],  # (total,) days, at least 0
     num_items: int,
 ) -> NDArray[np.float64]:
-    """Return (V,) shares of interactions, each halved every `HALF_LIFE` of the time; smoothed by one interaction.
+    """Return (V,) shares of interactions that halve every `HALF_LIFE` of the time, smoothed by one.
 
-    Example:
-        >>> recent_counts(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
-        array([0.25, 0.75])
+    >>> recent_counts(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
+    array([0.333, 0.667])
     """
     half = max(1.0, HALF_LIFE * float(ages.max(initial=0.0)))
     weights = np.bincount(items, 0.5 ** (ages / half), num_items)

@@ -1,4 +1,4 @@
-"""The table of sources, ordered by what they need at serving time, the least first."""
+"""The table of sources, by what they need at serving time, the least first."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Fitted(Protocol):
         ...
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the item of each training interaction, and its days before the end of training."""
+        """Return each training interaction's item, and days before training's end."""
         ...
 
     def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the item of each training impression, and whether it was clicked."""
+        """Return each training impression's item and click."""
         ...
 
     def matrix(self, source: str) -> Matrix:
-        """Return the matrix that a source's `fit` returned."""
+        """Return what a source's `fit` returned."""
         ...
 
     def ranker(self) -> SequentialRanker:
-        """Return the sequential ranker of the run."""
+        """Return the sequential ranker."""
         ...
 
 
@@ -64,15 +64,15 @@ class Source:
 
     Attributes:
         load: builds it from a run.
-        fit: computes the run's matrix from training sequences and `V`; None: there is none.
-        stage: the stage whose folder holds its file; None: it needs training data alone.
+        fit: computes its matrix from training sequences and `V`; None: it has none.
+        stage: whose folder holds its file; None: only training data needed.
         file: path in that folder.
-        most_items: the largest catalogue that it is fitted to; None: any.
+        most_items: largest catalogue that it is fitted to; None: any.
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
-        past: it reads the user's whole past, not only what the policy sees.
-        when: the runs that have it.
+        past: reads the user's whole past, not only what the policy sees.
+        when: runs that have it.
     """
 
     needs: str
@@ -179,7 +179,7 @@ FITTED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if
 
 
 def listed(config: Config) -> list[str]:
-    """Return the sources that are lists of a run."""
+    """Return the sources that are lists."""
     return [name for name in LISTED if SOURCES[name].when(config)]
 
 
@@ -189,5 +189,5 @@ def baselines(config: Config) -> list[str]:
 
 
 def fused(config: Config) -> list[str]:
-    """Return the sources of a run's fused lists, in the order of features."""
+    """Return the sources of fused lists, in the order of features."""
     return [name for name, source in reversed(SOURCES.items()) if source.fused and source.when(config)]

@@ -1,6 +1,6 @@
 r"""Formulas of the metrics of ranked lists.
 
-For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
+For user `u` with list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
 
     HR@k            = 1[1 <= r_u <= k]
     NDCG@k          = 1[1 <= r_u <= k] / log2(1 + r_u)         one relevant item, so the ideal gain is 1
@@ -15,8 +15,8 @@ For a basket of `n_u` items at ranks `r_u1 .. r_un`, `h_u` of which are at most 
     recall@k        = h_u / min(k, n_u)
 
 Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. All but
-coverage return one value per user. We depart in that invalid sequences keep their rank, as they would when served.
-Invalid inputs raise a ValueError.
+coverage are per user. Departure: invalid sequences keep their rank, as when served. Lists are best first, -1 for no
+item; invalid inputs raise a ValueError.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ def target_rank_in(
     """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
 
     Args:
-        ranked: (N, W) items, best first, -1 for no item.
         targets: of a basket (N, R) distinct items, padded with -1; their ranks are (N, R).
 
-    Example:
-        >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
-        array([3, 0])
-        >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([[4, 7], [3, -1]]))
-        array([[3, 1],
-               [3, 0]])
+    >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
+    array([3, 0])
+    >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([[4, 7], [3, -1]]))
+    array([[3, 1],
+           [3, 0]])
     """
     _check_ranked("ranked", ranked, k=1)
     if targets.ndim == 2 and len(targets) == len(ranked):
@@ -59,14 +57,10 @@ def hit_rate(
     ranks: Ints,  # (N,) or (N, R)
     k: int,
 ) -> NDArray[np.float64]:
-    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any of its items is among the first `k`.
+    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`.
 
-    Args:
-        ranks: (N,) rank of the logged item from 1, 0 where absent; of baskets (N, R).
-
-    Example:
-        >>> hit_rate(np.array([1, 10, 11, 0]), 10)
-        array([1., 1., 0., 0.])
+    >>> hit_rate(np.array([1, 10, 11, 0]), 10)
+    array([1., 1., 0., 0.])
     """
     hits = _hits(ranks, k)
     return np.asarray(hits if ranks.ndim == 1 else hits.any(axis=1), dtype=np.float64)
@@ -80,14 +74,12 @@ def ndcg(
     """Return NDCG@k per user, (N,).
 
     Args:
-        ranks: of the logged item from 1, 0 where absent; of baskets (N, R).
         sizes: items of each basket, where ranks are of baskets.
 
-    Example:
-        >>> ndcg(np.array([1, 3, 7, 0]), 5)
-        array([1. , 0.5, 0. , 0. ])
-        >>> ndcg(np.array([[1, 3], [3, 0]]), 5, np.array([2, 1])).round(4)
-        array([0.9197, 0.5   ])
+    >>> ndcg(np.array([1, 3, 7, 0]), 5)
+    array([1. , 0.5, 0. , 0. ])
+    >>> ndcg(np.array([[1, 3], [3, 0]]), 5, np.array([2, 1])).round(4)
+    array([0.9197, 0.5   ])
     """
     hits = _hits(ranks, k)
     gains = np.where(hits, 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
@@ -102,11 +94,10 @@ def recall(
     k: int,
     sizes: Ints,  # (N,)
 ) -> NDArray[np.float64]:
-    """Return the items of each basket among the first `k`, over the smaller of `k` and the basket's size, (N,).
+    """Return each basket's items among the first `k`, over the smaller of `k` and its size, (N,).
 
-    Example:
-        >>> recall(np.array([[1, 3, 0], [3, 0, 0]]), 2, np.array([3, 1]))
-        array([0.5, 0. ])
+    >>> recall(np.array([[1, 3, 0], [3, 0, 0]]), 2, np.array([3, 1]))
+    array([0.5, 0. ])
     """
     return np.asarray(_hits(ranks, k).sum(axis=1) / np.minimum(_of_baskets(ranks, sizes), k))
 
@@ -117,9 +108,8 @@ def hallucination(
 ) -> NDArray[np.float64]:
     """Return the share of the first `k` sequences that name no item, (N,) in [0, 1].
 
-    Example:
-        >>> hallucination(np.array([[True, False, True, False]]), 2)
-        array([0.5])
+    >>> hallucination(np.array([[True, False, True, False]]), 2)
+    array([0.5])
     """
     _check_ranked("valid", valid, k)
     if valid.dtype != np.bool_:
@@ -135,12 +125,8 @@ def coverage(
 ) -> float:
     """Return the share of the catalogue that is in any user's first `k`.
 
-    Args:
-        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 for no item.
-
-    Example:
-        >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
-        0.5
+    >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
+    0.5
     """
     _check_ranked("ranked", ranked, k)
     named = _named(ranked, k, num_items)
@@ -152,14 +138,10 @@ def tail_share(
     k: int,
     tail: NDArray[np.bool_],  # (V,)
 ) -> NDArray[np.float64]:
-    """Return the share of the items in the first `k` that are in the tail, (N,) in [0, 1]; 0 for a list without items.
+    """Return the tail's share of the items in the first `k`, (N,) in [0, 1]; 0 for a list without items.
 
-    Args:
-        ranked: (N, W) items in `0 .. V - 1`, best first, -1 for no item, which is not counted.
-
-    Example:
-        >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
-        array([0.5       , 0.33333333])
+    >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
+    array([0.5       , 0.33333333])
     """
     _check_ranked("ranked", ranked, k)
     if tail.ndim != 1 or tail.dtype != np.bool_:
@@ -176,13 +158,12 @@ def tail_items(
     popularity: NDArray[np.number[Any]],  # (V,)
     share: float = 0.2,
 ) -> NDArray[np.bool_]:
-    """Return a (V,) mask of the least popular items that together have at most `share` of the training interactions.
+    """Return a (V,) mask of the least popular items that together have at most `share` of the interactions.
 
-    Items are added from the least popular up, ties by index, always including those without interactions.
+    Ties go by index; items without interactions are always in it.
 
-    Example:
-        >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)
-        array([False,  True,  True, False])
+    >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)
+    array([False,  True,  True, False])
     """
     if popularity.ndim != 1 or not np.all(popularity >= 0):
         received = f"shape {popularity.shape}" if popularity.ndim != 1 else f"{popularity.min()}"
@@ -190,10 +171,10 @@ def tail_items(
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share: expected a number from 0 to 1, found {share}")
     order = np.argsort(popularity, kind="stable")
-    held = np.cumsum(popularity[order], dtype=np.float64)
+    cumulative = np.cumsum(popularity[order], dtype=np.float64)
     tail = np.zeros(len(popularity), dtype=np.bool_)
     # The margin is for products such as 0.29 * 100, which round to just below 29.
-    tail[order] = held <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
+    tail[order] = cumulative <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
     return tail
 
 
@@ -212,8 +193,7 @@ def _hits(ranks: Ints, k: int) -> NDArray[np.bool_]:
     return (ranks >= 1) & (ranks <= k)
 
 
-def _named(ranked: Ints, k: int, num_items: int) -> NDArray[np.bool_]:
-    """(N, k) True where one of the first `k` ranks holds an item."""
+def _named(ranked: Ints, k: int, num_items: int) -> NDArray[np.bool_]:  # (N, k) bool
     top = ranked[:, :k]
     if num_items < 1:
         raise ValueError(f"num_items: expected at least 1, found {num_items}")

@@ -1,7 +1,7 @@
 """The table of metrics: name, formula, print format, direction, and where each is shown.
 
-A value is called `name@k`, or `name` without a cut-off; a suffix after an underscore, as in `hr@10_unmasked`, names the
-kind of lists. A new metric is one entry in `METRICS`, whose order is that of printed tables.
+A value is called `name@k`, or `name` without a cut-off; a suffix, as in `hr@10_unmasked`, names the kind of lists. A
+new metric is one entry in `METRICS`, whose order is that of printed tables.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ints = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The lists of `N` users, of length `W`, from which metrics are computed; None where unknown."""
+    """Lists of `N` users, of length `W`, to compute metrics from; None where unknown."""
 
     ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent; of a basket's items (N, R)
     width: int  # W
@@ -36,7 +36,7 @@ class RankedLists:
 
 
 class ReportPart(Flag):
-    """The tables and charts of reports that select metrics."""
+    """Tables and charts that select metrics."""
 
     NOWHERE = 0
     RESULTS = auto()  # a run's main table: each arm and checkpoint
@@ -52,14 +52,14 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of the table; without a formula, its values are measured elsewhere.
+    """An entry of the table; without a formula, it is measured elsewhere.
 
     Attributes:
         at: cut-offs, each with where it is shown; None: no cut-off.
         better: the better direction; None: neither.
-        per_user: maps lists and cut-off (`W` without one) to (N,) values; None where an input is unknown.
-        of_all: the same to one value, where that is not the mean over users.
-        everywhere: whether its inputs are always known, so that a comparison may be planned on it.
+        per_user: maps lists and cut-off (or `W`) to (N,) values; None where an input is unknown.
+        of_all: the same to one value, where it is not the mean over users.
+        everywhere: its inputs are always known, so a comparison may be planned on it.
     """
 
     name: str
@@ -73,17 +73,16 @@ class Metric:
 
 
 def metric_names(where: ReportPart) -> list[str]:
-    """Return the names that a table or chart shows, in order.
+    """Return the names that a table or chart shows.
 
-    Example:
-        >>> metric_names(ReportPart.RANKING)
-        ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10']
+    >>> metric_names(ReportPart.RANKING)
+    ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'recall@10']
     """
-    return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
+    return [_called(entry, k) for entry in METRICS.values() for k, parts in entry.at.items() if where in parts]
 
 
 def measured(baskets: bool = False) -> list[str]:
-    """Return the names of all metrics that evaluation can compute, `baskets` also those of baskets alone."""
+    """Return the names that evaluation can compute, `baskets` also those of baskets alone."""
     entries = [entry for entry in METRICS.values() if entry.per_user or entry.of_all]
     return [_called(entry, k) for entry in entries if baskets or entry.name != "recall" for k in entry.at]
 
@@ -91,20 +90,18 @@ def measured(baskets: bool = False) -> list[str]:
 def comparable() -> list[str]:
     """Return the names that a comparison may be planned on: per user, with a better direction, known of any lists.
 
-    Example:
-        >>> comparable()
-        ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'ndcg@50', 'hallucination@10']
+    >>> comparable()
+    ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'ndcg@50', 'hallucination@10']
     """
     entries = [entry for entry in METRICS.values() if entry.per_user and entry.better and entry.everywhere]
     return [_called(entry, k) for entry in entries for k in entry.at]
 
 
 def lookup(name: str) -> Metric:
-    """Return the entry of a name, or an empty one for a name that is not in the table.
+    """Return a name's entry, or an empty one if it is not in the table.
 
-    Example:
-        >>> lookup("hallucination@10").better, lookup("ndcg@10_unmasked").label, lookup("dwell_time").label
-        ('lower', 'NDCG', 'dwell time')
+    >>> lookup("hallucination@10").better, lookup("ndcg@10_unmasked").label, lookup("dwell_time").label
+    ('lower', 'NDCG', 'dwell time')
     """
     base = name.partition("@")[0]
     return METRICS.get(base) or Metric(base, base.replace("_", " "), {})
@@ -113,25 +110,23 @@ def lookup(name: str) -> Metric:
 def cutoff(name: str) -> int | None:
     """Return the cut-off in a name; None where it has none.
 
-    Example:
-        >>> cutoff("hr@50"), cutoff("ndcg@10_unmasked"), cutoff("invalid_samples")
-        (50, 10, None)
+    >>> cutoff("hr@50"), cutoff("ndcg@10_unmasked"), cutoff("invalid_samples")
+    (50, 10, None)
     """
     digits = name.partition("@")[2].partition("_")[0]
     return int(digits) if digits else None
 
 
 def is_rate(name: str) -> bool:
-    """Return whether a metric is printed in per cent, and its differences in percentage points."""
+    """Return whether a metric is in per cent, and its differences in percentage points."""
     return lookup(name).form == "rate"
 
 
 def measure(lists: RankedLists) -> dict[str, float]:
-    """Return the metrics of all lists by name, where inputs are known and lists long enough.
+    """Return metrics by name, where inputs are known and lists long enough.
 
-    Example:
-        >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
-        {'hr@1': 0.25, 'hr@5': 0.5, 'ndcg@5': 0.375}
+    >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
+    {'hr@1': 0.25, 'hr@5': 0.5, 'ndcg@5': 0.375}
     """
     results = {}
     for entry, k in _within(lists.width):
@@ -148,9 +143,8 @@ def measure(lists: RankedLists) -> dict[str, float]:
 def measure_users(lists: RankedLists) -> dict[str, Floats]:
     """Return per-user metrics, (N,) by name, as `measure`.
 
-    Example:
-        >>> measure_users(RankedLists(np.array([1, 3]), width=5))
-        {'hr@1': array([1., 0.]), 'hr@5': array([1., 1.]), 'ndcg@5': array([1. , 0.5])}
+    >>> measure_users(RankedLists(np.array([1, 3]), width=5))
+    {'hr@1': array([1., 0.]), 'hr@5': array([1., 1.]), 'ndcg@5': array([1. , 0.5])}
     """
     results = {}
     for entry, k in _within(lists.width):
@@ -182,12 +176,10 @@ def _tail_share(lists: RankedLists, k: int) -> Floats | None:
 
 
 def _mean_reward(lists: RankedLists, k: int) -> float | None:
-    """Average over all items of all lists."""
     return None if lists.rewards is None else float(np.nanmean(lists.rewards[:, :k].astype(np.float64)))
 
 
-def _true_utility(lists: RankedLists, k: int) -> Floats | None:
-    """Average over the items of each list; 0 for an empty one."""
+def _true_utility(lists: RankedLists, k: int) -> Floats | None:  # (N,), 0 for an empty list
     values = _utilities(lists, k)
     if values is None:
         return None
@@ -196,13 +188,11 @@ def _true_utility(lists: RankedLists, k: int) -> Floats | None:
 
 
 def _mean_true_utility(lists: RankedLists, k: int) -> float | None:
-    """Average over all items of all lists."""
     values = _utilities(lists, k)
     return None if values is None else float(values[~np.isnan(values)].mean())
 
 
-def _utilities(lists: RankedLists, k: int) -> Floats | None:
-    """(N, k) true utility of the items of each list, NaN where there is none."""
+def _utilities(lists: RankedLists, k: int) -> Floats | None:  # (N, k), NaN where there is no item
     if lists.items is None or lists.utility is None:
         return None
     top = lists.items[:, :k]

@@ -1,7 +1,7 @@
 """Network blocks of the compact policy and the sequential ranker: a causal transformer over item vectors.
 
 Pre-norm blocks (Xiong et al. 2020) with GELU by the error function, five times as fast as tanh on a CPU. Departures,
-for speed: right padding makes a padding mask unnecessary, and dropout compares random bytes with a threshold (rates are
+for speed: right padding replaces a padding mask, and dropout compares random bytes with a threshold (rates are
 multiples of 1/256).
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 
-_SHORT = 64  # positions
+_SHORT = 64  # positions, up to which two plain products beat the fused kernel on a CPU
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -54,7 +54,7 @@ def mixed_precision(model: HasParameters, precision: Precision = "auto") -> Abst
 
 
 def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
-    """Return a module that shares everything but its linear weights, converted to `dtype`."""
+    """Return a module that shares all but its linear weights, converted to `dtype`."""
     made = copy.copy(module)
     made._modules = {name: child and linear_weights_in(child, dtype) for name, child in module._modules.items()}
     if isinstance(module, nn.Linear):
@@ -64,7 +64,7 @@ def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout from random bytes of the global generator, which the trainer keys by step."""
+    """Inverted dropout by random bytes of the global generator, which the trainer keys by step."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -105,7 +105,6 @@ def _attend(
     value: Tensor,
     bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, T, D / heads)
-    """Causal attention; two plain products beat the fused kernel on a CPU for short sequences."""
     length, fused = query.shape[2], query.device.type != "cpu" or query.shape[2] > _SHORT
     later = torch.full((length, length), -torch.inf, device=query.device).triu(1) + bias
     if fused:
@@ -122,7 +121,6 @@ def _attend_at(
     ends: Tensor,  # (B,)
     bias: Tensor,  # (heads, T, T)
 ) -> Tensor:  # (B, heads, 1, D / heads)
-    """Return one row of `_attend` per sample."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias[:, ends].transpose(0, 1).unsqueeze(2)
     later = torch.arange(key.shape[2], device=ends.device) > ends.unsqueeze(1)
     masked = scores.masked_fill(later[:, None, None], -torch.inf)
@@ -159,7 +157,7 @@ class _Block(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """Causal transformer over the item vectors of a history; the state at `t` has seen items `0 .. t`.
+    """Causal transformer over item vectors; the state at `t` has seen items `0 .. t`.
 
     Inputs are normalised (`research/sequential_ranker`); order is a learned bias per distance and head (Raffel et al.
     2020).
@@ -198,9 +196,8 @@ def take(
 ) -> Tensor:  # (B, M, D)
     """Gather rows `index[b]` of each sample `b`, copying whole rows unlike `gather`.
 
-    Example:
-        >>> take(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[1, 1]])).tolist()
-        [[[3, 4], [3, 4]]]
+    >>> take(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[1, 1]])).tolist()
+    [[[3, 4], [3, 4]]]
     """
     samples, count, width = rows.shape
     first = torch.arange(0, samples * count, count, device=index.device) if count else index[:, 0]

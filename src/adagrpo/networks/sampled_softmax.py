@@ -18,29 +18,14 @@ _ROWS = 128  # rows of logits that are made float32 at a time: a megabyte with 2
 
 
 def sampled_softmax_loss(
-    states: Tensor,  # (N, D)
-    positive: Tensor,  # (N,)
-    vectors: Tensor,  # (M, D)
-    bias: Tensor,  # (M,)
-    targets: Tensor,  # (N,)
-    negatives: Tensor,  # (M,)
+    states: Tensor,  # (N, D), h
+    positive: Tensor,  # (N,), s of the targets
+    vectors: Tensor,  # (M, D), v of the negatives
+    bias: Tensor,  # (M,), b of the negatives
+    targets: Tensor,  # (N,) int64
+    negatives: Tensor,  # (M,) int64; repeated ones count repeatedly
 ) -> Tensor:  # (N,)
-    """Return each target's cross-entropy in float32 nats, without accidental hits; 0 if every negative is the target.
-
-    Args:
-        states: `h`.
-        positive: `s`, logits of the targets.
-        vectors: `v`, of the negatives.
-        bias: `b`, of the negatives.
-        targets: int64 items.
-        negatives: int64 items; repeated ones count repeatedly.
-
-    Example:
-        >>> one = torch.ones(1, 1)
-        >>> negatives = torch.tensor([3, 4, 5])
-        >>> sampled_softmax_loss(one, one[0], one.expand(3, 1), torch.zeros(3), torch.tensor([4]), negatives).exp()
-        tensor([3.])
-    """
+    """Return cross-entropies in float32 nats, without accidental hits; 0 if every negative is the target."""
     rows, columns = _hits(targets, negatives)
     log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others
     others: Tensor = log_sum_exp(states, vectors, bias, rows, columns)
@@ -81,8 +66,7 @@ class _LogSumExp(torch.autograd.Function):
         return of_states, of_others[:, :-1], of_others[:, -1], None, None
 
 
-def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all (n, m) for which negative m is target n."""
+def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:  # all (n, m) for which negative m is target n
     ordered, order = negatives.sort()
     first = torch.searchsorted(ordered, targets)
     counts = torch.searchsorted(ordered, targets, right=True) - first

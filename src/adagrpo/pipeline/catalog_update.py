@@ -22,22 +22,15 @@ from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.directory import RunDirectory, locked
+from adagrpo.pipeline.files import CATALOGS, DIGITS, CatalogVersion, RunData, content_hash
 from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import (
-    CATALOGS,
-    DIGITS,
-    LATEST,
-    CatalogVersion,
-    catalog_versions,
-    content_hash,
-    open_version,
-)
+from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
 from adagrpo.semantic_ids import Catalog, language_vectors, level_means
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.embeddings import words
@@ -79,7 +72,7 @@ def update_catalog(
     """
     if items is None and not delist and not interactions:
         raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")
-    with run.locked():
+    with locked(run):
         latest = catalog_versions(run)[-1]
         parent = open_version(run, start)
         check(run, "serve", [parent.stage])
@@ -110,10 +103,10 @@ def update_catalog(
             changed.neighbours.write_parquet(work / "neighbours.parquet")
             write_json(work / "version.json", about)
 
-        inputs = [RunData(run).prepared_file("items.parquet"), *CatalogVersion(run, 0).files]
+        reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
         files = ("codes.parquet", "codes.json", "items.parquet", "neighbours.parquet", "version.json")
-        made_from = Declaration(build, inputs, files, also={"parent": parent.name, "request": request})
-        run.make(f"{CATALOGS}/{number:04d}", made_from)
+        made_from = Declaration(build, reads, files, also={"parent": parent.name, "request": request})
+        make(run, f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
 
 

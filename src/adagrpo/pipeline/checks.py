@@ -5,35 +5,20 @@ A command rebuilds its own stages; evaluation and report skip stale arms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from adagrpo.config import dump_config, read_settings
+from adagrpo.config import Change, dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import ALWAYS, command, remake_command
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import ALWAYS, RunDirectory, command, remake_command
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import MadeFrom, Part
-from adagrpo.pipeline.stage_table import (
-    MEASURES_REWARD,
-    commands_of_stages,
-    declared,
-    names_key,
-    readers,
-    reads_key,
-    row_of,
-)
-from adagrpo.pipeline.stages.prepare import log_source
-from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
-from adagrpo.storage.artifacts import manifest
-from adagrpo.storage.hashes import cached_hash
+from adagrpo.pipeline.stage import MEASURES_REWARD, Part, names_key, sources_of
+from adagrpo.pipeline.staleness import finished_arms, parts_of, upstream
 
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # no training depends on their results
 DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # commands whose stages `decide` makes
-# generated logs: key of `data` to stage and name
-MADE = {"marketplace": ("simulate", "simulated logs"), "exposures": ("exposures", "the log of a service")}
 ALL_OTHERS = ("diagnose", "evaluate")  # their `--set` may not make a finished stage stale
 
 
@@ -46,137 +31,70 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
     Raises:
         UserError: with the command that fixes it.
     """
-    parts = parts_of(run, measuring=verb in MEASURES)
-    reward = reward_stages(run) if verb in MEASURES_REWARD else []
-    wanted = [*_read_by(run, verb), *stages, *(name for name in reward if not _makes(verb, name))]
-    needed = [parts[name] for name in upstream(parts, wanted)]
-    keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
+    parts, config = parts_of(run, measuring=verb in MEASURES), run.config
+    makes = DECIDES if verb == "decide" else (verb,)
+    rows = {name: run.stages.row(name) for name in parts}
+    made = {name for name, row in rows.items() if row is not None and any(map(row.made_by, makes))}
+    read = [*stages, *(reward_stages(run) if verb in MEASURES_REWARD else [])]
+    if verb in run.stages.commands:
+        arms = finished_arms(run) if verb in ("evaluate", "decide") else None
+        for declare in run.stages.declared(config, [verb], arms).values():
+            with suppress(UserError, OSError):  # the command reports it itself
+                read += sources_of(declare(run).reads)
+    else:
+        read.append("tokenize")
+    needed = [parts[name] for name in upstream(parts, (name for name in read if name not in made))]
+    keys = [text.partition("=")[0] for text in run.overrides]
+    if run.described is not None:
+        before, now = dump_config(run.described), dump_config(config)
+        keys = [key for key in keys if _value(before, key) != _value(now, key)]
+
     for part in needed:
         if part.state == "damaged":
             raise UserError(part.why)
         if part.there and not part.usable:
-            raise UserError(_refusal(run, part, keys))
+            change, key = next(_asked_for(part, keys), (None, ""))
+            again = remake_command(run, part.name)
+            if change is None:
+                raise UserError(f"{run.called}: {part.name} is stale: {part.why}; run {again}")
+            was = f"{change.key}={change.before}"
+            raise UserError(f"--set {key}: {part.name} reads it too, and was made with {was}; run {again} first")
+
     for key in keys:
-        if key not in ALWAYS and not _reads(run, verb, key):
-            raise UserError(_not_read(verb, key))
+        read_here = run.stages.reads_key(verb, key)
+        if verb == "ranker" and names_key(key, "reward") and not config.without_order:
+            read_here = config.reward.holds("lambdarank")  # other kinds do not concern the ranker
+        if key not in ALWAYS and not read_here:
+            others = [f"`adagrpo {other}`" for other in run.stages.commands if run.stages.reads_key(other, key)]
+            do = f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no command of a run does"
+            raise UserError(f"--set {key}: {verb} does not read it; {do}")
+
     if verb in ALL_OTHERS and run.directory == run.called:
         for part in parts.values():
-            made_stale = _asked_for(part, keys)
-            if made_stale and part.there and part not in needed and not _makes(verb, part.name):
-                raise UserError(_spares(run, verb, part, made_stale))
-
-
-def check_logs(run: RunDirectory) -> None:
-    """Refuse to rebuild a run from other logs, which would replace its results.
-
-    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
-    itself only have to be of the same kind.
-    """
-    done = manifest(run.folder("prepare"))
-    kept = None if done is None else MadeFrom.of(done)
-    if kept is None:
-        return
-    was, now = kept.settings.get("data", {}), read_settings(run.config, kept.reads, kept.but).get("data", {})
-    made = tuple(f"{stage}/" for key, (stage, _) in MADE.items() if was.get(key))
-    before = {label: digest for label, digest in kept.inputs.items() if not label.startswith(made)}
-    given = run.labels(
-        [path for path in declared(run.config, ["prepare"])["prepare"](run).inputs if run.root_of(path) is None]
-    )
-    if not all(path.is_file() for path in given.values()):
-        return  # the command reports it itself
-    digests = {label: cached_hash(path) for label, path in given.items()}
-    changed = [label for label, digest in before.items() if digests.get(label, digest) != digest]
-    logs = [digests[label] for label, path in given.items() if path in log_source(run).logs]
-    if (
-        bool(was.get("marketplace")) == bool(now.get("marketplace"))
-        and {*before.values()} <= {*digests.values()}
-        and {*logs} <= {*before.values()}
-    ):
-        return
-    said = [
-        " and ".join([*labels, *(what for key, (_, what) in MADE.items() if data.get(key))])
-        for labels, data in ((before, was), (given, now))
-    ]
-    differs = f"another {changed[0]} than the file is now" if changed else f"{said[0]}, not from {said[1]}"
-    raise UserError(
-        f"{run.called}: was made from {differs}; --replace makes all of it again in place, or give another --out"
-    )
+            _, key = next(_asked_for(part, keys), (None, ""))
+            if key and part.there and part not in needed and part.name not in made:
+                given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
+                elsewhere = command(run, verb, given, out=run.called.with_name(f"{run.called.name}-{verb}"))
+                trains = part.name.startswith("train/") and verb == "evaluate"
+                first = f"{remake_command(run, part.name)} first, or " if trains else ""
+                raise UserError(
+                    f"--set {key}: {part.name} was made with another one, and would be stale; run {first}{elsewhere},"
+                    f" which leaves {run.called} as it is"
+                )
 
 
 def reward_stages(run: RunDirectory) -> list[str]:
     """Return the stages that the reward reads."""
     models = Models(RunData(run))
     try:
-        return sources_of(run, [*models.reward_files, *models.group_reward_files])
+        return sources_of([*models.reward_files, *models.group_reward_files])
     except (UserError, OSError):  # the command reports it itself
         return []
 
 
-def _read_by(run: RunDirectory, verb: str) -> list[str]:
-    """Stages that a command reads but does not make."""
-    if verb not in commands_of_stages():
-        return ["tokenize"]
-    files: list[Path] = []
-    arms = finished_arms(run) if verb in ("evaluate", "decide") else None
-    for declare in declared(run.config, [verb], arms).values():
-        try:
-            files += declare(run).inputs
-        except (UserError, OSError):  # the command reports it itself
-            continue
-    return [name for name in sources_of(run, files) if not _makes(verb, name)]
-
-
-def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
-    key = _asked_for(part, keys)
-    if key is None:
-        return f"{run.called}: {part.name} is stale: {part.why}; run {remake_command(run, part.name)}"
-    change = next(change for change in part.changes if names_key(change.key, key))
-    return (
-        f"--set {key}: {part.name} reads it too, and was made with {change.key}={change.before};"
-        f" run {remake_command(run, part.name)} first"
-    )
-
-
-def _reads(run: RunDirectory, verb: str, key: str) -> bool:
-    if verb == "ranker" and names_key(key, "reward") and not run.config.without_order:
-        return run.config.reward.holds("lambdarank")  # other kinds do not concern the ranker
-    return reads_key(verb, key)
-
-
-def _not_read(verb: str, key: str) -> str:
-    others = [f"`adagrpo {other}`" for other in readers(key)]
-    return f"--set {key}: {verb} does not read it; " + (
-        f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no command of a run does"
-    )
-
-
-def _spares(run: RunDirectory, verb: str, part: Part, key: str) -> str:
-    given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
-    elsewhere = run.called.with_name(f"{run.called.name}-{verb}")
-    first = (
-        f"{remake_command(run, part.name)} first, or " if part.name.startswith("train/") and verb == "evaluate" else ""
-    )
-    return (
-        f"--set {key}: {part.name} was made with another one, and would be stale; run {first}"
-        f"{command(run, verb, given, out=elsewhere)}, which leaves {run.called} as it is"
-    )
-
-
-def _asked_for(part: Part, keys: list[str]) -> str | None:
-    """The `--set` key that makes a stage stale."""
-    return next((key for change in part.changes for key in keys if names_key(change.key, key)), None)
-
-
-def _makes(verb: str, stage: str) -> bool:
-    row = row_of(stage)
-    return row is not None and any(map(row.made_by, DECIDES if verb == "decide" else (verb,)))
-
-
-def _changes(run: RunDirectory, key: str) -> bool:
-    if run.described is None:
-        return True
-    before, now = (_value(dump_config(config), key) for config in (run.described, run.config))
-    return bool(before != now)
+def _asked_for(part: Part, keys: list[str]) -> Iterator[tuple[Change, str]]:
+    """The changes that make a stage stale and that a `--set` key asks for."""
+    return ((change, key) for change in part.changes for key in keys if names_key(change.key, key))
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, hash_of, model_of, trained_arms, weights_of
 from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.storage.artifacts import manifest
 
 SHOWN = 12  # digits of a sha256 in a version name
@@ -31,7 +32,7 @@ class Chosen(NamedTuple):
 
     def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
         """Return the versions that answers report; `run` is the checkpoint's own."""
-        model = run.hash_input(self.weights / "model.safetensors")[:SHOWN]
+        model = hash_of(run, self.weights / "model.safetensors")[:SHOWN]
         return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
@@ -44,7 +45,7 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
     Raises:
         UserError: there is no such arm or checkpoint, its weights were changed, or nothing was evaluated to choose by.
     """
-    finished = set(run.trained())
+    finished = set(trained_arms(run))
     trained = [name.name for name in run.config.train.arms if name.name in finished]
     why = "as named"
     if arm is None:
@@ -52,9 +53,9 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
         arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
-    weights = run.weights_of(arm, checkpoint)
+    weights = run.path(*weights_of(arm, checkpoint))
     for name in ("model.safetensors", "checkpoint.json"):
-        run.hash_input(weights / name)  # raises if it is missing or changed
+        hash_of(run, weights / name)  # raises if it is missing or changed
     return Chosen(arm, weights, read_json(weights / "checkpoint.json")["step"], why)
 
 
@@ -104,7 +105,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
 
 def _ends_at_its_best(run: RunDirectory) -> bool:
     """Whether the last sft weights are the best, which alone are evaluated."""
-    first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
+    first, last = (hash_of(run, run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
     return first == last
 
 
@@ -115,6 +116,6 @@ def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
 
 def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
     """Check that an evaluation used the current weights."""
-    made_from = (manifest(evaluation) or {}).get("made_from")
-    weights = run.weights_of(arm, "best" if arm == "sft" else checkpoint)
-    return made_from is None or run.hash_input(weights / "model.safetensors") in made_from["inputs"].values()
+    made_from = MadeFrom.of(manifest(evaluation) or {}, run.stages)
+    weights = model_of(arm, "best" if arm == "sft" else checkpoint)
+    return made_from is None or hash_of(run, weights) in made_from.hashes.values()

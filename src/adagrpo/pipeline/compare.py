@@ -36,19 +36,22 @@ from adagrpo.pipeline.compare_arms import (
     result_rows,
 )
 from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
-from adagrpo.pipeline.directory import Declare, refuse_without_order
+from adagrpo.pipeline.description import config_hash
+from adagrpo.pipeline.directory import find_content, hashes_of, locked, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.stages.evaluate_list import list_stages
+from adagrpo.pipeline.stage import Declare
+from adagrpo.pipeline.stage_table import list_stages
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.hashes import hash_json, with_hash
+from adagrpo.storage.hashes import with_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
@@ -132,7 +135,7 @@ class Comparison:
     def _fix_plan(self) -> None:
         if not (self.directory / PLAN).exists():
             (run, files), through = self._data_files(), None
-            data = run.hash_inputs(files)
+            data = hashes_of(run, files)
             if (exposures := self.config.data.exposures) is not None:
                 publish_first(run)
                 through = int(exposure_parts(run, exposures)[-1].name)
@@ -193,7 +196,7 @@ class Comparison:
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
-            "config_hash": hash_json(dump_config(self.config)),
+            "config_hash": config_hash(self.config),
             "seeds": self.seeds,
             "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
             "plan": self.plan.model_dump(mode="json"),
@@ -211,7 +214,7 @@ class Comparison:
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         run = self.run_of(seed)
         config = run.config
-        with run.locked():
+        with locked(run):
             matched = self._matched_before(run)
             while True:  # repeat with the matched arms once their lambda is known
                 run.config, known = _with_arms(config, [*config.train.arms, *matched.values()]), matched
@@ -221,7 +224,7 @@ class Comparison:
                     break
             names = names_in_run(matched)
             for name, declare in self._lists(names).items():
-                run.make(name, declare(run))
+                make(run, name, declare(run))
         return run, names
 
     def _lists(self, names: Mapping[str, str]) -> dict[str, Declare]:
@@ -234,7 +237,7 @@ class Comparison:
     def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
         """Matched arms of an earlier start; none if damaged."""
         try:
-            metrics = run.find_content("metrics.json")
+            metrics = find_content(run, "metrics.json")
             return {} if metrics is None else self._matched(run, metrics)
         except (UserError, KeyError):
             return {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from adagrpo.config import ArmConfig
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName, parse_list
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, hash_of
 from adagrpo.pipeline.json_files import read_json, read_rows
 from adagrpo.pipeline.matching import MATCHED
 
@@ -51,7 +51,7 @@ def facts_of_arm(runs: Sequence[tuple[RunDirectory, str]]) -> dict[str, list[Any
     for run, name in runs:
         re_ordered = base_of(name) is not None
         path = evaluation_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
-        run.hash_input(path)
+        hash_of(run, path)
         values = read_json(path) if re_ordered else read_json(path)["stages"][name]
         for fact, listed in facts.items():
             listed.append(values.get(fact))

@@ -10,7 +10,7 @@ from adagrpo.config import CompareConfig, Config
 from adagrpo.config.settings import changed_settings, read_settings
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import parts_of
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, by_label
 from adagrpo.pipeline.json_files import json_lines, read_json
 from adagrpo.storage.hashes import cached_hash, with_hash, without_hash
 from adagrpo.storage.writing import write_file
@@ -84,7 +84,7 @@ class FixedPlan(NamedTuple):
     def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
         """Refuse changed data; missing files are not compared."""
         before = self.data or {}
-        labelled = run.labels([*files])
+        labelled = {label: file for label, file in by_label(run, files).items() if isinstance(file, Path)}
         changed = [
             f"{file}: {'changed after' if label in before else 'was not among the files when'}"
             for label, file in labelled.items()

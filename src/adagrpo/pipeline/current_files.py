@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, events_of, remake_command, trained_arms
 from adagrpo.pipeline.named_lists import DECISION
-from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
+from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.staleness import parts_of
 
 SHOWN = ("train/", "ranker/report")  # stages shown on the page
@@ -26,10 +26,10 @@ class CurrentFiles:
         if path is None:
             place = run.called / "metrics.json"
             why = "`adagrpo decide` writes decision.json alone" if run.find(DECISION) else "nothing is evaluated yet"
-            raise UserError(f"{place}: missing, {why}; run {run.remake_command(place.name)} first")
+            raise UserError(f"{place}: missing, {why}; run {remake_command(run, place.name)} first")
         why = is_stale(run, COLLECTED, self.parts)
         if why:
-            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {run.remake_command('metrics.json')}")
+            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {remake_command(run, 'metrics.json')}")
 
         self.undecided = is_stale(run, DECIDED, self.parts)
 
@@ -55,8 +55,8 @@ class CurrentFiles:
 
     def trained(self) -> list[str]:
         """List the arms that are up to date."""
-        return [arm for arm in self.run.trained() if self.parts[f"train/{arm}"].usable]
+        return [arm for arm in trained_arms(self.run) if self.parts[f"train/{arm}"].usable]
 
     def events(self) -> Sequence[Mapping[str, Any]]:
-        """Read the events, see `RunDirectory.events`."""
-        return self.run.events()
+        """Read the events, see `events_of`."""
+        return events_of(self.run)

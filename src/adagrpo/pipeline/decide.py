@@ -23,8 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config import Config
-from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions
+from adagrpo.config.reward import RewardOptions, WeightedOptions
 from adagrpo.diagnosis.sentences import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -41,14 +40,14 @@ from adagrpo.lists.names import (
     reward_number,
 )
 from adagrpo.lists.query import query_of
-from adagrpo.lists.table import SOURCES, listed
+from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
-from adagrpo.pipeline.list_makers import ListMaker, reward_title, rewards_alone
+from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
+from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
@@ -79,14 +78,6 @@ class Choice(NamedTuple):
     chosen: str
     best: str
     why: str
-
-
-def contenders(config: Config, arms: Sequence[str]) -> list[str]:
-    """Return the lists, simplest to serve first."""
-    reward = config.reward
-    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
-    fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
@@ -121,13 +112,13 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         items = RunData(run).num_items
         most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
         return most if items > source.most_items else None
-    if kind != "evaluate" or reward_number(parse_list(called).order) is None or run.has_made(name, stage):
+    if kind != "evaluate" or reward_number(parse_list(called).order) is None or has_made(run, name, stage):
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))
     queries = [query_of(cases, row) for row in range(min(TRIED, len(cases)))]
     try:
-        served = ListMaker(Models(data)).recommender(parse_list(called), run.weights_of(START))
+        served = ListMaker(Models(data)).recommender(parse_list(called), run.path(*weights_of(START)))
         served.recommend(queries[:1])
         started = time.perf_counter()
         served.recommend(queries)

@@ -16,8 +16,10 @@ from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.lists.names import FUSE, REWARD, START
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
+from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
+from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.rewards.boosted import require_lightgbm
@@ -55,7 +57,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     """
     require_lightgbm("reward")
     runs = demo_runs(directory, config, console)
-    with runs[GOOD].locked(), runs[WRONG].locked():
+    with locked(runs[GOOD]), locked(runs[WRONG]):
         runs[GOOD].prepare()
         runs[GOOD].tokenize()
         runs[GOOD].sft()
@@ -69,7 +71,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
             decisions[name] = run.decide(train=True)
         fused = {name: _fused_weights(run) for name, run in runs.items()}
         content = {"rewards": verdicts, "decisions": decisions, "fused_weights": fused, "rows": _rows(runs)}
-        runs[GOOD].write_output(OUTPUT, json_lines(content, allow_nan=False))
+        write_output(runs[GOOD], OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
 

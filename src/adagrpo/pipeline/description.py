@@ -14,9 +14,11 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
-from adagrpo.config.objective import without_unregistered
+from adagrpo.config.objective import ObjectiveConfig, without_unregistered
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
+from adagrpo.objective import GATES
+from adagrpo.objective.terms import TERMS
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.writing import write_file
 
@@ -32,7 +34,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     content = {
         "config": dump_config(config),
         "arms": config.settings_of_arms(),
-        "config_hash": hash_json(dump_config(config)),
+        "config_hash": config_hash(config),
         "data_directory": str(data.resolve()),
         "data": dict(data_files),
         "threads": torch.get_num_threads(),
@@ -41,6 +43,15 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
     }
     imports = config.reward.holds("callable") or config.reward.holds("factory")
     return content | ({"code_directory": str(code)} if imports else {})
+
+
+def config_hash(config: Config) -> str:
+    """Return the hash of a resolved configuration; gates and terms that it leaves as they are have no part in it."""
+    content, usual = dump_config(config), ObjectiveConfig().model_dump(mode="json", by_alias=True)
+    for name in {*GATES, *TERMS} & usual.keys():
+        if content["objective"][name] == usual[name]:
+            del content["objective"][name]
+    return hash_json(content)
 
 
 def read_description(directory: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adagrpo.diagnosis.sentences import INVERTED, leak_reason
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of, model_of, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
@@ -18,8 +18,7 @@ NO_GAIN = "no gain of re-ranking by it is shown"
 
 def diagnosed_models(models: Models) -> dict[str, Any]:
     """Identify the policy and reward of a diagnosis, JSON-able."""
-    policy = models.run.path("sft", "best", "model.safetensors")
-    return {"policy": models.run.hash_input(policy), "reward": describe_reward(models)}
+    return {"policy": hash_of(models.run, model_of("sft")), "reward": describe_reward(models)}
 
 
 def is_diagnosed(run: RunDirectory, content: Mapping[str, Any]) -> bool:
@@ -43,11 +42,11 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
     Raises:
         UserError: the reward is refused by a current diagnosis.
     """
-    trained = run.trained()
-    if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():
+    trained = trained_arms(run)
+    if all(arm.term is None for arm in run.config.train.arms) or not folder_of(run, "sft").is_dir():
         return
     diagnose = f"adagrpo diagnose --run {run.called}"
-    content = run.find_content("diagnose", "diagnose.json")
+    content = find_content(run, "diagnose", "diagnose.json")
     if content is None and all(arm.name in trained for arm in run.config.train.arms):
         return
     if content is None:

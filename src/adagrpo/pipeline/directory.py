@@ -1,58 +1,52 @@
-"""A run directory: opening it, describing it and making its stages.
+"""A run's folder and settings, and verified reads of its files, by manifest or, for files of no stage, run.yaml.
 
-`RunDirectory.make` skips a stage whose fingerprint, the hash of its settings, input files and schema, is unchanged, and
-resumes an interrupted one. `--set` enters run.yaml only when a command's work is done. A run may read what it lacks
-from a source run. With several processes, the first locks and writes; others only join in fits.
+Files missing from a continued run are read from its source run. With several processes, the first locks and writes;
+others only join in fits.
 """
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import json
+import os
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from adagrpo.config import Config, Settings, as_overrides, dump_config, resolve_config
+from adagrpo.config import Config, Settings, as_overrides, read_settings, resolve_config
 from adagrpo.config.objective import in_section
 from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.names import parse_list
 from adagrpo.pipeline.description import (
     DESCRIPTION,
-    describe,
+    OUTPUTS,
+    data_settings,
     described_config,
-    outputs,
+    hash_of_output,
     read_description,
-    write_description,
 )
 from adagrpo.pipeline.events import append_event, cut_half_line, read_events
-from adagrpo.pipeline.run_folder import RunFolder
-from adagrpo.pipeline.stage import Declaration, StageFolder
-from adagrpo.storage.artifacts import manifest, verify
-from adagrpo.storage.hashes import cached_hash, hash_json
+from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
+from adagrpo.storage.artifacts import manifest, verify_file
+from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
-from adagrpo.storage.writing import write_file
+from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.processes import processes
 
-BUILD, DONE = "build", "done"  # messages from the first process to the others
+ALWAYS = ("name", "threads")  # settings accepted by every command, without effect on results
 
 
-def refuse_without_order(config: Config, command: str) -> None:
-    """Refuse next-item prediction on logs without order; `command` is the suggested alternative."""
-    if config.without_order:
-        raise UserError(
-            "data.split.kind: impressions has no order, so no next item for a policy to learn;"
-            f" `{command}` fits and examines the ranker"
-        )
-
-
-class RunDirectory(RunFolder):
-    """A run's directory and files; `adagrpo.pipeline.run.Run` adds the commands."""
+class RunDirectory(ABC):
+    """A run's folder, settings and files; `adagrpo.pipeline.run.Run` adds the commands."""
 
     def __init__(
         self,
@@ -84,11 +78,11 @@ class RunDirectory(RunFolder):
         self.described: Config | None = None  # content of run.yaml; None unless opened
         self.made: list[str] = []  # stages built, not skipped
         self.remembered: dict[str, Any] = {}  # results shared between arms, by hash of their inputs
-        self._noted: dict[str, Any] = {}
+        self.noted: dict[str, Any] = {}  # entries of run.yaml for `keep_settings`
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
-        self._locked = False
-        self.processes, self.followed = processes(), True
+        self.holds_lock = False
+        self.processes, self.followed = processes(), True  # whether the others follow, or wait for the first
         if not self.processes.is_main_process:
             self.console = Silent()
         if config.threads is not None:
@@ -156,139 +150,250 @@ class RunDirectory(RunFolder):
             run.console.note(f"note: {described / DESCRIPTION}: {said}")
         return run
 
-    def reopened(self) -> Self:
-        """Return the run as now on disk."""
-        return type(self).open(self.called, self.overrides)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
-        if self._locked or not self.processes.is_main_process:
-            yield
-            return
-        facts = {} if self.source is None else {"source": str(self.source)}
-        with lock_folder(self.directory, "run", **facts):
-            self._locked = True
-            try:
-                cut_half_line(self.directory)
-                yield
-            finally:
-                self._locked = False
-
     @property
-    def config_hash(self) -> str:
-        """Hash of the resolved configuration."""
-        return hash_json(dump_config(self.config))
+    @abstractmethod
+    def stages(self) -> StageTable:
+        """The table of stages."""
 
-    def write_description(self, data_files: Mapping[str, str]) -> None:
-        """Write run.yaml."""
-        if not self.processes.is_main_process:
-            return
-        content = describe(self.config, data_files, data=self.data, code=self.code)
-        with self.locked():
-            with suppress(UserError):  # a damaged file is ignored
-                kept = read_description(self.path(DESCRIPTION).parent)
-                same_reward = kept["config"].get("reward") == content["config"]["reward"]
-                names = ("outputs", "collected", "decided", "catalog", *(("reward",) if same_reward else ()))
-                content |= {name: kept[name] for name in names if name in kept}
-            write_description(self.directory, content | self._noted)
+    def path(self, *parts: str) -> Path:
+        """Return a path in the run, or in its source if only there."""
+        own = self.directory.joinpath(*parts)
+        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
+            return self.source.joinpath(*parts)
+        return own
 
-    def note(self, key: str, value: Any) -> None:
-        """Queue an entry for `keep_settings`."""
-        self._noted[key] = value
-
-    def keep_settings(self) -> None:
-        """Write this command's settings into run.yaml."""
-        if not self.processes.is_main_process:
-            return
-        content = read_description(self.path(DESCRIPTION).parent)
-        wanted = describe(self.config, content["data"], data=self.data, code=self.code) | self._noted
-        if any(content.get(key) != value for key, value in wanted.items() if key not in ("threads", "versions")):
-            self.write_description(content["data"])
-
-    def record(self, key: str, value: Any) -> None:
-        """Add an entry to run.yaml."""
-        if not self.processes.is_main_process:
-            return
-        with self.locked():
-            content = read_description(self.path(DESCRIPTION).parent)
-            if content.get(key) != value:
-                write_description(self.directory, content | {key: value})
-
-    def write_output(self, name: str, text: str) -> Path:
-        """Write a file outside stages and its hash into run.yaml."""
-        with self.locked():
-            path = self.directory / name
-            write_file(path, text)
-            self.record("outputs", outputs(self.directory) | {name: cached_hash(path)})
+    def checked(self, *parts: str) -> Path:
+        """Return the path of a file; raise `UserError` if it is missing or was changed."""
+        path = self.path(*parts)
+        hash_of(self, path)
         return path
 
-    def make(self, name: str, declared: Declaration) -> Path:
-        """Make a stage, a `/`-separated folder, unless it is up to date; return its path.
+    def content(self, *parts: str) -> dict[str, Any]:
+        """Return the object of a `checked` JSON file."""
+        return read_json(self.checked(*parts))
 
-        Raises:
-            UserError: an input is missing, or the stage was changed.
-        """
-
-        def build(work: Path) -> None:
-            if declared.together:  # start it in the other processes too
-                self.processes.broadcast(BUILD)
-            declared.build(work)
-
-        folder = StageFolder(self.directory, name, declared.files)
-        if not self.processes.is_main_process:
-            while self.processes.broadcast() == BUILD:
-                declared.build(folder.work)
-            return self.folder(name)
-        with self.locked():
-            made_from = declared.made_from(self.config, self.hash_inputs(declared.inputs))
-            there = self.folder(name)
-            done = manifest(there)
-            same = done is not None and done["fingerprint"] == made_from.fingerprint(name)
-            if same:
-                verify(there)
-            if same and not (changed := declared.changed(there)):
-                folder.forget()
-                self._event(name, "skip", 0.0)
-            else:
-                if same:
-                    self.console.note(f"note: {changed}; {name} is made again, with what is made from it")
-                folder.check()
-                self._event(name, "start", 0.0)
-                started = time.monotonic()
-                folder.make(made_from, build)
-                self.made.append(name)
-                self._event(name, "end", time.monotonic() - started)
-            if self.followed:
-                self.processes.broadcast(DONE)
-            return self.folder(name)
-
-    def has_made(self, name: str, declared: Declaration) -> bool:
-        """Return whether a stage is up to date."""
-        done = manifest(self.folder(name))
-        wanted = declared.made_from(self.config, self.hash_inputs(declared.inputs))
-        return done is not None and done["fingerprint"] == wanted.fingerprint(name)
-
-    def refuse_without_order(self) -> None:
-        """Refuse next-item prediction on logs without order."""
-        refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
-
-    def events(self) -> list[dict[str, Any]]:
-        """Read the events, the source's first: rows of time, stage, event and seconds."""
-        return [row for root in self.roots for row in read_events(root)]
-
-    def remark(self, stage: str, sentence: str) -> None:
-        """Log a warning about a stage that continues."""
-        if self.processes.is_main_process:
-            self._event(stage, sentence, 0.0)
-
-    def go_on_alone(self) -> None:
-        """Continue in the first process while the others wait."""
-        self.followed = False
-
-    def _event(self, stage: str, event: str, seconds: float) -> None:
-        append_event(self.directory, stage, event, seconds)
-        self.console.stage(stage, event, seconds)
+    def find(self, *parts: str) -> Path | None:
+        """Return `checked`; None if missing."""
+        path = self.path(*parts)
+        if path.name == DESCRIPTION and path.is_file():
+            read_description(path.parent)
+        return self.checked(*parts) if path.is_file() else None
 
 
-Declare = Callable[[RunDirectory], Declaration]  # declares a stage of a run
+def find_content(run: RunDirectory, *parts: str) -> dict[str, Any] | None:
+    """Return the object of a `checked` JSON file; None if missing."""
+    path = run.find(*parts)
+    return None if path is None else read_json(path)
+
+
+@contextmanager
+def locked(run: RunDirectory) -> Iterator[None]:
+    """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
+    if run.holds_lock or not run.processes.is_main_process:
+        yield
+        return
+    facts = {} if run.source is None else {"source": str(run.source)}
+    with lock_folder(run.directory, "run", **facts):
+        run.holds_lock = True
+        try:
+            cut_half_line(run.directory)
+            yield
+        finally:
+            run.holds_lock = False
+
+
+def roots(run: RunDirectory) -> list[Path]:
+    """Return the folders to read from: the source run's, if any, then the run's own."""
+    return [root for root in (run.source, run.directory) if root is not None]
+
+
+def folder_of(run: RunDirectory, stage: str) -> Path:
+    """Return a finished stage's folder, possibly with only a nested stage, such as `ranker/report`."""
+    return run.path(*stage.split("/"), MANIFEST).parent
+
+
+def place_of(run: RunDirectory, read: Read) -> Path:
+    """Return the path of what a stage reads."""
+    return run.path(*read.replace(":", "/", 1).split("/")) if isinstance(read, str) else read
+
+
+def read_of(run: RunDirectory, path: Path) -> Read:
+    """Return how a stage reads a file: by name if a stage of this run made it."""
+    root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
+    return path if root is None else run.stages.named(path.relative_to(root).as_posix()) or path
+
+
+def finished_stages(run: RunDirectory, *patterns: str) -> list[str]:
+    """Return finished stages that match patterns such as `train/*`."""
+    paths = ((root, path) for root in roots(run) for pattern in patterns for path in root.glob(f"{pattern}/{MANIFEST}"))
+    return sorted({path.parent.relative_to(root).as_posix() for root, path in paths})
+
+
+def trained_arms(run: RunDirectory) -> list[str]:
+    """Return the names of trained arms."""
+    return [name.removeprefix("train/") for name in finished_stages(run, "train/*")]
+
+
+def weights_of(arm: str, checkpoint: str = "best") -> tuple[str, ...]:
+    """Return the folder of the weights of an arm or `sft` within a run."""
+    return (*(("sft",) if arm == "sft" else ("train", arm)), checkpoint)
+
+
+def model_of(arm: str, checkpoint: str = "best") -> str:
+    """Return the weights of an arm or `sft`, as a stage reads them."""
+    return f"{'sft' if arm == 'sft' else f'train/{arm}'}:{checkpoint}/model.safetensors"
+
+
+def checked_stage(run: RunDirectory, name: str, *, but: Collection[str] = ()) -> Path:
+    """Return a finished stage's folder after verifying its files, except `but`."""
+    folder = folder_of(run, name)
+    content = manifest(folder)
+    if content is None:
+        raise UserError(f"{folder}: missing; run {remake_command(run, name)} first")
+    for file in content["files"].keys() - set(but):
+        verify_file(folder, file, content)
+    return folder
+
+
+def label_of(run: RunDirectory, read: Read) -> str:
+    """Return the path of what a stage reads, independent of the location of run and data."""
+    if isinstance(read, str):
+        return read.replace(":", "/", 1)
+    parents = (parent for parent in (run.data, run.data.resolve()) if read.is_relative_to(parent))
+    return next((read.relative_to(parent).as_posix() for parent in parents), read.name)  # run.yaml has the last one
+
+
+def by_label(run: RunDirectory, reads: Iterable[Read]) -> dict[str, Read]:
+    """Return what a stage reads by label; repeated labels get a number."""
+    found: dict[str, Read] = {}
+    for read in dict.fromkeys(reads):
+        label, count = label_of(run, read), 1
+        while label in found:
+            count += 1
+            label = f"{label_of(run, read)} ({count})"
+        found[label] = read
+    return found
+
+
+def hashes_of(run: RunDirectory, reads: Iterable[Read]) -> dict[str, str]:
+    """Return the sha256 of what a stage reads, by label, see `hash_of`."""
+    return {label: hash_of(run, read) for label, read in by_label(run, reads).items()}
+
+
+def made_from(
+    run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] | None = None
+) -> MadeFrom:
+    """Return what a stage would be made from now; `hashed` replaces `hash_of`."""
+    settings, reads = read_settings(run.config, declared.settings, declared.but), by_label(run, declared.reads)
+    hashes = {label: (hashed or hash_of)(run, read) for label, read in reads.items()}
+    return MadeFrom(
+        declared.version,
+        json.loads(json.dumps(settings)),
+        json.loads(json.dumps(declared.also)),
+        {read: hashes[label] for label, read in reads.items() if isinstance(read, str)},
+        {label: hashes[label] for label, read in reads.items() if not isinstance(read, str)},
+        tuple(declared.settings),
+        tuple(declared.but),
+    )
+
+
+def hash_of(run: RunDirectory, read: Read) -> str:
+    """Return the sha256 of a file of this run or outside it.
+
+    Raises:
+        UserError: the file is missing, or belongs to a run and was changed.
+    """
+    path = place_of(run, read)
+    root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
+    if not path.is_file():
+        if root is None:
+            raise UserError(f"{path}: no such file; check the recipe and --data")
+        file = path.relative_to(root).as_posix()
+        named = read if isinstance(read, str) else run.stages.named(file)
+        stage, _, inner = (named or file).partition(":")
+        folder = folder_of(run, stage)
+        content = manifest(folder)
+        if content is not None and inner in content["files"]:  # its command would not make the file again
+            verify_file(folder, inner, content)
+        raise UserError(f"{path}: missing; run {remake_command(run, stage)} first")
+    root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
+    if root is None:
+        return cached_hash(path)
+    if path.parent == root:
+        return hash_of_output(root, path.name)
+    for folder in takewhile(lambda folder: folder != root, path.parents):
+        if (content := manifest(folder)) is not None:
+            return verify_file(folder, path.relative_to(folder).as_posix(), content)
+    return cached_hash(path)
+
+
+def events_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """Read the events, the source's first: rows of time, stage, event and seconds."""
+    return [row for root in roots(run) for row in read_events(root)]
+
+
+def refuse_without_order(config: Config, command: str) -> None:
+    """Refuse next-item prediction on logs without order; `command` is the suggested alternative."""
+    if config.without_order:
+        raise UserError(
+            "data.split.kind: impressions has no order, so no next item for a policy to learn;"
+            f" `{command}` fits and examines the ranker"
+        )
+
+
+def log_event(run: RunDirectory, stage: str, event: str, seconds: float = 0.0) -> None:
+    """Log an event of a stage, or a sentence about one that continues."""
+    if run.processes.is_main_process:
+        append_event(run.directory, stage, event, seconds)
+        run.console.stage(stage, event, seconds)
+
+
+# commands for messages; they repeat the user's `--set`, which run.yaml lacks
+
+
+def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
+    """Return a command as typed, in backticks."""
+    place = shlex.quote(str(run.called))
+    if verb in ("prepare", "run"):
+        recipe = f"`adagrpo run RECIPE --out {place}`"
+        simulated = run.config.data.marketplace is not None
+        exposures = run.config.data.exposures
+        logs = "LOGS" if run.config.data.logs else ""
+        logs += " --impressions FILE" if run.config.data.impressions is not None else ""
+        logs += f" --exposures {shlex.quote(exposures.path)}" if exposures is not None else ""
+        if verb == "run" or simulated:
+            return recipe
+        given = "".join(f" --set {key}=..." for key in data_settings(run.config))
+        if given:  # otherwise `prepare` would use the defaults
+            return f"{recipe} or `adagrpo prepare {logs.strip()} --out {place}{given}`"
+        return f"`adagrpo prepare {logs.strip()} --out {place}` or {recipe}"
+    words = ["adagrpo", verb, "--run", place, *(() if out is None else ("--out", shlex.quote(str(out))))]
+    return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
+
+
+def remake_command(run: RunDirectory, stage: str) -> str:
+    """Return the command, with its `--set`, that makes a stage or a file of `OUTPUTS` again."""
+    if stage.startswith("evaluate/") and "+rerank" in stage:
+        return "`adagrpo compare`, which alone re-ranks arms,"
+    if stage.startswith("catalogs/"):  # the request is not kept; the latest version itself is stale
+        return (
+            f"`adagrpo catalog update --run {shlex.quote(str(run.called))} --from 0` with --items or --delist,"
+            " or read the catalogue of training with --catalog 0"
+        )
+    row = run.stages.row(stage)
+    made_by = row.command if row is not None else stage.partition("/")[0]
+    if row is not None and row.shared and finished_stages(run, "fuse/*"):  # `decide` repeats its measurements
+        made_by = "decide"
+    if stage in OUTPUTS:
+        made_by = "ranker" if run.config.without_order else "evaluate"
+    given = [text for text in run.overrides if run.stages.reads_key(made_by, text.partition("=")[0])]
+    kind, _, name = stage.partition("/")
+    if kind == "train" and name and name not in [arm.name for arm in run.config.train.arms]:
+        given.append(f"train.arms=[{name}]")
+    if name.startswith("fold-") and not any(text.startswith("ranker.folds=") for text in given):
+        least = int(name.removeprefix("fold-")) + 1
+        given += [f"ranker.folds={max(2, least)}"] if run.config.ranker.folds < least else []
+    described = run.described
+    if name == "lambdarank" and described is not None and not given and not described.reward.holds("lambdarank"):
+        given.append("reward.kind=lambdarank")
+    return command(run, "run" if stage == "simulate" else made_by, given)

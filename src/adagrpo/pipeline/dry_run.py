@@ -9,12 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, events_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.stage_table import RUN, declared
+from adagrpo.pipeline.stage import RUN, Declare
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 
 
@@ -59,8 +60,8 @@ def _prepared(run: RunDirectory, *, unchanged: bool) -> Iterator[RunData]:
         return
     with tempfile.TemporaryDirectory(prefix="adagrpo-") as folder:
         other = type(run)(Path(folder) / "run", run.config, run.data, None, run.code)
-        for name, declare in declared(run.config, ["prepare"]).items():
-            other.make(name, declare(other))
+        for name, declare in run.stages.declared(run.config, ["prepare"]).items():
+            make(other, name, declare(other))
         yield RunData(other)
 
 
@@ -84,7 +85,7 @@ def _steps(data: RunData, stage: str) -> int | None:
 class _Times:
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self.seconds = {row["stage"]: float(row["seconds"]) for row in run.events() if row["event"] == "end"}
+        self.seconds = {row["stage"]: float(row["seconds"]) for row in events_of(run) if row["event"] == "end"}
 
     def of(self, name: str, steps: int | None) -> float | None:
         """Seconds of a stage; for an arm never trained, from the slowest trained one."""

@@ -20,7 +20,7 @@ from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy.all_estimates import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions
@@ -145,7 +145,7 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Dra
             row, size = rows[number], len(rows[number]["slate"])
             first[number] = served.known(row["slate"])[0][0]
             clicks[number, :size] = [(row["request_id"], item) in lists.clicks for item in row["slate"]]
-            target[number, :size] = chances.places[place, :size]
+            target[number, :size] = chances.log_probs[place, :size]
             logged[number, :size] = row["log_propensities"]
             reach = chances.items.shape[1]
             drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
@@ -177,7 +177,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
     checked, others = 0, set[int]()
     for (made_by, model), numbers in by_version.items():
         arm, _, checkpoint = made_by.rpartition("/")
-        if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
+        if arm not in ("sft", *trained_arms(run)) or checkpoint not in ("best", "final"):
             continue
         kind: Checkpoint = "best" if checkpoint == "best" else "final"
         chosen = choose_checkpoint(run, arm, kind)
@@ -188,7 +188,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
         for part, chances in _chances(logging, lists, numbers, None):
             for place, number in enumerate(part):
                 own = lists.rows[number]["log_propensities"]
-                if not float(np.abs(chances.places[place, : len(own)] - own).mean()) <= CLOSE:
+                if not float(np.abs(chances.log_probs[place, : len(own)] - own).mean()) <= CLOSE:
                     far.append(number)
         if len(far) > MOST_OTHERS * len(numbers):
             raise UserError(

@@ -17,7 +17,7 @@ import polars as pl
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, Chosen, choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, refuse_without_order
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
@@ -45,7 +45,7 @@ def export(
     Raises:
         UserError: a part is missing or stale, the folder is in use, or `transformers` cannot open the policy.
     """
-    run.refuse_without_order()
+    refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise UserError(f"{to}: is not empty; --to takes a new folder")
     chosen = choose_checkpoint(run, arm, checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, assert_never, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, assert_never, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,10 @@ from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
+from adagrpo.pipeline.directory import hash_of, place_of, read_of
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
 from adagrpo.rewards import (
@@ -56,9 +59,23 @@ from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
-REWARD_WEIGHTS = ("reranking", "weight.json")  # of the stage `reranking`
-FIRST_LOOK = ("reward", "reward.json")  # of the stage `reward`
+REWARD_WEIGHTS, FIRST_LOOK = "reranking:weight.json", "reward:reward.json"
+RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
 PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not fully determine their scores
+
+
+class RewardWeights(NamedTuple):
+    """Chosen weights, in units of σ."""
+
+    spread: float
+    rerank: float
+    distill: float
+
+
+def read_reward_weights(file: Path) -> RewardWeights:
+    """Read a weight.json."""
+    content = read_json(file)
+    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
 
 
 @runtime_checkable
@@ -108,7 +125,7 @@ class Models:
 
     def _load(self, weights: Path, model: nn.Module) -> None:
         for name in ("model.safetensors", "checkpoint.json"):
-            self.run.hash_input(weights / name)
+            hash_of(self.run, weights / name)
         borrowed = self.data.version.borrowed
         try:
             load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
@@ -118,16 +135,16 @@ class Models:
             model.borrow(_sparse(borrowed).to(self.data.device))
 
     @property
-    def reward_files(self) -> list[Path]:
+    def reward_files(self) -> list[Read]:
         """The files that determine `reward`."""
-        spreads = [self.run.path(*REWARD_WEIGHTS)] if self.config.reward.in_list_stds else []
+        spreads = [REWARD_WEIGHTS] if self.config.reward.in_list_stds else []
         return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
 
     @property
-    def probe_files(self) -> list[Path]:
+    def probe_files(self) -> list[Read]:
         """The recorded answers of `PROBED` rewards, see `adagrpo.pipeline.rewards`."""
         probed = not self.config.without_order and any(map(self.config.reward.holds, PROBED))
-        return [self.run.path(*FIRST_LOOK)] if probed else []
+        return [FIRST_LOOK] if probed else []
 
     @property
     def reward_reads(self) -> tuple[str, ...]:
@@ -147,7 +164,7 @@ class Models:
         options = self.config.reward
         if not options.in_list_stds:
             return self.reward_of(options)
-        content = self.run.content(*REWARD_WEIGHTS)
+        content = self.run.content("reranking", "weight.json")
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:
@@ -156,33 +173,36 @@ class Models:
         return [self.reward_of(part) for part in (options.parts if isinstance(options, WeightedOptions) else [options])]
 
     @property
-    def group_reward_files(self) -> list[Path]:
+    def group_reward_files(self) -> list[Read]:
         """The files that determine `group_reward`."""
-        folds = [self.run.path(name, "best", "model.safetensors") for name in self.data.fold_names]
+        folds: list[Read] = [f"{name}:best/model.safetensors" for name in self.data.fold_names]
         return folds or self.reward_files
 
     def group_reward(self) -> Reward:
         """Return the reward for post-training; with cross-fitting, the ranker of each user's fold."""
         if not self.data.fold_names:
             return self.reward()
-        rankers = [self.ranker(path.parent) for path in self.group_reward_files]
+        rankers = [self.ranker(place_of(self.run, file).parent) for file in self.group_reward_files]
         return CrossFitted(rankers, self.data.fold_of_user)
 
-    def files_of(self, options: RewardOptions) -> list[Path]:
+    def files_of(self, options: RewardOptions) -> list[Read]:
         """Return the files that determine a reward."""
-        run = self.run
+        run, own = self.run, list[Read]()
         match options:
+            case SequentialOptions(checkpoint=None):
+                own = [RANKER]
             case SequentialOptions():
                 folder = self._checkpoint(options)
-                if options.checkpoint is not None:
-                    _refuse_other_items(self.data, folder)
-                own = [folder / "model.safetensors"]
+                _refuse_other_items(self.data, folder)
+                own = [read_of(run, folder / "model.safetensors")]
             case CallableOptions() | FactoryOptions():
                 own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
-            case LightGBMOptions() | LambdaRankOptions():
+            case LightGBMOptions():
                 own = [self._trees(options)]
+            case LambdaRankOptions():
+                own = [TREES]
             case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
-                own = []
+                pass
             case _:
                 assert_never(options)
         own += [path for part in options.parts for path in self.files_of(part)]
@@ -229,7 +249,7 @@ class Models:
     def _trees(self, options: LightGBMOptions | LambdaRankOptions) -> Path:
         if isinstance(options, LightGBMOptions):
             return self.run.data / options.model
-        return self.run.path("ranker", "lambdarank", "model.txt")
+        return place_of(self.run, TREES)
 
     @cached_property
     def features(self) -> Features:

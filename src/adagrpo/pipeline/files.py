@@ -1,12 +1,15 @@
-"""The data of a run: prepared data, catalogue and truth.
+"""The data of a run: prepared data, versions of the catalogue and truth.
 
-Reads go through `RunDirectory.checked`, `.checked_stage` or `.hash_input`, so changed files are never used. Only
+Reads go through `RunDirectory.checked`, `checked_stage` or `hash_of`, so changed files are never used. Only
 `cases("test")` reads test data.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM, ITEM_ID, USER_ID
@@ -27,11 +31,94 @@ from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.versions import CatalogVersion
+from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
+from adagrpo.pipeline.stage import Read
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Ragged
+
+CATALOGS = "catalogs"
+DIGITS = 12  # of the hash in the name of a version
+
+
+@dataclass(frozen=True)
+class CatalogVersion:
+    """One catalogue version; files are verified when read."""
+
+    run: RunDirectory
+    number: int
+
+    @property
+    def stage(self) -> str:
+        """Name of its stage."""
+        return f"{CATALOGS}/{self.number:04d}" if self.number else "tokenize"
+
+    @property
+    def files(self) -> list[Read]:
+        """Files of the codes and level sizes."""
+        return [f"{self.stage}:{name}" for name in ("codes.parquet", "codes.json")]
+
+    @cached_property
+    def codes(self) -> Catalog:
+        """Codes of all items, on the CPU."""
+        for file in self.files:
+            hash_of(self.run, file)
+        return Catalog.read(place_of(self.run, self.files[0]))
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """Item table: item, item_id, text, attributes."""
+        folder = self.stage.split("/") if self.number else ["prepare"]
+        return pl.read_parquet(self.run.checked(*folder, "items.parquet"))
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """(V,) ids of the logs, in row order."""
+        return self.items[ITEM_ID]
+
+    @cached_property
+    def trained(self) -> int:
+        """Number of items in training, the first rows."""
+        return len(pl.read_parquet(self.run.checked("prepare", "items.parquet"), columns=[ITEM_ID]))
+
+    @cached_property
+    def neighbours(self) -> pl.DataFrame:
+        """Neighbours of added items: item, neighbour, weight."""
+        if self.number:
+            return pl.read_parquet(self.run.checked(*self.stage.split("/"), "neighbours.parquet"))
+        return pl.DataFrame(schema={ITEM: pl.Int32, "neighbour": pl.Int32, "weight": pl.Float32})
+
+    @property
+    def borrowed(self) -> sparse.csr_array | None:
+        """(V - trained, trained) neighbour weights; None without added items."""
+        if len(self.items) == self.trained:
+            return None
+        table = self.neighbours
+        rows = table[ITEM].to_numpy().astype(np.int64) - self.trained
+        entries = (table["weight"].to_numpy(), (rows, table["neighbour"].to_numpy()))
+        return sparse.csr_array(entries, shape=(len(self.items) - self.trained, self.trained))
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Content of version.json."""
+        if self.number:
+            return self.run.content(*self.stage.split("/"), "version.json")
+        name = f"0000-{content_hash(self.item_ids, self.codes)[:DIGITS]}"
+        items = len(self.items)
+        return {"number": 0, "version": name, "parent": None, "items": items, "listed": items}
+
+    @property
+    def name(self) -> str:
+        """Number and hash of the version."""
+        return str(self.about["version"])
+
+
+def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
+    """Return the sha256 of ids, codes and listing."""
+    digest = hashlib.sha256(json.dumps([item_ids.to_list(), catalog.level_sizes]).encode())
+    digest.update(np.ascontiguousarray(catalog.codes.cpu().numpy(), dtype="<i8").tobytes())
+    digest.update(np.packbits(catalog.listed.cpu().numpy()).tobytes())
+    return digest.hexdigest()
 
 
 class RunData:
@@ -50,31 +137,28 @@ class RunData:
     @cached_property
     def prepared(self) -> Path:
         """The folder of prepared data; `cases` verifies test cases."""
-        return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
-
-    def prepared_file(self, name: str) -> Path:
-        """Return the path of a prepared file."""
-        return self.run.path("prepare", name)
+        return checked_stage(self.run, "prepare", but=["test.parquet", "later.parquet"])
 
     @property
-    def training_files(self) -> list[Path]:
+    def training_files(self) -> list[Read]:
         """The files of training and validation interactions."""
-        return [self.prepared_file(f"{name}.parquet") for name in ("items", "train", "validation")]
+        return [f"prepare:{name}.parquet" for name in ("items", "train", "validation")]
 
     @property
-    def shown_files(self) -> list[Path]:
+    def shown_files(self) -> list[Read]:
         """The impression files, if any."""
-        return [path for path in [self.prepared_file("impressions.parquet")] if path.is_file()]
+        return ["prepare:impressions.parquet"] if self.run.path("prepare", "impressions.parquet").is_file() else []
 
     @property
-    def catalog_files(self) -> list[Path]:
+    def catalog_files(self) -> list[Read]:
         """The files of the Semantic IDs."""
         return self.version.files
 
     @property
-    def truth_files(self) -> list[Path]:
+    def truth_files(self) -> list[Read]:
         """The truth of a simulated marketplace; empty for real logs."""
-        return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
+        there = self.run.path("simulate", "truth") if self.config.data.marketplace else None
+        return [] if there is None else [f"simulate:truth/{path.name}" for path in sorted(there.glob("*"))]
 
     @property
     def truth_knows_all(self) -> bool:
@@ -87,7 +171,7 @@ class RunData:
         return {"truth": "just before the target"} if self.truth_files else {}
 
     @property
-    def language_model_files(self) -> list[Path]:
+    def language_model_files(self) -> list[Read]:
         """The files of a policy from a folder."""
         options = self.config.policy.lm
         if options is None or options.checkpoint is None:
@@ -96,7 +180,7 @@ class RunData:
         kinds = ["*.json", "*.safetensors"]
         if not (folder / "tokenizer.json").is_file():  # supersedes these
             kinds += ["*.txt", "*.model"]
-        files = sorted(path for kind in kinds for path in folder.glob(kind))
+        files: list[Read] = [*sorted(path for kind in kinds for path in folder.glob(kind))]
         if not files:
             raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
         return files
@@ -267,8 +351,8 @@ class RunData:
         """The truth by row, only for evaluation and gates that read it."""
         if self.config.data.marketplace is None:
             raise UserError("train.arms: a gate reads the true utility, which only a simulated marketplace has")
-        for path in self.truth_files:
-            self.run.hash_input(path)
+        for file in self.truth_files:
+            hash_of(self.run, file)
         truth = Truth.load(self.run.path("simulate", "truth"))
         return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,18 @@ from adagrpo.config.reward import FeatureOptions
 from adagrpo.data.sequences import pad
 from adagrpo.diagnosis.leaks import Answers, answers, leak_signs, with_last_fitted
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.factories import RANKER, Models
 from adagrpo.pipeline.list_makers import reward_title, rewards_alone
+from adagrpo.pipeline.stage import Read
 from adagrpo.rewards.protocol import Reward
 from adagrpo.trainer.lambdarank import NegativeSampler
 
 MOST_CASES, DRAWN = 2000, 50
 
 
-def leak_files(models: Models) -> list[Path]:
+def leak_files(models: Models) -> list[Read]:
     """Return what `suspect` reads besides the data; empty if no reward is external."""
-    return [models.run.path("ranker", "best", "model.safetensors")] if models.config.reward.is_made_elsewhere else []
+    return [RANKER] if models.config.reward.is_made_elsewhere else []
 
 
 class LeakCheck:

@@ -28,13 +28,14 @@ from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
 from adagrpo.lists.query import query_of
 from adagrpo.lists.sources import CandidateSource
-from adagrpo.lists.table import LISTED, SOURCES, fused
+from adagrpo.lists.table import LISTED, SOURCES, fused, listed
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.directory import place_of, weights_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stage import Read, sources_of
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import naming
@@ -57,9 +58,9 @@ class ListMaker:
 
     def stages(self, name: ListName) -> list[str]:
         """Return the stages of a list, without its reward's and its policy's weights."""
-        return kind_of(name).stages(self, name)
+        return sources_of(kind_of(name).files(self, name))
 
-    def files(self, name: ListName) -> list[Path]:
+    def files(self, name: ListName) -> list[Read]:
         """Return the files of a list, without catalogue, training data and policy weights."""
         own = kind_of(name).files(self, name)
         if name.order in (alone := rewards_alone(self.models.config.reward)):
@@ -112,7 +113,7 @@ class ListMaker:
         """Yield names and recommenders, loading each policy once."""
         called = {name: parse_list(name) for name in names}
         for arm in dict.fromkeys(one.policy or START for one in called.values()):
-            loaded = self.recommender(ListName(arm, "policy"), self.models.run.weights_of(arm))
+            loaded = self.recommender(ListName(arm, "policy"), self.models.run.path(*weights_of(arm)))
             for name, one in called.items():
                 if (one.policy or START) == arm:
                     yield name, loaded.ordered(self.order(one))
@@ -148,6 +149,11 @@ class ListMaker:
             self.sources[name] = SOURCES[name].load(self)
         return self.sources[name]
 
+    def fitted_file(self, source: str) -> Path:
+        """Return the path of a source's fitted file, unchanged."""
+        row = SOURCES[source]
+        return self.models.run.checked(str(row.stage), *row.file)
+
     def counts(self) -> NDArray[np.int64]:
         """Return (V,) training interactions per item; added items get the smallest count."""
         data = self.models.data
@@ -158,7 +164,7 @@ class ListMaker:
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the item of each training interaction, and its days before the end of training."""
         data, run = self.models.data, self.models.run
-        times = pl.read_parquet(run.checked(*place_of("recent_popularity")), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
+        times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
         unit = run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
         days = (times.max() - times.astype(np.float64)) / (UNITS[unit or "seconds"] * 86_400)
         return data.training.values.astype(np.int64), days
@@ -175,24 +181,26 @@ class ListMaker:
 
     def matrix(self, source: str) -> sparse.csr_array:
         """Return a source's (V, V) matrix; items added later use their neighbours' rows."""
-        near = load_matrix(self.models.run.checked(*place_of(source)))
+        near = load_matrix(self.fitted_file(source))
         borrowed = self.models.data.version.borrowed
         if borrowed is None:
             return near
         likened = sparse.vstack([sparse.eye_array(near.shape[0], dtype=np.float32), borrowed.astype(np.float32)])
         return sparse.csr_array(likened @ near @ likened.T)
 
-    def _own_weight(self, name: ListName) -> Path | None:
-        """Return the file of a trained arm's own re-ranking weight; None if the policy has changed since."""
+    def _own_weight(self, name: ListName) -> list[Read]:
+        """Return the file of a trained arm's own re-ranking weight; none if the policy has changed since."""
         run, arm = self.models.run, name.policy or START
         found = None if arm == START else run.find("evaluate", str(name), self.checkpoint, "metrics.json")
-        return found if found is not None and of_these_weights(run, found.parent, arm, self.checkpoint) else None
+        if found is None or not of_these_weights(run, found.parent, arm, self.checkpoint):
+            return []
+        return [f"evaluate/{name}/{self.checkpoint}:metrics.json"]
 
 
-def place_of(source: str) -> tuple[str, ...]:
-    """Return a source's path, in parts; empty if it reads only training data."""
+def files_of_source(source: str) -> list[Read]:
+    """Return a source's fitted file; none if it reads only training data."""
     row = SOURCES[source]
-    return () if row.stage is None else (row.stage, *row.file)
+    return [] if row.stage is None else [f"{row.stage}:{'/'.join(row.file)}"]
 
 
 @dataclass(frozen=True)
@@ -202,15 +210,13 @@ class ListKind:
     Attributes:
         needs: what serving requires besides a reward, in a run of some settings.
         order: without a reward if it uses none.
-        stages: see `ListMaker.stages`.
         files: see `ListMaker.files`; without the reward's.
         asks_reward: whether serving calls this reward.
     """
 
     needs: Callable[[Config], Sequence[str]]
     order: Callable[[ListMaker, ListName, Reward | None], ListOrder]
-    stages: Callable[[ListMaker, ListName], list[str]] = lambda maker, name: []
-    files: Callable[[ListMaker, ListName], list[Path]] = lambda maker, name: []
+    files: Callable[[ListMaker, ListName], list[Read]] = lambda maker, name: []
     asks_reward: Callable[[RewardOptions], bool] = lambda options: False
 
 
@@ -219,36 +225,28 @@ def _always(options: RewardOptions) -> bool:
 
 
 def _source_alone(source: str) -> ListKind:
-    place = place_of(source)
     return ListKind(
         lambda config: [SOURCES[source].needs],
         lambda maker, name, reward: ListOrder(alone=maker.source(source)),
-        lambda maker, name: [*place[:1]],
-        lambda maker, name: [maker.models.run.path(*place)] if place else [],
+        lambda maker, name: files_of_source(source),
     )
 
 
 def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListOrder:
-    known = read_reward_weights(maker.models.run.checked(STAGE, FILE))
-    own = maker._own_weight(name)
-    chosen = known.rerank if own is None else float(read_json(own)["weight"])
+    known = read_reward_weights(maker.models.run.checked("reranking", "weight.json"))
+    own = [read_json(place_of(maker.models.run, file)) for file in maker._own_weight(name)]
+    chosen = float(own[0]["weight"]) if own else known.rerank
     weight = chosen if maker.reward_weight is None else maker.reward_weight
-    return ListOrder(reward=reward, reward_weight=weight, reward_spread=known.spread)
+    return ListOrder(reward=reward, reward_weight=weight, within_list_std=known.spread)
 
 
-def _re_ranked_stages(maker: ListMaker, name: ListName) -> list[str]:
-    return [STAGE, *([] if maker._own_weight(name) is None else [f"evaluate/{name}/{maker.checkpoint}"])]
+def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Read]:
+    return [REWARD_WEIGHTS, *maker._own_weight(name)]
 
 
-def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Path]:
-    own = maker._own_weight(name)
-    return [maker.models.run.path(STAGE, FILE), *([] if own is None else [own])]
-
-
-def _fused_files(maker: ListMaker, name: ListName) -> list[Path]:
-    places = [place_of(source) for source in fused(maker.models.config)]
-    fitted = [(FUSE, name.policy or START, file) for file in (WEIGHTS, CORRECTIONS)]
-    return [maker.models.run.path(*place) for place in (*places, *fitted) if place]
+def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
+    fitted = [f"{FUSE}/{name.policy or START}:{file}" for file in (WEIGHTS, CORRECTIONS)]
+    return [*(file for source in fused(maker.models.config) for file in files_of_source(source)), *fitted]
 
 
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
@@ -256,14 +254,9 @@ def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
         rows = [SOURCES[name] for name in reversed(fused(config))]
         return ["the policy", *dict.fromkeys(row.needs for row in rows if row.stage or row.past)]
 
-    def stages(maker: ListMaker, name: ListName) -> list[str]:
-        fitted = [SOURCES[source].stage for source in fused(maker.models.config)]
-        return [*dict.fromkeys(filter(None, fitted)), f"{FUSE}/{name.policy}"]
-
     return ListKind(
         needs,
         lambda maker, name, reward: ListOrder(reward=reward, fusion=maker.fusion(name, maker.fitted(name))),
-        stages,
         _fused_files,
         asks_reward,
     )
@@ -277,7 +270,7 @@ KINDS: Mapping[str, ListKind] = {
     ),
     "policy": ListKind(lambda config: ["the policy"], lambda maker, name, reward: ListOrder()),
     FUSE_WITHOUT_REWARD: _fused(lambda options: False),
-    RERANK: ListKind(lambda config: ["the policy"], _re_ranked, _re_ranked_stages, _re_ranked_files, _always),
+    RERANK: ListKind(lambda config: ["the policy"], _re_ranked, _re_ranked_files, _always),
     FUSE: _fused(lambda options: options != SequentialOptions()),  # the ranker is a source
 }
 
@@ -298,6 +291,14 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
     if isinstance(options, WeightedOptions):
         named = {f"{REWARD}-{number}": part for number, part in enumerate(options.parts, 1)}
     return {name: part for name, part in named.items() if part != SequentialOptions()}
+
+
+def contenders(config: Config, arms: Sequence[str]) -> list[str]:
+    """Return the lists, simplest to serve first."""
+    reward = config.reward
+    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
+    fused = [str(ListName(arm, FUSE)) for arm in arms]
+    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *fused]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:

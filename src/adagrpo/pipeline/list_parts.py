@@ -27,10 +27,9 @@ from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.query import ItemId
 from adagrpo.lists.recommender import Recommender
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions, list_read
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
@@ -70,6 +69,7 @@ def facts_of(path: Path) -> Facts | None:
 class Wanted:
     """Everything that determines the lists of a user file."""
 
+    kind: type[RunDirectory]
     run: Path
     overrides: tuple[str, ...]
     users: Path
@@ -100,11 +100,11 @@ class Wanted:
         return _Answering(self, *(loaded or self._load())).make
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
-        run = Run.open(self.run, self.overrides)
+        run = self.kind.open(self.run, self.overrides)
         asked = self.asked
         called = parse_list(str(asked.arm))
         chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
-        if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
+        if hash_of(run, chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
         if list_read(run, called, asked.reward_weight, asked.checkpoint) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
@@ -137,7 +137,7 @@ class LoggedHistories:
     """Complete logged histories, oldest item first."""
 
     def __init__(self, data: RunData) -> None:
-        self.whole = load_whole(data.run.checked_stage("prepare"))
+        self.whole = load_whole(checked_stage(data.run, "prepare"))
         names = load_user_ids(data.prepared).cast(pl.String).to_list()
         self.rows = {name: row for row, name in enumerate(names)}
 

@@ -15,7 +15,7 @@ from typing import Any
 from adagrpo.config import ArmConfig
 from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, find_content
 from adagrpo.pipeline.json_files import read_rows
 from adagrpo.trainer.pressure import FILE
 
@@ -29,7 +29,7 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:
         return None if arm.term is None else arm.weight_of(common)
-    pressed = run.find_content("train", arm.name, FILE)
+    pressed = find_content(run, "train", arm.name, FILE)
     return None if pressed is None else float(pressed["lambda_"])
 
 

@@ -15,11 +15,13 @@ from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, evaluation_of, of_these_weights
+from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.diagnosed import is_diagnosed
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.named_lists import decision_now
+from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.report.decision import list_advice
 from adagrpo.report.run_tables import own_interval
 from adagrpo.report.summary import measured_over
@@ -70,7 +72,7 @@ def _metadata(
 
 
 def _data(run: RunDirectory) -> str:
-    summary = run.find_content("prepare", "summary.json") or {}
+    summary = find_content(run, "prepare", "summary.json") or {}
     names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
     rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
     return to_markdown(Table.of(("data", "number"), rows))
@@ -78,7 +80,7 @@ def _data(run: RunDirectory) -> str:
 
 def _model(run: RunDirectory, parameters: int) -> str:
     policy, tokenizer = run.config.policy, run.config.tokenizer
-    audit = run.find_content("tokenize", "audit.json") or {}
+    audit = find_content(run, "tokenize", "audit.json") or {}
     body = "a model that was given" if policy.lm and policy.lm.checkpoint else "a model from a configuration"
     lora = f", adapters of rank {policy.lm.lora_rank} merged into it" if policy.lm and policy.lm.lora_rank else ""
     fitted = f"Semantic IDs by {tokenizer.quantizer}, of {' and '.join(tokenizer.vectors)} vectors"
@@ -121,11 +123,11 @@ def _results(
     run: RunDirectory, chosen: Chosen, checkpoint: str, means: Mapping[str, float]
 ) -> dict[str, Mapping[str, float]]:
     """Return metrics on test cases; empty if other weights were evaluated."""
-    paired = run.find_content("report", "paired", "paired.json") if means else None
+    paired = find_content(run, "report", "paired", "paired.json") if means else None
     if paired is not None:
-        made_from = (manifest(run.folder("report/paired")) or {}).get("made_from")
+        made_from = MadeFrom.of(manifest(folder_of(run, "report/paired")) or {}, run.stages)
         lists = run.find(*evaluation_of(chosen.arm, checkpoint), "predictions.parquet")
-        if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
+        if made_from is not None and (lists is None or hash_of(run, lists) not in made_from.hashes.values()):
             paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
     names = [name for name in metric_names(ReportPart.RESULTS) if means.get(name) is not None]
@@ -150,8 +152,8 @@ def _results_text(
         ends = [format_metric(name, value[end]) for end in ("low", "high") if end in value]
         rows.append((metric_label(name), format_metric(name, value["mean"]), " to ".join(ends) or "not known"))
     table = to_markdown(Table.of(("metric, test cases", "mean", "95 % interval"), rows))
-    made = (run.find_content("metrics.json") or {}).get("config_hash", run.config_hash)
-    other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
+    made = (find_content(run, "metrics.json") or {}).get("config_hash", config_hash(run.config))
+    other = "" if made == config_hash(run.config) else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.exclude_history else "kept in"
     return (
         f"Measured over {measured_over(eligible)} by beam search of width {run.config.evaluation.beam_width};"
@@ -161,7 +163,7 @@ def _results_text(
 
 
 def _verdict(run: RunDirectory) -> str:
-    content = run.find_content("diagnose", "diagnose.json")
+    content = find_content(run, "diagnose", "diagnose.json")
     if content is None:
         return "Not asked: `adagrpo diagnose` had not been carried out when this folder was written."
     try:
@@ -191,6 +193,6 @@ def _limits(run: RunDirectory) -> str:
 
 def _made(run: RunDirectory) -> str:
     return (
-        f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{run.config_hash}`.\n"
+        f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{config_hash(run.config)}`.\n"
         "The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here."
     )

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
+from adagrpo.config import read_settings
 from adagrpo.config.reward import CallableOptions, FactoryOptions, LightGBMOptions, RewardOptions, SequentialOptions
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, by_label, folder_of, hash_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stage import MadeFrom
+from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.rewards import load_function, module_files
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.hashes import cached_hash
 
+MADE = {"marketplace": "simulated logs", "exposures": "the log of a service"}  # generated logs, by key of `data`
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
 
@@ -28,9 +34,9 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
     if "tokenize" in parts and reads_texts(config):
         check_model(language_model_folder(run))
     if ASK_REWARD & set(parts):
-        for path in Models(data).reward_files:
-            if not path.is_relative_to(run.directory):  # not made by the run
-                run.hash_input(path)
+        for file in Models(data).reward_files:
+            if isinstance(file, Path):  # not made by the run
+                hash_of(run, file)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
 
@@ -67,3 +73,36 @@ def check_test_cases(run: RunDirectory) -> None:
             f"data.split.test_from: no user with a history has an interaction at or after {split.test_from} to be"
             f" tested on; the last time of the logs is {last}"
         )
+
+
+def check_logs(run: RunDirectory) -> None:
+    """Refuse to rebuild a run from other logs, which would replace its results.
+
+    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
+    itself only have to be of the same kind.
+    """
+    kept = MadeFrom.of(manifest(folder_of(run, "prepare")) or {}, run.stages)
+    if kept is None:
+        return
+    was, now = kept.settings.get("data", {}), read_settings(run.config, kept.keys, kept.but).get("data", {})
+    before, reads = kept.files, run.stages.declared(run.config, ["prepare"])["prepare"](run).reads
+    given = {label: path for label, path in by_label(run, reads).items() if isinstance(path, Path)}
+    if not all(path.is_file() for path in given.values()):
+        return  # the command reports it itself
+    digests = {label: cached_hash(path) for label, path in given.items()}
+    changed = [label for label, digest in before.items() if digests.get(label, digest) != digest]
+    logs = [digests[label] for label, path in given.items() if path in log_source(run).logs]
+    if (
+        bool(was.get("marketplace")) == bool(now.get("marketplace"))
+        and {*before.values()} <= {*digests.values()}
+        and {*logs} <= {*before.values()}
+    ):
+        return
+    said = [
+        " and ".join([*labels, *(what for key, what in MADE.items() if data.get(key))])
+        for labels, data in ((before, was), (given, now))
+    ]
+    differs = f"another {changed[0]} than the file is now" if changed else f"{said[0]}, not from {said[1]}"
+    raise UserError(
+        f"{run.called}: was made from {differs}; --replace makes all of it again in place, or give another --out"
+    )

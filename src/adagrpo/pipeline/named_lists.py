@@ -14,16 +14,22 @@ from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_numb
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
-from adagrpo.pipeline.commands import command
-from adagrpo.pipeline.decide import contenders
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    command,
+    find_content,
+    finished_stages,
+    hash_of,
+    label_of,
+    trained_arms,
+)
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker, rewards_alone
-from adagrpo.pipeline.output_sources import DECIDED, is_stale
+from adagrpo.pipeline.files import CatalogVersion, RunData
+from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
+from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import LATEST, CatalogVersion
+from adagrpo.pipeline.versions import LATEST
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # has `chosen`
@@ -65,7 +71,7 @@ def served_list(
     decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
     called = decided or arm
     name = None if called is None else parse_list(called)
-    arms = [arm.name for arm in run.config.train.arms if arm.name in run.trained()]
+    arms = [arm.name for arm in run.config.train.arms if arm.name in trained_arms(run)]
     if name is not None and name.policy not in (None, START, *arms):
         there = _can_be_served(run, arms)
         near = nearest(str(called), there)
@@ -89,13 +95,13 @@ def served_list(
 
 
 def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
-    maker, finished = ListMaker(Models(RunData(run))), {*run.finished("*", "*/*", "*/*/*")}
+    maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
     names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
     return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
 
 
 def _decided(run: RunDirectory) -> str | None:
-    decided = run.find_content(DECISION)
+    decided = find_content(run, DECISION)
     if decided is None:
         return None
     if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
@@ -106,7 +112,7 @@ def _decided(run: RunDirectory) -> str | None:
 
 def decision_now(run: RunDirectory) -> dict[str, Any] | None:
     """Return the content of decision.json; None if missing or stale."""
-    decided = run.find_content(DECISION)
+    decided = find_content(run, DECISION)
     return None if decided is None or is_stale(run, DECIDED, parts_of(run, measuring=True)) else decided
 
 
@@ -122,7 +128,7 @@ def check_served(
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
     """Return the reward and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
-    files = {run.label(path): run.hash_input(path) for path in maker.files(name)}
+    files = {label_of(run, file): hash_of(run, file) for file in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
     if not files and not reward:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, trained_arms
 from adagrpo.pipeline.json_files import read_rows
 
 
@@ -35,6 +35,6 @@ def fit_outcome(run: RunDirectory, stage: str) -> dict[str, Any]:
 
 def trained_outcomes(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """Return `fit_outcome` of sft, then of each trained arm, by name."""
-    trained = set(run.trained())
+    trained = set(trained_arms(run))
     names = [arm.name for arm in run.config.train.arms if arm.name in trained]
     return {"sft": fit_outcome(run, "sft")} | {name: fit_outcome(run, f"train/{name}") for name in names}

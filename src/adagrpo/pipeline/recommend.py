@@ -25,7 +25,8 @@ from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.description import config_hash
+from adagrpo.pipeline.directory import RunDirectory, hash_of, refuse_without_order
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.named_lists import ListOptions, list_read
@@ -66,13 +67,13 @@ def recommend_users(
         popular: give users without a known history the most popular items; adds a column `source`.
         ray_actors: number of Ray Data actors; None: this process.
     """
-    run.refuse_without_order()
+    refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
     served, about = recommender(run, asked)
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
     called = parse_list(about["arm"])
     chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
-    weights = run.hash_input(chosen.weights / "model.safetensors")
+    weights = hash_of(run, chosen.weights / "model.safetensors")
     kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     narrowing = served.narrow(include, exclude)
@@ -81,12 +82,12 @@ def recommend_users(
     if include or exclude:
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
-    inputs |= {"configuration": run.config_hash, "part_users": PART_USERS}
+    inputs |= {"configuration": config_hash(run.config), "part_users": PART_USERS}
     reward = list_read(run, called, asked.reward_weight, asked.checkpoint)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of logged histories; the weights do not depend on them
         path = run.find("prepare", f"{name}.parquet")
-        inputs |= {name: run.hash_input(path)} if path else {}
+        inputs |= {name: hash_of(run, path)} if path else {}
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
@@ -107,6 +108,7 @@ def recommend_users(
         finished = _as_written(run, out, finished)
         _note_finished(out, fingerprint, finished)
         wanted = Wanted(
+            kind=type(run),
             run=run.called.resolve(),
             overrides=run.overrides,
             users=users.resolve(),

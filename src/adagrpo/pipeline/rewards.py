@@ -22,8 +22,8 @@ from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import FIRST_LOOK, Models
+from adagrpo.pipeline.directory import RunDirectory, hash_of, label_of
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
@@ -48,7 +48,7 @@ def check_reward(models: Models) -> str:
     # the run's own reward is checked as it scores groups
     reward = models.group_reward() if options == SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
-    return "" if not models.probe_files else _other_answers(models, models.run.content(*FIRST_LOOK))
+    return "" if not models.probe_files else _other_answers(models, models.run.content("reward", "reward.json"))
 
 
 def first_look(run: RunDirectory) -> Declaration:
@@ -76,10 +76,10 @@ def first_look(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs=[*data.training_files, *models.files_of(options)],
+        reads=[*data.training_files, *models.files_of(options)],
         files=("reward.json",),
         settings=(*models.reward_reads, "seed", "max_history"),
-        schema=2 if models.probe_files else 1,
+        version=2 if models.probe_files else 1,
         changed=changed if models.probe_files else Declaration.changed,
     )
 
@@ -171,5 +171,5 @@ def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Va
 def describe_reward(models: Models) -> dict[str, Any]:
     """Return the reward's options and the sha256 of its files, JSON-able."""
     options, run = models.config.reward, models.run
-    files = {run.label(path): run.hash_input(path) for path in [*models.files_of(options), *models.probe_files]}
+    files = {label_of(run, file): hash_of(run, file) for file in [*models.files_of(options), *models.probe_files]}
     return {**options.identity(), "files": files}

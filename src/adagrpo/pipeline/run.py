@@ -11,44 +11,73 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import polars as pl
 
 from adagrpo.config import Settings, as_overrides, dump_config, load_config, resolve_config
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.console import Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.query import ItemId
+from adagrpo.lists.recommender import Recommender
 from adagrpo.networks.layers import Precision
+from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
+from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
-from adagrpo.pipeline.commands import remake_command
-from adagrpo.pipeline.decide import contenders, decision, leave_leaks_out, not_measured
-from adagrpo.pipeline.diagnosed import is_diagnosed
+from adagrpo.pipeline.current_files import CurrentFiles
+from adagrpo.pipeline.decide import decision, leave_leaks_out, not_measured
+from adagrpo.pipeline.description import DESCRIPTION, is_described
+from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    by_label,
+    hash_of,
+    locked,
+    model_of,
+    place_of,
+    refuse_without_order,
+    remake_command,
+)
 from adagrpo.pipeline.export import export
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
+from adagrpo.pipeline.list_makers import contenders
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
-from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale, record_sources
+from adagrpo.pipeline.outputs import (
+    COLLECTED,
+    DECIDED,
+    is_stale,
+    keep_settings,
+    record_sources,
+    write_output,
+)
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
+from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.stage_maker import StageMaker
-from adagrpo.pipeline.stage_table import declared, row_of
+from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, stages_of
+from adagrpo.pipeline.stages.evaluate import collect
+from adagrpo.pipeline.stages.exposure_report import collect_exposures
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
-from adagrpo.report import write_diagnosis
+from adagrpo.report import write_diagnosis, write_report
 
 DAY = 86_400.0  # seconds
 
 
-class Run(StageMaker):
+class Run(RunDirectory):
     """A run directory; create one with `Run.open` or `Run.create`."""
 
     @classmethod
@@ -90,9 +119,10 @@ class Run(StageMaker):
         """The resolved recipe as plain values, accepted by `Run.create`."""
         return dump_config(self.config)
 
-    def remake_command(self, place: Path | str) -> str:
-        """Return the command line that makes a stage, or the stage of a file."""
-        return remake_command(self, place)
+    @property
+    def stages(self) -> StageTable:
+        """The table of stages."""
+        return stage_table.STAGES
 
     def complete(self) -> pl.DataFrame:
         """Make all missing stages and the report, and return `metrics`.
@@ -101,7 +131,7 @@ class Run(StageMaker):
         """
         if self.processes.is_main_process:
             self._note_made_again(None)
-        with self._working():
+        with self._doing():
             publish_first(self)
             self._make("prepare")
             check_named(RunData(self), ("train", "evaluate"))
@@ -109,12 +139,12 @@ class Run(StageMaker):
             for command in ("tokenize", "sft", "ranker"):
                 self._make(command)
             self._train(anyway=True)
-            self.go_on_alone()
+            self.followed = False
             if not self.processes.is_main_process:
                 return metrics_table({})
             self._evaluate([arm.name for arm in self.config.train.arms])
             self._write_report()
-            self.keep_settings()
+            keep_settings(self)
         return self.metrics
 
     def prepare(self) -> dict[str, Any]:
@@ -165,7 +195,7 @@ class Run(StageMaker):
         with self._doing("diagnose"):
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
-            self.make("diagnose", diagnosis(self))
+            make(self, "diagnose", diagnosis(self))
             content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # it shows the verdict
@@ -209,18 +239,18 @@ class Run(StageMaker):
             self._look_at_reward()
             read, left_out = ["prepare"], {}
             for name, declare in stages_of(self, ["evaluate", "decide"], arms).items():
-                row = row_of(name)
+                row = self.stages.row(name)
                 if row is not None and not row.page_only and not name.endswith("/final"):
                     wanted = declare(self)
                     if (why := not_measured(self, name, wanted)) is not None:
                         left_out[name.removeprefix("evaluate/")] = why
                         continue
-                    self.make(name, wanted)
+                    make(self, name, wanted)
                     read.append(name)
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
-            self.write_output(DECISION, json_lines(content))
+            write_output(self, DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # it opens with the decision
             said = parts_of(self).get("diagnose")
@@ -231,20 +261,20 @@ class Run(StageMaker):
 
     def report(self) -> Path:
         """Write report.html and return its path."""
-        with self._working():
+        with self._doing():
             return self._write_report()
 
     def stage(self, name: str) -> Path:
         """Make one stage by name, such as `train/nll`, and return its folder."""
-        row = row_of(name)
-        wanted = {} if row is None else declared(self.config, [row.command])
+        row = self.stages.row(name)
+        wanted = {} if row is None else self.stages.declared(self.config, [row.command])
         if row is None or name not in wanted:
-            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(declared(self.config))}")
+            raise UserError(f"{name}: no stage of this recipe; it has {', '.join(self.stages.declared(self.config))}")
         with self._doing(row.command):
-            for source in sources_of(self, wanted[name](self).inputs):
+            for source in sources_of(wanted[name](self).reads):
                 if source in wanted and source != name:  # of the same command, such as `teacher`
-                    self.make(source, wanted[source](self))
-            return self.make(name, wanted[name](self))
+                    make(self, source, wanted[source](self))
+            return make(self, name, wanted[name](self))
 
     def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
         """Write a language-model policy as a Hugging Face folder and return its path.
@@ -292,12 +322,12 @@ class Run(StageMaker):
         Raises:
             UserError: an argument is out of range or names no list, version or group of the run.
         """
-        self.refuse_without_order()
+        refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
         name, chosen = served_list(self, arm, checkpoint, reward_weight)
         version = open_version(self, catalog)
         key = (str(name), checkpoint, reward_weight, precision, version.number)
         check_served(self, chosen, version, name, checkpoint)
-        weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have retrained
+        weights = hash_of(self, chosen.weights / "model.safetensors")  # another process may have retrained
         made_from = (weights, list_read(self, name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
             asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
@@ -343,7 +373,7 @@ class Run(StageMaker):
         Raises:
             UserError: an id or file is invalid, or a new item cannot be related to any other.
         """
-        with self._working():
+        with self._doing():
             made, _ = update_catalog(
                 self,
                 items=None if items is None else Path(items),
@@ -366,7 +396,7 @@ class Run(StageMaker):
         """
         content = self.results
         if why := is_stale(self, COLLECTED, parts_of(self, measuring=True)):
-            raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake_command('metrics.json')}")
+            raise UserError(f"{self.called}: metrics.json is stale: {why}; run {remake_command(self, 'metrics.json')}")
         return metrics_table(content)
 
     @property
@@ -374,6 +404,106 @@ class Run(StageMaker):
         """The last diagnosis; `UserError` if missing or stale."""
         content = self.content("diagnose", "diagnose.json")
         if not is_diagnosed(self, content):
-            again = self.remake_command("diagnose")
+            again = remake_command(self, "diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
         return Diagnosis.of(content, decision_now(self), self.called)
+
+    @cached_property
+    def _ready(self) -> set[str]:
+        """Shared stages known to be up to date in this command."""
+        return set()
+
+    @cached_property
+    def _served(self) -> dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]]:
+        """Recommenders cached by `recommend`, and what they were made from."""
+        return {}
+
+    @contextmanager
+    def _doing(self, command: str | None = None) -> Iterator[None]:
+        """Lock the directory and carry out a command; run.yaml takes its settings only on success."""
+        if command not in (None, "prepare", "ranker"):
+            refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
+        self._served.clear()
+        self._ready.clear()
+        try:
+            with locked(self):
+                if command not in (None, "prepare") and self.processes.is_main_process:
+                    check(self, command)
+                yield
+                if command is not None and is_described(self.path(DESCRIPTION).parent):
+                    keep_settings(self)
+        finally:
+            if isinstance(self.console, StderrConsole):
+                self.console.close()
+
+    def _note_made_again(self, commands: Sequence[str] | None) -> None:
+        """Report which finished stages of some commands (None: all) will be rebuilt."""
+        for part in made_again(self):
+            row = self.stages.row(part.name)
+            if commands is None or (row is not None and row.command in commands):
+                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
+
+    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
+        """Make a command's stages, except `but`, in table order."""
+        for name, declare in stages_of(self, [command], arms).items():
+            if name == but or name in self._ready:
+                continue
+            wanted = declare(self)
+            make(self, name, wanted)
+            if (row := self.stages.row(name)) is not None and row.shared:
+                self._ready.add(name)
+            if name == "prepare" and (name in self.made or not is_described(self.directory)):
+                logs = by_label(self, wanted.reads)  # by name alone, unless one is in different folders
+                by_name = {place_of(self, read).name: read for read in logs.values()}
+                named = by_name if len(by_name) == len(logs) else logs
+                keep_settings(self, {name: hash_of(self, read) for name, read in named.items()})
+
+    def _train(self, *, anyway: bool) -> None:
+        if self.config.without_order:
+            return
+        self._look_at_reward()
+        check_diagnosis(self, anyway=anyway)
+        self._make("train")
+
+    def _look_at_reward(self) -> None:
+        data = RunData(self)
+        models = Models(data)
+        for file in [*data.training_files, *data.catalog_files, model_of("sft")]:
+            hash_of(self, file)  # names the first missing stage
+        if self.config.reward == SequentialOptions():
+            check_reward(models)
+        elif "reward" not in self._ready:
+            make(self, "reward", first_look(self))
+            self._ready.add("reward")
+        self.noted["reward"] = describe_reward(models)
+
+    def _evaluate(self, arms: list[str] | None = None) -> None:
+        """Evaluate some arms; None: all that are up to date."""
+        if not self.config.without_order:
+            self._look_at_reward()
+        arms = finished_arms(self) if arms is None else arms
+        self._make("evaluate", arms)
+        self._collect(arms)
+
+    def _collect(self, arms: list[str]) -> None:
+        if self.config.without_order:
+            collect_exposures(self)
+        else:
+            left_out = left_out_arms(self)
+            for arm, why in left_out.items():
+                self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
+            collect(self, arms, left_out)
+        stages = {name: self.stages.row(name) for name in self.stages.declared(self.config, RUN, arms)}
+        shown = [name for name, row in stages.items() if row is not None and not row.page_only]
+        record_sources(self, COLLECTED, shown)
+
+    def _renew_report(self) -> None:
+        if (self.directory / "report.html").is_file():
+            try:
+                self._write_report()
+            except UserError as error:  # its other content is stale
+                self.console.note(f"report.html is left as it is: {error}")
+
+    def _write_report(self) -> Path:
+        shown = CurrentFiles(self)
+        return write_report(shown, shown.notes)

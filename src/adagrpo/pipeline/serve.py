@@ -25,7 +25,7 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import RERANK, parse_list
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, refuse_without_order, remake_command, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -67,7 +67,7 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
     """Return the recommender of a list, and facts about it."""
     served, about, maker = _recommender(run, asked)
     if maker.asks_reward(parse_list(about["arm"])) and (other := check_reward(maker.models)):
-        raise UserError(f"{run.called}: {other}; run {run.remake_command('reward')}")
+        raise UserError(f"{run.called}: {other}; run {remake_command(run, 'reward')}")
     return served, about
 
 
@@ -90,8 +90,8 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "why": chosen.why,
         "items": data.num_items,
         "reward_weight": weight_said(name, served),
-        **({"reward_spread": served.reward_spread} if name.order == RERANK else {}),
-        "arms": ["sft", *run.trained()],
+        **({"reward_spread": served.within_list_std} if name.order == RERANK else {}),
+        "arms": ["sft", *trained_arms(run)],
         "catalog_version": version.name,
         "listed": len(data.catalog.trie.items),
         "exclude_history": served.exclude_history,
@@ -116,7 +116,7 @@ def serve(
         port: 0: any free port.
         ready: called when requests are accepted, with the address and the content of `/health`.
     """
-    run.refuse_without_order()
+    refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
     operation = operation or Operation()
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
@@ -150,12 +150,12 @@ class _Wanted:
     asked: ListOptions
 
     def load(self, operation: Operation, **other: Any) -> Serving:
-        return self._load(self.run.reopened(), replace(self.asked, **other), operation)[0]
+        return self._load(_reopened(self.run), replace(self.asked, **other), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
         control = trial.plan.arms[trial.plan.control]
         asked = replace(self.asked, arm=control.serves, checkpoint=control.checkpoint, **other)
-        runs = open_runs(trial, self.run.reopened())
+        runs = open_runs(trial, _reopened(self.run))
         serving, maker = self._load(runs[trial.plan.control], asked, operation)
         serving = replace(serving, about={**serving.about, "why": f"an arm of {trial.path}"})
         others = load_treatments(trial, runs, serving, maker, asked.catalog, operation.guarded)
@@ -172,6 +172,11 @@ class _Wanted:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # warm up before requests, also when models are exchanged
         return Serving(served, about, about["versions"]), maker
+
+
+def _reopened(run: RunDirectory) -> RunDirectory:
+    """The run as now on disk."""
+    return type(run).open(run.called, run.overrides)
 
 
 def _check_experiment(operation: Operation, plan: Path, asked: ListOptions) -> Plan:

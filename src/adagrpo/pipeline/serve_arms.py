@@ -14,7 +14,7 @@ from adagrpo.experiments.live import LiveExperiment
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, remake_command
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -102,7 +102,7 @@ def look_at_reward(models: Models) -> None:
         run.console.note(f"note: the reward failed: {said}; until it answers, lists come without it")
     else:
         if other:
-            raise UserError(f"{run.called}: {other}; run {run.remake_command('reward')}")
+            raise UserError(f"{run.called}: {other}; run {remake_command(run, 'reward')}")
 
 
 def _check_catalogue(ours: Models, theirs: Models) -> None:

@@ -1,31 +1,23 @@
-"""One stage of a run on disk, built in a work folder and renamed when complete.
+"""What a stage of a run is: a row of the table of stages, what one is made from, and its state.
 
-    DIR/<stage>/manifest.json            files, fingerprint, and inputs and settings (`MadeFrom`)
-    DIR/.work/<stage>/                   an attempt; `/` in the name becomes `.`
-    DIR/.work/<stage>.fingerprint        fingerprint that the attempt was begun for
-
-A stage is rebuilt when the fingerprint, the hash of its settings and input files, changes.
+Stages join by name: `Declaration.reads` names a file of another stage as `stage:file`, such as
+`sft:best/model.safetensors`. A stage's manifest keeps what it was made from, `MadeFrom`, and the stage is made again
+when its declaration says something else now.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from adagrpo.config import Change, Config, read_settings
-from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
+from adagrpo.config import Change, Config
 from adagrpo.storage.hashes import hash_json
-from adagrpo.storage.locks import WORK
-from adagrpo.storage.removal import MANIFEST, remove, unknown_files
-from adagrpo.storage.writing import make_folder, naming, write_file
 
-State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
-
+RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
+MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
 # files of a fit: log, best and final weights, and the state to resume from
 CHECKPOINTS = (
     *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json", "lost.json", "pressure.json"),
@@ -33,65 +25,202 @@ CHECKPOINTS = (
     *("semantic_ids.json", "config.json"),
 )
 
+Read = str | Path  # `stage:file`, or a file outside the run
+State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
+
 
 @dataclass(frozen=True)
 class Declaration:
-    """Inputs and build function of a stage; declaring opens no files.
+    """What a stage reads and how it is built; declaring opens no files.
 
     Attributes:
         build: writes the files into a folder, which may hold an interrupted attempt.
-        inputs: files to read; those of other stages must be unchanged.
+        reads: files of other stages, `stage:file`, which must be unchanged, and paths of files outside the run.
         files: names of the files written, at any depth.
         settings: recipe keys and sections that affect the result.
         but: keys below them that do not.
         also: JSON-able further inputs, such as the arm.
-        schema: increased when the same inputs give another result.
+        version: increased when the same inputs give another result.
         together: fits a model in all processes; only the main one writes.
         changed: returns what changed outside files and settings since a folder was built, or "".
     """
 
     build: Callable[[Path], None]
-    inputs: Sequence[Path]
+    reads: Sequence[Read]
     files: Sequence[str]
     settings: Sequence[str] = ()
     but: Sequence[str] = ()
     also: Any = None
-    schema: int = 1
+    version: int = 1
     together: bool = False
     changed: Callable[[Path], str] = lambda there: ""
 
-    def made_from(self, config: Config, inputs: dict[str, str]) -> MadeFrom:
-        """Return inputs and settings under a configuration."""
-        settings = read_settings(config, self.settings, self.but)
-        return MadeFrom(self.schema, settings, self.also, inputs, tuple(self.settings), tuple(self.but))
+
+Declare = Callable[[Any], Declaration]  # of a `RunDirectory`
+# stages of a row that a recipe needs, by name
+Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
 
 
 class MadeFrom(NamedTuple):
-    """Inputs and settings of a stage, as in its manifest."""
+    """What a stage is made from, as in its manifest."""
 
-    schema: int
+    version: int
     settings: dict[str, Any]  # non-default settings, see `read_settings`
-    also: Any  # JSON-able
-    inputs: dict[str, str]  # sha256 by label
-    reads: Sequence[str] = ()  # keys that `settings` are below
+    also: Any
+    reads: dict[str, str]  # sha256 of `stage:file`
+    files: dict[str, str]  # sha256 of files outside the run, by label
+    keys: Sequence[str] = ()  # that `settings` are below
     but: Sequence[str] = ()  # keys below them that are not read
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any], stages: StageTable) -> MadeFrom | None:
+        """Read a manifest's content; None if it does not say, or as no version that is known."""
+        made_from = content.get("made_from") or {}
+        if made_from.keys() == {*cls._fields}:
+            return cls(**made_from)
+        if "inputs" not in made_from:
+            return None
+        # earlier versions had one mapping of paths: `stage/file`, or the label of a file outside the run
+        named = {label: stages.named(label) for label in made_from["inputs"]}
+        reads = {read: made_from["inputs"][label] for label, read in named.items() if read is not None}
+        files = {label: made_from["inputs"][label] for label, read in named.items() if read is None}
+        keys, but = (made_from.get(name, ()) for name in ("reads", "but"))
+        return cls(made_from["schema"], made_from["settings"], made_from["also"], reads, files, keys, but)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of everything that it reads, by label."""
+        return {**self.reads, **self.files}
+
+    @property
+    def sources(self) -> list[str]:
+        """The stages that it reads."""
+        return sources_of(self.reads)
+
+    def equals(self, other: MadeFrom | None) -> bool:
+        """Return whether the result would be the same."""
+        return other is not None and self[:5] == other[:5]
+
     def fingerprint(self, stage: str) -> str:
-        """Return the hash that decides whether the stage is rebuilt."""
-        return hash_json(
-            {
-                "stage": stage,
-                "schema": self.schema,
-                "settings": self.settings,
-                "also": self.also,
-                "inputs": self.inputs,
-            }
+        """Return the hash by which other files refer to this result."""
+        return hash_json({"stage": stage, **dict(zip(self._fields[:5], self[:5], strict=True))})
+
+
+def sources_of(reads: Iterable[Read]) -> list[str]:
+    """Return the stages whose files are read.
+
+    >>> sources_of(["sft:best/model.safetensors", "prepare:train.parquet", "sft:steps.jsonl", Path("log.csv")])
+    ['sft', 'prepare']
+    """
+    return list(dict.fromkeys(read.partition(":")[0] for read in reads if isinstance(read, str)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table of stages: one stage, or stages that differ only in arm, fold or checkpoint.
+
+    Attributes:
+        name: folder of the stage; `*` matches any name, `a|b` either.
+        command: `adagrpo <command>` makes it.
+        settings: recipe keys that its `Declaration` may read, and `--set` accepts.
+        declare: its declaration; None if that depends on more than the recipe.
+        when: whether a recipe needs it.
+        members: instead of `declare` and `when`: stages of a row with several, by name.
+        without_order: instead of `declare` for logs without order; None: they do not need it.
+        unused: why a recipe does not need it; `{0}` is the match of `*`.
+        selects: chooses a checkpoint or weight on validation cases.
+        evaluation_only: prefixes of files that no fit reads, which may be stored elsewhere.
+        on_request: not made by `adagrpo run`.
+        shared: made by whichever of `diagnose`, `train`, `evaluate` and `decide` comes first.
+        page_only: shown in report.html, absent from metrics.json.
+    """
+
+    name: str
+    command: str
+    settings: tuple[str, ...] = ()
+    declare: Declare | None = None
+    when: Callable[[Config], bool] = lambda config: True
+    members: Members | None = None
+    without_order: Declare | None = None
+    unused: str = ""
+    selects: bool = False
+    evaluation_only: tuple[str, ...] = ()
+    on_request: bool = False
+    shared: bool = False
+    page_only: bool = False
+
+    def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
+        """Return the declarations of the stages that a recipe needs, by name."""
+        if self.members is not None and not config.without_order:
+            return self.members(config, arms)
+        declare = self.without_order if config.without_order else self.declare
+        return {self.name: declare} if declare is not None and self.when(config) else {}
+
+    def made_by(self, command: str) -> bool:
+        """Return whether a command makes this row's stages."""
+        return command == self.command or (self.shared and command in MEASURES_REWARD)
+
+    def matches(self, name: str) -> bool:
+        """Return whether a stage name belongs to this row."""
+        ours, theirs = self.name.split("/"), name.split("/")
+        return len(ours) == len(theirs) and all(
+            any(fnmatchcase(part, option) for option in pattern.split("|"))
+            for pattern, part in zip(ours, theirs, strict=True)
         )
 
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> MadeFrom | None:
-        """Read a manifest's content; None for an old version."""
-        return cls(**content["made_from"]) if "made_from" in content else None
+    def why_unused(self, name: str, config: Config) -> str:
+        """Return why a recipe does not need a stage; empty if it does, or unknown."""
+        arms = [arm.name for arm in config.train.arms]
+        if name in self.asked_for(config, arms):
+            return ""
+        star = next((part for mine, part in zip(self.name.split("/"), name.split("/"), strict=True) if "*" in mine), "")
+        arm = star.removesuffix("+rerank")
+        return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
+
+
+class StageTable(tuple[Stage, ...]):
+    """The rows in execution order."""
+
+    def row(self, name: str) -> Stage | None:
+        """Return the row of a stage; None for an unknown name."""
+        return next((row for row in self if row.matches(name)), None)
+
+    def named(self, path: str) -> str | None:
+        """Return the `stage:file` of a path in a run; None if it is of no stage."""
+        parts = path.split("/")
+        ends = (end for end in range(len(parts) - 1, 0, -1) if self.row("/".join(parts[:end])) is not None)
+        return next((f"{'/'.join(parts[:end])}:{'/'.join(parts[end:])}" for end in ends), None)
+
+    def declared(
+        self, config: Config, commands: Collection[str] = RUN, arms: Sequence[str] | None = None
+    ) -> dict[str, Declare]:
+        """Return a recipe's declarations by name, in execution order.
+
+        Args:
+            arms: arms to evaluate; None: all.
+        """
+        names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
+        rows = [row for row in self if any(map(row.made_by, commands))]
+        return {name: declare for row in rows for name, declare in row.asked_for(config, names).items()}
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that read a recipe."""
+        return tuple(dict.fromkeys(row.command for row in self if row.settings))
+
+    def reads_key(self, command: str, key: str) -> bool:
+        """Return whether a command reads a key or anything below it."""
+        return any(names_key(key, read) for row in self if row.made_by(command) for read in row.settings)
+
+
+def names_key(key: str, other: str) -> bool:
+    """Return whether one of two dotted keys equals or contains the other.
+
+    >>> names_key("train", "train.arms"), names_key("train.arms", "train"), names_key("train.fit", "train.arms")
+    (True, True, False)
+    """
+    one, two = (name.replace("lambda_", "lambda").split(".") for name in (key, other))
+    return one[: len(two)] == two[: len(one)]
 
 
 @dataclass(frozen=True)
@@ -110,68 +239,3 @@ class Part:
     def usable(self) -> bool:
         """Whether the stage matches the run's current settings."""
         return self.state == "done"
-
-
-class StageFolder:
-    """Paths of one stage in a writable run directory."""
-
-    def __init__(self, directory: Path, name: str, files: Sequence[str] = ()) -> None:
-        """Set the paths; folders with files other than `files` are never removed."""
-        self.directory, self.name, self._files = directory, name, {*files, MANIFEST}
-        self.place = directory / name
-        self.work = directory / WORK / name.replace("/", ".")
-        self._marker = self.work.with_name(self.work.name + ".fingerprint")
-
-    def begun_for(self) -> str | None:
-        """Return the fingerprint of an interrupted attempt, or None."""
-        if not self._marker.is_file() or not self.work.is_dir():
-            return None
-        return self._marker.read_text(encoding="utf-8")
-
-    def check(self) -> None:
-        """Refuse to build over links or files that this program did not write."""
-        for place in (self.place, self.work):
-            for folder in takewhile(lambda folder: folder != self.directory, (place, *place.parents)):
-                if folder.is_symlink():
-                    raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
-        check_replaceable(self.place, self.name, self._is_own)
-        self._check_work()
-
-    def make(self, made_from: MadeFrom, build: Callable[[Path], None]) -> None:
-        """Build and publish the stage, resuming an interrupted attempt."""
-        fingerprint, work = made_from.fingerprint(self.name), self.work
-        if self.begun_for() != fingerprint:
-            self.forget()
-        make_folder(work)
-        write_file(self._marker, fingerprint)
-        sealed = manifest(work)
-        if sealed is not None and sealed["fingerprint"] != fingerprint:  # a published stage that was taken out
-            remove_artifact(work)
-            make_folder(work)
-            sealed = None
-        if sealed is None:
-            with naming(work):
-                build(work)
-            remove(work / "checkpoints", self._is_own)
-            self._check_work()
-            seal(work, kind=self.name, fingerprint=fingerprint, made_from=made_from._asdict())
-        else:  # the attempt ended between sealing and publishing
-            verify(work)
-        publish(work, self.place)
-        self._marker.unlink()
-
-    def forget(self) -> None:
-        """Remove an interrupted attempt."""
-        if not os.path.lexists(self.work) and not os.path.lexists(self._marker):
-            return
-        self.check()
-        self._marker.unlink(missing_ok=True)  # first, so that a partly removed folder is never resumed
-        remove(self.work, self._is_own)
-
-    def _is_own(self, name: str) -> bool:
-        return Path(name).name in self._files
-
-    def _check_work(self) -> None:
-        unknown = unknown_files(self.work, self._is_own)
-        if unknown:
-            raise UserError(f"{unknown[0]}: not made by this program; move it away, and carry out the command again")

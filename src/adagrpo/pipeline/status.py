@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.commands import command, remake_command
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import why_refused
+from adagrpo.pipeline.directory import command, events_of, find_content, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.named_lists import DECISION
-from adagrpo.pipeline.output_sources import COLLECTED, DECIDED, is_stale
+from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Part, StageFolder
-from adagrpo.pipeline.stage_table import row_of
+from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import Table
 from adagrpo.storage.locks import at_work
@@ -28,11 +28,12 @@ def status(directory: Path) -> dict[str, Any]:
         return _of_comparison(directory)
     run = Run.open(directory)
     parts = parts_of(run, logs=True, measuring=True)
-    events = run.events()
+    events = events_of(run)
     ended = {row["stage"]: row for row in events if row["event"] == "end"}
-    metrics = _metrics(run, parts)
-    report = _report(run, metrics["state"])
-    following = _next(run, parts, metrics, report)
+    outputs = {name: _output(run, name, parts) for name in ("metrics.json", "report.html", DECISION)}
+    following = _next(run, parts, {name: entry["state"] for name, entry in outputs.items()})
+    if outputs[DECISION]["state"] == "missing":  # nothing was decided
+        del outputs[DECISION]
     return {
         "kind": "run",
         "run": str(directory),
@@ -42,9 +43,7 @@ def status(directory: Path) -> dict[str, Any]:
         "stages": [_row(run, part, ended.get(part.name)) for part in parts.values()],
         "arms": {name.removeprefix("train/"): part.state for name, part in parts.items() if name.startswith("train/")},
         "checkpoints": _checkpoints(run),
-        "metrics.json": metrics,
-        "report.html": report,
-        **_decided(run, parts),
+        **outputs,
         "at_work": at_work(directory),
         "next": _bare(following),
     }
@@ -66,10 +65,8 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     header = ("stage", "state", "made", "seconds", "why")
     table = Table(header, tuple(rows), ("left", "left", "left", "right", "left"))
     lines = [f"goes on from {content['goes_on_from']}"] if content["goes_on_from"] else []
-    for name in ("metrics.json", "report.html", DECISION):
-        entry = content.get(name)
-        if entry is None:  # nothing was decided
-            continue
+    for name in (name for name in ("metrics.json", "report.html", DECISION) if name in content):
+        entry = content[name]
         lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
     return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing, report.html has the results'}"]
 
@@ -113,7 +110,7 @@ def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
-    places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in run.trained()}
+    places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in trained_arms(run)}
     found: dict[str, dict[str, int]] = {}
     for name, folder in places.items():
         for kind in ("best", "final"):
@@ -123,63 +120,49 @@ def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
     return found
 
 
-def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
-    path = run.path("metrics.json")
+def _output(run: Run, name: str, parts: Mapping[str, Part]) -> dict[str, str]:
+    path, metrics = run.path(name), run.path("metrics.json")
     if not path.is_file():
         return {"state": "missing", "why": ""}
-    why = is_stale(run, COLLECTED, parts)
+    why = is_stale(run, DECIDED if name == DECISION else COLLECTED, parts)
+    if name == "report.html":
+        older = metrics.is_file() and path.stat().st_mtime_ns < metrics.stat().st_mtime_ns
+        of_stale = "it shows a metrics.json that is stale" if why and metrics.is_file() else ""
+        why = "older than metrics.json" if older else of_stale
     return {"state": "stale" if why else "done", "why": why}
 
 
-def _report(run: Run, shown: str) -> dict[str, str]:
-    page, metrics = run.path("report.html"), run.path("metrics.json")
-    if not page.is_file():
-        return {"state": "missing", "why": ""}
-    older = metrics.is_file() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns
-    why = "older than metrics.json" if older else "it shows a metrics.json that is stale" if shown == "stale" else ""
-    return {"state": "stale" if why else "done", "why": why}
-
-
-def _decided(run: Run, parts: Mapping[str, Part]) -> dict[str, dict[str, str]]:
-    if not run.path(DECISION).is_file():
-        return {}
-    why = is_stale(run, DECIDED, parts)
-    return {DECISION: {"state": "stale" if why else "done", "why": why}}
-
-
-def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
-    decided = run.path(DECISION).is_file()
+def _next(run: Run, parts: Mapping[str, Part], outputs: Mapping[str, str]) -> str | None:
+    decided = outputs[DECISION]
     for part in parts.values():
         if part.state == "damaged":
             return f"{part.why}, then run {remake_command(run, part.name)}"
         if part.outdated:  # a run by `decide` has no recipe for `run`
-            return command(run, "decide" if decided and not run.trained() else "run")
-    if decided and is_stale(run, DECIDED, parts):
-        return command(run, "decide")
+            return command(run, "run" if decided == "missing" or trained_arms(run) else "decide")
+
+    def best_list() -> str:
+        if decided != "done":
+            return command(run, "decide")
+        chosen = read_json(run.path(DECISION))["chosen"]
+        return f"`adagrpo serve --run {shlex.quote(str(run.called))} --arm {chosen}`"
+
+    if decided == "stale":
+        return best_list()
     for part in parts.values():
-        row = row_of(part.name)
+        row = run.stages.row(part.name)
         if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
-            asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
-            if asks and "diagnose" not in parts:  # before training on the reward
-                return command(run, "diagnose")
-            return _best_list(run, parts) if asks and _is_refused(run, parts) else remake_command(run, part.name)
-    if metrics["state"] != "done":
+            if row.command == "train" and any(arm.term for arm in run.config.train.arms):
+                if "diagnose" not in parts:  # before training on the reward
+                    return command(run, "diagnose")
+                content = find_content(run, "diagnose", "diagnose.json")
+                if content is not None and parts["diagnose"].usable and why_refused(content) is not None:
+                    return best_list()
+            return remake_command(run, part.name)
+    if outputs["metrics.json"] != "done":
         return remake_command(run, "metrics.json")
-    if report["state"] != "done":
+    if outputs["report.html"] != "done":
         return command(run, "report")
-    return None if run.config.without_order else _best_list(run, parts)
-
-
-def _is_refused(run: Run, parts: Mapping[str, Part]) -> bool:
-    content = run.find_content("diagnose", "diagnose.json")
-    return content is not None and parts["diagnose"].usable and why_refused(content) is not None
-
-
-def _best_list(run: Run, parts: Mapping[str, Part]) -> str:
-    decided = run.path(DECISION)
-    if not decided.is_file() or is_stale(run, DECIDED, parts):
-        return command(run, "decide")
-    return f"`adagrpo serve --run {shlex.quote(str(run.called))} --arm {read_json(decided)['chosen']}`"
+    return None if run.config.without_order else best_list()
 
 
 def _bare(text: str | None) -> str | None:

@@ -12,109 +12,21 @@ Names are number and content hash, `0003-1f0c4a7be2d9`. Items keep their row, al
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from scipy import sparse
 
-from adagrpo.data.columns import ITEM, ITEM_ID
+from adagrpo.data.columns import ITEM_ID
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.semantic_ids import Catalog
+from adagrpo.pipeline.directory import RunDirectory, finished_stages
+from adagrpo.pipeline.files import CATALOGS, CatalogVersion
 
-CATALOGS, LATEST = "catalogs", "latest"
-DIGITS = 12  # of the hash in a name
-
-
-@dataclass(frozen=True)
-class CatalogVersion:
-    """One catalogue version; files are verified when read."""
-
-    run: RunDirectory
-    number: int
-
-    @property
-    def stage(self) -> str:
-        """Name of its stage."""
-        return f"{CATALOGS}/{self.number:04d}" if self.number else "tokenize"
-
-    @property
-    def files(self) -> list[Path]:
-        """Files of the codes and level sizes."""
-        return [self.run.path(*self.stage.split("/"), name) for name in ("codes.parquet", "codes.json")]
-
-    @cached_property
-    def codes(self) -> Catalog:
-        """Codes of all items, on the CPU."""
-        for path in self.files:
-            self.run.hash_input(path)
-        return Catalog.read(self.files[0])
-
-    @cached_property
-    def items(self) -> pl.DataFrame:
-        """Item table: item, item_id, text, attributes."""
-        folder = self.stage.split("/") if self.number else ["prepare"]
-        return pl.read_parquet(self.run.checked(*folder, "items.parquet"))
-
-    @property
-    def item_ids(self) -> pl.Series:
-        """(V,) ids of the logs, in row order."""
-        return self.items[ITEM_ID]
-
-    @cached_property
-    def trained(self) -> int:
-        """Number of items in training, the first rows."""
-        return len(pl.read_parquet(self.run.checked("prepare", "items.parquet"), columns=[ITEM_ID]))
-
-    @cached_property
-    def neighbours(self) -> pl.DataFrame:
-        """Neighbours of added items: item, neighbour, weight."""
-        if self.number:
-            return pl.read_parquet(self.run.checked(*self.stage.split("/"), "neighbours.parquet"))
-        return pl.DataFrame(schema={ITEM: pl.Int32, "neighbour": pl.Int32, "weight": pl.Float32})
-
-    @property
-    def borrowed(self) -> sparse.csr_array | None:
-        """(V - trained, trained) neighbour weights; None without added items."""
-        if len(self.items) == self.trained:
-            return None
-        table = self.neighbours
-        rows = table[ITEM].to_numpy().astype(np.int64) - self.trained
-        entries = (table["weight"].to_numpy(), (rows, table["neighbour"].to_numpy()))
-        return sparse.csr_array(entries, shape=(len(self.items) - self.trained, self.trained))
-
-    @cached_property
-    def about(self) -> dict[str, Any]:
-        """Content of version.json."""
-        if self.number:
-            return self.run.content(*self.stage.split("/"), "version.json")
-        name = f"0000-{content_hash(self.item_ids, self.codes)[:DIGITS]}"
-        items = len(self.items)
-        return {"number": 0, "version": name, "parent": None, "items": items, "listed": items}
-
-    @property
-    def name(self) -> str:
-        """Number and hash of the version."""
-        return str(self.about["version"])
-
-
-def content_hash(item_ids: pl.Series, catalog: Catalog) -> str:
-    """Return the sha256 of ids, codes and listing."""
-    digest = hashlib.sha256(json.dumps([item_ids.to_list(), catalog.level_sizes]).encode())
-    digest.update(np.ascontiguousarray(catalog.codes.cpu().numpy(), dtype="<i8").tobytes())
-    digest.update(np.packbits(catalog.listed.cpu().numpy()).tobytes())
-    return digest.hexdigest()
+LATEST = "latest"
 
 
 def catalog_versions(run: RunDirectory) -> list[CatalogVersion]:
     """Return all versions of a run, oldest first."""
-    names = [name.removeprefix(f"{CATALOGS}/") for name in run.finished(f"{CATALOGS}/*")]
+    names = [name.removeprefix(f"{CATALOGS}/") for name in finished_stages(run, f"{CATALOGS}/*")]
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
@@ -146,7 +58,7 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
     if run.catalog not in (0, version.number):
         raise UserError(f"{run.directory}: is about version {run.catalog} of the catalogue; --out takes a new folder")
     run.catalog = version.number
-    run.note("catalog", version.number)
+    run.noted["catalog"] = version.number
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:

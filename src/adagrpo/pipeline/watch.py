@@ -18,7 +18,16 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED
 from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.monitoring import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    folder_of,
+    hash_of,
+    label_of,
+    place_of,
+    remake_command,
+    trained_arms,
+    weights_of,
+)
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.served_log import latest_exposures
@@ -153,17 +162,16 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
 def _check_together(run: RunDirectory) -> None:
     """Refuse weights made from files that have changed in the run."""
     arms = {arm.name for arm in run.config.train.arms}
-    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained() if arm in arms)):
+    for name in ("sft", "ranker", *(f"train/{arm}" for arm in trained_arms(run) if arm in arms)):
         if (why := _made_otherwise(run, name)) is not None:
-            raise UserError(f"{run.called}: {name} is stale: {why}; run {run.remake_command(name)}")
+            raise UserError(f"{run.called}: {name} is stale: {why}; run {remake_command(run, name)}")
 
 
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:
-    kept = MadeFrom.of(manifest(run.folder(name)) or {})
-    for label, digest in ({} if kept is None else kept.inputs).items():
-        path = run.path(*label.split("/"))
-        if path.is_file() and run.hash_input(path) != digest:
-            return f"made from another {label} than is there now"
+    kept = MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages)
+    for read, digest in ({} if kept is None else kept.reads).items():
+        if place_of(run, read).is_file() and hash_of(run, read) != digest:
+            return f"made from another {label_of(run, read)} than is there now"
     return None
 
 
@@ -213,8 +221,8 @@ def _invalid(run: RunDirectory) -> dict[str, float]:
     batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history).to(
         data.device
     )
-    arms = [arm for arm in run.trained() if _made_otherwise(run, f"train/{arm}") is None]
-    places = {arm: run.weights_of(arm) for arm in ("sft", *arms)}
+    arms = [arm for arm in trained_arms(run) if _made_otherwise(run, f"train/{arm}") is None]
+    places = {arm: run.path(*weights_of(arm)) for arm in ("sft", *arms)}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 

@@ -1,4 +1,4 @@
-"""Context of a causal language model: prompts, the samples that share them, and decoding states."""
+"""Context of a causal language model: prompts, their samples, decoding states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Read:
 
 @dataclass(eq=False)
 class Prompts:
-    """`B` prompts without the suffix, padded on the right; `read` is set on first use."""
+    """`B` right-padded prompts without the suffix; `read` is set on first use."""
 
     tokens: Tensor  # (B, S) int64
     lengths: Tensor  # (B,) int64, tokens before the padding
@@ -44,7 +44,7 @@ class CausalContext:
         return CausalContext(self.prompts, self.rows[rows], self.prompt_lengths[rows], False)
 
     def of_rows(self, values: Tensor) -> Tensor:
-        """Expand (B, ...) of the prompts to (N, ...) of the samples, without a copy if they are the same."""
+        """Expand (B, ...) of prompts to (N, ...) of samples, without a copy if they are the same."""
         return values if self.whole else values[self.rows]
 
     @property
@@ -62,7 +62,7 @@ class CausalContext:
 
 @dataclass(frozen=True)
 class CausalState:
-    """Decoder state: the prompt of each sample, and the codes of each hypothesis."""
+    """Decoder state: prompts of samples, codes of hypotheses."""
 
     hidden: Tensor  # (B, W, D), the state that the next code is read from
     level: int
@@ -77,12 +77,11 @@ def states_at(
     rows: Tensor,  # (N,) int64
     indices: Tensor,  # (N, P) int64
 ) -> Tensor:  # (N, P, D)
-    """Gather states at positions of rows, faster in the backward pass on a CPU than indexing.
+    """Gather states at positions of rows; its backward pass is faster than indexing on a CPU.
 
-    Example:
-        >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
-        >>> states_at(hidden, torch.tensor([1, 0]), torch.tensor([[1], [0]])).flatten().tolist()
-        [3.0, 0.0]
+    >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
+    >>> states_at(hidden, torch.tensor([1, 0]), torch.tensor([[1], [0]])).flatten().tolist()
+    [3.0, 0.0]
     """
     flat = (rows.unsqueeze(1) * hidden.shape[1] + indices).flatten()
     return hidden.flatten(0, 1).index_select(0, flat).view(*indices.shape, hidden.shape[-1])

@@ -5,9 +5,9 @@
     π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level
     mask(q, k) = k in the prompt or the suffix, or k in the completion of q and not after q
 
-Code K_l ("outside") is the sum over all other tokens, so `level_sizes` is K_l + 1 (`Catalog.with_outside`). NLL at all
-positions is one causal pass. Scoring packs completions behind one prompt under `mask`, and decoding keeps its keys and
-values once per sample. Departure: TRL and most open recommenders copy the prompt for each completion.
+Code K_l ("outside") sums all other tokens, so `level_sizes` is K_l + 1 (`Catalog.with_outside`). NLL at all positions
+is one causal pass. Scoring packs completions behind one prompt under `mask`; decoding keeps its keys and values once
+per sample. Departure: TRL and most open recommenders copy the prompt per completion.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CausalLMPolicy(nn.Module):
             preamble: tokens before every history.
             between: tokens between the codes of two items.
             suffix: tokens between history and completion.
-            dropout: on input embeddings and final states, in addition to the model's own.
+            dropout: on input embeddings and final states, beside the model's own.
             gradient_checkpointing: recompute the layers in the backward pass.
 
         Raises:
@@ -142,13 +142,13 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def checkpoint_files(self) -> dict[str, str]:
-        """Configuration and vocabulary of a folder of weights."""
+        """Configuration and vocabulary."""
         return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CausalContext:
-        """Lay out histories as prompts, which are read on first use; see `Policy.encode`."""
+        """Lay out prompts, read on first use; see `Policy.encode`."""
         items, lengths = histories.items, histories.lengths
         if items.shape[1] > self.max_history:
             raise ValueError(f"histories have {items.shape[1]} positions, the policy takes {self.max_history}")
@@ -238,7 +238,7 @@ class CausalLMPolicy(nn.Module):
         mask: Tensor | None,
         parts: list[list[tuple[Tensor, Tensor]]] | None,
     ) -> tuple[Tensor, KeysValues]:
-        """Return states of tokens (B, Q), with keys and values unless the cache `parts` is None."""
+        """States of tokens (B, Q), with keys and values unless the cache `parts` is None."""
         vectors = self.lm.get_input_embeddings()(tokens)
         vectors = self.dropout(vectors).to(self._dtype)
         layers = None if parts is None else [PrefixLayer(part) for part in parts]
@@ -269,12 +269,12 @@ class CausalLMPolicy(nn.Module):
     def _behind(
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
-        """Return states, keys and values of tokens (N, P) behind cached prompts."""
+        """States, keys and values of tokens (N, P) behind cached prompts."""
         mask = block_mask(context.prompt_mask, layout.sees)
         return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
     def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
-        """Return (N, L, D) states that predict targets (N, L), or None unless one causal pass gives them."""
+        """(N, L, D) states that predict targets (N, L); None unless one causal pass gives them."""
         prompts, levels = context.prompts, targets.shape[1]
         if len(self.suffix) or len(self.between) or prompts.read is not None:
             return None
@@ -298,8 +298,7 @@ class CausalLMPolicy(nn.Module):
             prompts.read = Read(hidden[:, :length], tuple((k[:, :, :length], v[:, :, :length]) for k, v in cache))
         return states_at(hidden, context.rows, columns - 1)
 
-    def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
-        """Return (..., K_l + 1) float32 logits."""
+    def _level_logits(self, hidden: Tensor, level: int) -> Tensor:  # (..., K_l + 1) float32
         head: Any = self.lm.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()
         if self.vocabulary.tokens:
@@ -310,7 +309,7 @@ class CausalLMPolicy(nn.Module):
         return torch.cat([logits[..., first:past], outside], dim=-1)
 
     def _of_named(self, logits: Tensor, level: int) -> Tensor:
-        """Return (..., K_l + 1) logits of a level with scattered tokens."""
+        """(..., K_l + 1) logits of a level with scattered tokens."""
         first = int(self.code_offsets[level])
         codes = slice(first, first + self.vocabulary.code_sizes[level])
         tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
@@ -318,8 +317,7 @@ class CausalLMPolicy(nn.Module):
         outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
         return torch.cat([own, outside], dim=-1)
 
-    def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:
-        """Return (B, G, L) log-probabilities from states (B, 1, D), then (B, G, L - 1, D)."""
+    def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:  # (B, G, L)
         scores = []
         for level in range(codes.shape[2]):
             hidden = start if level == 0 else after[:, :, level - 1]
@@ -353,8 +351,7 @@ class CausalLMPolicy(nn.Module):
                 "it gives other probabilities than for plain sequences"
             )
 
-    def _plain(self, histories: Histories, codes: Tensor) -> Tensor:
-        """Return (L,) log-probabilities by a plain forward pass."""
+    def _plain(self, histories: Histories, codes: Tensor) -> Tensor:  # (L,)
         prompt = self.encode(histories).prompts.tokens
         tokens = self._tokens(codes)
         written = torch.cat([self.suffix, tokens]).unsqueeze(0)
@@ -375,7 +372,7 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
-    """Build the policy over the catalogue of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
+    """Build the policy of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
     assert spec.options.lm is not None  # the configuration checks it
     model, vocabulary, template = _language_model(spec)
     levels = len(vocabulary.code_sizes)

@@ -44,8 +44,8 @@ class CompactPolicy(nn.Module):
     """Compact policy; implements `adagrpo.policies.policy.Policy`.
 
     Attributes:
-        encoder: maps item vectors (B, T, D) to states (B, T, D), or to those (B, 1, D) at the positions `ends` (B,);
-            another module may be put in its place.
+        encoder: maps item vectors (B, T, D) to states (B, T, D), or (B, 1, D) at the positions `ends` (B,);
+            replaceable.
     """
 
     item_codes: Tensor
@@ -112,7 +112,7 @@ class CompactPolicy(nn.Module):
         return self.encode_vectors(self.code_vectors(histories.items), histories.lengths, rows, positions)
 
     def code_vectors(self, items: Tensor) -> Tensor:
-        """Return (..., D) sums of the code embeddings of (...) items."""
+        """Return (..., D) sums of the codes' embeddings of items (...)."""
         # embedding_bag sums the L code vectors of an item without writing them out
         bags = self.code_rows[items.reshape(-1)]
         vectors = nn.functional.embedding_bag(bags, self.codes.weight, mode="sum")
@@ -121,7 +121,7 @@ class CompactPolicy(nn.Module):
     def encode_vectors(
         self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None
     ) -> CompactContext:
-        """Encode histories given as (B, T, D) item vectors and (B,) lengths."""
+        """Encode (B, T, D) item vectors of (B,) lengths."""
         if vectors.shape[1] > self.max_history:
             raise ValueError(f"histories have {vectors.shape[1]} positions, the policy takes {self.max_history}")
         if rows is not None and positions is not None:
@@ -136,7 +136,7 @@ class CompactPolicy(nn.Module):
         return self
 
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
-        """Return the (N,) NLL of targets (N,), in nats per code."""
+        """See `Policy`."""
         codes = self.item_codes[targets]
         state, losses = self.start(context), []
         for level in range(codes.shape[1]):
@@ -164,7 +164,6 @@ class CompactPolicy(nn.Module):
         return self._append(hidden, state.level, codes)
 
     def _append(self, hidden: Tensor, level: int, codes: Tensor) -> CompactState:
-        """Return the state after codes (B, W) of hypotheses `hidden` (B, 1 or W, D)."""
         update = hidden + self.enter[level](codes)
         return CompactState(update + self.feed_forward[level](update), level + 1)
 
@@ -182,7 +181,7 @@ class CompactPolicy(nn.Module):
 
 
 def build(spec: PolicySpec) -> CompactPolicy:
-    """Build the policy over the catalogue of a run."""
+    """Build the policy of a run."""
     options = spec.options
     return CompactPolicy(
         spec.catalog.codes,

@@ -6,8 +6,8 @@
 `p` is the compact policy's decoder, `m(prefix)` the probability of all items below a prefix. η keeps hallucination
 visible; outside the catalogue only the decoder counts.
 
-Source: LIGER (Yang et al. 2024); Hinton's product of experts (2002). Departure: the dense scores take part in the
-search instead of ranking its result, so that the policy is a proper distribution.
+Source: LIGER (Yang et al. 2024); Hinton's product of experts (2002). Departure: dense scores take part in the search
+instead of ranking its result, so the policy is a proper distribution.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from adagrpo.networks.sampled_softmax import sampled_softmax_loss
 from adagrpo.policies import compact
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (
+    HeadScores,
     HeadTable,
-    Spoken,
     crowded,
     exponentials,
     leaf_logits,
@@ -52,22 +52,22 @@ class HybridContext:
     """Encoded samples with the scores of the item head."""
 
     compact: CompactContext  # N samples
-    spoken: Spoken | None = None  # there once decoding without gradients began
+    head_scores: HeadScores | None = None  # there once decoding without gradients began
 
     def __len__(self) -> int:
         return len(self.compact)
 
     def __getitem__(self, rows: Tensor | slice) -> HybridContext:
-        return HybridContext(self.compact[rows], None if self.spoken is None else self.spoken.of(rows))
+        return HybridContext(self.compact[rows], None if self.head_scores is None else self.head_scores.of(rows))
 
 
 @dataclass(frozen=True)
 class HybridState:
-    """Decoder state of the compact policy, and each hypothesis's node."""
+    """Decoder state of the compact policy, and nodes of hypotheses."""
 
     compact: CompactState
     nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
-    spoken: Spoken
+    head_scores: HeadScores
 
     @property
     def level(self) -> int:
@@ -100,7 +100,7 @@ class HybridPolicy(nn.Module):
             item_weight: `w`, in [0, 1].
             smoothing: `η`.
             loss_weight: of the head's cross-entropy relative to the NLL.
-            negatives: uniform samples for that cross-entropy, shared by a batch; 0: all items.
+            negatives: uniform samples for it, shared by a batch; 0: all items.
             prefix: 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each.
         """
         super().__init__()
@@ -186,7 +186,7 @@ class HybridPolicy(nn.Module):
         return functional.linear(self.item_states(context), vectors, self.bias(items).squeeze(-1)).float()
 
     def supervised_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        """Return the (N,) NLL of the decoder, in nats per code, plus the weighted loss of the head."""
+        """Return the decoder's (N,) NLL, nats per code, plus the head's weighted loss."""
         decoder = self.compact.supervised_loss(context.compact, targets)
         return decoder + self.loss_weight * (self._prefix_loss if self.prefix else self._item_loss)(context, targets)
 
@@ -200,11 +200,10 @@ class HybridPolicy(nn.Module):
         vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
         return sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
 
-    def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        """Return the (N,) cross-entropy of prefix and item; 0 for targets outside the tree."""
-        held = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
-        known = held >= 0
-        leaves, states = held[known], self.item_states(context)[known]
+    def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:  # (N,), 0 for targets outside the tree
+        leaf = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
+        known = leaf >= 0
+        leaves, states = leaf[known], self.item_states(context)[known]
         ranges, count = self.trie.leaf_ranges[self.prefix], self.trie.node_counts[self.prefix]
         nodes = torch.searchsorted(ranges, leaves, right=True) - 1
         if self.negatives == 0:
@@ -226,18 +225,18 @@ class HybridPolicy(nn.Module):
 
     def start(self, context: HybridContext) -> HybridState:
         """See `Policy`."""
-        spoken = None if torch.is_grad_enabled() else context.spoken
-        if spoken is None:
-            spoken = self._speak(context)
+        head_scores = None if torch.is_grad_enabled() else context.head_scores
+        if head_scores is None:
+            head_scores = self._head_scores(context)
             if not torch.is_grad_enabled():
-                context.spoken = spoken
+                context.head_scores = head_scores
         nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.compact.states.device)
-        return HybridState(self.compact.start(context.compact), nodes, spoken)
+        return HybridState(self.compact.start(context.compact), nodes, head_scores)
 
     def logits(self, state: HybridState) -> Tensor:
-        """Return (B, W, K_l) float32 log-probabilities of the pool, up to a constant per hypothesis."""
+        """Return the pool's (B, W, K_l) float32 log-probabilities, up to a constant per hypothesis."""
         decoder = self.compact.logits(state.compact)
-        size, (queries, masses) = decoder.shape[-1], state.spoken
+        size, (queries, masses) = decoder.shape[-1], state.head_scores
         weights = torch.where((state.nodes >= 0).unsqueeze(-1), 1 - self.item_weight, 1.0)
         # nobody else has the decoder's logits; where no gradient is wanted they need not be written again elsewhere
         pooled = decoder * weights if torch.is_grad_enabled() else decoder.mul_(weights)
@@ -259,7 +258,7 @@ class HybridPolicy(nn.Module):
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """See `Policy`."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
-        return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.spoken)
+        return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.head_scores)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """See `Policy`."""
@@ -276,14 +275,13 @@ class HybridPolicy(nn.Module):
         return vectors
 
     def _leaf_vectors(self, leaves: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (T, D) `e_i` and (T,) `b_i` of leaves."""
         if self._leaves is not None:
             return self._leaves.vectors().index_select(0, leaves), self._leaves.bias.index_select(0, leaves).squeeze(-1)
         items = self.trie.items.index_select(0, leaves)
         return self._item_vectors(items), self.bias(items).squeeze(-1)
 
     def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (n, D) and (n, 1) biases of prefixes; logits bound their log-mass from below (Jensen)."""
+        """(n, D) and (n, 1) biases of prefixes; logits bound their log-mass from below (Jensen)."""
         if nodes is None:
             nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
         below = leaves_below(self.trie, self.prefix, nodes)
@@ -294,8 +292,8 @@ class HybridPolicy(nn.Module):
         bias = functional.embedding_bag(items, self.bias.weight, offsets, mode="mean")
         return mean + levels * codes, bias + below.counts.log().unsqueeze(-1)
 
-    def _speak(self, context: HybridContext) -> Spoken:
-        """Return the masses of levels 0 .. p, or of all levels not left to `shares_below`."""
+    def _head_scores(self, context: HybridContext) -> HeadScores:
+        """Masses of levels 0 .. p, or of all levels not left to `shares_below`."""
         queries, frozen = self.item_states(context), self._prefixes if self.prefix else self._leaves
         if frozen is not None:
             vectors, bias = frozen.vectors(), frozen.bias  # (n, D) and (n, 1) of the head's first softmax
@@ -313,11 +311,11 @@ class HybridPolicy(nn.Module):
         else:  # computing item logits twice beats keeping them
             level -= 1
             masses = sums_by_node(vectors, queries, bias, self.trie.first[level])
-        return Spoken(queries, upwards(self.trie, masses, level))
+        return HeadScores(queries, upwards(self.trie, masses, level))
 
 
 def build(spec: PolicySpec) -> HybridPolicy:
-    """Build the policy over the catalogue of a run.
+    """Build the policy of a run.
 
     Raises:
         UserError: `item_prefix` is not below the number of levels.

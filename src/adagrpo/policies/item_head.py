@@ -25,19 +25,19 @@ _GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a tim
 VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors (T, D) and biases (T,)
 
 
-class Spoken(NamedTuple):
+class HeadScores(NamedTuple):
     """Scores of the head for `N` samples."""
 
     queries: Tensor  # (N, D)
     masses: tuple[Tensor, ...]  # of levels 0 and on, (N, 1 + n_l), up to a factor a sample; 0 before the first node
 
-    def of(self, rows: Tensor | slice) -> Spoken:
+    def of(self, rows: Tensor | slice) -> HeadScores:
         """Return the scores of some samples."""
-        return Spoken(self.queries[rows], tuple(mass[rows] for mass in self.masses))
+        return HeadScores(self.queries[rows], tuple(mass[rows] for mass in self.masses))
 
 
 class HeadTable:
-    """Vectors of a frozen policy, cached in the precision last used: autocast would convert them for every product."""
+    """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
 
     def __init__(
         self,
@@ -71,12 +71,7 @@ def leaves_below(
     level: int,
     nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
 ) -> Leaves:
-    """Return the leaves below nodes of a level.
-
-    >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-    >>> leaves_below(trie, 1, torch.tensor([[1, -1, 0]]))[:2]
-    (tensor([0, 2, 2]), tensor([2, 0, 1]))
-    """
+    """Return the leaves below nodes of a level."""
     flat = nodes.flatten()
     known = flat.clamp(min=0)
     begin = trie.leaf_ranges[level].index_select(0, known)
@@ -130,7 +125,7 @@ def shares_below(
     queries: Tensor,  # (B, D)
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) of the branches
-    """Return each child's share of its node's mass, from the items below the node only."""
+    """Return each child's share of its node's mass, from items below only."""
     below = leaves_below(trie, level, nodes)
     shares = shares_within(below, leaf_logits(below, queries, vectors_of))
     if level + 1 == trie.num_levels:
@@ -141,7 +136,7 @@ def shares_below(
 
 
 def crowded(trie: Trie, level: int) -> bool:
-    """Return whether most codes lead to a node, so that a table beats listing children."""
+    """Return whether most codes lead to a node: a table beats listing children."""
     nodes, below = trie.node_counts[level : level + 2]
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
@@ -153,7 +148,7 @@ def shares_of_codes(
     above: Tensor,  # (B, 1 + n_l)
     below: Tensor,  # (B, 1 + n_{l+1})
 ) -> Tensor:  # (B, W, K)
-    """Return each code's share of its node's mass, 0 where it leads to no node; the level must be dense."""
+    """Return each code's share of its node's mass, 0 where it leads to none; for dense levels."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
     # the gradient -1 / m² overflows below 5e-20; a power of two brings such an m up and changes no bit of the result
@@ -183,7 +178,7 @@ def exponentials(
     states: Tensor,  # (N, D)
     bias: Tensor,  # (V, 1)
 ) -> Tensor:  # (N, 1 + V) float32
-    """Return exponentials of the logits minus each sample's maximum, after a leading 0."""
+    """Return exponentials of logits minus each sample's maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
     padded[:, 0] = 0

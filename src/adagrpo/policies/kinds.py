@@ -1,6 +1,6 @@
 """Registry of policy kinds: the module `adagrpo.policies.<kind>` defines `KIND`.
 
-The options of a kind are in `adagrpo.config.models.PolicyConfig`; no other code depends on the kind.
+Options of a kind are in `adagrpo.config.models.PolicyConfig`; no other code depends on it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def policy_kind(name: str) -> PolicyKind:
     """Return the kind defined by the module of that name.
 
     Raises:
-        UserError: a library that the kind needs is not installed.
+        UserError: a needed library is missing.
     """
     kind: PolicyKind = importlib.import_module(f"adagrpo.policies.{name}").KIND
     return kind

@@ -86,12 +86,12 @@ class Vocabulary:
 def from_configuration(
     options: dict[str, Any], code_sizes: tuple[int, ...], *, seed: int
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """Return a model with random weights and a vocabulary of padding, end and codes.
+    """Return a random model and a vocabulary of padding, end and codes.
 
     `options` are `model_type` and keys of its configuration.
 
     Raises:
-        UserError: an unknown model type or key, or an invalid configuration.
+        UserError: an unknown model type or key, or invalid configuration.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
     settings = dict(options)
@@ -168,7 +168,7 @@ def end_token(model: PreTrainedModel) -> int:
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Choose what trains: everything, embeddings and head, or these and LoRA; in place.
+    """Choose what trains, in place: everything, embeddings and head, or these and LoRA.
 
     Args:
         frozen_body: freeze all but embeddings and head.
@@ -227,7 +227,7 @@ def read_tokenizer(folder: Path, key: str) -> Any:
 
 
 def under_model_names(module: nn.Module) -> None:
-    """Save and load the weights of `module.lm` under the names of `transformers`, tied ones once."""
+    """Save and load weights of `module.lm` under names of `transformers`, tied ones once."""
     module.register_state_dict_post_hook(_to_model_names)
     module.register_load_state_dict_pre_hook(_from_model_names)
 
@@ -245,7 +245,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer of a folder to another, if there is one."""
+    """Copy a folder's tokenizer to another, if there is one."""
     refuse_code(source, "policy.lm.checkpoint")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
@@ -267,7 +267,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def inner_dropout(model: PreTrainedModel) -> str | None:
-    """Return the name of the body's first module with dropout, or None."""
+    """Return the name of the body's first dropout, or None."""
     for name, module in model.base_model.named_modules():
         rates = [rate for field, rate in vars(module).items() if "drop" in field and isinstance(rate, float)]
         if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
@@ -313,7 +313,7 @@ def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> No
 
 
 def _tied_names(model: Any) -> dict[str, str]:
-    """Return names of tied parameters, each with its stored one."""
+    """Tied parameters, each with its stored one."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})

@@ -1,4 +1,4 @@
-"""Published checkpoints that write Semantic IDs: the tokens of their codes, and their prompts.
+"""Published checkpoints that write Semantic IDs: tokens of codes, and prompts.
 
     prompt(x) = preamble  item(x_1) separator item(x_2) .. item(x_T)  suffix        item(i) = text with {codes}
 
@@ -44,7 +44,7 @@ class NamedTokens:
         """Look up the names, templates with `{code}`, in the folder's tokenizer.
 
         Raises:
-            UserError: there is no tokenizer, or it lacks the token of an item's code.
+            UserError: no tokenizer, or one without the token of an item's code.
         """
         self.folder, self.templates, self.item_codes = folder, templates, item_codes
         self.tokenizer = read_tokenizer(folder, "tokens")
@@ -102,7 +102,7 @@ class NamedTokens:
         )
 
     def _read(self, text: str) -> list[int]:
-        """Tokenize with the special tokens before a sequence, without those after it."""
+        """Special tokens before a sequence are kept, those after it are not."""
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
         plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         start = _find(whole, plain, 0)
@@ -128,7 +128,7 @@ def named_checkpoint(
     seed: int,
     weights: bool,
 ) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-    """Load a checkpoint: the model, the tokens of its codes, and those around a history."""
+    """Load a checkpoint: model, tokens of codes, and those around a history."""
     model = load_folder(folder, seed=seed, weights=weights)
     named = NamedTokens(folder, options.tokens, sizes, codes)
     vocabulary = named.vocabulary(end_token(model), embedded_tokens(model))

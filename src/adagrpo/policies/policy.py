@@ -1,4 +1,4 @@
-"""Protocol of a policy: histories are encoded once, and all terms and searches share the context.
+"""Protocol of a policy: histories are encoded once; all terms and searches share the context.
 
 A *sample* is a history cut after some position; a hypothesis is a beam or a rollout.
 """

@@ -2,7 +2,7 @@
 
     π(n | x, c_1 .. c_L) = 1 / (items of c_1 .. c_L)        for n = 0 .. items - 1, and 0 for any other
 
-The last level, that of `resolve_collisions`, is uniform; items of one ID are listed in catalogue order.
+The last level, that of `resolve_collisions`, is uniform; items of one ID are in catalogue order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adagrpo.types import Histories
 
 @dataclass(frozen=True)
 class SharedState:
-    """Decoder state of the inner policy, and each hypothesis's node."""
+    """Decoder state of the inner policy, and nodes of hypotheses."""
 
     causal: CausalState
     nodes: Tensor  # (B, W) int64, -1 where no item begins so
@@ -48,7 +48,7 @@ class SharedCodesPolicy(nn.Module):
     """Policy with a uniform last level; implements `adagrpo.policies.policy.Policy`."""
 
     def __init__(self, causal: _WritesCodes, trie: Trie) -> None:
-        """Append a level to a policy; `trie` is that of the catalogue of `L + 1` levels."""
+        """Append a level; `trie` is of the catalogue of `L + 1` levels."""
         super().__init__()
         levels = len(causal.level_sizes)
         if len(trie.level_sizes) != levels + 1:
@@ -60,7 +60,7 @@ class SharedCodesPolicy(nn.Module):
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's size of the added level."""
+        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's."""
         return (*self.causal.level_sizes, self.trie.level_sizes[-1])
 
     @property
@@ -94,7 +94,7 @@ class SharedCodesPolicy(nn.Module):
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
-        """Return the (N,) NLL of targets (N,), in nats per code."""
+        """See `Policy`."""
         written = self.causal.supervised_loss(context, targets)
         levels = len(self.causal.level_sizes)
         nodes = self._nodes(self.causal.item_codes[targets])
@@ -125,8 +125,7 @@ class SharedCodesPolicy(nn.Module):
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return SharedState(self.causal.advance(state.causal, parents, codes), nodes)
 
-    def _nodes(self, codes: Tensor) -> Tensor:
-        """Return (...) nodes of codes (..., L), -1 where no item has them."""
+    def _nodes(self, codes: Tensor) -> Tensor:  # (...) of codes (..., L), -1 where no item has them
         nodes = torch.zeros_like(codes[..., 0])
         for level in range(codes.shape[-1]):
             nodes = self.trie.child(level, nodes, codes[..., level])

@@ -65,10 +65,9 @@ def block(
 ) -> Block:
     """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own.
 
-    Example:
-        >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
-        >>> steps.tolist(), sees.int().tolist()
-        ([0, 1, 1], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+    >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
+    >>> steps.tolist(), sees.int().tolist()
+    ([0, 1, 1], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
     """
     owner = functional.pad(torch.arange(hypotheses, device=device).repeat_interleave(length), (shared, 0), value=-1)
     behind = torch.arange(length, device=device).repeat(hypotheses) + shared
@@ -81,11 +80,10 @@ def block_mask(
     prompt_mask: Tensor,  # (B, S) bool, True at the tokens of a prompt
     own: Tensor,  # (Q, Q') bool, True where a token sees another behind the prompt
 ) -> Tensor:  # (B, 1, Q, S + Q') bool, True where attention is paid
-    """Return the mask under which tokens behind a prompt see the prompt, and each other as in `own`.
+    """Return the mask of tokens behind a prompt, which see the prompt and each other as in `own`.
 
-    Example:
-        >>> block_mask(torch.tensor([[True, False]]), torch.eye(2, dtype=torch.bool))[0, 0].int().tolist()
-        [[1, 0, 1, 0], [1, 0, 0, 1]]
+    >>> block_mask(torch.tensor([[True, False]]), torch.eye(2, dtype=torch.bool))[0, 0].int().tolist()
+    [[1, 0, 1, 0], [1, 0, 0, 1]]
     """
     before = prompt_mask.unsqueeze(1).expand(-1, len(own), -1)
     return torch.cat([before, own.expand(len(prompt_mask), -1, -1)], dim=-1).unsqueeze(1)
@@ -98,7 +96,7 @@ def pack(
     rows: Tensor,  # (N,) int64, the prompt that each block is behind
     prompt_lengths: Tensor,  # (N,) int64, at least 1: how much of it the block sees
 ) -> Packed:
-    """Lay out blocks behind their shared prompts; each sees `prompt_lengths` tokens of its prompt, and itself.
+    """Lay out blocks behind shared prompts; each sees `prompt_lengths` tokens of its prompt, and itself.
 
     Q is P times the largest number of blocks per prompt; unused slots see one token and themselves.
     """

@@ -1,4 +1,4 @@
-"""Parse the values of a log to ids, numbers and booleans; null if invalid.
+"""Parse ids, numbers and booleans of a log; null if invalid.
 
 Nothing is repaired: a damaged id could be another valid one. The number `5.0` is the id 5; the text is not.
 """
@@ -27,7 +27,7 @@ def blank_to_null(values: pl.Series) -> pl.Series:
 
 
 def where(keep: pl.Series, values: pl.Series) -> pl.Series:
-    """Keep values where `keep` is true, else null."""
+    """Replace values by null unless `keep`."""
     return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
 
 
@@ -74,7 +74,7 @@ def id_value(value: Any) -> int | str | None:
 
 
 def integers_if_all(ids: pl.Series) -> pl.Series:
-    """Cast strings to integers if that is lossless for all."""
+    """Cast strings to integers if lossless for all."""
     if ids.dtype != pl.String:
         return ids
     integers = ids.cast(pl.Int64, strict=False)
@@ -99,7 +99,7 @@ def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl
 
 
 def in_seconds(micros: pl.Series) -> pl.Series:
-    """Convert microseconds to seconds: Int64 if all are whole, else Float64."""
+    """Convert to seconds: Int64 if all are whole, else Float64."""
     return micros // 1_000_000 if (micros % 1_000_000 == 0).all() else micros / 1_000_000
 
 
@@ -110,6 +110,6 @@ def slots(values: pl.Series) -> pl.Series:
 
 
 def booleans(values: pl.Series) -> pl.Series:
-    """Parse 1, 0, true and false, in any case."""
+    """Parse 1, 0, true, false in any case."""
     text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
     return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)

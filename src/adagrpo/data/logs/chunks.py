@@ -1,6 +1,6 @@
-"""Read logs in chunks of whole records, to bound memory.
+"""Read logs in chunks of whole records.
 
-CSV and JSONL values come as text, as type inference hides bad ones.
+CSV and JSONL values stay text, as type inference hides bad ones.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def read_chunks(
     ids: Sequence[str] = (),
     max_expansion: float = MAX_EXPANSION,
 ) -> Iterator[Chunk]:
-    """Read some columns of a log: typed from Parquet, else as text; yields at least one chunk.
+    """Read columns of a log: typed from Parquet, else text; yields at least one chunk.
 
     Args:
         columns: distinct; `user.id` is a nested field unless a column has that name.
-        ids: the id columns, in which a JSON `true` is invalid.
+        ids: id columns, in which a JSON `true` is invalid.
 
     Raises:
-        UserError: a column is missing or repeated, or the file cannot be read or is too large.
+        UserError: a missing or repeated column, or an unreadable or too large file.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
@@ -134,7 +134,7 @@ def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion
 
 
 def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Read fields of JSON lines as text, null in what is no JSON object, and problems with their types."""
+    """Read fields of JSON lines as text, null where there is no object, and problems with their types."""
     fields: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
     for line in lines:
@@ -176,9 +176,9 @@ def _value(record: Any, name: str) -> Any:
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Yield columns as text, and problems with whole records.
+    """Yield columns as text, and problems with records.
 
-    The fast reader silently swallows everything between two unclosed quotes, so it needs one record per line.
+    The fast reader swallows everything between two unclosed quotes, so it needs one record per line.
     """
     names, separator = csv_header(path)
     header = carried = b""
@@ -210,9 +210,11 @@ def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) 
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
-    """Parse the block, or return None if any line may not be one record."""
+    """Parse the block; None if any line may not be one record."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
-    if b'"' in block and (_inner(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
+    if b'"' in block and (
+        _quote_within_field(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
+    ):
         return None
     try:
         table = pl.read_csv(header + block, separator=separator, infer_schema=False, encoding="utf8-lossy")
@@ -222,17 +224,15 @@ def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = 
 
 
 @functools.cache
-def _inner(separator: str) -> re.Pattern[bytes]:
-    """Match a quote in the middle of a field."""
+def _quote_within_field(separator: str) -> re.Pattern[bytes]:
     outside = b'[^%s\r\n"]' % re.escape(separator.encode())
     return re.compile(outside + b'"' + outside)
 
 
 def _one_by_one(
     lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str], separator: str = ","
-) -> tuple[pl.DataFrame, pl.Series, int]:
-    """Return the records that begin before line `stop`, their problems, and the number of lines."""
-    places = {name: names.index(name) for name in columns}
+) -> tuple[pl.DataFrame, pl.Series, int]:  # records before line `stop`, their problems, the lines read
+    indices = {name: names.index(name) for name in columns}
     values: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
     start = 0
@@ -242,8 +242,8 @@ def _one_by_one(
         if record is not None and any(record[len(names) :]):
             problem = f"has {len(record)} fields, the header names {len(names)}"
         problems.append(problem)
-        for name, place in places.items():
-            values[name].append(record[place] if record is not None and place < len(record) else None)
+        for name, index in indices.items():
+            values[name].append(record[index] if record is not None and index < len(record) else None)
         start += spanned
     table = pl.DataFrame(values, schema=dict.fromkeys(columns, pl.String))
     return table, pl.Series(problems, dtype=pl.String), start

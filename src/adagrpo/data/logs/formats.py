@@ -31,7 +31,7 @@ def kind_of(path: Path) -> str:
     """Return `CSV`, `Parquet` or `JSONL`, by the suffix.
 
     Raises:
-        UserError: there is no such file, or it is of another kind.
+        UserError: no such file, or another kind.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -45,7 +45,7 @@ def kind_of(path: Path) -> str:
 
 
 def names_file(word: str) -> bool:
-    """Return whether a command-line word is the path of a file."""
+    """Return whether a word is a file's path."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def names_file(word: str) -> bool:
 
 
 def columns_of(path: Path) -> list[str]:
-    """List the columns, or the fields in the first `SCHEMA_BYTES` of JSONL; nested ones as `user.id`, after `user`."""
+    """List the columns, or fields in the first `SCHEMA_BYTES` of JSONL; nested ones as `user.id`, after `user`."""
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
@@ -77,7 +77,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def nested_names(fields: Mapping[str, Any], above: str = "", depth: int = 1) -> Iterator[str]:
-    """Yield the field names of a JSON object or schema, and nested ones."""
+    """Yield names of a JSON object's or schema's fields, nested ones too."""
     for name, value in fields.items():
         if above and "." in name:
             continue
@@ -129,7 +129,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns are available; `option` is the setting for them.
+    """Check that columns exist; `option` is the setting for them.
 
     Raises:
         UserError: suggesting the nearest name.
@@ -143,7 +143,7 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str], option
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
-    """Read the column names of a CSV file, repeats numbered, and its separator."""
+    """Read a CSV file's column names, repeats numbered, and separator."""
     block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
     separator = _separator(block)
     table = pl.scan_csv(

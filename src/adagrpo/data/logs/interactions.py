@@ -82,7 +82,7 @@ def read_logs(
     drop_items: Sequence[str] = (),
     first_rows: int | None = None,
 ) -> Logs:
-    """Read interaction or impression logs, in chunks to bound memory.
+    """Read interaction or impression logs, in chunks.
 
     Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
 
@@ -90,17 +90,17 @@ def read_logs(
         paths: files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
         keep_events: keep only these; needs `columns.event`.
         min_rating: lowest rating of an interaction; needs `columns.rating`.
-        click_rating: rows are impressions, clicked if rated at least this, not if unrated; needs `columns.rating`.
+        click_rating: rows are impressions, clicked if rated at least this; needs `columns.rating`.
         ordered: False if no column orders a user's rows; they keep the file order.
-        max_bad_rows: limit of rejected rows, over all files.
+        max_bad_rows: limit of rejected rows over all files.
         max_expansion: see `adagrpo.data.logs.unpacking`.
-        drop_duplicates: of rows with equal user, item and time (for impressions, also click, slot and propensity), keep
-            the first.
+        drop_duplicates: keep the first of rows with equal user, item and time (of impressions also click, slot and
+            propensity).
         drop_items: ids whose rows are left out.
         first_rows: limit for each file.
 
     Raises:
-        UserError: a file or column is missing, nothing is left, or a limit is exceeded.
+        UserError: a missing file or column, nothing left, or an exceeded limit.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None
@@ -209,7 +209,11 @@ class _Reader:
         if len(rows):
             problem = None if chunk.problem is None else chunk.problem[rows]
             reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
-            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first + 1, REASON: reasons}))
+            rejects = pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first + 1, REASON: reasons})
+            self.count += len(rejects)
+            if self.count <= self.max_bad_rows or not self.bad:
+                rejects = rejects if self.count <= self.max_bad_rows else rejects[:1]
+                self.bad.append(rejects.select(self._file(), ROW, REASON))
         if self.count > self.max_bad_rows:
             self.good = []
             return
@@ -220,12 +224,6 @@ class _Reader:
 
     def _file(self) -> pl.Expr:
         return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
-
-    def _reject(self, rows: pl.DataFrame) -> None:
-        self.count += len(rows)
-        if self.count <= self.max_bad_rows or not self.bad:
-            kept = rows if self.count <= self.max_bad_rows else rows[:1]
-            self.bad.append(kept.select(self._file(), ROW, REASON))
 
     def _refused(self, parsed: pl.DataFrame) -> pl.Series:
         reason = pl.lit(None, pl.String)
@@ -293,7 +291,7 @@ def _shown(text: pl.Expr) -> pl.Expr:
 
 
 def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Leave out guest orders, returns and ids that are no items, and count each."""
+    """Leave out guest orders, returns and ids that are no items; count each."""
     counts, kept = {}, table
     for name, wanted in (
         ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),

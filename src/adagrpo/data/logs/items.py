@@ -1,4 +1,4 @@
-"""Read the item table: text, attributes and groups of each item."""
+"""Read items' text, attributes and groups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_items(
         item_id, text (String), attributes (List of String) and, with group columns, groups (List of String).
 
     Raises:
-        UserError: a file or column is missing or malformed, or an item has no id or two rows.
+        UserError: a missing or malformed file or column, or an item without id or with two rows.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")
@@ -77,7 +77,6 @@ def _item_ids(path: Path, column: pl.Series) -> pl.Series:
 
 
 def _flat(path: Path, values: pl.Series) -> pl.Series:
-    """Flatten nested lists, such as category paths, to one list."""
     leaf: Any = values.dtype
     while isinstance(leaf, pl.List | pl.Array):
         leaf = leaf.inner

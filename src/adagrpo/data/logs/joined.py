@@ -13,14 +13,14 @@ from adagrpo.errors import UserError
 
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
-    """Add impressions from other files to a log; their clicks do not become interactions.
+    """Add impressions from other files to a log; clicks do not become interactions.
 
     Args:
         shown: from `read_logs`, with the same users and items.
         source: the recipe key of `shown`, for errors.
 
     Raises:
-        UserError: clicks or times are missing, or the times cannot be compared.
+        UserError: missing clicks or times, or times that cannot be compared.
     """
     if shown.impressions is None:
         raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")
@@ -62,8 +62,10 @@ def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
 def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:
     units = [entry.understood.get("time", {}).get("unit") for entry in (logs, shown)]
     if (units[0] is None) != (units[1] is None):
-        said = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
-        raise UserError(f"{source}: the times of the logs {said[0]}, and these {said[1]}; write both in one unit")
+        described = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
+        raise UserError(
+            f"{source}: the times of the logs {described[0]}, and these {described[1]}; write both in one unit"
+        )
     whole = logs.interactions[TIMESTAMP].dtype.is_integer()
     if units[0] == units[1] or units[0] is None:
         return times.floor().cast(pl.Int64) if whole else times

@@ -1,7 +1,7 @@
 """Detect lists written as text, `[1, 2]` or `a,b,c`, in an id column, where each would become one item.
 
 Titles may look alike, so most values must be bracketed lists, or mostly unique lists of words with one separator, whose
-repeated parts change position, unlike in `brand,model,size`.
+repeated parts move, unlike those of `brand,model,size`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def _are_lists(values: pl.Series, mark: str, word: str) -> bool:
     words = (parts.list.len() > 1) & parts.list.eval(pl.element().str.contains(word)).list.all()
     if not _most(words) or values.n_unique() < MOST * len(values):
         return False
-    places = parts.list.eval(pl.int_range(pl.len()))
-    placed = pl.DataFrame({"part": parts, "place": places}).explode("part", "place")
-    again = placed.group_by("part").agg(pl.len(), pl.col("place").n_unique()).filter(pl.col("len") > 1)
+    positions = parts.list.eval(pl.int_range(pl.len()))
+    located = pl.DataFrame({"part": parts, "position": positions}).explode("part", "position")
+    again = located.group_by("part").agg(pl.len(), pl.col("position").n_unique()).filter(pl.col("len") > 1)
     if again.is_empty():
         return parts.list.len().n_unique() > 1
-    return int((again["place"] > 1).sum()) >= MOVES * len(again)
+    return int((again["position"] > 1).sum()) >= MOVES * len(again)
 
 
 def _most(true: pl.Series) -> bool:

@@ -54,9 +54,9 @@ class Field(NamedTuple):
 
 
 def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: bool) -> dict[str, Field]:
-    """Map canonical names to how their columns are parsed.
+    """Map canonical names to their parsers.
 
-    By default an unused column called `timestamp`, or else `position`, orders the interactions.
+    By default an unused column `timestamp`, or else `position`, orders the interactions.
 
     Args:
         ordered: whether a column orders the rows.

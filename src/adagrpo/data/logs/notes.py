@@ -48,7 +48,7 @@ def ids_note(users: pl.Series, items: pl.Series) -> str | None:
 
 
 def spellings(ids: pl.Series) -> list[list[str]]:
-    """Group ids that differ only by white space, Unicode form, invisible characters or zeros, largest group first."""
+    """Group ids that differ only by white space, Unicode form, invisible characters or zeros, largest first."""
     if ids.dtype != pl.String:
         return []
     odd = ids.str.contains(ODD)
@@ -67,7 +67,7 @@ def _spelling(ids: pl.Expr) -> pl.Expr:
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:
-    """Return a note on the unread columns of an item table, or None."""
+    """Return a note on an item table's unread columns, or None."""
     names: Sequence[str] = columns_of(path)
     parents = {name.rpartition(".")[0] for name in names}
     unread = [name for name in names if name not in read and name not in parents]

@@ -1,4 +1,4 @@
-"""Preview logs and item tables: columns, their roles guessed from names and values, and what would be read and lost."""
+"""Preview logs and item tables: columns, roles guessed from names and values, and what is read and lost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def preview_logs(
         CSV header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
 
     Raises:
-        UserError: a file cannot be read, or a given column is missing.
+        UserError: an unreadable file, or a missing given column.
     """
     path = Path(paths[0])
     sample = _sample(path)
@@ -101,16 +101,15 @@ def preview_logs(
 
 
 def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the columns of a file by role; `given` are known ones."""
+    """Return a file's columns by role; `given` are known ones."""
     return {role: entry["column"] for role, entry in _roles(_sample(path), dict(given or {})).items()}
 
 
 def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
-    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists of text are
-    `attributes`; so are integer lists if in one column only. `commas` are columns with decimal commas, which the
-    readers do not parse.
+    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
+    of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse.
 
     Args:
         item: the item column of the logs, and the id column if the table has it.
@@ -131,9 +130,11 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     commas = {name: known[name].filter(known[name].str.contains(","))[0] for name in types if types[name] == COMMAS}
     texts = [name for name in types if types[name] == "text"]
     texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
-    held = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
-    numbered = [name for name, inner in held.items() if inner.is_integer()]
-    labels = [name for name, inner in held.items() if inner == pl.String] + (numbered if len(numbered) == 1 else [])
+    inner_types = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
+    numbered = [name for name, inner in inner_types.items() if inner.is_integer()]
+    labels = [name for name, inner in inner_types.items() if inner == pl.String] + (
+        numbered if len(numbered) == 1 else []
+    )
     own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
     return {
         "path": str(path),
@@ -144,8 +145,7 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     }
 
 
-def _sample(path: Path) -> pl.DataFrame:
-    """Read the first rows, without the parents of nested fields."""
+def _sample(path: Path) -> pl.DataFrame:  # the first rows, without the parents of nested fields
     names = columns_of(path)
     nested = {name.rpartition(".")[0] for name in names if "." in name}
     return next(read_chunks(path, [name for name in names if name not in nested])).table.head(SAMPLE)
@@ -176,7 +176,7 @@ def _type(values: pl.Series) -> str:
 
 
 def _have_commas(values: pl.Series) -> bool:
-    """Detect decimal commas, but not lists such as `3,12`."""
+    """Detect decimal commas, but not lists like `3,12`."""
     texts = values.str.strip_chars()
     decimals = texts.str.extract(DECIMAL).drop_nulls()
     if len(decimals) == 0 or (texts.str.count_matches(",", literal=True) > 1).any():
@@ -240,11 +240,11 @@ def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, A
 
 
 def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return columns without a role named like one of `known`, best first."""
-    order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
+    """Columns without a role, named like one of `known`, best first."""
+    order = {plain: rank for rank, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
     free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
-    places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
-    return sorted((name for name in free if places[name] < len(order)), key=places.__getitem__)
+    ranks = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
+    return sorted((name for name in free if ranks[name] < len(order)), key=ranks.__getitem__)
 
 
 def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -336,8 +336,7 @@ def _no_items(ids: pl.Series) -> list[str]:
     return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
 
 
-def _tied(table: pl.DataFrame) -> int | None:
-    """Count interactions tied with another of their user; None without times."""
+def _tied(table: pl.DataFrame) -> int | None:  # None without times
     if TIMESTAMP not in table.columns:
         return None
     return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())

@@ -1,8 +1,8 @@
-"""What can be asked of a log: the next item or the next basket, by time or of each user's last, repeats or none.
+"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none.
 
-By time, the last part of the log is for test and the part before it for validation; in each, a case is a user's first
-basket, if the user has an earlier one. A part is the shortest of whole days (of whole weeks in logs of at least ten)
-that holds `CASES` cases, and at most a sixth of the log's time.
+By time, the last part of the log is for test, the one before for validation; a case is a user's first basket in it, if
+the user has an earlier one. A part is the shortest of whole days (whole weeks in logs of at least ten) that holds
+`CASES` cases, and at most a sixth of the log's time.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def future_note(logs: Logs, now: float) -> str | None:
 
 
 def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
-    """Find the parts, given the users and times of baskets and a day in their unit; else return why there are none."""
+    """Find the parts from users and times of baskets and a day in their unit; else return why there are none."""
     users = rows[USER_ID].rank("dense").to_numpy().astype(np.int64) - 1
     at = rows["at"].to_numpy().astype(np.float64) / day
     first = np.full(int(users.max()) + 1, np.inf)

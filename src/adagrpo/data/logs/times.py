@@ -63,7 +63,7 @@ class Times:
         return read
 
     def describe(self, times: pl.Series, column: str) -> dict[str, Any] | None:
-        """Describe the form, unit and range of parsed times, if any."""
+        """Describe form, unit and range of parsed times, if any."""
         if len(times) == 0 or self.kind is None:
             return None
         first, last = float(times.min()), float(times.max())  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def moment(time: float, unit: str) -> str:
 
 
 def two_units(time: Mapping[str, Any]) -> str | None:
-    """Return a warning if described times mix two units."""
+    """Return a warning if times mix two units."""
     units = time.get("units")
     if units is None:
         return None

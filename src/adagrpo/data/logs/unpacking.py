@@ -1,4 +1,4 @@
-"""Read text files in blocks of whole lines, as UTF-8, with bounded expansion: a small file cannot fill the memory.
+"""Read text files in blocks of whole lines, as UTF-8, with bounded expansion.
 
 gzip packs up to 1,032 bytes into one; logs compress 3 to 40 times. Text is UTF-8, or UTF-16 with a byte order mark.
 """
@@ -47,7 +47,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read a file as UTF-8 text, decompressing `.gz`, in blocks that end at the first line end after `size` bytes.
+    """Read a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes.
 
     Yields:
         A block, and whether it is the last; at least one.

@@ -17,14 +17,14 @@ from adagrpo.errors import UserError
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Read some columns of a table, typed as in the file; CSV columns are text, empty fields null.
+    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null.
 
     Args:
         columns: `product.sku` is a nested field unless a column has that name.
         ids: id columns, which JSON lines yield as text.
 
     Raises:
-        UserError: a column is missing, or the file is malformed or too large.
+        UserError: a missing column, or a malformed or too large file.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
     if kind == "JSONL":
@@ -41,7 +41,7 @@ def read_table(
 
 
 def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
-    """Refuse a truncated CSV file: too few fields and no line end."""
+    """A truncated CSV file ends in too few fields and no line end."""
     *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
     line, (names, separator) = lines_of(end)[-1], csv_header(path)
     if end.endswith(b"\n") or line.count('"') % 2:  # of a row of several lines it is the end
@@ -53,7 +53,7 @@ def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Read typed columns, but ids as text: type inference changes long numbers."""
+    """Ids are read as text: type inference changes long numbers."""
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
         for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):

@@ -1,4 +1,4 @@
-"""Ids, titles and attributes of simulated items: made-up words that encode the vector."""
+"""Ids, titles and attributes of simulated items: made-up words encode the vector."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def describe_items(world: Marketplace, catalogue: Catalogue, item_ids: pl.Series
     return texts.select("item_id", title=title, attributes=attributes)
 
 
-def _words(index: Ints, syllables: int, first: int) -> pl.Series:
-    """Return a made-up word for each number, injective below 75 ** syllables."""
+def _words(index: Ints, syllables: int, first: int) -> pl.Series:  # injective below 75 ** syllables
     table = np.array([consonant + vowel for consonant in "bdfgklmnprstvwz" for vowel in "aeiou"])
     total = len(table) ** syllables
     code, word = (first + 7919 * index) % total, np.array("")  # 7919 is prime to 75, so no two numbers meet
@@ -42,6 +41,6 @@ def _words(index: Ints, syllables: int, first: int) -> pl.Series:
 
 
 def numbered_ids(letter: str, count: int) -> pl.Series:
-    """Return zero-padded ids, which sort by number."""
+    """Return ids that sort by number."""
     width = max(5, len(str(count - 1)))
     return pl.Series([f"{letter}{index:0{width}d}" for index in range(count)])

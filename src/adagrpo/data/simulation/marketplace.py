@@ -1,23 +1,23 @@
 """A simulated marketplace: true utility is known, and the logs are biased by exposure.
 
-Items have a unit vector `v_i`, a quality and a popularity rank. A user's taste `x_u` drifts, and purchases pull it
-towards what goes with them. An examined item is wanted with probability
+Items have a unit vector `v_i`, a quality and a popularity rank. A user's taste `x_u` drifts, and purchases pull it. An
+examined item is wanted with probability
 
     utility(u, i) = sigmoid((sharpness * x_u . v_i + quality_i - threshold) / noise)
 
-At a visit the platform draws a slate in order without replacement (Gumbel top-k on `log w_ui`), with weights
+A visit's slate is drawn in order without replacement (Gumbel top-k on `log w_ui`), with weights
 
     w_ui = exp(targeting * x_u . shelf(i) + targeting_error * eps_u,shelf(i)) * (rank_i + V / 100) ** -exposure_bias
 
-for released items that the user does not own; `eps` is standard normal per shelf and visit, and cold items weigh 0.05
-of that. Slot `s` (from 0) is examined with probability `e_s = (1 / (s + 1)) ** position_bias`; the first examined and
-wanted item is bought, which ends the visit: `P(clicked_s) = e_s u_s prod_{r<s} (1 - e_r u_r)`. Only that end departs
-from the click model of Craswell et al., An experimental comparison of click position-bias models, 2008.
+for released items that the user does not own; `eps` is standard normal per shelf and visit; cold items weigh 0.05 of
+that. Slot `s` (from 0) is examined with probability `e_s = (1 / (s + 1)) ** position_bias`; the first examined and
+wanted item is bought and ends the visit, `P(clicked_s) = e_s u_s prod_{r<s} (1 - e_r u_r)`. That end alone departs from
+the click model of Craswell et al. (2008).
 
-The logged propensity, of being anywhere in the slate given this visit's weights, is `1 - exp(-w_ui t)`, with `t` such
-that the sum over items is the slate size (Rosen, Asymptotic theory for successive sampling with varying probabilities
-without replacement, 1972). Against 200,000 Monte Carlo slates the mean error is about 1 % or less for 10 of 1000
-items, and up to 3 % for 5 of 60.
+The logged propensity, of being in the slate given this visit's weights, is `1 - exp(-w_ui t)`, with `t` such that its
+sum over items is the slate size (Rosen, Asymptotic theory for successive sampling with varying probabilities without
+replacement, 1972). Against 200,000 Monte Carlo slates the mean error is about 1 % or less for 10 of 1000 items, up to 3
+% for 5 of 60.
 
 Satiation decays by 0.8 per visit; dwell times are log-normal around a median that grows with the logit.
 """
@@ -84,20 +84,12 @@ class Users(NamedTuple):
 
 
 def simulate(world: Marketplace) -> Simulation:
-    """Run a marketplace, reproducibly for a given version of numpy.
-
-    Example:
-        >>> simulation = simulate(Marketplace(users=5, items=50, steps=3, slate_size=4))
-        >>> simulation.impressions.columns
-        ['user_id', 'item_id', 'timestamp', 'slot', 'clicked', 'propensity']
-        >>> simulation.items.item(0, "item_id"), simulation.truth.user_ids[-1]
-        ('i00000', 'u00004')
-    """
+    """Run a marketplace, reproducibly for a given version of numpy."""
     return simulate_with_users(world)[0]
 
 
 def simulate_with_users(world: Marketplace) -> tuple[Simulation, Catalogue, Users]:
-    """Run a marketplace; also return its items and the final users."""
+    """Run a marketplace; return also its items and final users."""
     rng_items, rng_users, rng_log = (np.random.default_rng(s) for s in np.random.SeedSequence(world.seed).spawn(3))
     catalogue = make_catalogue(world, rng_items)
     users = _make_users(world, catalogue, rng_users)
@@ -200,7 +192,7 @@ def move_tastes(
     rows: Ints,  # (N,)
     normal: Floats,  # (N, D)
 ) -> Floats:  # (N, D)
-    """Update visiting users' drift and satiation; return their whole tastes."""
+    """Update drift and satiation of visiting users; return their whole tastes."""
     users.taste[rows] = unit(users.taste[rows] + world.drift / np.sqrt(world.factors) * normal)
     users.tired[rows] *= RESTED
     return unit(users.taste[rows] + world.carry * users.pull[rows])
@@ -214,7 +206,7 @@ def utility_logits(
     taste: Floats,  # (N, D) of `move_tastes`
     items: Ints,  # (N, k)
 ) -> Floats:  # (N, k)
-    """Return the utility's logits, before division by the noise."""
+    """Return utility logits, not yet divided by the noise."""
     logits = world.sharpness * np.einsum("nd,nkd->nk", taste, catalogue.vectors[items]) + catalogue.bias[items]
     if world.satiation:
         logits -= world.satiation * users.tired[rows[:, None], catalogue.category[items]]
@@ -226,7 +218,7 @@ def choose(
     logits: Floats,  # (N, k)
     uniforms: Floats,  # (N, k)
 ) -> NDArray[np.bool_]:  # (N, k)
-    """Mark the first item of each slate that is examined and wanted."""
+    """Mark each slate's first examined and wanted item."""
     examination = (1.0 / (1.0 + np.arange(logits.shape[1]))) ** world.position_bias
     chosen = uniforms < examination * expit(logits / max(world.noise, 1e-3))
     return np.asarray(chosen & (np.cumsum(chosen, axis=1) == 1))
@@ -251,16 +243,16 @@ def dwell_times(
     logits: Floats,  # (N,)
     normal: Floats,  # (N,)
 ) -> Floats:  # (N,)
-    """Return the dwell times of purchases, in seconds."""
+    """Return dwell times of purchases, seconds."""
     return np.asarray(
         world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal)
     )
 
 
-def _whole(world: Marketplace, users: Users, rows: Ints, taste: Floats) -> Floats:
-    """Return (N, D [+ C]) tastes with a satiation part, so that utilities remain dot products."""
+def _whole(world: Marketplace, users: Users, rows: Ints, taste: Floats) -> Floats:  # (N, D [+ C])
     if not world.satiation:
         return taste
+    # one more part, so that utilities remain dot products
     return np.concatenate([taste, -world.satiation / world.sharpness * users.tired[rows]], axis=1)
 
 
@@ -268,22 +260,18 @@ def _truth(world: Marketplace, catalogue: Catalogue, users: Users) -> Truth:
     scale = 1 / max(world.noise, 1e-3)
     before_last = np.arange(world.longest) < users.bought[:, None] - 1
     row, column = np.nonzero(before_last)
-    owner, place = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
+    owner, position = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
     buyers, tastes = (np.concatenate(parts) for parts in zip(*users.moments, strict=True))
+    vectors = catalogue.vectors  # (V, D [+ C])
+    if world.satiation:  # one-hot categories, to match `_whole`
+        vectors = np.concatenate([vectors, np.eye(world.categories)[catalogue.category]], axis=1)
     return Truth(
         user_ids=tuple(numbered_ids("u", world.users)),
         item_ids=tuple(numbered_ids("i", world.items)),
         users=(scale * world.sharpness * users.last).astype(np.float32),
-        items=_vectors(world, catalogue).astype(np.float32),
+        items=vectors.astype(np.float32),
         bias=(scale * catalogue.bias).astype(np.float32),
         owned=np.sort(row * world.items + users.owned[row, column]),
-        purchases=owner * world.items + users.owned[owner, place],
+        purchases=owner * world.items + users.owned[owner, position],
         tastes=(scale * world.sharpness * tastes[np.argsort(buyers, kind="stable")]).astype(np.float32),
     )
-
-
-def _vectors(world: Marketplace, catalogue: Catalogue) -> Floats:
-    """Return (V, D [+ C]) item vectors, with one-hot categories to match `_whole`."""
-    if not world.satiation:
-        return catalogue.vectors
-    return np.concatenate([catalogue.vectors, np.eye(world.categories)[catalogue.category]], axis=1)

@@ -1,4 +1,4 @@
-"""Sample slates without replacement, with their propensities (`adagrpo.data.simulation.marketplace`)."""
+"""Slates without replacement, and their propensities (`adagrpo.data.simulation.marketplace`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 class Stock(NamedTuple):
-    """The platform's item weights in one wave, with items sorted by shelf."""
+    """The platform's item weights in one wave, sorted by shelf."""
 
     order: Ints  # (V,) the items
     starts: Ints  # (S + 1,) where each shelf's items begin
@@ -29,7 +29,7 @@ class Stock(NamedTuple):
 
 
 def stock_shelves(world: Marketplace, catalogue: Catalogue, wave: int) -> Stock:
-    """Collect the items that the platform can show in a wave, by shelf."""
+    """Collect the items that a wave can show, by shelf."""
     weights = np.asarray((catalogue.rank + HEAD * world.items) ** -world.exposure_bias, dtype=np.float64)
     weights[catalogue.wave > 0] *= COLD_EXPOSURE
     weights[catalogue.wave > wave] = 0.0
@@ -54,7 +54,7 @@ def draw_slates(
     owned: Ints,  # (N, O) never shown, -1 is no item
     size: int,
 ) -> Ints:  # (N, size)
-    """Sample without replacement, by skipping the repeats of samples with replacement."""
+    """Sample without replacement by skipping repeats."""
     count, shelf_count = log_mass.shape
     slate = np.full((count, size), -1, dtype=np.int64)
     totals = np.diff(stock.cumulative[stock.starts])
@@ -69,8 +69,8 @@ def draw_slates(
         shelf = np.minimum(where - shelf_count * todo[:, None], shelf_count - 1)
         begin, end = stock.starts[shelf], stock.starts[shelf + 1]
         point = stock.cumulative[begin] + totals[shelf] * rng.random(shelf.shape)
-        place = np.clip(np.searchsorted(stock.cumulative, point, side="right") - 1, begin, end - 1)
-        drawn = stock.order[place]  # (n, 2 size)
+        index = np.clip(np.searchsorted(stock.cumulative, point, side="right") - 1, begin, end - 1)
+        drawn = stock.order[index]  # (n, 2 size)
         known = np.concatenate([owned[todo], slate[todo]], axis=1)
         repeat = (drawn[:, :, None] == known[:, None, :]).any(axis=2)
         repeat |= ((drawn[:, :, None] == drawn[:, None, :]) & earlier).any(axis=2)
@@ -96,7 +96,7 @@ def propensities(
     owned: Ints,  # (N, O)
     slate: Ints,  # (N, k)
 ) -> Floats:  # (N, k)
-    """Return inclusion probabilities `1 - exp(-w t)` of shown items, with `t` from Newton's method in logarithms."""
+    """Return inclusion probabilities `1 - exp(-w t)` of shown items; `t` by Newton's method in logarithms."""
 
     def rates(items: Ints) -> Floats:  # (N, any) w t, by the latest log_time
         shelf_rates = np.exp(np.take_along_axis(log_mass, catalogue.shelf[items], axis=1) + log_time)

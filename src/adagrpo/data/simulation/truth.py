@@ -2,8 +2,8 @@
 
     utility(u, i) = sigmoid(users_u . items_i + bias_i)
 
-is the probability that user `u` chooses an examined item `i`, and 0 if `u` owns it. Tastes move, so each purchase has
-its utility.
+is the probability that user `u` chooses an examined item `i`, 0 if `u` owns it. Tastes move, so each purchase has its
+own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth: every user just before their last purchase, or else at their last visit."""
+    """The ground truth: users just before their last purchase, or else at their last visit."""
 
     user_ids: tuple[str, ...]  # U
     item_ids: tuple[str, ...]  # V
@@ -46,13 +46,13 @@ class Truth:
         user_index: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """Return the probability of choosing an item if examined; 0 for owned items."""
+        """Return the probability of choosing an examined item; 0 for owned ones."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
         keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index
-        places = np.searchsorted(self.owned, keys)
-        has = places < len(self.owned)
-        has[has] = self.owned[places[has]] == keys[has]
+        index = np.searchsorted(self.owned, keys)
+        has = index < len(self.owned)
+        has[has] = self.owned[index[has]] == keys[has]
         return self._utility(self.users[user_index], item_index, has)
 
     def utility_before(
@@ -61,7 +61,7 @@ class Truth:
         bought: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """Return the utility just before the user bought `bought`.
+        """Return the utility just before the purchase of `bought`.
 
         Raises:
             UserError: there is no such purchase.
@@ -71,10 +71,10 @@ class Truth:
 
         def moments(keys: Ints) -> Ints:
             """Return the row of each purchase, or -1."""
-            places = np.searchsorted(known, keys)
-            inside = places < len(known)
+            index = np.searchsorted(known, keys)
+            inside = index < len(known)
             moment = np.full(keys.shape, -1)
-            moment[inside] = np.where(known[places[inside]] == keys[inside], order[places[inside]], -1)
+            moment[inside] = np.where(known[index[inside]] == keys[inside], order[index[inside]], -1)
             return moment
 
         now = moments(user_index.astype(np.int64) * items + bought)
@@ -96,7 +96,7 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """Return the truth for other rows, such as those of a prepared data set.
+        """Return the truth for other rows, such as a prepared data set's.
 
         Raises:
             UserError: an id is unknown.
@@ -124,12 +124,12 @@ class Truth:
         )
 
     def save(self, directory: Path) -> None:
-        """Write truth.safetensors, users.parquet and items.parquet into a folder."""
+        """Write truth.safetensors, users.parquet and items.parquet."""
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}
-        with atomic_file(directory / "truth.safetensors") as place:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
+        with atomic_file(directory / "truth.safetensors") as path:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
         pl.DataFrame({"user_id": self.user_ids}).write_parquet(directory / "users.parquet")
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(directory / "items.parquet")
 
@@ -138,7 +138,7 @@ class Truth:
         """Read what `save` wrote.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a missing or damaged file.
         """
         try:
             users = pl.read_parquet(directory / "users.parquet")["user_id"].to_list()

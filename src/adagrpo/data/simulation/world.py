@@ -25,28 +25,28 @@ class Marketplace:
     """The parameters of a simulated marketplace.
 
     Attributes:
-        factors: length of the taste and item vectors.
+        factors: length of taste and item vectors.
         categories: each has one that complements it.
         styles: shared by the categories.
-        steps: mean number of visits per user (Gamma-Poisson).
+        steps: mean visits per user (Gamma-Poisson).
         slate_size: items shown per visit.
-        exposure_bias: exponent of the popularity rank in the platform's weights; 0 ignores it, 1 is strong.
-        targeting: weight of the user's taste in the platform's weights.
-        targeting_error: standard deviation of the platform's error about it, in log weight.
-        position_bias: exponent of the decay of examination with the slot; 0 examines everything.
-        sharpness: weight of taste in the utility, in logits.
-        threshold: what taste and quality must overcome, in logits.
+        exposure_bias: exponent of the popularity rank in the platform's weights; 0: none, 1: strong.
+        targeting: weight of taste in the platform's weights.
+        targeting_error: standard deviation of its error, in log weight.
+        position_bias: exponent of the decay of examination by slot; 0: all are examined.
+        sharpness: weight of taste in the utility, logits.
+        threshold: what taste and quality must overcome, logits.
         noise: scale of the users' logistic error, at least .001.
-        carry: length of the pull of recent purchases, for a taste of length 1.
-        drift: length of the change of taste per visit, for a taste of length 1.
+        carry: length of the pull of purchases; a taste has length 1.
+        drift: length of the change of taste per visit.
         cold_share: share of items released late and then rarely shown.
         later_share: share of items released after the log.
-        satiation: logits that a recent purchase takes from items of its category.
-        dwell_seconds: median dwell time at a purchase probability of one half; 0 for no such column.
+        satiation: logits that a recent purchase takes from its category.
+        dwell_seconds: median dwell time at purchase probability one half; 0: no such column.
         seed: users and items do not depend on the platform's parameters.
 
     Raises:
-        UserError: a parameter is out of range, or the catalogue is too small.
+        UserError: a parameter out of range, or too small a catalogue.
     """
 
     users: int = 2000
@@ -93,12 +93,12 @@ class Marketplace:
 
     @property
     def longest(self) -> int:
-        """Return the length of the log in steps, the maximum number of visits."""
+        """Return the log's length in steps, the maximum number of visits."""
         return max(1, round(2.5 * self.steps))
 
 
 class Catalogue(NamedTuple):
-    """The items, and the shelves (category and style) that they are drawn from."""
+    """The items, and the shelves (category and style) they come from."""
 
     shelves: Floats  # (S, D) unit vectors
     shelf: Ints  # (V,)
@@ -113,9 +113,9 @@ class Catalogue(NamedTuple):
 
 
 def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
-    """Sample the items and shelves of a world."""
-    spread = _spread(rng.normal(size=(world.categories + world.styles, world.factors)))
-    centres, styles = spread[: world.categories], spread[world.categories :]
+    """Sample a world's items and shelves."""
+    directions = _pushed_apart(rng.normal(size=(world.categories + world.styles, world.factors)))
+    centres, styles = directions[: world.categories], directions[world.categories :]
     # A cycle through all categories: each is complemented by another one, as long as there are two.
     cycle = rng.permutation(world.categories)
     complement = np.empty_like(cycle)
@@ -151,8 +151,7 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     )
 
 
-def _spread(vectors: Floats) -> Floats:  # (n, D)
-    """Push unit vectors apart, so that no two categories coincide by chance."""
+def _pushed_apart(vectors: Floats) -> Floats:  # (n, D)
     for _ in range(200):
         vectors = unit(vectors)
         cosines = vectors @ vectors.T
@@ -162,5 +161,5 @@ def _spread(vectors: Floats) -> Floats:  # (n, D)
 
 
 def unit(vectors: Floats) -> Floats:  # (..., D)
-    """Normalize vectors to length 1."""
+    """Normalize to length 1."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))

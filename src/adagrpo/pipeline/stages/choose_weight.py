@@ -12,51 +12,42 @@ weight.json holds
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import ranks_in, reordered
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, within_list_std
+from adagrpo.pipeline.directory import RunDirectory, model_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, RewardWeights
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_json, write_json
+from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 
-STAGE, FILE = REWARD_WEIGHTS
-
-
-class RewardWeights(NamedTuple):
-    """Chosen weights, in units of σ."""
-
-    spread: float
-    rerank: float
-    distill: float
+STAGE, FILE = REWARD_WEIGHTS.split(":")
 
 
 def reranking(run: RunDirectory) -> Declaration:
     """Declare the choice of weights."""
-    data, weights = RunData(run), run.path("sft", "best")
+    data = RunData(run)
     models = Models(data)
     options = run.config.reward
-    inputs = [*data.training_files, *data.shown_files, *data.catalog_files]
-    inputs += [weights / "model.safetensors", *models.files_of(options), *models.probe_files]
+    reads = [*data.training_files, *data.shown_files, *data.catalog_files, model_of("sft")]
+    reads += [*models.files_of(options), *models.probe_files]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
         reward = None if options.in_list_stds else models.reward()
-        beams = models.predict(models.policy(weights), cases, reward, progress(run, STAGE))
+        beams = models.predict(models.policy(run.path("sft", "best")), cases, reward, progress(run, STAGE))
         members = {}
         if options.in_list_stds:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
-            spreads = [reward_spread(beams.items, values) for values in rewards]
+            spreads = [within_list_std(beams.items, values) for values in rewards]
             summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)
             beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": spreads}
         assert beams.rewards is not None, "predicted with a reward"
-        spread = reward_spread(beams.items, beams.rewards)
+        spread = within_list_std(beams.items, beams.rewards)
         ranks = {w: ranks_in(reordered(beams, w, spread).items, cases) for w in WEIGHTS}
         weighted = data.case_weights(cases)
         by_weight = {weight: weighted * metrics.ndcg(rank, 10, cases.sizes) for weight, rank in ranks.items()}
@@ -70,16 +61,10 @@ def reranking(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=(FILE,),
         settings=(*DECODING, *models.reward_reads, "decide"),
         but=NOT_FITTED,
         also={"weights": list(WEIGHTS)},
-        schema=3,
+        version=3,
     )
-
-
-def read_reward_weights(file: Path) -> RewardWeights:
-    """Read a weight.json."""
-    content = read_json(file)
-    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))

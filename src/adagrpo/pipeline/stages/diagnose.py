@@ -17,7 +17,7 @@ from adagrpo.diagnosis.assessment import Utility
 from adagrpo.evaluation.predictions import batches
 from adagrpo.objective import target_nll
 from adagrpo.pipeline.diagnosed import diagnosed_models
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -34,8 +34,8 @@ def diagnosis(run: RunDirectory) -> Declaration:
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")
-    inputs = [*data.training_files, *data.catalog_files]
-    inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files, *leak_files(models)])
+    reads = [*data.training_files, *data.catalog_files]
+    reads += dict.fromkeys([model_of("sft"), *models.reward_files, *leak_files(models)])
 
     def build(work: Path) -> None:
         observed = observe(
@@ -53,11 +53,11 @@ def diagnosis(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs=[*inputs, *data.shown_files, *data.truth_files],
+        reads=[*reads, *data.shown_files, *data.truth_files],
         files=("diagnose.json",),
         settings=(*DECODING, "decide", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=8,
+        version=8,
     )
 
 

@@ -23,16 +23,26 @@ from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, su
 from adagrpo.lists.table import baselines
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.description import config_hash
+from adagrpo.pipeline.directory import (
+    RunDirectory,
+    events_of,
+    find_content,
+    hash_of,
+    made_from,
+    model_of,
+    place_of,
+    roots,
+    weights_of,
+)
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
 from adagrpo.pipeline.matching import weight_used
+from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import manifest, verify
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.pressure import mean_pressure
@@ -43,25 +53,25 @@ EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 def evaluate_start(run: RunDirectory) -> Declaration:
     """Declare the evaluation of the starting policy, alone and re-ranked."""
-    return _evaluate(run, run.weights_of("sft"), run.path(STAGE, FILE))
+    return _evaluate(run, "sft", "best", reranked=True)
 
 
 def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
     """Declare the evaluation of a trained arm."""
-    return _evaluate(run, run.weights_of(arm, checkpoint))
+    return _evaluate(run, arm, checkpoint)
 
 
-def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
-    data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
+def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = False) -> Declaration:
+    data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
-    label = "evaluate/sft" if reranking is not None else f"evaluate/{weights.parent.name}/{weights.name}"
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, model]
-    inputs += [*models.reward_files, *([] if reranking is None else [reranking])]
+    label = "evaluate/sft" if reranked else f"evaluate/{arm}/{checkpoint}"
+    reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
+    reads += [*models.reward_files, *([REWARD_WEIGHTS] if reranked else [])]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
             return
-        policy, reward = models.policy(weights), models.reward()
+        policy, reward = models.policy(run.path(*weights_of(arm, checkpoint))), models.reward()
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
@@ -69,19 +79,19 @@ def _evaluate(run: RunDirectory, weights: Path, reranking: Path | None = None) -
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
-            if reranking is not None:
-                values[f"rerank_{split}"] = _re_ranked(predictions, cases, reranking)
+            if reranked:
+                values[f"rerank_{split}"] = _re_ranked(predictions, cases, place_of(run, REWARD_WEIGHTS))
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_json(work / "metrics.json", values)
 
     declared = Declaration(
         build,
-        inputs=[*inputs, *data.truth_files],
+        reads=[*reads, *data.truth_files],
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
         also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
-        schema=3,
+        version=3,
     )
     return declared
 
@@ -94,14 +104,14 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
     """Copy the evaluation of identical weights and settings, and return whether there is one."""
-    now = declared.made_from(run.config, run.hash_inputs(declared.inputs))
-    for root in reversed(run.roots):
+    now = made_from(run, declared)
+    for root in reversed(roots(run)):
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
             content = manifest(folder) or {}
-            before = MadeFrom.of(content)
-            if before is None or Counter(now.inputs.values()) - Counter(before.inputs.values()):
+            before = MadeFrom.of(content, run.stages)
+            if before is None or Counter(now.hashes.values()) - Counter(before.hashes.values()):
                 continue
-            if (before.schema, before.settings, before.also) == (now.schema, now.settings, now.also):
+            if before[:3] == now[:3]:  # version, settings, also
                 verify(folder)
                 for name in content["files"]:
                     shutil.copyfile(folder / name, work / name)
@@ -202,7 +212,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
     ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
     content = {
         "name": run.config.name,
-        "config_hash": run.config_hash,
+        "config_hash": config_hash(run.config),
         "dataset": summary,
         "catalog": run.content("tokenize", "audit.json"),
         "ranker": ranker,
@@ -212,7 +222,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}
     content |= {"left_out": dict(left_out)} if left_out else {}
-    run.write_output("metrics.json", json_lines(content))
+    write_output(run, "metrics.json", json_lines(content))
     _write_results(run, content)
 
 
@@ -222,13 +232,13 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
         "dataset": run.config.name,
         "seed": run.config.seed,
         "recipe": run.config.name,
-        "config_hash": run.config_hash,
-        "data_hash": run.hash_input(run.path("prepare", "train.parquet")),
+        "config_hash": config_hash(run.config),
+        "data_hash": hash_of(run, "prepare:train.parquet"),
         "commit": _commit(),
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    seconds = {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}  # of the latest build
+    seconds = {row["stage"]: row["seconds"] for row in events_of(run) if row["event"] == "end"}  # of the latest build
     for name, entry in content["stages"].items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
@@ -246,7 +256,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
             rows.append(
                 json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
             )
-    run.write_output("results.jsonl", "\n".join(rows) + "\n")
+    write_output(run, "results.jsonl", "\n".join(rows) + "\n")
 
 
 def _command() -> str:
@@ -268,7 +278,7 @@ def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) ->
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
         counts.update({event: int(count) for event, count in found.items() if count is not None})
     events: dict[str, Any] = {"events": dict(counts)} if counts else {}
-    lost = run.find_content("train", name, "lost.json")
+    lost = find_content(run, "train", name, "lost.json")
     return events if lost is None else events | {"lost": lost}
 
 

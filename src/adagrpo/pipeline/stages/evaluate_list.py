@@ -7,28 +7,23 @@ cross-fitted validation ranks.
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adagrpo.config import Config
 from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.lists import Recommender
-from adagrpo.lists.names import FUSE, RERANK, START, parse_list
-from adagrpo.lists.table import SOURCES, fused
+from adagrpo.lists.names import FUSE, START, parse_list
 from adagrpo.metrics import RankedLists, measure, measured
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
-from adagrpo.pipeline.directory import Declare, RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.fuse import VALIDATION, fit_sources, fuse, read_ranks, validation_cases, write_ranks
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.pipeline.versions import CatalogVersion
+from adagrpo.pipeline.stages.fuse import VALIDATION, read_ranks, validation_cases, write_ranks
 from adagrpo.types import Cases
 
 WITHOUT_POLICY = ("evaluation", "max_history")  # settings that determine the lists of sources
@@ -41,14 +36,15 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     data, called = RunData(run, CatalogVersion(run, run.catalog)), parse_list(name)
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
-    weights = run.weights_of(arm)
+    weights = run.path(*weights_of(arm))
     base = None if called.policy is None else run.path(*evaluation_of(arm, "best"))
     ranked = None if called.policy is None else run.path(FUSE, arm, VALIDATION)
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, *data.truth_files]
-    inputs += [] if ranked is None else [ranked]
+    reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, *data.truth_files]
+    reads += [] if ranked is None else [f"{FUSE}/{arm}:{VALIDATION}"]
     seed = ["seed"] if ranked is None else []  # samples the validation cases
-    inputs += [*maker.files(called), *([weights / "model.safetensors"] if base is not None else [])]
-    inputs += [] if base is None else [base / FREE, base / "metrics.json"]
+    reads += [*maker.files(called), *([model_of(arm)] if base is not None else [])]
+    if base is not None:
+        reads += [f"{'/'.join(evaluation_of(arm, 'best'))}:{file}" for file in (FREE, "metrics.json")]
 
     reward = models.reward_reads if maker.asks_reward(called) else ()
 
@@ -70,25 +66,12 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
         settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
         also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
-        schema=2,
+        version=2,
     )
-
-
-def list_stages(name: str, config: Config) -> dict[str, Declare]:
-    """Return the stages that measure a combined list whose policy is evaluated; none for other lists."""
-    called = parse_list(name)
-    if called.order == RERANK:
-        return re_rankings(name)
-    if called.policy is None or called.order == "policy":
-        return {}
-    sources = dict.fromkeys(SOURCES[source].stage for source in fused(config) if SOURCES[source].fit is not None)
-    stages: dict[str, Declare] = {str(stage): partial(fit_sources, stage=str(stage)) for stage in sources}
-    stages[f"{FUSE}/{called.policy}"] = partial(fuse, arm=called.policy)
-    return {**stages, f"evaluate/{name}": partial(evaluate_list, name=name)}
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:

@@ -29,10 +29,12 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     shown_quality,
 )
+from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines, write_json
+from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.protocol import Reward
@@ -82,7 +84,7 @@ def report_exposures(run: RunDirectory) -> Declaration:
     """Declare the report."""
     bench = RunData(run)
     models = Models(bench)
-    inputs = [*bench.training_files, *map(bench.prepared_file, ("impressions.parquet", "held_out.parquet"))]
+    reads = [*bench.training_files, "prepare:impressions.parquet", "prepare:held_out.parquet"]
 
     def build(work: Path) -> None:
         reward = models.reward()
@@ -90,21 +92,21 @@ def report_exposures(run: RunDirectory) -> Declaration:
         content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
         write_json(work / "report.json", content)
 
-    inputs += [path for path in models.reward_files if path not in inputs]
-    return Declaration(build, inputs, ("report.json",), (*models.reward_reads, "seed", "max_history"))
+    reads += [file for file in models.reward_files if file not in reads]
+    return Declaration(build, reads, ("report.json",), (*models.reward_reads, "seed", "max_history"))
 
 
 def collect_exposures(run: RunDirectory) -> None:
     """Write metrics.json: the data, the ranker and its report."""
     content = {
         "name": run.config.name,
-        "config_hash": run.config_hash,
+        "config_hash": config_hash(run.config),
         "dataset": {key: value for key, value in run.content("prepare", "summary.json").items() if key != "understood"},
         "ranker": run.content("ranker", "metrics.json"),
         "reward": describe_reward(Models(RunData(run))),
         "exposures": run.content("ranker", "exposures", "report.json"),
     }
-    run.write_output("metrics.json", json_lines(content))
+    write_output(run, "metrics.json", json_lines(content))
 
 
 def loss_of(data: RunData) -> str:

@@ -53,7 +53,7 @@ def lambdarank(
         reads: prepared files these groups need besides the training files.
     """
     data, options = RunData(run), run.config.ranker.lambdarank
-    inputs = [*data.training_files, *data.shown_files, *map(data.prepared_file, reads)]
+    read = [*data.training_files, *data.shown_files, *(f"prepare:{name}" for name in reads)]
     reach = run.config.max_history
 
     def build(work: Path) -> None:
@@ -92,4 +92,4 @@ def lambdarank(
         write_json(work / "metrics.json", summary)
 
     of_ranker = ("ranker.lambdarank", "ranker.user_share", "ranker.fit.validation_users")
-    return Declaration(build, inputs, ("model.txt", "metrics.json"), (*of_ranker, "seed", "max_history"))
+    return Declaration(build, read, ("model.txt", "metrics.json"), (*of_ranker, "seed", "max_history"))

@@ -54,8 +54,8 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     models, settings = Models(data), options.fit
     name = "ranker" if fold is None else f"ranker/fold-{fold}"
     kind = data.ranker_loss
-    inputs = [*data.training_files, *map(data.prepared_file, selection.files), *data.shown_files]
-    if kind == "impressions" and data.prepared_file("train.parquet").is_file() and not data.shown_files:
+    reads = [*data.training_files, *(f"prepare:{name}" for name in selection.files), *data.shown_files]
+    if kind == "impressions" and run.path("prepare", "train.parquet").is_file() and not data.shown_files:
         raise UserError(
             "ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked), or data.impressions"
         )
@@ -65,7 +65,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     # not measured for impressions, and logs without order have no vectors
     starts_from_vectors = kind != "impressions"
     if starts_from_vectors:
-        inputs += vector_files(run)
+        reads += vector_files(run)
 
     def build(work: Path) -> None:
         ranker = models.ranker()
@@ -98,12 +98,12 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         also["shown"] = "after the last interaction too"  # an earlier version did not fit these impressions
     return Declaration(
         build,
-        inputs,
+        reads,
         files=(*CHECKPOINTS, "metrics.json"),
         settings=("ranker", "seed", "max_history", selection.reads, *(VECTORS if starts_from_vectors else ())),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=also or None,
-        schema=5 if starts_from_vectors else 4,
+        version=5 if starts_from_vectors else 4,
         together=True,
     )
 

@@ -14,7 +14,7 @@ from torch import nn
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.objective import GroupSummary
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, hashes_of, log_event
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -88,7 +88,7 @@ def measured_once(
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
     reads = read_settings(run.config, [*DECODING, *models.reward_reads, "ranker.folds", "seed"], NOT_FITTED)
-    inputs = run.hash_inputs([*data.training_files, *data.catalog_files, *models.reward_files])
+    inputs = hashes_of(run, [*data.training_files, *data.catalog_files, *models.reward_files])
 
     def measure() -> dict[str, float]:
         weights = _hash_weights(model)
@@ -117,7 +117,7 @@ def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, f
         if empty and not said:
             said.append(step)
             count = f"{empty:g} group{'' if empty == 1 else 's'}"
-            run.remark(stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
+            log_event(run, stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
 
     return report
 
@@ -127,6 +127,6 @@ def _watched(data: RunData, stage: str, settings: FitConfig, go_on: bool) -> Wat
     then = "trains on, as train.stop_lost says" if go_on else "stopped; its best checkpoint is kept"
 
     def say(step: int, why: str) -> None:
-        data.run.remark(stage, f"lost its policy at step {step}: {why}; {then}")
+        log_event(data.run, stage, f"lost its policy at step {step}: {why}; {then}")
 
     return Watched(cases, say, go_on)

@@ -22,7 +22,7 @@ from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
 from adagrpo.lists.table import SOURCES, fused
 from adagrpo.metrics import ndcg
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -31,7 +31,7 @@ from adagrpo.pipeline.list_makers import (
     WEIGHTS,
     ListMaker,
     batches_of,
-    place_of,
+    files_of_source,
     save_corrections,
     save_matrix,
 )
@@ -54,19 +54,18 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
             assert source.fit is not None, "a stage of sources fits each of them"
             save_matrix(source.fit(data.training, data.num_items), work.joinpath(*source.file))
 
-    files = [data.prepared_file(f"{name}.parquet") for name in ("items", "train")]
-    return Declaration(build, files, tuple("/".join(source.file) for source in rows), schema=2)
+    return Declaration(build, data.training_files[:2], tuple("/".join(source.file) for source in rows), version=2)
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
     """Declare the fit of a policy's fused lists."""
     data = RunData(run)
     models, name = Models(data), ListName(arm, FUSE)
-    weights = run.weights_of(arm)
+    weights = run.path(*weights_of(arm))
     maker = ListMaker(models)
-    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors"]
-    inputs += [run.path(*place) for name in fused(run.config) if (place := place_of(name))]
-    inputs += [*models.reward_files, *data.shown_files]
+    reads = [*data.training_files, *data.catalog_files, model_of(arm)]
+    reads += [file for name in fused(run.config) for file in files_of_source(name)]
+    reads += [*models.reward_files, *data.shown_files]
 
     def build(work: Path) -> None:
         cases = validation_cases(data)
@@ -90,11 +89,11 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=(WEIGHTS, CORRECTIONS, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "decide", "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        schema=6,
+        version=6,
     )
 
 
@@ -129,7 +128,7 @@ def _write(
     content = {
         order: {
             "weights": dict(fit.weights.weights),
-            "spreads": dict(fit.weights.spreads),
+            "spreads": dict(fit.weights.stds),
             "shrinkage": fit.shrinkage,
             "epochs": fit.epochs,
             "ndcg@10": float(ndcg(fit.ranks, 10, sizes).mean()),

@@ -10,12 +10,11 @@ from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.metrics import RankedLists, measured
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.directory import RunDirectory, hash_of
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
-from adagrpo.pipeline.versions import CatalogVersion
 
 FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 
@@ -23,18 +22,18 @@ FILES = ("predictions.parquet", "free.parquet", "metrics.json")
 def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
     """Declare the comparison of the arms by user."""
     data = RunData(run, CatalogVersion(run, run.catalog))
-    folders = {(START, "start"): run.path("evaluate", START)}
-    folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
+    points: dict[tuple[str, str], tuple[str, ...]] = {(START, "start"): (START,)}
+    points |= {(arm, kind): (arm, kind) for arm in arms for kind in ("best", "final")}
 
     def build(work: Path) -> None:
-        users = {point: read_measured(data, folder).users for point, folder in folders.items()}
+        users = {point: read_measured(data, run.path("evaluate", *parts)).users for point, parts in points.items()}
         write_json(work / "paired.json", paired_outcomes(users), allow_nan=False)
 
-    inputs = [*data.training_files, data.prepared_file("test.parquet")]
-    inputs += [folder / name for folder in folders.values() for name in FILES]
+    reads = [*data.training_files, "prepare:test.parquet"]
+    reads += [f"evaluate/{'/'.join(parts)}:{name}" for parts in points.values() for name in FILES]
     return Declaration(
         build,
-        inputs=[*inputs, *data.truth_files],
+        reads=[*reads, *data.truth_files],
         files=("paired.json",),
         settings=("evaluation.beam_width",),
         also={"metrics": measured(run.config.data.split.baskets), "arms": list(arms)} | data.truth_read,
@@ -45,7 +44,7 @@ def read_measured(data: RunData, folder: Path) -> Measured:
     """Read per-user results; UserError if a file is missing or changed."""
     cases = data.measured_cases("test")
     for name in FILES:
-        data.run.hash_input(folder / name)
+        hash_of(data.run, folder / name)
     width = data.config.evaluation.beam_width
     items = read_lists(data, cases, folder, width)
     lists = RankedLists(

@@ -13,11 +13,10 @@ from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
-from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of, place_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
@@ -30,23 +29,23 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     data, settings = RunData(run), options.fit
     models = Models(data)
     start = run.path("sft", "best")
-    inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors"]
+    reads = [*data.training_files, *data.catalog_files, model_of("sft")]
     if arm.term is not None:
         # the validation log in training has rewards of the ranker of all users
-        inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
+        reads += dict.fromkeys([*models.reward_files, *models.group_reward_files])
     if arm.reads_truth:
         if not data.truth_files:
             data.truth()  # raises if it is missing
-        inputs += data.truth_files
+        reads += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
-    weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_list_stds else None
-    inputs += [] if weights is None else [weights]
+    weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_list_stds else None
+    reads += [] if weights is None else [REWARD_WEIGHTS]
 
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
         for path in models.reward_files:  # nll logs rewards, but is not retrained when the ranker changes
-            run.hash_input(path)
+            hash_of(run, path)
         objective = arm.resolved_objective(run.config.objective)
         without_reward = arm.term is None
         if weights is not None and arm.left_to_validation(run.config.objective) is not None:
@@ -79,7 +78,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 [
                     arm.settings(objective) | {"pressure": None},
                     read_settings(run.config, settings_read, NOT_FITTED),
-                    run.hash_inputs(inputs),
+                    hashes_of(run, reads),
                 ]
             )
             _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
@@ -95,12 +94,12 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         settings_read += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
     return Declaration(
         build,
-        inputs,
+        reads,
         files=CHECKPOINTS,
         settings=settings_read,
         but=NOT_FITTED,
         also=also,
-        schema=2,
+        version=2,
         together=True,
     )
 
@@ -157,4 +156,4 @@ def _press(
     run.remembered[known] = found
     task.arm = replace(task.arm, lambda_=found.lambda_)
     if now:
-        run.remark(f"train/{name}", found.sentence())
+        log_event(run, f"train/{name}", found.sentence())

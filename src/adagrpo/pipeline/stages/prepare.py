@@ -33,7 +33,7 @@ from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
@@ -92,7 +92,7 @@ def exposures(run: RunDirectory) -> Declaration:
     last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
     but = ("data.exposures.path", "data.exposures.user_key_file")
-    return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, schema=2)
+    return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, version=2)
 
 
 class ShownSource(NamedTuple):
@@ -360,7 +360,9 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     # earlier versions had no later.parquet and cut impressions at a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
     settings = ("data", "seed") if drawn else ("data",)
-    return Declaration(build, list(dict.fromkeys(files)), PREPARED, settings, also=also, schema=4)
+    return Declaration(
+        build, [read_of(run, file) for file in dict.fromkeys(files)], PREPARED, settings, also=also, version=4
+    )
 
 
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:

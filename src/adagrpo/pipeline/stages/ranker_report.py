@@ -28,13 +28,12 @@ from adagrpo.evaluation.reward_quality import (
     rank_correlation,
 )
 from adagrpo.objective import target_nll
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import RunDirectory, model_of
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
-from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -57,10 +56,10 @@ def report_ranker(run: RunDirectory) -> Declaration:
     data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
-    inputs = [*data.training_files, *data.catalog_files, start / "model.safetensors", *models.reward_files]
-    inputs += data.shown_files
+    reads = [*data.training_files, *data.catalog_files, model_of("sft"), *models.reward_files]
+    reads += data.shown_files
     if data.truth_files:
-        inputs += [*data.truth_files, data.prepared_file("test.parquet")]
+        reads += [*data.truth_files, "prepare:test.parquet"]
 
     def build(work: Path) -> None:
         content = _quality(data, models.reward(), models.policy(start).eval(), loss_of(data))
@@ -68,7 +67,7 @@ def report_ranker(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs,
+        reads,
         files=("report.json",),
         settings=("policy", *models.reward_reads, "seed", "max_history"),
         also=data.truth_read or None,

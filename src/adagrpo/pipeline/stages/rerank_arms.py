@@ -16,12 +16,11 @@ from adagrpo.evaluation.predictions import ranks_in, reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.lists.names import RERANK, START, ListName, parse_list
 from adagrpo.metrics import measured, ndcg
-from adagrpo.pipeline.directory import Declare, RunDirectory
-from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.directory import RunDirectory, model_of, place_of, weights_of
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
-from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stage import Declaration, Declare
 from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ranks
@@ -41,11 +40,11 @@ def re_rankings(name: str) -> dict[str, Declare]:
 
 
 def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaration:
-    data, weights = RunData(run), run.weights_of(arm, checkpoint)
+    data, weights = RunData(run), run.path(*weights_of(arm, checkpoint))
     label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
-    models, file = Models(data), run.path(STAGE, FILE)
-    inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
-    inputs += [weights / "model.safetensors", file, *models.reward_files, *data.shown_files, *data.truth_files]
+    models, file = Models(data), place_of(run, REWARD_WEIGHTS)
+    reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
+    reads += [REWARD_WEIGHTS, *models.reward_files, *data.shown_files, *data.truth_files]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -85,12 +84,12 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
 
     declared = Declaration(
         build,
-        inputs,
+        reads,
         files=(*EVALUATED, VALIDATION),
         settings=(*DECODING, *models.reward_reads, "decide"),
         also={"weights": list(WEIGHTS), "metrics": measured(run.config.data.split.baskets)}
         | data.truth_read
         | data.validation_draw,
-        schema=6,
+        version=6,
     )
     return declared

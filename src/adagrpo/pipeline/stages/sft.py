@@ -40,10 +40,10 @@ def sft(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        inputs=[*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)],
+        reads=[*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)],
         files=CHECKPOINTS,
         settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
         but=NOT_FITTED,
-        schema=4,
+        version=4,
         together=True,
     )

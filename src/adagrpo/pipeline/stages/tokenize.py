@@ -18,7 +18,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
-from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stage import Declaration, Read
 from adagrpo.semantic_ids import (
     Catalog,
     Quantization,
@@ -53,11 +53,9 @@ CLUSTER_BOUND = 1.1  # most items per code of `balanced_kmeans`, in multiples of
 def tokenize(run: RunDirectory) -> Declaration:
     """Declare the stage."""
     data, options = RunData(run), run.config.tokenizer
-    inputs = data.training_files[:2]
+    reads = [*data.training_files[:2], *vector_files(run)]
     if options.published is not None:
-        inputs.append(run.data / options.published.path)
-    if reads_texts(run.config):
-        inputs.append(run.path(*ENCODED))
+        reads.insert(2, run.data / options.published.path)
 
     def build(work: Path) -> None:
         codes, error, quantization = _quantize(run)
@@ -66,7 +64,7 @@ def tokenize(run: RunDirectory) -> Declaration:
         report = audit(codes, catalog, reconstruction_error=error)
         write_json(work / "audit.json", report)
 
-    return Declaration(build, inputs, ("codes.parquet", "codes.json", "audit.json"), ("tokenizer", "seed"))
+    return Declaration(build, reads, ("codes.parquet", "codes.json", "audit.json"), ("tokenizer", "seed"))
 
 
 def reads_texts(config: Config) -> bool:
@@ -151,9 +149,9 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
         table.weight.copy_(torch.from_numpy(rows))
 
 
-def vector_files(run: RunDirectory) -> list[Path]:
+def vector_files(run: RunDirectory) -> list[Read]:
     """List the non-training files that `start_from_vectors` reads."""
-    return [run.path(*ENCODED)] if reads_texts(run.config) else []
+    return [":".join(ENCODED)] if reads_texts(run.config) else []
 
 
 def _weighed(
@@ -203,7 +201,7 @@ def encode(run: RunDirectory) -> Declaration:
         columns = [pl.Series("item", np.arange(len(items), dtype=np.int32)), pl.Series("vector", vectors)]
         pl.DataFrame(columns).write_parquet(work / ENCODED[1])
 
-    return Declaration(build, [data.prepared_file("items.parquet")], ENCODED[1:], also={"model": files})
+    return Declaration(build, ["prepare:items.parquet"], ENCODED[1:], also={"model": files})
 
 
 def language_model_folder(run: RunDirectory) -> Path:
