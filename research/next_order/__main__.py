@@ -1,7 +1,7 @@
 """Measure `decide` under both questions.
 
     python -m research.next_order --data DIR --out runs/next-order
-    python -m research.next_order --table
+    python -m research.next_order --table    # writes the tables of README.md
 
 `plan.yaml` is the plan. A row of `rows.jsonl` is a run: metrics on test of every list, and of the primary's runs the
 values of each user. What has its row is not measured again.
@@ -28,24 +28,26 @@ from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.metrics import hit_rate, recall, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows
+from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row
 
 HERE = Path(__file__).parent
 ROWS = HERE / "rows.jsonl"
 OWN, TOP = "own", 10
+BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
 PRIMARY = ("online-retail", "next basket by time")
 SHOWN = ("hr@10", "recall@10", "ndcg@10")
 
 
 def main() -> None:
-    """Measure what is missing, and print the tables."""
+    """Measure what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder of the sets")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/next-order"), help="where runs are made; each goes again"
     )
-    parser.add_argument("--table", action="store_true", help="print the tables alone")
+    parser.add_argument("--table", action="store_true", help="write and print the tables alone")
     given = parser.parse_args()
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     if not given.table:
@@ -56,7 +58,16 @@ def main() -> None:
                 for seed in one.get("seeds", {}).get(asked, plan["seeds"][:1]):
                     logs = [given.data / path for path in one["logs"]]
                     measure((name, asked, seed), logs, [*plan["settings"], *settings], given.out)
-    print("\n\n".join(tables(list(read_rows(ROWS)))))
+    text = "\n\n".join(tables(list(read_rows(ROWS))))
+    page = HERE / "README.md"
+    write_file(page, with_rows(page.read_text(encoding="utf-8"), text))
+    print(text)
+
+
+def with_rows(page: str, text: str) -> str:
+    """The page with the text between its two marks."""
+    head, _, rest = page.partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
 
 
 def measure(key: tuple[str, str, int], logs: list[Path], settings: list[str], out: Path) -> None:

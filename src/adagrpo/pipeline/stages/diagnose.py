@@ -38,6 +38,8 @@ def diagnosis(run: RunDirectory) -> Declaration:
     reads += dict.fromkeys([model_of("sft"), *models.reward_files, *leak_files(models)])
 
     def build(work: Path) -> None:
+        if run.config.data.split.baskets:
+            run.console.note("note: a diagnosis asks for one item of each basket, drawn; `decide` asks for all of it")
         observed = observe(
             models,
             models.policy(policy),
