@@ -105,6 +105,20 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     return Past(torch.from_numpy(items), torch.from_numpy(ago), torch.from_numpy(days), grouped)
 
 
+def by_item_within(query: Query) -> Query:
+    """Return the query with the items of each known basket in the order of their numbers, as histories are prepared.
+
+    Example:
+        >>> by_item_within(Query([5, 3, 4], baskets=[0, 0, 1])).history
+        [3, 5, 4]
+    """
+    known = query.days if query.baskets is None else query.baskets
+    if known is None:
+        return query
+    order = np.lexsort((np.asarray(query.history), np.cumsum(np.append(False, np.diff(known) != 0))[: len(known)]))
+    return query._replace(history=[query.history[index] for index in order])
+
+
 def query_of(cases: Cases, row: int, *, eligible: Eligible | None = None) -> Query:
     """Return the query of a case."""
     histories, part = cases.histories, slice(*cases.histories.offsets[row : row + 2])

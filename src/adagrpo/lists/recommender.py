@@ -41,6 +41,7 @@ from adagrpo.lists.query import (
     Query,
     Recommendations,
     Source,
+    by_item_within,
     past_of_queries,
 )
 from adagrpo.lists.sources import CandidateSource, best_of
@@ -368,6 +369,7 @@ class Recommender:
         return self._named(found, shares.tolist())._replace(source="popular")
 
     def _batch(self, queries: Sequence[Query], masked: bool) -> Histories:
+        queries = [by_item_within(query) for query in queries] if self._past else queries
         histories = [query.history for query in queries]
         offsets = np.cumsum([0, *map(len, histories)])
         ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
