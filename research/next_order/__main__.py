@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from adagrpo.cli.log_commands import recipe_of_logs
 from adagrpo.cli.log_roles import by_role
 from adagrpo.config.yaml_text import parse_yaml
+from adagrpo.data.logs.question import question_lines
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.metrics import hit_rate, recall, target_rank_in
@@ -76,14 +77,15 @@ def measure(key: tuple[str, str, int], logs: list[Path], settings: list[str], ou
     if any((row["set"], row["asked"], row["seed"]) == key for row in read_rows(ROWS)):
         return
     folder = out / f"{name}-{asked.replace(' ', '-')}-{seed}"
-    recipe, notes = recipe_of_logs(by_role(logs), name, ())
+    recipe, _, question = recipe_of_logs(by_role(logs), name, ())
     content = parse_yaml(recipe)
     content["data"].pop("max_bad_rows", None)
     made = Run.create(content, folder, settings=[*settings, f"seed={seed}"])
     decision = made.decide()
     lists = {row["list"]: row["test"] for row in decision["contenders"]}
     row = {"set": name, "asked": asked, "seed": seed, "chosen": decision["chosen"], "why": decision["why"]}
-    row |= {"cases": decision["cases"], "test": lists, "notes": [note for note in notes if note.startswith("asked")]}
+    row |= {"cases": decision["cases"], "test": lists}
+    row["notes"] = question_lines(question, made.config.data.split)[:1] if question is not None else []
     row["milliseconds"] = {one["list"]: one["processor_milliseconds"] for one in decision["contenders"]}
     if (name, asked) == PRIMARY:
         row["values"] = {one: values_of(made, one) for one in dict.fromkeys((decision["chosen"], OWN))}

@@ -104,7 +104,7 @@ def measure(plan: Mapping[str, Any], planned: Planned, seed: int, out: Path, res
     world = simulate(planned.kind, planned.world, **planned.knobs)
     folder = out / f"{planned.kind}-{planned.world}-{seed}"
     started = time.perf_counter(), time.process_time()
-    recipe, _ = recipe_of_logs(by_role(world.write(folder / "files")), folder.name, ())
+    recipe, *_ = recipe_of_logs(by_role(world.write(folder / "files")), folder.name, ())
     made = Run.create(parse_yaml(recipe), folder / "run", settings=[*plan["settings"], f"seed={seed}"])
     content = made.decide()
     taken = time.perf_counter() - started[0], time.process_time() - started[1]

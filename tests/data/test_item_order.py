@@ -16,7 +16,7 @@ from adagrpo.data.dataset import build_dataset
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.item_order import KEY, in_hash_order
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.lists.sources import Popularity
+from adagrpo.lists.sources import Shares, popular_shares
 from adagrpo.types import Cases, Ragged
 
 from ..listing import list_cases
@@ -126,7 +126,7 @@ def test_ties_are_broken_as_chance_would() -> None:
             Ragged(np.zeros(10, dtype=np.int32), np.arange(11, dtype=np.int64)),
             np.array([number[name] for name in targets], dtype=np.int32),
         )
-        source = Popularity(np.bincount(values, minlength=40))
+        source = Shares(popular_shares(np.bincount(values, minlength=40)))
         lists = list_cases(source, cases, batch_size=10, width=width)
         return float((lists == cases.targets[:, None]).any(axis=1).mean())
 

@@ -13,7 +13,7 @@ from adagrpo.lists import fit_fusion
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, FittedWeights, Fusion, Weights, unite
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, ListName, parse_list
-from adagrpo.lists.sources import NearestItems, Popularity, best_of
+from adagrpo.lists.sources import NearestItems, Shares, best_of, popular_shares
 from adagrpo.lists.table import LISTED
 from adagrpo.types import Histories
 
@@ -42,7 +42,8 @@ def test_item_knn_sums_the_decayed_similarities_of_the_history() -> None:
 
 
 def test_a_source_lists_nothing_that_is_ruled_out_and_nothing_that_it_does_not_know() -> None:
-    scores = Popularity(np.array([5, 9, 0, 2])).scores(Histories(torch.zeros(1, 1).long(), torch.ones(1).long()))
+    popular = Shares(popular_shares(np.array([5, 9, 0, 2])))
+    scores = popular.scores(Histories(torch.zeros(1, 1).long(), torch.ones(1).long()))
     closed = torch.tensor([[False, True, False, False]])
     assert best_of(scores, closed, 4)[0].tolist() == [[0, 3, 2, -1]]
 

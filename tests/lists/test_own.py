@@ -10,7 +10,7 @@ import torch
 
 from adagrpo.lists.own import OwnDue, OwnItems, OwnRecent, OwnSince
 from adagrpo.lists.query import Query, past_of_queries, query_of
-from adagrpo.lists.sources import FLOOR, NearestItems, click_through, recent_counts, together
+from adagrpo.lists.sources import FLOOR, NearestItems, click_through, recent_shares, together
 from adagrpo.types import Cases, Histories, Ragged
 
 # item 2 in three baskets, 0 in one, 1 in one; nothing of 3 and 4, of which 4 is the more popular
@@ -40,6 +40,11 @@ def test_a_run_without_baskets_reads_no_times_since_none_were_measured() -> None
 
 def test_own_orders_by_count_then_recency_then_popularity() -> None:
     scores = OwnItems(POPULARITY).scores(histories(BOUGHT))[0]
+    together = Query([0, 4, 1, 4], baskets=[0, 0, 1, 1])
+    assert OwnItems(POPULARITY).scores(histories(together))[0].argsort(descending=True).tolist() == [4, 1, 0, 3, 2]
+    equal = OwnItems(POPULARITY).scores(histories(Query([1, 3, 0], baskets=[0, 0, 0])))[0]
+    assert equal.argsort(descending=True).tolist() == [0, 3, 1, 4, 2]  # of one basket: by popularity, none tied
+    assert len(equal.unique()) == 5
     assert scores.argsort(descending=True).tolist() == [2, 1, 0, 4, 3]
     assert OwnItems(POPULARITY).feature(scores).tolist() == pytest.approx([math.log(2), math.log(2), math.log(4), 0, 0])
 
@@ -81,7 +86,7 @@ def test_items_of_one_basket_are_near_and_a_basket_weighs_one() -> None:
 
 def test_recent_shares_and_click_through_by_hand() -> None:
     # a half-life of 5 % of 40 days: two days
-    shares = recent_counts(np.array([0, 0, 1]), np.array([40.0, 2.0, 0.0]), 3)
+    shares = recent_shares(np.array([0, 0, 1]), np.array([40.0, 2.0, 0.0]), 3)
     assert shares.tolist() == pytest.approx(
         [(0.5 + 2**-20 + 1) / (4.5 + 2**-20), 2 / (4.5 + 2**-20), 1 / (4.5 + 2**-20)]
     )

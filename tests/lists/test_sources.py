@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.lists import sources
-from adagrpo.lists.sources import NearestItems, Popularity, RankerScores, similarities, successors
+from adagrpo.lists.sources import NearestItems, RankerScores, Shares, popular_shares, similarities, successors
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
@@ -53,24 +53,33 @@ def test_successors_are_the_loop() -> None:
     np.testing.assert_allclose(successors(ragged(TRAINING), 6, 1).toarray()[4], first, rtol=1e-6)
 
 
+POPULAR = Shares(popular_shares(ragged(TRAINING).counts(6)))
+
+
 def test_popularity_by_hand() -> None:
     # counts of items 0 .. 5: 2 3 5 1 2 0
-    actual = list_cases(Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2)
+    actual = list_cases(POPULAR, make_cases(CASES), width=2)
     assert actual.tolist() == [[2, 1]] * 5
     masked = list_cases(
-        Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2, exclude_history=True, batch_size=2
+        POPULAR,
+        make_cases(CASES),
+        width=2,
+        exclude_history=True,
+        batch_size=2,
     )
     assert masked[1].tolist()[0] == 2 and masked[4].tolist()[0] == 4
     assert masked.shape == (5, 2) and 2 not in masked[2]
-    narrow = list_cases(
-        Popularity(ragged(TRAINING).counts(6)), make_cases(CASES), width=2, eligible=torch.arange(6) > 2
-    )
+    narrow = list_cases(POPULAR, make_cases(CASES), width=2, eligible=torch.arange(6) > 2)
     assert narrow.tolist() == [[4, 3]] * 5
 
 
 def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
     actual = list_cases(
-        Popularity(ragged(TRAINING).counts(6)), make_cases([[1, 2, 0]]), width=8, exclude_history=True, batch_size=2
+        POPULAR,
+        make_cases([[1, 2, 0]]),
+        width=8,
+        exclude_history=True,
+        batch_size=2,
     )
     assert sorted(actual[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
 

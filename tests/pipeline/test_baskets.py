@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.logs.question import lines_as_set
+from adagrpo.config.data import SplitConfig
+from adagrpo.data.logs.question import ByTime, Question, question_lines
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.lists.query import Query
 from adagrpo.metrics import ndcg, target_rank_in
@@ -133,8 +134,12 @@ def test_lists_of_logged_users_know_the_baskets_of_the_log(decided: tuple[Run, s
 
 
 def test_the_line_of_the_question_says_what_is_asked_where_the_user_sets_it() -> None:
-    lines = ["note: column", "asked: the next basket, by time: 2020 (1 user)", "note: the last 14 days hold 160 cases"]
+    found = ByTime("2020-01-01", "2020-02-01", 14, 160, 160)
+    question = Question(True, 1.0, 0.5, 0.0, found)
+    own = {"kind": "temporal", "validation_from": "2020-01-01", "test_from": "2020-02-01"}
+    assert question_lines(question, SplitConfig(**own, baskets=True)) == question_lines(question)  # type: ignore[arg-type]
+    assert len(question_lines(question)) == 2  # and that its cases are few
     each = "asked: the next item, each user's last of the log; data.split is set"
-    assert lines_as_set(lines, False, None) == ["note: column", each]
-    by_time = "asked: the next basket, by time: validation from 2020-01-01, test from 2020-02-01; data.split is set"
-    assert lines_as_set(lines, True, ("2020-01-01", "2020-02-01")) == ["note: column", by_time]
+    assert question_lines(question, SplitConfig()) == [each]
+    by_time = "asked: the next item, by time: validation from 2020-01-01, test from 2020-02-01; data.split is set"
+    assert question_lines(question, SplitConfig(**own)) == [by_time]  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from adagrpo.lists.fusion import POLICY, FittedWeights, Fusion, Weights
 from adagrpo.lists.query import ListOrder, Query
 from adagrpo.lists.recommender import Recommender
-from adagrpo.lists.sources import Popularity
+from adagrpo.lists.sources import Shares, popular_shares
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -121,7 +121,7 @@ def test_a_query_without_a_history_gets_what_is_popular_and_eligible(policy: Com
 
 def test_a_list_says_whether_the_policy_made_it(policy: CompactPolicy, catalog: Catalog) -> None:
     plain = served(policy, catalog, 10)
-    popular = Popularity(np.arange(ITEMS))
+    popular = Shares(popular_shares(np.arange(ITEMS)))
     names = (POLICY, "popularity")
     weights = Weights(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1.0))
     fusion = Fusion({"popularity": popular}, [], 10, FittedWeights(weights, weights))

@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,6 +15,9 @@ from adagrpo.cli.lazy import library
 from adagrpo.cli.options import Command, Common, DryRun, LogFiles, MaxBadRows, Out, Replace, session
 from adagrpo.cli.printing import print_plan, print_values
 from adagrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from adagrpo.data.logs.question import Question
 
 # as in `Marketplace`, whose import takes seconds
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
@@ -68,7 +71,8 @@ def inspect(
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
-    for note in [*preview["notes"], *_question_notes(preview)]:
+    asked = [] if preview["question"] is None else library.question.question_lines(preview["question"])
+    for note in [*preview["notes"], *library.question.order_notes(preview["left_out"], preview["no_items"]), *asked]:
         typer.echo(note)
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
@@ -107,8 +111,8 @@ def write_recipe(
         raise UserError(f"{out}: is there already; give another name with --out")
     given = column_settings(common.settings).logs
     roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
-    text, notes = recipe_of_logs(roles, out.stem, common.settings)
-    for note in notes:
+    text, notes, question = recipe_of_logs(roles, out.stem, common.settings)
+    for note in [*notes, *([] if question is None else library.question.question_lines(question))]:
         common.console(out).note(note)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder (--out)")
@@ -120,8 +124,10 @@ def write_recipe(
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
 
 
-def recipe_of_logs(roles: log_roles.LogRoles, name: str, settings: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Return the recipe for logs, and notes on detected roles and unused columns."""
+def recipe_of_logs(
+    roles: log_roles.LogRoles, name: str, settings: tuple[str, ...]
+) -> tuple[str, list[str], Question | None]:
+    """Return the recipe for logs, notes on detected roles and unused columns, and what the recipe asks."""
     given, notes, items = column_settings(settings), list(roles.notes), roles.items
     preview = library.preview.preview_logs(roles.logs, None, given.logs, given.kept)
     if items is not None and not preview["missing"]:
@@ -138,17 +144,12 @@ def recipe_of_logs(roles: log_roles.LogRoles, name: str, settings: tuple[str, ..
     columns = _impression_columns(roles, given.shown)
     shown = library.preview.preview_logs(roles.impressions, None, columns) if columns else None
     text = library.suggest.recipe_text(preview, name, shown, roles.beside(columns))
-    notes += _question_notes(preview)
+    notes += library.question.order_notes(preview["left_out"], preview["no_items"])
     notes += [
         f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not {one['needs']}"
         for one in preview["passed_over"]
     ]
-    return text, notes
-
-
-def _question_notes(preview: dict[str, Any]) -> list[str]:
-    notes = library.question.order_notes(preview["left_out"], preview["no_items"])
-    return notes if preview["question"] is None else [*notes, *library.question.question_lines(preview["question"])]
+    return text, notes, preview["question"]
 
 
 def _impression_columns(roles: log_roles.LogRoles, given: dict[str, str]) -> dict[str, str]:

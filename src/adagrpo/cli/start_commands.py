@@ -64,7 +64,7 @@ def decide(
             raise UserError(f"decide: give the folder of the run too, a new one such as --out {folder}")
         given = column_settings(common.settings, only=False).logs
         roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
-        text, notes = recipe_of_logs(roles, out.name, tuple(filter(is_column_setting, common.settings)))
+        text, notes, question = recipe_of_logs(roles, out.name, tuple(filter(is_column_setting, common.settings)))
         content = library.yaml_text.parse_yaml(text)
         content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`
         config = library.config.resolve_config(content, common.overrides(), "decide")
@@ -74,10 +74,7 @@ def decide(
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
             unread = library.notes.unread_note(Path(table.path), read)
             notes += [] if unread is None else [unread]
-        split = config.data.split
-        if any(setting.startswith("data.split") for setting in common.settings):
-            parts = (split.validation_from, split.test_from) if split.kind == "temporal" else None
-            notes = library.question.lines_as_set(notes, split.baskets, parts)
+        notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:
             opened.console.note(note)
     if not replace_run:

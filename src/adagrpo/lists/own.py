@@ -1,13 +1,12 @@
 """A user's own items: what was had before, from two lines of SQL to the time since and the typical gap.
 
-    own         number of baskets with the item; ties: the more recent, then, of items never had, the more popular
+    own         number of baskets with the item; ties: the more recent, then the more popular; then items never had
     own_recent  Σ_b γ^b over the baskets with it, b baskets ago
     own_since   1 / (1 + d / 30), d days since the last of them
     own_due     exp(-|log((d + 1) / (g + 1))|), g the mean days between them: 1 when as long has passed as usual
 
-Sources: personal frequency completed by popularity (Li et al. 2023),
-decay over baskets (Hu et al. 2020). Without known baskets each interaction
-is its own; without times the last two are 0.
+Sources: personal frequency completed by popularity (Li et al. 2023), decay over baskets (Hu et al. 2020). Without known
+baskets each interaction is its own; without times the last two are 0.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from adagrpo.types import Histories, Past
 
 DECAY = 0.8  # γ
 MONTH = 30.0  # days
+TIE = 1e-6  # the weight of popularity among items of equal count and age, below that of a basket in seven hundred
 FLOOR = 1e-2  # added to `own_recent` before its logarithm
 
 
@@ -28,19 +28,21 @@ class OwnItems:
     """How often each item is in the user's whole history."""
 
     def __init__(self, popularity: NDArray[np.int64]) -> None:  # (V,) training interactions
-        shares = np.log1p(popularity) / (1.0 + np.log1p(popularity.max(initial=0)))
-        self._popular = torch.from_numpy((shares - 1.0).astype(np.float32))  # in [-1, 0)
+        order = np.empty(len(popularity))
+        order[np.argsort(popularity, kind="stable")] = np.arange(len(popularity))
+        self._popular = torch.from_numpy(order / max(1, len(popularity)))  # (V,) in [0, 1), no two alike
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) counts, with a fraction for ties; negative for items never had."""
+        """Return (B, V) float64 counts, with a fraction for ties, no two alike; negative for items never had."""
         past, size = past_of(histories), len(self._popular)
-        counts = _summed(past, torch.ones_like(past.days), size)
-        newest = _greatest(past, 0.5 / (1.0 + past.baskets), size)
-        return torch.where(counts > 0, counts + newest, self._popular.to(counts.device))
+        counts = _summed(past, torch.ones_like(past.days), size).double()
+        newest = _greatest(past, 0.5 / (1.0 + past.baskets), size).double()
+        popular = self._popular.to(counts.device)
+        return torch.where(counts > 0, counts + newest + TIE * popular, popular - 1.0)
 
     def feature(self, scores: Tensor) -> Tensor:
         """Return log(1 + count)."""
-        return scores.clamp(min=0.0).floor().log1p()
+        return scores.clamp(min=0.0).floor().log1p().float()
 
 
 class OwnRecent:

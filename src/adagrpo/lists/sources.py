@@ -53,22 +53,6 @@ class CandidateSource(Protocol):
         ...
 
 
-class Popularity:
-    """Training interactions, whatever the history."""
-
-    def __init__(self, counts: NDArray[np.int64]) -> None:
-        shares = np.log((counts + 1) / (counts.sum() + len(counts)))
-        self._scores = torch.from_numpy(shares.astype(np.float32))
-
-    def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) scores."""
-        return self._scores.to(histories.items.device).expand(len(histories.lengths), -1)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores
-
-
 class Shares:
     """The same score of each item, whatever the history."""
 
@@ -205,17 +189,22 @@ def together(training: Ragged, num_items: int) -> sparse.csr_array:
     return similarities(Ragged(training.values, np.append(begins, len(training.values))), num_items)
 
 
-def recent_counts(
+def popular_shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (V,) shares of interactions, smoothed by one."""
+    return np.asarray((counts + 1) / (counts.sum() + len(counts)))
+
+
+def recent_shares(
     items: NDArray[np.int64],  # (total,)
-    ages: NDArray[np.float64],  # (total,) days, at least 0
+    ages: NDArray[np.float64],  # (total,) in any unit, at least 0
     num_items: int,
 ) -> NDArray[np.float64]:
     """Return (V,) shares of interactions that halve every `HALF_LIFE` of the time, smoothed by one.
 
-    >>> recent_counts(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
+    >>> recent_shares(np.array([0, 1]), np.array([20.0, 0.0]), 2).round(3)
     array([0.333, 0.667])
     """
-    half = max(1.0, HALF_LIFE * float(ages.max(initial=0.0)))
+    half = HALF_LIFE * float(ages.max(initial=0.0)) or 1.0  # where all are of one time, all count alike
     weights = np.bincount(items, 0.5 ** (ages / half), num_items)
     return np.asarray((weights + 1.0) / (weights.sum() + num_items))
 

@@ -17,11 +17,11 @@ from adagrpo.lists.sources import (
     SUCCESSOR_FLOOR,
     CandidateSource,
     NearestItems,
-    Popularity,
     RankerScores,
     Shares,
     click_through,
-    recent_counts,
+    popular_shares,
+    recent_shares,
     similarities,
     successors,
     together,
@@ -42,7 +42,7 @@ class Fitted(Protocol):
         ...
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return each training interaction's item, and days before training's end."""
+        """Return each training interaction's item, and how long before training's end it was."""
         ...
 
     def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -93,15 +93,22 @@ def _with_impressions(config: Config) -> bool:
     return bool(data.impressions or data.exposures or data.marketplace or data.columns.clicked or data.click_rating)
 
 
-def _own(config: Config) -> bool:
-    return config.evaluation.own_items
+def _of_own_items(load: Callable[[Fitted], CandidateSource], *, listed: bool = False, proposes: bool = True) -> Source:
+    return Source(
+        "the user's own items",
+        load,
+        listed=listed,
+        proposes=proposes,
+        past=True,
+        when=lambda config: config.evaluation.own_items,
+    )
 
 
 SOURCES: dict[str, Source] = {
-    "popularity": Source("counts", lambda run: Popularity(run.counts()), proposes=False),
+    "popularity": Source("counts", lambda run: Shares(popular_shares(run.counts())), proposes=False),
     "recent_popularity": Source(
         "counts by time",
-        lambda run: Shares(recent_counts(*run.ages(), len(run.counts()))),
+        lambda run: Shares(recent_shares(*run.ages(), len(run.counts()))),
         stage="prepare",
         file=("training_logs.parquet",),
         when=lambda config: config.data.split.kind == "temporal",
@@ -113,25 +120,10 @@ SOURCES: dict[str, Source] = {
         file=("impressions.parquet",),
         when=_with_impressions,
     ),
-    "own": Source("the user's own items", lambda run: own.OwnItems(run.counts()), past=True, when=_own),
-    "own_recent": Source(
-        "the user's own items",
-        lambda run: own.OwnRecent(len(run.counts())),
-        listed=False,
-        past=True,
-        when=_own,
-    ),
-    **{
-        name: Source(
-            "the user's own items",
-            lambda run, kind=kind: kind(len(run.counts())),  # type: ignore[misc]
-            listed=False,
-            proposes=False,
-            past=True,
-            when=_own,
-        )
-        for name, kind in (("own_since", own.OwnSince), ("own_due", own.OwnDue))
-    },
+    "own": _of_own_items(lambda run: own.OwnItems(run.counts()), listed=True),
+    "own_recent": _of_own_items(lambda run: own.OwnRecent(len(run.counts()))),
+    "own_since": _of_own_items(lambda run: own.OwnSince(len(run.counts())), proposes=False),
+    "own_due": _of_own_items(lambda run: own.OwnDue(len(run.counts())), proposes=False),
     "together": Source(
         "items of one basket",
         lambda run: NearestItems(run.matrix("together"), FLOOR),

@@ -60,6 +60,7 @@ class Metric:
         per_user: maps lists and cut-off (or `W`) to (N,) values; None where an input is unknown.
         of_all: the same to one value, where it is not the mean over users.
         everywhere: its inputs are always known, so a comparison may be planned on it.
+        baskets: only cases of whole baskets have it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Metric:
     per_user: Callable[[RankedLists, int], Floats | None] | None = None
     of_all: Callable[[RankedLists, int], float | None] | None = None
     everywhere: bool = True
+    baskets: bool = False
 
 
 def metric_names(where: ReportPart) -> list[str]:
@@ -84,7 +86,7 @@ def metric_names(where: ReportPart) -> list[str]:
 def measured(baskets: bool = False) -> list[str]:
     """Return the names that evaluation can compute, `baskets` also those of baskets alone."""
     entries = [entry for entry in METRICS.values() if entry.per_user or entry.of_all]
-    return [_called(entry, k) for entry in entries if baskets or entry.name != "recall" for k in entry.at]
+    return [_called(entry, k) for entry in entries if baskets or not entry.baskets for k in entry.at]
 
 
 def comparable() -> list[str]:
@@ -234,6 +236,7 @@ _TABLE = (
         better="higher",
         per_user=lambda lists, k: None if lists.sizes is None else recall(lists.ranks, k, lists.sizes),
         everywhere=False,
+        baskets=True,
     ),
     Metric(
         "hallucination",

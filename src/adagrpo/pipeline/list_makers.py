@@ -20,7 +20,6 @@ from torch import Tensor
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
 from adagrpo.data.columns import CLICKED, ITEM, TEXT, TIMESTAMP
-from adagrpo.data.logs.times import UNITS
 from adagrpo.data.prepared import load_impressions
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
@@ -162,12 +161,9 @@ class ListMaker:
         return counts
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the item of each training interaction, and its days before the end of training."""
-        data, run = self.models.data, self.models.run
+        """Return the item of each training interaction, and how long before the end of training it was."""
         times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
-        unit = run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
-        days = (times.max() - times.astype(np.float64)) / (UNITS[unit or "seconds"] * 86_400)
-        return data.training.values.astype(np.int64), days
+        return self.models.data.training.values.astype(np.int64), times.max() - times.astype(np.float64)
 
     def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the item of each training impression, and whether it was clicked."""

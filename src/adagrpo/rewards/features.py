@@ -160,20 +160,20 @@ class Features:
             np.take_along_axis(near, ends, 2)[:, :, 0],
             (near * weights[:, None, :]).sum(2),
             near.max(2),
-            self._next(last, items, own, starts),
+            self._next(last, items, own, starts, mine),
             np.take_along_axis(alike, ends, 2)[:, :, 0],
             (alike * weights[:, None, :]).sum(2) / total,
             *self._text(histories, last, items, weights / total),
         )
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
-    def _next(self, last: Ints, items: Ints, own: Ints, starts: Ints) -> Floats:
+    def _next(self, last: Ints, items: Ints, own: Ints, starts: Ints, mine: NDArray[np.bool_]) -> Floats:
         held = np.zeros(own.shape, np.int64)  # (B, S) at the start of each basket, how often it holds the last item
         np.add.at(held, (np.arange(len(own))[:, None], starts), own == last)
         before = np.take_along_axis(starts, (starts - 1).clip(0), 1)  # the start of the basket before
         follows = np.where((starts > 0) & (own >= 0), np.take_along_axis(held, before, 1), 0)
-        mine = ((own[:, None, :] == items[:, :, None]) * follows[:, None, :]).sum(2)
-        others = np.maximum(self.next.at(last, items) - mine, 0.0)
+        followed = np.where(mine, follows[:, None, :], 0).sum(2)  # (B, N) by the user's own
+        others = np.maximum(self.next.at(last, items) - followed, 0.0)
         any_others = np.maximum(self.followed[last] - follows.sum(1)[:, None], 0.0)
         return np.asarray(others / (1.0 + any_others), np.float32)
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.config.data import SplitConfig
 from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.formats import one_line
 from adagrpo.data.logs.interactions import Logs
@@ -149,27 +150,27 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
     return ByTime(next(dates), next(dates), int(end - test_from), validations, tests)
 
 
-def lines_as_set(lines: Sequence[str], baskets: bool, parts: tuple[object, object] | None) -> list[str]:
-    """Return notes in which the line of the question says what the user's own split asks.
+def question_lines(question: Question, split: SplitConfig | None = None) -> list[str]:
+    """Say which question is asked, and what it rests on.
 
     Args:
-        lines: of a recipe, with those of `question_lines`.
-        parts: from where on there is validation and test; None: each user's last is asked for.
+        split: that is asked instead, where it is not the question's own.
     """
-    how = "each user's last of the log" if parts is None else "by time: validation from {}, test from {}"
-    asked = f"asked: {'the next basket' if baskets else 'the next item'}, {how.format(*parts or ())}; data.split is set"
-    kept = [line for line in lines if not line.startswith("note: the last ")]  # of the parts that were found
-    return [asked if line.startswith("asked: ") else line for line in kept]
-
-
-def question_lines(question: Question) -> list[str]:
-    """Say which question is asked, and what it rests on."""
-    what = "the next basket" if question.baskets else "the next item"
+    found, baskets = question.by_time, question.baskets
+    own = (found.validation_from, found.test_from) if found is not None else None
+    asked = own if split is None else (split.validation_from, split.test_from) if split.kind == "temporal" else None
+    if split is not None and (asked, split.baskets) != (own, baskets):
+        how = (
+            "each user's last of the log"
+            if asked is None
+            else f"by time: validation from {asked[0]}, test from {asked[1]}"
+        )
+        return [f"asked: the next {'basket' if split.baskets else 'item'}, {how}; data.split is set"]
+    what = "the next basket" if baskets else "the next item"
     shares = (
         f"{100 * question.lines_in_several:.1f} % of the lines stand in baskets of several,"
         f" {100 * question.repeats:.1f} % repeat an item of the user"
     )
-    found = question.by_time
     if found is None:
         why = f" ({question.why_not})" if question.why_not else ""
         lines = [f"asked: {what} of each user, the last of the log{why}; {shares}"]
@@ -183,7 +184,7 @@ def question_lines(question: Question) -> list[str]:
                 f"note: the last {found.days} days hold {found.test_cases:,} cases, which are few; to ask for each"
                 " user's last instead, --set data.split.kind=leave_one_out"
             )
-    one = "basket" if question.baskets else "interaction"
+    one = "basket" if baskets else "interaction"
     if question.users_with_one > 0.5:
         lines.append(
             f"note: {100 * question.users_with_one:.0f} % of the users have one {one}: nothing is asked of them"
