@@ -104,7 +104,7 @@ class ListMaker:
             popularity=data.training.counts(data.num_items),
             groups=data.groups,
             texts=lambda: data.items[TEXT].to_list(),
-            past=config.data.split.baskets if config.evaluation.own_items or config.data.split.baskets else None,
+            past=config.data.split.baskets or (False if config.evaluation.own_items else None),
             **options | changed,
         )
 
@@ -293,8 +293,7 @@ def contenders(config: Config, arms: Sequence[str]) -> list[str]:
     """Return the lists, simplest to serve first."""
     reward = config.reward
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
-    fused = [str(ListName(arm, FUSE)) for arm in arms]
-    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *fused]
+    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *(str(ListName(arm, FUSE)) for arm in arms)]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:
