@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import read_key
 from adagrpo.pipeline import Run
+from adagrpo.report.decision import decision_sentences
 
 from ..command_line import Answer, command
 
@@ -174,6 +176,44 @@ def test_items_shown_at_random_have_a_role_of_their_own(shop: Shop, tmp_path: Pa
     assert len(judges) > 1000 and judges.join(learnt, on=["user", "item"], how="semi").is_empty()
     both = command("init", *shop, "--random", shop.impressions, "--out", tmp_path / "both.yaml")
     assert both.status == 2 and "nothing may learn from what judges lists" in both.err
+
+
+def test_items_shown_at_random_choose_the_power_of_exposure(shop: Shop, tmp_path: Path) -> None:
+    """The fused list of each power orders their clicks as the file says, and the best one's cases weigh so."""
+    sold = pl.read_csv(shop.orders)
+    users, items = sold["customer_id"].unique().sort(), sold["sku"].unique().sort()
+    draw = np.random.default_rng(3)
+    rows = [
+        (user, items[int(item)], int(draw.random() < 0.4))
+        for user in users
+        for item in draw.integers(len(items), size=6)
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "clicked"], orient="row").unique(["user_id", "item_id"])
+    table.write_parquet(tmp_path / "random.parquet")
+    out = tmp_path / "run"
+    settings = [*SETTINGS, "--set", "tokenizer.quantizer=kmeans", "--set", "tokenizer.collisions=level"]
+    random = ["--random", tmp_path / "random.parquet"]
+    made = command("decide", *shop, *random, "--out", out, "--reward", "feature", "--json", *settings)
+    assert made.status == 0, made.err
+    content = json.loads(made.out)
+    tuned = content["exposure_power"]
+    assert [*tuned["auc"]] == ["0.5", "0.0", "1.0"] and len({*tuned["auc"].values()}) == 3
+    assert tuned["power"] == float(max(tuned["auc"], key=lambda power: tuned["auc"][power]))
+    assert tuned["power"] not in map(float, tuned["against"]) and all(
+        found[0] < 0 for found in tuned["against"].values()
+    )
+    assert f"to the power {tuned['power']:g}: its fused list" in " ".join(decision_sentences(content))
+
+    def weights() -> list[float]:
+        return pl.read_parquet(out / "fuse" / "sft" / "validation.parquet")["weight"].to_list()
+
+    chosen = weights()
+    for power, auc in tuned["auc"].items():
+        fixed = Run.open(out, [f"decide.exposure_power={power}"]).decide()
+        assert fixed["exposure_power"] is None
+        row = next(row for row in fixed["contenders"] if row["list"] == "fuse")
+        assert row["random"]["auc"] == pytest.approx(auc)
+        assert (weights() == chosen) == (float(power) == tuned["power"])
 
 
 def test_random_exposures_that_the_log_holds_judge_nothing_and_are_refused(shop: Shop, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 class DecideConfig(Section):
     """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.exposure_weights`."""
 
-    exposure_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    exposure_power: Annotated[float, Field(ge=0, le=1)] | None = None
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLIPPED = 0.1  # share of the cases whose weight is bounded
+EXPOSURE_POWER = 0.5  # by default
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +24,7 @@ def exposure_weights(shown: Ints) -> Floats:
     return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
 
 
-def case_weights(shown: Ints, power: float = 0.5) -> Floats:
+def case_weights(shown: Ints, power: float = EXPOSURE_POWER) -> Floats:
     """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
     A case whose item was never shown weighs 1. The default is the root, as liked items are shown more

@@ -51,7 +51,7 @@ from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fuse import VALIDATION, WEIGHT, read_ranks, validation_cases
+from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 
@@ -218,7 +218,8 @@ def decision(
         for name in names
         if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
     }
-    judged = random_order(maker, data, names)
+    judged = random_order(data, maker.recommenders(names))
+    tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
     if len(weights) < 2:
@@ -269,7 +270,8 @@ def decision(
         "experiment": plan_experiment(run, choice.chosen, control, tested),
         "budget_ms": budget,
         "cases": len(values[START]),
-        "exposure_weighted": bool(data.shown_files) and data.config.decide.exposure_power > 0,
+        "exposure_weighted": bool(data.shown_files) and (data.exposure_power if tuned is None else tuned["power"]) > 0,
+        "exposure_power": tuned,
         "random_users": 0 if judged is None else len(judged.auc[START]),
         "contenders": rows,
     }

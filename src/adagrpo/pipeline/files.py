@@ -27,7 +27,7 @@ from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, l
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
-from adagrpo.evaluation.exposure_weights import case_weights
+from adagrpo.evaluation.exposure_weights import EXPOSURE_POWER, case_weights
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
@@ -291,12 +291,18 @@ class RunData:
         filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
-    def case_weights(self, cases: Cases) -> NDArray[np.float64]:
-        """Return (N,) weights for choosing between lists; uniform without impressions."""
+    def case_weights(self, cases: Cases, power: float | None = None) -> NDArray[np.float64]:
+        """Return (N,) weights for choosing between lists, by a power of exposure; uniform without impressions."""
         shown = self.times_shown
         if shown is None:
             return np.ones(len(cases))
-        return case_weights(shown[cases.targets], self.config.decide.exposure_power)
+        return case_weights(shown[cases.targets], self.exposure_power if power is None else power)
+
+    @property
+    def exposure_power(self) -> float:
+        """The recipe's power of exposure, or the default."""
+        given = self.config.decide.exposure_power
+        return EXPOSURE_POWER if given is None else given
 
     @cached_property
     def times_shown(self) -> NDArray[np.int64] | None:

@@ -5,7 +5,7 @@ A user's AUC is the share of (clicked, not clicked) pairs that a list orders cor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,10 @@ from adagrpo.data.columns import CLICKED, ITEM, USER
 from adagrpo.data.random_exposures import RANDOM, telling
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
+from adagrpo.lists import Recommender
 from adagrpo.lists.names import START
 from adagrpo.lists.query import query_of
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.types import Cases
 
 MOST_USERS, LEAST = 5_000, 20  # sampled users; fewest users with another order for a test
@@ -43,8 +43,8 @@ class RandomOrder(NamedTuple):
         return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
 
 
-def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> RandomOrder | None:
-    """Evaluate finished lists on at most `MOST_USERS` users; None if none has a usable pair."""
+def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> RandomOrder | None:
+    """Evaluate lists by name on at most `MOST_USERS` users; None if none has a usable pair."""
     path = data.prepared / RANDOM
     if not path.is_file():
         return None
@@ -61,7 +61,7 @@ def random_order(maker: ListMaker, data: RunData, names: Sequence[str]) -> Rando
     cases = Cases(users.astype(np.int32), data.training.rows(users), nobody)
     queries = [query_of(cases, row) for row in range(len(users))]
     found = {}
-    for name, served in maker.recommenders(names):
+    for name, served in lists:
         scores = []
         for first in range(0, len(users), BATCH):
             some = [torch.from_numpy(part) for part in parts[first : first + BATCH]]

@@ -68,6 +68,15 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         sentences.append("A query of each user's own items, by how often and how recently, is enough on this log.")
     if content["exposure_weighted"]:
         sentences.append(WEIGHTED)
+    if (tuned := content.get("exposure_power")) and tuned["against"]:
+        lost = "; ".join(
+            "power {} {:+.2f} [{:+.2f}, {:+.2f}]".format(power, *(100 * value for value in found))
+            for power, found in tuned["against"].items()
+        )
+        sentences.append(
+            f"Cases weigh one over how often their item was shown, to the power {tuned['power']:g}: its fused list"
+            f" orders the clicks on items shown at random best; points of AUC against it: {lost}."
+        )
     sentences.append(
         f"Of 1,000 users {hits[chosen]} find {found} in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}."

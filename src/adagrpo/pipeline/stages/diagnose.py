@@ -48,8 +48,7 @@ def diagnosis(run: RunDirectory) -> Declaration:
             utility=data.utility_at(data.cases("validation")),
         )
         leak = suspect(models)
-        power = run.config.decide.exposure_power
-        result = diagnose(observed, leak, exposure_power=power, seed=run.config.seed)
+        result = diagnose(observed, leak, exposure_power=data.exposure_power, seed=run.config.seed)
         result["of"] = diagnosed_models(models)
         write_json(work / "diagnose.json", result, allow_nan=False)
 
