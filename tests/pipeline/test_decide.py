@@ -27,6 +27,7 @@ from adagrpo.experiments.plan import read_plan
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
+from adagrpo.lists.table import fused, listed
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
@@ -90,7 +91,7 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
 def test_each_reward_of_a_sum_is_a_feature_of_its_own(decided: tuple[Run, dict[str, Any]]) -> None:
     run, _ = decided
     weights = json.loads((run.path("fuse", "sft") / "weights.json").read_text(encoding="utf-8"))
-    policy, sources = "policy", ("ranker", "item_knn", "successors", "popularity")
+    policy, sources = "policy", fused(run.config)
     assert [*weights["fuse"]["weights"]] == [policy, *sources, "reward 1 (feature)", "reward 2 (noise)"]
     assert [*weights["fuse-without-reward"]["weights"]] == [policy, *sources]
 
@@ -215,7 +216,7 @@ def test_a_list_that_is_not_there_is_answered_with_all_that_are_and_the_nearest(
 ) -> None:
     run = decided[0]
     trained = "sft, nll, adagrpo, nll+rerank, adagrpo+rerank"
-    alone = "popularity, item_knn, ease, ranker, reward-1, reward-2"
+    alone = ", ".join([*listed(run.config), "reward-1", "reward-2"])
     fused = "fuse-without-reward, rerank, fuse, nll+fuse, adagrpo+fuse"
     for name, hint in (("fused", "; did you mean 'fuse'?"), ("xyz", "")):
         with pytest.raises(UserError) as caught:
@@ -226,7 +227,7 @@ def test_a_list_that_is_not_there_is_answered_with_all_that_are_and_the_nearest(
 
 def test_what_was_not_made_is_not_offered(finished: Path) -> None:
     with pytest.raises(
-        UserError, match=r"sft, nll, adagrpo, nll\+rerank, adagrpo\+rerank, popularity, item_knn, ranker, rerank$"
+        UserError, match=r"sft, nll, adagrpo, nll\+rerank, adagrpo\+rerank, popularity, item_knn, user_knn, ranker, rerank$"
     ):
         Run.open(finished).recommend([[3]], arm="fuse-all")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from scipy import sparse
 
 from adagrpo.config import Config
 from adagrpo.lists import ease, own
+from adagrpo.lists.content import ContentSimilarity
 from adagrpo.lists.sources import (
     FLOOR,
     SUCCESSOR_FLOOR,
@@ -26,12 +27,21 @@ from adagrpo.lists.sources import (
     successors,
     together,
 )
+from adagrpo.lists.user_knn import NearestUsers
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Ragged
 
 __all__ = ["BASELINES", "FITTED", "LISTED", "SOURCES", "Fitted", "Source", "baselines", "fused", "listed"]
 
 Matrix = sparse.csr_array  # (V, V) float32
+
+
+class FittedOn(NamedTuple):
+    """What sources are fitted on."""
+
+    training: Ragged
+    num_items: int
+    vectors: Callable[[], NDArray[np.float32] | None]  # (V, W), if the items have any
 
 
 class Fitted(Protocol):
@@ -53,6 +63,14 @@ class Fitted(Protocol):
         """Return what a source's `fit` returned."""
         ...
 
+    def vectors(self) -> NDArray[np.float32]:
+        """Return (V, W) vectors of items."""
+        ...
+
+    def training(self) -> Ragged:
+        """Return the training sequences."""
+        ...
+
     def ranker(self) -> SequentialRanker:
         """Return the sequential ranker."""
         ...
@@ -64,7 +82,7 @@ class Source:
 
     Attributes:
         load: builds it from a run.
-        fit: computes its matrix from training sequences and `V`; None: it has none.
+        fit: computes its matrix, sparse (V, V) or dense (V, W); None: it has none.
         stage: whose folder holds its file; None: only training data needed.
         file: path in that folder.
         most_items: largest catalogue that it is fitted to; None: any.
@@ -77,7 +95,7 @@ class Source:
 
     needs: str
     load: Callable[[Fitted], CandidateSource]
-    fit: Callable[[Ragged, int], Matrix] | None = None
+    fit: Callable[[FittedOn], Matrix | NDArray[np.float32]] | None = None
     stage: str | None = None
     file: tuple[str, ...] = ()
     most_items: int | None = None
@@ -104,6 +122,11 @@ def _of_own_items(load: Callable[[Fitted], CandidateSource], *, listed: bool = F
     )
 
 
+def _vectors(on: FittedOn) -> NDArray[np.float32]:
+    found = on.vectors()
+    return np.zeros((on.num_items, 1), np.float32) if found is None else found
+
+
 SOURCES: dict[str, Source] = {
     "popularity": Source("counts", lambda run: Shares(popular_shares(run.counts())), proposes=False),
     "recent_popularity": Source(
@@ -127,7 +150,7 @@ SOURCES: dict[str, Source] = {
     "together": Source(
         "items of one basket",
         lambda run: NearestItems(run.matrix("together"), FLOOR),
-        together,
+        lambda on: together(on.training, on.num_items),
         "together",
         ("neighbours.safetensors",),
         listed=False,
@@ -136,7 +159,7 @@ SOURCES: dict[str, Source] = {
     "successors": Source(
         "similarities of items",
         lambda run: NearestItems(run.matrix("successors"), SUCCESSOR_FLOOR),
-        successors,
+        lambda on: successors(on.training, on.num_items),
         "item_knn",
         ("successors.safetensors",),
         listed=False,
@@ -145,18 +168,27 @@ SOURCES: dict[str, Source] = {
     "item_knn": Source(
         "similarities of items",
         lambda run: NearestItems(run.matrix("item_knn"), FLOOR),
-        similarities,
+        lambda on: similarities(on.training, on.num_items),
         "item_knn",
         ("neighbours.safetensors",),
     ),
     "ease": Source(
         "weights of items",
         lambda run: NearestItems(run.matrix("ease"), FLOOR),
-        ease.item_weights,
+        lambda on: ease.item_weights(on.training, on.num_items),
         "ease",
         ("weights.safetensors",),
         most_items=ease.MOST_ITEMS,
-        fused=False,
+    ),
+    "user_knn": Source("training histories", lambda run: NearestUsers(run.training(), len(run.counts()))),
+    "content": Source(
+        "vectors of items",
+        lambda run: ContentSimilarity(run.vectors()),
+        _vectors,
+        "content",
+        ("vectors.safetensors",),
+        listed=False,
+        proposes=False,
     ),
     "ranker": Source(
         "the sequential ranker",

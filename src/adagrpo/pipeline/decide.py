@@ -108,7 +108,7 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
     """Return why a list is left out (catalogue too large, failure, too slow); None if it is measured."""
     kind, _, called = name.rpartition("/")
     source = SOURCES.get(called)
-    if kind in ("", "evaluate") and source is not None and source.most_items is not None:
+    if kind == "evaluate" and source is not None and source.most_items is not None:
         items = RunData(run).num_items
         most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
         return most if items > source.most_items else None

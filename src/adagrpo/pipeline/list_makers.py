@@ -38,7 +38,7 @@ from adagrpo.pipeline.stage import Read, sources_of
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import naming
-from adagrpo.types import Cases
+from adagrpo.types import Cases, Ragged
 
 WEIGHTS, CORRECTIONS = "weights.json", "corrections.safetensors"
 
@@ -183,6 +183,16 @@ class ListMaker:
             return near
         likened = sparse.vstack([sparse.eye_array(near.shape[0], dtype=np.float32), borrowed.astype(np.float32)])
         return sparse.csr_array(likened @ near @ likened.T)
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Return (V, W) vectors of items; those of items added later are their neighbours'."""
+        found = load_file(self.fitted_file("content"))["vectors"]
+        borrowed = self.models.data.version.borrowed
+        return found if borrowed is None else np.concatenate([found, (borrowed @ found).astype(np.float32)])
+
+    def training(self) -> Ragged:
+        """Return the training sequences."""
+        return self.models.data.training
 
     def _own_weight(self, name: ListName) -> list[Read]:
         """Return the file of a trained arm's own re-ranking weight; none if the policy has changed since."""
@@ -345,8 +355,12 @@ def lists_of(
     return found
 
 
-def save_matrix(near: sparse.csr_array, path: Path) -> None:
-    """Write a source's (V, V) matrix."""
+def save_matrix(near: sparse.csr_array | NDArray[np.float32], path: Path) -> None:
+    """Write a source's matrix, sparse (V, V) or dense (V, W)."""
+    if isinstance(near, np.ndarray):
+        with naming(path.parent):
+            save_file({"vectors": near}, path)
+        return
     parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
     with naming(path.parent):
         save_file(parts, path)

@@ -24,7 +24,7 @@ from adagrpo.lists import ListOrder, Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
-from adagrpo.lists.table import SOURCES, fused
+from adagrpo.lists.table import SOURCES, FittedOn, fused
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
@@ -42,6 +42,7 @@ from adagrpo.pipeline.list_makers import (
 from adagrpo.pipeline.random_judge import random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, progress
+from adagrpo.pipeline.stages.tokenize import VECTORS, vector_files, vectors_at_hand
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
@@ -56,11 +57,14 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
     rows = [source for source in SOURCES.values() if source.stage == stage]
 
     def build(work: Path) -> None:
+        on = FittedOn(data.training, data.num_items, lambda: vectors_at_hand(run, data.training))
         for source in rows:
             assert source.fit is not None, "a stage of sources fits each of them"
-            save_matrix(source.fit(data.training, data.num_items), work.joinpath(*source.file))
+            save_matrix(source.fit(on), work.joinpath(*source.file))
 
-    return Declaration(build, data.training_files[:2], tuple("/".join(source.file) for source in rows), version=2)
+    reads = [*data.training_files[:2], *(vector_files(run) if stage == "content" else [])]
+    settings = (*VECTORS, "seed") if stage == "content" else ()
+    return Declaration(build, reads, tuple("/".join(source.file) for source in rows), settings, version=2)
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:

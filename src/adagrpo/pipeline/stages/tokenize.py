@@ -134,23 +134,28 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
         run: prepared and, if texts are read, encoded.
         training: sequences for co-purchase counts.
     """
+    vectors = vectors_at_hand(run, training)
+    if vectors is None:
+        return
+    with torch.no_grad():
+        length = float(table.weight.norm(dim=1).mean())
+        rows = starting_rows(vectors, table.embedding_dim, length, run.config.seed)
+        table.weight.copy_(torch.from_numpy(rows))
+
+
+def vectors_at_hand(run: RunDirectory, training: Ragged) -> NDArray[np.float32] | None:
+    """Return (V, W) vectors of the configured kinds that the items have; None if they have none."""
     items = load_items(RunData(run).prepared)
     weights: dict[str, float] = {
         name: weight
         for name, weight in run.config.tokenizer.vectors.items()
         if _described(items, name) and (name != "language_model" or reads_texts(run.config))
     }
-    if not weights:
-        return
-    with torch.no_grad():
-        length = float(table.weight.norm(dim=1).mean())
-        vectors = _weighed(run, items, weights, training)
-        rows = starting_rows(vectors, table.embedding_dim, length, run.config.seed)
-        table.weight.copy_(torch.from_numpy(rows))
+    return _weighed(run, items, weights, training) if weights else None
 
 
 def vector_files(run: RunDirectory) -> list[Read]:
-    """List the non-training files that `start_from_vectors` reads."""
+    """List the non-training files that `vectors_at_hand` reads."""
     return [":".join(ENCODED)] if reads_texts(run.config) else []
 
 
