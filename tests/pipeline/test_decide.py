@@ -226,9 +226,8 @@ def test_a_list_that_is_not_there_is_answered_with_all_that_are_and_the_nearest(
 
 
 def test_what_was_not_made_is_not_offered(finished: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"sft, nll, adagrpo, nll\+rerank, adagrpo\+rerank, popularity, item_knn, user_knn, ranker, rerank$"
-    ):
+    made = r"sft, nll, adagrpo, nll\+rerank, adagrpo\+rerank, popularity, item_knn, user_knn, ranker, rerank$"
+    with pytest.raises(UserError, match=made):
         Run.open(finished).recommend([[3]], arm="fuse-all")
 
 
