@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo.lists import fit_fusion
-from adagrpo.lists.correction import EPOCHS, ChoiceTensors, Correction, corrected, fit_correction, inputs_of
+from adagrpo.lists.correction import ChoiceTensors, Correction, corrected, fit_correction, inputs_of, most_epochs
 from adagrpo.lists.fit_fusion import Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD
@@ -77,9 +77,9 @@ def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch:
     fitted: list[set[float]] = []
     ranked: list[set[float]] = []
 
-    def fit_spied(cases: ChoiceTensors, scores: torch.Tensor, seed: int) -> Iterator[Correction]:
+    def fit_spied(cases: ChoiceTensors, scores: torch.Tensor, epochs: int, seed: int) -> Iterator[Correction]:
         fitted.append({*cases.inputs[:, 0, 1].tolist()})
-        return fit_correction(cases, scores, seed)
+        return fit_correction(cases, scores, epochs, seed)
 
     def corrected_spied(network: Correction, inputs: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
         ranked.append({*inputs[:, 0, 1].tolist()})
@@ -89,9 +89,10 @@ def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch:
     monkeypatch.setattr(fit_fusion, "corrected", corrected_spied)
     fit(made._replace(users=users))
     assert set.union(*ranked) == {float(user) for user in users}
+    epochs = most_epochs(600)
     for fold in range(fit_fusion.FOLDS):
         assert len(fitted[fold]) > 100
-        for held in ranked[fold * EPOCHS : (fold + 1) * EPOCHS]:
+        for held in ranked[fold * epochs : (fold + 1) * epochs]:
             assert held and not held & fitted[fold]
 
 

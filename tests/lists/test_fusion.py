@@ -85,13 +85,13 @@ def choices(count: int, weights: list[float], seed: int = 0) -> Choices:
 
 
 def test_the_weights_of_a_logit_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_fusion, "EPOCHS", 0)  # no network
+    monkeypatch.setattr(fit_fusion, "most_epochs", lambda cases: 0)  # no network
     fit = fit_weights(choices(4000, [1.0, 0.5, 0.0]), (POLICY, "a", "b"), (POLICY, "a", "b"), seed=0)
     assert [fit.weights.weights[name] for name in (POLICY, "a", "b")] == pytest.approx([1.0, 0.5, 0.0], abs=0.06)
 
 
 def test_a_case_counts_as_much_as_it_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_fusion, "EPOCHS", 0)  # no network
+    monkeypatch.setattr(fit_fusion, "most_epochs", lambda cases: 0)  # no network
     one, other = choices(3000, [1.0, 0.5]), choices(3000, [0.2, 1.5], seed=1)
     both = Choices(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))._replace(users=np.arange(6000))
     weighted = both._replace(case_weights=np.repeat([2.0, 0.0], 3000))

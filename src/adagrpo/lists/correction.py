@@ -4,12 +4,13 @@
 
 `z` holds a candidate's features, their distances from the list mean, and −log(5 + rank) by each, all standardised. `v`
 starts at 0; `A, B, v` maximise the likelihood of the choices on top of the weights (`adagrpo.lists.fit_fusion`). The
-epochs, at most `EPOCHS`, are the fewest within one standard error of the best held-out likelihood (Breiman et al.
+epochs, at most `most_epochs`, are the fewest within one standard error of the best held-out likelihood (Breiman et al.
 1984); fewer than `BATCH` choices: no network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,10 +20,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPOCHS = 8
-WIDTH, DROPOUT = 32, 0.1
-BATCH, LEARNING_RATE, WARM_UP = 128, 5e-3, 50  # cases, and steps
+LEAST_EPOCHS, MOST_EPOCHS, STEPS = 8, 24, 200  # as many epochs as give these steps
+WIDTH, DROPOUT = 32, 0.2
+BATCH, LEARNING_RATE, WARM_UP = 128, 3e-3, 50  # cases, and steps
 HEAD = 5.0  # added to a rank before its logarithm
+
+
+class CaseDropout(nn.Module):
+    """Dropout of the same units of all candidates (B, N, W) of a case, so that one network orders a list."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values, in training with units at 0 and the others enlarged."""
+        if not self.training:
+            return values
+        shape = (len(values), 1, values.shape[-1])
+        return values * torch.empty(shape, device=values.device).bernoulli_(1 - DROPOUT).div_(1 - DROPOUT)
 
 
 class Correction(nn.Module):
@@ -39,7 +51,7 @@ class Correction(nn.Module):
         last = nn.Linear(WIDTH, 1, bias=False)
         nn.init.zeros_(last.weight)
         hidden = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
-        activated = [layer for linear in hidden for layer in (linear, nn.GELU(), nn.Dropout(DROPOUT))]
+        activated = [layer for linear in hidden for layer in (linear, nn.GELU(), CaseDropout())]
         self.layers = nn.Sequential(*activated, last)
 
     def standardise(self, inputs: Tensor) -> None:
@@ -79,18 +91,27 @@ def inputs_of(features: Tensor, there: Tensor) -> Tensor:
     return torch.cat([values, values - means, logs], dim=-1).masked_fill(~present, 0.0)
 
 
-def fit_correction(cases: ChoiceTensors, scores: Tensor, seed: int) -> Iterator[Correction]:
+def most_epochs(cases: int) -> int:
+    """Return how many epochs are tried on `cases` choices; 0 where they are too few for a network.
+
+    >>> [most_epochs(cases) for cases in (100, 500, 2000, 20_000)]
+    [0, 24, 13, 8]
+    """
+    return 0 if cases < BATCH else min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS * BATCH / cases)))
+
+
+def fit_correction(cases: ChoiceTensors, scores: Tensor, epochs: int, seed: int) -> Iterator[Correction]:
     """Fit the network to `N` choices on top of weighted sums (N, C); yield it in evaluation mode after each epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
         made.standardise(cases.inputs[cases.there])
         optimizer = torch.optim.AdamW(made.parameters(), lr=LEARNING_RATE)
-        steps = EPOCHS * -(-len(cases.chosen) // BATCH)
+        steps = epochs * -(-len(cases.chosen) // BATCH)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / max(1, steps))
         )
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             made.train()
             for rows in torch.split(torch.randperm(len(cases.chosen)), BATCH):
                 part = cases.of(rows)
@@ -114,7 +135,7 @@ def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
     """Return the fewest epochs whose likelihood is within one standard error of the best.
 
     Args:
-        likelihoods: (EPOCHS + 1, N) weighted held-out log-likelihoods.
+        likelihoods: (epochs + 1, N) weighted held-out log-likelihoods.
 
     >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))
     1

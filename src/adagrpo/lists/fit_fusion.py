@@ -22,14 +22,13 @@ from torch import Tensor
 
 from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.lists.correction import (
-    BATCH,
-    EPOCHS,
     ChoiceTensors,
     Correction,
     corrected,
     fewest_epochs,
     fit_correction,
     inputs_of,
+    most_epochs,
 )
 from adagrpo.lists.fusion import POLICY, Weights
 from adagrpo.metrics import target_rank_in
@@ -120,10 +119,10 @@ def fit_weights(
 
     def corrections(rows: NDArray[np.bool_], weights: Floats) -> Iterator[Correction]:
         kept = torch.from_numpy(rows & answered)
-        return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], seed)
+        return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], passes, seed)
 
     weighed = held_out(best)
-    passes = EPOCHS if answered.sum() >= BATCH else 0
+    passes = most_epochs(int(answered.sum()))
     ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
     by_epochs = np.zeros((passes + 1, len(folds)))  # held-out likelihoods
     for fold, of_fold in enumerate(by_fold):
