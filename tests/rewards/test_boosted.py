@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.rewards.boosted import LARGEST_MODEL, BoostedReward, load_model, require_lightgbm
+from adagrpo.rewards.boosted import BoostedReward
 from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.rewards.model_files import LARGEST_MODEL, load_model, require
 from adagrpo.rewards.trees import checked_model
 from adagrpo.types import Histories, Ragged
 
@@ -107,7 +108,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"reward\.kind: needs LightGBM .*pip install -e"):
-        require_lightgbm("reward.kind")
+        require("lightgbm", "reward.kind")
 
 
 # ---------------------------------------------------------------- texts that LightGBM would trust

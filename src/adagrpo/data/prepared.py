@@ -2,6 +2,8 @@
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
+    item_columns.parquet            the columns of the item table as they are, by row of items.parquet, for rewards and
+                                    rules by name; no model is fitted on it
     train.parquet                   what models may be fitted on
     training_logs.parquet           the same with original ids: user_id, item_id and, if known, timestamp
     validation.parquet              from the end of training up to the test target; `target` marks the target
@@ -45,7 +47,7 @@ from adagrpo.data.splits import Split, check_leakage, keyed_uniforms
 from adagrpo.types import Cases, Ragged
 
 TARGET = "target"
-TRAINING_LOGS = "training_logs.parquet"
+TRAINING_LOGS, ITEM_COLUMNS = "training_logs.parquet", "item_columns.parquet"
 _ROWS = 2**22  # of a table that are counted at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
@@ -214,6 +216,14 @@ def drawn_places(
 def load_items(directory: Path) -> pl.DataFrame:
     """Load item, item_id, text, attributes and any groups."""
     return pl.read_parquet(directory / "items.parquet")
+
+
+def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -> None:
+    """Write an item table's columns, of `read_columns`, in the order of the (V,) ids; null where it has no row."""
+    items = pl.DataFrame({ITEM_ID: ids.cast(pl.String)})
+    id_column, *names = columns.columns
+    joined = items.join(columns, left_on=ITEM_ID, right_on=id_column, how="left", maintain_order="left")
+    joined.select(names).write_parquet(directory / ITEM_COLUMNS)
 
 
 def load_item_ids(directory: Path) -> pl.Series:

@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo import metrics
-from adagrpo.data.columns import ITEM, ITEM_ID, USER_ID
+from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.groups import ItemGroups
-from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_items, load_training, load_user_ids
+from adagrpo.data.prepared import (
+    ITEM_COLUMNS,
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+)
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
@@ -70,6 +78,16 @@ class CatalogVersion:
         """Item table: item, item_id, text, attributes."""
         folder = self.stage.split("/") if self.number else ["prepare"]
         return pl.read_parquet(self.run.checked(*folder, "items.parquet"))
+
+    @cached_property
+    def item_columns(self) -> pl.DataFrame:
+        """(V,) columns of the item table as they are; none without a table, or in runs of earlier versions."""
+        own = self.stage.split("/") if self.number else ["prepare"]
+        path = self.run.find(*own, ITEM_COLUMNS) or self.run.find("prepare", ITEM_COLUMNS)
+        if path is None:
+            return pl.DataFrame()
+        table = pl.read_parquet(path)
+        return table.select(pl.all().extend_constant(None, len(self.items) - len(table)))
 
     @property
     def item_ids(self) -> pl.Series:
@@ -201,6 +219,17 @@ class RunData:
         return self.items[ITEM_ID]
 
     @property
+    def item_column_files(self) -> list[Read]:
+        """The file of the item table's columns as they are, if any."""
+        return [f"prepare:{ITEM_COLUMNS}"] if self.run.path("prepare", ITEM_COLUMNS).is_file() else []
+
+    @cached_property
+    def user_ids(self) -> list[int | str]:
+        """(U,) ids of the logs by row."""
+        ids: list[int | str] = load_user_ids(self.prepared).to_list()
+        return ids
+
+    @property
     def num_items(self) -> int:
         """`V`."""
         return len(self.items)
@@ -303,6 +332,17 @@ class RunData:
         """(V,) training impressions per item; None without impressions."""
         table = load_impressions(self.prepared)
         return None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)
+
+    @cached_property
+    def shown_to_users(self) -> dict[str, list[tuple[int | str, bool]]]:
+        """The items that each user was shown in training and whether they were clicked, oldest first, by id as text."""
+        table = load_impressions(self.prepared)
+        if table is None:
+            return {}
+        ids, found = self.item_ids.to_list(), dict[str, list[tuple[int | str, bool]]]()
+        for user, item, clicked in table.select(USER, ITEM, CLICKED).iter_rows():
+            found.setdefault(str(self.user_ids[user]), []).append((ids[item], clicked))
+        return found
 
     @cached_property
     def slots(self) -> int:
