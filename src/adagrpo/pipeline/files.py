@@ -24,6 +24,7 @@ from adagrpo import metrics
 from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
+    DAYS_OF,
     ITEM_COLUMNS,
     load_cases,
     load_impressions,
@@ -155,7 +156,7 @@ class RunData:
     @cached_property
     def prepared(self) -> Path:
         """The folder of prepared data; `cases` verifies test cases."""
-        return checked_stage(self.run, "prepare", but=["test.parquet", "later.parquet"])
+        return checked_stage(self.run, "prepare", but=["test.parquet", DAYS_OF["test"], "later.parquet"])
 
     @property
     def training_files(self) -> list[Read]:
@@ -356,6 +357,7 @@ class RunData:
         """Return the cases of `validation` or `test`."""
         if split == "test":
             self.run.checked("prepare", "test.parquet")
+            self.run.find("prepare", DAYS_OF["test"])
         cases = load_cases(self.prepared, split)
         if len(cases) == 0:
             temporal = self.config.data.split.kind == "temporal"

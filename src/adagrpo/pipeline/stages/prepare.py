@@ -26,7 +26,14 @@ from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.notes import duplicates_note, ids_note
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
-from adagrpo.data.prepared import ITEM_COLUMNS, load_item_ids, load_user_ids, write_item_columns, write_prepared
+from adagrpo.data.prepared import (
+    DAYS_OF,
+    ITEM_COLUMNS,
+    load_item_ids,
+    load_user_ids,
+    write_item_columns,
+    write_prepared,
+)
 from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
@@ -44,6 +51,7 @@ LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", 
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
+    *DAYS_OF.values(),
     *(
         "training_logs.parquet",
         ITEM_COLUMNS,
