@@ -237,6 +237,13 @@ def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -
     joined.select(names).write_parquet(directory / ITEM_COLUMNS)
 
 
+def stack_columns(columns: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
+    """Append rows of another item table: null where it lacks a column, as text where a type differs."""
+    unlike = [name for name in columns.columns if name in added and added[name].dtype != columns[name].dtype]
+    parts = [table.with_columns(pl.col(unlike).cast(pl.String)) for table in (columns, added)]
+    return pl.concat(parts, how="diagonal").select(columns.columns)
+
+
 def load_item_ids(directory: Path) -> pl.Series:
     """Load the (V,) original item ids."""
     return pl.read_parquet(directory / "items.parquet", columns=[ITEM_ID])[ITEM_ID]

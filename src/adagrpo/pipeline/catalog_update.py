@@ -20,7 +20,7 @@ from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
-from adagrpo.data.prepared import ITEM_COLUMNS
+from adagrpo.data.prepared import ITEM_COLUMNS, stack_columns
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory, locked
@@ -109,8 +109,8 @@ def update_catalog(
             catalog.write(work / "codes.parquet")
             changed.items.write_parquet(work / "items.parquet")
             changed.neighbours.write_parquet(work / "neighbours.parquet")
-            if changed.columns.columns:
-                changed.columns.write_parquet(work / ITEM_COLUMNS)
+            if changed.columns.columns:  # those of the first items are the run's, which may be prepared again
+                changed.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
             write_json(work / "version.json", about)
 
         reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
@@ -185,18 +185,8 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
     listed[places[places >= 0]] = True
     columns = state.columns
     if columns.columns and (read := source._replace(items=path).read_columns()) is not None:
-        columns = _columns_now(columns, read.rename({read.columns[0]: ITEM_ID}), rows)
+        columns = stack_columns(columns, read.filter(unknown))
     return _State(grown, codes, listed, state.neighbours, columns)
-
-
-def _columns_now(before: pl.DataFrame, read: pl.DataFrame, rows: Mapping[str, int]) -> pl.DataFrame:
-    """(V,) columns with those that a table gives new and relisted items; as text where two tables' types differ."""
-    unlike = [name for name in read.columns if name in before and read[name].dtype != before[name].dtype]
-    before, read = (table.with_columns(pl.col(unlike).cast(pl.String)) for table in (before, read))
-    items = pl.Series(ITEM, [rows[name] for name in read[ITEM_ID].to_list()], dtype=pl.Int64)
-    now = read.drop(ITEM_ID).with_columns(items)
-    there = before.with_columns(pl.Series(ITEM, np.arange(len(before)))).filter(~pl.col(ITEM).is_in(items.implode()))
-    return pl.concat([there, now], how="diagonal").sort(ITEM).select(before.columns)
 
 
 def _regrouped(items: pl.DataFrame, back: pl.DataFrame) -> pl.DataFrame:

@@ -32,6 +32,7 @@ from adagrpo.data.prepared import (
     load_items,
     load_training,
     load_user_ids,
+    stack_columns,
 )
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
@@ -83,11 +84,12 @@ class CatalogVersion:
     @cached_property
     def item_columns(self) -> pl.DataFrame:
         """(V,) columns of the item table as they are; none without a table, or in runs of earlier versions."""
-        own = self.stage.split("/") if self.number else ["prepare"]
-        path = self.run.find(*own, ITEM_COLUMNS) or self.run.find("prepare", ITEM_COLUMNS)
+        path = self.run.find("prepare", ITEM_COLUMNS)
         if path is None:
             return pl.DataFrame()
         table = pl.read_parquet(path)
+        added = self.run.find(*self.stage.split("/"), ITEM_COLUMNS) if self.number else None
+        table = table if added is None else stack_columns(table, pl.read_parquet(added))
         return table.select(pl.all().extend_constant(None, len(self.items) - len(table)))
 
     @property
