@@ -263,3 +263,31 @@ def test_lists_of_categories_that_are_not_as_many_as_features_are_refused(featur
         path.write_text(text.replace(line, f"pandas_categorical:{wrong}"))
         with pytest.raises(UserError, match="not as LightGBM writes a model: pandas_categorical"):
             load_model(path)
+
+
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_categories_that_were_numbers_are_taken_by_number(features: Features, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    draw = np.random.default_rng(0)
+    table = np.column_stack([draw.choice([7, 9, 30], 300), draw.normal(size=300)]).astype(float)
+    table[::5, 0] = np.nan
+    wanted, names = (table[:, 0] == 9) * 2.0 + table[:, 1], ["brand", "price"]
+    if library == "lightgbm":
+        lightgbm = importlib.import_module(library)
+        data = lightgbm.Dataset(table, wanted, feature_name=names, categorical_feature=[0])
+        options = {"verbosity": -1, "num_threads": 1, "min_data_per_group": 2, "cat_smooth": 1}
+        model, path = lightgbm.train(options, data, 10), tmp_path / "model.txt"
+        model.save_model(path)
+        expected = model.predict(table[:ITEMS], raw_score=True)
+    else:
+        xgboost = importlib.import_module(library)
+        kinds = {"feature_names": names, "feature_types": ["c", "float"], "enable_categorical": True}
+        data = xgboost.DMatrix(table, wanted, **kinds)
+        model, path = xgboost.train({"nthread": 1}, data, 10), tmp_path / "model.json"
+        model.save_model(path)
+        expected = model.predict(data, output_margin=True)[:ITEMS]
+    items = pl.DataFrame(table[:ITEMS], names).with_columns(pl.all().fill_nan(None))
+    scores = BoostedReward(load_model(path), features, Tables(items, item_file="i")).score(HISTORIES, EVERY)
+    np.testing.assert_allclose(scores[0].numpy(), expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(UserError, match=r"i: the column 'brand' holds 'x', and .* takes a category by its number"):
+        BoostedReward(load_model(path), features, Tables(items.with_columns(brand=pl.lit("x")), item_file="i"))

@@ -158,6 +158,10 @@ class ModelFileOptions(_Options):
     model: str
     users: str | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """See `_Options.identity`; without a table of users as in earlier versions."""
+        return {name: value for name, value in super().identity().items() if name != "users" or value is not None}
+
 
 class LightGBMOptions(ModelFileOptions):
     """A LightGBM model in text format."""
