@@ -143,6 +143,8 @@ def test_a_changed_table_of_users_makes_what_reads_it_stale(world: Any, shop: Pa
     table = pl.read_csv(shop / "people.csv").with_columns(pl.col("budget") * -1)
     table.write_csv(shop / "people.csv")
     again = Run.open(tmp_path / "run")
+    with pytest.raises(UserError, match=r"reward is stale: .*people\.csv"):
+        again.recommend([[13]], arm="reward", users=["u01"])
     again._look_at_reward()
     assert again.made == ["reward"] and again.content("reward", "reward.json")["probe"]["scores"] != before
     # prices are no part of what policies learn from
