@@ -269,7 +269,7 @@ class Models:
             return Tables(items, item_file=item_file)
         path, key = self.run.data / options.users, self.config.data.columns.user
         hash_of(self.run, path)
-        table = read_columns(path, key, "user", "data.columns.user")
+        table = read_columns(path, key, "user", "the user column of the logs (data.columns.user)")
         rows = {name: row for row, name in enumerate(table[key].to_list())}
         return Tables(items, table.drop(key), rows, item_file, path.name)
 
