@@ -258,15 +258,15 @@ def main() -> None:
 
 
 def _score(path: Path, count: int) -> None:
-    from adagrpo.rewards.boosted import load_model
+    from adagrpo.rewards import load_model
 
-    table = np.random.default_rng(0).normal(size=(50, 3)) * 30
+    table = [pl.Series(column) for column in np.random.default_rng(0).normal(size=(3, 50)) * 30]
     text = path.read_text(encoding="utf-8")
     for mutant in mutants(text, count):
         path.write_text(mutant, encoding="utf-8", newline="")
         finite = refused = False
         try:
-            finite = bool(np.isfinite(load_model(path).predict(table, raw_score=True, num_threads=1)).all())
+            finite = bool(np.isfinite(load_model(path).predict(table, 1)).all())
         except UserError as error:
             refused = str(path) in str(error) and len(str(error).splitlines()) == 1
         print(json.dumps({"finite": finite, "refused": refused}), flush=True)

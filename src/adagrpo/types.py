@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +110,11 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
+    def asking(self, rows: NDArray[np.integer]) -> Asking:
+        """Return who asks for the lists of some cases, and when."""
+        times = [None] * len(rows) if self.days is None else [float(day) * 86_400 for day in self.days[rows]]
+        return Asking(self.users[rows].tolist(), times, rows=True)
+
     @property
     def logged(self) -> NDArray[np.int64]:
         """(N,) the logged items; of baskets (N, R), padded with -1."""
@@ -124,6 +129,14 @@ class Cases:
     def sizes(self) -> NDArray[np.int64] | None:
         """(N,) items of each basket; None where a case is one interaction."""
         return None if self.relevant is None else self.relevant.lengths
+
+
+class UserHistory(list[Any]):
+    """A history, of items or of ids, that says whose it is and when a list is asked for; see `Asking`."""
+
+    def __init__(self, items: Sequence[Any], user: int | str | None, time: float | None = None) -> None:
+        super().__init__(items)
+        self.user, self.time = user, time
 
 
 class Past(NamedTuple):
@@ -143,6 +156,23 @@ class Past(NamedTuple):
         return Past(self.items[kept], self.baskets[kept], self.days[kept], self.grouped)
 
 
+class Asking(NamedTuple):
+    """Who asks for each of `B` lists, and when, for a reward that wants to know."""
+
+    users: Sequence[int | str | None]  # (B,) ids of the logs, or rows of users.parquet if `rows`; None: unknown
+    times: Sequence[float | None]  # (B,) seconds since 1970; None: unknown
+    rows: bool = False
+
+    def to(self, device: torch.device) -> Asking:
+        """Return itself: nothing of it is on a device."""
+        return self
+
+    def of(self, kept: Tensor) -> Asking:
+        """Select some lists."""
+        indices = torch.arange(len(self.users))[kept.cpu()].tolist()
+        return Asking([self.users[row] for row in indices], [self.times[row] for row in indices], self.rows)
+
+
 class Histories(NamedTuple):
     """A batch of histories, oldest item first, padded on the right."""
 
@@ -151,6 +181,7 @@ class Histories(NamedTuple):
     users: Tensor | None = None  # (B,) int64, whose histories they are, where a reward may want to know
     older: Tensor | None = None  # (B, O) int64, what came before `items`, -1 where nothing; for masking alone
     past: Past | None = None  # where a source reads more than `items`
+    asking: Asking | None = None  # where lists are measured or served
 
     @property
     def whole(self) -> Tensor:  # (B, T + O) int64
@@ -168,7 +199,8 @@ class Histories(NamedTuple):
         users = None if self.users is None else self.users[kept]
         older = None if self.older is None else self.older[kept]
         past = None if self.past is None else self.past.rows(kept)
-        return Histories(self.items[kept], self.lengths[kept], users, older, past)
+        asking = None if self.asking is None else self.asking.of(kept)
+        return Histories(self.items[kept], self.lengths[kept], users, older, past, asking)
 
     def holds(self, items: Tensor) -> Tensor:
         """Return a (B, N) mask of `items` (B, N) in the whole history of their row; False for -1."""

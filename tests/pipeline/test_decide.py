@@ -400,7 +400,7 @@ def test_other_work_on_the_machine_does_not_change_what_a_list_takes(
     monkeypatch.setattr("adagrpo.pipeline.decide.sample_cases", lambda *_: Cases(users, histories, users))
     monkeypatch.setattr("adagrpo.pipeline.decide.WARM_UP", 3)
     monkeypatch.setattr("adagrpo.pipeline.decide.ROUNDS", 7)
-    data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0))
+    data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0), user_ids=list(range(6)))
     found = _milliseconds(machine, data, ["item_knn", "fuse"])  # type: ignore[arg-type]
     assert found["item_knn"] == pytest.approx((4, 4)) and found["fuse"] == pytest.approx((8, 8))
     assert machine.asked == (["item_knn"] * 3 + ["fuse"] * 3) * 8

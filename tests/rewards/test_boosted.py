@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.rewards.boosted import LARGEST_MODEL, BoostedReward, load_model, require_lightgbm
+from adagrpo.rewards.boosted import BoostedReward
 from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.rewards.model_files import LARGEST_MODEL, load_model, require
 from adagrpo.rewards.trees import checked_model
 from adagrpo.types import Histories, Ragged
 
@@ -42,7 +44,8 @@ def features() -> Features:
 
 def test_a_model_may_use_some_features_in_its_own_order(features: Features, tmp_path: Path) -> None:
     names = ["age", "popularity", "knn_last"]
-    fitted(names).save_model(tmp_path / "model.txt")
+    model = fitted(names)
+    model.save_model(tmp_path / "model.txt")
     reward = BoostedReward(load_model(tmp_path / "model.txt"), features)
     histories = Histories(torch.tensor([[0, 1], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1]))
     items = torch.tensor([[2, 4, -1], [0, 1, 2]])
@@ -51,7 +54,7 @@ def test_a_model_may_use_some_features_in_its_own_order(features: Features, tmp_
     table = features.table(*(part.numpy() for part in (histories.items, histories.lengths, items)), np.array([0, 1]))
     for row, place in (items >= 0).nonzero().tolist():
         columns = [table[row, place, FEATURES.index(name)] for name in names]
-        assert float(actual[row, place]) == pytest.approx(reward.model.predict([columns], raw_score=True)[0], rel=1e-6)
+        assert float(actual[row, place]) == pytest.approx(float(model.predict([columns], raw_score=True)[0]), rel=1e-6)
     assert reward.score(histories, items[:, :0]).shape == (2, 0)
     # whose history it is matters: the counts are without that user
     others = reward.score(Histories(histories.items, histories.lengths), items)
@@ -85,15 +88,19 @@ def test_a_model_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_an_unknown_feature_and_several_outputs_are_refused(tmp_path: Path) -> None:
+def test_an_unknown_feature_and_several_outputs_are_refused(features: Features, tmp_path: Path) -> None:
     path = tmp_path / "model.txt"
-    fitted(["age", "colour"]).save_model(path)
-    with pytest.raises(UserError, match="uses the feature 'colour'; there are history_length, "):
-        load_model(path)
+    fitted(["age", "knn_lst"]).save_model(path)
+    with pytest.raises(UserError) as caught:
+        BoostedReward(load_model(path), features)
+    assert str(caught.value) == (
+        f"{path}: the feature 'knn_lst' is nowhere: looked for in our own features (--items and --users not given);"
+        " the nearest name is 'knn_last'"
+    )
     fitted(["age", "popularity"], objective="multiclass", num_class=3).save_model(path)
     with pytest.raises(UserError, match="has 3 outputs; a reward has one"):
         load_model(path)
-    with pytest.raises(UserError, match="not a LightGBM model in text format"):
+    with pytest.raises(UserError, match="cannot be read as a LightGBM model"):
         load_model(tmp_path / "missing.txt")
 
 
@@ -107,7 +114,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"reward\.kind: needs LightGBM .*pip install -e"):
-        require_lightgbm("reward.kind")
+        require("lightgbm", "reward.kind")
 
 
 # ---------------------------------------------------------------- texts that LightGBM would trust
@@ -169,8 +176,8 @@ def test_a_tree_by_hand(tmp_path: Path) -> None:
     (tmp_path / "model.txt").write_text(f"{HEADER}Tree=0\n{TREE}\nend of trees\n")
     model = load_model(tmp_path / "model.txt")
     # age <= .5, then popularity: with an infinite threshold all but what is missing goes to the left
-    rows = [[0.0, 5.0], [0.0, np.nan], [1.0, 5.0]]
-    assert model.predict(rows, raw_score=True).tolist() == [1.0, -2.5, 1e-3]
+    columns = [pl.Series([0.0, 0.0, 1.0]), pl.Series([5.0, np.nan, 5.0])]
+    assert model.predict(columns, 1).tolist() == [1.0, -2.5, 1e-3]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +225,7 @@ def test_sets_of_categories_are_within_their_bounds(tmp_path: Path) -> None:
         return load_model(path)
 
     # 6 is the set {1, 2}
-    assert load(tree).predict([[1.0, 0.0], [3.0, 0.0]], raw_score=True).tolist() == [1.0, 1e-3]
+    assert load(tree).predict([pl.Series([1.0, 3.0]), pl.Series([0.0, 0.0])], 1).tolist() == [1.0, 1e-3]
     for old, new, message in (
         ("cat_boundaries=0 1", "cat_boundaries=0 2", "cat_threshold has 1 numbers, expected 2"),
         ("cat_boundaries=0 1", "cat_boundaries=1 2", "cat_boundaries do not rise from 0"),

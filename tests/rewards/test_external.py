@@ -14,7 +14,7 @@ import torch
 from adagrpo.errors import UserError
 from adagrpo.rewards.callable import CallableReward, find_module, load_function, module_files
 from adagrpo.rewards.external import InvalidResponse, check_response, scatter_scores, score_request
-from adagrpo.types import Histories
+from adagrpo.types import Asking, Histories
 
 IDS = ["a", "b", "c", "d"]
 HISTORIES = Histories(torch.tensor([[0, 1], [2, 0], [3, 3]]), torch.tensor([2, 1, 2]))
@@ -158,3 +158,43 @@ def test_a_function_is_made_of_its_module_and_of_what_that_imports_from_beside_i
     found = [path.relative_to(tmp_path).as_posix() for path in module_files("own_pkg.deep:f", tmp_path)]
     assert sorted(found) == ["own_a.py", "own_b.py", "own_late.py", *deep]
     assert module_files("numpy:sum", tmp_path) == [find_module("numpy:sum", tmp_path)]  # installed
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-reward.md"
+
+
+def test_the_ten_lines_of_the_page_run(tmp_path: Path) -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("## A Python function")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 10
+    (tmp_path / "own_page_a.py").write_text(code, encoding="utf-8")
+    function = load_function("own_page_a:margin", tmp_path)
+    shown = {"u2": [("d", False), ("a", True), ("d", False)]}
+    reward = CallableReward("own_page_a:margin", function, IDS, user_ids=["u1", "u2"], shown=lambda: shown)
+    evening = 20.0 * 3600
+    asking = Asking([None, "u1", "u2"], [evening, None, evening])
+    scores = reward.score(HISTORIES._replace(asking=asking), ITEMS)
+    # nobody: half a point for what is not in [a, b]; u2 in the evening: a point for what is not in [d, d]
+    assert scores[0, [0, 2]].tolist() == [0.5, 0.5] and scores[2].tolist() == [1.0, 1.0, 1.0]
+    last = HISTORIES.rows(torch.tensor([2]))._replace(asking=Asking(["u2"], [evening]))
+    assert reward.score(last, torch.tensor([[3, 2]])).tolist() == [[pytest.approx(-0.2), 1.0]]
+
+
+def test_a_function_is_given_what_it_names_of_the_rows_that_it_scores() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def function(histories: Any, candidates: Any, *, shown: Any, users: Any, times: Any) -> Any:
+        asked.append({"shown": shown, "users": users, "times": times})
+        return [[1.0] * len(row) for row in candidates]
+
+    reward = CallableReward("m:f", function, IDS, user_ids=[7, 8, 9], shown=lambda: {"9": [("b", True)]})
+    measured = HISTORIES._replace(asking=Asking([0, 1, 2], [5.0, 6.0, None], rows=True))
+    reward.score(measured, ITEMS)
+    assert asked.pop() == {"shown": [[], [("b", True)]], "users": [7, 9], "times": [5.0, None]}
+    reward.score(measured.rows(torch.tensor([2, 0])), ITEMS[[2, 0]])
+    assert asked.pop() == {"shown": [[("b", True)], []], "users": [9, 7], "times": [None, 5.0]}
+    # while a policy is trained, what was shown would tell what comes next
+    reward.score(HISTORIES._replace(users=torch.tensor([0, 1, 2])), ITEMS)
+    assert asked.pop() == {"shown": [[], []], "users": [7, 9], "times": [None, None]}
+    reward.score(HISTORIES, ITEMS)
+    assert asked.pop() == {"shown": [[], []], "users": [None, None], "times": [None, None]}

@@ -128,6 +128,47 @@ def test_a_time_out_is_tried_again_and_then_said(service: Any) -> None:
     assert len(service.requests) == 2
 
 
+def test_an_answer_that_comes_byte_by_byte_is_late_as_a_whole(service: Any) -> None:
+    """Each read is in time: 0.02 seconds of 0.2."""
+    for headers_first in (True, False):
+
+        def drips(service: Any, handler: Any, body: Any, headers_first: bool = headers_first) -> None:
+            content = json.dumps({"scores": service.scores(body)}).encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content) + 500}\r\n\r\n".encode()
+            if headers_first:
+                handler.wfile.write(head)
+            for byte in [] if headers_first else head:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+            for byte in content + b" " * 500:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+
+        service.behaviour, said, started = drips, list[str](), time.monotonic()
+        with pytest.raises(ServiceError, match=r"gave no answer in 0\.2 seconds, in 2 attempts; fix it"):
+            reward(service.url, timeout_seconds=0.2, retries=1, say=said.append).score(HISTORIES, ITEMS)
+        assert time.monotonic() - started < 2  # the whole answer would take 10 seconds
+        assert said == [f"note: reward {service.url}: gave no answer in 0.2 seconds"] * 2
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_has_a_bound(service: Any, status: int) -> None:
+    """5 scores: a megabyte, and 64 bytes for each of them."""
+    most = 2**20 + 5 * 64
+
+    def long(service: Any, handler: Any, body: Any, more: int = 1) -> None:
+        content = json.dumps({"scores": service.scores(body)}).encode()
+        service.reply(handler, content + b" " * (most + more - len(content)), status)
+
+    service.behaviour = long
+    with pytest.raises(ServiceError, match=r"answered more than 1,048,896 bytes; fix it"):
+        reward(service.url, retries=1).score(HISTORIES, ITEMS)
+    assert len(service.requests) == 1
+    service.behaviour = lambda *arguments: long(*arguments, more=0)
+    if status == 200:
+        assert scores(reward(service.url).score(HISTORIES, ITEMS)) == RIGHT
+
+
 def test_a_connection_that_breaks_off_is_tried_again(service: Any) -> None:
     def breaks_off(service: Any, handler: Any, body: Any) -> None:
         if len(service.requests) == 1:

@@ -27,6 +27,7 @@ for _module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{_module.name}")
 
 EXTRAS = {  # module of an optional dependency: extra that installs it
+    "catboost": "catboost",
     "fastapi": "serve",
     "lightgbm": "lightgbm",
     "peft": "peft",
@@ -36,6 +37,7 @@ EXTRAS = {  # module of an optional dependency: extra that installs it
     "transformers": "hf",
     "trl": "trl",
     "uvicorn": "serve",
+    "xgboost": "xgboost",
 }
 # errors of the given path, not of the disk
 OF_PATHS = {ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG, EROFS, ELOOP}

@@ -29,6 +29,7 @@ from adagrpo.pipeline import (
     watch,
 )
 from adagrpo.report import decision, tables
+from adagrpo.rewards import model_files as rewards
 from adagrpo.serving import options
 from adagrpo.storage import artifacts, hashes, marks, writing
 from adagrpo.trainer import processes

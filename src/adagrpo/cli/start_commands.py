@@ -39,7 +39,16 @@ def decide(
     items: log_roles.ItemFile = None,
     max_bad_rows: MaxBadRows = None,
     reward: Annotated[
-        list[str] | None, typer.Option("--reward", help="A reward.kind, or module:function; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="FILE|URL|MODULE:FUNCTION|KIND",
+            help="A model file of LightGBM (.txt), XGBoost (.json, .ubj) or CatBoost (.cbm), an endpoint, a Python"
+            " function, or a reward.kind; may be repeated.",
+        ),
+    ] = None,
+    users: Annotated[
+        Path | None, typer.Option("--users", help="A table of users, whose columns model files of --reward may name.")
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
@@ -47,8 +56,8 @@ def decide(
     replace_run: Replace = False,
 ) -> None:
     """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
-    if reward:
-        common = replace(common, settings=(f"reward={json.dumps(_reward(reward))}", *common.settings))
+    if reward or users is not None:
+        common = replace(common, settings=(f"reward={json.dumps(_reward(reward or [], users))}", *common.settings))
     if max_bad_rows is not None:
         common = replace(common, settings=(*common.settings, f"data.max_bad_rows={max_bad_rows}"))
     if run is not None:
@@ -72,7 +81,8 @@ def decide(
         table = config.data.items
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
-            unread = library.notes.unread_note(Path(table.path), read)
+            named = library.named_files.features_named(opened, config.reward)
+            unread = library.notes.unread_note(Path(table.path), {*read, *named})
             notes += [] if unread is None else [unread]
         notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:
@@ -91,20 +101,41 @@ def decide(
     )
 
 
-def _reward(names: list[str]) -> dict[str, Any]:
-    unknown = next((name for name in names if ":" not in name and name not in library.reward.REWARD_KINDS), None)
-    if unknown is not None:
+def _reward(names: list[str], users: Path | None) -> dict[str, Any]:
+    parts = [_reward_of(name) for name in names]
+    if users is not None:
+        if not users.is_file():
+            raise UserError(f"--users {users}: no such file")
+        if not any("model" in part for part in parts):
+            raise UserError("--users: is for a model file; give one by --reward")
+        parts = [part | ({"users": str(users.resolve())} if "model" in part else {}) for part in parts]
+    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
+
+
+def _reward_of(name: str) -> dict[str, Any]:
+    path, libraries = Path(name), library.rewards.LIBRARIES
+    if name.startswith(("http://", "https://")):
+        return {"kind": "http", "url": name}
+    if path.suffix in libraries or path.is_file():
+        if not path.is_file():
+            raise UserError(f"--reward {name}: no such file")
+        if path.suffix not in libraries:
+            suffixes = "LightGBM's .txt, XGBoost's .json and .ubj, and CatBoost's .cbm"
+            raise UserError(f"--reward {name}: no model file by its name; those that are read are {suffixes}")
+        return {"kind": libraries[path.suffix], "model": str(path.resolve())}
+    if ":" in name:
+        return {"kind": "callable", "function": name}
+    if name not in library.reward.REWARD_KINDS:
         alone = [
             kind
             for kind, options in library.reward.REWARD_KINDS.items()
             if not any(field.is_required() for field in options.model_fields.values())
         ]
         raise UserError(
-            f"--reward {unknown}: no kind of reward; give {', '.join(alone)} or a Python function, MODULE:FUNCTION; a"
-            " LightGBM file is --reward lightgbm --set reward.model=FILE"
+            f"--reward {name}: no kind of reward; give {', '.join(alone)}, a Python function, MODULE:FUNCTION, an"
+            " address, http://..., or a model file, .txt of LightGBM, .json or .ubj of XGBoost, .cbm of CatBoost"
         )
-    parts = [{"kind": "callable", "function": name} if ":" in name else {"kind": name} for name in names]
-    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
+    return {"kind": name}
 
 
 @Command("demo", "start", sets="recipe", tracks=True)

@@ -148,12 +148,37 @@ class HttpOptions(_Options):
         return url
 
 
-class LightGBMOptions(_Options):
-    """A LightGBM model in text format over `adagrpo.rewards.features`."""
+class ModelFileOptions(_Options):
+    """A model file over the item table, a table of users and `adagrpo.rewards.features`.
+
+    `users` is a table with the user column of the logs.
+    """
 
     elsewhere = True
-    kind: Literal["lightgbm"] = "lightgbm"
     model: str
+    users: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """See `_Options.identity`; without a table of users as in earlier versions."""
+        return {name: value for name, value in super().identity().items() if name != "users" or value is not None}
+
+
+class LightGBMOptions(ModelFileOptions):
+    """A LightGBM model in text format."""
+
+    kind: Literal["lightgbm"] = "lightgbm"
+
+
+class XGBoostOptions(ModelFileOptions):
+    """An XGBoost model, `.json` or `.ubj`."""
+
+    kind: Literal["xgboost"] = "xgboost"
+
+
+class CatBoostOptions(ModelFileOptions):
+    """A CatBoost model, `.cbm`."""
+
+    kind: Literal["catboost"] = "catboost"
 
 
 class LambdaRankOptions(_Options):
@@ -226,6 +251,8 @@ RewardOptions = Annotated[
     | Annotated[FactoryOptions, Tag("factory")]
     | Annotated[HttpOptions, Tag("http")]
     | Annotated[LightGBMOptions, Tag("lightgbm")]
+    | Annotated[XGBoostOptions, Tag("xgboost")]
+    | Annotated[CatBoostOptions, Tag("catboost")]
     | Annotated[LambdaRankOptions, Tag("lambdarank")]
     | Annotated[NoiseOptions, Tag("noise")]
     | Annotated[FeatureOptions, Tag("feature")]

@@ -2,12 +2,16 @@
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
+    item_columns.parquet            the columns of the item table as they are, by row of items.parquet, for rewards and
+                                    rules by name; no model is fitted on it
     train.parquet                   what models may be fitted on
     training_logs.parquet           the same with original ids: user_id, item_id and, if known, timestamp
     validation.parquet              from the end of training up to the test target; `target` marks the target
                                     (of all tables, `basket` and `days` where a case is a whole basket)
     test.parquet                    the test targets; no other file changes with them
     later.parquet                   what is after that, under a split in time
+    validation_days.parquet, test_days.parquet
+                                    the time of each target, for rewards that ask for it; where a case is no basket
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
                                     later ones may show the held-out item
     rejects.parquet, summary.json   rejected rows; counts
@@ -40,12 +44,14 @@ from adagrpo.data.columns import (
     USER_ID,
 )
 from adagrpo.data.dataset import Dataset
+from adagrpo.data.logs.times import UNITS
 from adagrpo.data.mapped import MappedRagged, mapped_column
 from adagrpo.data.splits import Split, check_leakage, keyed_uniforms
 from adagrpo.types import Cases, Ragged
 
 TARGET = "target"
-TRAINING_LOGS = "training_logs.parquet"
+TRAINING_LOGS, ITEM_COLUMNS = "training_logs.parquet", "item_columns.parquet"
+DAYS_OF = {"validation": "validation_days.parquet", "test": "test_days.parquet"}
 _ROWS = 2**22  # of a table that are counted at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
@@ -78,6 +84,11 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     marked = table.with_columns(pl.Series(TARGET, validated))
     marked.filter(until_test & ~trained).write_parquet(directory / "validation.parquet")
     table.filter(tested).write_parquet(directory / "test.parquet")
+    unit = dataset.understood.get("time", {}).get("unit")
+    if unit is not None and TIMESTAMP in dataset.interactions.columns and BASKET not in table.columns:
+        days = dataset.interactions.select((pl.col(TIMESTAMP) / (UNITS[unit] * 86_400)).alias(DAYS))
+        for name, targets in (("validation", validated), ("test", tested)):
+            days.filter(targets).write_parquet(directory / DAYS_OF[name])
     summary, later = dict(dataset.summary), table.filter(~until_test & ~tested)
     later.write_parquet(directory / "later.parquet")
     if len(later):
@@ -196,7 +207,9 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
     histories = Ragged.of(seen[ITEM].to_numpy()[read].astype(np.int32), counts)
     items = targets[ITEM].to_numpy().astype(np.int32)
     if BASKET not in targets.columns:
-        return Cases(owners.astype(np.int32), histories, items)
+        path = directory / DAYS_OF[split]
+        times = pl.read_parquet(path)[DAYS].to_numpy().astype(np.float64) if path.is_file() else None
+        return Cases(owners.astype(np.int32), histories, items, days=times)
     histories = replace(histories, **_of_baskets(seen.filter(pl.Series(read))))
     drawn = starts + drawn_places(owners, sizes)
     days = targets[DAYS].to_numpy()[starts].astype(np.float64) if DAYS in targets.columns else None
@@ -214,6 +227,21 @@ def drawn_places(
 def load_items(directory: Path) -> pl.DataFrame:
     """Load item, item_id, text, attributes and any groups."""
     return pl.read_parquet(directory / "items.parquet")
+
+
+def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -> None:
+    """Write an item table's columns, of `read_columns`, in the order of the (V,) ids; null where it has no row."""
+    items = pl.DataFrame({ITEM_ID: ids.cast(pl.String)})
+    id_column, *names = columns.columns
+    joined = items.join(columns, left_on=ITEM_ID, right_on=id_column, how="left", maintain_order="left")
+    joined.select(names).write_parquet(directory / ITEM_COLUMNS)
+
+
+def stack_columns(columns: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
+    """Append rows of another item table: null where it lacks a column, as text where a type differs."""
+    unlike = [name for name in columns.columns if name in added and added[name].dtype != columns[name].dtype]
+    parts = [table.with_columns(pl.col(unlike).cast(pl.String)) for table in (columns, added)]
+    return pl.concat(parts, how="diagonal").select(columns.columns)
 
 
 def load_item_ids(directory: Path) -> pl.Series:

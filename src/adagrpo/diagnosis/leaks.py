@@ -75,7 +75,7 @@ def answers(
         for begin in range(0, len(cases), batch_size):
             rows = np.arange(begin, min(begin + batch_size, len(cases)))
             items = np.column_stack([cases.targets[rows].astype(np.int64), drawn[rows]])
-            histories = pad(cases.histories, rows, max_history).to(device)
+            histories = pad(cases.histories, rows, max_history).to(device)._replace(asking=cases.asking(rows))
             scores = reward.score(histories, torch.from_numpy(items).to(device)).double().cpu().numpy()
             known = np.where(items >= 0, scores, np.nan)
             scores = np.where(items >= 0, scores, -np.inf)

@@ -303,4 +303,5 @@ def batches(
         rows = order[first : first + batch_size]
         histories = pad(cases.histories, rows, max_history)
         older = older_items(cases.histories, rows, max_history).to(device) if whole else None
-        yield rows, Histories(histories.items.to(device), histories.lengths.to(device), older=older)
+        asking = cases.asking(rows)
+        yield rows, Histories(histories.items.to(device), histories.lengths.to(device), older=older, asking=asking)

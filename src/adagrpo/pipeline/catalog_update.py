@@ -20,6 +20,7 @@ from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
+from adagrpo.data.prepared import ITEM_COLUMNS, stack_columns
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory, locked
@@ -47,6 +48,7 @@ class _State(NamedTuple):
     codes: NDArray[np.int64]  # (V, L)
     listed: NDArray[np.bool_]  # (V,)
     neighbours: pl.DataFrame  # item, neighbour, weight
+    columns: pl.DataFrame  # (V,) columns of the item table as they are, if kept
 
 
 def update_catalog(
@@ -85,7 +87,13 @@ def update_catalog(
         }
         if _answers(run, latest, request, parent, start):
             return latest, False
-        state = _State(parent.items, parent.codes.codes.numpy().copy(), parent.codes.listed.numpy(), parent.neighbours)
+        state = _State(
+            parent.items,
+            parent.codes.codes.numpy().copy(),
+            parent.codes.listed.numpy(),
+            parent.neighbours,
+            parent.item_columns,
+        )
         changed, placed = _changed(run, parent, state, items, leaving, interactions)
         catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
         digest = content_hash(changed.items[ITEM_ID], catalog)
@@ -101,10 +109,12 @@ def update_catalog(
             catalog.write(work / "codes.parquet")
             changed.items.write_parquet(work / "items.parquet")
             changed.neighbours.write_parquet(work / "neighbours.parquet")
+            if changed.columns.columns:  # those of the first items are the run's, which may be prepared again
+                changed.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
             write_json(work / "version.json", about)
 
         reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
-        files = ("codes.parquet", "codes.json", "items.parquet", "neighbours.parquet", "version.json")
+        files = ("codes.parquet", "codes.json", "items.parquet", ITEM_COLUMNS, "neighbours.parquet", "version.json")
         made_from = Declaration(build, reads, files, also={"parent": parent.name, "request": request})
         make(run, f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
@@ -173,7 +183,10 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
     codes = np.concatenate([state.codes, np.full((len(new), state.codes.shape[1]), -1)])
     listed = np.concatenate([state.listed, np.ones(len(new), np.bool_)])
     listed[places[places >= 0]] = True
-    return _State(grown, codes, listed, state.neighbours)
+    columns = state.columns
+    if columns.columns and (read := source._replace(items=path).read_columns()) is not None:
+        columns = stack_columns(columns, read.filter(unknown))
+    return _State(grown, codes, listed, state.neighbours, columns)
 
 
 def _regrouped(items: pl.DataFrame, back: pl.DataFrame) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
-from adagrpo.rewards.boosted import require_lightgbm
+from adagrpo.rewards.model_files import require
 
 GOOD, WRONG = "trees", "shown items alone"
 WRONG_REWARD = ("reward.kind=sequential",)  # fitted by the recipe on impressions only
@@ -55,7 +55,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         directory: of the good reward's run; the other is next to it.
         config: a simulated marketplace with the arm `nll`, like recipes/demo.yaml.
     """
-    require_lightgbm("reward")
+    require("lightgbm", "reward")
     runs = demo_runs(directory, config, console)
     with locked(runs[GOOD]), locked(runs[WRONG]):
         runs[GOOD].prepare()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, assert_never, cast, runtime_checkable
 
@@ -20,12 +20,13 @@ from adagrpo.config.reward import (
     FeatureOptions,
     HttpOptions,
     LambdaRankOptions,
-    LightGBMOptions,
+    ModelFileOptions,
     NoiseOptions,
     RewardOptions,
     SequentialOptions,
     WeightedOptions,
 )
+from adagrpo.data.logs.items import read_columns
 from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
@@ -43,12 +44,12 @@ from adagrpo.rewards import (
     HttpReward,
     NoiseReward,
     Reward,
+    Tables,
     WeightedReward,
     ask_reward,
     load_function,
     load_model,
     module_files,
-    takes_training_logs,
 )
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
@@ -61,7 +62,14 @@ from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS, FIRST_LOOK = "reranking:weight.json", "reward:reward.json"
 RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
-PROBED = ("callable", "factory", "http", "lightgbm")  # kinds whose files do not fully determine their scores
+PROBED = (
+    "callable",
+    "factory",
+    "http",
+    "lightgbm",
+    "xgboost",
+    "catboost",
+)  # kinds whose files do not fully determine their scores
 
 
 class RewardWeights(NamedTuple):
@@ -197,8 +205,9 @@ class Models:
                 own = [read_of(run, folder / "model.safetensors")]
             case CallableOptions() | FactoryOptions():
                 own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
-            case LightGBMOptions():
-                own = [self._trees(options)]
+            case ModelFileOptions():
+                own = [run.data / name for name in (options.model, options.users) if name is not None]
+                own += self.data.item_column_files
             case LambdaRankOptions():
                 own = [TREES]
             case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
@@ -206,7 +215,7 @@ class Models:
             case _:
                 assert_never(options)
         own += [path for part in options.parts for path in self.files_of(part)]
-        if isinstance(options, LightGBMOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
+        if isinstance(options, ModelFileOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
             own += self.data.training_files[:2]  # features are counted in these
         return list(dict.fromkeys(own))
 
@@ -216,17 +225,22 @@ class Models:
             case SequentialOptions():
                 return self.ranker(self._checkpoint(options))
             case CallableOptions():
-                function = load_function(options.function, self.run.code)
-                if takes_training_logs(function):
-                    function = partial(function, training_logs=self.training_logs)
-                return CallableReward(options.function, function, self.data.item_ids.to_list())
+                return CallableReward(
+                    options.function,
+                    load_function(options.function, self.run.code),
+                    self.data.item_ids.to_list(),
+                    user_ids=self.data.user_ids,
+                    shown=lambda: self.data.shown_to_users,
+                    training_logs=lambda: self.training_logs,
+                )
             case HttpOptions():
                 given = options.model_dump(exclude={"kind", "version"})
-                return HttpReward(**given, ids=self.data.item_ids.to_list())
-            case LightGBMOptions():
-                return BoostedReward(load_model(self._trees(options)), self.features)
+                return HttpReward(**given, ids=self.data.item_ids.to_list(), say=self.run.console.note)
+            case ModelFileOptions():
+                model = load_model(self.run.data / options.model)
+                return BoostedReward(model, self.features, self._tables(options), self.data.user_ids)
             case LambdaRankOptions():
-                return BoostedReward(load_model(self._trees(options)), self.ranker_features)
+                return BoostedReward(load_model(place_of(self.run, TREES)), self.ranker_features)
             case NoiseOptions():
                 return NoiseReward(options.seed)
             case FeatureOptions():
@@ -246,10 +260,18 @@ class Models:
         own = options.checkpoint is None
         return self.run.path("ranker", "best") if own else self.run.data / str(options.checkpoint)
 
-    def _trees(self, options: LightGBMOptions | LambdaRankOptions) -> Path:
-        if isinstance(options, LightGBMOptions):
-            return self.run.data / options.model
-        return place_of(self.run, TREES)
+    def _tables(self, options: ModelFileOptions) -> Tables:
+        described, items = self.config.data.items, self.data.version.item_columns
+        item_file = "items.parquet" if described is None else Path(described.path).name
+        if not items.columns:  # the run has no item table, or is of an earlier version
+            item_file = "" if described is None else f"{item_file}, whose columns this run has not kept: take a new one"
+        if options.users is None:
+            return Tables(items, item_file=item_file)
+        path, key = self.run.data / options.users, self.config.data.columns.user
+        hash_of(self.run, path)
+        table = read_columns(path, key, "user", "the user column of the logs (data.columns.user)")
+        rows = {name: row for row, name in enumerate(table[key].to_list())}
+        return Tables(items, table.drop(key), rows, item_file, path.name)
 
     @cached_property
     def features(self) -> Features:

@@ -21,9 +21,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo import metrics
-from adagrpo.data.columns import ITEM, ITEM_ID, USER_ID
+from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.groups import ItemGroups
-from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_items, load_training, load_user_ids
+from adagrpo.data.prepared import (
+    DAYS_OF,
+    ITEM_COLUMNS,
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+    stack_columns,
+)
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
@@ -70,6 +80,17 @@ class CatalogVersion:
         """Item table: item, item_id, text, attributes."""
         folder = self.stage.split("/") if self.number else ["prepare"]
         return pl.read_parquet(self.run.checked(*folder, "items.parquet"))
+
+    @cached_property
+    def item_columns(self) -> pl.DataFrame:
+        """(V,) columns of the item table as they are; none without a table, or in runs of earlier versions."""
+        path = self.run.find("prepare", ITEM_COLUMNS)
+        if path is None:
+            return pl.DataFrame()
+        table = pl.read_parquet(path)
+        added = self.run.find(*self.stage.split("/"), ITEM_COLUMNS) if self.number else None
+        table = table if added is None else stack_columns(table, pl.read_parquet(added))
+        return table.select(pl.all().extend_constant(None, len(self.items) - len(table)))
 
     @property
     def item_ids(self) -> pl.Series:
@@ -137,7 +158,7 @@ class RunData:
     @cached_property
     def prepared(self) -> Path:
         """The folder of prepared data; `cases` verifies test cases."""
-        return checked_stage(self.run, "prepare", but=["test.parquet", "later.parquet"])
+        return checked_stage(self.run, "prepare", but=["test.parquet", DAYS_OF["test"], "later.parquet"])
 
     @property
     def training_files(self) -> list[Read]:
@@ -199,6 +220,17 @@ class RunData:
     def item_ids(self) -> pl.Series:
         """(V,) log ids, in item order."""
         return self.items[ITEM_ID]
+
+    @property
+    def item_column_files(self) -> list[Read]:
+        """The file of the item table's columns as they are, if any."""
+        return [f"prepare:{ITEM_COLUMNS}"] if self.run.path("prepare", ITEM_COLUMNS).is_file() else []
+
+    @cached_property
+    def user_ids(self) -> list[int | str]:
+        """(U,) ids of the logs by row."""
+        ids: list[int | str] = load_user_ids(self.prepared).to_list()
+        return ids
 
     @property
     def num_items(self) -> int:
@@ -311,6 +343,17 @@ class RunData:
         return None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)
 
     @cached_property
+    def shown_to_users(self) -> dict[str, list[tuple[int | str, bool]]]:
+        """The items that each user was shown in training and whether they were clicked, oldest first, by id as text."""
+        table = load_impressions(self.prepared)
+        if table is None:
+            return {}
+        ids, found = self.item_ids.to_list(), dict[str, list[tuple[int | str, bool]]]()
+        for user, item, clicked in table.select(USER, ITEM, CLICKED).iter_rows():
+            found.setdefault(str(self.user_ids[user]), []).append((ids[item], clicked))
+        return found
+
+    @cached_property
     def slots(self) -> int:
         """Slots per slate; 1 without impressions."""
         table = load_impressions(self.prepared)
@@ -322,6 +365,7 @@ class RunData:
         """Return the cases of `validation` or `test`."""
         if split == "test":
             self.run.checked("prepare", "test.parquet")
+            self.run.find("prepare", DAYS_OF["test"])
         cases = load_cases(self.prepared, split)
         if len(cases) == 0:
             temporal = self.config.data.split.kind == "temporal"

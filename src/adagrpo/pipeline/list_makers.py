@@ -25,7 +25,6 @@ from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
-from adagrpo.lists.query import query_of
 from adagrpo.lists.sources import CandidateSource
 from adagrpo.lists.table import LISTED, SOURCES, fused, listed
 from adagrpo.networks.layers import Precision
@@ -34,6 +33,7 @@ from adagrpo.pipeline.directory import place_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.own_users import UserRecommender, queries_of
 from adagrpo.pipeline.stage import Read, sources_of
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -92,7 +92,7 @@ class ListMaker:
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()
         mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
-        return Recommender(
+        return UserRecommender(
             self.models.policy(weights),
             data.catalog,
             data.item_ids.to_list(),
@@ -334,7 +334,7 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
         rows = order[first : first + size]
-        yield rows, [query_of(cases, row, eligible=eligible) for row in rows]
+        yield rows, queries_of(data, cases, rows, eligible)
 
 
 def lists_of(

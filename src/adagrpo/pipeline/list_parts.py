@@ -33,7 +33,9 @@ from adagrpo.pipeline.named_lists import ListOptions, list_read
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
+from adagrpo.types import UserHistory
 
+DAY = 86_400.0  # seconds
 FACTS = "adagrpo"  # metadata key of a part
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
 
@@ -192,9 +194,11 @@ class _Answering:
             days, now = [self._logged.days_of(user) for user in users], self._logged.now
             unknown_users = sum(one is None for one in found)
             histories = [one or [] for one in found]
+        seconds = None if now is None else now * DAY
+        own = [UserHistory(history, user, seconds) for history, user in zip(histories, users, strict=True)]
         answers = answer(
             self.served,
-            histories,
+            own,
             wanted.k,
             baskets=baskets,
             days=days,

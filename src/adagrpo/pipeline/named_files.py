@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.config import read_settings
-from adagrpo.config.reward import CallableOptions, FactoryOptions, LightGBMOptions, RewardOptions, SequentialOptions
+from adagrpo.config.reward import CallableOptions, FactoryOptions, ModelFileOptions, RewardOptions, SequentialOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory, by_label, folder_of, hash_of
 from adagrpo.pipeline.factories import Models
@@ -16,7 +16,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
-from adagrpo.rewards import load_function, module_files
+from adagrpo.rewards import load_function, load_model, module_files
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.artifacts import manifest
@@ -41,12 +41,21 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
 
 
-def check_functions(run: RunDirectory, options: RewardOptions) -> None:
-    """Import the functions of a reward and its members."""
+def check_reward_files(run: RunDirectory, options: RewardOptions) -> None:
+    """Import the functions of a reward and its members, and read their model files."""
     if isinstance(options, CallableOptions | FactoryOptions):
         load_function(options.function, run.code)
+    if isinstance(options, ModelFileOptions):
+        load_model(run.data / options.model)
     for part in options.parts:
-        check_functions(run, part)
+        check_reward_files(run, part)
+
+
+def features_named(run: RunDirectory, options: RewardOptions) -> set[str]:
+    """Return the features that the model files of a reward and its members name, also without `item.`."""
+    own = load_model(run.data / options.model).names if isinstance(options, ModelFileOptions) else ()
+    names = {*own, *(name.removeprefix("item.") for name in own)}
+    return names.union(*(features_named(run, part) for part in options.parts))
 
 
 def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
@@ -54,8 +63,8 @@ def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
     match options:
         case CallableOptions() | FactoryOptions():
             own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
-        case LightGBMOptions():
-            own = [run.data / options.model]
+        case ModelFileOptions():
+            own = [run.data / name for name in (options.model, options.users) if name is not None]
         case SequentialOptions(checkpoint=str(folder)):
             own = [run.data / folder / "model.safetensors"]
         case _:

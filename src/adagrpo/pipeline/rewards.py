@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
+from adagrpo.config.reward import (
+    CallableOptions,
+    HttpOptions,
+    ModelFileOptions,
+    RewardOptions,
+    SequentialOptions,
+    WeightedOptions,
+    reward_name,
+)
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -28,7 +36,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards import Reward, ask_reward
-from adagrpo.types import Cases, Histories
+from adagrpo.types import Asking, Cases, Histories
 
 LOOK_CASES, LOOK_ITEMS = 64, 50
 PROBE, PROBE_CASES = 200, 50
@@ -49,6 +57,17 @@ def check_reward(models: Models) -> str:
     reward = models.group_reward() if options == SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
     return "" if not models.probe_files else _other_answers(models, models.run.content("reward", "reward.json"))
+
+
+def look_before_fitting(models: Models) -> None:
+    """Score real rows by the rewards that need nothing that the run fits; errors as of `check_reward`."""
+    data, options = models.data, models.config.reward
+    if data.config.without_order or not options.is_made_elsewhere:
+        return
+    cases = _cases(data)
+    for part in options.parts if isinstance(options, WeightedOptions) else (options,):
+        if isinstance(part, CallableOptions | HttpOptions | ModelFileOptions):
+            _spread(data, cases, models.reward_of(part), part)
 
 
 def first_look(run: RunDirectory) -> Declaration:
@@ -93,7 +112,8 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     draw = np.random.default_rng(data.config.seed)
     padded = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
     users = torch.from_numpy(cases.users.astype(np.int64))
-    histories = Histories(padded.items, padded.lengths, users).to(data.device)
+    asking = cases.asking(np.arange(len(cases)))
+    histories = Histories(padded.items, padded.lengths, users, asking=asking).to(data.device)
     drawn = torch.from_numpy(draw.integers(0, data.num_items, (len(cases), LOOK_ITEMS - 1))).to(data.device)
     targets = torch.from_numpy(cases.targets.astype(np.int64)).to(data.device)
     candidates = distinct_candidates(targets, drawn, drawn[:, :0])
@@ -123,6 +143,7 @@ def _probe(models: Models, cases: Cases) -> dict[str, Any]:
         "histories": padded.items.tolist(),
         "lengths": padded.lengths.tolist(),
         "users": cases.users[rows].tolist(),
+        **({} if cases.days is None else {"times": list(cases.asking(rows).times)}),
         "items": [draw.choice(data.num_items, width, replace=False).tolist() for _ in rows],
         "scores": [],
     }
@@ -152,7 +173,9 @@ def _ask(data: RunData, reward: Reward, probe: Mapping[str, Any]) -> Values:
     histories, lengths, users, items = (
         torch.tensor(probe[name], device=data.device) for name in ("histories", "lengths", "users", "items")
     )
-    return ask_reward(reward, Histories(histories, lengths, users), items).double().cpu().numpy()
+    asking = Asking(probe["users"], probe.get("times", [None] * len(users)), rows=True)
+    asked = Histories(histories, lengths, users, asking=asking)
+    return ask_reward(reward, asked, items).double().cpu().numpy()
 
 
 def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Values) -> str:

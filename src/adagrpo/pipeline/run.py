@@ -52,7 +52,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
+from adagrpo.pipeline.named_files import check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
 from adagrpo.pipeline.outputs import (
     COLLECTED,
@@ -63,16 +63,18 @@ from adagrpo.pipeline.outputs import (
     write_output,
 )
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
-from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
+from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
+from adagrpo.pipeline.stages.prepare import log_source, note_described
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
+from adagrpo.types import UserHistory
 
 DAY = 86_400.0  # seconds
 
@@ -225,11 +227,16 @@ class Run(RunDirectory):
         if control not in (competing := contenders(self.config, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
         with self._doing("decide"):
-            check_functions(self, self.config.reward)
+            check_reward_files(self, self.config.reward)
             first = ("prepare", "tokenize", "sft", "ranker")
             self._note_made_again((*first, "train") if train else first)
             for command in first:
                 self._make(command)
+                if command == "prepare":
+                    if command not in self.made and not self.config.data.keep_unseen_items:  # else it has been said
+                        summary = self.content("prepare", "summary.json")
+                        note_described(self, log_source(self), summary, summary["items"])
+                    look_before_fitting(Models(RunData(self)))
             leaking = leave_leaks_out(self)
             if leaking and control not in contenders(self.config, trained):
                 raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
@@ -300,6 +307,7 @@ class Run(RunDirectory):
         catalog: str | int = LATEST,
         times: Sequence[Sequence[float] | None] | None = None,
         now: float | None = None,
+        users: Sequence[ItemId | None] | None = None,
     ) -> Recommended:
         """Return the lists that `adagrpo serve` answers and `evaluate` measures.
 
@@ -318,6 +326,7 @@ class Run(RunDirectory):
             catalog: catalogue version: `latest` or a number; 0 is the one of training.
             times: when each item of each history was had, in seconds since 1970; items of one time are one basket.
             now: seconds since 1970; None: the time of each history's last item.
+            users: whose each history is, for a reward that asks; None: unknown.
 
         Raises:
             UserError: an argument is out of range or names no list, version or group of the run.
@@ -334,9 +343,12 @@ class Run(RunDirectory):
             self._served[key] = (made_from, *recommender(self, asked))
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
+        if users is not None and len(users) != len(histories):
+            raise UserError(f"users: holds {len(users)} ids for {len(histories)} histories; give one for each")
+        whose = histories if users is None else list(map(UserHistory, histories, users, [now] * len(users)))
         answers = answer(
             served,
-            histories,
+            whose,
             k,
             exclude=histories if lists == "history" else lists,
             days=None if times is None else [one and [at / DAY for at in one] for one in times],

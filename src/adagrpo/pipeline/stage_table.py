@@ -118,7 +118,7 @@ STAGES = StageTable(
             DATA,
             prepare,
             without_order=prepare_impressions,
-            evaluation_only=("test.parquet", "later.parquet"),
+            evaluation_only=("test.parquet", "test_days.parquet", "later.parquet"),
         ),
         Stage("encode", "tokenize", (), encode, reads_texts),
         Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize),

@@ -1,14 +1,16 @@
 """Rewards: the protocol, implementations, and checked scoring."""
 
-from adagrpo.rewards.boosted import BoostedReward, load_model
-from adagrpo.rewards.callable import CallableReward, load_function, module_files, takes_training_logs
+from adagrpo.rewards.boosted import BoostedReward
+from adagrpo.rewards.callable import CallableReward, keywords_of, load_function, module_files
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.feature import FeatureReward
 from adagrpo.rewards.http import HttpReward
+from adagrpo.rewards.model_files import TreeModel, load_model
 from adagrpo.rewards.noise import NoiseReward
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import BadReward, ask_reward
+from adagrpo.rewards.tables import Tables
 
 __all__ = [
     "BadReward",
@@ -19,10 +21,12 @@ __all__ = [
     "HttpReward",
     "NoiseReward",
     "Reward",
+    "Tables",
+    "TreeModel",
     "WeightedReward",
     "ask_reward",
+    "keywords_of",
     "load_function",
     "load_model",
     "module_files",
-    "takes_training_logs",
 ]

@@ -1,81 +1,65 @@
-"""A LightGBM model on the features of `adagrpo.rewards.features` as a reward.
+"""A model of trees as a reward: LightGBM, XGBoost or CatBoost over our features, the item table and a table of users.
 
-Models are in LightGBM's text format, checked by `adagrpo.rewards.trees`; their feature names select the columns. Scores
-are raw.
+See `adagrpo.rewards.model_files` for the files and `adagrpo.rewards.tables` for the features. Scores are raw.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
-from adagrpo.errors import UserError, install
-from adagrpo.rewards.features import FEATURES, Features
-from adagrpo.rewards.trees import MalformedTrees, checked_model
+from adagrpo.errors import UserError
+from adagrpo.rewards.external import ItemId, users_of
+from adagrpo.rewards.features import Features
+from adagrpo.rewards.model_files import TreeModel
+from adagrpo.rewards.tables import Tables, features_of
 from adagrpo.types import Histories
 
-if TYPE_CHECKING:
-    from lightgbm import Booster
-
 _FEW = 4096  # items that one thread scores: several would wait for each other longer, above all where a service is busy
-LARGEST_MODEL = 2**28  # bytes; a thousand trees of a thousand leaves have a third of it
 
 
 class BoostedReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
-    def __init__(self, model: Booster, features: Features) -> None:
-        self.model, self.features = model, features
-        self.columns = [FEATURES.index(name) for name in model.feature_name()]
+    def __init__(
+        self,
+        model: TreeModel,
+        features: Features,
+        tables: Tables = Tables(),  # noqa: B008 (it is frozen)
+        user_ids: Sequence[ItemId] = (),  # (U,)
+    ) -> None:
+        """Find the model's features; see `features_of` for errors."""
+        self.model, self.features, self.tables, self.user_ids = model, features, tables, user_ids
+        self.columns = features_of(model, tables)
+        self.name = model.path.name
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; each history's user is left out of all counts."""
         if not items.numel():
             return torch.zeros(items.shape, device=items.device)
-        table = self.features.of(histories, items)[:, :, self.columns]
+        kinds = {column.of for column in self.columns}
+        ours = self.features.of(histories, items) if "ours" in kinds else None
+        wanted = np.maximum(items.cpu().numpy(), 0).ravel()
+        users = np.repeat(self._user_rows(histories) if "user" in kinds else [], items.shape[1]).astype(np.int64)
+        table: list[pl.Series] = []
+        for column in self.columns:
+            if column.values is not None:
+                table.append(column.values.gather(wanted if column.of == "item" else users))
+            elif ours is not None:
+                table.append(pl.Series(ours[:, :, column.place].ravel(), dtype=pl.Float64))
         threads = torch.get_num_threads() if items.numel() > _FEW else 1
-        scores = self.model.predict(table.reshape(-1, table.shape[2]), raw_score=True, num_threads=threads)
+        try:
+            scores = self.model.predict(table, threads)
+        except Exception as error:  # of a library: a missing or infinite value that its model does not take
+            said = str(error).strip().partition("\n")[0][:200]
+            raise UserError(f"reward {self.model.path}: raised {type(error).__name__}: {said}") from error
         return torch.from_numpy(np.asarray(scores, np.float32).reshape(items.shape)).to(items.device)
 
-
-def require_lightgbm(key: str) -> None:
-    """Raise a UserError that names the key and the extra to install if LightGBM is missing."""
-    try:
-        import lightgbm  # noqa: F401
-    except (ImportError, OSError) as error:  # OSError: without its OpenMP library
-        raise UserError(f"{key}: needs LightGBM ({error}); {install('lightgbm')}") from error
-
-
-def load_model(path: Path) -> Booster:
-    """Load a model in LightGBM's text format.
-
-    Raises:
-        UserError: the file is unreadable, malformed or too large, has several outputs, or uses an unknown feature.
-    """
-    require_lightgbm("reward")
-    from lightgbm import Booster
-    from lightgbm.basic import LightGBMError
-
-    try:
-        if path.stat().st_size > LARGEST_MODEL:
-            raise UserError(f"{path}: a model file has at most {LARGEST_MODEL // 2**20} MB; fit fewer trees or leaves")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a LightGBM model in text format") from error
-    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
-        raise UserError(f"{path}: not a whole LightGBM model in text format (Booster.save_model)")
-    try:
-        checked, names = checked_model(text)
-    except MalformedTrees as error:
-        raise UserError(f"{path}: not as LightGBM writes a model: {error}") from error
-    unknown = [name for name in names if name not in FEATURES]
-    if unknown:
-        raise UserError(f"{path}: uses the feature '{unknown[0][:100]}'; there are {', '.join(FEATURES)}")
-    try:
-        return Booster(model_str=checked)
-    except LightGBMError as error:
-        raise UserError(f"{path}: LightGBM cannot read it ({error})") from error
+    def _user_rows(self, histories: Histories) -> list[int]:
+        """The row of each user in the table, the one past its end where it has none."""
+        rows, nobody = self.tables.rows, len(self.tables.users)
+        return [rows.get(str(user), nobody) for user in users_of(histories, self.user_ids)]

@@ -1,9 +1,15 @@
 """A Python function as a reward.
 
-    scores = function(histories, candidates[, training_logs=path])
+    scores = function(histories, candidates)
 
-`histories` and `candidates` are lists of lists of item ids; the function returns one score for each candidate of each
-history. `training_logs`, if it is a parameter, is the path of the training logs.
+`histories` and `candidates` are lists of lists of item ids, oldest first; the function returns one score for each
+candidate of each history. Of these it is given what its signature names:
+
+    users          the id of each history's user, None where nobody is known
+    times          when each list is asked for, seconds since 1970, None where that is not known
+    shown          what each user was shown in the training impressions: lists of (item id, clicked), oldest first;
+                   empty while a policy is trained, since it would hold what the user chose next
+    training_logs  the path of the training logs
 """
 
 from __future__ import annotations
@@ -13,27 +19,50 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
+from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request, users_of
 from adagrpo.types import Histories
 
 INSTALLED = {"site-packages", "dist-packages"}
-ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
+KEYWORDS = frozenset({"users", "times", "shown", "training_logs"})
+ScoreFunction = Callable[..., Any]
+Shown = Sequence[tuple[ItemId, bool]]  # items that a user was shown, and whether it was clicked
 
 
 class CallableReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
 
-    def __init__(self, name: str, function: ScoreFunction, ids: Sequence[ItemId]) -> None:
-        """Wrap a function; `name` is for messages, `ids` are (V,)."""
-        self.name, self.function, self.ids = name, function, ids
+    def __init__(
+        self,
+        name: str,
+        function: ScoreFunction,
+        ids: Sequence[ItemId],  # (V,)
+        *,
+        user_ids: Sequence[ItemId] = (),  # (U,)
+        shown: Callable[[], Mapping[str, Shown]] = dict,
+        training_logs: Callable[[], Path] | None = None,
+    ) -> None:
+        """Wrap a function; nothing is read that it does not ask for.
+
+        Args:
+            name: for messages.
+            shown: returns what each user was shown, by id as text.
+            training_logs: returns the path.
+        """
+        self.name, self.function, self.ids, self.user_ids = name, function, ids, user_ids
+        self.asked = keywords_of(function)
+        self.shown = shown() if "shown" in self.asked else {}
+        self.always: dict[str, Any] = {}
+        if "training_logs" in self.asked and training_logs is not None:
+            self.always["training_logs"] = training_logs()
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`.
@@ -45,7 +74,7 @@ class CallableReward:
         if not request.candidates:
             return scatter_scores([], items)
         try:
-            scores = self.function(request.histories, request.candidates)
+            scores = self.function(request.histories, request.candidates, **self._about(histories, items))
             rows = check_response(scores, request.candidates)
         except InvalidResponse as error:
             raise UserError(f"reward {self.name}: {error}") from error
@@ -55,6 +84,19 @@ class CallableReward:
             message = " ".join(str(error).split())
             raise UserError(f"reward {self.name}: raised {type(error).__name__}: {message}") from error
         return scatter_scores(rows, items)
+
+    def _about(self, histories: Histories, items: Tensor) -> dict[str, Any]:
+        """What the function asks for beside histories and candidates, of the rows with candidates."""
+        kept, asking, found = (items >= 0).any(1).tolist(), histories.asking, dict(self.always)
+        users = list(compress(users_of(histories, self.user_ids), kept))
+        if "users" in self.asked:
+            found["users"] = users
+        if "times" in self.asked:
+            times = [None] * len(kept) if asking is None else asking.times
+            found["times"] = list(compress(times, kept))
+        if "shown" in self.asked:
+            found["shown"] = [list(self.shown.get(str(user), ())) if asking is not None else [] for user in users]
+        return found
 
 
 def find_module(function: str, folder: Path) -> Path:
@@ -143,14 +185,14 @@ def load_function(function: str, folder: Path) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
-def takes_training_logs(function: Callable[..., Any]) -> bool:
-    """Return whether a function has a parameter `training_logs`.
+def keywords_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return which of `KEYWORDS` a function has as parameters.
 
     Example:
-        >>> takes_training_logs(lambda histories, candidates, *, training_logs: [])
-        True
+        >>> sorted(keywords_of(lambda histories, candidates, users, *, training_logs: []))
+        ['training_logs', 'users']
     """
     try:
-        return "training_logs" in inspect.signature(function).parameters
+        return KEYWORDS & inspect.signature(function).parameters.keys()
     except (TypeError, ValueError):  # of some builtins nothing is known
-        return False
+        return frozenset()

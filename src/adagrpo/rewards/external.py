@@ -31,6 +31,27 @@ class ScoreRequest(NamedTuple):
     candidates: list[list[ItemId]]
 
 
+def users_of(histories: Histories, user_ids: Sequence[ItemId]) -> list[ItemId | None]:
+    """Return the (B,) ids of the users whose histories they are, None where that is not known.
+
+    Args:
+        user_ids: (U,) ids of the logs by row.
+
+    Example:
+        >>> histories = Histories(torch.tensor([[2], [1]]), torch.tensor([1, 1]), torch.tensor([1, 0]))
+        >>> users_of(histories, ["ann", "bob"])
+        ['bob', 'ann']
+    """
+    asking = histories.asking
+    if asking is not None and not asking.rows:
+        return list(asking.users)
+    if asking is not None:
+        return [user_ids[int(row)] for row in asking.users]  # type: ignore[arg-type]
+    if histories.users is not None:
+        return [user_ids[row] for row in histories.users.tolist()]
+    return [None] * len(histories.lengths)
+
+
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
     """Convert histories and items (B, N), -1 for none, into ids.
 

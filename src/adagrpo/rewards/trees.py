@@ -9,8 +9,10 @@ each but the root is the child of exactly one node.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,41 @@ def checked_model(text: str) -> tuple[str, list[str]]:
         f"tree_sizes={' '.join(str(len(tree)) for tree in trees)}",
     ]
     return "\n".join(lines) + "\n\n" + "".join(trees) + "end of trees\n", names
+
+
+def categorical_features(text: str, names: Sequence[str]) -> dict[str, list[str | float] | None]:
+    """Return the categories of a checked model by feature, in the order of their numbers; None: numbers themselves.
+
+    A model that was fitted on a data frame has a list for each of its columns of categories, in the order of the
+    columns, and says by number which features these are.
+
+    Raises:
+        MalformedTrees: the lists are not as many as the features.
+    """
+    stated, lists, split = None, list[Any](), set[int]()
+    features: list[str] = []
+    for line in _lines(text):
+        key, _, value = line.partition("=")
+        if key == "split_feature":
+            features = value.split(" ")
+        elif key == "decision_type" and INTEGERS.fullmatch(value) and value.count(" ") + 1 == len(features):
+            split |= {int(one) for one, kind in zip(features, value.split(" "), strict=True) if int(kind) & CATEGORICAL}
+        elif line.startswith("[categorical_feature: ") and INTEGERS.fullmatch(line[22:-1].replace(",", " ")):
+            stated = {int(one) for one in line[22:-1].split(",")}
+        elif line.startswith("pandas_categorical:"):
+            try:
+                lists = json.loads(line.partition(":")[2]) or []
+            except (ValueError, RecursionError) as error:
+                raise MalformedTrees("pandas_categorical is not JSON") from error
+    found = sorted(split if stated is None else stated | split)
+    if not all(0 <= index < len(names) for index in found):
+        raise MalformedTrees(f"categorical_feature is none of 0 to {len(names) - 1}")
+    if not lists:
+        return dict.fromkeys(names[index] for index in found)
+    values = all(isinstance(one, list) and all(isinstance(value, str | int | float) for value in one) for one in lists)
+    if len(lists) != len(found) or not values:
+        raise MalformedTrees(f"pandas_categorical has {len(lists)} lists of categories for {len(found)} features")
+    return {names[index]: one for index, one in zip(found, lists, strict=True)}
 
 
 def _sections(text: str) -> Iterator[dict[str, str]]:

@@ -29,6 +29,7 @@ from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelMan
 from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
+from adagrpo.types import UserHistory
 
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
@@ -211,7 +212,8 @@ class Routes:
         request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
         # no user: no experiment
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), request_id))
+        query = Query(UserHistory(history, None, time.time()), body.exclude_history)
+        asked = Asked(serving, self._explored(query, request_id))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         return _ListRequest(request_id, body.k, self._hashes(None, body), asked, unknown)
@@ -231,10 +233,12 @@ class Routes:
         for request_id, body, user, assigned in zip(ids, bodies, users, assignments, strict=True):
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
-            query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            now = time.time() if body.now is None else body.now
+            own = UserHistory(history, body.user_id, now)
+            query = Query(own, body.exclude_history, narrowing.without, narrowing.eligible)
             if body.times is not None:
                 days = serving.recommender.of_known(body.history, [at / DAY for at in body.times])
-                query = query._replace(days=days, now=(time.time() if body.now is None else body.now) / DAY)
+                query = query._replace(days=days, now=now / DAY)
             query = query if assigned.interleaved else self._explored(query, request_id)
             asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)
             ones.append(_ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from adagrpo.config.models import NEGATIVE_SOURCES, NegativeSource
 from adagrpo.data.pairs import common_users
 from adagrpo.data.sequences import basket_starts, pad
-from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.rewards.model_files import require
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.trainer.task import Report
 from adagrpo.types import Cases, Ragged
@@ -242,7 +242,7 @@ def fit_lambdarank(
         minimum_leaf: rows per leaf.
         report: called after each tree.
     """
-    require_lightgbm("reward")
+    require("lightgbm", "reward")
     import lightgbm
 
     parameters = {

@@ -1,4 +1,4 @@
-"""Read items' text, attributes and groups."""
+"""Read items' text, attributes and groups, and tables of items and users as they are."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_items(
     table = read_table(path, columns, max_expansion, [id_column])
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
-    ids = _item_ids(path, table[id_column])
+    ids = _ids(path, table[id_column])
     table = table.with_columns(_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns]))
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
     decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
@@ -62,17 +62,41 @@ def read_items(
     )
 
 
-def _item_ids(path: Path, column: pl.Series) -> pl.Series:
+def read_columns(
+    path: Path, id_column: str, of: str, option: str, max_expansion: float = MAX_EXPANSION
+) -> pl.DataFrame:
+    """Read the columns of a table as they are, without lists and nested ones; those of a CSV file are text.
+
+    Args:
+        of: what a row is of, item or user.
+        option: names the id column in messages.
+
+    Returns:
+        The ids as text, called `id_column`, and the other columns.
+
+    Raises:
+        UserError: a malformed file, or a row without id or with that of another.
+    """
+    names = columns_of(path)
+    require(path, [id_column], names, option)
+    parents = {name.rpartition(".")[0] for name in names}
+    table = read_table(path, [name for name in names if name not in parents], max_expansion, [id_column])
+    kept = [name for name, dtype in table.schema.items() if not dtype.is_nested() and dtype not in UNREADABLE]
+    ids = _ids(path, table[id_column], of).cast(pl.String)
+    return table.select(pl.lit(ids).alias(id_column), *(name for name in kept if name != id_column))
+
+
+def _ids(path: Path, column: pl.Series, of: str = "item") -> pl.Series:
     ids = identifiers(blank_to_null(column))
     if ids.null_count():
         row = int(ids.is_null().arg_max() or 0) + 1
-        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
+        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every {of} needs one")
     ids = integers_if_all(ids)
     if ids.n_unique() < len(ids):
         second = int(np.argmin(ids.is_first_distinct().to_numpy()))
         first = int(np.argmax((ids == ids[second]).to_numpy()))
-        name = one_line(str(ids[first]))
-        raise UserError(f"{path}, rows {first + 1} and {second + 1}: both are item '{name}'; an item has one row")
+        name, a = one_line(str(ids[first])), "an" if of == "item" else "a"
+        raise UserError(f"{path}, rows {first + 1} and {second + 1}: both are {of} '{name}'; {a} {of} has one row")
     return ids
 
 

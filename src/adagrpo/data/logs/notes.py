@@ -67,13 +67,13 @@ def _spelling(ids: pl.Expr) -> pl.Expr:
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:
-    """Return a note on an item table's unread columns, or None."""
+    """Return a note on the columns of an item table that nothing uses, or None."""
     names: Sequence[str] = columns_of(path)
     parents = {name.rpartition(".")[0] for name in names}
     unread = [name for name in names if name not in read and name not in parents]
     if not unread:
         return None
     return (
-        f"note: not read of {path.name}: {listed(unread)}; a column named in data.items.groups narrows lists, one in"
-        " data.items.text or data.items.attributes describes items"
+        f"note: not used of {path.name}: {listed(unread)}; they are kept, so that a reward may name them; one named in"
+        " data.items.groups narrows lists, one in data.items.text or data.items.attributes describes items"
     )

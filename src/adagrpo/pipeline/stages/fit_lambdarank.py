@@ -18,8 +18,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
+from adagrpo.rewards.model_files import require
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
     RankingGroups,
@@ -57,7 +57,7 @@ def lambdarank(
     reach = run.config.max_history
 
     def build(work: Path) -> None:
-        require_lightgbm("reward.kind: lambdarank")
+        require("lightgbm", "reward.kind: lambdarank")
         training = emptied(data.training, data.withheld)
         sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
         table = load_impressions(data.prepared)

@@ -21,12 +21,19 @@ from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
-from adagrpo.data.logs.items import read_items
+from adagrpo.data.logs.items import read_columns, read_items
 from adagrpo.data.logs.joined import with_impressions
 from adagrpo.data.logs.notes import duplicates_note, ids_note
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
-from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
+from adagrpo.data.prepared import (
+    DAYS_OF,
+    ITEM_COLUMNS,
+    load_item_ids,
+    load_user_ids,
+    write_item_columns,
+    write_prepared,
+)
 from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
@@ -44,7 +51,16 @@ LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", 
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
-    *("training_logs.parquet", "impressions.parquet", "held_out.parquet", RANDOM, "rejects.parquet", "summary.json"),
+    *DAYS_OF.values(),
+    *(
+        "training_logs.parquet",
+        ITEM_COLUMNS,
+        "impressions.parquet",
+        "held_out.parquet",
+        RANDOM,
+        "rejects.parquet",
+        "summary.json",
+    ),
 )
 
 
@@ -151,6 +167,13 @@ class LogSource(NamedTuple):
             max_expansion=self.options.max_expansion,
         )
 
+    def read_columns(self) -> pl.DataFrame | None:
+        """Read the columns of the item table as they are, if there is one."""
+        if self.described is None or self.items is None:
+            return None
+        id_column, option = self.described.id_column, "data.items.id_column"
+        return read_columns(self.items, id_column, "item", option, self.options.max_expansion)
+
     def refusals(self, table: pl.DataFrame | None) -> Refusals:
         """Return which readable rows to reject, given the item table."""
         refuse = self.options.refuse
@@ -228,6 +251,8 @@ def prepare(run: RunDirectory) -> Declaration:
         if shown is not None:
             dataset = _with_rows_of(dataset, shown)
         write_prepared(dataset, _split(run, dataset), work)
+        if (columns := source.read_columns()) is not None:
+            write_item_columns(columns, dataset.items[ITEM_ID], work)
         if shown is not None:
             table, counts = random_exposures(shown, work)
             table.write_parquet(work / RANDOM)

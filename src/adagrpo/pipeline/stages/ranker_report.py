@@ -82,8 +82,9 @@ def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> ND
         return scores
     everything = torch.arange(data.num_items, device=data.device)
     parts, at_once = [], max(1, PAIRS_AT_ONCE // data.num_items)
-    for first in range(0, len(histories.lengths), at_once):
-        part = Histories(histories.items[first : first + at_once], histories.lengths[first : first + at_once])
+    rows = torch.arange(len(histories.lengths), device=data.device)
+    for first in range(0, len(rows), at_once):
+        part = histories.rows(rows[first : first + at_once])
         parts.append(reward.score(part, everything.expand(len(part.lengths), -1)).float().cpu().numpy())
     return np.concatenate(parts)
 
