@@ -82,7 +82,7 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
         folder = run.path("evaluate", name, *(["best"] if trained else []))
         measured = pl.read_parquet(folder / "predictions.parquet")
         expected = dict(measured.sort("rank").group_by("user_id").agg("item_id").iter_rows())
-        served = run.recommend(histories, arm=name)
+        served = run.recommend(histories, arm=name, as_measured=True)
         for user, found in zip(users.gather(cases.users).to_list(), served.items, strict=True):
             assert found == expected.get(user, [])[:10], name
 
