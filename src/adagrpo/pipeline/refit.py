@@ -23,7 +23,9 @@ from adagrpo.storage.removal import MANIFEST
 
 def refit_of(run: RunDirectory) -> RunDirectory:
     """Return the directory of a run's refit, whether or not there is one."""
-    return type(run)(run.directory / REFIT, run.config, run.data, run.console, run.code, measured=run)
+    refit = type(run)(run.directory / REFIT, run.config, run.data, run.console, run.code, measured=run)
+    refit.called, refit.described, refit.overrides = run.called, run.described, run.overrides  # of messages
+    return refit
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
