@@ -21,6 +21,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.refit import make_refit, refit_of
 from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.status import status
 from adagrpo.storage.marks import is_marked
 
 from ..command_line import command
@@ -149,12 +150,12 @@ def test_a_refit_that_was_killed_half_way_is_not_served_and_goes_on(
     assert lists.scores == as_measured and not lists.about["refit"]
     said = f"note: the refit of {decided[1]['chosen']} is not finished, so the list is served as measured;"
     assert heard.notes == [f"{said} run `adagrpo decide --run {copied}`"]
-    again = Heard()
-    Run.open(copied, console=again).decide()
+    assert status(copied)["refit"] == {"state": "not served", "why": "it is not finished"}
+    Run.open(copied).decide()
     events = (copied / "refit" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     made = [(row["stage"], row["event"]) for row in map(json.loads, events)]
     assert [name for name, event in made if event == "end"] == ["prepare", "sft", "ranker", "item_knn"]
-    assert Run.open(copied).recommend([[3, 13]]).scores == whole
+    assert Run.open(copied).recommend([[3, 13]]).scores == whole and status(copied)["refit"]["state"] == "done"
 
 
 def test_a_refit_of_what_has_changed_since_is_said_and_not_served(

@@ -7,11 +7,11 @@ versions of the catalogue, the weights of fused lists and of rewards. Nothing is
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.directory import REFIT, RunDirectory
+from adagrpo.pipeline.events import read_events
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -29,13 +29,15 @@ def refit_of(run: RunDirectory) -> RunDirectory:
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
-    """Fit the parts of a list on all interactions; return their number and the seconds that it took."""
-    refit, started = refit_of(run), time.monotonic()
+    """Fit the parts of a list on all interactions; return their number and the seconds that fitting took."""
+    refit = refit_of(run)
+    stages = _stages(refit, chosen)
     run.console.note(f"{REFIT}: the parts of {chosen} are fitted once more, on all interactions")
-    for name, declare in _stages(refit, chosen).items():
+    for name, declare in stages.items():
         make(refit, name, declare(refit))
     interactions = refit.content("prepare", "summary.json")["interactions"]
-    return {"interactions": interactions, "seconds": round(time.monotonic() - started, 1)}
+    ended = {row["stage"]: row["seconds"] for row in read_events(refit.directory) if row["event"] == "end"}
+    return {"interactions": interactions, "seconds": round(sum(ended.get(name, 0.0) for name in stages), 1)}
 
 
 def why_not_refit(refit: RunDirectory, chosen: str) -> str:
