@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adagrpo.errors import UserError
 from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.directory import REFIT, RunDirectory
 from adagrpo.pipeline.events import read_events
@@ -42,7 +43,10 @@ def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
 
 def why_not_refit(refit: RunDirectory, chosen: str) -> str:
     """Return why a refit cannot be served; empty if it can."""
-    stages = _stages(refit, chosen)
+    try:
+        stages = _stages(refit, chosen)
+    except (UserError, OSError) as error:
+        return f"cannot be read: {error}"
     if any(not (refit.directory / name / MANIFEST).is_file() for name in stages):
         return "is not finished"
     parts = states_of(refit, stages).values()
