@@ -222,3 +222,13 @@ def test_trees_of_a_refit_are_as_many_as_validation_found_best(world: Any, data:
     counts = [one.content("ranker", "lambdarank", "metrics.json") for one in (run, refit_of(run))]
     assert counts[0]["trees"] == counts[1]["trees"] and counts[1]["ndcg@10_among_sampled"] is None
     assert counts[1]["gain"] != counts[0]["gain"]
+
+
+def test_all_that_was_shown_is_fitted_also_after_the_last_choice(world: Any, tmp_path: Path) -> None:
+    rows = [(1, 10, 1), (2, 20, 1), (3, 30, 0), (4, 30, 1), (5, 10, 0)]  # time, item, clicked
+    lines = [f"{user},{item},{time},{clicked}" for user in "abc" for time, item, clicked in rows]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,clicked", *lines, ""]), encoding="utf-8")
+    run = world.run(tmp_path / "run", tmp_path, data={"columns": {"clicked": "clicked"}})
+    assert run.prepare()["impressions"] == 3  # of each user the one before the two held-out clicks
+    assert make_refit(run, "popularity")["interactions"] == 9
+    assert refit_of(run).content("prepare", "summary.json")["impressions"] == 15
