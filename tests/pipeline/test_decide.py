@@ -83,7 +83,7 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
         folder = run.path("evaluate", name, *(["best"] if trained else []))
         measured = pl.read_parquet(folder / "predictions.parquet")
         expected = dict(measured.sort("rank").group_by("user_id").agg("item_id").iter_rows())
-        served = run.recommend(histories, arm=name)
+        served = run.recommend(histories, arm=name, as_measured=True)
         for user, found in zip(users.gather(cases.users).to_list(), served.items, strict=True):
             assert found == expected.get(user, [])[:10], name
 
@@ -98,7 +98,8 @@ def test_each_reward_of_a_sum_is_a_feature_of_its_own(decided: tuple[Run, dict[s
 
 def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tuple[Run, dict[str, Any]]) -> None:
     run, content = decided
-    assert json.loads(run.path("decision.json").read_text(encoding="utf-8")) == content
+    written = json.loads(run.path("decision.json").read_text(encoding="utf-8"))
+    assert written == {key: value for key, value in content.items() if key != "refit"}
     assert content["serve"].endswith(f"--arm {content['chosen']}")
     row = next(row for row in content["contenders"] if row["list"] == content["chosen"])
     assert "the reward" in row["needs"] or content["chosen"] not in ("rerank", "fuse")
@@ -538,7 +539,7 @@ def test_a_fused_list_without_its_reward_is_the_one_fitted_without_and_says_so(
     served.recommender.reward = CircuitBreaker(Hanging())
     without = served.answer([Asked(served, Query(history))])[0]
     assert without.degraded == "reward: raised RuntimeError" == served.degraded and not without.reranked
-    assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward").items[0]
+    assert without.list.items[:10] == run.recommend([[3, 13]], arm="fuse-without-reward", as_measured=True).items[0]
 
 
 def test_a_service_starts_while_the_reward_fails_and_what_is_written_for_later_does_not(
@@ -628,4 +629,4 @@ def test_what_was_decided_is_what_is_served_without_a_name(decided: tuple[Run, d
     run, _ = decided
     about = run.recommend([[3]]).about
     assert about["arm"] == json.loads(run.path("decision.json").read_text(encoding="utf-8"))["chosen"]
-    assert about["why"] == "what `adagrpo decide` chose"
+    assert about["why"] == "what `adagrpo decide` chose, refit on all interactions" and about["refit"]

@@ -18,6 +18,7 @@ from ..consoles import Heard
 pytest.importorskip("lightgbm")
 
 CHANGES: dict[str, Any] = {
+    "decide": {"refit": False},  # as in the recipe of the demo
     "data": {"logs": None, "marketplace": {"users": 120, "items": 90}},
     "reward": {"kind": "lambdarank"},
     "train": {"arms": ["nll", "grpo"]},

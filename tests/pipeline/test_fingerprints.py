@@ -59,6 +59,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.rl_split", 0.5, {"sft", *TRAINED}),
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
     ("decide.exposure_power", 0.0, {"reranking", *JUDGED}),
+    ("decide.refit", False, set()),
     ("evaluation.beam_width", 12, {*DECODED, *ALONE, "report/paired"}),
     ("evaluation.exclude_history", True, {*DECODED, "ranker", *ALONE}),
 ]

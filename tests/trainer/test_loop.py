@@ -287,6 +287,29 @@ def test_without_validations_the_start_and_the_end_are_compared(world, tmp_path)
     assert [row["step"] for row in result.validation] == [0, 5]
 
 
+def test_a_fit_until_a_step_is_the_beginning_of_the_whole_one_and_ends_there_without_validation(world, tmp_path):
+    weights: list[Tensor] = []
+    model = linear()
+    note = lambda *_: weights.append(model.weight.detach().clone())  # noqa: E731
+    fit(model, Script(model, 9), world.settings(), tmp_path / "whole", seed=0, report=note)
+    part, task = linear(), Script(linear(), 9)
+    task.model, task.validate = part, dict
+    result = fit(part, task, world.settings(validations=4), tmp_path / "part", seed=0, until=5)
+    without = [
+        {name: value for name, value in row.items() if not name.startswith("validation/")}
+        for row in rows(tmp_path / "whole" / "steps.jsonl")[:5]
+    ]
+    assert rows(tmp_path / "part" / "steps.jsonl") == without and result.best_step == result.steps == 5
+    for kind in ("best", "final"):
+        found = load_file(tmp_path / "part" / kind / "model.safetensors")["weight"]
+        assert torch.equal(found, weights[4])
+    at_start = linear()
+    task = Script(at_start, 9)
+    task.validate = dict
+    assert fit(at_start, task, world.settings(), tmp_path / "none", seed=0, until=0).best_step == 0
+    assert torch.equal(load_file(tmp_path / "none" / "best" / "model.safetensors")["weight"], linear().weight)
+
+
 def test_drawing_and_validating_happen_in_evaluation_mode(world, tmp_path):
     task = Script(model := linear(), 3)
     fit(model.train(), task, world.settings(), tmp_path, seed=0)

@@ -58,6 +58,10 @@ RewardWeight = Annotated[
         " advises it.",
     ),
 ]
+AsMeasured = Annotated[
+    bool,
+    typer.Option("--as-measured", help="The list as it was measured, not refit on all interactions."),
+]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Replace = Annotated[

@@ -15,6 +15,7 @@ import typer
 from adagrpo.cli.lazy import library
 from adagrpo.cli.options import (
     ARM,
+    AsMeasured,
     CatalogChoice,
     Checkpoint,
     Command,
@@ -83,6 +84,7 @@ def serve(
         typer.Option(min=0.001, max=60, help="Seconds that the reward may take for a batch, within the deadline."),
     ] = 1.0,
     catalog: CatalogChoice = "latest",
+    as_measured: AsMeasured = False,
     experiment: Annotated[
         Path | None, typer.Option(help="Plan of an experiment, whose arms are all served; needs --exposures.")
     ] = None,
@@ -123,7 +125,7 @@ def serve(
     opened = replace(common, quiet=True).open(run)
     library.pipeline.serve(
         opened,
-        library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
+        library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog, as_measured),
         host=host,
         port=port,
         operation=library.pipeline.Operation(
@@ -154,6 +156,7 @@ def recommend(
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
     catalog: CatalogChoice = "latest",
+    as_measured: AsMeasured = False,
     user_column: Annotated[
         str | None, typer.Option(help="The column of user ids; user_id, or as in the run's logs, if not given.")
     ] = None,
@@ -175,7 +178,9 @@ def recommend(
             opened,
             users,
             out,
-            library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
+            library.pipeline.ListOptions(
+                arm, checkpoint, reward_weight, exclude_history, precision, catalog, as_measured
+            ),
             k=k,
             columns=(user_column, history_column),
             include=library.eligibility.parse_filter(include or (), "--include"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -59,10 +59,16 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class DecideConfig(Section):
-    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.exposure_weights`."""
+    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.exposure_weights`.
+
+    With `refit` the chosen list is fitted once more, on all interactions.
+    """
+
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"refit"})
 
     exposure_power: Annotated[float, Field(ge=0, le=1)] | None = None
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    refit: bool = True
 
 
 class CompareConfig(Section):

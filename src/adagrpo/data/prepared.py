@@ -99,6 +99,8 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
             trained_of = split.train_lengths[shown[USER].to_numpy()]
             # At the time of the first held-out interaction is too late: it may be that very interaction.
             seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
+        elif np.isinf(split.trained_before):
+            seen = np.ones(len(shown), dtype=np.bool_)
         else:
             times = [name for name in (TIMESTAMP, CLICKED_AT) if name in shown.columns]
             seen = shown.select(pl.max_horizontal(times)).to_series().to_numpy() < split.trained_before

@@ -45,6 +45,16 @@ def leave_one_out(lengths: Ints) -> Split:
     )
 
 
+def everything(lengths: Ints) -> Split:
+    """All interactions are for training, and nothing is held out.
+
+    >>> everything(np.array([5, 2])).train_lengths
+    array([5, 2])
+    """
+    none = np.full_like(lengths, -1)
+    return Split(lengths, none, none, np.inf)
+
+
 def last_baskets(
     baskets: Ints,  # (total,) from 0 within each user, users end to end
     offsets: Ints,  # (U + 1,)

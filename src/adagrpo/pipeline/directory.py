@@ -38,11 +38,12 @@ from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
 from adagrpo.storage.artifacts import manifest, verify_file
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
+from adagrpo.storage.marks import MARK, Kind, check_kind, is_marked, read_mark
 from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.processes import processes
 
 ALWAYS = ("name", "threads")  # settings accepted by every command, without effect on results
+REFIT, MEASURED = "refit", "measured"  # folder of a refit; in it, the name of the run that it is of
 
 
 class RunDirectory(ABC):
@@ -56,6 +57,7 @@ class RunDirectory(ABC):
         console: Console | None = None,
         code: Path | None = None,
         source: Path | None = None,
+        measured: RunDirectory | None = None,
     ) -> None:
         """Inspect a run directory, which is created at the first write.
 
@@ -63,15 +65,18 @@ class RunDirectory(ABC):
             data: base folder of the recipe's relative paths.
             code: folder of the recipe's modules; None is the working directory.
             source: a read-only run for missing stages.
+            measured: likewise, of a refit, see `adagrpo.pipeline.refit`; its files are also `measured/<path>`.
 
         Raises:
             UserError: the directory holds something else, or an arm has a list's name.
         """
-        check_kind(directory, "run")
+        self.kind: Kind = "run" if measured is None else "refit"
+        check_kind(directory, self.kind)
         for arm in config.train.arms:
             if parse_list(arm.name).policy is None:
                 raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
         self.directory, self.config, self.data, self.source = directory, config, data, source
+        self.measured = measured
         self.called = directory  # the path as given by the user
         self.overrides: tuple[str, ...] = ()  # this command's overrides of run.yaml
         self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
@@ -158,6 +163,10 @@ class RunDirectory(ABC):
     def path(self, *parts: str) -> Path:
         """Return a path in the run, or in its source if only there."""
         own = self.directory.joinpath(*parts)
+        if self.measured is not None:
+            if parts[0] == MEASURED:
+                return self.measured.path(*parts[1:])
+            return own if os.path.lexists(own) else self.measured.path(*parts)
         if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
             return self.source.joinpath(*parts)
         return own
@@ -193,7 +202,7 @@ def locked(run: RunDirectory) -> Iterator[None]:
         yield
         return
     facts = {} if run.source is None else {"source": str(run.source)}
-    with lock_folder(run.directory, "run", **facts):
+    with lock_folder(run.directory, run.kind, **facts):
         run.holds_lock = True
         try:
             cut_half_line(run.directory)
@@ -204,7 +213,8 @@ def locked(run: RunDirectory) -> Iterator[None]:
 
 def roots(run: RunDirectory) -> list[Path]:
     """Return the folders to read from: the source run's, if any, then the run's own."""
-    return [root for root in (run.source, run.directory) if root is not None]
+    others = [run.source] if run.measured is None else roots(run.measured)
+    return [root for root in (*others, run.directory) if root is not None]
 
 
 def folder_of(run: RunDirectory, stage: str) -> Path:
@@ -226,7 +236,8 @@ def read_of(run: RunDirectory, path: Path) -> Read:
 def finished_stages(run: RunDirectory, *patterns: str) -> list[str]:
     """Return finished stages that match patterns such as `train/*`."""
     paths = ((root, path) for root in roots(run) for pattern in patterns for path in root.glob(f"{pattern}/{MANIFEST}"))
-    return sorted({path.parent.relative_to(root).as_posix() for root, path in paths})
+    names = {path.parent.relative_to(root).as_posix() for root, path in paths}
+    return sorted(name for name in names if not name.startswith(f"{REFIT}/"))
 
 
 def trained_arms(run: RunDirectory) -> list[str]:

@@ -303,7 +303,9 @@ class Models:
     def validator(
         self, policy: Policy[Any, Any], fit: FitConfig, reward: Reward | None = None
     ) -> Callable[[], dict[str, float]]:
-        """Return validation on a fixed sample of users, for training."""
+        """Return validation on a fixed sample of users, for training; a refit has none."""
+        if self.run.measured is not None:
+            return dict
         cases = sample_cases(self.data.cases("validation"), fit.validation_users, self.config.seed)
         return lambda: summarise(self.predict(policy, cases, reward), cases, tail=self.data.tail)
 

@@ -23,13 +23,11 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.names import START, parse_list
 from adagrpo.lists.query import ItemId
 from adagrpo.lists.recommender import Recommender
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.named_lists import ListOptions, list_read
+from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
@@ -103,12 +101,10 @@ class Wanted:
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
         run = self.kind.open(self.run, self.overrides)
-        asked = self.asked
-        called = parse_list(str(asked.arm))
-        chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
-        if hash_of(run, chosen.weights / "model.safetensors") != self.weights:
-            raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
-        if list_read(run, called, asked.reward_weight, asked.checkpoint) != self.reward:
+        asked, found = self.asked, answering(run, self.asked)
+        if hash_of(found.run, found.chosen.weights / "model.safetensors") != self.weights:
+            raise UserError(f"{found.chosen.weights}: other weights than when the command began; carry it out again")
+        if list_read(found.run, found.name, asked.reward_weight, asked.checkpoint) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
         return run, recommender(run, asked)[0]
 

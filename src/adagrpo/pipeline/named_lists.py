@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from adagrpo.config.messages import nearest
 from adagrpo.errors import UserError
@@ -22,14 +22,17 @@ from adagrpo.pipeline.directory import (
     hash_of,
     label_of,
     trained_arms,
+    weights_of,
 )
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
+from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
+from adagrpo.pipeline.refit import refit_of, why_not_refit
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.pipeline.versions import LATEST
+from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # has `chosen`
@@ -46,6 +49,7 @@ class ListOptions:
         exclude_history: default of requests; None: as in the run's evaluation.
         precision: of the policy; None: `evaluation.precision`.
         catalog: see `adagrpo.pipeline.versions.open_version`.
+        as_measured: do not answer by the refit of the list, see `adagrpo.pipeline.refit`.
     """
 
     arm: str | None = None
@@ -54,6 +58,50 @@ class ListOptions:
     exclude_history: bool | None = None
     precision: Precision | None = None
     catalog: str = LATEST
+    as_measured: bool = False
+
+
+class Answering(NamedTuple):
+    """What a request for a list is answered by.
+
+    Attributes:
+        run: the run, or its refit.
+        note: why the refit does not answer, if there should be one.
+    """
+
+    run: RunDirectory
+    name: ListName
+    chosen: Chosen
+    version: CatalogVersion
+    note: str = ""
+
+    @property
+    def refit(self) -> bool:
+        """Whether it is fitted on all interactions."""
+        return self.run.measured is not None
+
+
+def answering(run: RunDirectory, asked: ListOptions) -> Answering:
+    """Return what answers, the refit for the list that `decide` chose; refuse stale parts of the list.
+
+    Raises:
+        UserError: see `served_list` and `check_served`.
+    """
+    name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
+    version = open_version(run, asked.catalog)
+    check_served(run, chosen, version, name, asked.checkpoint)
+    measured = Answering(run, name, chosen, version)
+    if asked.as_measured or asked.checkpoint != "best" or asked.reward_weight or not run.config.decide.refit:
+        return measured
+    if (decided := decision_now(run)) is None or parse_list(decided["chosen"]) != name:
+        return measured
+    refit = refit_of(run)
+    if why := why_not_refit(refit, decided["chosen"]):
+        again = command(run, "decide")
+        return measured._replace(note=f"the refit of {name} {why}, so the list is served as measured; run {again}")
+    weights = refit.path(*weights_of(chosen.arm))
+    step, why = read_json(weights / "checkpoint.json")["step"], f"{chosen.why}, refit on all interactions"
+    return Answering(refit, name, Chosen(chosen.arm, weights, step, why), CatalogVersion(refit, version.number))
 
 
 def served_list(

@@ -23,13 +23,11 @@ from adagrpo.data.histories import HISTORY, about_how_many, read_histories
 from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.names import START, parse_list
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import RunDirectory, hash_of, refuse_without_order
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
-from adagrpo.pipeline.named_lists import ListOptions, list_read
+from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
 from adagrpo.pipeline.on_ray import each_on_ray
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.artifacts import seal, verify
@@ -69,13 +67,15 @@ def recommend_users(
     """
     refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
     served, about = recommender(run, asked)
+    answers = answering(run, asked)
+    if answers.refit:
+        run.console.note(f"note: {answers.name} as refit on all interactions; --as-measured takes the measured list")
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
-    called = parse_list(about["arm"])
-    chosen = choose_checkpoint(run, called.policy or START, asked.checkpoint)
-    weights = hash_of(run, chosen.weights / "model.safetensors")
+    weights = hash_of(answers.run, answers.chosen.weights / "model.safetensors")
     kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
+    made_from |= {"refit": True} if answers.refit else {}
     narrowing = served.narrow(include, exclude)
     if narrowing.left == 0:
         raise UserError("--include, --exclude: no item is eligible; see which values the item table has")
@@ -83,11 +83,11 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": config_hash(run.config), "part_users": PART_USERS}
-    reward = list_read(run, called, asked.reward_weight, asked.checkpoint)
+    reward = list_read(answers.run, answers.name, asked.reward_weight, asked.checkpoint)
     inputs |= {"reward": reward} if reward else {}
     for name in ("test", "later"):  # of logged histories; the weights do not depend on them
-        path = run.find("prepare", f"{name}.parquet")
-        inputs |= {name: hash_of(run, path)} if path else {}
+        path = answers.run.find("prepare", f"{name}.parquet")
+        inputs |= {name: hash_of(answers.run, path)} if path else {}
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -53,7 +54,7 @@ from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_named, check_reward_files, check_test_cases
-from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
+from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
 from adagrpo.pipeline.outputs import (
     COLLECTED,
     DECIDED,
@@ -62,6 +63,7 @@ from adagrpo.pipeline.outputs import (
     record_sources,
     write_output,
 )
+from adagrpo.pipeline.refit import make_refit
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
@@ -214,7 +216,8 @@ class Run(RunDirectory):
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
             `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
-            `experiment` (None if the control is chosen) and `contenders`.
+            `experiment` (None if the control is chosen) and `contenders`. Also, unless `decide.refit` is false,
+            `refit`: the `interactions` that the chosen list was fitted on once more, and the `seconds` that took.
         """
         if self.catalog:
             raise UserError(
@@ -264,6 +267,9 @@ class Run(RunDirectory):
             if said is not None and said.usable and (self.directory / "diagnose.html").is_file():  # it names the list
                 diagnosed = self.content("diagnose", "diagnose.json")
                 write_diagnosis(self.directory, diagnosed, self.config.name, content, self.called)
+            if self.config.decide.refit:
+                keep_settings(self)  # if the refit is killed, the measured list is served
+                content = content | {"refit": make_refit(self, content["chosen"])}
         return content
 
     def report(self) -> Path:
@@ -308,8 +314,9 @@ class Run(RunDirectory):
         times: Sequence[Sequence[float] | None] | None = None,
         now: float | None = None,
         users: Sequence[ItemId | None] | None = None,
+        as_measured: bool = False,
     ) -> Recommended:
-        """Return the lists that `adagrpo serve` answers and `evaluate` measures.
+        """Return the lists that `adagrpo serve` answers; with `as_measured`, those that `evaluate` measures.
 
         The policy is cached; if another process replaces it, calls fail as stale until the run is reopened.
 
@@ -327,19 +334,22 @@ class Run(RunDirectory):
             times: when each item of each history was had, in seconds since 1970; items of one time are one basket.
             now: seconds since 1970; None: the time of each history's last item.
             users: whose each history is, for a reward that asks; None: unknown.
+            as_measured: answer by the list that was measured, not by its refit on all interactions.
 
         Raises:
             UserError: an argument is out of range or names no list, version or group of the run.
         """
         refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
-        name, chosen = served_list(self, arm, checkpoint, reward_weight)
-        version = open_version(self, catalog)
-        key = (str(name), checkpoint, reward_weight, precision, version.number)
-        check_served(self, chosen, version, name, checkpoint)
-        weights = hash_of(self, chosen.weights / "model.safetensors")  # another process may have retrained
-        made_from = (weights, list_read(self, name, reward_weight, checkpoint))
+        asked = ListOptions(
+            arm, checkpoint, reward_weight, precision=precision, catalog=str(catalog), as_measured=as_measured
+        )
+        found = answering(self, asked)
+        key = (str(found.name), checkpoint, reward_weight, precision, found.version.number, found.refit)
+        # another process may have retrained
+        weights = hash_of(found.run, found.chosen.weights / "model.safetensors")
+        made_from = (weights, list_read(found.run, found.name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
-            asked = ListOptions(str(name), checkpoint, reward_weight, precision=precision, catalog=str(version.number))
+            asked = replace(asked, arm=str(found.name), catalog=str(found.version.number))
             self._served[key] = (made_from, *recommender(self, asked))
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
@@ -362,7 +372,7 @@ class Run(RunDirectory):
             [one.scores for one in answers],
             [one.codes for one in answers],
             [one.unknown for one in answers],
-            about | {"why": chosen.why},
+            about | {"why": found.chosen.why},
             [one.source for one in answers],
         )
 

@@ -29,10 +29,9 @@ from adagrpo.pipeline.directory import RunDirectory, refuse_without_order, remak
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.named_lists import ListOptions, check_served, list_versions, served_list
+from adagrpo.pipeline.named_lists import ListOptions, answering, list_versions
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, look_at_reward, open_runs, weight_said
-from adagrpo.pipeline.versions import open_version
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.model_manager import ModelManager, Serving
 from adagrpo.serving.options import LOCAL, Bearers, Limits, Options, RequestLog, check_exposed, read_tokens
@@ -65,20 +64,21 @@ class Operation:
 
 def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any]]:
     """Return the recommender of a list, and facts about it."""
-    served, about, maker = _recommender(run, asked)
-    if maker.asks_reward(parse_list(about["arm"])) and (other := check_reward(maker.models)):
+    served, about, maker, note = _recommender(run, asked)
+    if note:
+        run.console.note(f"note: {note}")
+    if maker.asks_reward(parse_list(about["arm"])) and (other := check_reward(Models(RunData(run)))):
         raise UserError(f"{run.called}: {other}; run {remake_command(run, 'reward')}")
     return served, about
 
 
-def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker]:
-    """`recommender` without checking the reward, and the maker of other lists."""
+def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker, str]:
+    """`recommender` without checking the reward, the maker of other lists, and why no refit answers."""
     if asked.precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
-    name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
-    version = open_version(run, asked.catalog)
-    check_served(run, chosen, version, name, asked.checkpoint)
-    data = RunData(run, version)
+    found = answering(run, asked)
+    name, chosen, version = found.name, found.chosen, found.version
+    data = RunData(found.run, version)
     models = Models(data)
     maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None, asked.checkpoint)
     served = maker.recommender(name, chosen.weights)
@@ -88,6 +88,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "checkpoint": asked.checkpoint,
         "step": chosen.step,
         "why": chosen.why,
+        "refit": found.refit,
         "items": data.num_items,
         "reward_weight": weight_said(name, served),
         **({"reward_spread": served.within_list_std} if name.order == RERANK else {}),
@@ -96,9 +97,9 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "listed": len(data.catalog.trie.items),
         "exclude_history": served.exclude_history,
         "precision": served.precision,
-        "versions": list_versions(run, name, chosen, asked.checkpoint, asked.reward_weight, version.name),
+        "versions": list_versions(found.run, name, chosen, asked.checkpoint, asked.reward_weight, version.name),
     }
-    return served, about, maker
+    return served, about, maker, found.note
 
 
 def serve(
@@ -154,7 +155,8 @@ class _Wanted:
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
         control = trial.plan.arms[trial.plan.control]
-        asked = replace(self.asked, arm=control.serves, checkpoint=control.checkpoint, **other)
+        # all arms as measured: a refit of one would compare what they were fitted on
+        asked = replace(self.asked, arm=control.serves, checkpoint=control.checkpoint, as_measured=True, **other)
         runs = open_runs(trial, _reopened(self.run))
         serving, maker = self._load(runs[trial.plan.control], asked, operation)
         serving = replace(serving, about={**serving.about, "why": f"an arm of {trial.path}"})
@@ -164,9 +166,11 @@ class _Wanted:
         return [serving, *others]
 
     def _load(self, run: RunDirectory, asked: ListOptions, operation: Operation) -> tuple[Serving, ListMaker]:
-        served, about, maker = _recommender(run, asked)
+        served, about, maker, note = _recommender(run, asked)
+        if note:
+            _say(note)
         if served.reward is not None:
-            look_at_reward(maker.models)
+            look_at_reward(Models(RunData(run)))
             served.reward = operation.guarded(served.reward)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}

@@ -133,6 +133,7 @@ class Stage:
         on_request: not made by `adagrpo run`.
         shared: made by whichever of `diagnose`, `train`, `evaluate` and `decide` comes first.
         page_only: shown in report.html, absent from metrics.json.
+        refit: made of training interactions, so that a refit makes it again.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Stage:
     on_request: bool = False
     shared: bool = False
     page_only: bool = False
+    refit: bool = False
 
     def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
         """Return the declarations of the stages that a recipe needs, by name."""

@@ -60,6 +60,14 @@ def parts_of(
     return states.parts
 
 
+def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Part]:
+    """Return the state of some stages alone, given in execution order."""
+    states = _States(run, logs=False, lenient=False)
+    for name, declare in stages.items():
+        states.add(name, declare)
+    return states.parts
+
+
 def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
     """Return stages with all their inputs, in execution order."""
     wanted, found = list(names), set()

@@ -105,6 +105,13 @@ def decision_text(content: Mapping[str, Any]) -> str:
     """Return the decision for the terminal, with the commands to serve and test it."""
     warning = _sentence(content["warning"])
     lines = [*warning, *(text for text in decision_sentences(content) if text not in warning), "", content["serve"]]
+    if (refit := content.get("refit")) is not None:
+        lines[-1:-1] = [
+            f"What it serves is refit: the parts of {content['chosen']} were fitted once more, on all"
+            f" {refit['interactions']:,} interactions, in {refit['seconds']:.1f} s. No figure above is of it;"
+            " --as-measured serves the measured list.",
+            "",
+        ]
     trial = content["experiment"]
     if trial is not None:
         plan = f"the plan, {trial['plan']}, is frozen when the service starts"

@@ -214,6 +214,7 @@ class HealthAnswer(StatusAnswer):
     name: str | None = Field(None, description="Of the recipe.")
     arm: str | None = None
     why: str | None = Field(None, description="Why that arm.")
+    refit: bool | None = Field(None, description="Whether it is fitted on all interactions; else it is as measured.")
     arms: list[str] | None = Field(None, description="All that the run has.")
     checkpoint: Literal["best", "final"] | None = None
     step: int | None = None

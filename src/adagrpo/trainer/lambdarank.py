@@ -216,7 +216,7 @@ class Fitted:
 
     model: Booster
     trees: int
-    ndcg: float  # at 10, among the sampled items of the validation groups
+    ndcg: float | None  # at 10, among the sampled items of the validation groups, if there are any
     rows: int
     groups: int
 
@@ -224,7 +224,7 @@ class Fitted:
 def fit_lambdarank(
     features: Features,
     groups: RankingGroups,
-    validation: RankingGroups,
+    validation: RankingGroups | None,
     *,
     trees: int,
     leaves: int,
@@ -238,6 +238,7 @@ def fit_lambdarank(
 
     Args:
         groups: at least one, as in `validation`.
+        validation: None fits all `trees`.
         trees: maximum; stops after 50 without improvement.
         minimum_leaf: rows per leaf.
         report: called after each tree.
@@ -263,21 +264,23 @@ def fit_lambdarank(
     }
 
     def after_tree(state: Any) -> None:  # a named tuple that LightGBM does not type
-        ndcg = state.evaluation_result_list[0][2]
-        report(state.iteration + 1 - state.begin_iteration, trees, {"ndcg@10": float(ndcg)})
+        measured = state.evaluation_result_list
+        found = {"ndcg@10": float(measured[0][2])} if measured else {}
+        report(state.iteration + 1 - state.begin_iteration, trees, found)
 
     train = _dataset(features, groups, parameters)
-    held_out = _dataset(features, validation, parameters, train)
+    held_out = [] if validation is None else [_dataset(features, validation, parameters, train)]
     model = lightgbm.train(
         parameters,
         train,
         num_boost_round=trees,
-        valid_sets=[held_out],
-        valid_names=["validation"],
-        callbacks=[lightgbm.early_stopping(50, verbose=False), after_tree],
+        valid_sets=held_out,
+        valid_names=["validation"] * len(held_out),
+        callbacks=[*(lightgbm.early_stopping(50, verbose=False) for _ in held_out), after_tree],
     )
-    ndcg = float(model.best_score["validation"]["ndcg@10"])
-    return Fitted(model, model.best_iteration, ndcg, int((groups.items >= 0).sum()), len(groups.items))
+    ndcg = float(model.best_score["validation"]["ndcg@10"]) if held_out else None
+    fitted = model.best_iteration if held_out else trees
+    return Fitted(model, fitted, ndcg, int((groups.items >= 0).sum()), len(groups.items))
 
 
 def _dataset(

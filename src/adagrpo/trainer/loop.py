@@ -45,6 +45,7 @@ def fit(
     files: Mapping[str, str] | None = None,
     report: Report = lambda step, steps, values: None,
     watched: Watched | None = None,
+    until: int | None = None,
 ) -> FitResult:
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
@@ -55,17 +56,19 @@ def fit(
         files: text files to store with the weights, name to content.
         report: called after every step with (step, steps, logged values).
         watched: stop early and write `lost.json` if the policy collapses.
+        until: end at this step of the schedule, if before its last.
 
     Raises:
         KeyboardInterrupt, Terminated: on a signal, after the current step is saved.
         Diverged: three consecutive steps were not finite; the state before them is saved where possible.
         NotFinite: in a validation.
     """
-    loop = _Loop(model, task, settings, work, seed, files or {}, watched)
+    until = task.steps if until is None else min(until, task.steps)
+    loop = _Loop(model, task, settings, work, seed, files or {}, watched, until)
     loop.resume()
     # several processes would not stop at the same step; the launcher's signal ends them as they are
     with deferred_signals() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
-        while loop.progress.step < task.steps and not loop.ends_early():
+        while loop.progress.step < until and not loop.ends_early():
             try:
                 values = loop.step()
                 if loop.progress.step % task.stride == 0:
@@ -73,7 +76,7 @@ def fit(
             except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated):
                 loop.keep()  # what was trained before it
                 raise
-            report(loop.progress.step, task.steps, values)
+            report(loop.progress.step, until, values)
     return loop.finish()
 
 
@@ -87,6 +90,7 @@ class _Loop:
         seed: int,
         files: Mapping[str, str],
         watched: Watched | None,
+        until: int,
     ) -> None:
         self.task, self.settings, self.work, self.seed, self.files = task, settings, work, seed, files
         self.watched = watched
@@ -111,7 +115,7 @@ class _Loop:
         self.torn = False  # a step is half applied, or the average half swapped: nothing to be saved
         self.saved_at = time.monotonic()
         every = max(1, task.steps // (settings.validations or 1))
-        self.validate_at = {*range(every, task.steps + 1, every), task.steps}
+        self.validate_at = {*range(every, task.steps + 1, every), until}
 
     def resume(self) -> None:
         """Restore the last checkpoint, or validate at step 0."""

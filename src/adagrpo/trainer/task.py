@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from adagrpo.trainer.batches import BatchSchedule
+
 MicroT = TypeVar("MicroT")
 Report = Callable[[int, int, Mapping[str, float]], None]
 
@@ -36,6 +38,11 @@ class Diverged(RuntimeError):
 
 class Task(Protocol[MicroT]):
     """A task to fit."""
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        """The histories of each step."""
+        ...
 
     @property
     def steps(self) -> int:

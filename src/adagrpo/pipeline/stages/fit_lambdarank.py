@@ -13,10 +13,10 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
-from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.directory import MEASURED, RunDirectory, place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.rewards.features import FEATURES
 from adagrpo.rewards.model_files import require
@@ -55,6 +55,8 @@ def lambdarank(
     data, options = RunData(run), run.config.ranker.lambdarank
     read = [*data.training_files, *data.shown_files, *(f"prepare:{name}" for name in reads)]
     reach = run.config.max_history
+    measured = f"{MEASURED}/ranker/lambdarank:metrics.json"  # has the number of trees that a refit fits
+    read += [] if run.measured is None else [measured]
 
     def build(work: Path) -> None:
         require("lightgbm", "reward.kind: lambdarank")
@@ -67,14 +69,19 @@ def lambdarank(
         else:
             impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
-        held_out = validation(data, sampler)
-        if not len(groups.items) or not len(held_out.items):
+        chosen = options.model_dump(exclude={"positions", "negatives", "sources"})
+        held_out = None
+        if run.measured is None:
+            held_out = validation(data, sampler)
+        else:
+            chosen["trees"] = read_json(place_of(run, measured))["trees"]
+        if not len(groups.items) or (held_out is not None and not len(held_out.items)):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(
             Models(data).ranker_features,
             groups,
             held_out,
-            **options.model_dump(exclude={"positions", "negatives", "sources"}),
+            **chosen,
             seed=run.config.seed,
             threads=torch.get_num_threads(),
             report=partial(run.console.progress, "ranker/lambdarank"),

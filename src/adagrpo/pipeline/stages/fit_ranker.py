@@ -22,7 +22,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import fit_model
+from adagrpo.pipeline.stages.fitting import fit_model, measured_fit
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
@@ -66,6 +66,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     starts_from_vectors = kind != "impressions"
     if starts_from_vectors:
         reads += vector_files(run)
+    reads += measured_fit(run, name)
 
     def build(work: Path) -> None:
         ranker = models.ranker()
@@ -74,7 +75,9 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
             start_from_vectors(run, ranker.items, emptied(data.training, left_out))
         schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)
-        validate, examine = selection.begin(data, ranker, left_out)
+        validate, examine = (
+            (dict, lambda best: {}) if run.measured is not None else selection.begin(data, ranker, left_out)
+        )
         task = RankerFit(
             ranker,
             schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import nn
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.objective import GroupSummary
-from adagrpo.pipeline.directory import RunDirectory, hashes_of, log_event
+from adagrpo.pipeline.directory import MEASURED, RunDirectory, hashes_of, log_event, place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import read_json, write_json
+from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
@@ -32,6 +34,13 @@ def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
     return lambda done, total: run.console.progress(
         label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
     )
+
+
+def measured_fit(run: RunDirectory, stage: str) -> list[Read]:
+    """Return what says for how long a refit fits a stage: the best step of the run's own fit, and its training data."""
+    if run.measured is None:
+        return []
+    return [f"{MEASURED}/{stage}:best/checkpoint.json", f"{MEASURED}/prepare:train.parquet"]
 
 
 def fit_model(
@@ -56,19 +65,21 @@ def fit_model(
     Raises:
         Diverged: with the user ids of the last batch.
     """
-    run = data.run
+    run, until = data.run, task.steps
+    if run.measured is not None:  # as many epochs as validation found best, of the same learning rates
+        best = read_json(place_of(run, measured_fit(run, stage)[0]))["step"]
+        before = replace(task.schedule, training=RunData(run.measured).training).steps_per_epoch
+        until = min(until, round(best * task.schedule.steps_per_epoch / before))
     record = run.directory / "diverged.json"
     if run.processes.is_main_process:
-        run.console.note(
-            f"{stage}: {sum(part.numel() for part in model.parameters()):,} parameters, {task.steps:,} steps"
-        )
+        run.console.note(f"{stage}: {sum(part.numel() for part in model.parameters()):,} parameters, {until:,} steps")
         if not record.is_symlink():
             record.unlink(missing_ok=True)
     try:
         report = _report(run, stage)
-        watched = _watched(data, stage, settings, go_on) if watch else None
+        watched = _watched(data, stage, settings, go_on) if watch and run.measured is None else None
         seed = run.config.seed
-        return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched)
+        return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched, until=until)
     except Diverged as error:
         if not run.processes.is_main_process:
             raise

@@ -17,7 +17,7 @@ from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_eve
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_once
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_fit, measured_once
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
@@ -40,6 +40,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     pressure = arm.pressure_of(run.config.objective)
     weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_list_stds else None
     reads += [] if weights is None else [REWARD_WEIGHTS]
+    reads += measured_fit(run, f"train/{arm.name}")
 
     watch = {"watch": True, "go_on": not options.stop_lost}
 

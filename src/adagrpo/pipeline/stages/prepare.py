@@ -247,6 +247,9 @@ def prepare(run: RunDirectory) -> Declaration:
                 column=options.shuffle_ties.sorted_by,
                 max_expansion=options.max_expansion,
             )
+        if run.measured is not None:  # a refit: the run's own stage has said all of the logs
+            write_prepared(dataset, _split(run, dataset), work)
+            return
         shown = random_logs(run, Refusals())  # refusals apply to the log's times and repeats
         if shown is not None:
             dataset = _with_rows_of(dataset, shown)
@@ -384,6 +387,7 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
     """Declare the stage `prepare`; `drawn` if it reads the seed."""
     # earlier versions had no later.parquet and cut impressions at a user's last interaction
     also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
+    also = also if run.measured is None else "everything"
     settings = ("data", "seed") if drawn else ("data",)
     return Declaration(
         build, [read_of(run, file) for file in dict.fromkeys(files)], PREPARED, settings, also=also, version=4
@@ -393,6 +397,8 @@ def prepared(run: RunDirectory, files: Sequence[Path], build: Callable[[Path], N
 def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
+    if run.measured is not None:
+        return splits.everything(lengths)
     offsets = np.append(0, lengths.cumsum()).astype(np.int64)
     baskets = dataset.interactions[BASKET].to_numpy() if options.baskets else None
     whole: NDArray[np.int64] | None = None

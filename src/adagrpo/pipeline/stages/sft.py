@@ -11,7 +11,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_fit
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.trainer import Supervised
 
@@ -40,7 +40,10 @@ def sft(run: RunDirectory) -> Declaration:
 
     return Declaration(
         build,
-        reads=[*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)],
+        reads=[
+            *(*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)),
+            *measured_fit(run, "sft"),
+        ],
         files=CHECKPOINTS,
         settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
         but=NOT_FITTED,
