@@ -23,6 +23,7 @@ from adagrpo.cli.options import (
     Out,
     Precision,
     RewardWeight,
+    Rules,
     RunDirectory,
     close,
 )
@@ -83,6 +84,7 @@ def serve(
         typer.Option(min=0.001, max=60, help="Seconds that the reward may take for a batch, within the deadline."),
     ] = 1.0,
     catalog: CatalogChoice = "latest",
+    rules: Rules = None,
     experiment: Annotated[
         Path | None, typer.Option(help="Plan of an experiment, whose arms are all served; needs --exposures.")
     ] = None,
@@ -120,7 +122,7 @@ def serve(
             err=True,
         )
     drawn = (1.0 if explore_share is None else explore_share, explore_seed or 0)
-    opened = replace(common, quiet=True).open(run)
+    opened = replace(common.with_rules(rules), quiet=True).open(run)
     library.pipeline.serve(
         opened,
         library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog),
@@ -162,6 +164,7 @@ def recommend(
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
+    rules: Rules = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
     ray: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Number of Ray Data actors that make the parts.")
@@ -169,7 +172,7 @@ def recommend(
 ) -> None:
     """Write lists for the users of a file as Parquet; without histories there, the logged ones are used."""
     _check_weight(reward_weight)
-    opened = common.open(run)
+    opened = common.with_rules(rules).open(run)
     try:
         summary = library.pipeline.recommend_users(
             opened,

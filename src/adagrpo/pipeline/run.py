@@ -51,6 +51,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
+from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_functions, check_named, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, check_served, decision_now, list_read, served_list
@@ -212,7 +213,8 @@ class Run(RunDirectory):
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
             `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
-            `experiment` (None if the control is chosen) and `contenders`.
+            `experiment` (None if the control is chosen) and `contenders`; with rules, which have no part in the choice,
+            `under_rules`: test metrics of the chosen list and their change.
         """
         if self.catalog:
             raise UserError(
@@ -230,6 +232,8 @@ class Run(RunDirectory):
             self._note_made_again((*first, "train") if train else first)
             for command in first:
                 self._make(command)
+                if command == "tokenize":
+                    check_rules(self)
             leaking = leave_leaks_out(self)
             if leaking and control not in contenders(self.config, trained):
                 raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
@@ -250,6 +254,11 @@ class Run(RunDirectory):
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
+            if rules_set(self):
+                chosen = content["chosen"]
+                make(self, f"{RULES}/{chosen}", measure_under_rules(self, chosen))
+                without = next(row["test"] for row in content["contenders"] if row["list"] == chosen)
+                content["under_rules"] = cost_of_rules(self, chosen, without)
             write_output(self, DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # it opens with the decision
