@@ -73,11 +73,9 @@ def decide(
         table = config.data.items
         if rules is not None and config.rules is not None and (columns := config.rules.columns):
             if table is None:
-                raise UserError(
-                    f"{rules}: reads columns of the items, {', '.join(columns)}; name their table by --items FILE"
-                )
-            library.formats.require(Path(table.path), columns, library.formats.columns_of(Path(table.path)), str(rules))
-            table = table.model_copy(update={"groups": tuple(dict.fromkeys([*table.groups, *columns]))})
+                raise UserError(f"{rules}: reads {', '.join(columns)} of the items; name their table by --items FILE")
+            kept = [name for name in columns if name in library.formats.columns_of(Path(table.path))]
+            table = table.model_copy(update={"groups": tuple(dict.fromkeys([*table.groups, *kept]))})
             config = config.model_copy(update={"data": config.data.model_copy(update={"items": table})})
         opened = library.pipeline.Run(out, config, Path(), common.console(out))
         if table is not None:
