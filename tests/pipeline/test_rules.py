@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -231,6 +232,23 @@ def test_cases_without_a_time_are_at_the_end_of_training(shop: tuple[Path, Run, 
     assert end_of_training(RunData(shop[1])) == last / DAY  # type: ignore[operator]
     with pytest.raises(UserError, match=r"^rules: the logs have no times since 1970"):  # theirs count from 1000
         Run.open(copied, ['rules={"had_within_days": 3}']).decide()
+
+
+def test_rules_hold_in_a_later_version_of_the_catalogue(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(shop[0] / "run", tmp_path / "run"))
+    new = products(ITEMS)[:2].with_columns(product_id=pl.Series(["p60", "p61"]), category=pl.lit("new"))
+    new.write_parquet(tmp_path / "new.parquet")
+    run.update_catalog(items=tmp_path / "new.parquet", delist=["p0"])
+    rules = {"pins": [{"item": "p60", "rank": 2}, {"item": "p0", "rank": 1}], "diversity": 0.3}
+    rules["at_most"] = [{"column": "category", "n": 1, "within": 4}]
+    served = Run.open(tmp_path / "run", [f"rules={json.dumps(rules)}"])
+    found = served.recommend([["p1", "p2"], ["p3"]])
+    category = {row["product_id"]: row["category"] for row in products(ITEMS).iter_rows(named=True)} | {"p60": "new"}
+    for items in found.items:
+        assert items[1] == "p60" and "p0" not in items and len(items) == 10
+        assert len({category[item] for item in items[:4]}) == 4 and "p61" not in items[:4]
+    with pytest.raises(UserError, match=r"^rules.pins.0.item: 'p60' is not in the catalogue"):
+        served.recommend([["p1"]], catalog=0)
 
 
 def test_a_run_without_rules_does_not_know_them(copied: Path) -> None:

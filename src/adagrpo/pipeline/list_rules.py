@@ -53,7 +53,7 @@ def check_rules(run: RunDirectory) -> None:
     rules = _resolved(
         data, Eligibility(data.catalog, data.groups, data.known), lambda data: np.ones((1, 1), np.float32)
     )
-    if rules.reads_time and not run.config.data.split.baskets:
+    if rules.reads_time and data.cases("validation").days is None:
         end_of_training(data)
 
 
