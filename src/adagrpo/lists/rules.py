@@ -121,37 +121,36 @@ class Rules:
         value = np.asarray(scores, np.float64)
         if self.boosts is not None and len(items):
             value = value + self.boosts[list(items)] * (value.std() or 1.0)
-        share = (value - value.min()) / (np.ptp(value) or 1.0) if len(items) else value
-        pinned = {*pins.values()}
-        left = [place for place in np.argsort(-value, kind="stable").tolist() if items[place] not in pinned]
+        by_value = np.argsort(-value, kind="stable")
+        items, value, pinned = [items[place] for place in by_value], value[by_value], {*pins.values()}
+        share = (value - value.min()) / (np.ptp(value) or 1.0) if items else value
+        taken = np.array([item in pinned for item in items], np.bool_)
         alike = np.full(len(items), -1.0)  # to the most similar item above
+        vectors = self.vectors[items] if self.diversity else self.vectors
         counts = [Counter[int]() for _ in self.at_most]
         for rule, counted in zip(self.at_most, counts, strict=True):
             counted.update(
                 one for rank, item in pins.items() if rank < rule.within for one in rule.values.get(item, ())
             )
         made: list[int] = []
-        while len(made) < width and (left or pins):
+        while len(made) < width and (pins or not taken.all()):
             rank = len(made)
             if rank in pins:
                 made.append(pins.pop(rank))
             else:
-                free = (place for place in left if self._is_free(items[place], rank, counts))
+                order = range(len(items))
                 if self.diversity and made:
-                    worth = {
-                        place: (1 - self.diversity) * share[place] - self.diversity * alike[place] for place in free
-                    }
-                    best = max(worth, key=worth.__getitem__, default=None)
-                else:
-                    best = next(free, None)
+                    order = np.argsort(self.diversity * alike - (1 - self.diversity) * share, kind="stable").tolist()
+                free = (place for place in order if not taken[place] and self._is_free(items[place], rank, counts))
+                best = next(free, None)
                 if best is None:  # pins alone are left
                     return [*made, *pins.values()]
-                left.remove(best)
+                taken[best] = True
                 made.append(items[best])
                 for rule, counted in zip(self.at_most, counts, strict=True):
                     counted.update(rule.values.get(made[-1], ()))
-            if self.diversity and len(items):
-                alike = np.maximum(alike, self.vectors[list(items)] @ self.vectors[made[-1]])
+            if self.diversity:
+                alike = np.maximum(alike, vectors @ self.vectors[made[-1]])
         return made
 
     def _is_free(self, item: int, rank: int, counts: Sequence[Counter[int]]) -> bool:
