@@ -19,7 +19,9 @@ from adagrpo.errors import UserError
 from adagrpo.lists import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.list_rules import end_of_training
+from adagrpo.pipeline.list_rules import end_of_training, measure_under_rules
+from adagrpo.pipeline.make import make
+from adagrpo.pipeline.outputs import keep_settings
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.report.decision import decision_table, decision_text
 from adagrpo.serving.model_manager import Asked
@@ -249,6 +251,30 @@ def test_rules_hold_in_a_later_version_of_the_catalogue(shop: tuple[Path, Run, d
         assert len({category[item] for item in items[:4]}) == 4 and "p61" not in items[:4]
     with pytest.raises(UserError, match=r"^rules.pins.0.item: 'p60' is not in the catalogue"):
         served.recommend([["p1"]], catalog=0)
+
+
+def test_a_service_that_loads_again_takes_the_rules_of_the_run(
+    shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    wanted = _Wanted(Run.open(shutil.copytree(shop[0] / "run", tmp_path / "run")), ListOptions())
+    before = wanted.load(Operation())
+    keep_settings(Run.open(tmp_path / "run", ['rules={"pins": [{"item": "p3", "rank": 1}]}']))  # as `decide` does
+    after = wanted.load(Operation())
+    assert "pins" in before.about["rules"] and after.about["rules"] == ["pins"]
+    assert before.versions["model"] != after.versions["model"]
+    assert after.recommender.recommend([Query([0])])[0].items[0] == "p3"
+
+
+@pytest.mark.parametrize("name", ["sft", "popularity", "item_knn"])
+def test_lists_of_the_next_item_are_served_as_measured_too(copied: Path, name: str) -> None:
+    rules = {"pins": [{"item": 13, "rank": 2}], "diversity": 0.4, "exclude": {"item_id": [23, 43]}}
+    run = Run.open(copied, [f"rules={json.dumps(rules)}"])
+    measured = lists_in(make(run, f"rules/{name}", measure_under_rules(run, name)))
+    cases, ids = load_cases(run.path("prepare"), "test"), load_item_ids(run.path("prepare"))
+    users = load_user_ids(run.path("prepare")).gather(cases.users).to_list()
+    histories = [ids.gather(cases.histories.row(row)).to_list() for row in range(len(cases))]
+    assert run.recommend(histories, arm=name).items == [measured[user] for user in users]
+    assert all(items[1] == 13 and not {23, 43} & {*items} for items in measured.values())
 
 
 def test_a_run_without_rules_does_not_know_them(copied: Path) -> None:
