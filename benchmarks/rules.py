@@ -1,8 +1,8 @@
 """Served lists under rules against measured ones, item by item, and what rules take for a list.
 
-    python -m benchmarks.rules --users 5000 --items 1000 --out runs/rules
+    python -m benchmarks.rules --users 7500 --items 1000 --out runs/rules
 
-A simulated shop of repeated orders is decided under `RULES`; then the service's models answer for every test user.
+A simulated shop of repeated orders is decided under `RULES`; then every test user (5,250 of 7,500) is answered.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ diversity: 0.2
 def main() -> None:
     """Compare, and print a line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--users", type=int, default=5000)
+    parser.add_argument("--users", type=int, default=7500)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True, help="A new folder.")
     options = parser.parse_args()

@@ -47,9 +47,9 @@ def set_rules(served: Recommender, data: RunData) -> None:
 
 def check_rules(run: RunDirectory) -> None:
     """Refuse rules that do not fit the catalogue or the logs, before anything is fitted."""
-    data, options = RunData(run), run.config.rules
-    if options is None or not rules_set(run):
+    if not rules_set(run):
         return
+    data = RunData(run)
     rules = _resolved(
         data, Eligibility(data.catalog, data.groups, data.known), lambda data: np.ones((1, 1), np.float32)
     )
