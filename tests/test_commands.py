@@ -36,6 +36,7 @@ COMMAND = re.compile(r"^(?:adagrpo|pip|python|make|curl|accelerate) \S", re.MULT
 SHELL = ("sh", "bash", "console", "shell")
 SMALLER = {
     "README.md": {},
+    "docs/how-to/rules.md": {"--users 1000 --items 400": "--users 120 --items 100"},
     "docs/tutorial/first-hour.md": {"--users 1000 --items 400": "--users 120 --items 100"},
 }
 VERB = re.compile(r"\badagrpo ([a-z]+)(?= |$)", re.MULTILINE)

@@ -24,6 +24,7 @@ from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitC
 from adagrpo.config.evaluation import CompareConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, PublishedIds, RankerConfig
 from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, WeightedOptions
+from adagrpo.config.rules import RulesConfig
 from adagrpo.config.section import Section
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import dump_yaml
@@ -101,7 +102,8 @@ def values(annotation: Any, constraints: tuple[Any, ...], rewards: int) -> Strat
             parts = [part for part in parts if rewards < 2 or "members" not in plain(part)]
             return st.one_of([values(part, constraints, rewards) for part in parts])
         case origin if origin is dict:
-            return st.dictionaries(*(values(part, (), rewards) for part in parts), max_size=2)
+            fewest = max((one.min_length for one in constraints if isinstance(one, MinLen)), default=0)
+            return st.dictionaries(*(values(part, (), rewards) for part in parts), min_size=fewest, max_size=2)
         case origin if origin is tuple:
             fewest = max((one.min_length for one in constraints if isinstance(one, MinLen)), default=0)
             most = min((one.max_length for one in constraints if isinstance(one, MaxLen)), default=max(2, fewest))
@@ -258,6 +260,12 @@ CONTRADICTIONS: list[Contradiction] = [
         {"logs": ["a.csv", "b.csv", "./a.csv"], "marketplace": None, "exposures": None},
         "'a.csv' is named twice",
     ),
+    (
+        RulesConfig,
+        "rules",
+        {"pins": [{"item": "a", "rank": 2}, {"item": "b", "rank": 2}]},
+        "pins: rank 2 is there twice",
+    ),
     (ItemTable, "data", {"items": "a.csv"}, "data.items: is a path alone"),
     (DataConfig, "data", {"logs": [], "marketplace": None}, "either logs or marketplace"),
     (DataConfig, "data", {"items": None, "shuffle_ties": {"sorted_by": "asin"}}, "give items"),
@@ -308,6 +316,7 @@ def test_keys_that_contradict_each_other_are_refused_wherever_they_stand(load, m
     content = dump_config(Config.model_validate(content))
     content["train"]["arms"] = [{"objective": "distill"}]
     content["ranker"]["folds"] = 0
+    content.setdefault("rules", {})
     place: Any = content
     for part in [int(part) if part.isdigit() else part for part in path.split(".") if part]:
         if place[part] is None or model is WeightedOptions:

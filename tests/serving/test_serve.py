@@ -290,7 +290,7 @@ def test_health_says_what_is_served(service: Service) -> None:
     assert (reply["name"], reply["checkpoint"], reply["exclude_history"]) == ("tiny", "best", False)
     assert reply["why"].endswith("the best of sft, nll, adagrpo") and reply["arm"] in ("sft", "nll", "adagrpo")
     said = {*HealthAnswer.model_fields}  # in /openapi.json
-    assert {*reply} == said - {"degraded", "exposure_log", "explore", "experiment", "reward_spread"}
+    assert {*reply} == said - {"degraded", "exposure_log", "explore", "experiment", "reward_spread", "rules"}
     HealthAnswer.model_validate(reply, strict=True)
 
 

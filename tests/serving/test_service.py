@@ -58,6 +58,9 @@ def test_times_of_a_history_reach_the_list_in_days_and_wrong_ones_are_named(stub
     assert service.ask("/v1/recommend", body)[0] == 200
     (query,) = service.recommender.queries
     assert (query.history, query.days, query.now) == ([1, 3], [1.0, 3.0], 5.0)  # 99 is no item
+    assert service.ask("/v1/recommend", {"history": [1], "now": 5 * day})[0] == 200
+    (query,) = service.recommender.queries
+    assert (query.days, query.now) == (None, 5.0)
     for times, reason in (([day], "holds 1 for 3 items"), ([3, 2, 1], "must ascend"), ([1, 2, -1], "greater")):
         status, reply, _ = service.ask("/v1/recommend", body | {"times": times})
         assert status == 422 and reason in reply["detail"]

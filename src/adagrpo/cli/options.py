@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -62,6 +63,9 @@ AsMeasured = Annotated[
     bool,
     typer.Option("--as-measured", help="The list as it was measured, not refit on all interactions."),
 ]
+Rules = Annotated[
+    Path | None, typer.Option("--rules", help="YAML file of the rules of lists; those of the run if not given.")
+]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Replace = Annotated[
@@ -107,6 +111,13 @@ class Common:
         """Return the recipe settings as `key=value`."""
         options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+
+    def with_rules(self, file: Path | None) -> Common:
+        """Return the options with a file of rules as a setting."""
+        if file is None:
+            return self
+        content = library.rules.load_rules(file).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return replace(self, settings=(*self.settings, f"rules={json.dumps(content)}"))
 
     def console(self, directory: Path) -> library.pipeline.Console:
         """Return the progress display, with tracking if set."""

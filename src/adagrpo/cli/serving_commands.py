@@ -24,6 +24,7 @@ from adagrpo.cli.options import (
     Out,
     Precision,
     RewardWeight,
+    Rules,
     RunDirectory,
     close,
 )
@@ -85,6 +86,7 @@ def serve(
     ] = 1.0,
     catalog: CatalogChoice = "latest",
     as_measured: AsMeasured = False,
+    rules: Rules = None,
     experiment: Annotated[
         Path | None, typer.Option(help="Plan of an experiment, whose arms are all served; needs --exposures.")
     ] = None,
@@ -122,7 +124,7 @@ def serve(
             err=True,
         )
     drawn = (1.0 if explore_share is None else explore_share, explore_seed or 0)
-    opened = replace(common, quiet=True).open(run)
+    opened = replace(common.with_rules(rules), quiet=True).open(run)
     library.pipeline.serve(
         opened,
         library.pipeline.ListOptions(arm, checkpoint, reward_weight, exclude_history, precision, catalog, as_measured),
@@ -165,6 +167,7 @@ def recommend(
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
+    rules: Rules = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
     ray: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Number of Ray Data actors that make the parts.")
@@ -172,7 +175,7 @@ def recommend(
 ) -> None:
     """Write lists for the users of a file as Parquet; without histories there, the logged ones are used."""
     _check_weight(reward_weight)
-    opened = common.open(run)
+    opened = common.with_rules(rules).open(run)
     try:
         summary = library.pipeline.recommend_users(
             opened,

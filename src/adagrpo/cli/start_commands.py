@@ -19,7 +19,7 @@ from adagrpo import __version__
 from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
 from adagrpo.cli.log_commands import column_settings, is_column_setting, recipe_of_logs
-from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, close, session
+from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, Rules, close, session
 from adagrpo.cli.printing import plan_text, print_metrics, print_values
 from adagrpo.errors import UserError
 from adagrpo.stopping import terminable
@@ -53,6 +53,7 @@ def decide(
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
     control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
+    rules: Rules = None,
     replace_run: Replace = False,
 ) -> None:
     """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
@@ -60,6 +61,7 @@ def decide(
         common = replace(common, settings=(f"reward={json.dumps(_reward(reward or [], users))}", *common.settings))
     if max_bad_rows is not None:
         common = replace(common, settings=(*common.settings, f"data.max_bad_rows={max_bad_rows}"))
+    common = common.with_rules(rules)
     if run is not None:
         if logs or out is not None or any((orders, impressions, exposures, random, user_key_file, items)):
             raise UserError("decide: --run has logs and a folder of its own; give it alone, or files and --out DIR")
@@ -77,8 +79,14 @@ def decide(
         content = library.yaml_text.parse_yaml(text)
         content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`
         config = library.config.resolve_config(content, common.overrides(), "decide")
-        opened = library.pipeline.Run(out, config, Path(), common.console(out))
         table = config.data.items
+        if rules is not None and config.rules is not None and (columns := config.rules.columns):
+            if table is None:
+                raise UserError(f"{rules}: reads {', '.join(columns)} of the items; name their table by --items FILE")
+            kept = [name for name in columns if name in library.formats.columns_of(Path(table.path))]
+            table = table.model_copy(update={"groups": tuple(dict.fromkeys([*table.groups, *kept]))})
+            config = config.model_copy(update={"data": config.data.model_copy(update={"items": table})})
+        opened = library.pipeline.Run(out, config, Path(), common.console(out))
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
             named = library.named_files.features_named(opened, config.reward)

@@ -11,6 +11,15 @@ from adagrpo.config.messages import nearest
 from adagrpo.config.section import Positive, PositiveFloat, Section
 from adagrpo.metrics import comparable
 
+GroupFilter = dict[str, tuple[str | int | bool, ...]]  # values by column of the item table
+
+
+def one_or_several(content: Any) -> Any:
+    """Let a filter name one value of a column without a list."""
+    if not isinstance(content, Mapping):
+        return content
+    return {name: values if isinstance(values, list | tuple) else (values,) for name, values in content.items()}
+
 
 class EligibleConfig(Section):
     """Group filter of evaluated items, by column.
@@ -19,15 +28,10 @@ class EligibleConfig(Section):
     item are left out of the metrics, and counted.
     """
 
-    include: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)
-    exclude: dict[str, tuple[str | int | bool, ...]] = Field(default_factory=dict)
+    include: GroupFilter = Field(default_factory=dict)
+    exclude: GroupFilter = Field(default_factory=dict)
 
-    @field_validator("include", "exclude", mode="before")
-    @classmethod
-    def _one_or_several(cls, content: Any) -> Any:
-        if not isinstance(content, Mapping):
-            return content
-        return {name: values if isinstance(values, list | tuple) else (values,) for name, values in content.items()}
+    _one_or_several = field_validator("include", "exclude", mode="before")(one_or_several)
 
 
 class EvaluationConfig(Section):

@@ -15,6 +15,7 @@ from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig, TokenizerConfig
 from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.rules import RulesConfig
 from adagrpo.config.section import Positive, Section
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
@@ -49,6 +50,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     decide: DecideConfig = DecideConfig()
+    rules: RulesConfig | None = None
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -147,8 +149,13 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
 
 
 def dump_config(config: Config) -> dict[str, Any]:
-    """Return JSON-able values that `Config.model_validate` reads back."""
-    return config.model_dump(mode="json", by_alias=True)
+    """Return JSON-able values that `Config.model_validate` reads back; `rules` only where there are some."""
+    content = config.model_dump(mode="json", by_alias=True)
+    if config.rules is None:
+        del content["rules"]  # a run without rules has the hash that it had before there were any
+    else:
+        content["rules"] = config.rules.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return content
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -102,6 +102,13 @@ class Eligibility:
         mask = self._mask(wanted, unwanted)
         return Narrowing((), None if mask.count == count else mask, mask.count)
 
+    def matching(self, given: Filter, field: str) -> NDArray[np.bool_]:  # (V,)
+        """Return the items that match every column of a filter; `field` is its name in messages."""
+        kept = np.ones_like(self._listed)
+        for name, values in _columns(field, given).items():
+            kept &= self._matching(field, name, values)
+        return kept
+
     def _mask(self, wanted: _Columns | None, unwanted: _Columns) -> Eligible:
         key = sha256(repr((_key(wanted), _key(unwanted))).encode()).digest()
         with self._lock:
@@ -119,9 +126,9 @@ class Eligibility:
         return made
 
     def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
-        kept = np.ones_like(self._listed) if self._within is None else self._within.cpu().numpy().copy()
-        for name, values in (wanted or {}).items():
-            kept &= self._matching("include", name, values)
+        kept = self.matching(wanted or {}, "include")
+        if self._within is not None:
+            kept &= self._within.cpu().numpy()
         for name, values in unwanted.items():
             kept &= ~self._matching("exclude", name, values)
         return kept

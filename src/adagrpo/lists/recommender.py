@@ -3,7 +3,7 @@
 Lists equal those of evaluation, ordered by the policy, by `log-probability + w · reward`, as a fused list
 (`adagrpo.lists.fusion`), or by a source or the reward alone. Without a history they hold the most popular training
 items, with scores log((n_i + 1) / (n + V)); with a temperature they are sampled (`adagrpo.lists.exploration`), never
-re-ranked, as propensities hold for the sampling order only.
+re-ranked, as propensities hold for the sampling order only. A shop's rules (`adagrpo.lists.rules`) apply to all.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from adagrpo.lists.query import (
     by_item_within,
     past_of_queries,
 )
+from adagrpo.lists.rules import Rules
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
@@ -117,6 +118,7 @@ class Recommender:
         # not given a method of this object, to avoid a reference cycle: a replaced model is large
         self.eligibility = Eligibility(catalog, groups or no_groups, partial(_known, self._items))
         self._counts, self.texts = popularity, texts
+        self.rules: Rules | None = None
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
@@ -165,7 +167,29 @@ class Recommender:
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        """Return the lists of `B` queries, of at most `width` items."""
+        """Return the lists of `B` queries, of at most `width` items, under the rules if there are some."""
+        if self.rules is None:
+            return self._without_rules(queries)
+        queries = [self.rules.narrow(query) for query in queries]
+        return [*map(self._under_rules, queries, self._without_rules(queries))]
+
+    def _under_rules(self, query: Query, found: Recommendations) -> Recommendations:
+        """Return a list of a narrowed query in the order of the rules; a pin that was not found has the score NaN."""
+        assert self.rules is not None, "there are rules"
+        if found.source == "sampled":
+            return found
+        out = {*query.without, *(query.history if self._masks(query) else ())}
+
+        def may_hold(item: int) -> bool:
+            eligible = query.eligible is None or bool(query.eligible.items[item])
+            return eligible and item not in out and bool(self.catalog.listed[item])
+
+        items = [self._items[str(name)] for name in found.items]
+        scores = dict(zip(items, found.scores, strict=True))
+        order = self.rules.order(items, found.scores, self.width, may_hold)
+        return self._named(order, [scores.get(item, math.nan) for item in order])._replace(source=found.source)
+
+    def _without_rules(self, queries: Sequence[Query]) -> list[Recommendations]:
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):

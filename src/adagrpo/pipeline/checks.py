@@ -64,6 +64,8 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         read_here = run.stages.reads_key(verb, key)
         if verb == "ranker" and names_key(key, "reward") and not config.without_order:
             read_here = config.reward.holds("lambdarank")  # other kinds do not concern the ranker
+        if verb == "serve" and names_key(key, "rules"):  # no stage of a list depends on them
+            read_here = True
         if key not in ALWAYS and not read_here:
             others = [f"`adagrpo {other}`" for other in run.stages.commands if run.stages.reads_key(other, key)]
             do = f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}" if others else "no command of a run does"

@@ -264,18 +264,22 @@ class RunData:
         """Return the items left by `evaluation.eligible`; UserError if there are none or no such group."""
         options = self.config.evaluation.eligible
         assert options is not None
-        numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
-
-        def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
-            return [numbers[str(name)] for name in ids if str(name) in numbers], []
-
         try:
-            narrowing = Eligibility(catalog, self.groups, known).resolve(options.include or None, options.exclude)
+            narrowing = Eligibility(catalog, self.groups, self.known).resolve(options.include or None, options.exclude)
         except UserError as error:
             raise UserError(f"evaluation.eligible.{error}") from error
         if narrowing.left == 0:
             raise UserError("evaluation.eligible: no item is eligible; see which values the item table has")
         return narrowing
+
+    def known(self, ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
+        """Split ids into items and unknown ids; `7` and `"7"` are one."""
+        found = [self._numbers.get(str(name), -1) for name in ids]
+        return [item for item in found if item >= 0], [name for name, item in zip(ids, found, strict=True) if item < 0]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {str(name): item for item, name in enumerate(self.item_ids.to_list())}
 
     def groups(self) -> ItemGroups:
         """The named groups of items."""

@@ -338,15 +338,22 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
 
 
 def lists_of(
-    served: Recommender, data: RunData, cases: Cases, report: Callable[[int, int], None] = lambda done, total: None
+    served: Recommender,
+    data: RunData,
+    cases: Cases,
+    report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    now: float | None = None,
 ) -> Lists:
-    """Return the served list of each case."""
+    """Return the served list of each case; `now`, in days since 1970, is the time of all cases where it is given."""
     found = Lists(
         np.full((len(cases), served.width), -1, dtype=np.int64),
         np.full((len(cases), served.width), -np.inf, dtype=np.float32),
     )
     done = 0
     for rows, queries in batches_of(served, data, cases):
+        if now is not None:
+            queries = [query._replace(now=now) for query in queries]
         for row, answer in zip(rows, served.recommend(queries), strict=True):
             found.items[row, : len(answer.items)] = served.known(answer.items)[0]
             found.scores[row, : len(answer.items)] = answer.scores

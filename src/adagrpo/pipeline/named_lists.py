@@ -174,13 +174,15 @@ def check_served(
 
 
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-    """Return the reward and file hashes that a list reads besides its policy."""
+    """Return the reward, rules and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     files = {label_of(run, file): hash_of(run, file) for file in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}
-    if not files and not reward:
+    rules = {} if run.config.rules is None else run.config.rules.model_dump(mode="json", exclude_defaults=True)
+    if not files and not reward and not rules:
         return {}
-    return {"list": str(name), "weight": weight, "files": files, "reward": reward}
+    read = {"list": str(name), "weight": weight, "files": files, "reward": reward}
+    return read | ({"rules": rules} if rules else {})
 
 
 def list_versions(

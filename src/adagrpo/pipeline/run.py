@@ -52,6 +52,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
+from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_files import check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
@@ -216,7 +217,8 @@ class Run(RunDirectory):
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
             `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
-            `experiment` (None if the control is chosen) and `contenders`. Also, unless `decide.refit` is false,
+            `experiment` (None if the control is chosen) and `contenders`; with rules, which have no part in the choice,
+            `under_rules`: test metrics of the chosen list and their change. Also, unless `decide.refit` is false,
             `refit`: the `interactions` that the chosen list was fitted on once more, and the `seconds` that took.
         """
         if self.catalog:
@@ -240,6 +242,8 @@ class Run(RunDirectory):
                         summary = self.content("prepare", "summary.json")
                         note_described(self, log_source(self), summary, summary["items"])
                     look_before_fitting(Models(RunData(self)))
+                if command == "tokenize":
+                    check_rules(self)
             leaking = leave_leaks_out(self)
             if leaking and control not in contenders(self.config, trained):
                 raise UserError(f"--control {control}: is not there any more: {leaking[0]}")
@@ -260,6 +264,11 @@ class Run(RunDirectory):
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
+            if rules_set(self):
+                chosen = content["chosen"]
+                make(self, f"{RULES}/{chosen}", measure_under_rules(self, chosen))
+                without = next(row["test"] for row in content["contenders"] if row["list"] == chosen)
+                content["under_rules"] = cost_of_rules(self, chosen, without)
             write_output(self, DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # it opens with the decision

@@ -29,6 +29,7 @@ from adagrpo.pipeline.directory import RunDirectory, refuse_without_order, remak
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_rules import rules_set, set_rules
 from adagrpo.pipeline.named_lists import ListOptions, answering, list_versions
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.serve_arms import load_treatments, look_at_reward, open_runs, weight_said
@@ -82,6 +83,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
     models = Models(data)
     maker = ListMaker(models, asked.exclude_history, asked.precision, asked.reward_weight or None, asked.checkpoint)
     served = maker.recommender(name, chosen.weights)
+    set_rules(served, data)
     about = {
         "name": run.config.name,
         "arm": str(name),
@@ -92,6 +94,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "items": data.num_items,
         "reward_weight": weight_said(name, served),
         **({"reward_spread": served.within_list_std} if name.order == RERANK else {}),
+        **({"rules": rules} if (rules := rules_set(run)) else {}),
         "arms": ["sft", *trained_arms(run)],
         "catalog_version": version.name,
         "listed": len(data.catalog.trie.items),
@@ -123,6 +126,11 @@ def serve(
     check_exposed(host, bearers, operation.without_token)
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
+    if operation.explore is not None and rules_set(run):
+        raise UserError(
+            "--explore: a drawn list has known probabilities only in the order in which it was drawn, and rules change"
+            " that; serve without --explore, or with --rules FILE of an empty file"
+        )
     if operation.experiment is not None:
         plan = _check_experiment(operation, operation.experiment, asked)
         if plan.ends <= time.time():

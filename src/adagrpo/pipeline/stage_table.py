@@ -14,6 +14,7 @@ from adagrpo.config.reward import SequentialOptions
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, parse_list
 from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, fused, listed
 from adagrpo.pipeline.list_makers import rewards_alone
+from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
 from adagrpo.pipeline.stages.choose_weight import reranking
@@ -167,6 +168,7 @@ STAGES = StageTable(
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
         Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
         Stage(f"evaluate/{'|'.join(NAMED)}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
+        Stage("rules/*", "decide", (*DECODING, *VECTORS, "reward", RULES), on_request=True),
         Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
         Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, page_only=True),
         Stage("catalogs/*", "catalog update", on_request=True),

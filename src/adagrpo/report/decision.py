@@ -29,29 +29,40 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     random = any("random" in row for row in compared)
     baskets = any("recall@10" in row["test"] for row in compared)
     rows = []
+
+    def on_test(test: Mapping[str, float]) -> list[str]:
+        return [
+            f"{test['hr@10']:.4f}",
+            f"{test['ndcg@10']:.4f}",
+            *([f"{test['recall@10']:.4f}"] if baskets else []),
+            f"{100 * test['coverage@10']:.1f} %",
+            f"{100 * test['tail_share@10']:.1f} %",
+            f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING,
+            *([f"{test['true_utility@10']:.4f}"] if utility else []),
+        ]
+
     for row in compared:
-        (mean, low, high), test = row[f"ndcg@10 against {START}"], row["test"]
+        mean, low, high = row[f"ndcg@10 against {START}"]
         rows.append(
             (
                 row["list"],
                 f"{row['validation']['ndcg@10']:.4f}",
                 MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
-                f"{test['hr@10']:.4f}",
-                f"{test['ndcg@10']:.4f}",
-                *([f"{test['recall@10']:.4f}"] if baskets else []),
-                f"{100 * test['coverage@10']:.1f} %",
-                f"{100 * test['tail_share@10']:.1f} %",
-                f"{100 * test['hallucination@10']:.2f} %" if "hallucination@10" in test else MISSING,
-                *([f"{test['true_utility@10']:.4f}"] if utility else []),
+                *on_test(row["test"]),
                 *([f"{row['random']['auc']:.4f}"] if random else []),
                 f"{row['milliseconds']:.1f}",
             )
+        )
+    if "under_rules" in content:
+        with_rules = on_test(content["under_rules"]["test"])
+        rows.append(
+            (f"{content['chosen']} under rules", MISSING, MISSING, *with_rules, *([MISSING] if random else []), MISSING)
         )
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
     header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
     header += ["coverage", "tail", "invalid"]
     header += [*(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms"]
-    best = max(range(len(rows)), key=lambda row: compared[row]["validation"]["ndcg@10"])
+    best = max(range(len(compared)), key=lambda row: compared[row]["validation"]["ndcg@10"])
     return Table.of(header, rows, best={(best, 1)})
 
 
@@ -81,6 +92,13 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         f"Of 1,000 users {hits[chosen]} find {found} in a list of ten, test cases;"
         f" with {', '.join(f'{name} {hits[name]}' for name in others)}."
     )
+    if "under_rules" in content:
+        change = content["under_rules"]["change"]
+        sentences.append(
+            f"The rules ({', '.join(content['under_rules']['rules'])}) change {chosen} on test cases by"
+            f" {change['ndcg@10']:+.4f} NDCG@10, {100 * change['coverage@10']:+.1f} points of coverage and"
+            f" {100 * change['tail_share@10']:+.1f} points of tail share; they have no part in the choice of the list."
+        )
     if "processor_milliseconds" in row:
         sentences.append(
             f"One list of {chosen} takes {row['milliseconds']:.1f} ms, {row['processor_milliseconds']:.1f} ms of"

@@ -239,6 +239,8 @@ class Routes:
             if body.times is not None:
                 days = serving.recommender.of_known(body.history, [at / DAY for at in body.times])
                 query = query._replace(days=days, now=now / DAY)
+            elif body.now is not None:  # rules read it
+                query = query._replace(now=body.now / DAY)
             query = query if assigned.interleaved else self._explored(query, request_id)
             asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)
             ones.append(_ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved))

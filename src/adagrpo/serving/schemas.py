@@ -127,7 +127,10 @@ class RecommendAnswer(BaseModel):
 
     request_id: str
     items: list[int | str]
-    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward over spread.")
+    scores: list[float | None] = Field(
+        description="Log-probabilities, nats; re-ranked, plus weight times reward over spread; null for a pinned item "
+        "that the list did not hold."
+    )
     codes: list[list[int]] = Field(
         description="The Semantic ID of each item; none in a repeated list of another catalogue."
     )
@@ -156,7 +159,10 @@ class ListAnswer(BaseModel):
     """The answer of `POST /recommend`."""
 
     items: list[int | str]
-    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward over spread.")
+    scores: list[float | None] = Field(
+        description="Log-probabilities, nats; re-ranked, plus weight times reward over spread; null for a pinned item "
+        "that the list did not hold."
+    )
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     degraded: str | None = Field(None, description="Why this is not the usual list; absent where it is.")
 
@@ -223,6 +229,7 @@ class HealthAnswer(StatusAnswer):
     catalog_version: str | None = None
     reward_weight: float | None = Field(None, description="In spreads of the reward; 0 where no reward re-ranks.")
     reward_spread: float | None = Field(None, description="Of the reward that re-ranks.")
+    rules: list[str] | None = Field(None, description="The rules that lists follow; absent where there are none.")
     exclude_history: bool | None = Field(
         None, description="Whether lists leave the history out where a request does not say."
     )

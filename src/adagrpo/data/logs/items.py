@@ -16,6 +16,8 @@ from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
+DATES = (pl.Date, pl.Datetime)
+
 
 def read_items(
     path: Path,
@@ -32,7 +34,7 @@ def read_items(
     Args:
         text_columns: joined by a space.
         attribute_columns: (nested) lists, or scalars, which become `column=value`.
-        group_columns: text, integers, booleans, or lists of these.
+        group_columns: text, integers, booleans, dates, or lists of these.
         attribute_names: Parquet file (attribute_id, name) to decode lists of integers; `attribute:<id>` without.
 
     Returns:
@@ -144,9 +146,10 @@ def _without_blanks(texts: pl.Expr) -> pl.Expr:
 
 def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     inner = dtype.inner if isinstance(dtype, pl.List) else dtype
-    if not (inner.is_integer() or inner in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)):
+    if not (inner.is_integer() or inner in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null, *DATES)):
         raise UserError(
-            f"{path}: column '{name}' holds {inner}; a group (data.items.groups) is of text, whole numbers or booleans"
+            f"{path}: column '{name}' holds {inner}; a group (data.items.groups) is of text, whole numbers, booleans or"
+            " dates"
         )
     values = pl.col(name) if isinstance(dtype, pl.List) else pl.concat_list(name)
     texts = _without_blanks(values.cast(pl.List(pl.String)).list.drop_nulls())

@@ -56,7 +56,7 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
             _rank(served, data, name, work)
         ranks, sizes = read_ranks(ranked or work / VALIDATION, name)
         validation = dict(measure(RankedLists(ranks, served.width, sizes=sizes)))
-        values = {"validation": validation, "test": _on_test(data, cases, lists)}
+        values = {"validation": validation, "test": on_test(data, cases, lists)}
         for split, found in values.items():
             found |= {key: value for key, value in free.get(split, {}).items() if key.startswith(FREE_METRICS)}
         write_lists(data, cases, lists.items, lists.scores, work)
@@ -80,6 +80,7 @@ def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     write_ranks(work, {name: ranks}, data.ids_of(cases.users), cases.sizes)
 
 
-def _on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
+def on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:
+    """Return the metrics of lists of test cases."""
     options: dict[str, Any] = {"tail": data.tail, "utility": data.utility_at(cases), "sizes": cases.sizes}
     return dict(measure(RankedLists(ranks_in(lists.items, cases), lists.items.shape[1], items=lists.items, **options)))

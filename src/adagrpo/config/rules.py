@@ -1,0 +1,108 @@
+"""The section `rules`, and the file of `--rules`: what a shop asks of every list, see `adagrpo.lists.rules`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from adagrpo.config.evaluation import GroupFilter, one_or_several
+from adagrpo.config.messages import explain
+from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
+
+
+class AvailableConfig(Section):
+    """Columns of dates between which an item may be listed; an empty cell is no bound."""
+
+    from_: str | None = Field(None, alias="from")
+    to: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are named."""
+        return [name for name in (self.from_, self.to) if name is not None]
+
+
+class PinConfig(Section):
+    """An item and its rank, from 1."""
+
+    item: int | str
+    rank: Positive
+
+
+class BoostConfig(Section):
+    """What is added to the scores of some items, in standard deviations of the list's scores; below 0 a penalty."""
+
+    where: Annotated[GroupFilter, Field(min_length=1)]
+    by: Finite
+
+    _one_or_several = field_validator("where", mode="before")(one_or_several)
+
+
+class AtMostConfig(Section):
+    """At most `n` items with the same value of a column among the first `within`."""
+
+    column: str
+    n: Positive
+    within: Positive = 10
+
+
+class RulesConfig(Section):
+    """Rules of lists, applied after the scores; `include` and `exclude` as in `evaluation.eligible`."""
+
+    include: GroupFilter = Field(default_factory=dict)
+    exclude: GroupFilter = Field(default_factory=dict)
+    available: AvailableConfig = AvailableConfig()
+    had_within_days: NonNegativeFloat | None = None
+    pins: tuple[PinConfig, ...] = ()
+    boosts: tuple[BoostConfig, ...] = ()
+    at_most: tuple[AtMostConfig, ...] = ()
+    diversity: Share = 0.0
+
+    _one_or_several = field_validator("include", "exclude", mode="before")(one_or_several)
+
+    @model_validator(mode="after")
+    def _pins_are_apart(self) -> Self:
+        for what, named in (("rank", [pin.rank for pin in self.pins]), ("item", [str(pin.item) for pin in self.pins])):
+            twice = next((name for name, count in Counter(named).items() if count > 1), None)
+            if twice is not None:
+                raise ValueError(f"pins: {what} {twice} is there twice; a pin has a rank and an item of its own")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the item table that the rules read."""
+        filters = [self.include, self.exclude, *(boost.where for boost in self.boosts)]
+        named = [*(name for one in filters for name in one), *self.available.columns]
+        named += [cap.column for cap in self.at_most]
+        return [name for name in dict.fromkeys(named) if name != "item_id"]
+
+    @property
+    def named(self) -> list[str]:
+        """The rules that are set."""
+        return list(self.model_dump(exclude_defaults=True))
+
+
+def load_rules(path: Path) -> RulesConfig:
+    """Read a file of rules; an empty one has none.
+
+    Raises:
+        UserError: it is missing or not YAML, a key is unknown or a value invalid.
+    """
+    try:
+        content: Any = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of rules") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{path}: a file of rules is a mapping, this is {type(content).__name__}")
+    try:
+        return RulesConfig.model_validate(content or {})
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, RulesConfig)}") from error

@@ -1,0 +1,260 @@
+"""A shop's rules of lists, applied in one place to what is measured and to what is served: `Recommender.recommend`.
+
+    before the search   include, exclude, available, had_within_days: items that no list may hold
+    after the scores    pins, boosts, at_most and diversity, rank by rank over the list that was found:
+
+        the item at a rank is its pin, if the list may hold that one, else of the items that `at_most` leaves the one of
+
+            (1 - d) (s_i - min s) / (max s - min s) - d max_j cos(v_i, v_j),   j the items of the ranks above,
+
+        with d = `diversity` and s_i the score plus boosts times the standard deviation of the list's scores. Where
+        `at_most` leaves none, the list ends, but for pins. Pins count in `at_most`, and are never left out by it.
+
+Maximal marginal relevance: Carbonell and Goldstein (SIGIR 1998).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.config.rules import RulesConfig
+from adagrpo.data.groups import ItemGroups
+from adagrpo.errors import UserError
+from adagrpo.lists.eligibility import Eligibility
+from adagrpo.lists.query import ItemId, Query
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.trie import Eligible
+
+DAY = 86_400.0  # seconds
+MASKS = 64  # that are kept
+
+
+class AtMost(NamedTuple):
+    """At most `n` items with a same value among the first `within`."""
+
+    values: Mapping[int, tuple[int, ...]]  # of an item; one without any is not limited
+    n: int
+    within: int
+
+
+@dataclass
+class Rules:
+    """Rules resolved for one version of a catalogue."""
+
+    catalog: Catalog
+    kept: NDArray[np.bool_] | None  # (V,) what `include` and `exclude` leave; None: all
+    opens: NDArray[np.float64] | None  # (V,) days since 1970 from which an item may be listed; None: no dates
+    closes: NDArray[np.float64]  # (V,) days from which it may not any more
+    had_within_days: float | None
+    pins: Mapping[int, int]  # item by rank, from 0
+    boosts: NDArray[np.float64] | None  # (V,) in standard deviations; None: none
+    at_most: Sequence[AtMost]
+    diversity: float
+    vectors: NDArray[np.float32]  # (V, D) of length 1; read with `diversity`
+    _bounds: NDArray[np.float64] = field(init=False)  # moments at which an item comes or leaves
+    _masks: OrderedDict[tuple[int, int], tuple[Eligible | None, Eligible]] = field(init=False)
+    _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        dated = [] if self.opens is None else [self.opens, self.closes]
+        self._bounds = np.unique(np.concatenate([*dated, np.empty(0)]))
+        self._masks = OrderedDict()
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether lists depend on the time of their query."""
+        return self.opens is not None or self.had_within_days is not None
+
+    def narrow(self, query: Query) -> Query:
+        """Return the query without what no list may hold; one without a time is of now."""
+        now = 0.0
+        if self.reads_time:
+            now = time.time() / DAY if query.now is None else query.now
+        if self.had_within_days is not None:
+            days = query.days  # where these are not known, all of the history was had of late
+            had = [
+                item
+                for place, item in enumerate(query.history)
+                if days is None or now - days[place] <= self.had_within_days
+            ]
+            query = query._replace(without=[*query.without, *had])
+        return query if self.kept is None and self.opens is None else query._replace(eligible=self._mask(query, now))
+
+    def _mask(self, query: Query, now: float) -> Eligible:
+        given, interval = query.eligible, int(np.searchsorted(self._bounds, now, side="right"))
+        key = (id(given), interval)
+        with self._lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key][1]
+        kept = np.ones(len(self.closes), np.bool_) if self.kept is None else self.kept.copy()
+        if self.opens is not None:
+            kept &= (self.opens <= now) & (now < self.closes)
+        items = torch.from_numpy(kept).to(self.catalog.codes.device)
+        made = self.catalog.trie.eligible(items if given is None else items & given.items)
+        with self._lock:
+            self._masks[key] = given, made  # holds the mask that it is keyed by
+            while len(self._masks) > MASKS:
+                self._masks.popitem(last=False)
+        return made
+
+    def order(
+        self, items: Sequence[int], scores: Sequence[float], width: int, may_hold: Callable[[int], bool]
+    ) -> list[int]:
+        """Return a list under the rules, of at most `width` items.
+
+        Args:
+            items: best first, with their scores.
+            may_hold: whether the query leaves an item, to pin it.
+        """
+        pins = {rank: item for rank, item in sorted(self.pins.items()) if may_hold(item)}
+        value = np.asarray(scores, np.float64)
+        if self.boosts is not None and len(items):
+            value = value + self.boosts[list(items)] * (value.std() or 1.0)
+        by_value = np.argsort(-value, kind="stable")
+        items, value, pinned = [items[place] for place in by_value], value[by_value], {*pins.values()}
+        share = (value - value.min()) / (np.ptp(value) or 1.0) if items else value
+        taken = np.array([item in pinned for item in items], np.bool_)
+        alike = np.full(len(items), -1.0)  # to the most similar item above
+        vectors = self.vectors[items] if self.diversity else self.vectors
+        counts = [Counter[int]() for _ in self.at_most]
+        for rule, counted in zip(self.at_most, counts, strict=True):
+            counted.update(
+                one for rank, item in pins.items() if rank < rule.within for one in rule.values.get(item, ())
+            )
+        made: list[int] = []
+        while len(made) < width and (pins or not taken.all()):
+            rank = len(made)
+            if rank in pins:
+                made.append(pins.pop(rank))
+            else:
+                order = range(len(items))
+                if self.diversity and made:
+                    order = np.argsort(self.diversity * alike - (1 - self.diversity) * share, kind="stable").tolist()
+                free = (place for place in order if not taken[place] and self._is_free(items[place], rank, counts))
+                best = next(free, None)
+                if best is None:  # pins alone are left
+                    return [*made, *pins.values()]
+                taken[best] = True
+                made.append(items[best])
+                for rule, counted in zip(self.at_most, counts, strict=True):
+                    counted.update(rule.values.get(made[-1], ()))
+            if self.diversity:
+                alike = np.maximum(alike, vectors @ self.vectors[made[-1]])
+        return made
+
+    def _is_free(self, item: int, rank: int, counts: Sequence[Counter[int]]) -> bool:
+        return all(
+            rank >= rule.within or all(counted[value] < rule.n for value in rule.values.get(item, ()))
+            for rule, counted in zip(self.at_most, counts, strict=True)
+        )
+
+
+def resolve_rules(
+    options: RulesConfig,
+    catalog: Catalog,
+    eligibility: Eligibility,
+    known: Callable[[Sequence[ItemId]], tuple[list[int], list[ItemId]]],
+    *,
+    width: int,
+    vectors: Callable[[], NDArray[np.float32]],  # (V, D), called with `diversity`
+) -> Rules:
+    """Resolve the rules of a recipe for a catalogue.
+
+    Args:
+        known: splits ids into items and unknown ids, see `Recommender.known`.
+        width: of the beam, the last rank of a pin.
+
+    Raises:
+        UserError: a column or value that no item has, a pin outside catalogue or beam, a date that is none.
+    """
+    groups, count = eligibility.groups, len(catalog.listed)
+    narrowing = eligibility.resolve(options.include or None, options.exclude)
+    if narrowing.left == 0:
+        raise UserError("include, exclude: no item is left; see which values the item table has")
+    kept: NDArray[np.bool_] | None = None
+    if options.include or options.exclude:
+        kept = np.ones(count, np.bool_) if narrowing.eligible is None else narrowing.eligible.items.cpu().numpy().copy()
+        kept[list(narrowing.without)] = False
+    dated = options.available.columns
+    opens, closes = np.full(count, -np.inf), np.full(count, np.inf)
+    if options.available.from_ is not None:
+        _read_dates(groups, options.available.from_, "available.from", opens, ends=False)
+    if options.available.to is not None:
+        _read_dates(groups, options.available.to, "available.to", closes, ends=True)
+    pins = {}
+    for number, pin in enumerate(options.pins):
+        found, _ = known([pin.item])
+        if not found:
+            raise UserError(
+                f"pins.{number}.item: {pin.item!r} is not in the catalogue; it takes ids as the logs have them"
+            )
+        if pin.rank > width:
+            raise UserError(f"pins.{number}.rank: {pin.rank} is none of 1 to {width}, the beam (evaluation.beam_width)")
+        pins[pin.rank - 1] = found[0]
+    boosts = np.zeros(count)
+    for number, boost in enumerate(options.boosts):
+        matching = eligibility.matching(boost.where, f"boosts.{number}.where")
+        boosts[matching] += boost.by
+    caps = [
+        AtMost(_values_of(groups, rule.column, f"at_most.{number}.column"), rule.n, rule.within)
+        for number, rule in enumerate(options.at_most)
+    ]
+    units = np.empty((0, 0), np.float32)
+    if options.diversity:
+        units = vectors()
+        units = units / np.maximum(np.linalg.norm(units, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return Rules(
+        catalog,
+        kept,
+        opens if dated else None,
+        closes,
+        options.had_within_days,
+        pins,
+        boosts if options.boosts else None,
+        caps,
+        options.diversity,
+        units.astype(np.float32),
+    )
+
+
+def _values_of(groups: ItemGroups, column: str, field: str) -> dict[int, tuple[int, ...]]:
+    groups.check(column, field)
+    values: dict[int, tuple[int, ...]] = {}
+    for number, value in enumerate(groups.values(column)):
+        for item in groups.items(column, value).tolist():
+            values[item] = (*values.get(item, ()), number)
+    return values
+
+
+def _read_dates(
+    groups: ItemGroups,
+    column: str,
+    field: str,
+    bounds: NDArray[np.float64],  # (V,) filled in days since 1970
+    *,
+    ends: bool,
+) -> None:
+    """Read a column of ISO 8601 dates, UTC without an offset; a day that `ends` is over at its midnight."""
+    groups.check(column, field)
+    for value in groups.values(column):
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            moment = None
+        if moment is None or value.strip().isdecimal():
+            raise UserError(f"{field}: {column} holds {value[:60]!r}, which is no date such as 2026-01-31") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if ends and len(value.strip()) == len("2026-01-31"):
+            moment += timedelta(days=1)
+        bounds[groups.items(column, value)] = moment.timestamp() / DAY
