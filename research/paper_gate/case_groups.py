@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
+from adagrpo.groups.apply_gates import gather_evidence
 from adagrpo.groups.draw import draw_groups
-from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.objective import Evidence
 from adagrpo.objective.gate import NegativeSource

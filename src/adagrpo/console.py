@@ -22,15 +22,12 @@ class Console(Protocol):
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         """Show a stage event: `start`, `end`, `skip`, or any text, shown verbatim."""
-        ...
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Show progress within a stage."""
-        ...
 
     def note(self, text: str) -> None:
         """Show a line."""
-        ...
 
 
 class Silent:

@@ -94,9 +94,7 @@ def first_on(found: list[DailySigns], sign: str) -> int | None:
     return next((look.day for look in found if sign in look.on), None)
 
 
-def gini(
-    counts: Ints,  # (V,)
-) -> float:
+def gini(counts: Ints) -> float:  # (V,)
     """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all.
 
     >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))

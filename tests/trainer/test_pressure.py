@@ -17,8 +17,7 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.policies import HybridPolicy
 from adagrpo.trainer import fit
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.gradients import TermGradients
-from adagrpo.trainer.pressure import Calibrated, calibrate, mean_pressure, solve
+from adagrpo.trainer.pressure import Calibrated, TermGradients, calibrate, mean_pressure, solve
 from adagrpo.trainer.processes import Processes
 
 

@@ -59,7 +59,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class DecideConfig(Section):
-    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.exposure_weights`."""
+    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.reranking`."""
 
     exposure_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.01

@@ -71,10 +71,7 @@ def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  #
     return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 
 
-def emptied(
-    ragged: Ragged,
-    rows: NDArray[np.bool_],  # (N,)
-) -> Ragged:
+def emptied(ragged: Ragged, rows: NDArray[np.bool_]) -> Ragged:  # rows (N,)
     """Empty the rows marked True.
 
     >>> emptied(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([True, False])).offsets

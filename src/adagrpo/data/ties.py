@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM_ID, POSITION, TIMESTAMP, USER
 from adagrpo.data.dataset import Dataset
 from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
 

@@ -339,10 +339,7 @@ def _best_continuations(
     return _Step(totals.gather(1, best), flat // size, flat % size)
 
 
-def top(
-    values: Tensor,  # (B, N) float32
-    count: int,
-) -> Tensor:  # (B, count) int64
+def top(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
     """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
@@ -350,10 +347,7 @@ def top(
     return ((ordered.long() << 32) | index).topk(count).indices
 
 
-def top_of_many(
-    values: Tensor,  # (B, N) float32
-    count: int,
-) -> Tensor:  # (B, count) int64
+def top_of_many(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
     """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
     if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
         return top(values, count)

@@ -1,7 +1,7 @@
 """The whole diagnosis of a reward on validation cases, as a JSON-able result.
 
 orders     the beam ordered by policy, ranker and mix                       `adagrpo.diagnosis.orders`
-strata     the same by cells of the cases                                   `adagrpo.diagnosis.strata`
+strata     the same by cells of the cases                                   `adagrpo.diagnosis.orders`
 leak       signs that the reward has seen the held-out items                `adagrpo.diagnosis.leaks`
 verdict    `use` or `do_not_use`, and whether the sign is wrong             `adagrpo.diagnosis.verdict`
 curves     metrics by weight, accuracy by exposure:
@@ -25,21 +25,25 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
+    METRICS,
+    Cell,
     Floats,
     Ints,
     Lists,
     Mix,
     cross_fitted_mix,
+    gains,
+    measure,
     mixed_keys,
     permuted,
+    popularity_cells,
     share_below,
     target_ranks,
+    thirds,
 )
 from adagrpo.diagnosis.sentences import sentences
-from adagrpo.diagnosis.strata import METRICS, Cell, gains, measure, popularity_cells, thirds
 from adagrpo.diagnosis.verdict import judge
-from adagrpo.evaluation.exposure_weights import case_weights
-from adagrpo.evaluation.reranking import WEIGHTS
+from adagrpo.evaluation.reranking import WEIGHTS, case_weights
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 
 RESAMPLES = 2000

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from adagrpo.data.sequences import basket_starts, pad
-from adagrpo.diagnosis.orders import Floats, Ints
-from adagrpo.diagnosis.strata import bounded_interval
+from adagrpo.diagnosis.orders import Floats, Ints, bounded_interval
 from adagrpo.diagnosis.verdict import STRONG
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Cases, Ragged

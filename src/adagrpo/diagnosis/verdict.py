@@ -23,10 +23,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from adagrpo import metrics
-from adagrpo.diagnosis.orders import Floats, Ints, Lists, repeated_mix, serving_quantities, share_below, target_ranks
-from adagrpo.diagnosis.strata import Cell, Gains, bounded_interval, gains, thirds
-from adagrpo.evaluation.exposure_weights import exposure_weights
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
+from adagrpo.diagnosis.orders import (
+    Cell,
+    Floats,
+    Gains,
+    Ints,
+    Lists,
+    bounded_interval,
+    gains,
+    repeated_mix,
+    serving_quantities,
+    share_below,
+    target_ranks,
+    thirds,
+)
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, exposure_weights
 from adagrpo.evaluation.statistics import Interval, holm
 
 STRONG = 0.001

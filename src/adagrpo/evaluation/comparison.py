@@ -6,7 +6,7 @@ For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-us
     D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
     users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
     seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
-    both      over users and seeds, see `adagrpo.evaluation.crossed`; decides the verdict
+    both      over users and seeds, see `adagrpo.evaluation.statistics`; decides the verdict
     family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
 Sources: Efron 1979, Holm 1979. We do not treat each (seed, user) as an independent sample.
@@ -24,9 +24,16 @@ from numpy.typing import NDArray
 
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
-from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_parts
-from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
-from adagrpo.metrics import RankedLists, lookup, measure_users
+from adagrpo.evaluation.statistics import (
+    CrossedParts,
+    Interval,
+    bootstrap_means,
+    crossed_interval,
+    crossed_parts,
+    holm,
+    seed_interval,
+)
+from adagrpo.metrics import RankedLists, ReportPart, lookup, measure_users, metric_names
 
 ComparisonVerdict = Literal[
     "significantly better",  # after Holm's correction
@@ -147,7 +154,7 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.crossed`."""
+    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.statistics`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -215,3 +222,47 @@ def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
 
 def _ends(interval: Interval) -> list[float] | None:
     return None if math.isnan(interval.low) else [interval.low, interval.high]
+
+
+START, CONTINUED = "sft", "nll"
+
+
+def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
+    """Return intervals of each checkpoint's metrics and differences from the references.
+
+    Args:
+        users: `per_user` by arm and checkpoint, including (`sft`, `start`).
+
+    Returns:
+        JSON-able: `users`, `checkpoints`, `against`; 95 % intervals, rates as fractions.
+    """
+    start = users[START, "start"]
+    for point, table in users.items():
+        if not table[USER_ID].equals(start[USER_ID]):
+            raise ValueError(f"{point}: measured on other users than the starting policy")
+    names = [name for name in metric_names(ReportPart.RESULTS) if name in start.columns and lookup(name).better]
+    values = {point: table.select(names).to_numpy().T for point, table in users.items()}  # (metrics, N) each
+    pairs = [
+        (point, reference)
+        for point in users
+        for reference in ((START, "start"), (CONTINUED, point[1]))
+        if reference in users and point[0] not in (START, reference[0])
+    ]
+    own = [values[point] for point in users]
+    differences = [values[point] - values[reference] for point, reference in pairs]
+    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples)
+    parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
+
+    def named(*, tested: bool) -> dict[str, dict[str, float]]:
+        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # rates are not tested
+        return {
+            name: {field: getattr(interval, field) for field in kept}
+            for name, interval in zip(names, next(parts), strict=True)
+        }
+
+    checkpoints = [{"arm": arm, "checkpoint": kind, "metrics": named(tested=False)} for arm, kind in users]
+    against = [
+        {"arm": arm, "checkpoint": kind, "reference": reference, "metrics": named(tested=True)}
+        for (arm, kind), (reference, _) in pairs
+    ]
+    return {"users": len(start), "checkpoints": checkpoints, "against": against}

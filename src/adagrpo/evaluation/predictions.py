@@ -54,20 +54,14 @@ def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
     return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
 
 
-def select_cases(
-    cases: Cases,
-    rows: NDArray[np.int64],  # (K,)
-) -> Cases:
+def select_cases(cases: Cases, rows: NDArray[np.int64]) -> Cases:  # rows (K,)
     """Select cases by row."""
     relevant = None if cases.relevant is None else cases.relevant.rows(rows)
     days = None if cases.days is None else cases.days[rows]
     return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows], relevant, days)
 
 
-def eligible_cases(
-    cases: Cases,
-    eligible: NDArray[np.bool_],  # (V,)
-) -> Cases:
+def eligible_cases(cases: Cases, eligible: NDArray[np.bool_]) -> Cases:  # eligible (V,)
     """Select the cases with an eligible logged item; of baskets, only the eligible items remain."""
     if cases.relevant is None:
         return select_cases(cases, np.flatnonzero(eligible[cases.targets]))

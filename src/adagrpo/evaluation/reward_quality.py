@@ -36,10 +36,7 @@ class CaseQuality(NamedTuple):
     hit: NDArray[np.bool_]  # (N,) that item is the logged one
 
 
-def case_quality(
-    scores: NDArray[np.float32],  # (N, V)
-    targets: Ints,  # (N,)
-) -> CaseQuality:
+def case_quality(scores: NDArray[np.float32], targets: Ints) -> CaseQuality:  # scores (N, V), targets (N,)
     """Rank the whole catalogue in every case.
 
     >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from tea_tasting.aggr import Aggregates
 
-from adagrpo.experiments.permutation import Permutation, permutation, skew
+from adagrpo.experiments.validity import Permutation, permutation, skew
 
 Floats = NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
-    evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.evidence`
+    evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.apply_gates`
     decide    evidence -> which samples are admitted         `adagrpo.groups.apply_gates`
 
 All run without gradients or state; the running standard deviation of rewards is passed in and returned.
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import TrueUtility, apply_gate, gate_by_evidence
-from adagrpo.groups.division import Division, by_rows
-from adagrpo.groups.draw import draw_groups, score_codes
-from adagrpo.groups.evidence import gather_evidence, running_spread
+from adagrpo.groups.apply_gates import TrueUtility, apply_gate, gate_by_evidence, gather_evidence, running_spread
+from adagrpo.groups.draw import Division, by_rows, draw_groups, score_codes
 from adagrpo.groups.score import ScoredGroups, score_groups
 from adagrpo.objective import GATES, Evidence, GateDecision, GroupSummary, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
@@ -63,7 +61,7 @@ def gated_groups(
     catalog: Catalog,
     reward: Reward,
     histories: Histories,  # (B, T)
-    targets: Tensor,  # (B,)
+    targets: Tensor,  # (B,) logged items, or -1 everywhere at the ends of histories
     options: ObjectiveConfig,
     generator: torch.Generator,
     *,
@@ -73,13 +71,9 @@ def gated_groups(
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
 ) -> GatedGroups:
-    """Draw and score one group per sample, and let the gate decide.
+    """Draw and score one group per sample, and let the gate decide; `shuffled` trains on shuffled rewards.
 
     Random numbers are drawn in a fixed order: rollouts, negatives, the permutation, the gate.
-
-    Args:
-        targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
-        gate: its name; `shuffled` reads and trains on the shuffled rewards.
     """
     decides, tested = GATES[gate], GATES[options.tested_by(gate)]
     ranked = decides.reads_tests and "above_policy" in tested.reads and bool((targets >= 0).all())
@@ -97,7 +91,13 @@ def gated_groups(
     rewards = (scored.shuffled_rewards if decides.shuffled else scored.rewards).rollouts
     before = None
     if reference is not None:
-        before = _scores(reference, catalog, histories, rollouts.codes, options, division)
+        codes, scorer = rollouts.codes, reference
+
+        def compute(rows: Tensor | None) -> list[Tensor]:
+            own_histories, own_codes = (histories, codes) if rows is None else (histories.rows(rows), codes[rows])
+            return [score_codes(scorer, scorer.encode(own_histories), own_codes, catalog, options)]
+
+        before = by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
     return GatedGroups(
         scored,
         own,
@@ -108,22 +108,6 @@ def gated_groups(
         reference=before,
         spread=spread,
     )
-
-
-def _scores(
-    policy: Policy[Any, Any],
-    catalog: Catalog,
-    histories: Histories,
-    codes: Tensor,  # (B, G, L)
-    options: ObjectiveConfig,
-    division: Division | None,
-) -> Tensor:  # (B, G, L)
-    def compute(rows: Tensor | None) -> list[Tensor]:
-        if rows is None:
-            return [score_codes(policy, policy.encode(histories), codes, catalog, options)]
-        return [score_codes(policy, policy.encode(histories.rows(rows)), codes[rows], catalog, options)]
-
-    return by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
 
 
 def summary(groups: GatedGroups) -> GroupSummary:

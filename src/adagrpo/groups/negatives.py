@@ -19,17 +19,10 @@ from adagrpo.types import Histories
 def in_batch_negatives(
     targets: Tensor,  # (B,)
     histories: Histories,
-    uniforms: Tensor,  # (B, B)
+    uniforms: Tensor,  # (B, B) in [0, 1), column `j` for the `j`-th distinct target; the `M` lowest eligible ones win
     count: int,
-) -> Tensor:  # (B, M) int64
+) -> Tensor:  # (B, M) int64, -1 where too few are eligible
     """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch.
-
-    Args:
-        uniforms: (B, B) numbers in [0, 1); column `j` belongs to the `j`-th distinct target in ascending order, and the
-            `M` lowest eligible ones of a row win.
-
-    Returns:
-        (B, M) int64, -1 where too few are eligible.
 
     >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
     >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
@@ -56,10 +49,9 @@ class RolloutPool(NamedTuple):
 def distinct_rollouts(items: Tensor) -> RolloutPool:
     """Count the rollouts of each sample by item.
 
-    Example:
-        >>> distinct_rollouts(torch.tensor([[7, 5, 7], [5, -1, -1]]))
-        RolloutPool(items=tensor([5, 7]), counts=tensor([[1, 2],
-                [1, 0]]))
+    >>> distinct_rollouts(torch.tensor([[7, 5, 7], [5, -1, -1]]))
+    RolloutPool(items=tensor([5, 7]), counts=tensor([[1, 2],
+            [1, 0]]))
     """
     distinct = torch.unique(items[items >= 0])
     counts = items.new_zeros(len(items), len(distinct) + 1)  # the last column is for invalid rollouts
@@ -71,20 +63,16 @@ def other_rollouts(
     targets: Tensor,  # (B,)
     histories: Histories,
     pool: RolloutPool,
-    uniforms: Tensor,  # (B, D)
+    uniforms: Tensor,  # (B, D) in [0, 1)
     count: int,
-) -> Tensor:  # (B, M) int64
+) -> Tensor:  # (B, M) int64, -1 where too few are eligible
     """Draw `M` distinct items per sample from the rollouts of the other samples, proportional to their frequency there.
 
-    Returns:
-        (B, M) int64, -1 where too few are eligible.
-
-    Example:
-        >>> histories = Histories(torch.tensor([[3], [4]]), torch.tensor([1, 1]))
-        >>> pool = distinct_rollouts(torch.tensor([[7, 5], [3, 8]]))
-        >>> other_rollouts(torch.tensor([1, 7]), histories, pool, torch.full((2, 4), 0.5), 2)
-        tensor([[ 8, -1],
-                [ 5, -1]])
+    >>> histories = Histories(torch.tensor([[3], [4]]), torch.tensor([1, 1]))
+    >>> pool = distinct_rollouts(torch.tensor([[7, 5], [3, 8]]))
+    >>> other_rollouts(torch.tensor([1, 7]), histories, pool, torch.full((2, 4), 0.5), 2)
+    tensor([[ 8, -1],
+            [ 5, -1]])
     """
     if uniforms.shape != pool.counts.shape or len(targets) != len(uniforms):
         raise ValueError(f"uniforms must be {(len(targets), len(pool.items))}, got {tuple(uniforms.shape)}")
@@ -103,11 +91,7 @@ def _check_drawn(targets: Tensor, histories: Histories, count: int) -> None:
         raise ValueError(f"count must not be negative, got {count}")
 
 
-def _barred(
-    distinct: Tensor,  # (D,) ascending
-    targets: Tensor,  # (B,)
-    histories: Histories,
-) -> Tensor:
+def _barred(distinct: Tensor, targets: Tensor, histories: Histories) -> Tensor:  # distinct (D,) ascending, targets (B,)
     """(B, D) bool: items that are a sample's own target or in its history."""
     size = len(distinct)
     own = torch.cat([histories.items, targets.unsqueeze(1)], dim=1)  # (B, T + 1)
@@ -121,11 +105,7 @@ def _barred(
     return barred[:, :size]
 
 
-def _lowest(
-    distinct: Tensor,  # (D,)
-    priority: Tensor,  # (B, D)
-    count: int,
-) -> Tensor:
+def _lowest(distinct: Tensor, priority: Tensor, count: int) -> Tensor:  # distinct (D,), priority (B, D)
     """(B, count) int64: the items of the lowest finite priorities, then -1."""
     drawn = priority.topk(min(count, len(distinct)), largest=False)
     items = distinct[drawn.indices].masked_fill(drawn.values.isinf(), -1)

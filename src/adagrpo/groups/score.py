@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.groups.division import Division, by_rows
-from adagrpo.groups.draw import DrawnGroups
+from adagrpo.groups.draw import Division, DrawnGroups, by_rows
 from adagrpo.groups.negatives import distinct_rollouts, in_batch_negatives, other_rollouts
 from adagrpo.objective.gate import NegativeSource
 from adagrpo.rewards import Reward, ask_reward
@@ -101,15 +100,11 @@ def score_groups(
 
 
 def distinct_candidates(
-    targets: Tensor,  # (B,)
-    rollout_items: Tensor,  # (B, G)
+    targets: Tensor,  # (B,), -1 at the ends of histories
+    rollout_items: Tensor,  # (B, G), -1 where invalid
     negatives: Tensor,  # (B, M)
 ) -> Candidates:
     """List each distinct item of a row once.
-
-    Args:
-        targets: (B,) int64 items, -1 at the ends of histories.
-        rollout_items: (B, G) int64 items, -1 where invalid.
 
     >>> distinct_candidates(torch.tensor([7]), torch.tensor([[9, -1, 7]]), torch.tensor([[4]])).items
     tensor([[4, 7, 9]])
@@ -147,10 +142,7 @@ def constant_share(candidates: Candidates, scores: Tensor) -> float:
     return int((same & several).sum()) / max(1, int(several.sum()))
 
 
-def read_rewards(
-    candidates: Candidates,
-    scores: Tensor,  # (B, N)
-) -> GroupRewards:
+def read_rewards(candidates: Candidates, scores: Tensor) -> GroupRewards:  # scores (B, N)
     """Read each group's rewards from the (B, N) scores of its candidates."""
     _check_scores(candidates, scores)
 
@@ -172,11 +164,7 @@ def shuffled(
     scores: Tensor,  # (B, N)
     uniforms: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N)
-    """Permute the scores among the distinct candidates of each row; padding stays in place.
-
-    Args:
-        uniforms: (B, N) numbers in [0, 1); their order is the permutation.
-    """
+    """Permute the scores among the distinct candidates of each row; padding stays in place."""
     _check_scores(candidates, scores)
     if uniforms.shape != scores.shape:
         raise ValueError(f"uniforms must be {tuple(scores.shape)}, got {tuple(uniforms.shape)}")

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adagrpo.objective.function_options import options_of
+
+@cache  # called again and again by configurations
+def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Return type and default of each option, by name.
+
+    >>> from adagrpo.objective.terms import TERMS
+    >>> options = options_of(TERMS["grpo"].loss)
+    >>> list(options), options["beta"][1]
+    (['epsilon', 'epsilon_high', 'beta', 'invalid_penalty', 'scale_rewards'], 0.0)
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: (hints[one.name], one.default) for one in parameters if one.kind is one.KEYWORD_ONLY}
+
 
 NegativeSource = Literal["rollouts", "targets"]  # generated or logged items of other samples
 
@@ -69,7 +84,8 @@ class Gate:
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of its inputs."""
-        return tuple(one.name for one in self._parameters if one.kind is not one.KEYWORD_ONLY)
+        parameters = inspect.signature(self.rule).parameters.values()
+        return tuple(one.name for one in parameters if one.kind is not one.KEYWORD_ONLY)
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:
@@ -111,16 +127,8 @@ class Gate:
         """Whether it cannot decide at the ends of histories."""
         return self.reads_tests or self.reads_truth
 
-    @property
-    def _parameters(self) -> list[inspect.Parameter]:
-        return list(inspect.signature(self.rule).parameters.values())
-
     def decide(self, known: Mapping[str, Any], options: Mapping[str, Any]) -> GateDecision:
-        """Return the gate's decision on `B` groups.
-
-        Args:
-            known: its inputs by name, and perhaps others.
-            options: its options by name, and perhaps others.
+        """Return the decision on `B` groups, from inputs and options by name.
 
         Raises:
             ValueError: an input is missing or None.
@@ -138,15 +146,10 @@ SHADOWS = ("shadow", "shadow_if_hard")
 def by_first_cause(
     degenerate: Tensor,  # (B,) bool
     *,
-    hard: Tensor,  # (B,) bool
-    discriminated: Tensor,  # (B,) bool
+    hard: Tensor,  # (B,) bool, the policy ranks the logged item low
+    discriminated: Tensor,  # (B,) bool, the reward ranks it high
 ) -> GateDecision:
-    """Return the decision of a gate that tests the logged item.
-
-    Args:
-        hard: (B,) bool, the policy ranks the logged item low.
-        discriminated: (B,) bool, the reward ranks it high.
-    """
+    """Return the decision of a gate that tests the logged item."""
     sound = ~degenerate
     return GateDecision(
         admitted=sound & hard & discriminated,

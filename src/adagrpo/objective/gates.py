@@ -47,17 +47,16 @@ def adagrpo_gate(
         rho: each item of another sample must be outside the reward's top `rho`.
         rho_from: `bottom`: outside its bottom `rho` instead.
 
-    Example:
-        >>> decision = adagrpo_gate(
-        ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
-        ...     above_reward=torch.tensor([0.25, 0.25, 0.50, 0.25]),
-        ...     negatives_above=torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]]),
-        ...     degenerate=torch.zeros(4, dtype=torch.bool),
-        ...     tau=0.5,
-        ...     rho=0.25,
-        ... )
-        >>> decision.admitted, decision.easy
-        (tensor([ True, False, False, False]), tensor([False,  True, False, False]))
+    >>> decision = adagrpo_gate(
+    ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
+    ...     above_reward=torch.tensor([0.25, 0.25, 0.50, 0.25]),
+    ...     negatives_above=torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]]),
+    ...     degenerate=torch.zeros(4, dtype=torch.bool),
+    ...     tau=0.5,
+    ...     rho=0.25,
+    ... )
+    >>> decision.admitted, decision.easy
+    (tensor([ True, False, False, False]), tensor([False,  True, False, False]))
     """
     check_shapes(
         above_policy=(above_policy, "B"),
@@ -77,11 +76,10 @@ def adagrpo_gate(
 def difficulty_gate(shadow: GateDecision) -> GateDecision:
     """Admit what the test of the policy alone admits: every sample that the gate does not call easy.
 
-    Example:
-        >>> quiet = torch.tensor([False, False])
-        >>> both = by_first_cause(quiet, hard=torch.tensor([True, False]), discriminated=quiet)
-        >>> difficulty_gate(both).admitted
-        tensor([ True, False])
+    >>> quiet = torch.tensor([False, False])
+    >>> both = by_first_cause(quiet, hard=torch.tensor([True, False]), discriminated=quiet)
+    >>> difficulty_gate(both).admitted
+    tensor([ True, False])
     """
     nothing = torch.zeros_like(shadow.degenerate)
     return shadow._replace(admitted=shadow.admitted | shadow.undiscriminated, undiscriminated=nothing)
@@ -97,28 +95,22 @@ def shuffled_gate(shadow: GateDecision) -> GateDecision:
     return shadow
 
 
-def all_gate(
-    degenerate: Tensor,  # (B,)
-) -> GateDecision:
+def all_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit everything, which is the mixture.
 
-    Example:
-        >>> all_gate(torch.tensor([False, True])).admitted
-        tensor([ True, False])
+    >>> all_gate(torch.tensor([False, True])).admitted
+    tensor([ True, False])
     """
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
     return by_control(~degenerate, degenerate)
 
 
-def none_gate(
-    degenerate: Tensor,  # (B,)
-) -> GateDecision:
+def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit nothing, which is continued NLL.
 
-    Example:
-        >>> none_gate(torch.tensor([False, True])).closed
-        tensor([ True, False])
+    >>> none_gate(torch.tensor([False, True])).closed
+    tensor([ True, False])
     """
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
@@ -132,14 +124,10 @@ def random_gate(
 ) -> GateDecision:
     """Admit as many samples of the batch as the gate would, drawn by chance.
 
-    Args:
-        uniforms: (B,) draws from [0, 1); the smallest are admitted, ties by index.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
-        >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
-        tensor([False,  True, False])
+    >>> quiet = torch.tensor([False, False, False])
+    >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
+    >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
+    tensor([False,  True, False])
     """
     _check_control(shadow, degenerate, uniforms=uniforms)
     return by_control(smallest(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
@@ -154,14 +142,10 @@ def variance_gate(
 
     Source: RAGEN-2 (arXiv 2604.06268).
 
-    Args:
-        reward_std: (B,) standard deviation of each group's rewards; the largest are admitted, ties by index.
-
-    Example:
-        >>> quiet = torch.tensor([False, False, True])
-        >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
-        >>> variance_gate(shadow, quiet, torch.tensor([0.2, 0.5, 0.7])).admitted
-        tensor([False,  True, False])
+    >>> quiet = torch.tensor([False, False, True])
+    >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
+    >>> variance_gate(shadow, quiet, torch.tensor([0.2, 0.5, 0.7])).admitted
+    tensor([False,  True, False])
     """
     _check_control(shadow, degenerate, reward_std=reward_std)
     return by_control(smallest(~degenerate, shadow.admitted.sum(), -reward_std), degenerate)
@@ -189,9 +173,7 @@ GATES: dict[str, Gate] = {
 
 
 def register(gate: Gate) -> None:
-    """Add a gate to the table of this process.
-
-    Call it before anything imports `adagrpo.config`, which reads the table.
+    """Add a gate to the table of this process, before anything imports `adagrpo.config`, which reads it.
 
     Raises:
         ValueError: the name is taken, or `adagrpo.config` has been imported.

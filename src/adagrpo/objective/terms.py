@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
-from adagrpo.objective.function_options import options_of
+from adagrpo.objective.gate import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
@@ -55,11 +55,7 @@ def grpo(
     invalid_penalty: NonNegativeFloat = 1.0,
     scale_rewards: bool = True,
 ) -> TermLoss:
-    """GRPO of each group; logs the share of clipped codes as `clip_fraction`.
-
-    Args:
-        groups: `reference` is needed if `beta` is above 0.
-    """
+    """GRPO of each group, with `reference` if `beta` is above 0; logs the share of clipped codes as `clip_fraction`."""
     advantages = group_advantages(
         groups.rewards, groups.items >= 0, invalid_penalty=invalid_penalty, scale_rewards=scale_rewards
     )
@@ -82,9 +78,9 @@ def distill(
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
     With a `mass_weight` it logs the probability of a group, `mass`, and that under the starting policy, `start_mass`.
+    Invalid rollouts that name an item are ignored.
 
     Args:
-        groups: invalid rollouts that name an item are ignored.
         reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.
         mass_weight: weight of `group_mass`; 1 makes the loss a divergence of whole distributions.
     """
@@ -96,9 +92,9 @@ def distill(
         losses = losses + validity_weight * validity_margin(groups.log_probs, groups.in_catalog)
     if not mass_weight:
         return TermLoss(losses)
-    held = group_mass(groups.log_probs, reference, groups.items, groups.codes, excluded)
-    logged = {"mass": held.mass.mean(), "start_mass": held.start.mean()}
-    return TermLoss(losses + mass_weight * held.losses, logged)
+    kept = group_mass(groups.log_probs, reference, groups.items, groups.codes, excluded)
+    logged = {"mass": kept.mass.mean(), "start_mass": kept.start.mean()}
+    return TermLoss(losses + mass_weight * kept.losses, logged)
 
 
 def best_of_n(groups: TermInputs) -> TermLoss:
@@ -165,9 +161,7 @@ TERMS: dict[str, RewardTerm] = {
 
 
 def register(objective: Objective) -> None:
-    """Add an objective and its reward term to the tables of this process.
-
-    Call it before anything imports `adagrpo.config`, which reads the tables.
+    """Add an objective and its reward term to the tables, before anything imports `adagrpo.config`, which reads them.
 
     Raises:
         ValueError: the name of the objective or term is taken, or `adagrpo.config` has been imported.

@@ -3,7 +3,7 @@
 one item an answer      ips, snips, doubly_robust
 a list an answer        cascade
 overlap of policies     overlap
-all of them on a log    `adagrpo.off_policy.all_estimates.summarise`
+all of them on a log    `adagrpo.off_policy.estimators.summarise`
 """
 
 from adagrpo.off_policy.estimators import (

@@ -17,9 +17,9 @@ from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM, ITEM_ID, TEXT, USER_ID
 from adagrpo.data.logs.cells import id_texts
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.directory import RunDirectory, locked

@@ -27,8 +27,8 @@ from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, l
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
-from adagrpo.evaluation.exposure_weights import case_weights
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
+from adagrpo.evaluation.reranking import case_weights
 from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of

@@ -25,7 +25,6 @@ from adagrpo.errors import UserError
 from adagrpo.networks.layers import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies import language_model
-from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts, Read, states_at
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
@@ -39,13 +38,18 @@ from adagrpo.policies.named_tokens import named_checkpoint
 from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
+    CausalContext,
+    CausalState,
     KeysValues,
     PrefixLayer,
+    Prompts,
+    Read,
     block,
     block_mask,
     checkpointing,
     of_hypotheses,
     pack,
+    states_at,
 )
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.types import Histories

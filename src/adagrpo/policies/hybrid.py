@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adagrpo.errors import UserError
-from adagrpo.networks.layers import initialise
-from adagrpo.networks.sampled_softmax import sampled_softmax_loss
+from adagrpo.networks.layers import initialise, sampled_softmax_loss
 from adagrpo.policies import compact
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (
@@ -167,10 +166,7 @@ class HybridPolicy(nn.Module):
         return copied
 
     @torch.no_grad()
-    def borrow(
-        self,
-        weights: Tensor,  # (N, V - N) sparse
-    ) -> None:
+    def borrow(self, weights: Tensor) -> None:  # (N, V - N) sparse
         """Set the weights of the last `N` items to means: `item_i = Σ_j w_j item_j`, rows of sum 1."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]

@@ -39,11 +39,7 @@ class HeadScores(NamedTuple):
 class HeadTable:
     """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
 
-    def __init__(
-        self,
-        vectors: Tensor,  # (V, D) float32
-        bias: Tensor,  # (V, 1) float32
-    ) -> None:
+    def __init__(self, vectors: Tensor, bias: Tensor) -> None:  # vectors (V, D) float32, bias (V, 1) float32
         self._vectors, self.bias = vectors, bias
         self._low: Tensor | None = None
 
@@ -82,11 +78,7 @@ def leaves_below(
     return Leaves(parents, leaves, counts)
 
 
-def leaf_logits(
-    below: Leaves,
-    queries: Tensor,  # (B, D)
-    vectors_of: VectorsOf,
-) -> Tensor:  # (T,) float32
+def leaf_logits(below: Leaves, queries: Tensor, vectors_of: VectorsOf) -> Tensor:  # queries (B, D) -> (T,) float32
     """Return the logit of each leaf for the sample of its node."""
     if not len(below.leaves):
         return queries.new_zeros(0, dtype=torch.float32)
@@ -105,10 +97,7 @@ def leaf_logits(
     return torch.cat(logits)
 
 
-def shares_within(
-    below: Leaves,
-    logits: Tensor,  # (T,)
-) -> Tensor:  # (T,)
+def shares_within(below: Leaves, logits: Tensor) -> Tensor:  # logits (T,) -> (T,)
     """Return the softmax of each leaf's logit among the leaves of its node."""
     highest = logits.new_full((len(below.counts),), -torch.inf)
     highest = highest.scatter_reduce(0, below.parents, logits.detach(), "amax")

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adagrpo.policies.causal_context import CausalContext, CausalState
 from adagrpo.policies.policy import Policy
+from adagrpo.policies.shared_prefix import CausalContext, CausalState
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 

@@ -18,7 +18,7 @@ from adagrpo.report.experiment_page import (
     preference_table,
     write_experiment,
 )
-from adagrpo.report.run_files import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.report.run_page import build_report, write_figures, write_report
 from adagrpo.report.run_tables import catalog_table, dataset_table, exposure_table, fits_table
 from adagrpo.report.summary import summary_sentences

@@ -11,8 +11,7 @@ from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Figure, Log, of_this_reward
-from adagrpo.report.page import Block, Section, page
-from adagrpo.report.run_files import LooseFiles, RunFiles, read_mapping, read_rows
+from adagrpo.report.page import Block, LooseFiles, RunFiles, Section, page, read_mapping, read_rows
 from adagrpo.report.run_tables import (
     REFERENCES,
     as_yaml,

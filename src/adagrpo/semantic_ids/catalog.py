@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import columns_of
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix
@@ -39,12 +39,11 @@ class Catalog:
         level_sizes: `(K_1 .. K_L)`, number of codes of each level, used or not.
         trie: prefix tree of the listed items.
 
-    Example:
-        >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
-        >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
-        ((3, 2), 2, 2)
-        >>> catalog.lookup(torch.tensor([[2, 0], [2, 1]])).tolist()
-        [1, -1]
+    >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
+    >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
+    ((3, 2), 2, 2)
+    >>> catalog.lookup(torch.tensor([[2, 0], [2, 1]])).tolist()
+    [1, -1]
     """
 
     codes: Tensor  # (V, L) int64
@@ -114,10 +113,7 @@ class Catalog:
         listed[self.trie.items] = True
         return listed
 
-    def lookup(
-        self,
-        codes: Tensor,  # (..., L) int64
-    ) -> Tensor:
+    def lookup(self, codes: Tensor) -> Tensor:  # (..., L) int64
         """Return (...) int64 items of full code sequences, -1 where they name none."""
         return self.trie.lookup(codes)
 

@@ -17,18 +17,15 @@ from adagrpo.semantic_ids.quantization import Quantization, assign_within
 _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
 
-def sequence_groups(
-    codes: NDArray[np.integer[Any]],  # (V, L)
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (V, L)
     """Group items by code sequence.
 
     Returns:
         (V,) index of each item's sequence in lexicographic order, and (N,) counts.
 
-    Example:
-        >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
-        >>> groups.tolist(), counts.tolist()
-        ([1, 0, 1], [1, 2])
+    >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
+    >>> groups.tolist(), counts.tolist()
+    ([1, 0, 1], [1, 2])
     """
     group = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T.astype(np.int64) if len(codes) else ():
@@ -38,14 +35,11 @@ def sequence_groups(
     return group, np.bincount(group)
 
 
-def resolve_collisions(
-    codes: NDArray[np.integer[Any]],  # (V, L)
-) -> NDArray[np.int64]:
+def resolve_collisions(codes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:  # (V, L)
     """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes.
 
-    Example:
-        >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
-        [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
+    >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
+    [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
     """
     if codes.ndim != 2:
         raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
@@ -57,14 +51,11 @@ def resolve_collisions(
     return np.column_stack([codes.astype(np.int64), rank])
 
 
-def numbers_items(
-    codes: NDArray[np.int64],  # (V, L)
-) -> bool:
+def numbers_items(codes: NDArray[np.int64]) -> bool:  # (V, L)
     """Return whether the last level is one that `resolve_collisions` appended.
 
-    Example:
-        >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))
-        (True, False)
+    >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))
+    (True, False)
     """
     return codes.shape[1] > 1 and np.array_equal(resolve_collisions(codes[:, :-1]), codes)
 

@@ -82,11 +82,10 @@ def residual_kmeans(
         iterations: maximum number of Lloyd iterations per level.
         cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
 
-    Example:
-        >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
-        >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
-        >>> bool(coarse[0] == coarse[1] != coarse[2] == coarse[3]), bool(fine[0] == fine[2] != fine[1] == fine[3])
-        (True, True)
+    >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
+    >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
+    >>> bool(coarse[0] == coarse[1] != coarse[2] == coarse[3]), bool(fine[0] == fine[2] != fine[1] == fine[3])
+    (True, True)
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
@@ -124,10 +123,7 @@ def residual_kmeans(
     return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), vectors.astype(np.float32, copy=False))
 
 
-def level_means(
-    codes: NDArray[np.int64],  # (V, L)
-    vectors: NDArray[np.float32],  # (V, D)
-) -> Quantization:
+def level_means(codes: NDArray[np.int64], vectors: NDArray[np.float32]) -> Quantization:  # codes (V, L), vectors (V, D)
     """Fit codebooks (largest code + 1, D) to given codes: the mean residual of each code, level by level.
 
     An unused code gets the overall mean.
@@ -164,10 +160,7 @@ def reconstruction_error(
     return left / total if total > 0 else 0.0
 
 
-def nearest_centroid(
-    points: Tensor,  # (V, D)
-    centroids: Tensor,  # (K, D)
-) -> tuple[Tensor, Tensor]:
+def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:  # points (V, D), centroids (K, D)
     """Return the (V,) int64 nearest centroid and the (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
@@ -201,10 +194,7 @@ def _seed_centroids(
     return torch.stack(seeds)
 
 
-def _squared_distances(
-    points: Tensor,  # (V, D)
-    seed: Tensor,  # (D,)
-) -> Tensor:  # (V,)
+def _squared_distances(points: Tensor, seed: Tensor) -> Tensor:  # points (V, D), seed (D,) -> (V,)
     return torch.cat([(block - seed).square_().sum(dim=1) for block in torch.split(points, _ROWS)])
 
 

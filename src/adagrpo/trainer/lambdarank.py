@@ -113,10 +113,8 @@ def shown_groups(
 ) -> RankingGroups:
     """Build groups from the items shown between two interactions, if any was clicked, and sampled items.
 
-    Args:
-        shown: sorted by user and history length.
-        negatives: draws per group.
-        most_shown: first items kept per group; repeats are merged, clicked if any was.
+    `shown` is sorted by user and history length. The first `most_shown` items of a group are kept; repeats are merged,
+    clicked if any was.
     """
     training = sampler.training
     users = np.repeat(np.arange(len(shown.offsets) - 1), np.diff(shown.offsets))
@@ -124,7 +122,15 @@ def shown_groups(
         np.diff(users, prepend=-1).astype(bool) | np.diff(shown.history_lengths, prepend=-1).astype(bool)
     )
     every = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
-    group, shown_items, clicked = _once(every, shown.items.astype(np.int64), shown.clicked)
+    all_items = shown.items.astype(np.int64)
+    order = np.lexsort((np.arange(len(all_items)), all_items, every))
+    repeats = np.flatnonzero(
+        np.diff(every[order], prepend=-1).astype(bool) | np.diff(all_items[order], prepend=-1).astype(bool)
+    )
+    first = order[repeats]  # the stable order has the first of each item in front
+    ever = np.logical_or.reduceat(shown.clicked[order], repeats) if len(repeats) else np.zeros(0, np.bool_)
+    back = first.argsort()
+    group, shown_items, clicked = every[first[back]], all_items[first[back]], ever[back]
     index = np.arange(len(group)) - np.searchsorted(group, group)
     kept = index < most_shown
     items = np.full((len(starts), most_shown), -1, np.int64)
@@ -168,23 +174,8 @@ def exposed_groups(
     return _grouped(sampler, histories, lengths, owners, table, chosen, table[:, :0])
 
 
-def _once(
-    group: Ints,  # (N,) ascending
-    items: Ints,  # (N,)
-    clicked: NDArray[np.bool_],  # (N,)
-) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    order = np.lexsort((np.arange(len(items)), items, group))
-    repeats = np.flatnonzero(
-        np.diff(group[order], prepend=-1).astype(bool) | np.diff(items[order], prepend=-1).astype(bool)
-    )
-    first = order[repeats]  # the stable order has the first of each item in front
-    ever = np.logical_or.reduceat(clicked[order], repeats) if len(repeats) else np.zeros(0, np.bool_)
-    back = first.argsort()
-    return group[first[back]], items[first[back]], ever[back]
-
-
+# (Q, T) items before the indices `ends` of the training values, and (Q,) lengths
 def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:
-    """Return (Q, T) items before the indices `ends` of the training values, and (Q,) lengths."""
     lengths = np.minimum(ends - training.offsets[users], max_history)
     columns = np.arange(int(lengths.max(initial=1)))
     real = columns < lengths[:, None]
@@ -237,10 +228,8 @@ def fit_lambdarank(
     """Fit with early stopping on validation NDCG@10; deterministic.
 
     Args:
-        groups: at least one, as in `validation`.
         trees: maximum; stops after 50 without improvement.
         minimum_leaf: rows per leaf.
-        report: called after each tree.
     """
     require_lightgbm("reward")
     import lightgbm

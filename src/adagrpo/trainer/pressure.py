@@ -25,7 +25,6 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.gradients import TermGradients
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
@@ -58,6 +57,31 @@ def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
     return _root_mean_square([pressure * anchor for pressure, anchor in measured]) / anchors
 
 
+class TermGradients:
+    """Gradient of each loss term, summed over the micro-batches of a step and, in `norms`, over processes."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], shared_by: Processes) -> None:
+        self.parameters, self.processes = parameters, shared_by
+        self.sums: dict[str, list[Tensor]] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a micro-batch, retaining its graph."""
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
+            sums = self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
+
+    def norms(self) -> dict[str, float]:
+        """Return gradient norms; processes may lack terms."""
+        names = dict.fromkeys(name for process_names in self.processes.gather([*self.sums]) for name in process_names)
+        for name in names:
+            self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            self.processes.sum_(self.sums[name])
+        return {name: float(torch.nn.utils.get_total_norm(self.sums[name])) for name in names}
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A calibrated λ and its measurements."""
@@ -80,12 +104,12 @@ class Calibrated:
 
     def sentence(self) -> str:
         """Describe the calibration."""
-        said = (
+        text = (
             f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
             f"{self.ratio:.3g} of the anchor's over {self.steps} steps"
         )
         times = self.anchor_over_stated
-        return said if times is None else f"{said}; the anchor's is {times:.3g} times that of -(1/L) log pi"
+        return text if times is None else f"{text}; the anchor's is {times:.3g} times that of -(1/L) log pi"
 
 
 def solve(
@@ -97,10 +121,8 @@ def solve(
     """Return the λ that gives the pressure, to four significant digits.
 
     Args:
-        pressure: above 0.
         term_norms: (K,) at λ 1, 0 where nothing was admitted.
         anchor_norms: (K,).
-        stated_norms: of -(1/L) Σ log π, if the anchor differs.
 
     Raises:
         UserError: a norm is not finite, or the term or the anchor has no gradient.
@@ -130,11 +152,9 @@ class Measurable(Task[Any], Protocol):
     @property
     def term(self) -> str:
         """Name of the reward term in `loss`."""
-        ...
 
     def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
         """Yield summands of -(1/L) Σ log π; nothing if the policy trains on it."""
-        ...
 
 
 def calibrate(
@@ -148,11 +168,10 @@ def calibrate(
     shared_by: Processes,
     other: Calibrated | None = None,
 ) -> tuple[Calibrated, bool]:
-    """Measure the λ of a pressure, or load it from `pressure.json` in `work`.
+    """Measure the λ of a pressure over some steps, or load it from `pressure.json` in `work`.
 
     Args:
         task: at λ 1, before its first step; its state is restored.
-        steps: `K`.
         other: the arm at another pressure, whose norms are reused; the same in all processes.
 
     Returns:
@@ -236,9 +255,9 @@ def _norms(
                     gradients.add({STATED: part})
     except NotFinite as error:
         problem = [error.what, str(error)]
-    for told in shared_by.gather(problem):
-        if told is not None:
-            raise NotFinite(*told)
+    for found in shared_by.gather(problem):
+        if found is not None:
+            raise NotFinite(*found)
     return gradients.norms()
 
 

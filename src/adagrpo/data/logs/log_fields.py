@@ -40,7 +40,7 @@ class Refusals:
     items: pl.Series | None = None  # ids; rows of other items are bad
     after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
     repeats: bool = False  # rows whose fields are all those of an earlier one are bad
-    lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.data.logs.lists`
+    lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.data.logs.cells`
 
 
 class Field(NamedTuple):

@@ -32,10 +32,18 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from adagrpo.data.simulation.item_texts import describe_items, numbered_ids
 from adagrpo.data.simulation.slates import Stock, draw_slates, propensities, stock_shelves
 from adagrpo.data.simulation.truth import Truth
-from adagrpo.data.simulation.world import OWN, WAVES, Catalogue, Marketplace, make_catalogue, unit
+from adagrpo.data.simulation.world import (
+    OWN,
+    WAVES,
+    Catalogue,
+    Marketplace,
+    describe_items,
+    make_catalogue,
+    numbered_ids,
+    unit,
+)
 
 __all__ = [
     "Marketplace",
@@ -224,12 +232,7 @@ def choose(
     return np.asarray(chosen & (np.cumsum(chosen, axis=1) == 1))
 
 
-def buy(
-    catalogue: Catalogue,
-    users: Users,
-    buyers: Ints,  # (N,)
-    basket: Ints,  # (N,)
-) -> None:
+def buy(catalogue: Catalogue, users: Users, buyers: Ints, basket: Ints) -> None:  # buyers (N,), basket (N,)
     """Record purchases and their pull on the buyers' tastes."""
     users.owned[buyers, users.bought[buyers]] = basket
     users.bought[buyers] += 1
@@ -238,11 +241,7 @@ def buy(
         users.tired[buyers, catalogue.category[basket]] += 1
 
 
-def dwell_times(
-    world: Marketplace,
-    logits: Floats,  # (N,)
-    normal: Floats,  # (N,)
-) -> Floats:  # (N,)
+def dwell_times(world: Marketplace, logits: Floats, normal: Floats) -> Floats:  # logits (N,), normal (N,) -> (N,)
     """Return dwell times of purchases, seconds."""
     return np.asarray(
         world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal)

@@ -41,11 +41,7 @@ class Truth:
     purchases: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # (Q,) user * V + item, by user and time
     tastes: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) just before each
 
-    def utility(
-        self,
-        user_index: Ints,  # (N,)
-        item_index: Ints,  # (N, K)
-    ) -> Floats:  # (N, K)
+    def utility(self, user_index: Ints, item_index: Ints) -> Floats:  # user_index (N,), item_index (N, K) -> (N, K)
         """Return the probability of choosing an examined item; 0 for owned ones."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")

@@ -18,16 +18,15 @@ from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, 
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.exposures import RANDOM, random_exposures
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import file_format, kind_of
-from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_items
-from adagrpo.data.logs.joined import with_impressions
-from adagrpo.data.logs.notes import duplicates_note, ids_note
+from adagrpo.data.logs.question import duplicates_note, ids_note
 from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
-from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
