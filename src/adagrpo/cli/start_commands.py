@@ -72,7 +72,7 @@ def decide(
         table = config.data.items
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
-            unread = library.notes.unread_note(Path(table.path), read)
+            unread = library.question.unread_note(Path(table.path), read)
             notes += [] if unread is None else [unread]
         notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:

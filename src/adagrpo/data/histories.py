@@ -35,13 +35,7 @@ class UserHistories(NamedTuple):
     histories: list[list[ItemId]] | None  # None: the file has none
 
 
-def read_histories(
-    path: Path,
-    size: int,
-    *,
-    user: str = USER_ID,
-    history: str = HISTORY,
-) -> Iterator[UserHistories]:
+def read_histories(path: Path, size: int, *, user: str = USER_ID, history: str = HISTORY) -> Iterator[UserHistories]:
     """Read a file of users, `size` at a time.
 
     Args:

@@ -93,11 +93,7 @@ _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a split data set, reproducibly.
-
-    Raises:
-        ValueError: a target lies within its own history.
-    """
+    """Write a split data set, reproducibly; ValueError if a target lies within its own history."""
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
     table = dataset.interactions.select(USER, ITEM, POSITION, *_basket_columns(dataset.interactions.columns))

@@ -79,10 +79,7 @@ def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expan
         keys = numbers(keys)  # of a CSV file, whose "10" is after "9"
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
     joined = ids.join(
-        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}),
-        on=ITEM_ID,
-        how="left",
-        maintain_order="left",
+        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}), on=ITEM_ID, how="left", maintain_order="left"
     )
     missing = joined.filter(pl.col("key").is_null())
     if len(missing):

@@ -64,14 +64,12 @@ def beam_search(
     """Return the `W` most probable Semantic IDs of each sample that a beam of width `W` finds.
 
     Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
-    parent, then by the lower code, on every device.
+    parent, then by the lower code, on every device. If too few sequences have positive probability, the rest hold codes -1
+    and score -inf.
 
     Args:
         trie: restricts the search to its sequences, without renormalising.
         excluded: items that each sample's search leaves out, from `trie.excluding`.
-
-    Returns:
-        Beams, best first. If too few sequences have positive probability, the rest hold codes -1 and score -inf.
 
     Raises:
         DeadEnd: a prefix has no continuation in the trie.
@@ -90,11 +88,7 @@ def beam_search_and_score(
     trie: Trie,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Tensor]:  # (B, G)
-    """Run `beam_search`, and score other sequences in the same passes, faster for a few histories.
-
-    Returns:
-        The beams, and the (B, G) float32 log-probabilities of the sequences.
-    """
+    """Run `beam_search`, and score other sequences in the same passes, faster for a few histories."""
     return _search(policy, context, width, trie, excluded, codes)
 
 
@@ -105,8 +99,7 @@ def _search(
     trie: Trie | None,
     excluded: Excluded | None,
     others: Tensor | None,  # (B, G, L)
-) -> tuple[Beams, Tensor]:
-    """Return the beams, and the (B, G) log-probabilities of others."""
+) -> tuple[Beams, Tensor]:  # and (B, G) log-probabilities of the others
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -147,18 +140,12 @@ def beam_search_both(
     width: int,
     *,
     trie: Trie,
-    constrained_width: int | None = None,
+    constrained_width: int | None = None,  # None: the same
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Search with and without the trie, for little more than the cost of one.
+    """Return the constrained beams and the free ones, for little more than the cost of one search.
 
     The policy evaluates shared prefixes once; each search finds what it would find alone.
-
-    Args:
-        constrained_width: `W` of the constrained search; None: the same.
-
-    Returns:
-        The constrained beams, and the free ones.
     """
     levels = check(policy, trie)
     _check_width("width", width)

@@ -166,12 +166,7 @@ def draw_rollouts(
 
 @torch.no_grad()
 def beam_rollouts(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    trie: Trie,
-    group_size: int,
-    *,
-    constrained: bool = False,
+    policy: Policy[ContextT, StateT], context: ContextT, trie: Trie, group_size: int, *, constrained: bool = False
 ) -> Rollouts:
     """Return the policy's own `G` most probable Semantic IDs, best first, as the group.
 

@@ -206,12 +206,7 @@ _TABLE = (
     Metric(
         "hr",
         "HR",
-        {
-            1: _DEPTHS,
-            5: _DEPTHS,
-            10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES,
-            50: _DEPTHS,
-        },
+        {1: _DEPTHS, 5: _DEPTHS, 10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES, 50: _DEPTHS},
         form="rate",
         better="higher",
         per_user=lambda lists, k: hit_rate(lists.ranks, k),
@@ -255,11 +250,7 @@ _TABLE = (
         of_all=_coverage,
     ),
     Metric(
-        "tail_share",
-        "tail share",
-        {10: ReportPart.BREADTH | ReportPart.COMPARISON},
-        form="rate",
-        per_user=_tail_share,
+        "tail_share", "tail share", {10: ReportPart.BREADTH | ReportPart.COMPARISON}, form="rate", per_user=_tail_share
     ),
     Metric(
         "invalid_samples",

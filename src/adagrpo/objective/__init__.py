@@ -14,12 +14,7 @@ from adagrpo.objective.diagnostics import (
     share_above,
     target_nll,
 )
-from adagrpo.objective.distillation import (
-    best_of_n_loss,
-    group_mass,
-    listwise_distillation,
-    validity_margin,
-)
+from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.gate import Evidence, Gate, GateDecision
 from adagrpo.objective.gates import (
     GATES,
@@ -30,14 +25,7 @@ from adagrpo.objective.gates import (
     random_gate,
     variance_gate,
 )
-from adagrpo.objective.losses import (
-    clipped_surrogate,
-    gated_sum,
-    group_loss,
-    kl_k3,
-    nll,
-    zero_rejected,
-)
+from adagrpo.objective.losses import clipped_surrogate, gated_sum, group_loss, kl_k3, nll, zero_rejected
 
 __all__ = [
     "GATES",

@@ -58,6 +58,8 @@ from adagrpo.types import Histories
 class CausalLMPolicy(nn.Module):
     """Causal LM policy; implements `adagrpo.policies.policy.Policy`."""
 
+    small = False
+    trains_on_nll = True
     tokens_of_codes: Tensor
     item_codes: Tensor
     item_tokens: Tensor
@@ -83,9 +85,7 @@ class CausalLMPolicy(nn.Module):
         """Wrap a model that has tokens for the codes (`adagrpo.policies.language_model`).
 
         Args:
-            preamble: tokens before every history.
-            between: tokens between the codes of two items.
-            suffix: tokens between history and completion.
+            preamble, between, suffix: tokens before a history, between the codes of two items, and after the history.
             dropout: on input embeddings and final states, beside the model's own.
             gradient_checkpointing: recompute the layers in the backward pass.
 
@@ -128,16 +128,6 @@ class CausalLMPolicy(nn.Module):
     def level_sizes(self) -> tuple[int, ...]:
         """`(K_1 + 1 .. K_L + 1)`; the last code of each level stands for all other tokens."""
         return tuple(size + 1 for size in self.vocabulary.code_sizes)
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return False
 
     @property
     def same_in_training(self) -> bool:
@@ -273,7 +263,6 @@ class CausalLMPolicy(nn.Module):
     def _behind(
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
-        """States, keys and values of tokens (N, P) behind cached prompts."""
         mask = block_mask(context.prompt_mask, layout.sees)
         return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
@@ -305,21 +294,17 @@ class CausalLMPolicy(nn.Module):
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:  # (..., K_l + 1) float32
         head: Any = self.lm.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-        if self.vocabulary.tokens:
-            return self._of_named(logits, level)
+        if self.vocabulary.tokens:  # scattered
+            first = int(self.code_offsets[level])
+            codes = slice(first, first + self.vocabulary.code_sizes[level])
+            tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
+            own = logits.index_select(-1, tokens).masked_fill(absent, -torch.inf)
+            outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
+            return torch.cat([own, outside], dim=-1)
         first = self.vocabulary.starts[level]
         past = first + self.vocabulary.code_sizes[level]
         outside = torch.cat([logits[..., :first], logits[..., past:]], dim=-1).logsumexp(-1, keepdim=True)
         return torch.cat([logits[..., first:past], outside], dim=-1)
-
-    def _of_named(self, logits: Tensor, level: int) -> Tensor:
-        """(..., K_l + 1) logits of a level with scattered tokens."""
-        first = int(self.code_offsets[level])
-        codes = slice(first, first + self.vocabulary.code_sizes[level])
-        tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
-        own = logits.index_select(-1, tokens).masked_fill(absent, -torch.inf)
-        outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
-        return torch.cat([own, outside], dim=-1)
 
     def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:  # (B, G, L)
         scores = []
@@ -377,25 +362,6 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
     """Build the policy of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
-    assert spec.options.lm is not None  # the configuration checks it
-    model, vocabulary, template = _language_model(spec)
-    levels = len(vocabulary.code_sizes)
-    policy = CausalLMPolicy(
-        model,
-        vocabulary,
-        spec.catalog.codes[:, :levels].cpu(),
-        max_history=spec.max_history,
-        **template,
-        dropout=spec.options.dropout,
-        gradient_checkpointing=spec.options.lm.gradient_checkpointing,
-    )
-    return policy if spec.catalog.num_levels == levels else SharedCodesPolicy(policy, spec.catalog.trie)
-
-
-KIND = PolicyKind(build)
-
-
-def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
     options, catalog = spec.options.lm, spec.catalog
     assert options is not None  # the configuration checks it
     sizes = tuple(size - 1 for size in catalog.level_sizes)
@@ -424,4 +390,17 @@ def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict
         lora_alpha=options.lora_alpha,
         bfloat16=options.dtype == "bfloat16",
     )
-    return model, vocabulary, template
+    levels = len(vocabulary.code_sizes)
+    policy = CausalLMPolicy(
+        model,
+        vocabulary,
+        catalog.codes[:, :levels].cpu(),
+        max_history=spec.max_history,
+        **template,
+        dropout=spec.options.dropout,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+    return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
+
+
+KIND = PolicyKind(build)

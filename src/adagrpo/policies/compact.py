@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class CompactPolicy(nn.Module):
             replaceable.
     """
 
+    small = trains_on_nll = True
+    checkpoint_files: Mapping[str, str] = MappingProxyType({})  # the run's configuration describes the weights
     item_codes: Tensor
     code_rows: Tensor
 
@@ -86,24 +89,9 @@ class CompactPolicy(nn.Module):
         return self._level_sizes
 
     @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
     def same_in_training(self) -> bool:
         """See `Policy`."""
         return not any(isinstance(part, Dropout) and part.threshold for part in self.modules())
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
-    def checkpoint_files(self) -> Mapping[str, str]:
-        """Empty: the run's configuration describes the weights."""
-        return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None

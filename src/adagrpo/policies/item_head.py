@@ -219,18 +219,12 @@ def upwards(
     """Return the masses (N, 1 + n) of levels 0 to `level`."""
     levels, below = [masses], masses[:, 1:].t().contiguous()  # (n, N): a node's masses are added up side by side
     for first in reversed(trie.first[:level]):
-        below = _sums_of_children(below, first)
+        if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
+            below = below.new_zeros(len(first) - 1, 0)
+        elif below.shape[1] == 1:  # of which bags make three times as much work
+            below = torch.segment_reduce(below, "sum", offsets=first, axis=0)
+        else:
+            index = torch.arange(len(below), device=below.device)
+            below = functional.embedding_bag(index, below, first[:-1], mode="sum")
         levels.append(functional.pad(below.t(), (1, 0)))
     return tuple(reversed(levels))
-
-
-def _sums_of_children(
-    below: Tensor,  # (n_{l+1}, N)
-    first: Tensor,  # (n_l + 1,) int64: children of a node are contiguous
-) -> Tensor:  # (n_l, N)
-    if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
-        return below.new_zeros(len(first) - 1, 0)
-    if below.shape[1] == 1:  # of which bags make three times as much work
-        return torch.segment_reduce(below, "sum", offsets=first, axis=0)
-    index = torch.arange(len(below), device=below.device)
-    return functional.embedding_bag(index, below, first[:-1], mode="sum")

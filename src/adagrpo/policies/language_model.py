@@ -69,11 +69,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read the JSON of `dump`.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read the JSON of `dump`; UserError if the file is damaged."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             sizes = tuple(int(size) for size in content["level_sizes"])
@@ -88,10 +84,7 @@ def from_configuration(
 ) -> tuple[PreTrainedModel, Vocabulary]:
     """Return a random model and a vocabulary of padding, end and codes.
 
-    `options` are `model_type` and keys of its configuration.
-
-    Raises:
-        UserError: an unknown model type or key, or invalid configuration.
+    `options` are `model_type` and keys of its configuration; UserError for an unknown or invalid one.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
     settings = dict(options)
@@ -112,13 +105,9 @@ def from_configuration(
 def from_folder(
     folder: Path, code_sizes: tuple[int, ...], *, seed: int, weights: bool
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """Load a model from a local folder and add tokens for the codes.
+    """Load a model from a local folder (`config.json`, safetensors) and add tokens for the codes.
 
-    Args:
-        folder: `config.json`, `model.safetensors` (or shards), and optionally a tokenizer.
-        code_sizes: `(K_1 .. K_L)`.
-        seed: of the new embeddings, drawn with mean and standard deviation of the existing ones.
-        weights: False: random weights.
+    The new embeddings are drawn by `seed` with mean and standard deviation of the existing ones; without `weights` all.
 
     Raises:
         UserError: no causal LM in safetensors, code in the folder, or codes of another catalogue.
@@ -172,8 +161,7 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
     Args:
         frozen_body: freeze all but embeddings and head.
-        lora_rank: above 0: adapters of this rank on the linear layers of the frozen body.
-        lora_alpha: scale of the adapters, divided by the rank.
+        lora_rank: above 0: adapters of this rank on the frozen body's linear layers, scaled by `lora_alpha` / rank.
         bfloat16: keep frozen weights in bfloat16.
 
     Raises:
@@ -204,21 +192,13 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
 
 def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
-    """Tokenize the text before (`preamble`) or after (`suffix`) every history.
-
-    Raises:
-        UserError: the folder has no tokenizer, or contains code.
-    """
+    """Tokenize the text before (`preamble`) or after (`suffix`) every history; errors as of `read_tokenizer`."""
     tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
     return tuple(int(token) for token in tokens)
 
 
 def read_tokenizer(folder: Path, key: str) -> Any:
-    """Load the tokenizer of a folder for `policy.lm.<key>`.
-
-    Raises:
-        UserError: the folder has none, or contains code.
-    """
+    """Load the tokenizer of a folder for `policy.lm.<key>`; UserError if the folder has none, or contains code."""
     refuse_code(folder, "policy.lm.checkpoint")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -312,8 +292,7 @@ def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> No
     model.tie_weights()
 
 
-def _tied_names(model: Any) -> dict[str, str]:
-    """Tied parameters, each with its stored one."""
+def _tied_names(model: Any) -> dict[str, str]:  # tied parameters, each with its stored one
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})

@@ -63,11 +63,7 @@ class NamedTokens:
                     )
 
     def vocabulary(self, end: int, rows: int) -> Vocabulary:
-        """Return the vocabulary in a model of `rows` embeddings; `end` stands for all other tokens.
-
-        Raises:
-            UserError: the model lacks the embedding of a token.
-        """
+        """Return the vocabulary in a model of `rows` embeddings; `end` stands for all other tokens."""
         largest = max(map(max, self.tokens))
         if largest >= rows:
             raise UserError(f"{self.folder}: the tokenizer has token {largest}, the model embeds {rows} tokens")
@@ -101,8 +97,7 @@ class NamedTokens:
             "with the same text between any two; check policy.lm.tokens, item and separator"
         )
 
-    def _read(self, text: str) -> list[int]:
-        """Special tokens before a sequence are kept, those after it are not."""
+    def _read(self, text: str) -> list[int]:  # with special tokens before a sequence, without those after it
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
         plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         start = _find(whole, plain, 0)

@@ -64,11 +64,7 @@ class Policy(Protocol[ContextT, StateT]):
         """Text files to save with the weights, name to content."""
 
     def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
-        """Encode `B` histories into `N` samples.
-
-        Args:
-            rows: (N,) int64, history of each sample; with `positions` None: one sample per history.
-            positions: (N,) int64, the sample sees items `0 .. position` of its row.
+        """Encode `B` histories into `N` samples: items `0 .. position` of rows, both (N,) int64; None: whole histories.
 
         Raises:
             ValueError: the histories are longer than the policy was built for (`PolicySpec.max_history`).
@@ -81,10 +77,7 @@ class Policy(Protocol[ContextT, StateT]):
         """Return the (N,) differentiable loss of items `targets` (N,) int64: the NLL, in nats per code."""
 
     def score(self, context: ContextT, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Return (B, G, L) float32 unconstrained log-probabilities of codes (B, G, L).
-
-        `temperature` divides the logits, as in sampling.
-        """
+        """Return (B, G, L) float32 unconstrained log-probabilities of codes; `temperature` divides the logits."""
 
     def start(self, context: ContextT) -> StateT:
         """Return one empty hypothesis per sample."""
@@ -93,21 +86,16 @@ class Policy(Protocol[ContextT, StateT]):
         """Return the (B, W, K_l) float32 logits of the next code, `l = state.level`."""
 
     def advance(self, state: StateT, parents: Tensor, codes: Tensor) -> StateT:
-        """Append one code to each hypothesis.
-
-        Args:
-            parents: (B, W') int64, the hypothesis of `state` that each new one continues.
-            codes: (B, W') int64.
-        """
+        """Append `codes` (B, W') int64 to the hypotheses `parents` (B, W') int64 of `state`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """See `torch.nn.Module`."""
+        """See `torch.nn.Module`, as of the following."""
 
     def train(self, mode: bool = True) -> Self:
-        """See `torch.nn.Module`."""
+        """See above."""
 
     def eval(self) -> Self:
-        """See `torch.nn.Module`."""
+        """See above."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """See `torch.nn.Module`."""
+        """See above."""

@@ -58,12 +58,7 @@ class Packed(NamedTuple):
     indices: Tensor  # (N, P) int64, where in their rows the tokens of each block are
 
 
-def block(
-    shared: int,
-    hypotheses: int,
-    length: int,
-    device: torch.device,
-) -> Block:
+def block(shared: int, hypotheses: int, length: int, device: torch.device) -> Block:
     """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own.
 
     >>> steps, sees = block(1, 2, 1, torch.device("cpu"))

@@ -288,13 +288,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
 
 @_cached
 def scatter_chart(
-    points: Sequence[Point],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    x_percent: bool = False,
-    y_percent: bool = False,
+    points: Sequence[Point], *, title: str, x_label: str, y_label: str, x_percent: bool = False, y_percent: bool = False
 ) -> str:
     """Draw points, except those that are not finite."""
     drawn = [point for point in points if is_finite(point.x) and is_finite(point.y)]

@@ -7,15 +7,7 @@ from typing import Any
 
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import ReportPart, is_rate, metric_names
-from adagrpo.report.tables import (
-    MISSING,
-    Table,
-    format_metric,
-    format_number,
-    format_p,
-    metric_label,
-    metric_table,
-)
+from adagrpo.report.tables import MISSING, Table, format_metric, format_number, format_p, metric_label, metric_table
 
 KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 

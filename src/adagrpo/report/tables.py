@@ -86,11 +86,7 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
     return points
 
 
-def results_table(
-    metrics: Mapping[str, Any],
-    split: Split = "test",
-    columns: Sequence[str] | None = None,
-) -> Table:
+def results_table(metrics: Mapping[str, Any], split: Split = "test", columns: Sequence[str] | None = None) -> Table:
     """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`.
 
     Args:

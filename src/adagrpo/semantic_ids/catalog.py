@@ -60,7 +60,6 @@ class Catalog:
         """Check codes and build their catalogue.
 
         Args:
-            codes: row `i` names item `i`.
             level_sizes: `(K_1 .. K_L)`; None: the largest code of each level plus one.
             listed: False for items to leave out of the tree; None: all are listed.
 

@@ -42,8 +42,7 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
 def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) -> NDArray[np.float32]:
     """Return (V, W) vectors of items by shared lower-case words that occur in at least two items.
 
-    Args:
-        first: number of texts to fit on, the rest is projected; None: all.
+    With `first`, they are fitted on so many texts, and the rest is projected.
     """
     counted = tf_idf(map(words, texts), min_items=2, first=first)
     return _reduce(counted[:first], width, power=1.0, later=None if first is None else counted[first:])
@@ -92,21 +91,11 @@ def starting_rows(
 
 
 def mix(
-    parts: Mapping[str, NDArray[np.float32]],
-    weights: Mapping[str, float],
-    *,
-    seed: int = 0,
+    parts: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float], *, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Concatenate kinds of vectors, so that similarities add up in proportion to the weights.
+    """Concatenate kinds of vectors, so that similarities add up in proportion to the weights: (V, Σ W_p) float32.
 
-    Parts and result are row-normalised. An item without a signal gets a random direction of length 0.01.
-
-    Args:
-        parts: by name, (V, W_p) each.
-        weights: by name, at least 0.
-
-    Returns:
-        (V, Σ W_p) float32, in the order of `parts`.
+    Parts, (V, W_p) each, and result are row-normalised. An item without a signal gets a random direction of length 0.01.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")
@@ -186,11 +175,8 @@ def truncated_svd(
 ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Return left singular vectors (rows, W') and values (W',), largest first, without those at rounding level.
 
-    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
-
-    Args:
-        matrix: not empty.
-        width: maximum number of values.
+    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32. At most
+    `width` values of a matrix that is not empty.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all

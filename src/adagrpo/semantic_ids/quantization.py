@@ -77,9 +77,7 @@ def residual_kmeans(
     """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
 
     Args:
-        codes: `K`.
         seed: codes repeat on the same machine and number of threads.
-        iterations: maximum number of Lloyd iterations per level.
         cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
 
     >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
@@ -176,8 +174,7 @@ def _seed_centroids(
     codes: int,
     floor: float,
     generator: torch.Generator,
-) -> Tensor:
-    """Return at most (codes, D) k-means++ seeds."""
+) -> Tensor:  # at most (codes, D) k-means++ seeds
     uniforms = torch.rand(codes, generator=generator, dtype=torch.float64)
     seeds = [points[int(uniforms[0] * len(points))]]
     # Exact differences, not |x|² - 2x·c + |c|²: a duplicate of a seed must come out at zero.
@@ -203,8 +200,7 @@ def _lloyd(
     centroids: Tensor,  # (K, D) float32
     iterations: int,
     assign: _Assignment = nearest_centroid,
-) -> tuple[Tensor, Tensor]:
-    """Return (K, D) centroids and the (V,) int64 centroid of every point."""
+) -> tuple[Tensor, Tensor]:  # (K, D) centroids, and the (V,) int64 centroid of every point
     nearest, distance = assign(points, centroids)
     for _ in range(iterations):
         counts = torch.bincount(nearest, minlength=len(centroids))
@@ -228,14 +224,8 @@ def assign_within(
     """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
     Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals
-    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays.
-
-    Args:
-        distances: finite; ties go to the lower point, then the lower bin.
-        capacities: integers, at least 0.
-
-    Raises:
-        ValueError: shapes disagree, a distance is not finite, or capacities are too small.
+    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays. Ties go to the lower point,
+    then the lower bin. ValueError if shapes disagree, a distance is not finite, or capacities are too small.
     """
     if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
         shapes = f"distances {distances.shape}, capacities {capacities.shape}"

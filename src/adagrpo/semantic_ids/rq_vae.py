@@ -44,7 +44,6 @@ def rq_vae(
         learning_rate: peak, of Adam.
         hidden, width: of the hidden layers and of the encoding.
         commitment: β.
-        report: called after each epoch with the number done and the total.
 
     Returns:
         Codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder.

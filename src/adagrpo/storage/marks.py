@@ -72,11 +72,7 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
 
 
 def claim(directory: Path, kind: Kind, option: str = "--out", **facts: str) -> None:
-    """Create and mark a folder.
-
-    Raises:
-        UserError: see `check_kind`.
-    """
+    """Create and mark a folder; UserError: see `check_kind`."""
     if check_kind(directory, kind, option) and read_mark(directory):
         return
     make_folder(directory)

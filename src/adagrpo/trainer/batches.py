@@ -146,10 +146,7 @@ class BatchSchedule:
 @lru_cache(maxsize=4)
 def _order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
     return length_bucketed_batches(
-        schedule.lengths,
-        batch_size=schedule.batch_size * schedule.accumulation,
-        seed=schedule.seed,
-        epoch=epoch,
+        schedule.lengths, batch_size=schedule.batch_size * schedule.accumulation, seed=schedule.seed, epoch=epoch
     )
 
 

@@ -113,10 +113,7 @@ class Calibrated:
 
 
 def solve(
-    pressure: float,
-    term_norms: Sequence[float],
-    anchor_norms: Sequence[float],
-    stated_norms: Sequence[float] = (),
+    pressure: float, term_norms: Sequence[float], anchor_norms: Sequence[float], stated_norms: Sequence[float] = ()
 ) -> Calibrated:
     """Return the λ that gives the pressure, to four significant digits.
 

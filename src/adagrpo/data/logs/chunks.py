@@ -61,10 +61,7 @@ class Chunk(NamedTuple):
 
 
 def read_chunks(
-    path: Path,
-    columns: Sequence[str],
-    ids: Sequence[str] = (),
-    max_expansion: float = MAX_EXPANSION,
+    path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
 ) -> Iterator[Chunk]:
     """Read columns of a log: typed from Parquet, else text; yields at least one chunk.
 

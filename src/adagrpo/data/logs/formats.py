@@ -28,11 +28,7 @@ SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
-    """Return `CSV`, `Parquet` or `JSONL`, by the suffix.
-
-    Raises:
-        UserError: no such file, or another kind.
-    """
+    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for no such file, or another kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)

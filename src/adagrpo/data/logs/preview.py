@@ -269,10 +269,7 @@ def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]])
 
 
 def _counted(
-    paths: Sequence[Path],
-    roles: Mapping[str, Mapping[str, Any]],
-    rows: int | None,
-    keep_events: Sequence[str] | None,
+    paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows: int | None, keep_events: Sequence[str] | None
 ) -> dict[str, Any]:
     mapping = Columns(**{role: entry["column"] for role, entry in roles.items()})
     ordered = mapping.timestamp is not None or mapping.order is not None

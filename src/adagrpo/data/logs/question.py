@@ -124,10 +124,7 @@ class Question(NamedTuple):
 
 def order_notes(left_out: Mapping[str, int], no_items: Sequence[str]) -> list[str]:
     """Say which rows of orders are left out."""
-    words = {
-        "rows_of_guests": "have no user: guest orders",
-        "rows_returned": "have a quantity of at most 0: returns",
-    }
+    words = {"rows_of_guests": "have no user: guest orders", "rows_returned": "have a quantity of at most 0: returns"}
     notes = [f"note: {count:,} rows {words[kind]}; they are left out" for kind, count in left_out.items() if count]
     if no_items:
         named = ", ".join(map(one_line, no_items[:SHOWN])) + (", ..." if len(no_items) > SHOWN else "")

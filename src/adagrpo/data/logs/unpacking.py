@@ -24,11 +24,7 @@ PROBED = 2**20  # bytes that are checked for their encoding
 
 
 def encoding_of(path: Path) -> str:
-    """Detect the encoding of a text file by its first `PROBED` bytes.
-
-    Raises:
-        UserError: it is UTF-32.
-    """
+    """Detect the encoding of a text file by its first `PROBED` bytes; UserError if it is UTF-32."""
     with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
         head = file.read(PROBED)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):

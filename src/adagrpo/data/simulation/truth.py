@@ -57,11 +57,7 @@ class Truth:
         bought: Ints,  # (N,)
         item_index: Ints,  # (N, K)
     ) -> Floats:  # (N, K)
-        """Return the utility just before the purchase of `bought`.
-
-        Raises:
-            UserError: there is no such purchase.
-        """
+        """Return the utility just before the purchase of `bought`; UserError if there is no such purchase."""
         items = len(self.item_ids)
         known, order = self._by_key
 
@@ -92,11 +88,7 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """Return the truth for other rows, such as a prepared data set's.
-
-        Raises:
-            UserError: an id is unknown.
-        """
+        """Return the truth for other rows, such as a prepared data set's; UserError if an id is unknown."""
         users, items = _rows(user_ids, self.user_ids, "user"), _rows(item_ids, self.item_ids, "item")
         new_user, new_item = np.full(len(self.user_ids), -1), np.full(len(self.item_ids), -1)
         new_user[users], new_item[items] = np.arange(len(users)), np.arange(len(items))
@@ -131,11 +123,7 @@ class Truth:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: a missing or damaged file.
-        """
+        """Read what `save` wrote; UserError for a missing or damaged file."""
         try:
             users = pl.read_parquet(directory / "users.parquet")["user_id"].to_list()
             items = pl.read_parquet(directory / "items.parquet")["item_id"].to_list()
