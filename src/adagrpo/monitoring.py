@@ -120,8 +120,7 @@ def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule) -> Daily
     return DailySigns(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))
 
 
-def _gap(visits: Visits) -> Floats:
-    """Return (N,) predicted minus clicked, per item."""
+def _gap(visits: Visits) -> Floats:  # (N,) predicted minus clicked, per item
     return np.asarray(visits.predicted - visits.clicked / np.maximum((visits.items >= 0).sum(axis=1), 1))
 
 

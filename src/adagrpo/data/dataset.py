@@ -1,7 +1,7 @@
 """Number the users and items of logs, and order each user's interactions.
 
-The k-core repeatedly drops users and items with few interactions (Seidman 1983).
-Items are numbered by `adagrpo.data.dataset`, users by id.
+The k-core repeatedly drops users and items with few interactions (Seidman 1983). Items are numbered by a hash of their
+ids, users by id.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8
 
 
 def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
-    """Return the distinct ids in the order of their hashes; an integer hashes as its text.
+    """Return the distinct ids by (blake2b_64(key, text of the id), id), lest their numbers carry information.
+
+    Ids often ascend by first appearance, popularity or release date, which could leak through ties. The key is fixed,
+    so that runs share prepared data.
 
     >>> in_hash_order(pl.Series("item_id", [1, 2, 3, 4, 5, 5])).to_list()
     [4, 1, 3, 2, 5]
@@ -74,27 +77,25 @@ class Dataset:
 
 def build_dataset(
     logs: Logs,
-    items: pl.DataFrame | None = None,
+    items: pl.DataFrame | None = None,  # of `read_items`; may lack items of the logs
     *,
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
-    keep_unseen_items: bool = False,
+    keep_unseen_items: bool = False,  # keep items of the table without interactions
     baskets: bool = False,
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
     With `baskets`, lines of one order id (where there is none, of one time) stand together, without repeats, at the
     time of the last, so that nothing is before a point in time that came after it; within a basket by item, whatever
-    the order of the file.
-
-    Args:
-        items: of `read_items`; may lack items of the logs.
-        keep_unseen_items: keep items of the table without interactions.
-
-    Raises:
-        UserError: fewer than two users or items are left.
+    the order of the file. UserError if fewer than two users or items are left.
     """
-    item_ids, described = _align(logs.interactions[ITEM_ID], items)
+    item_ids = logs.interactions[ITEM_ID]
+    described = items
+    if described is None:
+        described = pl.DataFrame(schema={ITEM_ID: item_ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
+    elif described[ITEM_ID].dtype != item_ids.dtype:  # compared as text
+        item_ids, described = item_ids.cast(pl.String), described.with_columns(pl.col(ITEM_ID).cast(pl.String))
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
     if len(user_ids) < 2 or len(catalogue) < 2:
@@ -138,7 +139,9 @@ def build_dataset(
     optional = [name for name in (TIMESTAMP, RATING, *((BASKET, DAYS) if baskets else ())) if name in numbered.columns]
     interactions = numbered.with_columns(position).select(USER, ITEM, POSITION, *optional)
     users = pl.DataFrame({USER_ID: user_ids}).select(index(USER, len(user_ids)), USER_ID)
-    listed = _listed_items(catalogue, described)
+    listed = pl.DataFrame({ITEM_ID: catalogue}).join(described, on=ITEM_ID, how="left", maintain_order="left")
+    known_lists = pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([])
+    listed = listed.select(index(ITEM, len(catalogue)), ITEM_ID, pl.col(TEXT).fill_null(""), known_lists)
     return Dataset(users, listed, interactions, impressions, logs.rejects, counts, logs.understood)
 
 
@@ -170,46 +173,15 @@ def _in_baskets(
     return together.unique([USER, BASKET, ITEM], keep="first", maintain_order=True)
 
 
-def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
-    return (
-        pl.DataFrame({ITEM_ID: catalogue})
-        .join(described, on=ITEM_ID, how="left", maintain_order="left")
-        .select(
-            index(ITEM, len(catalogue)),
-            ITEM_ID,
-            pl.col(TEXT).fill_null(""),
-            pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
-        )
-    )
-
-
-def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
-    if items is None:
-        items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
-    if items[ITEM_ID].dtype == ids.dtype:
-        return ids, items
-    return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
-
-
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
     if max(min_user, min_item) <= 1:  # who is in the table has an interaction
         return table
     users, items = (_indices_in(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
-    rows = _k_core_rows(users, items, min_user, min_item)
-    return table if len(rows) == len(table) else table[rows]
-
-
-def _k_core_rows(
-    users: NDArray[np.int32],  # (N,)
-    items: NDArray[np.int32],  # (N,)
-    min_user: int,
-    min_item: int,
-) -> NDArray[np.int64]:
     rows = np.arange(len(users))
     while True:
         enough = (np.bincount(users)[users] >= min_user) & (np.bincount(items)[items] >= min_item)
         if enough.all():
-            return rows
+            return table if len(rows) == len(table) else table[rows]
         rows, users, items = rows[enough], users[enough], items[enough]
 
 

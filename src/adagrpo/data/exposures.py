@@ -51,12 +51,11 @@ def write_exposures(
 ) -> None:
     """Write unordered impressions, split at random.
 
+    UserError for no impressions, or fewer than two users with a training click.
+
     Args:
         biased: shown by the platform; `random` was shown at random.
         held_out: share of impressions for validation, and again for the report.
-
-    Raises:
-        UserError: no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -174,10 +173,9 @@ LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet"
 
 
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the distinct user, item, clicked, numbered as in a prepared log, and counts.
+    """Return items shown at random to a prepared log's users, (user, item, clicked), to judge lists alone, and counts.
 
-    Raises:
-        UserError: no clicks, or no usable exposures.
+    Pairs of the log or its impressions are dropped, as training knows them. UserError for no clicks, or nothing left.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")

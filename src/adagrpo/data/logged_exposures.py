@@ -58,21 +58,14 @@ def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
 
 
 def impressions_of(
-    exposures: pl.DataFrame,
-    feedback: pl.DataFrame,
+    exposures: pl.DataFrame,  # one row per answer (`adagrpo.exposures.exposure_store`)
+    feedback: pl.DataFrame,  # one row per request, item and kind
     *,
-    clicks: Sequence[str],
-    within_seconds: float | None = None,
-    only_sampled: bool = False,
+    clicks: Sequence[str],  # kinds of feedback that are clicks
+    within_seconds: float | None = None,  # maximum delay of a click; None: no limit
+    only_sampled: bool = False,  # keep sampled lists only, which have propensities
 ) -> tuple[pl.DataFrame, ExposureCounts]:
     """Join the shown lists with their feedback.
-
-    Args:
-        exposures: one row per answer (`adagrpo.exposures.exposure_store`).
-        feedback: one row per request, item and kind.
-        clicks: kinds of feedback that are clicks.
-        within_seconds: maximum delay of a click; None: no limit.
-        only_sampled: keep sampled lists only, which have propensities.
 
     Returns:
         user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (the

@@ -43,14 +43,10 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
 
 
 def common_users_of(
-    user_items: sparse.csr_array,  # (U, V)
-    items: NDArray[np.int64],  # (N,)
+    user_items: sparse.csr_array,  # (U, V), from `users_of_items`
+    items: NDArray[np.int64],  # (N,), ascending and distinct
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
     """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
-
-    Args:
-        user_items: from `users_of_items`.
-        items: ascending and distinct.
 
     >>> user_items = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
     >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(user_items, np.array([0, 2]))]
@@ -79,7 +75,16 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
     if training.baskets is not None:
-        return _between_baskets(training, num_items, shared)
+        users = np.repeat(np.arange(len(training)), training.lengths)
+        begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
+        of_user, ones = users[begins], np.ones(len(users), np.float32)
+        user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+        followed = np.flatnonzero(of_user[1:] == of_user[:-1])
+        sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
+        earlier_items = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
+        between: sparse.csr_array = (earlier_items.T @ user_items[followed + 1]).tocsr().astype(np.float32)
+        between.sort_indices()
+        return between
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
     for steps in range(1, within + 1):
@@ -88,19 +93,6 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
         parts.append((np.full(len(earlier), 1 / steps, np.float32), earlier, later))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
-    counts.sort_indices()
-    return counts
-
-
-def _between_baskets(training: Ragged, num_items: int, shared: bool) -> sparse.csr_array:
-    users = np.repeat(np.arange(len(training)), training.lengths)
-    begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
-    of_user, ones = users[begins], np.ones(len(users), np.float32)
-    user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
-    followed = np.flatnonzero(of_user[1:] == of_user[:-1])
-    sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
-    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
-    counts: sparse.csr_array = (earlier.T @ user_items[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()
     return counts
 

@@ -49,7 +49,10 @@ from adagrpo.types import Cases, Ragged
 
 @dataclass(frozen=True)
 class MappedRagged(Ragged):
-    """Rows with values in a file."""
+    """Training sequences in a file, so that memory does not grow with the log.
+
+    Batches use `pread`: with large pages, a mapped history would cost 2 MB.
+    """
 
     pages: mmap.mmap
     file: IO[bytes]
@@ -111,7 +114,12 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
-    _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
+    user_ids = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
+    logged = dataset.interactions.lazy().filter(pl.Series(trained))
+    for ids, key in ((user_ids, USER), (dataset.items.lazy().select(ITEM, ITEM_ID), ITEM)):
+        logged = logged.join(ids, on=key, how="left", maintain_order="left")
+    at = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
+    logged.select(USER_ID, ITEM_ID, *at).sink_parquet(directory / TRAINING_LOGS, row_group_size=_ROWS)
     validated = (validation >= 0)[users] & (positions >= of_rows(validation)) & (positions < of_rows(validation_end))
     marked = table.with_columns(pl.Series(TARGET, validated))
     marked.filter(until_test & ~trained).write_parquet(directory / "validation.parquet")
@@ -148,16 +156,6 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary[new] = int((~known[items[validated]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Path) -> None:
-    users = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
-    items = dataset.items.lazy().select(ITEM, ITEM_ID)
-    times = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
-    table = dataset.interactions.lazy().filter(pl.Series(trained))
-    for ids, key in ((users, USER), (items, ITEM)):
-        table = table.join(ids, on=key, how="left", maintain_order="left")
-    table.select(USER_ID, ITEM_ID, *times).sink_parquet(path, row_group_size=_ROWS)
 
 
 def load_training(directory: Path) -> Ragged:

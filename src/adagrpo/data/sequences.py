@@ -85,18 +85,14 @@ def emptied(ragged: Ragged, rows: NDArray[np.bool_]) -> Ragged:  # rows (N,)
 def length_bucketed_batches(
     lengths: NDArray[np.int64],  # (N,)
     *,
-    batch_size: int,
+    batch_size: int,  # of all but the last of the last bucket
     seed: int,
     epoch: int,
-    bucket_factor: int = 50,
+    bucket_factor: int = 50,  # more is less padding and less randomness
 ) -> list[NDArray[np.int64]]:
     """Batch rows of two items or more by similar length, in an order set by (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
-
-    Args:
-        batch_size: of all but the last of the last bucket.
-        bucket_factor: more is less padding and less randomness.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

@@ -89,13 +89,10 @@ def temporal(
     validation_from: float,
     test_from: float,
 ) -> Split:
-    """Split at two points in time.
+    """Split at two points in time; ValueError for points out of order, or a user's timestamps do not ascend.
 
     Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and
     from `test_from` on; a target needs a history.
-
-    Raises:
-        ValueError: points out of order, or a user's timestamps do not ascend.
     """
     if not validation_from < test_from:
         raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")
@@ -171,8 +168,7 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 def check_leakage(split: Split) -> None:
     """Check that no training sequence reaches a target, and that validation precedes test.
 
-    Raises:
-        ValueError: naming the first user.
+    The ValueError names the first user.
     """
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):

@@ -25,19 +25,14 @@ def shuffle_ties(
     dataset: Dataset,
     *,
     seed: int,
-    table: Path | None = None,
+    table: Path | None = None,  # item table that holds `column`
     id_column: str = ITEM_ID,
-    column: str | None = None,
+    column: str | None = None,  # that sorted the ties; None: ties are equal timestamps
     max_expansion: float = MAX_EXPANSION,
 ) -> Dataset:
     """Put tied interactions into random order.
 
-    Args:
-        table: item table that holds `column`.
-        column: that sorted the ties; None: ties are equal timestamps.
-
-    Raises:
-        UserError: neither timestamps nor a column, impressions, or an item without a value in the column.
+    UserError for neither timestamps nor a column, impressions, or an item without a value in the column.
     """
     interactions = dataset.interactions
     if dataset.impressions is not None:

@@ -37,16 +37,12 @@ class Beams(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Hypotheses after one more code."""
-
     scores: Tensor  # (B, W) float32, best first
     parents: Tensor  # (B, W) int64, index of the parent hypothesis
     codes: Tensor  # (B, W) int64
 
 
 class _Written(NamedTuple):
-    """Codes that hypotheses added at one level."""
-
     parents: Tensor  # (B, W) int64
     codes: Tensor  # (B, W) int64
     log_probs: Tensor  # (B, W) float32
@@ -58,18 +54,14 @@ def beam_search(
     context: ContextT,
     width: int,
     *,
-    trie: Trie | None = None,
-    excluded: Excluded | None = None,
+    trie: Trie | None = None,  # restricts the search to its sequences, without renormalising
+    excluded: Excluded | None = None,  # items that each sample's search leaves out, from `trie.excluding`
 ) -> Beams:
     """Return the `W` most probable Semantic IDs of each sample that a beam of width `W` finds.
 
     Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
-    parent, then by the lower code, on every device. If too few sequences have positive probability, the rest hold codes -1
-    and score -inf.
-
-    Args:
-        trie: restricts the search to its sequences, without renormalising.
-        excluded: items that each sample's search leaves out, from `trie.excluding`.
+    parent, then by the lower code, on every device. Beyond the sequences of positive probability, codes are -1, scores
+    -inf.
 
     Raises:
         DeadEnd: a prefix has no continuation in the trie.
@@ -179,8 +171,6 @@ def beam_search_both(
 
 
 class _Shared(NamedTuple):
-    """Hypotheses of the constrained search, followed by those that only the free one has."""
-
     hypotheses: Tensor  # (B, W) int64, index of each free hypothesis among the J
     parents: Tensor  # (B, J) int64
     codes: Tensor  # (B, J) int64
@@ -213,8 +203,7 @@ def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor
     )
 
 
-def _root(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 1) scores and nodes of one empty hypothesis per sample."""
+def _root(logits: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) scores and nodes of one empty hypothesis per sample
     shape, device = logits.shape[:2], logits.device
     return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
@@ -234,7 +223,6 @@ def _beams(
     width: int,
     nodes: Tensor | None,  # (B, W) of the last level
 ) -> Beams:
-    """Trace the codes back from the last level, and pad to `width`."""
     last = written[-1]
     codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):

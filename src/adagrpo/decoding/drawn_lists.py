@@ -70,8 +70,7 @@ def draw_slates(
 ) -> Slates:
     """Draw lists of `k` items without replacement, and the item after them.
 
-    Raises:
-        NotFinite: the policy's logits hold NaN or +inf.
+    NotFinite if the policy's logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if count < 1:

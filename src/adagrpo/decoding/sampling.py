@@ -46,16 +46,12 @@ def check(policy: Policy[Any, Any], trie: Trie | None, temperature: float = 1.0)
 def sample(
     policy: Policy[ContextT, StateT],
     context: ContextT,
-    uniforms: Tensor,  # (B, G, L)
+    uniforms: Tensor,  # (B, G, L) numbers in [0, 1), one per code
     *,
     temperature: float = 1.0,
-    trie: Trie | None = None,
+    trie: Trie | None = None,  # restricts the codes to those that lead to an item; `log_probs` are then renormalised
 ) -> Samples:
     """Draw `G` Semantic IDs per sample, code by code, by inverse transform sampling.
-
-    Args:
-        uniforms: (B, G, L) numbers in [0, 1), one per code.
-        trie: restricts the codes to those that lead to an item; `log_probs` are then renormalised.
 
     Raises:
         DeadEnd: no code can be drawn for a hypothesis.
@@ -112,8 +108,7 @@ def score_sequences(
 ) -> Tensor:  # (B, G, L)
     """Return log-probabilities of given codes under the distribution of `sample`, with gradients; a trie renormalises.
 
-    Raises:
-        DeadEnd: a sequence is not in the trie.
+    DeadEnd if a sequence is not in the trie.
     """
     levels = check(policy, trie, temperature)
     if codes.ndim != 3 or codes.shape[2] != levels:

@@ -79,18 +79,13 @@ class Observations:
 
 def diagnose(
     observed: Observations,
-    leak: dict[str, Any] | None = None,
+    leak: dict[str, Any] | None = None,  # from `leak_signs`; any sign makes the verdict `do_not_use`. None: not tested
     *,
-    exposure_power: float = 0.5,
+    exposure_power: float = 0.5,  # of `case_weights`, in the advised weight
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int = RESAMPLES,  # of the bootstrap, which the verdict does not use
 ) -> dict[str, Any]:
     """Diagnose whether re-ranking by a reward helps, and whether its sign is right.
-
-    Args:
-        leak: from `leak_signs`; any sign makes the verdict `do_not_use`. None: not tested.
-        exposure_power: of `case_weights`, in the advised weight.
-        resamples: of the bootstrap, which the verdict does not use.
 
     Returns:
         JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
@@ -186,18 +181,14 @@ def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[s
 
 def order_by_exposure(
     lists: Lists,
-    counts: Ints,  # (V,)
+    counts: Ints,  # (V,) how often each item was shown, or a substitute, named `counted`
     counted: str,
     *,
-    utility: Utility | None = None,
+    utility: Utility | None = None,  # (N, W) items to their true utility, in simulated worlds
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Measure how well ranker and policy order items shown about equally often.
-
-    Args:
-        counts: (V,) how often each item was shown, or a substitute, named `counted`.
-        utility: (N, W) items to their true utility, in simulated worlds.
 
     Returns:
         `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.

@@ -1,4 +1,4 @@
-"""Orders of one beam: by the policy, the ranker, both, and rankers that know nothing.
+"""Orders of one beam: by the policy, the ranker, both, and rankers that know nothing; and what they gain by cell.
 
     policy    log π(o | x)
     ranker    RM(x, o)
@@ -6,7 +6,9 @@
 
 The mix is cross-fitted: `w` is chosen by NDCG@10 on one half of the users and applied to the other, averaged over
 `HALVINGS` random halvings. Re-ranked beams are Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we add the
-mix and two controls, rewards shuffled within each list and random normal scores.
+mix and two controls, rewards shuffled within each list and random normal scores, and define no cell by the scores under
+test. A gain in a cell of what is known at serving time can be realised; cells by the logged item are biased against the
+policy where its own failure defines them.
 """
 
 from __future__ import annotations

@@ -112,19 +112,13 @@ def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) 
 def judge(
     lists: Lists,
     history_lengths: Ints,  # (N,)
-    shown: Ints,  # (N,)
+    shown: Ints,  # (N,), exposures of each case's logged item, or its training interactions
     *,
-    case_weights: Floats | None = None,
-    seed: int,
+    case_weights: Floats | None = None,  # for the choice of the advised weight; None: equal
+    seed: int,  # of the halvings
     level: float = 0.05,
 ) -> Judgement:
-    """Judge whether re-ranking by a reward helps, and whether its sign is right.
-
-    Args:
-        shown: exposures of each case's logged item, or its training interactions.
-        case_weights: for the choice of the advised weight; None: equal.
-        seed: of the halvings.
-    """
+    """Judge whether re-ranking by a reward helps, and whether its sign is right."""
     ranks = {"policy": target_ranks(lists, lists.log_probs), "ranker": target_ranks(lists, lists.rewards)}
     orders: dict[str, Gains] = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
     repeated = repeated_mix(lists, seed=seed)

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
@@ -128,13 +127,21 @@ def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> Non
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    user_index = _user_index(arm, baseline)
+    for ours, theirs in zip(arm, baseline, strict=True):
+        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
+            raise ValueError("the arm and the baseline were not measured on the same users")
+    ranks = pl.concat([entry.users[USER_ID] for entry in arm]).rank("dense").to_numpy().astype(np.int64) - 1
+    user_index = np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])  # (n_s,) each
     by_seed = {
         metric: [a.users[metric].to_numpy() - b.users[metric].to_numpy() for a, b in zip(arm, baseline, strict=True)]
         for metric in metrics
     }
-    values = np.stack([_user_values(differences, user_index) for differences in by_seed.values()])
-    intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
+    values = []  # (U,) each, whose mean is that of the seeds' means
+    for differences in by_seed.values():
+        weighted = [difference / (len(differences) * len(difference)) for difference in differences]
+        sums = np.bincount(ranks, weights=np.concatenate(weighted))
+        values.append(np.asarray(sums * len(sums), dtype=np.float64))
+    intervals = bootstrap_means(np.stack(values), resamples=options.resamples, level=options.level)
     margins = {}
     for (metric, differences), users in zip(by_seed.items(), intervals, strict=True):
         base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
@@ -166,22 +173,6 @@ def reported(against: Mapping[str, Any]) -> Sequence[float]:
     """Return the interval over users and seeds, else over users."""
     ends: Sequence[float] = against.get("both") or against["users"]
     return ends
-
-
-def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:  # (n_s,) each
-    for ours, theirs in zip(arm, baseline, strict=True):
-        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
-            raise ValueError("the arm and the baseline were not measured on the same users")
-    ranks = pl.concat([entry.users[USER_ID] for entry in arm]).rank("dense").to_numpy().astype(np.int64) - 1
-    return np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])
-
-
-def _user_values(
-    differences: Sequence[NDArray[np.float64]], user_index: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:  # (U,), whose mean is that of the seeds' means
-    weighted = [difference / (len(differences) * len(difference)) for difference in differences]
-    sums = np.bincount(np.concatenate(user_index), weights=np.concatenate(weighted))
-    return np.asarray(sums * len(sums), dtype=np.float64)
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
@@ -228,13 +219,10 @@ START, CONTINUED = "sft", "nll"
 
 
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
-    """Return intervals of each checkpoint's metrics and differences from the references.
+    """Return intervals of each checkpoint's metrics and of its differences from the starting policy and continued NLL.
 
-    Args:
-        users: `per_user` by arm and checkpoint, including (`sft`, `start`).
-
-    Returns:
-        JSON-able: `users`, `checkpoints`, `against`; 95 % intervals, rates as fractions.
+    Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
+    and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
     """
     start = users[START, "start"]
     for point, table in users.items():

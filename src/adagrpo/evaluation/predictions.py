@@ -85,18 +85,12 @@ def predict(
     batch_size: int,
     max_history: int,
     reward: Reward | None = None,
-    exclude_history: bool = False,
-    eligible: Eligible | None = None,
+    exclude_history: bool = False,  # leave the whole history out of the constrained list
+    eligible: Eligible | None = None,  # items allowed in that list; None: all
     precision: Precision = "auto",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = lambda done, total: None,  # called with cases done and in all
 ) -> Predictions:
-    """Search constrained and unconstrained beams for every case.
-
-    Args:
-        exclude_history: leave the whole history out of the constrained list.
-        eligible: items allowed in that list; None: all.
-        report: called with cases done and in all.
-    """
+    """Search constrained and unconstrained beams for every case."""
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
     # for a long history: a sample that needs more is searched again, see `without_history`

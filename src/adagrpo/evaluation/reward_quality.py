@@ -69,15 +69,11 @@ class ShownQuality(NamedTuple):
 def shown_quality(
     scores: NDArray[np.floating[Any]],  # (N,)
     clicked: NDArray[np.bool_],  # (N,)
-    users: NDArray[np.integer[Any]],  # (N,)
+    users: NDArray[np.integer[Any]],  # (N,) ascending
     *,
-    k: int = 10,
+    k: int = 10,  # depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain
 ) -> ShownQuality:
     """Rank each user's impressions; NaN where all or nothing was clicked.
-
-    Args:
-        users: (N,) ascending.
-        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain.
 
     >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
     >>> quality.auc, quality.ndcg.round(3)

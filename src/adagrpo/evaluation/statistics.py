@@ -5,8 +5,17 @@
     all pairs   mean difference ± c s, c the quantile of max |t| over all pairs, Gaussian with their covariance
     seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
     Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i) (1979)
+    crossed     over users and seeds together, when all users meet the same seeds:
 
-All pairs are Tukey's comparisons with unequal covariances (Hothorn, Bretz and Westfall 2008).
+    d_su = μ + a_s + b_u + e_su    difference of user u under seed s; D_s are the means of the S seeds, D that of all
+    seeds    X = s²(D_s) / S                       estimates  σ_a²/S + σ_e²/(SU),  on ν = S - 1 degrees of freedom
+    users    R, the variance of D over users       estimates  σ_b²/U + σ_e²/(SU)
+    rest     E, what X would be were all a_s 0     estimates  σ_e²/(SU)
+    D ± √(V c²),  V = X + max(0, R - E),  w = X / V,  c² = (1 - g) z² + g t_ν²,  g = w - .9 w (1 - w)
+
+All pairs are Tukey's comparisons with unequal covariances (Hothorn, Bretz and Westfall 2008). Crossed: Satterthwaite
+(1946) for the sum of variances, Cochran (1964) for averaging squared critical values; our `g` lies between, for
+coverage at few seeds (`benchmarks.coverage`). If all seeds agree exactly, the interval is over users alone.
 """
 
 from __future__ import annotations
@@ -33,20 +42,15 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(
-    values: NDArray[np.floating],  # (N,)
+    values: NDArray[np.floating],  # (N,) one per user, N at least 1
     *,
     resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    level: float = 0.95,  # in (0, 1)
+    seed: int = 0,  # equal seeds resample equal users
 ) -> Interval:
     """Return a mean's percentile bootstrap interval.
 
     The p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` counts the observed sample, so it is at least `2 / (resamples + 1)`.
-
-    Args:
-        values: (N,) one per user, N at least 1.
-        level: in (0, 1).
-        seed: equal seeds resample equal users.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -91,7 +95,7 @@ def bootstrap_means(
 
 
 def mean_interval(
-    values: NDArray[np.floating],  # (N,)
+    values: NDArray[np.floating],  # (N,) one per user, N at least 1
     weights: NDArray[np.floating] | None = None,  # (N,)
     *,
     level: float = 0.95,
@@ -99,7 +103,6 @@ def mean_interval(
     """Return the normal interval of a mean by its standard error; if that is 0, the mean, with p 1.
 
     Args:
-        values: (N,) one per user, N at least 1.
         weights: (N,) above 0, for `Σ w x / Σ w` with the error of the linearised ratio (Hájek); None: equal.
 
     >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
@@ -125,17 +128,12 @@ def mean_interval(
 
 
 def all_pairs(
-    values: Mapping[str, NDArray[np.floating]],  # (N,) each
+    values: Mapping[str, NDArray[np.floating]],  # (N,) each, the same users in the same order, N at least 2
     *,
-    level: float = 0.95,
-    draws: int = 10_000,
+    level: float = 0.95,  # of all intervals together, in (0, 1)
+    draws: int = 10_000,  # of max |t|; p-values are multiples of 1 / draws
 ) -> dict[tuple[str, str], Interval]:
     """Return simultaneous intervals of paired differences of means; max |t| is simulated with a fixed seed.
-
-    Args:
-        values: (N,) each, the same users in the same order, N at least 2.
-        level: of all intervals together, in (0, 1).
-        draws: of max |t|; p-values are multiples of 1 / draws.
 
     Returns:
         By (one, other), first minus second; p-values are corrected for all pairs.

@@ -1,14 +1,14 @@
-"""Assign users to arms.
-
-By a pure function of user, salt and weights:
+"""Assign users to arms, by a pure function of user, salt and weights:
 
     u = HMAC-SHA256(salt, user) / 2^64 of its first 64 bits, uniform in [0, 1)
     held out where u of (salt, "holdout") < holdout; else the arm in whose slice of the cumulated weights u falls
 
-The size of the holdout moves no user between arms.
+The size of the holdout moves no user between arms. In a running experiment, a user takes part where
+u(salt "/ramp", user) < share at that time. All arms ramp up together, so that no trend looks like an effect. Switches
+increase the share or stop an arm; none is revoked. They are lines of `PLAN.switches.jsonl`, only ever added:
 
-In a running experiment, a user takes part where u(salt "/ramp", user) < share at that time. All arms ramp up together,
-so that no trend looks like an effect.
+    {"time": 1764547200.0, "share": 0.5}
+    {"time": 1764550800.0, "stop": "new"}
 """
 
 from __future__ import annotations
@@ -84,11 +84,10 @@ def add_switch(
 ) -> dict[str, Any]:
     """Add a switch, durably: a larger `share` of the users, or an arm to `stop`, from `now` on, seconds since 1970.
 
+    UserError if not one of `share` and `stop`, a share that does not grow, an unknown arm, or a foreign file.
+
     Returns:
         The line; of an arm stopped before, the earlier one.
-
-    Raises:
-        UserError: not one of `share` and `stop`, a share that does not grow, an unknown arm, or a foreign file.
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")

@@ -5,7 +5,7 @@
     interval union of log(b / a) ± z σ and (b - a) / a ± z σ', above -1
     p        the larger of the two
 
-If the difference is skewed, p is that of a permutation test (`permutation`), and the interval holds each R - 1 for
+If the difference is skewed, p is that of a permutation test (`validity`), and the interval holds each R - 1 for
 which b - R a is within the permutation quantiles of 0 (Fieller, 1954).
 
 An arm whose users are all alike gets the pooled variance; p and interval then cover both tests.

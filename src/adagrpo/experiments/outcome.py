@@ -101,7 +101,6 @@ def analyse(
 def _invalid(
     plan: Plan, units: Units, stopped: Mapping[str, Stopped], mismatch: str | None
 ) -> tuple[list[RatioCheck], dict[str, str]]:
-    """Return the checks of sample ratios, and by treatment why it cannot be judged."""
     running = [name for name in plan.arms if name not in stopped]
     parts = [(units, running)] if len(running) > 1 else []
     parts += [(stop.units, [plan.control, name]) for name, stop in stopped.items()]
@@ -228,7 +227,6 @@ def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: 
 
 
 def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail) -> dict[str, Any]:
-    """Test non-inferiority."""
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):

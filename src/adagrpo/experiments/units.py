@@ -200,8 +200,7 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Earlier:
     """Return `users_of` for the `days_before` covered days, with metrics whose mean or deviation is missing.
 
-    Raises:
-        UserError: less than a day is covered, or feedback of a metric is missing.
+    UserError if less than a day is covered, or feedback of a metric is missing.
     """
     instead = "give users_a_day, and mean and deviation of the metrics, and leave --exposures out"
     times = exposures["time"]

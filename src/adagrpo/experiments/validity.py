@@ -2,10 +2,14 @@
 
 Sample ratio test: Pearson's χ² of the counts of users against the weights of the arms. A user counts on the day and
 under the catalogue of the first answer, since an arm may change who returns. A p-value below .001, shared by the parts,
-invalidates the effects (Fabijan et al., KDD 2019).
+invalidates the effects (Fabijan et al., KDD 2019). Left-out feedback is tested by permuting users, each with left out -
+share left out of both arms * events. The permutation test, also of skewed effects:
 
-Left-out feedback is tested by permuting users, each with left out - share left out of both arms * events.
+    T     (mean of treatment - mean of control) / its standard error
+    p     twice the share of T, the observed one included, at least as extreme on its side
+    skew  m3 (1/n_t² - 1/n_c²) / (s² (1/n_t + 1/n_c))^(3/2): of the difference, 0 where the arms are equal in size
 
+Valid for means also under unequal distributions, since T is studentised (Chung & Romano, Annals of Statistics 2013).
 Mismatched answers are of another plan (`salt_version`), of another user key (`key_version`), or of a router, which
 names no plan, before the freeze.
 """

@@ -41,8 +41,7 @@ class UserHash:
 def read_key(file: Path | None) -> UserHash:
     """Read the key from a file, created if missing, or the environment; else make one for this process.
 
-    Raises:
-        UserError: others can read the file, I/O failed, or the key is too short.
+    UserError if others can read the file, I/O failed, or the key is too short.
     """
     if file is None:
         given = os.environ.get(VARIABLE)

@@ -110,8 +110,7 @@ def gate_by_evidence(
 ) -> GateDecision:
     """Return the decision of a gate from evidence alone, of shuffled rewards if it shuffles them.
 
-    Raises:
-        ValueError: an input of the gate is missing.
+    ValueError if an input of the gate is missing.
     """
     gate = GATES[name]
     known: dict[str, Any] = {**evidence._asdict(), "uniforms": uniforms, "agreement": agreement}

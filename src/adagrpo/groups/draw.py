@@ -76,8 +76,7 @@ def draw_groups(
 ) -> DrawnGroups:
     """Draw one group per sample; each history is encoded once.
 
-    Raises:
-        ValueError: a logged item to be scored under a constrained distribution is delisted.
+    ValueError if a logged item to be scored under a constrained distribution is delisted.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
@@ -157,8 +156,7 @@ def draw_rollouts(
 ) -> Rollouts:
     """Draw `G` rollouts per sample; if constrained, codes of the trie alone, with the probabilities of that.
 
-    Raises:
-        ValueError, DeadEnd: see `adagrpo.decoding.sample`.
+    ValueError or DeadEnd: see `adagrpo.decoding.sample`.
     """
     drawn = sample(policy, context, uniforms, temperature=temperature, trie=trie if constrained else None)
     return Rollouts(drawn.codes, trie.lookup(drawn.codes), drawn.log_probs)

@@ -3,7 +3,7 @@
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
     evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.apply_gates`
-    decide    evidence -> which samples are admitted         `adagrpo.groups.apply_gates`
+    decide    evidence -> which samples are admitted         the same
 
 All run without gradients or state; the running standard deviation of rewards is passed in and returned.
 """

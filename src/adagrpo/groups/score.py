@@ -64,10 +64,9 @@ def score_groups(
 ) -> ScoredGroups:
     """Score all items of the groups in one call of the reward.
 
-    Negatives are drawn first, then the permutation. At the ends of histories only rollouts are scored.
+    BadReward or NotFinite: see `adagrpo.rewards.ask_reward`.
 
-    Raises:
-        BadReward, NotFinite: see `adagrpo.rewards.ask_reward`.
+    Negatives are drawn first, then the permutation. At the ends of histories only rollouts are scored.
     """
     targets, histories = drawn.targets, drawn.histories
 

@@ -45,28 +45,21 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        item_of: Callable[[list[int]], int],
-        miss_min: float = 0.5,
-        q_min: float = 0.95,
-        negatives: int = 5,
-        lambda_: float = 1.0,
-        invalid_penalty: float = 1.0,
+        item_of: Callable[[list[int]], int],  # maps the tokens of a completion to its item number; -1 makes it invalid
+        miss_min: float = 0.5,  # minimum share of completions that miss the target
+        q_min: float = 0.95,  # minimum share of negatives with a reward below the target's
+        negatives: int = 5,  # `M`, targets of other prompts scored for the gate
+        lambda_: float = 1.0,  # weight of the gated term
+        invalid_penalty: float = 1.0,  # minus the advantage of an invalid completion
         reward_floor: float = 1e-3,
         **kwargs: Any,
     ) -> None:
         """Create a trainer; other arguments are those of `GRPOTrainer`.
 
-        Args:
-            item_of: maps the tokens of a completion to its item number; -1 makes it invalid.
-            miss_min: minimum share of completions that miss the target.
-            q_min: minimum share of negatives with a reward below the target's.
-            negatives: `M`, targets of other prompts scored for the gate.
-            lambda_: weight of the gated term.
-            invalid_penalty: minus the advantage of an invalid completion.
-            reward_floor: minimum reward difference in a group, as a share of the running standard deviation.
+        UserError if `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
 
-        Raises:
-            UserError: `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
+        Args:
+            reward_floor: minimum reward difference in a group, as a share of the running standard deviation.
         """
         if any(getattr(given, "beta", None) for given in (*args, kwargs.get("args"))):
             raise UserError("beta: TRL adds its KL for rejected groups too, and without lambda; AdaGRPOTrainer takes 0")
@@ -95,7 +88,6 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Replace TRL's advantages and add the targets for the anchor."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         group = self.num_generations if self.model.training else self.num_generations_eval
         rewards = self._rewards.view(-1, group)  # (B, G)
@@ -128,7 +120,6 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _admit(
         self, rows: list[dict[str, Any]], ids: list[list[int]], targets: Tensor, rewards: Tensor, items: Tensor
     ) -> Tensor:  # (B,) bool
-        """Return the gate's decisions."""
         count = len(rows)
         itself = Histories(targets.unsqueeze(1), torch.ones_like(targets))
         negatives = in_batch_negatives(

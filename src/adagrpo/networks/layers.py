@@ -2,7 +2,12 @@
 
 Pre-norm blocks (Xiong et al. 2020) with GELU by the error function, five times as fast as tanh on a CPU. Departures,
 for speed: right padding replaces a padding mask, and dropout compares random bytes with a threshold (rates are
-multiples of 1/256).
+multiples of 1/256). The sampled softmax has uniform negatives that a batch shares (Klenitskiy and Vasilev 2023):
+
+    loss_n = log(exp(s_n) + Σ_m exp(z_nm)) - s_n,    z_nm = h_n · v_m + b_m,    without the m that are the target of n
+
+With p_nm the softmax of the negatives and σ_n their share of the whole mass, the gradients are -σ_n for s_n and
+σ_n p_nm for z_nm, so only p is kept.
 """
 
 from __future__ import annotations

@@ -68,18 +68,13 @@ class Gate:
 
     Its keyword-only parameters are the keys of section `objective.<gate>` of a recipe. The first line of its docstring
     is its row in the docs.
-
-    Attributes:
-        negatives: the source of items that the reward should rank low.
-        shuffled: permute rewards within each group, for the gate and the reward term.
-        control: a baseline that a good gate should beat.
     """
 
     name: str
     rule: Callable[..., GateDecision]
-    negatives: NegativeSource = "rollouts"
-    shuffled: bool = False
-    control: bool = False
+    negatives: NegativeSource = "rollouts"  # the source of items that the reward should rank low
+    shuffled: bool = False  # permute rewards within each group, for the gate and the reward term
+    control: bool = False  # a baseline that a good gate should beat
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -130,8 +125,7 @@ class Gate:
     def decide(self, known: Mapping[str, Any], options: Mapping[str, Any]) -> GateDecision:
         """Return the decision on `B` groups, from inputs and options by name.
 
-        Raises:
-            ValueError: an input is missing or None.
+        ValueError if an input is missing or None.
         """
         missing = [name for name in self.reads if known.get(name) is None]
         if missing:

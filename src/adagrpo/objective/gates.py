@@ -175,8 +175,7 @@ GATES: dict[str, Gate] = {
 def register(gate: Gate) -> None:
     """Add a gate to the table of this process, before anything imports `adagrpo.config`, which reads it.
 
-    Raises:
-        ValueError: the name is taken, or `adagrpo.config` has been imported.
+    ValueError if the name is taken, or `adagrpo.config` has been imported.
     """
     if gate.name in GATES:
         raise ValueError(f"gate '{gate.name}': another has that name")

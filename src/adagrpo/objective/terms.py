@@ -73,7 +73,7 @@ def distill(
     *,
     reward_weight: NonNegativeFloat = 1.0,
     validity_weight: NonNegativeFloat = 0.0,
-    mass_weight: NonNegativeFloat = 0.0,
+    mass_weight: NonNegativeFloat = 0.0,  # weight of `group_mass`; 1 makes the loss a divergence of whole distributions
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
@@ -82,7 +82,6 @@ def distill(
 
     Args:
         reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.
-        mass_weight: weight of `group_mass`; 1 makes the loss a divergence of whole distributions.
     """
     reference = _needed(groups.reference)
     target_logits = reference.sum(-1) + reward_weight * groups.rewards
@@ -125,18 +124,12 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective of an arm.
-
-    Attributes:
-        term: the reward term; None: NLL alone.
-        anchored: whether NLL on the logged item is added to the term.
-        gate: the default gate; None without a term.
-    """
+    """The training objective of an arm."""
 
     name: str
-    term: RewardTerm | None = None
-    anchored: bool = True
-    gate: str | None = "all"
+    term: RewardTerm | None = None  # the reward term; None: NLL alone
+    anchored: bool = True  # whether NLL on the logged item is added to the term
+    gate: str | None = "all"  # the default gate; None without a term
     takes_gate: bool = False
 
 
@@ -163,8 +156,7 @@ TERMS: dict[str, RewardTerm] = {
 def register(objective: Objective) -> None:
     """Add an objective and its reward term to the tables, before anything imports `adagrpo.config`, which reads them.
 
-    Raises:
-        ValueError: the name of the objective or term is taken, or `adagrpo.config` has been imported.
+    ValueError if the name of the objective or term is taken, or `adagrpo.config` has been imported.
     """
     term = objective.term
     if objective.name in OBJECTIVES or (term is not None and TERMS.get(term.name, term) is not term):

@@ -97,7 +97,7 @@ class Estimate(NamedTuple):
 
 def ips(
     rewards: NDArray[np.floating],  # (N,)
-    weights: NDArray[np.floating],  # (N,)
+    weights: NDArray[np.floating],  # (N,) probability under the target over that under the logging policy
     *,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
@@ -105,7 +105,6 @@ def ips(
     """Estimate the mean reward by inverse propensity scoring.
 
     Args:
-        weights: (N,) probability under the target over that under the logging policy.
         users: (N,) user of each answer; None: all different. `ValueError` for fewer than two.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
@@ -140,7 +139,7 @@ def doubly_robust(
     rewards: NDArray[np.floating],  # (N,)
     weights: NDArray[np.floating],  # (N,)
     predicted: NDArray[np.floating],  # (N,)
-    expected: NDArray[np.floating],  # (N,)
+    expected: NDArray[np.floating],  # (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a)
     *,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
@@ -149,7 +148,6 @@ def doubly_robust(
 
     Args:
         predicted: (N,) q(x_i, a_i), of the item shown, by a model that was not fitted on this answer.
-        expected: (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a).
     """
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)
@@ -188,22 +186,20 @@ def _check(**arrays: NDArray[np.floating]) -> None:
 
 
 def cascade(
-    rewards: NDArray[np.floating],  # (N, K)
+    rewards: NDArray[np.floating],  # (N, K), 0 at ranks beyond the end of a list
     target: NDArray[np.floating],  # (N, K)
     logged: NDArray[np.floating],  # (N, K)
     *,
     normalised: bool = True,
-    users: NDArray[np.integer] | None = None,  # (N,)
+    users: NDArray[np.integer] | None = None,  # (N,) see `ips`
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
 
     Args:
-        rewards: (N, K), 0 at ranks beyond the end of a list.
         target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
             target never shows it, 0 beyond the end of a list.
         logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
-        users: (N,) see `ips`.
     """
     if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")
@@ -260,7 +256,12 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
 
 
 def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
-    """Estimate by every method, and add what was served; needs at least two users."""
+    """Estimate by every method on one log of drawn lists of two users or more, and add what was served.
+
+    The first item is weighted by its own probability ratio, a list by its own and by the cascade. The model of DR is
+    each item's click rate q(a) = (clicks_a + S r) / (answers_a + S) at the first position among the other half of the
+    users, with their overall rate r and S = 20. An estimator with too little overlap is refused.
+    """
     weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
     one, whole = (overlap(each) for each in weights)
     first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users

@@ -79,18 +79,15 @@ class CausalLMPolicy(nn.Module):
         preamble: tuple[int, ...] = (),
         between: tuple[int, ...] = (),
         suffix: tuple[int, ...] = (),
-        dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
+        dropout: float = 0.0,  # on input embeddings and final states, beside the model's own
+        gradient_checkpointing: bool = False,  # recompute the layers in the backward pass
     ) -> None:
         """Wrap a model that has tokens for the codes (`adagrpo.policies.language_model`).
 
+        UserError if completions cannot be packed, or checkpointing meets dropout inside the body.
+
         Args:
             preamble, between, suffix: tokens before a history, between the codes of two items, and after the history.
-            dropout: on input embeddings and final states, beside the model's own.
-            gradient_checkpointing: recompute the layers in the backward pass.
-
-        Raises:
-            UserError: completions cannot be packed, or checkpointing meets dropout inside the body.
         """
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(vocabulary.code_sizes):
@@ -315,7 +312,6 @@ class CausalLMPolicy(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _check_packing(self) -> None:
-        """Refuse a model whose packed log-probabilities differ from plain ones."""
         items = torch.arange(3) % len(self.item_codes)
         codes = self.item_codes[items[1:]].unsqueeze(0)  # (1, 2, L)
         histories = Histories(items[:2].unsqueeze(0), torch.tensor([2]))

@@ -88,22 +88,18 @@ class HybridPolicy(nn.Module):
         compact: CompactPolicy,
         trie: Trie,
         *,
-        item_dropout: float = 0.5,
+        item_dropout: float = 0.5,  # share of history items that enter as codes only in training
         item_weight: float = 0.5,
         smoothing: float = 0.01,
-        loss_weight: float = 1.0,
-        negatives: int = 2048,
-        prefix: int = 0,
+        loss_weight: float = 1.0,  # of the head's cross-entropy relative to the NLL
+        negatives: int = 2048,  # uniform samples for it, shared by a batch; 0: all items
+        prefix: int = 0,  # 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each
         seed: int = 0,
     ) -> None:
         """Join an item head to a compact policy.
 
         Args:
-            item_dropout: share of history items that enter as codes only in training.
             item_weight, smoothing: `w`, in [0, 1], and `η`.
-            loss_weight: of the head's cross-entropy relative to the NLL.
-            negatives: uniform samples for it, shared by a batch; 0: all items.
-            prefix: 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each.
         """
         super().__init__()
         if not 0 <= prefix < trie.num_levels:

@@ -107,10 +107,9 @@ def from_folder(
 ) -> tuple[PreTrainedModel, Vocabulary]:
     """Load a model from a local folder (`config.json`, safetensors) and add tokens for the codes.
 
-    The new embeddings are drawn by `seed` with mean and standard deviation of the existing ones; without `weights` all.
+    UserError for another folder, one with code, or codes of another catalogue.
 
-    Raises:
-        UserError: no causal LM in safetensors, code in the folder, or codes of another catalogue.
+    The new embeddings are drawn by `seed` with mean and standard deviation of the existing ones; without `weights` all.
     """
     model = load_folder(folder, seed=seed, weights=weights)
     known = folder / VOCABULARY_FILE
@@ -120,7 +119,16 @@ def from_folder(
             raise UserError(f"{known}: made for codes of sizes {vocabulary.code_sizes}, the catalogue has {code_sizes}")
         return model, vocabulary
     vocabulary = Vocabulary(embedded_tokens(model), code_sizes, end_token(model))
-    _add_tokens(model, vocabulary, seed)
+    model.resize_token_embeddings(vocabulary.end, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for module in {id(part.weight): part for part in parts}.values():  # tied ones once
+        with torch.no_grad():
+            old, new = module.weight[: vocabulary.first_token], module.weight[vocabulary.first_token :]
+            new.copy_(old.mean(0) + old.std(0) * torch.randn(new.shape, generator=generator))
+            if getattr(module, "bias", None) is not None:
+                module.bias[vocabulary.first_token :] = 0
+    model.tie_weights()
     return model, vocabulary
 
 
@@ -159,13 +167,12 @@ def end_token(model: PreTrainedModel) -> int:
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
     """Choose what trains, in place: everything, embeddings and head, or these and LoRA.
 
+    UserError for LoRA without `peft`.
+
     Args:
         frozen_body: freeze all but embeddings and head.
         lora_rank: above 0: adapters of this rank on the frozen body's linear layers, scaled by `lora_alpha` / rank.
         bfloat16: keep frozen weights in bfloat16.
-
-    Raises:
-        UserError: LoRA without `peft`.
     """
     if not (frozen_body or lora_rank):
         return
@@ -234,8 +241,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Enable gradient checkpointing of a model's layers.
 
-    Raises:
-        UserError: no layer supports it, or there is dropout inside the body.
+    UserError if no layer supports it, or there is dropout inside the body.
     """
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
@@ -276,20 +282,6 @@ def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model
-
-
-@torch.no_grad()
-def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> None:
-    model.resize_token_embeddings(vocabulary.end, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for module in {id(part.weight): part for part in parts}.values():  # tied ones once
-        weight = module.weight
-        old, new = weight[: vocabulary.first_token], weight[vocabulary.first_token :]
-        new.copy_(old.mean(0) + old.std(0) * torch.randn(new.shape, generator=generator))
-        if getattr(module, "bias", None) is not None:
-            module.bias[vocabulary.first_token :] = 0
-    model.tie_weights()
 
 
 def _tied_names(model: Any) -> dict[str, str]:  # tied parameters, each with its stored one

@@ -43,8 +43,7 @@ class NamedTokens:
     ) -> None:
         """Look up the names, templates with `{code}`, in the folder's tokenizer.
 
-        Raises:
-            UserError: no tokenizer, or one without the token of an item's code.
+        UserError for no tokenizer, or one without the token of an item's code.
         """
         self.folder, self.templates, self.item_codes = folder, templates, item_codes
         self.tokenizer = read_tokenizer(folder, "tokens")
@@ -72,8 +71,7 @@ class NamedTokens:
     def pieces(self, preamble: str, item: str, separator: str, suffix: str) -> Pieces:
         """Return the tokens around the codes, without those that end a sequence.
 
-        Raises:
-            UserError: the tokenizer does not split a prompt into such pieces.
+        UserError if the tokenizer does not split a prompt into such pieces.
         """
         rows = [self.item_codes[row].tolist() for row in (0, len(self.item_codes) - 1, 0)]
         first, second, third = (

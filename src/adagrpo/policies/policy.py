@@ -66,8 +66,7 @@ class Policy(Protocol[ContextT, StateT]):
     def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
         """Encode `B` histories into `N` samples: items `0 .. position` of rows, both (N,) int64; None: whole histories.
 
-        Raises:
-            ValueError: the histories are longer than the policy was built for (`PolicySpec.max_history`).
+        ValueError if the histories are longer than the policy was built for (`PolicySpec.max_history`).
         """
 
     def frozen(self) -> Self:

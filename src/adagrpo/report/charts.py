@@ -174,19 +174,17 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 def draw(
     title: str,
     description: str,
-    paint: Callable[[Axes], None],
+    paint: Callable[[Axes], None],  # draws on the axes
     *,
     width: float = WIDTH,
     height: float = HEIGHT,
-    notes: str = "",
+    notes: str = "",  # text above the legend
 ) -> str:
     """Draw a chart.
 
     Args:
         title, description: also for readers who cannot see the chart.
-        paint: draws on the axes.
         width, height: in pixels, without title and legend.
-        notes: text above the legend.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -244,7 +242,6 @@ def in_percent(axis: Axis) -> None:
 
 
 def _cached(chart: Callable[Content, str]) -> Callable[Content, str]:
-    """Cache what a function draws: pages are rewritten after each step."""
     drawn: dict[str, str] = {}
 
     @wraps(chart)
@@ -321,13 +318,12 @@ def stacked_area_chart(
     title: str,
     x_label: str,
     y_label: str,
-    overlay: tuple[str, Sequence[float | None]],
+    overlay: tuple[str, Sequence[float | None]],  # name and fractions of the dashed line
 ) -> str:
     """Draw stacked shares, and a dashed line to compare the lowest one with.
 
     Args:
         layers: name and fractions, from the bottom; missing ones count as 0, or as a gap if all are missing.
-        overlay: name and fractions of the dashed line.
     """
     binned = [bin_means(x, values) for _, values in layers]
     steps, line, width = bin_means(x, overlay[1])
@@ -388,21 +384,15 @@ def interval_chart(
 
 @_cached
 def forest_chart(
-    rows: Sequence[ForestRow],
+    rows: Sequence[ForestRow],  # from top to bottom; rows with the same heading are adjacent
     *,
     title: str,
     x_label: str,
     reference: float = 0.0,
-    percent_points: bool = False,
-    names: Mapping[str, str] | None = None,
+    percent_points: bool = False,  # values are differences of fractions
+    names: Mapping[str, str] | None = None,  # legend names of the methods; None for no legend
 ) -> str:
-    """Draw a forest plot with a reference line.
-
-    Args:
-        rows: from top to bottom; rows with the same heading are adjacent.
-        percent_points: values are differences of fractions.
-        names: legend names of the methods; None for no legend.
-    """
+    """Draw a forest plot with a reference line."""
     if not rows:
         return empty(title)
     names, factor = names or {}, 100.0 if percent_points else 1.0

@@ -46,8 +46,7 @@ CONTROLS = {*(f"adagrpo-{name}" for name, gate in GATES.items() if gate.control)
 def read_comparison(path: Path) -> dict[str, Any]:
     """Read a `comparison.json`, upgrading old verdicts.
 
-    Raises:
-        UserError: the file is missing, malformed or modified; old files without a hash are not verified.
+    UserError if the file is missing, malformed or modified; old files without a hash are not verified.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

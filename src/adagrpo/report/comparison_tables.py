@@ -85,7 +85,6 @@ def _points(metric: str) -> str:
 
 
 def _difference(metric: str, against: Mapping[str, Any] | None, kinds: Sequence[str]) -> list[str]:
-    """Format a difference and its intervals of each kind."""
     if against is None:
         return [MISSING] * (1 + len(kinds))
     return [

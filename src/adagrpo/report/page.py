@@ -1,4 +1,4 @@
-"""Builds a page: one HTML file that works offline, without scripts, and is reproducible byte for byte."""
+"""Builds a page, one HTML file that works offline and is reproducible byte for byte; and the files of a run for it."""
 
 from __future__ import annotations
 

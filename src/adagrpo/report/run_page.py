@@ -57,13 +57,10 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
 
 
 def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
-    """Return the report of a run as HTML.
+    """Return the report of a run as HTML; UserError if `metrics.json` is missing, or a file cannot be read.
 
     Args:
         notes: sentences on what is left out, and why.
-
-    Raises:
-        UserError: `metrics.json` is missing, or a file cannot be read.
     """
     files = _files(run)
     metrics = _metrics(files)
@@ -155,8 +152,6 @@ def _exposures(report: Content) -> Section:
 
 
 def _training(files: RunFiles, metrics: Content, decision: Content | None) -> list[Section]:
-    """Return the sections on what the trained methods gained, and how their training went."""
-
     def diagnosis(content: Content) -> list[Block]:
         verdict = content["verdict"]
         asked = f"Does re-ranking by this reward help? {verdict['decision'].replace('_', ' ').capitalize()}."
@@ -250,8 +245,6 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
 
 
 def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
-    """Return the sections on data, ranker, configuration and stages."""
-
     def quality(report: Content) -> list[Block]:
         text = (
             "Validation cases over the full catalogue, means with 95 % bootstrap intervals over users. Item strata"

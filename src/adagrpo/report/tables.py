@@ -66,8 +66,7 @@ class Checkpoint:
 def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
     """Return the checkpoints in `metrics.json`: sft first, then each arm's best and final one.
 
-    Raises:
-        UserError: `metrics` is malformed.
+    UserError if `metrics` is malformed.
     """
     stages = _mapping(metrics.get("stages", {}), "stages")
     points = []

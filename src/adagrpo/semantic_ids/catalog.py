@@ -34,11 +34,6 @@ LISTED = "listed"
 class Catalog:
     """Codes of `V` items; build it with `Catalog.from_codes`.
 
-    Attributes:
-        codes: distinct rows.
-        level_sizes: `(K_1 .. K_L)`, number of codes of each level, used or not.
-        trie: prefix tree of the listed items.
-
     >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
     >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
     ((3, 2), 2, 2)
@@ -46,25 +41,21 @@ class Catalog:
     [1, -1]
     """
 
-    codes: Tensor  # (V, L) int64
-    level_sizes: tuple[int, ...]
-    trie: Trie
+    codes: Tensor  # (V, L) int64, distinct rows
+    level_sizes: tuple[int, ...]  # `(K_1 .. K_L)`, number of codes of each level, used or not
+    trie: Trie  # prefix tree of the listed items
 
     @classmethod
     def from_codes(
         cls,
         codes: Tensor | NDArray[np.integer[Any]],  # (V, L)
-        level_sizes: Sequence[int] | None = None,
+        level_sizes: Sequence[int] | None = None,  # `(K_1 .. K_L)`; None: the largest code of each level plus one
         listed: Tensor | NDArray[np.bool_] | None = None,  # (V,)
     ) -> Catalog:
-        """Check codes and build their catalogue.
+        """Check codes and build their catalogue; UserError if two items share their codes, or a code is out of range.
 
         Args:
-            level_sizes: `(K_1 .. K_L)`; None: the largest code of each level plus one.
             listed: False for items to leave out of the tree; None: all are listed.
-
-        Raises:
-            UserError: two items share their codes, or a code is out of range.
         """
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():

@@ -63,12 +63,11 @@ def numbers_items(codes: NDArray[np.int64]) -> bool:  # (V, L)
 def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.int64]:
     """Move items that collide to free codes of the last level: (V, L) int64 distinct rows.
 
+    UserError if more items share a prefix than the last level has codes.
+
     The item nearest to its code stays; the others of a prefix take its free codes, closest pair first, by squared
     distance of the last residual. Ties go to the lower item, then the lower code. If a prefix needs more codes than the
     level has, zero vectors are added, up to `most` codes.
-
-    Raises:
-        UserError: more items share a prefix than the last level has codes.
     """
     codes = quantization.codes.copy()
     levels, size = codes.shape[1], len(quantization.codebooks[-1])

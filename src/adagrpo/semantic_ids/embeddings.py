@@ -95,7 +95,7 @@ def mix(
 ) -> NDArray[np.float32]:
     """Concatenate kinds of vectors, so that similarities add up in proportion to the weights: (V, Σ W_p) float32.
 
-    Parts, (V, W_p) each, and result are row-normalised. An item without a signal gets a random direction of length 0.01.
+    Parts, (V, W_p) each, and result are row-normalised. An item without a signal gets a random direction of length .01.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")
@@ -173,10 +173,9 @@ def truncated_svd(
     matrix: sparse.csr_array,  # (rows, columns)
     width: int,
 ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-    """Return left singular vectors (rows, W') and values (W',), largest first, without those at rounding level.
+    """Return left singular vectors (rows, W') and at most `width` values (W',), largest first, none at rounding level.
 
-    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32. At most
-    `width` values of a matrix that is not empty.
+    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all

@@ -31,7 +31,7 @@ def packaged_model() -> Path:
 
 def language_vectors(
     texts: Sequence[str],
-    model: Path,
+    model: Path,  # folder of a sentence-transformers model in safetensors
     *,
     batch_size: int = 64,
     device: str = "cpu",
@@ -39,11 +39,7 @@ def language_vectors(
 ) -> NDArray[np.float32]:
     """Return (V, W) unit vectors of texts, zero where a text is blank.
 
-    Args:
-        model: folder of a sentence-transformers model in safetensors.
-
-    Raises:
-        UserError: the extra `text` is not installed, or the folder is refused.
+    UserError if the extra `text` is not installed, or the folder is refused.
     """
     check_model(model)
     network = _load(model, device)

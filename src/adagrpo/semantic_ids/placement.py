@@ -85,20 +85,15 @@ def weights_of(
 
 
 def free_codes(
-    weights: sparse.csr_array,  # (N, V)
+    weights: sparse.csr_array,  # (N, V), from `weights_of`
     quantization: Quantization,  # of V items
     level_sizes: Sequence[int],  # (L,)
-    taken: NDArray[np.int64],  # (V', L)
+    taken: NDArray[np.int64],  # (V', L), codes of all known items, delisted ones included
 ) -> NDArray[np.int64]:
-    """Return (N, L) free codes for new items, in the given order.
+    """Return (N, L) free codes for new items, in the given order; UserError if no sequence is left.
 
     Args:
-        weights: from `weights_of`.
         quantization: of the first levels or of all; codebooks may be smaller than the catalogue's `level_sizes`.
-        taken: codes of all known items, delisted ones included.
-
-    Raises:
-        UserError: no sequence is left.
     """
     points = quantization.points.astype(np.float64)
     vectors = weights @ points
@@ -136,7 +131,6 @@ class _Taken:
         self.below.update(tuple(codes[: level + 1]) for level in range(len(codes)))
 
     def nearest_free(self, vector: NDArray[np.float64], books: Sequence[NDArray[np.float64]]) -> list[int] | None:
-        """Return the nearest sequence with room, level by level; None if there is none."""
         codes: list[int] = []
         for level, size in enumerate(self.sizes):
             order: Iterable[int] = range(size)

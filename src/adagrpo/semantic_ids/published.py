@@ -34,12 +34,11 @@ def import_semantic_ids(
 ) -> NDArray[np.int64]:
     """Read (V, L) int64 published codes in the order of the catalogue; collisions are kept.
 
+    UserError if a column is missing, or an item does not have one row of L codes.
+
     Args:
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: (V,) ids of the catalogue, compared as text.
-
-    Raises:
-        UserError: a column is missing, or an item does not have one row of L codes.
     """
     frame = read_table(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
@@ -69,12 +68,11 @@ def import_semantic_ids(
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
     """Read (V, L) int64 codes of an index in the order of the catalogue; collisions are kept.
 
+    UserError if the file is missing or malformed, or an item is missing, repeated or named unlike the others.
+
     Args:
         path: ends in `.json` or `.txt`.
         item_ids: (V,) ids of the catalogue, compared as text.
-
-    Raises:
-        UserError: the file is missing or malformed, or an item is missing, repeated or named unlike the others.
     """
     entries = _read(path)
     index, counts = dict(entries), Counter(name for name, _ in entries)

@@ -70,14 +70,13 @@ def residual_kmeans(
     *,
     levels: int,
     codes: int,
-    seed: int,
+    seed: int,  # codes repeat on the same machine and number of threads
     iterations: int = 20,
     cluster_bound: float | None = None,
 ) -> Quantization:
     """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
 
     Args:
-        seed: codes repeat on the same machine and number of threads.
         cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
 
     >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)

@@ -26,24 +26,20 @@ def rq_vae(
     vectors: NDArray[np.float32],  # (V, D)
     *,
     levels: int,
-    codes: int,
-    seed: int,
+    codes: int,  # `K`, the maximum number of codes per level
+    seed: int,  # results repeat on the same machine and number of threads
     epochs: int = 100,
     batch_size: int = 256,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 3e-3,  # peak, of Adam
     hidden: int = 256,
     width: int = 64,
-    commitment: float = 0.25,
+    commitment: float = 0.25,  # β
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quantization:
     """Fit an RQ-VAE to item vectors and quantise them, in float32 on the CPU.
 
     Args:
-        codes: `K`, the maximum number of codes per level.
-        seed: results repeat on the same machine and number of threads.
-        learning_rate: peak, of Adam.
         hidden, width: of the hidden layers and of the encoding.
-        commitment: β.
 
     Returns:
         Codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder.

@@ -54,13 +54,9 @@ class Trie:
     """Prefix tree of `V` distinct code sequences; build it with `Trie.build`.
 
     Attributes:
-        level_sizes: `(K_1 .. K_L)`, number of codes.
-        node_counts: `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1.
         tables: per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64
             sorted keys `node * K_l + code`, whose rank is the child.
-        items: item of each leaf.
         first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, then the number of children.
-        codes: per level, (n_{l+1},) int64, the last code of each child.
 
     >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
     >>> trie.allowed(0, torch.tensor([0, -1])).tolist()
@@ -71,12 +67,12 @@ class Trie:
     [2, -1]
     """
 
-    level_sizes: tuple[int, ...]
-    node_counts: tuple[int, ...]
+    level_sizes: tuple[int, ...]  # `(K_1 .. K_L)`, number of codes
+    node_counts: tuple[int, ...]  # `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1
     tables: tuple[Tensor, ...]
-    items: Tensor  # (n_L,) int64
+    items: Tensor  # (n_L,) int64, item of each leaf
     first: tuple[Tensor, ...]
-    codes: tuple[Tensor, ...]
+    codes: tuple[Tensor, ...]  # per level, (n_{l+1},) int64, the last code of each child
 
     @classmethod
     def build(
@@ -211,13 +207,12 @@ class Trie:
 
     def excluding(
         self,
-        items: Tensor,  # (B, X) int64
+        items: Tensor,  # (B, X) int64, -1 and items outside the tree are ignored
         eligible: Sequence[Eligible | None] | None = None,
     ) -> Excluded:
         """Collect the items that each of `B` samples may not reach, for `closed`.
 
         Args:
-            items: -1 and items outside the tree are ignored.
             eligible: mask of each sample, None for all items; samples that share one should be adjacent.
         """
         masks = list(eligible or [None])
@@ -234,19 +229,12 @@ class Trie:
 
     def closed(
         self,
-        level: int,
-        nodes: Tensor,  # (...) int64
-        samples: Tensor,  # (...) int64
-        excluded: Excluded,
+        level: int,  # `0 .. L`
+        nodes: Tensor,  # (...) int64, of that level
+        samples: Tensor,  # (...) int64, ascending, broadcast against `nodes`: rows in the items of `excluding`
+        excluded: Excluded,  # from `excluding`
     ) -> Tensor:
-        """Return (...) bool, whether no item below a node may be reached by its sample; True at node -1.
-
-        Args:
-            level: `0 .. L`.
-            nodes: of that level.
-            samples: ascending, broadcast against `nodes`: rows in the items of `excluding`.
-            excluded: from `excluding`.
-        """
+        """Return (...) bool, whether no item below a node may be reached by its sample; True at node -1."""
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)
         known, leaves = nodes.clamp(min=0), self.leaf_ranges[level]

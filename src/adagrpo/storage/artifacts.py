@@ -30,17 +30,11 @@ def seal(
     directory: Path,
     *,
     kind: str,
-    fingerprint: str,
-    made_from: Mapping[str, Any] | None = None,
-    files: Mapping[str, Mapping[str, Any]] | None = None,
+    fingerprint: str,  # hash of all inputs
+    made_from: Mapping[str, Any] | None = None,  # those inputs, JSON-able
+    files: Mapping[str, Mapping[str, Any]] | None = None,  # files to list, with extra manifest entries; None lists all
 ) -> None:
-    """Sync a complete folder and write its manifest.
-
-    Args:
-        fingerprint: hash of all inputs.
-        made_from: those inputs, JSON-able.
-        files: files to list, with extra manifest entries; None lists all.
-    """
+    """Sync a complete folder and write its manifest."""
     listed = {}
     for path in sorted(directory.rglob("*") if files is None else (directory / name for name in files)):
         if path.is_file() and path != directory / MANIFEST:
@@ -58,11 +52,10 @@ def seal(
 def publish(directory: Path, target: Path) -> None:
     """Move a sealed folder to its target, replacing the artifact there.
 
+    UserError if the target is no artifact of the same kind, or holds unknown files; nothing is changed.
+
     Atomic where the system supports it; otherwise the target is briefly missing, and the old artifact is next to
     `directory`, with the suffix `.<token>.old`.
-
-    Raises:
-        UserError: the target is no artifact of the same kind, or holds unknown files; nothing is changed.
     """
     content = manifest(directory)
     assert content is not None, "sealed before"
@@ -87,12 +80,11 @@ def publish(directory: Path, target: Path) -> None:
 def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
     """Check that a target is free or an artifact of the same kind.
 
+    UserError if it is a file or link, of another kind, lacks its manifest, or holds an unknown file.
+
     Args:
         kind: of the new artifact. Nested artifacts `<kind>/<name>` may already exist.
         writes: whether the artifact has a file of this name.
-
-    Raises:
-        UserError: it is a file or link, of another kind, lacks its manifest, or holds an unknown file.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
@@ -131,8 +123,7 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
 def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
     """Return the manifest of a folder; None if it is not sealed.
 
-    Raises:
-        UserError: it is damaged or of an unknown version; `mend` is the remedy in the message.
+    UserError if it is damaged or of an unknown version; `mend` is the remedy in the message.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -156,8 +147,7 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
 def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
     """Check all files against the manifest; return the sha256 of each by relative path.
 
-    Raises:
-        UserError: the manifest or a file is missing, or a file differs.
+    UserError if the manifest or a file is missing, or a file differs.
     """
     content = manifest(directory, mend)
     if content is None:
@@ -168,8 +158,7 @@ def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
 def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
     """Check one file against a manifest and return its sha256.
 
-    Raises:
-        UserError: it is not listed, outside the folder, missing or different.
+    UserError if it is not listed, outside the folder, missing or different.
     """
     path, entry = directory / name, content["files"].get(name)
     mend = mend or f"delete {directory} to have it made again"
@@ -198,7 +187,6 @@ def _check(text: str, content: dict[str, Any]) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically; False where that is unsupported."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

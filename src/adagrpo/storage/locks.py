@@ -51,7 +51,15 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
         earlier = [line.strip() for line in file.readlines()[1:]]
         with naming(directory / LOCK):
             _rewrite(file.fileno(), [*earlier, TOKEN])
-            _mend(directory, earlier)
+            remove_temporary(directory, earlier, is_marked)
+            work = directory / WORK
+            for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
+                match = REPLACED.fullmatch(path.name)
+                content = None if match is None or match[1] not in earlier or path.is_symlink() else manifest(path)
+                if content is not None and os.path.lexists(directory / content["kind"]):
+                    remove_artifact(path)
+                elif content is not None:
+                    path.rename(directory / content["kind"])
             _rewrite(file.fileno(), [TOKEN])
         yield
 
@@ -74,18 +82,3 @@ def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
     os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))
     os.fsync(descriptor)
-
-
-def _mend(directory: Path, tokens: Collection[str]) -> None:
-    remove_temporary(directory, tokens, is_marked)
-    work = directory / WORK
-    for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
-        match = REPLACED.fullmatch(path.name)
-        content = None if match is None or match[1] not in tokens or path.is_symlink() else manifest(path)
-        if content is None:
-            continue
-        target = directory / content["kind"]
-        if os.path.lexists(target):
-            remove_artifact(path)
-        else:
-            path.rename(target)

@@ -24,13 +24,10 @@ def temporary(path: Path) -> Path:
 
 
 def write_file(path: Path, content: str, *, keep: bool = False) -> None:
-    """Write a text file atomically.
+    """Write a text file atomically; UserError if the path is a link or a folder.
 
     Args:
         keep: keep an existing file.
-
-    Raises:
-        UserError: the path is a link or a folder.
     """
     if path.is_symlink() or path.is_dir():
         what = "link" if path.is_symlink() else "folder"

@@ -217,20 +217,15 @@ def fit_lambdarank(
     groups: RankingGroups,
     validation: RankingGroups,
     *,
-    trees: int,
+    trees: int,  # maximum; stops after 50 without improvement
     leaves: int,
     learning_rate: float,
-    minimum_leaf: int,
+    minimum_leaf: int,  # rows per leaf
     seed: int,
     threads: int,
     report: Report = lambda done, total, values: None,
 ) -> Fitted:
-    """Fit with early stopping on validation NDCG@10; deterministic.
-
-    Args:
-        trees: maximum; stops after 50 without improvement.
-        minimum_leaf: rows per leaf.
-    """
+    """Fit with early stopping on validation NDCG@10; deterministic."""
     require_lightgbm("reward")
     import lightgbm
 

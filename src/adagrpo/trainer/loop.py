@@ -41,17 +41,13 @@ def fit(
     work: Path,
     *,
     seed: int,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,  # text files to store with the weights, name to content
     report: Report = lambda step, steps, values: None,
-    watched: Watched | None = None,
+    watched: Watched | None = None,  # stop early and write `lost.json` if the policy collapses
 ) -> FitResult:
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
     Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`.
-
-    Args:
-        files: text files to store with the weights, name to content.
-        watched: stop early and write `lost.json` if the policy collapses.
 
     Raises:
         KeyboardInterrupt, Terminated: on a signal, after the current step is saved.

@@ -117,12 +117,11 @@ def solve(
 ) -> Calibrated:
     """Return the λ that gives the pressure, to four significant digits.
 
+    UserError if a norm is not finite, or the term or the anchor has no gradient.
+
     Args:
         term_norms: (K,) at λ 1, 0 where nothing was admitted.
         anchor_norms: (K,).
-
-    Raises:
-        UserError: a norm is not finite, or the term or the anchor has no gradient.
 
     >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
     0.7071
@@ -156,26 +155,19 @@ class Measurable(Task[Any], Protocol):
 
 def calibrate(
     model: nn.Module,
-    task: Measurable,
+    task: Measurable,  # at λ 1, before its first step; its state is restored
     work: Path,
     *,
     pressure: float,
     steps: int,
     seed: int,
     shared_by: Processes,
-    other: Calibrated | None = None,
+    other: Calibrated | None = None,  # the arm at another pressure, whose norms are reused; the same in all processes
 ) -> tuple[Calibrated, bool]:
-    """Measure the λ of a pressure over some steps, or load it from `pressure.json` in `work`.
-
-    Args:
-        task: at λ 1, before its first step; its state is restored.
-        other: the arm at another pressure, whose norms are reused; the same in all processes.
+    """Measure the λ of a pressure over some steps, or load it from `pressure.json` in `work`; UserError: see `solve`.
 
     Returns:
         The calibration, and whether it is new.
-
-    Raises:
-        UserError: see `solve`.
     """
     path = work / FILE
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")

@@ -107,8 +107,7 @@ class Processes:
     def agree(self, compute: Callable[[], T]) -> T:
         """Return the result of a computation, or raise the error of any process in all.
 
-        Raises:
-            NotFinite, UserError, ServiceError: of the first process with an error; other types become RuntimeError.
+        NotFinite, UserError or ServiceError of the first process with an error; other types become RuntimeError.
         """
         if self.count == 1:
             return compute()

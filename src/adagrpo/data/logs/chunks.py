@@ -65,12 +65,11 @@ def read_chunks(
 ) -> Iterator[Chunk]:
     """Read columns of a log: typed from Parquet, else text; yields at least one chunk.
 
+    UserError for a missing or repeated column, or an unreadable or too large file.
+
     Args:
         columns: distinct; `user.id` is a nested field unless a column has that name.
         ids: id columns, in which a JSON `true` is invalid.
-
-    Raises:
-        UserError: a missing or repeated column, or an unreadable or too large file.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
@@ -136,8 +135,15 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
     """Read fields of JSON lines as text, null where there is no object, and problems with their types."""
     fields: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
+    problem: str | None
     for line in lines:
-        record, problem = _object(line), None
+        try:
+            record, problem = _decode(line), None
+            if r"\ud" in line or r"\uD" in line:
+                _encode(record).encode()  # half of a surrogate pair is no text
+        except (ValueError, RecursionError):
+            record, problem = {}, None
+        record = record if isinstance(record, dict) else {}
         for name, texts in fields.items():
             value = _value(record, name)
             if type(value) is int:
@@ -153,16 +159,6 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
             texts.append(value)
         problems.append(problem)
     return pl.DataFrame(fields, schema=dict.fromkeys(columns, pl.String)), pl.Series(problems, dtype=pl.String)
-
-
-def _object(line: str) -> Any:
-    try:
-        record = _decode(line)
-        if r"\ud" in line or r"\uD" in line:
-            _encode(record).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _value(record: Any, name: str) -> Any:
@@ -186,7 +182,11 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         if not header:
             whole = whole.lstrip(b"\r\n")
             named, spanned = _record(lines_of(whole), 0, len(names), separator)
-            _refuse_repeated(path, named or [], columns)
+            for name in columns:
+                count = (named or []).count(name)
+                if name and count > 1:
+                    advice = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
+                    raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
         table, carried = _fast(header, whole, columns, separator), b""
@@ -198,14 +198,6 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem
-
-
-def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    for name in columns:
-        count = header.count(name)
-        if name and count > 1:
-            advice = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
-            raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
@@ -271,12 +263,11 @@ def read_table(
 ) -> pl.DataFrame:
     """Read columns of a table, typed as in the file; CSV columns are text, empty fields null.
 
+    UserError for a missing column, or a malformed or too large file.
+
     Args:
         columns: `product.sku` is a nested field unless a column has that name.
         ids: id columns, which JSON lines yield as text.
-
-    Raises:
-        UserError: a missing column, or a malformed or too large file.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
     if kind == "JSONL":
@@ -288,20 +279,15 @@ def read_table(
     table = pl.concat(tables)
     if kind == "Parquet":
         return table
-    _refuse_cut(path, len(table), max_expansion)
-    return table.with_columns(pl.all().replace("", None))
-
-
-def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
-    """A truncated CSV file ends in too few fields and no line end."""
+    # a truncated CSV file ends in too few fields and no line end
     *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
     line, (names, separator) = lines_of(end)[-1], csv_header(path)
-    if end.endswith(b"\n") or line.count('"') % 2:  # of a row of several lines it is the end
-        return
-    fields = len(next(csv.reader([line], delimiter=separator)))
-    if fields < len(names):
-        what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
-        raise UserError(f"{path}, row {rows}: {what}")
+    if not end.endswith(b"\n") and line.count('"') % 2 == 0:  # else it is the end of a row of several lines
+        fields = len(next(csv.reader([line], delimiter=separator)))
+        if fields < len(names):
+            what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
+            raise UserError(f"{path}, row {len(table)}: {what}")
+    return table.with_columns(pl.all().replace("", None))
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:

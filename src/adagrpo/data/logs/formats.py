@@ -127,8 +127,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
     """Check that columns exist; `option` is the setting for them.
 
-    Raises:
-        UserError: suggesting the nearest name.
+    A UserError suggests the nearest name.
     """
     for name in columns:
         if name not in available:

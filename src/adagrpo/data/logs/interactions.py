@@ -64,39 +64,29 @@ class Logs:
 
 
 def read_logs(
-    paths: Sequence[Path],
+    paths: Sequence[Path],  # files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`
     columns: Columns,
     *,
-    keep_events: Sequence[str] | None = None,
-    min_rating: float | None = None,
-    click_rating: float | None = None,
-    ordered: bool = True,
-    max_bad_rows: int = 0,
+    keep_events: Sequence[str] | None = None,  # keep only these; needs `columns.event`
+    min_rating: float | None = None,  # lowest rating of an interaction; needs `columns.rating`
+    click_rating: float | None = None,  # rows are impressions, clicked if rated at least this; needs `columns.rating`
+    ordered: bool = True,  # False if no column orders a user's rows; they keep the file order
+    max_bad_rows: int = 0,  # limit of rejected rows over all files
     refuse: Refusals | None = None,
-    max_expansion: float = MAX_EXPANSION,
+    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.data.logs.unpacking`
     drop_duplicates: bool = False,
-    drop_items: Sequence[str] = (),
-    first_rows: int | None = None,
+    drop_items: Sequence[str] = (),  # ids whose rows are left out
+    first_rows: int | None = None,  # limit for each file
 ) -> Logs:
     """Read interaction or impression logs, in chunks.
+
+    UserError for a missing file or column, nothing left, or an exceeded limit.
 
     Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
 
     Args:
-        paths: files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
-        keep_events: keep only these; needs `columns.event`.
-        min_rating: lowest rating of an interaction; needs `columns.rating`.
-        click_rating: rows are impressions, clicked if rated at least this; needs `columns.rating`.
-        ordered: False if no column orders a user's rows; they keep the file order.
-        max_bad_rows: limit of rejected rows over all files.
-        max_expansion: see `adagrpo.data.logs.unpacking`.
         drop_duplicates: keep the first of rows with equal user, item and time (of impressions also click, slot and
             propensity).
-        drop_items: ids whose rows are left out.
-        first_rows: limit for each file.
-
-    Raises:
-        UserError: a missing file or column, nothing left, or an exceeded limit.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None
@@ -119,7 +109,12 @@ def read_logs(
     if click_rating is not None:  # an item without a rating was shown and not rated
         table = table.with_columns((pl.col(RATING) >= click_rating).fill_null(False).alias(CLICKED))
     known, left_out = _orders(table, drop_items)
-    kept = _filter(known, keep_events, min_rating)
+    kept = known if keep_events is None else known.filter(pl.col(EVENT).is_in(list(keep_events)))
+    if min_rating is not None:
+        rated_enough = pl.col(RATING) >= min_rating
+        if CLICKED in table.columns:  # what was only shown has no rating
+            rated_enough = rated_enough | ~pl.col(CLICKED)
+        kept = kept.filter(rated_enough)
     filtered = len(table) - len(kept)
     impressions = CLICKED in table.columns
     keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in table.columns)]
@@ -127,7 +122,12 @@ def read_logs(
     once = kept.unique([*keys, *shown], keep="first", maintain_order=True) if drop_duplicates else kept
     chosen = once.filter(pl.col(CLICKED).fill_null(True)) if impressions else once
     if not len(chosen):
-        raise _nothing(paths[0], len(table), rejects, filtered, len(once))
+        rows = len(table) + len(rejects)
+        if rows == 0:
+            raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
+        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(once)} shown but not chosen"
+        more = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
+        raise UserError(f"{paths[0]}: no interaction among {rows} rows: {counts}{more}")
     return Logs(
         chosen.select(*keys, *([RATING] if columns.rating else []), *([BASKET] if columns.basket else [])),
         once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
@@ -138,15 +138,6 @@ def read_logs(
         reader.detected(table),
         left_out,
     )
-
-
-def _nothing(path: Path, accepted: int, rejects: pl.DataFrame, filtered: int, kept: int) -> UserError:
-    rows = accepted + len(rejects)
-    if rows == 0:
-        return UserError(f"{path}: no rows; a log has at least one interaction")
-    counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
-    first = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
-    return UserError(f"{path}: no interaction among {rows} rows: {counts}{first}")
 
 
 class _Reader:
@@ -187,7 +178,11 @@ class _Reader:
                 raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}{right}")
         raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
         if chunk.first == 0 and self.refuse.lists:
-            _refuse_lists(path, raw[ITEM_ID].alias(fields[ITEM_ID].source))
+            row = first_list(raw[ITEM_ID])
+            if row is not None:
+                name, value = one_line(fields[ITEM_ID].source), one_line(str(raw[ITEM_ID][row])[:SHOWN])
+                what = f"{name} is '{value}', a list, as most of its values are; {ONE_EACH}"
+                raise UserError(f"{path}, row {row + 1}: {what}")
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
         bad = pl.DataFrame(
             {
@@ -234,7 +229,13 @@ class _Reader:
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        table = _stack(self.good) if self.good else pl.DataFrame()
+        table, parts = pl.DataFrame(), self.good
+        if parts:
+            for name in (USER_ID, ITEM_ID):
+                if len({part[name].dtype for part in parts}) > 1:
+                    parts = [part.with_columns(pl.col(name).cast(pl.String)) for part in parts]
+            table = pl.concat(parts, how="vertical_relaxed")
+            table = table.with_columns(integers_if_all(table[USER_ID]), integers_if_all(table[ITEM_ID]))
         if self.refuse.repeats and self.good:
             names = list(self.fields)
             first = table.select(pl.struct(names).is_first_distinct()).to_series()
@@ -255,13 +256,6 @@ class _Reader:
             )
             raise UserError(f"{file}, row {row}: {reason} ({more})")
         return table, rejects
-
-
-def _refuse_lists(path: Path, items: pl.Series) -> None:
-    row = first_list(items)
-    if row is not None:
-        name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
-        raise UserError(f"{path}, row {row + 1}: {name} is '{value}', a list, as most of its values are; {ONE_EACH}")
 
 
 def _reasons(
@@ -286,8 +280,8 @@ def _shown(text: pl.Expr) -> pl.Expr:
     return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
 
 
+# without guest orders, returns and ids that are no items, and counts of each
 def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Leave out guest orders, returns and ids that are no items; count each."""
     counts, kept = {}, table
     for name, wanted in (
         ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),
@@ -300,32 +294,14 @@ def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFram
     return kept, counts
 
 
-def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:
-    if keep_events is not None:
-        table = table.filter(pl.col(EVENT).is_in(list(keep_events)))
-    if min_rating is None:
-        return table
-    rated = pl.col(RATING) >= min_rating
-    return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
-
-
-def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
-    for name in (USER_ID, ITEM_ID):
-        if len({table[name].dtype for table in tables}) > 1:
-            tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]
-    stacked = pl.concat(tables, how="vertical_relaxed")
-    return stacked.with_columns(integers_if_all(stacked[USER_ID]), integers_if_all(stacked[ITEM_ID]))
-
-
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
     """Add impressions from other files to a log; clicks do not become interactions.
+
+    UserError for missing clicks or times, or times that cannot be compared.
 
     Args:
         shown: from `read_logs`, with the same users and items.
         source: the recipe key of `shown`, for errors.
-
-    Raises:
-        UserError: missing clicks or times, or times that cannot be compared.
     """
     if shown.impressions is None:
         raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")

@@ -21,25 +21,19 @@ def read_items(
     path: Path,
     *,
     id_column: str = ITEM_ID,
-    text_columns: Sequence[str] = (),
-    attribute_columns: Sequence[str] = (),
-    group_columns: Sequence[str] = (),
+    text_columns: Sequence[str] = (),  # joined by a space
+    attribute_columns: Sequence[str] = (),  # (nested) lists, or scalars, which become `column=value`
+    group_columns: Sequence[str] = (),  # text, integers, booleans, or lists of these
     attribute_names: Path | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> pl.DataFrame:
-    """Read an item table.
+    """Read an item table; UserError for a missing or malformed file or column, or an item without id or with two rows.
 
     Args:
-        text_columns: joined by a space.
-        attribute_columns: (nested) lists, or scalars, which become `column=value`.
-        group_columns: text, integers, booleans, or lists of these.
         attribute_names: Parquet file (attribute_id, name) to decode lists of integers; `attribute:<id>` without.
 
     Returns:
         item_id, text (String), attributes (List of String) and, with group columns, groups (List of String).
-
-    Raises:
-        UserError: a missing or malformed file or column, or an item without id or with two rows.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")

@@ -54,18 +54,28 @@ class Field(NamedTuple):
 
 
 def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: bool) -> dict[str, Field]:
-    """Map canonical names to their parsers.
+    """Map canonical names to their parsers; UserError unless exactly one column orders the rows.
 
     By default an unused column `timestamp`, or else `position`, orders the interactions.
 
     Args:
         ordered: whether a column orders the rows.
         rated: whether ratings define clicks.
-
-    Raises:
-        UserError: not exactly one column orders the rows.
     """
-    columns = _choose_time(columns, Path(paths[0])) if ordered else columns
+    if ordered and columns.timestamp is not None and columns.order is not None:
+        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
+    if ordered and columns.timestamp is None and columns.order is None:
+        path = Path(paths[0])
+        available, taken = columns_of(path), set(columns.model_dump().values())  # a slot is no order
+        if TIMESTAMP in available and TIMESTAMP not in taken:
+            columns = columns.model_copy(update={"timestamp": TIMESTAMP})
+        elif POSITION in available and POSITION not in taken:
+            columns = columns.model_copy(update={"order": POSITION})
+        else:
+            raise UserError(
+                f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one"
+                f" of {listed(available)}"
+            )
     fields = {
         USER_ID: Field(columns.user, True, AN_ID, identifiers),
         ITEM_ID: Field(columns.item, True, AN_ID, identifiers),
@@ -93,19 +103,3 @@ def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: boo
                 columns.propensity, False, "a probability", lambda values: numbers(values, 0.0, 1.0).cast(pl.Float64)
             )
     return fields
-
-
-def _choose_time(columns: Columns, path: Path) -> Columns:
-    if columns.timestamp is not None and columns.order is not None:
-        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
-    if columns.timestamp is not None or columns.order is not None:
-        return columns
-    available, taken = columns_of(path), set(columns.model_dump().values())  # a slot is no order
-    if TIMESTAMP in available and TIMESTAMP not in taken:
-        return columns.model_copy(update={"timestamp": TIMESTAMP})
-    if POSITION in available and POSITION not in taken:
-        return columns.model_copy(update={"order": POSITION})
-    raise UserError(
-        f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
-        f"{listed(available)}"
-    )

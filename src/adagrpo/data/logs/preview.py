@@ -61,23 +61,16 @@ NEEDS = {  # the values of a role
 
 def preview_logs(
     paths: Sequence[Path],
-    rows: int | None = ROWS,
-    given: Mapping[str, str] | None = None,
+    rows: int | None = ROWS,  # rows of each file to read; None for all
+    given: Mapping[str, str] | None = None,  # known columns by role, as in `Columns`
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Preview log files with the same columns.
-
-    Args:
-        rows: rows of each file to read; None for all.
-        given: known columns by role, as in `Columns`.
+    """Preview log files with the same columns; UserError for an unreadable file, or a missing given column.
 
     Returns:
         JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values
         do not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a
         CSV header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
-
-    Raises:
-        UserError: an unreadable file, or a missing given column.
     """
     path = Path(paths[0])
     sample = _sample(path)
@@ -106,14 +99,13 @@ def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
 def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
+    UserError if no column looks like the ids.
+
     Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
     of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse.
 
     Args:
         item: the item column of the logs, and the id column if the table has it.
-
-    Raises:
-        UserError: no column looks like the ids.
     """
     sample = _sample(path)
     names = sample.columns
@@ -302,15 +294,23 @@ def _counted(
         },
         "repeats_of_user_and_item": len(table) - pairs,
         "exact_duplicates": duplicates,
-        "same_user_and_time_as_another": _tied(table),
+        "same_user_and_time_as_another": (
+            int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
+            if TIMESTAMP in table.columns
+            else None
+        ),
         "users_with_fewer_than_3": int((per_user < 3).sum()),
     }
+    kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
+    lost = logs.rejects.group_by(kind, maintain_order=True).agg(
+        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
+    )
     return {
         "kind": "interactions" if shown is None else "impressions",
         "mapping": {role: name for role, name in mapping.model_dump().items() if name is not None},
         "understood": logs.understood,
         "counts": counts,
-        "lost": _lost(logs.rejects),
+        "lost": lost.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts(),
         "notes": [
             *filter(
                 None, (duplicates_note(duplicates), ids_note(users[USER_ID], items), future_note(logs, time.time()))
@@ -329,20 +329,6 @@ def _no_items(ids: pl.Series) -> list[str]:
     without = counts.filter(~counts["id"].str.contains(r"\d"))
     few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(counts["count"].sum())
     return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
-
-
-def _tied(table: pl.DataFrame) -> int | None:  # None without times
-    if TIMESTAMP not in table.columns:
-        return None
-    return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
-
-
-def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
-    kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
-    table = rejects.group_by(kind, maintain_order=True).agg(
-        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
-    )
-    return table.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts()
 
 
 def format_lines(understood: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none.
+"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none; and notes.
 
 By time, the last part of the log is for test, the one before for validation; a case is a user's first basket in it, if
 the user has an earlier one. A part is the shortest of whole days (whole weeks in logs of at least ten) that holds
@@ -162,8 +162,7 @@ def _repeats(lines: pl.DataFrame) -> float:
     return 1 - lines.select(USER_ID, ITEM_ID).n_unique() / len(lines)
 
 
-def _with_one(rows: pl.DataFrame) -> float:
-    """The share of users with one row."""
+def _with_one(rows: pl.DataFrame) -> float:  # the share of users with one row
     counts = rows.group_by(USER_ID).len()["len"]
     return int((counts == 1).sum()) / len(counts)
 

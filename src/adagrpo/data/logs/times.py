@@ -79,7 +79,6 @@ class Times:
 
 
 def _first(values: pl.Series) -> int:
-    """Return the index of the first non-null value, or the length."""
     known = values.is_not_null()
     return int(known.arg_max() or 0) if known.any() else len(values)
 

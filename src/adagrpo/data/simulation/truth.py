@@ -62,7 +62,6 @@ class Truth:
         known, order = self._by_key
 
         def moments(keys: Ints) -> Ints:
-            """Return the row of each purchase, or -1."""
             index = np.searchsorted(known, keys)
             inside = index < len(known)
             moment = np.full(keys.shape, -1)
