@@ -239,10 +239,8 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
     return Cases(owners.astype(np.int32), histories, items[drawn], Ragged.of(items, sizes), days)
 
 
-def drawn_places(
-    users: NDArray[np.integer],  # (N,)
-    sizes: NDArray[np.int64],  # (N,)
-) -> NDArray[np.int64]:  # (N,)
+# users and sizes (N,) -> (N,)
+def drawn_places(users: NDArray[np.integer], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Draw an item of each user's basket, by its place in it."""
     return np.asarray((keyed_uniforms(0, users.astype(np.int64)) * sizes).astype(np.int64))
 

@@ -58,11 +58,8 @@ def target_ranks(lists: Lists, keys: Floats) -> Ints:  # keys (N, W)
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
 
-def share_below(
-    scores: Floats,  # (N, W)
-    target: NDArray[np.bool_],  # (N, W)
-    others: NDArray[np.bool_],  # (N, W)
-) -> Floats:
+# scores, target, others (N, W)
+def share_below(scores: Floats, target: NDArray[np.bool_], others: NDArray[np.bool_]) -> Floats:
     """Return the (N,) share of each row's others below its target; ties count one half; NaN if either is missing.
 
     >>> there = np.array([[False, True, False, False]])
@@ -120,11 +117,8 @@ def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> Repeat
     return RepeatedMix(ranks, std, counts / halvings, np.asarray(means))
 
 
-def permuted(
-    values: Floats,  # (N, C)
-    real: NDArray[np.bool_],  # (N, C)
-    generator: np.random.Generator,
-) -> Floats:
+# values and real (N, C)
+def permuted(values: Floats, real: NDArray[np.bool_], generator: np.random.Generator) -> Floats:
     """Shuffle the real values within each row."""
     draws = np.where(real, generator.random(values.shape), np.inf)
     # the real positions in their own order, and in a random one

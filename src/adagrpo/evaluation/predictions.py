@@ -270,12 +270,8 @@ def without_history(
     return items, scores
 
 
-def _unseen(
-    items: Tensor,  # (B, N)
-    scores: Tensor,  # (B, N)
-    histories: Histories,
-    width: int,
-) -> tuple[Tensor, Tensor]:  # (B, W) each
+# items and scores (B, N) -> (B, W) each
+def _unseen(items: Tensor, scores: Tensor, histories: Histories, width: int) -> tuple[Tensor, Tensor]:
     seen = histories.holds(items)
     order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     dropped = seen.gather(1, order)

@@ -20,10 +20,7 @@ ERRORS = 1.96  # standard errors within which a weight counts as no worse than t
 Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
-def within_list_std(
-    items: NDArray[np.int64],  # (N, W)
-    rewards: NDArray[np.floating[Any]],  # (N, W)
-) -> float:
+def within_list_std(items: NDArray[np.int64], rewards: NDArray[np.floating[Any]]) -> float:  # items and rewards (N, W)
     """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
 
     >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))

@@ -158,11 +158,8 @@ def read_rewards(candidates: Candidates, scores: Tensor) -> GroupRewards:  # sco
     )
 
 
-def shuffled(
-    candidates: Candidates,
-    scores: Tensor,  # (B, N)
-    uniforms: Tensor,  # (B, N)
-) -> Tensor:  # (B, N)
+# scores and uniforms (B, N) -> (B, N)
+def shuffled(candidates: Candidates, scores: Tensor, uniforms: Tensor) -> Tensor:
     """Permute the scores among the distinct candidates of each row; padding stays in place."""
     _check_scores(candidates, scores)
     if uniforms.shape != scores.shape:

@@ -103,12 +103,8 @@ class FeedForward(nn.Module):
         return output
 
 
-def _attend(
-    query: Tensor,  # (B, heads, T, D / heads)
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor,  # (heads, T, T)
-) -> Tensor:  # (B, heads, T, D / heads)
+# query (B, heads, T, D / heads), bias (heads, T, T) -> (B, heads, T, D / heads)
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     length, fused = query.shape[2], query.device.type != "cpu" or query.shape[2] > _SHORT
     later = torch.full((length, length), -torch.inf, device=query.device).triu(1) + bias
     if fused:

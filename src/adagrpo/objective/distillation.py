@@ -106,11 +106,8 @@ def _distinct(codes: Tensor) -> Tensor:  # (B, G, L) -> (B, G) bool
     return ~same.tril(-1).any(2)
 
 
-def best_of_n_loss(
-    log_probs: Tensor,  # (B, G, L)
-    rewards: Tensor,  # (B, G)
-    valid: Tensor,  # (B, G)
-) -> Tensor:
+# log_probs (B, G, L), rewards and valid (B, G)
+def best_of_n_loss(log_probs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
     """Return the NLL of the valid rollout with the highest reward, (B,) nats per code; the first of equals.
 
     0, also the gradient, for a group without a valid rollout.

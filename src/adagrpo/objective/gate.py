@@ -163,11 +163,8 @@ def by_control(
     return GateDecision(admitted, nothing, nothing, degenerate, closed=~degenerate & ~admitted)
 
 
-def smallest(
-    candidates: Tensor,  # (B,) bool
-    count: Tensor,  # () int64
-    keys: Tensor,  # (B,)
-) -> Tensor:
+# candidates (B,) bool, count () int64, keys (B,)
+def smallest(candidates: Tensor, count: Tensor, keys: Tensor) -> Tensor:
     """Return (B,) bool: the `count` candidates with the smallest keys, ties by index, or all if they are fewer."""
     order = keys.masked_fill(~candidates, torch.inf).argsort(stable=True)
     return candidates & (order.argsort() < count)

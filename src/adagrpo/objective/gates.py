@@ -117,11 +117,8 @@ def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     return by_control(torch.zeros_like(degenerate), degenerate)
 
 
-def random_gate(
-    shadow: GateDecision,
-    degenerate: Tensor,  # (B,)
-    uniforms: Tensor,  # (B,)
-) -> GateDecision:
+# degenerate and uniforms (B,)
+def random_gate(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -> GateDecision:
     """Admit as many samples of the batch as the gate would, drawn by chance.
 
     >>> quiet = torch.tensor([False, False, False])
@@ -133,11 +130,8 @@ def random_gate(
     return by_control(smallest(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
 
 
-def variance_gate(
-    shadow: GateDecision,
-    degenerate: Tensor,  # (B,)
-    reward_std: Tensor,  # (B,)
-) -> GateDecision:
+# degenerate and reward_std (B,)
+def variance_gate(shadow: GateDecision, degenerate: Tensor, reward_std: Tensor) -> GateDecision:
     """Admit as many samples of the batch as the gate would, those whose groups' rewards vary most.
 
     Source: RAGEN-2 (arXiv 2604.06268).

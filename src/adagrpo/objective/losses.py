@@ -61,10 +61,7 @@ def clipped_surrogate(
     return Surrogate(loss, clipped)
 
 
-def kl_k3(
-    log_probs: Tensor,  # (B, G, L)
-    reference_log_probs: Tensor,  # (B, G, L)
-) -> Tensor:
+def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:  # log_probs and reference_log_probs (B, G, L)
     """Estimate `KL(π ‖ π_ref)` at each code by `exp(x) - x - 1`, `x = log π_ref - log π`, (B, G, L) nats, at least 0.
 
     Unbiased if the codes were sampled from `π`; the reference has no gradient.

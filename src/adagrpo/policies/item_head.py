@@ -130,13 +130,8 @@ def crowded(trie: Trie, level: int) -> bool:
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
 
-def shares_of_codes(
-    trie: Trie,
-    level: int,
-    nodes: Tensor,  # (B, W)
-    above: Tensor,  # (B, 1 + n_l)
-    below: Tensor,  # (B, 1 + n_{l+1})
-) -> Tensor:  # (B, W, K)
+# nodes (B, W), above (B, 1 + n_l), below (B, 1 + n_{l+1}) -> (B, W, K)
+def shares_of_codes(trie: Trie, level: int, nodes: Tensor, above: Tensor, below: Tensor) -> Tensor:
     """Return each code's share of its node's mass, 0 where it leads to none; for dense levels."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
@@ -162,11 +157,8 @@ def shares_of_branches(
     return below.flatten().index_select(0, index) / total.index_select(0, branches.parents)
 
 
-def exponentials(
-    vectors: Tensor,  # (V, D)
-    states: Tensor,  # (N, D)
-    bias: Tensor,  # (V, 1)
-) -> Tensor:  # (N, 1 + V) float32
+# vectors (V, D), states (N, D), bias (V, 1) -> (N, 1 + V) float32
+def exponentials(vectors: Tensor, states: Tensor, bias: Tensor) -> Tensor:
     """Return exponentials of logits minus each sample's maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
@@ -184,12 +176,8 @@ def exponentials(
     return padded
 
 
-def sums_by_node(
-    vectors: Tensor,  # (V, D)
-    states: Tensor,  # (N, D)
-    bias: Tensor,  # (V, 1)
-    first: Tensor,  # (n + 1,) int64
-) -> Tensor:  # (N, 1 + n) float32
+# vectors (V, D), states (N, D), bias (V, 1), first (n + 1,) int64 -> (N, 1 + n) float32
+def sums_by_node(vectors: Tensor, states: Tensor, bias: Tensor, first: Tensor) -> Tensor:
     """Sum `exponentials` over items `first[j]` to `first[j + 1]` without a (N, V) matrix."""
     count, nodes = len(states), len(first) - 1
     sums = torch.zeros(1 + nodes, count, dtype=torch.float32, device=states.device)

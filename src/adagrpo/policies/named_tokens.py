@@ -34,13 +34,8 @@ class Pieces(NamedTuple):
 class NamedTokens:
     """Tokens of a checkpoint for the codes of a catalogue."""
 
-    def __init__(
-        self,
-        folder: Path,
-        templates: Sequence[str],
-        code_sizes: Sequence[int],  # (K_1 .. K_L)
-        item_codes: Tensor,  # (V, L) int64
-    ) -> None:
+    # code_sizes (K_1 .. K_L), item_codes (V, L) int64
+    def __init__(self, folder: Path, templates: Sequence[str], code_sizes: Sequence[int], item_codes: Tensor) -> None:
         """Look up the names, templates with `{code}`, in the folder's tokenizer.
 
         UserError for no tokenizer, or one without the token of an item's code.

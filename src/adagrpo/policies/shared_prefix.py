@@ -211,11 +211,8 @@ class CausalState:
     written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
 
 
-def states_at(
-    hidden: Tensor,  # (B, T, D)
-    rows: Tensor,  # (N,) int64
-    indices: Tensor,  # (N, P) int64
-) -> Tensor:  # (N, P, D)
+# hidden (B, T, D), rows (N,) int64, indices (N, P) int64 -> (N, P, D)
+def states_at(hidden: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """Gather states at positions of rows; its backward pass is faster than indexing on a CPU.
 
     >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])

@@ -72,12 +72,8 @@ def cooccurrence_vectors(
     return _reduce(pair_information(training, num_items, window), width, power)
 
 
-def starting_rows(
-    vectors: NDArray[np.float32],  # (V, W)
-    width: int,
-    length: float,
-    seed: int,
-) -> NDArray[np.float32]:  # (V, D)
+# vectors (V, W) -> (V, D)
+def starting_rows(vectors: NDArray[np.float32], width: int, length: float, seed: int) -> NDArray[np.float32]:
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
     The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
@@ -169,10 +165,8 @@ def _reduce(
     return reduced
 
 
-def truncated_svd(
-    matrix: sparse.csr_array,  # (rows, columns)
-    width: int,
-) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+# matrix (rows, columns)
+def truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Return left singular vectors (rows, W') and at most `width` values (W',), largest first, none at rounding level.
 
     The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
@@ -191,10 +185,8 @@ def truncated_svd(
     return left[:, kept], values[kept]
 
 
-def sketched_svd(
-    matrix: sparse.csr_array,  # (rows, columns)
-    width: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+# matrix (rows, columns)
+def sketched_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Compute `truncated_svd` by a randomised sketch.
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds

@@ -71,11 +71,8 @@ def seen_together(sequences: Ragged, known: int, total: int, window: int) -> spa
     return sparse.coo_array((np.ones(len(entries[0])), entries), shape=shape).tocsr()
 
 
-def weights_of(
-    similarity: sparse.csr_array,  # (N, V)
-    together: sparse.csr_array,  # (N, V)
-    prior: float,
-) -> sparse.csr_array:
+# similarity and together (N, V)
+def weights_of(similarity: sparse.csr_array, together: sparse.csr_array, prior: float) -> sparse.csr_array:
     """Return the (N, V) weights `w`, given `s` and `n`; rows sum to 1, or to 0 without any signal."""
     sums, seen = similarity.sum(axis=1), together.sum(axis=1)
     texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity

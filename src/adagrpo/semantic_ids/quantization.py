@@ -139,10 +139,8 @@ def level_means(codes: NDArray[np.int64], vectors: NDArray[np.float32]) -> Quant
     return Quantization(codes.astype(np.int64), tuple(codebooks), vectors)
 
 
-def reconstruction_error(
-    vectors: NDArray[np.float32],  # (V, D)
-    reconstruction: NDArray[np.float32],  # (V, D)
-) -> float:
+# vectors and reconstruction (V, D)
+def reconstruction_error(vectors: NDArray[np.float32], reconstruction: NDArray[np.float32]) -> float:
     """Return `Σ |x - x̂|² / Σ |x - x̄|²`, the unexplained share of the variance; 0 without variance."""
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
@@ -168,12 +166,8 @@ def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]
     return nearest, distance
 
 
-def _seed_centroids(
-    points: Tensor,  # (V, D) float32
-    codes: int,
-    floor: float,
-    generator: torch.Generator,
-) -> Tensor:  # at most (codes, D) k-means++ seeds
+# points (V, D) float32 -> at most (codes, D) k-means++ seeds
+def _seed_centroids(points: Tensor, codes: int, floor: float, generator: torch.Generator) -> Tensor:
     uniforms = torch.rand(codes, generator=generator, dtype=torch.float64)
     seeds = [points[int(uniforms[0] * len(points))]]
     # Exact differences, not |x|² - 2x·c + |c|²: a duplicate of a seed must come out at zero.
@@ -216,10 +210,8 @@ def _lloyd(
     return centroids, nearest
 
 
-def assign_within(
-    distances: NDArray[np.floating],  # (N, K)
-    capacities: NDArray[np.integer],  # (K,)
-) -> NDArray[np.int64]:
+# distances (N, K), capacities (K,)
+def assign_within(distances: NDArray[np.floating], capacities: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
     Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals

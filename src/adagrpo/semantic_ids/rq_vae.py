@@ -130,13 +130,9 @@ def _losses(
     return loss, chosen
 
 
+# codebook (K, width), dead (K,) bool, residual (>= K, width)
 @torch.no_grad()
-def _restart(
-    codebook: nn.Parameter,  # (K, width)
-    dead: Tensor,  # (K,) bool
-    residual: Tensor,  # (>= K, width)
-    optimiser: torch.optim.Adam,
-) -> None:
+def _restart(codebook: nn.Parameter, dead: Tensor, residual: Tensor, optimiser: torch.optim.Adam) -> None:
     codebook[dead] = residual[: len(codebook)][dead]
     for name in ("exp_avg", "exp_avg_sq"):
         optimiser.state[codebook][name][dead] = 0

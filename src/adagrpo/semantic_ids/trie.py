@@ -74,14 +74,9 @@ class Trie:
     first: tuple[Tensor, ...]
     codes: tuple[Tensor, ...]  # per level, (n_{l+1},) int64, the last code of each child
 
+    # codes (V, L) int64
     @classmethod
-    def build(
-        cls,
-        codes: Tensor,  # (V, L) int64
-        level_sizes: tuple[int, ...],
-        *,
-        dense_limit: int = 2**26,
-    ) -> Trie:
+    def build(cls, codes: Tensor, level_sizes: tuple[int, ...], *, dense_limit: int = 2**26) -> Trie:
         """Build the tree of a catalogue, with sorted keys for tables of more than `dense_limit` entries.
 
         Raises:

@@ -59,14 +59,8 @@ class NegativeSampler:
         owners = np.repeat(np.arange(len(training), dtype=np.int64), training.lengths)
         self.has = np.unique(owners * num_items + training.values)  # ascending keys of (user, item)
 
-    def draw(
-        self,
-        users: Ints,  # (Q,)
-        histories: Ints,  # (Q, T)
-        lengths: Ints,  # (Q,)
-        avoid: Ints,  # (Q, K)
-        count: int,
-    ) -> Ints:
+    # users (Q,), histories (Q, T), lengths (Q,), avoid (Q, K)
+    def draw(self, users: Ints, histories: Ints, lengths: Ints, avoid: Ints, count: int) -> Ints:
         """Draw (Q, count) items; -1 for a repeated, owned or avoided item, or if there is no neighbour."""
         shape = (len(users), count)
         by_popularity = self.training.values[self.generator.integers(0, max(1, len(self.training.values)), shape)]

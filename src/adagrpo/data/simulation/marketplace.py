@@ -194,12 +194,8 @@ def _visit(
     }
 
 
-def move_tastes(
-    world: Marketplace,
-    users: Users,
-    rows: Ints,  # (N,)
-    normal: Floats,  # (N, D)
-) -> Floats:  # (N, D)
+# rows (N,), normal (N, D) -> (N, D)
+def move_tastes(world: Marketplace, users: Users, rows: Ints, normal: Floats) -> Floats:
     """Update drift and satiation of visiting users; return their whole tastes."""
     users.taste[rows] = unit(users.taste[rows] + world.drift / np.sqrt(world.factors) * normal)
     users.tired[rows] *= RESTED
@@ -221,11 +217,8 @@ def utility_logits(
     return np.asarray(logits)
 
 
-def choose(
-    world: Marketplace,
-    logits: Floats,  # (N, k)
-    uniforms: Floats,  # (N, k)
-) -> NDArray[np.bool_]:  # (N, k)
+# logits and uniforms (N, k) -> (N, k)
+def choose(world: Marketplace, logits: Floats, uniforms: Floats) -> NDArray[np.bool_]:
     """Mark each slate's first examined and wanted item."""
     examination = (1.0 / (1.0 + np.arange(logits.shape[1]))) ** world.position_bias
     chosen = uniforms < examination * expit(logits / max(world.noise, 1e-3))

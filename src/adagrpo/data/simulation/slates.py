@@ -89,13 +89,8 @@ def draw_slates(
     return slate
 
 
-def propensities(
-    catalogue: Catalogue,
-    stock: Stock,
-    log_mass: Floats,  # (N, S)
-    owned: Ints,  # (N, O)
-    slate: Ints,  # (N, k)
-) -> Floats:  # (N, k)
+# log_mass (N, S), owned (N, O), slate (N, k) -> (N, k)
+def propensities(catalogue: Catalogue, stock: Stock, log_mass: Floats, owned: Ints, slate: Ints) -> Floats:
     """Return inclusion probabilities `1 - exp(-w t)` of shown items; `t` by Newton's method in logarithms."""
 
     def rates(items: Ints) -> Floats:  # (N, any) w t, by the latest log_time

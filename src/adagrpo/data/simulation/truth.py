@@ -51,12 +51,8 @@ class Truth:
         has[has] = self.owned[index[has]] == keys[has]
         return self._utility(self.users[user_index], item_index, has)
 
-    def utility_before(
-        self,
-        user_index: Ints,  # (N,)
-        bought: Ints,  # (N,)
-        item_index: Ints,  # (N, K)
-    ) -> Floats:  # (N, K)
+    # user_index and bought (N,), item_index (N, K) -> (N, K)
+    def utility_before(self, user_index: Ints, bought: Ints, item_index: Ints) -> Floats:
         """Return the utility just before the purchase of `bought`; UserError if there is no such purchase."""
         items = len(self.item_ids)
         known, order = self._by_key
