@@ -26,11 +26,9 @@ from torch import Tensor
 
 from adagrpo.config import FitConfig
 from adagrpo.config.objective import GateName
-from adagrpo.groups.apply_gates import gate_by_evidence, gather_evidence
 from adagrpo.groups.draw import score_codes
-from adagrpo.groups.gated import GatedGroups
-from adagrpo.groups.negatives import in_batch_negatives
-from adagrpo.groups.score import Candidates, distinct_candidates, read_rewards, shuffled
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gather_evidence
+from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining

@@ -2,8 +2,8 @@
 
 Users come on the same days in all markets of a world. So a list is held against the list that the same user was shown
 on the same day in the reference market, differences are averaged by user, and divided by the mean utility of the
-reference in that world and round. The interval is that of `adagrpo.evaluation.statistics`, with worlds for seeds; worlds
-share no user. With one world there is none.
+reference in that world and round. The interval is that of `adagrpo.evaluation.statistics`, with worlds for seeds;
+worlds share no user. With one world there is none.
 """
 
 from __future__ import annotations

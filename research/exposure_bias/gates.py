@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.evaluation.reward_quality import interval
-from adagrpo.groups.apply_gates import gate_by_evidence
-from adagrpo.groups.gated import GatedGroups, gated_groups
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups
 from adagrpo.objective import GATES, GateDecision, pairwise_agreement
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence
-from adagrpo.groups.gated import gated_groups
+from adagrpo.groups.gated import gate_by_evidence, gated_groups
 from adagrpo.objective import Evidence
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models

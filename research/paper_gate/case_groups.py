@@ -15,11 +15,11 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
-from adagrpo.groups.apply_gates import gather_evidence
 from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.gated import gather_evidence
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.objective import Evidence
-from adagrpo.objective.gate import NegativeSource
+from adagrpo.objective.gates import NegativeSource
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence, gather_evidence
 from adagrpo.groups.draw import draw_groups
-from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups, gather_evidence, summary
 from adagrpo.groups.score import score_groups
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog

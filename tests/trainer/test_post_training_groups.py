@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from adagrpo.decoding import beam_search, score_sequences
-from adagrpo.groups.apply_gates import running_spread
-from adagrpo.groups.gated import gated_groups
+from adagrpo.groups.gated import gated_groups, running_spread
 from adagrpo.groups.score import read_rewards
 from adagrpo.objective import GATES
 from adagrpo.trainer.batches import group_step

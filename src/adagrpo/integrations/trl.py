@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError, install
-from adagrpo.groups.negatives import in_batch_negatives
+from adagrpo.groups.score import in_batch_negatives
 from adagrpo.objective import GroupSummary, degenerate_groups, discriminability, group_advantages, rollout_miss
 from adagrpo.types import Histories
 

@@ -15,9 +15,11 @@ from adagrpo.objective.diagnostics import (
     target_nll,
 )
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
-from adagrpo.objective.gate import Evidence, Gate, GateDecision
 from adagrpo.objective.gates import (
     GATES,
+    Evidence,
+    Gate,
+    GateDecision,
     adagrpo_gate,
     all_gate,
     difficulty_gate,

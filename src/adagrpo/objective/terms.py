@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
-from adagrpo.objective.gate import options_of
+from adagrpo.objective.gates import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 

@@ -29,7 +29,7 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
 from adagrpo.evaluation.reranking import case_weights
-from adagrpo.groups.apply_gates import TrueUtility
+from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read

@@ -51,7 +51,7 @@ from adagrpo.policies.shared_prefix import (
     pack,
     states_at,
 )
-from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.catalog import numbers_items
 from adagrpo.types import Histories
 
 

@@ -1,7 +1,6 @@
 """Semantic IDs: item vectors, their residual quantisation, the catalogue of codes and its prefix tree."""
 
-from adagrpo.semantic_ids.catalog import Catalog, audit
-from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
+from adagrpo.semantic_ids.catalog import Catalog, audit, move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
 from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.published import import_semantic_ids, read_index

@@ -4,7 +4,7 @@
 
 `s_j` is the TF-IDF cosine with known item `j` (nearest only), `n_j` their co-occurrences, `κ` the weight of the text.
 Codes are, level by level, the nearest centroid of `x` under which a sequence is free. A level that numbers items
-(`adagrpo.semantic_ids.collisions`) gets 0 if possible, as policies have seldom seen other numbers
+(`adagrpo.semantic_ids.catalog`) gets 0 if possible, as policies have seldom seen other numbers
 (`research/catalog_changes`).
 """
 

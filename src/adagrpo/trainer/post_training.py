@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import TrueUtility
 from adagrpo.groups.draw import score_codes
-from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.gated import GatedGroups, TrueUtility, gated_groups, summary
 from adagrpo.objective import GATES, gated_sum
 from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.policies.policy import Context, Policy

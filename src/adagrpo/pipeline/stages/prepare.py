@@ -17,7 +17,7 @@ from adagrpo.config import ItemTable
 from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
-from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.dataset import Dataset, build_dataset, shuffle_ties
 from adagrpo.data.exposures import RANDOM, random_exposures
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import file_format, kind_of
@@ -28,7 +28,6 @@ from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import MEND, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
