@@ -49,13 +49,9 @@ KINDS = ("biased", "random")  # of held-out impressions that a ranker is examine
 def write_exposures(
     biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
 ) -> None:
-    """Write unordered impressions, split at random.
+    """Write unordered impressions, split at random: a share for validation, and again for the report.
 
-    UserError for no impressions, or fewer than two users with a training click.
-
-    Args:
-        biased: shown by the platform; `random` was shown at random.
-        held_out: share of impressions for validation, and again for the report.
+    Those of `random` were shown at random. UserError for no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -202,12 +198,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """Return exposures of users with a history who clicked some items and skipped others, by user and item.
-
-    Args:
-        lengths: (U,) history lengths.
-        most: maximum number of users, sampled.
-    """
+    """Return exposures, by user and item, of at most `most` users with a history who clicked some items and skipped some."""
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()
     drawn = generator.permutation(users[lengths[users] > 0])[:most]

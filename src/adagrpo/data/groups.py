@@ -81,14 +81,9 @@ class ItemGroups:
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
-        """Return the items with a value, ascending.
+        """Return the items with a value, ascending; booleans match other spellings, too.
 
-            Args:
-                value: booleans match other spellings, too.
-                field: the column's name in messages.
-
-            Raises:
-        UnknownGroup: an unknown column or value.
+        UnknownGroup for an unknown column, called `field`, or value.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)

@@ -36,12 +36,7 @@ class UserHistories(NamedTuple):
 
 
 def read_histories(path: Path, size: int, *, user: str = USER_ID, history: str = HISTORY) -> Iterator[UserHistories]:
-    """Read a file of users, `size` at a time; UserError for a missing file or column, or a malformed row.
-
-    Args:
-        path: CSV, Parquet or JSONL.
-        history: an optional column; `user.id` is a nested field.
-    """
+    """Read a file of users, `size` at a time; UserError for a missing file or column, or a malformed row."""
     columns = columns_of(path)
     require(path, [user], columns)
     known = history in columns

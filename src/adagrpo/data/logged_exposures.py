@@ -45,12 +45,7 @@ class Timely(NamedTuple):
 
 
 def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
-    """Drop feedback from before its list was shown, or too late.
-
-    Args:
-        feedback: with `time`, and that of its list, `shown`.
-        within_seconds: None: no limit.
-    """
+    """Drop feedback from before its list was `shown`, or too late."""
     after = pl.col("time") - pl.col("shown")
     not_early = feedback.filter(after >= -CLOCKS)
     kept = not_early if within_seconds is None else not_early.filter(after <= within_seconds)
@@ -65,11 +60,10 @@ def impressions_of(
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
 ) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join the shown lists with their feedback.
+    """Join the shown lists with their feedback; return impressions in log order, and the counts.
 
-    Returns:
-        user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (the
-        first click), in log order; and the counts.
+    Columns: user_id, item_id, timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at
+    (first).
     """
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
     distinct = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)

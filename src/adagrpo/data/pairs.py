@@ -67,9 +67,8 @@ def common_users_of(
 def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bool = True) -> sparse.csr_array:
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
-    Args:
-        within: maximum steps; an item `d` steps later counts 1/d, each known basket one for each item of the next.
-        shared: the items of a basket share that one equally; else each counts one, and counts are whole numbers.
+    An item `d` steps later counts 1/d, each known basket one for each item of the next, which its items share, or each
+    counts one, and counts are whole numbers.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]

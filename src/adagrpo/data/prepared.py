@@ -74,8 +74,7 @@ class MappedRagged(Ragged):
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
     """Copy an integer column without nulls to a temporary file beside it; None if that fails.
 
-    Returns:
-        The values, their mapping, and the file, which goes with its last reference.
+    Returns the values, their mapping, and the file, which goes with its last reference.
     """
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it

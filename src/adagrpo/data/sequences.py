@@ -15,10 +15,6 @@ from adagrpo.types import Histories, Ragged
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
     """Return the last `max_length` items of rows, right-padded with 0.
 
-    Args:
-        rows: (B,) indices of non-empty rows.
-        max_length: at least 1.
-
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
             [6, 7]])
@@ -36,10 +32,6 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
     """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1.
-
-    Args:
-        rows: (B,) row indices.
-        max_length: of each row, or (B,).
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],

@@ -114,11 +114,7 @@ def temporal(
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """Keep the targets of some users, sampled by (seed, user).
-
-    Args:
-        count: maximum number of these users.
-        lengths: (U,) interactions; if given, other users are trained on whole.
+    """Keep the targets of at most `count` users, sampled by (seed, user); with lengths, others are trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))
     >>> split.train_lengths, split.test_positions
@@ -134,11 +130,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
-    """Return numbers in [0, 1) by seed and keys: SplitMix64 (Steele et al. 2014).
-
-    Args:
-        seed: at least 0.
-        keys: (N,) each, at least 0; their order matters.
+    """Return numbers in [0, 1) by seed and keys, (N,) each, at least 0 and in order: SplitMix64 (Steele et al. 2014).
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])

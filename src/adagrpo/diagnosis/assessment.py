@@ -87,8 +87,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Diagnose whether re-ranking by a reward helps, and whether its sign is right.
 
-    Returns:
-        JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
+    JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
     """
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     width, shown = lists.items.shape[1], observed.counts[lists.targets]
@@ -148,10 +147,9 @@ def diagnose(
 
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Compute the change of each metric at each weight, for the ranker and a shuffled one.
+    """Return the change of each metric at each of `weights` (None: the reward alone), with intervals.
 
-    Returns:
-        `weights` (None: the reward alone), `chosen`, and intervals of `ranker`, `shuffled` and the cross-fitted `mix`.
+    Of the `ranker`, `shuffled` rewards, and the cross-fitted `mix` with its `chosen` weights.
     """
     policy = gains(target_ranks(lists, lists.log_probs))
 
@@ -190,8 +188,7 @@ def order_by_exposure(
 ) -> dict[str, Any]:
     """Measure how well ranker and policy order items shown about equally often.
 
-    Returns:
-        `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.
+    `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.
     """
     edges = np.unique(np.floor(np.quantile(counts[lists.targets], QUANTILES)).astype(np.int64))
     bin_of = np.searchsorted(edges, counts)  # (V,)

@@ -88,13 +88,9 @@ def answers(
 
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
-    """Test whether a reward has probably seen the held-out items, see the module's docstring.
+    """Test whether a reward has probably seen the held-out items, against rankers of training data alone, by name.
 
-    Args:
-        references: answers of rankers fitted on training data alone, by name; at least one.
-
-    Returns:
-        JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
+    JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
     """
 
     def gains(difference: Floats) -> bool:

@@ -129,12 +129,9 @@ def permuted(values: Floats, real: NDArray[np.bool_], generator: np.random.Gener
 
 
 def serving_quantities(lists: Lists, history_lengths: Ints) -> dict[str, Floats]:  # history_lengths (N,)
-    """Compute the quantities of a case that are known at serving time.
+    """Return the quantities of a case that are known at serving time, (N,) each, by name.
 
-    Returns:
-        (N,) each, by name: the policy's entropy (nats), the standard deviation of the rewards, the rank correlation of
-        both, the policy's rank of the ranker's top item, the history length. All but the last are NaN for fewer than
-        two items.
+    All but the history length are NaN for fewer than two items.
     """
     usable, count = lists.usable, lists.usable.sum(axis=1)
     log_probs = np.where(usable, lists.log_probs, -np.inf)

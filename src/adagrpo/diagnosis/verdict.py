@@ -89,12 +89,9 @@ def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength
 
 
 def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) -> Verdict:
-    """Apply the rule of the module's docstring.
+    """Apply the rule of the module's docstring at a level of the family of cells, all cases first.
 
-    Args:
-        cells: all cases first; no cell may be defined by the logged item.
-        orders: see the module's docstring.
-        level: of the family of all cells.
+    No cell may be defined by the logged item.
     """
     raw = [test.difference.p_value for test in cells]
     cell_p = tuple(min(1.0, 2 * p) for p in (*raw[:1], *holm(raw[1:])))

@@ -64,14 +64,10 @@ def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
 def compare(
     measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
 ) -> list[dict[str, Any]]:
-    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one).
+    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one), entries in seed order.
 
-    Args:
-        measured: one entry per seed, in the order of `seeds`.
-
-    Returns:
-        One JSON-able row per arm and checkpoint: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`,
-        `against` (differences from the baseline) and `margins`; None if unknown.
+    One JSON-able row each: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`, `against` (differences from
+    the baseline) and `margins`; None if unknown.
     """
     short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
     if short:
@@ -91,11 +87,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the plan's pairs of arms, as `compare`.
-
-    Returns:
-        One JSON-able row per pair and kind of checkpoint; `against` is first minus second.
-    """
+    """Compare the plan's pairs of arms, first minus second, as `compare`: a row per pair and kind of checkpoint."""
     rows: list[dict[str, Any]] = []
     for arm, other in options.pairs:
         for checkpoint in ("best", "final"):

@@ -140,12 +140,7 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones.
-
-    Args:
-        tail: (V,) True for tail items (`adagrpo.metrics.tail_items`).
-        utility: true utility of (N, K) items, in simulated worlds.
-    """
+    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones."""
     lists = metrics.RankedLists(
         ranks_in(predictions.items, cases),
         predictions.items.shape[1],
@@ -250,10 +245,6 @@ def without_history(
     """Return found items outside whole histories and their scores, padded with -1 and -inf.
 
     Samples with short lists are searched again with their histories excluded.
-
-    Args:
-        closed: other items that the search excluded.
-        eligible: mask of each sample's search, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is

@@ -96,14 +96,11 @@ def bootstrap_means(
 
 def mean_interval(
     values: NDArray[np.floating],  # (N,) one per user, N at least 1
-    weights: NDArray[np.floating] | None = None,  # (N,)
+    weights: NDArray[np.floating] | None = None,  # (N,) above 0: Σ w x / Σ w, linearised (Hájek); None: equal
     *,
     level: float = 0.95,
 ) -> Interval:
     """Return the normal interval of a mean by its standard error; if that is 0, the mean, with p 1.
-
-    Args:
-        weights: (N,) above 0, for `Σ w x / Σ w` with the error of the linearised ratio (Hájek); None: equal.
 
     >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
     >>> round(mean, 3), round(low, 3), round(high, 3), round(p, 3)
@@ -133,10 +130,9 @@ def all_pairs(
     level: float = 0.95,  # of all intervals together, in (0, 1)
     draws: int = 10_000,  # of max |t|; p-values are multiples of 1 / draws
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous intervals of paired differences of means; max |t| is simulated with a fixed seed.
+    """Return simultaneous intervals of paired differences of means, by (one, other), first minus second.
 
-    Returns:
-        By (one, other), first minus second; p-values are corrected for all pairs.
+    P-values are corrected for all pairs; max |t| is simulated with a fixed seed.
 
     >>> same = np.random.default_rng(0).normal(size=200)
     >>> pairs = all_pairs({"a": same, "b": same + 1, "c": np.zeros(200)})
@@ -234,11 +230,9 @@ def crossed_parts(
     values: Sequence[NDArray[np.floating]],  # S arrays of (n_s,)
     user_index: Sequence[NDArray[np.integer]] | None = None,  # S arrays of (n_s,)
 ) -> CrossedParts:
-    """Return the mean of the seeds' means and the parts of its variance.
+    """Return the mean of the seeds' means and the parts of its variance, from two seeds or more with two users each.
 
-    Args:
-        values: one array per seed; at least two seeds with two users each.
-        user_index: of each value, the same under every seed; None: the same users in the same order.
+    `user_index` of a value is the same under every seed; None: the same users in the same order.
     """
     count = len(values)
     if count < 2 or any(np.ndim(row) != 1 or len(row) < 2 or not np.isfinite(row).all() for row in values):

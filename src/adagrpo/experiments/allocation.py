@@ -84,10 +84,8 @@ def add_switch(
 ) -> dict[str, Any]:
     """Add a switch, durably: a larger `share` of the users, or an arm to `stop`, from `now` on, seconds since 1970.
 
-    UserError if not one of `share` and `stop`, a share that does not grow, an unknown arm, or a foreign file.
-
-    Returns:
-        The line; of an arm stopped before, the earlier one.
+    Returns the line; of an arm stopped before, the earlier one. UserError unless one of both is given, for a share that
+    does not grow, an unknown arm, or a foreign file.
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")

@@ -42,13 +42,9 @@ def analyse(
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
     mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
-    """Analyse an experiment.
+    """Analyse an experiment; stopped arms are compared until their stop, and never shipped.
 
-    Args:
-        stopped: arms compared with the control until their stop, and never shipped.
-
-    Returns:
-        JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
+    JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _invalid(plan, units, stopped, mismatch)

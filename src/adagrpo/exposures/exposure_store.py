@@ -85,11 +85,7 @@ class LocalExposureLog:
     ) -> None:
         """Open or create the log; `UserError` for a folder that holds something else, is damaged, or not writable.
 
-        Args:
-            directory: new, empty, or of an exposure log.
-            rotate_rows: rows of this process after which a part is made.
-            rotate_seconds: time after which one is made.
-            kept_rows: rows of each kind that stay in SQLite once in a part.
+        A part is made after so many rows of this process or seconds; `kept_rows` of each kind then stay in SQLite.
         """
         self.directory = directory
         self._rotate_rows, self._rotate_seconds, self._kept_rows = rotate_rows, rotate_seconds, kept_rows
@@ -153,15 +149,9 @@ def rotate(
 ) -> list[int]:
     """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
 
-    Args:
-        directory: of an exposure log; services may be writing to it.
-        kept_rows: rows of each kind that stay in the database once in a part.
-        rest_seconds: pause after every few rows, for a service's other threads.
-        patience: seconds to wait for another process that makes a part; None: leave the rows to it.
-
-    Raises:
-        UserError: a damaged part, an unwritable folder, or `patience` exceeded.
-        sqlite3.Error: the database is damaged or full.
+    Services may be writing; for their threads it rests every few rows. `kept_rows` of each kind stay in the database.
+    While another process makes a part it waits for `patience` seconds; None: it leaves the rows to it. UserError for a
+    damaged part, an unwritable folder, or `patience` exceeded; sqlite3.Error for a damaged or full database.
     """
     until = time.monotonic() + (patience or 0.0)
     while True:

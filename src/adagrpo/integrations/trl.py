@@ -51,15 +51,12 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         negatives: int = 5,  # `M`, targets of other prompts scored for the gate
         lambda_: float = 1.0,  # weight of the gated term
         invalid_penalty: float = 1.0,  # minus the advantage of an invalid completion
-        reward_floor: float = 1e-3,
+        reward_floor: float = 1e-3,  # least reward difference in a group, as a share of the running deviation
         **kwargs: Any,
     ) -> None:
         """Create a trainer; other arguments are those of `GRPOTrainer`.
 
         UserError if `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
-
-        Args:
-            reward_floor: minimum reward difference in a group, as a share of the running standard deviation.
         """
         if any(getattr(given, "beta", None) for given in (*args, kwargs.get("args"))):
             raise UserError("beta: TRL adds its KL for rejected groups too, and without lambda; AdaGRPOTrainer takes 0")

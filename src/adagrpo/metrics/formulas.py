@@ -30,10 +30,7 @@ Ints = NDArray[np.integer[Any]]
 
 
 def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked (N, W), targets (N,) or (N, R)
-    """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
-
-    Args:
-        targets: of a basket (N, R) distinct items, padded with -1; their ranks are (N, R).
+    """Return the rank of the logged item in each list, (N,) from 1, 0 where absent; of baskets, padded with -1, (N, R).
 
     >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
     array([3, 0])
@@ -61,10 +58,7 @@ def hit_rate(ranks: Ints, k: int) -> NDArray[np.float64]:  # ranks (N,) or (N, R
 
 
 def ndcg(ranks: Ints, k: int, sizes: Ints | None = None) -> NDArray[np.float64]:  # ranks (N,) or (N, R), sizes (N,)
-    """Return NDCG@k per user, (N,).
-
-    Args:
-        sizes: items of each basket, where ranks are of baskets.
+    """Return NDCG@k per user, (N,); of baskets by their sizes.
 
     >>> ndcg(np.array([1, 3, 7, 0]), 5)
     array([1. , 0.5, 0. , 0. ])

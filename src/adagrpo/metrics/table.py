@@ -52,18 +52,14 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of the table; without a formula, it is measured elsewhere.
-
-    Attributes:
-        per_user: maps lists and cut-off (or `W`) to (N,) values; None where an input is unknown.
-        of_all: the same to one value, where it is not the mean over users.
-    """
+    """An entry of the table; without a formula, it is measured elsewhere."""
 
     name: str
     label: str
     at: Mapping[int | None, ReportPart]  # cut-offs, each with where it is shown; None: no cut-off
     form: Form = "number"
     better: Better | None = None  # the better direction; None: neither
+    # of lists and cut-off (or `W`): (N,) values, or one that is no mean over users; None where an input is unknown
     per_user: Callable[[RankedLists, int], Floats | None] | None = None
     of_all: Callable[[RankedLists, int], float | None] | None = None
     everywhere: bool = True  # its inputs are always known, so a comparison may be planned on it

@@ -103,18 +103,13 @@ def best_of_n(groups: TermInputs) -> TermLoss:
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """A reward term: its loss and its requirements.
-
-    Attributes:
-        needs_reference: whether it reads the starting policy's log-probabilities, given its options.
-        in_list_stds: options that weight the reward, which a recipe gives in units of its within-list standard
-            deviation or as `validation`; the loss takes them divided by that deviation.
-    """
+    """A reward term: its loss and its requirements."""
 
     name: str
     loss: Callable[..., TermLoss]
+    # whether it reads the starting policy's log-probabilities, given its options
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    in_list_stds: frozenset[str] = frozenset()
+    in_list_stds: frozenset[str] = frozenset()  # options in units of the reward's within-list std, or `validation`
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:

@@ -82,12 +82,9 @@ class CausalLMPolicy(nn.Module):
         dropout: float = 0.0,  # on input embeddings and final states, beside the model's own
         gradient_checkpointing: bool = False,  # recompute the layers in the backward pass
     ) -> None:
-        """Wrap a model that has tokens for the codes (`adagrpo.policies.language_model`).
+        """Wrap a model that has tokens for the codes; `between` stands between the codes of two items.
 
         UserError if completions cannot be packed, or checkpointing meets dropout inside the body.
-
-        Args:
-            preamble, between, suffix: tokens before a history, between the codes of two items, and after the history.
         """
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(vocabulary.code_sizes):

@@ -44,9 +44,7 @@ class CompactState:
 class CompactPolicy(nn.Module):
     """Compact policy; implements `adagrpo.policies.policy.Policy`.
 
-    Attributes:
-        encoder: maps item vectors (B, T, D) to states (B, T, D), or (B, 1, D) at the positions `ends` (B,);
-            replaceable.
+    `encoder`, replaceable, maps item vectors (B, T, D) to states (B, T, D), or (B, 1, D) at the positions `ends` (B,).
     """
 
     small = trains_on_nll = True

@@ -96,11 +96,7 @@ class HybridPolicy(nn.Module):
         prefix: int = 0,  # 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each
         seed: int = 0,
     ) -> None:
-        """Join an item head to a compact policy.
-
-        Args:
-            item_weight, smoothing: `w`, in [0, 1], and `η`.
-        """
+        """Join an item head to a compact policy; `item_weight` is `w`, in [0, 1], and `smoothing` `η`."""
         super().__init__()
         if not 0 <= prefix < trie.num_levels:
             raise ValueError(f"prefix must be 0 or more and below the {trie.num_levels} levels, got {prefix}")

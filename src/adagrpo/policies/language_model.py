@@ -165,14 +165,10 @@ def end_token(model: PreTrainedModel) -> int:
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Choose what trains, in place: everything, embeddings and head, or these and LoRA.
+    """Choose what trains, in place: everything, embeddings and head, or these and LoRA adapters of the frozen body.
 
-    UserError for LoRA without `peft`.
-
-    Args:
-        frozen_body: freeze all but embeddings and head.
-        lora_rank: above 0: adapters of this rank on the frozen body's linear layers, scaled by `lora_alpha` / rank.
-        bfloat16: keep frozen weights in bfloat16.
+    The adapters are scaled by `lora_alpha` / rank; `bfloat16` is of the frozen weights. UserError for LoRA without
+    `peft`.
     """
     if not (frozen_body or lora_rank):
         return

@@ -180,12 +180,7 @@ def draw(
     height: float = HEIGHT,
     notes: str = "",  # text above the legend
 ) -> str:
-    """Draw a chart.
-
-    Args:
-        title, description: also for readers who cannot see the chart.
-        width, height: in pixels, without title and legend.
-    """
+    """Draw a chart of some pixels without title and legend; the description is for readers who cannot see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -320,10 +315,9 @@ def stacked_area_chart(
     y_label: str,
     overlay: tuple[str, Sequence[float | None]],  # name and fractions of the dashed line
 ) -> str:
-    """Draw stacked shares, and a dashed line to compare the lowest one with.
+    """Draw stacked shares from the bottom, and a dashed line to compare the lowest one with.
 
-    Args:
-        layers: name and fractions, from the bottom; missing ones count as 0, or as a gap if all are missing.
+    Missing fractions count as 0, or as a gap if all are missing.
     """
     binned = [bin_means(x, values) for _, values in layers]
     steps, line, width = bin_means(x, overlay[1])

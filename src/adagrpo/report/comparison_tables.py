@@ -14,13 +14,23 @@ KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 
 def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """Return all tables that have rows, with their titles."""
+    rows, metric = content["rows"], content["plan"]["metric"]
+    points = [(row["arm"], row["checkpoint"]) for row in rows]
+    columns = [name for name in metric_names(ReportPart.COMPARISON) if any(name in row["test"] for row in rows)]
+    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
+    by_seed = [
+        (*point, *(format_difference(metric, one) for one in row["against"][metric]["by_seed"]))
+        for point, row in zip(points, rows, strict=True)
+        if row["against"]
+    ]
+    seeds = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
     named = [
         ("Against the baseline", comparison_table(content)),
         ("Against the baseline in true utility@10", _true_utility(content)),
         ("Arms against each other", pairs_table(content)),
         ("Margins", _margins(content)),
-        ("Head, tail and breadth (means over seeds)", _breadth(content)),
-        (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
+        ("Head, tail and breadth (means over seeds)", metric_table(("arm", "checkpoint"), points, values, columns)),
+        (f"Difference in {metric_label(metric)} by seed", Table.of(seeds, by_seed, 2)),
         ("What each arm was", _arms(content)),
     ]
     return [(title, table) for title, table in named if table.rows]
@@ -108,23 +118,6 @@ def _margins(content: Mapping[str, Any]) -> Table:
             cells += ["yes" if row["margins"][name]["kept"] else "not shown"]
         rows += [tuple(cells)] if row["margins"] else []
     return Table.of(header, rows, 2)
-
-
-def _breadth(content: Mapping[str, Any]) -> Table:
-    rows = content["rows"]
-    columns = [name for name in metric_names(ReportPart.COMPARISON) if any(name in row["test"] for row in rows)]
-    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
-    return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
-
-
-def _by_seed(content: Mapping[str, Any]) -> Table:
-    metric = content["plan"]["metric"]
-    rows = [
-        (row["arm"], row["checkpoint"], *(format_difference(metric, one) for one in row["against"][metric]["by_seed"]))
-        for row in content["rows"]
-        if row["against"]
-    ]
-    return Table.of(("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"])), rows, 2)
 
 
 def _arms(content: Mapping[str, Any]) -> Table:

@@ -38,7 +38,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
     """Write `report.html` into a run directory, atomically; see `build_report`."""
-    files = _files(run)
+    files = LooseFiles(run) if isinstance(run, Path) else run
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
     return path
@@ -46,7 +46,7 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     """Write the charts of a report as SVG files."""
-    files = _files(run)
+    files = LooseFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
     written = []
     for name, drawn in _figures(_logs(files, metrics), metrics).items():
@@ -57,12 +57,8 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
 
 
 def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
-    """Return the report of a run as HTML; UserError if `metrics.json` is missing, or a file cannot be read.
-
-    Args:
-        notes: sentences on what is left out, and why.
-    """
-    files = _files(run)
+    """Return the report of a run as HTML; UserError if `metrics.json` is missing, or a file cannot be read."""
+    files = LooseFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
     name = metrics.get("name") or files.directory.resolve().name
     decided = _read(files, ("decision.json",), lambda content: (content, _decision(content)))
@@ -70,10 +66,6 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     outcome = [_exposures(metrics["exposures"])] if "exposures" in metrics else _training(files, metrics, decision)
     sections = [*opening, Section("notes", "Notes", [Block("list", notes)]), *outcome, *_made_from(files, metrics)]
     return page(f"{name}: adagrpo report", name, sections)
-
-
-def _files(run: RunFiles | Path) -> RunFiles:
-    return LooseFiles(run) if isinstance(run, Path) else run
 
 
 def _metrics(files: RunFiles) -> Content:

@@ -22,11 +22,7 @@ MOST_NAMED = 8  # values of a filter that a sentence names
 
 
 def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> list[str]:
-    """Summarize the run in a few sentences; UserError if the metrics are malformed.
-
-    Args:
-        baselines: whether to say that the starting policy is below a baseline; a decision says it too.
-    """
+    """Summarize the run in a few sentences; UserError if the metrics are malformed."""
     points = checkpoints(metrics)
     split = "test" if any(point.value("test", HR) is not None for point in points) else "validation"
     start = _best(points, START)

@@ -88,9 +88,6 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
 def results_table(metrics: Mapping[str, Any], split: Split = "test", columns: Sequence[str] | None = None) -> Table:
     """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`.
 
-    Args:
-        columns: metrics, or "admission"; by default those of `adagrpo.metrics.ReportPart.RESULTS` that any row has.
-
     >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
     >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}
     >>> print(to_text(results_table({"stages": stages})))

@@ -32,10 +32,7 @@ _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
 
 def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (V, L)
-    """Group items by code sequence.
-
-    Returns:
-        (V,) index of each item's sequence in lexicographic order, and (N,) counts.
+    """Return (V,) the index of each item's code sequence in lexicographic order, and (N,) counts.
 
     >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
     >>> groups.tolist(), counts.tolist()
@@ -136,13 +133,9 @@ class Catalog:
         cls,
         codes: Tensor | NDArray[np.integer[Any]],  # (V, L)
         level_sizes: Sequence[int] | None = None,  # `(K_1 .. K_L)`; None: the largest code of each level plus one
-        listed: Tensor | NDArray[np.bool_] | None = None,  # (V,)
+        listed: Tensor | NDArray[np.bool_] | None = None,  # (V,) False: not in the tree; None: all are
     ) -> Catalog:
-        """Check codes and build their catalogue; UserError if two items share their codes, or a code is out of range.
-
-        Args:
-            listed: False for items to leave out of the tree; None: all are listed.
-        """
+        """Check codes and build their catalogue; UserError if two items share codes, or a code is out of range."""
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
             raise ValueError(f"codes is {matrix.dtype} {tuple(matrix.shape)}, expected integers (V, L) with L >= 1")
@@ -216,11 +209,7 @@ class Catalog:
 
     @classmethod
     def read(cls, path: Path) -> Catalog:
-        """Read the files of `write`.
-
-        Raises:
-            UserError: a file is missing or damaged, items are not 0 .. V-1, or two share their codes.
-        """
+        """Read the files of `write`; UserError if one is missing or damaged, or items are not 0 .. V-1."""
         sidecar = path.with_suffix(".json")
         try:
             sizes = json.loads(sidecar.read_text(encoding="utf-8"))["level_sizes"]
@@ -249,14 +238,11 @@ def audit(
     *,
     reconstruction_error: float | None = None,
 ) -> dict[str, Any]:
-    """Measure how well codes distinguish items.
+    """Measure how well codes distinguish items, JSON-able.
 
-    Returns:
-        JSON-able: `items`, `levels`; before resolution `distinct_sequences`, `largest_collision` (most items on one
-        sequence), `collision_rate` (share of items on shared ones) and `reconstruction_error`; `density` = V / Π K_l
-        and `log10_density` (None without items); and `per_level`, a list of `size` K_l, `codes_used`, `entropy`
-        -Σ_k p_k log p_k in nats, `entropy_share` of log K_l (None if K_l is 1), `largest_cluster` (most items on one
-        code) and `prefixes` (distinct ones so far).
+    Before resolution `distinct_sequences`, `largest_collision` (most items on one sequence), `collision_rate` (share of
+    items on shared ones) and `reconstruction_error`; `density` = V / Π K_l and `log10_density`; `per_level` its `size`,
+    `codes_used`, `entropy` -Σ_k p_k log p_k in nats, `entropy_share` of log K_l, `largest_cluster` and `prefixes`.
     """
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:

@@ -13,7 +13,7 @@ neighbour, and rows at rounding level become zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -38,18 +38,20 @@ def pair_information(
 ) -> sparse.csr_array:
     """Return the (V, V) information of pairs, symmetric if nothing was cut; columns ascend in each row.
 
-    Args:
-        window: maximum distance of two items, at least 1.
-        most: number of pairs above which neighbours are cut; `block` of them are counted at a time.
+    Items are at most `window` apart; above `most` pairs neighbours are cut; `block` of them are counted at a time.
     """
     reach = min(window, int(training.lengths.max(initial=0)))
     left = np.full(len(training.values), reach, np.min_scalar_type(reach))  # items after each in its sequence
     for distance in range(reach):
         left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
     totals = np.zeros(num_items, np.int64)  # n_i
-    for pair in _pairs(training.values, left):
-        for side in pair:
-            totals += np.bincount(side, minlength=num_items)
+    for start in range(0, len(training.values), _POSITIONS):
+        here = slice(start, start + _POSITIONS)
+        for distance in range(1, int(left[here].max()) + 1):
+            near = np.flatnonzero(left[here] >= distance) + start
+            one, other = training.values[near], training.values[near + distance]
+            for side in (one, other):
+                totals += np.bincount(side[one != other], minlength=num_items)
     total = int(totals.sum())
     limit = None if total <= most else max(1, most // num_items)
     kind = np.float64 if limit is None and num_items <= EXACT_ROWS else np.float32
@@ -78,18 +80,6 @@ def pair_information(
     where = (np.concatenate(columns), np.concatenate(counts).cumsum())
     columns.clear()
     return sparse.csr_array((entries, *where), shape=(num_items, num_items))
-
-
-def _pairs(
-    values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    for start in range(0, len(values), _POSITIONS):
-        here = slice(start, start + _POSITIONS)
-        for distance in range(1, int(left[here].max()) + 1):
-            positions = np.flatnonzero(left[here] >= distance) + start
-            one, other = values[positions], values[positions + distance]
-            differ = one != other
-            yield one[differ], other[differ]
 
 
 def _keys(

@@ -89,8 +89,7 @@ def free_codes(
 ) -> NDArray[np.int64]:
     """Return (N, L) free codes for new items, in the given order; UserError if no sequence is left.
 
-    Args:
-        quantization: of the first levels or of all; codebooks may be smaller than the catalogue's `level_sizes`.
+    `quantization` is of the first levels or of all; codebooks may be smaller than the catalogue's `level_sizes`.
     """
     points = quantization.points.astype(np.float64)
     vectors = weights @ points

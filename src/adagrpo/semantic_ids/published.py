@@ -32,13 +32,9 @@ TOKEN = re.compile(r"<[^<>]*>")
 def import_semantic_ids(
     path: Path, item_ids: pl.Series, *, column: str, id_column: str = "item_id", max_expansion: float = MAX_EXPANSION
 ) -> NDArray[np.int64]:
-    """Read (V, L) int64 published codes in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 published codes, a column of a Parquet, in the order of the catalogue; collisions are kept.
 
-    UserError if a column is missing, or an item does not have one row of L codes.
-
-    Args:
-        path: Parquet with one row per item and a list column of integer codes.
-        item_ids: (V,) ids of the catalogue, compared as text.
+    UserError if a column is missing, or an item, (V,) ids compared as text, does not have one row of L codes.
     """
     frame = read_table(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
@@ -66,13 +62,9 @@ def import_semantic_ids(
 
 
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
-    """Read (V, L) int64 codes of an index in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 codes of a `.json` or `.txt` index in the order of the catalogue; collisions are kept.
 
     UserError if the file is missing or malformed, or an item is missing, repeated or named unlike the others.
-
-    Args:
-        path: ends in `.json` or `.txt`.
-        item_ids: (V,) ids of the catalogue, compared as text.
     """
     entries = _read(path)
     index, counts = dict(entries), Counter(name for name, _ in entries)

@@ -72,12 +72,9 @@ def residual_kmeans(
     codes: int,
     seed: int,  # codes repeat on the same machine and number of threads
     iterations: int = 20,
-    cluster_bound: float | None = None,
+    cluster_bound: float | None = None,  # most items per code as a multiple of V / K, at least 1; None: no bound
 ) -> Quantization:
     """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
-
-    Args:
-        cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
 
     >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
     >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T

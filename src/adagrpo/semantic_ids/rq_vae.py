@@ -38,11 +38,8 @@ def rq_vae(
 ) -> Quantization:
     """Fit an RQ-VAE to item vectors and quantise them, in float32 on the CPU.
 
-    Args:
-        hidden, width: of the hidden layers and of the encoding.
-
-    Returns:
-        Codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder.
+    Codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder. `hidden` and `width`
+    are of the hidden layers and of the encoding.
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")

@@ -53,11 +53,6 @@ class Excluded(NamedTuple):
 class Trie:
     """Prefix tree of `V` distinct code sequences; build it with `Trie.build`.
 
-    Attributes:
-        tables: per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64
-            sorted keys `node * K_l + code`, whose rank is the child.
-        first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, then the number of children.
-
     >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
     >>> trie.allowed(0, torch.tensor([0, -1])).tolist()
     [[True, False, True], [False, False, False]]
@@ -69,9 +64,13 @@ class Trie:
 
     level_sizes: tuple[int, ...]  # `(K_1 .. K_L)`, number of codes
     node_counts: tuple[int, ...]  # `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1
+    # per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64 sorted keys
+    # `node * K_l + code`, whose rank is the child
     tables: tuple[Tensor, ...]
     items: Tensor  # (n_L,) int64, item of each leaf
-    first: tuple[Tensor, ...]
+    first: tuple[
+        Tensor, ...
+    ]  # per level, (max(n_l, 1) + 1,) int64: the first child of each node, then how many there are
     codes: tuple[Tensor, ...]  # per level, (n_{l+1},) int64, the last code of each child
 
     # codes (V, L) int64
@@ -79,8 +78,7 @@ class Trie:
     def build(cls, codes: Tensor, level_sizes: tuple[int, ...], *, dense_limit: int = 2**26) -> Trie:
         """Build the tree of a catalogue, with sorted keys for tables of more than `dense_limit` entries.
 
-        Raises:
-            ValueError: shapes disagree, a code is outside `0 .. K_l - 1`, or rows are not distinct.
+        ValueError for other shapes, codes outside `0 .. K_l - 1`, or rows that are not distinct.
         """
         sizes = torch.tensor(level_sizes, dtype=torch.int64, device=codes.device)
         if codes.dim() != 2 or codes.shape[1] != len(level_sizes) or not level_sizes:
@@ -203,13 +201,9 @@ class Trie:
     def excluding(
         self,
         items: Tensor,  # (B, X) int64, -1 and items outside the tree are ignored
-        eligible: Sequence[Eligible | None] | None = None,
+        eligible: Sequence[Eligible | None] | None = None,  # of each sample; those that share one should be adjacent
     ) -> Excluded:
-        """Collect the items that each of `B` samples may not reach, for `closed`.
-
-        Args:
-            eligible: mask of each sample, None for all items; samples that share one should be adjacent.
-        """
+        """Collect the items that each of `B` samples may not reach, for `closed`."""
         masks = list(eligible or [None])
         starts = [row for row, mask in enumerate(masks) if row == 0 or mask is not masks[row - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]

@@ -29,11 +29,9 @@ class FolderBusy(UserError):
 
 @contextmanager
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
-    """Claim a folder (`adagrpo.storage.marks.claim`) and lock it.
+    """Claim a folder (`adagrpo.storage.marks.claim`) and lock it; FolderBusy if another process holds the lock.
 
-    Raises:
-        FolderBusy: another process holds the lock.
-        UserError: the folder is not ours or not writable.
+    UserError if the folder is not ours or not writable.
     """
     try:
         claim(directory, kind, **facts)

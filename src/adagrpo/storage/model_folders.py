@@ -14,9 +14,8 @@ NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that nam
 def refuse_code(folder: Path, setting: str) -> None:
     """Check that a model folder, named by the recipe key `setting`, loads without running its code.
 
-    Raises:
-        UserError: a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
-            that nothing names is allowed.
+    UserError if a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
+    that nothing names is allowed.
     """
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):

@@ -16,11 +16,7 @@ TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 
 
 def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
-    """List unknown files of a folder, including all links.
-
-    Args:
-        belongs: whether a file is known, by `/`-separated relative path.
-    """
+    """List a folder's files that do not belong, by `/`-separated relative path, and all links."""
     if directory.is_symlink() or not directory.is_dir():
         return [directory] if os.path.lexists(directory) else []
     unknown = []
@@ -48,11 +44,7 @@ def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
-    """Remove temporary files and folders of dead processes.
-
-    Args:
-        stop: whether to skip a subfolder, which has its own owner.
-    """
+    """Remove temporary files and folders of dead processes; `stop` at subfolders with an owner of their own."""
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
         for name in files:

@@ -24,11 +24,7 @@ def temporary(path: Path) -> Path:
 
 
 def write_file(path: Path, content: str, *, keep: bool = False) -> None:
-    """Write a text file atomically; UserError if the path is a link or a folder.
-
-    Args:
-        keep: keep an existing file.
-    """
+    """Write a text file atomically, or keep an existing one; UserError if the path is a link or a folder."""
     if path.is_symlink() or path.is_dir():
         what = "link" if path.is_symlink() else "folder"
         raise UserError(f"{path}: is a {what}, where a file is to be written; move it away")
@@ -51,12 +47,10 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 
 @contextmanager
 def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
-    """Yield a path whose file becomes `path` at the end of the block.
+    """Yield a path whose file becomes `path` at the end of the block, in a temporary folder of this process.
 
-    It is in a temporary folder of this process, so that the writing library's own temporary files are known too.
-
-    Args:
-        holder: token under which remains of a worker are cleaned up: that of the process with the folder's lock.
+    So the writing library's own temporary files are known too. A worker gives as `holder` the token of the process with
+    the folder's lock, under which its remains are cleaned up.
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()

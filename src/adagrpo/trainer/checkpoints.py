@@ -62,13 +62,9 @@ def save_weights(
 
 
 def load_weights(directory: Path, model: nn.Module, *, more_items: int = 0) -> int:
-    """Load `save_weights` output into a model and return the step.
+    """Load `save_weights` output into a model and return the step; UserError if a file is missing or damaged.
 
-    A model of `more_items` items than the weights has zero rows for them in `item_tables`.
-
-    Raises:
-        UserError: a file is missing or damaged.
-        RuntimeError: the weights are of another model.
+    A model of `more_items` items than the weights has zero rows for them in `item_tables`; other weights: RuntimeError.
     """
     weights = _read(directory / WEIGHTS)
     for name in getattr(model, "item_tables", ()) if more_items else ():

@@ -115,13 +115,9 @@ class Calibrated:
 def solve(
     pressure: float, term_norms: Sequence[float], anchor_norms: Sequence[float], stated_norms: Sequence[float] = ()
 ) -> Calibrated:
-    """Return the λ that gives the pressure, to four significant digits.
+    """Return the λ that gives the pressure, to four significant digits, from norms (K,) at λ 1.
 
     UserError if a norm is not finite, or the term or the anchor has no gradient.
-
-    Args:
-        term_norms: (K,) at λ 1, 0 where nothing was admitted.
-        anchor_norms: (K,).
 
     >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
     0.7071
@@ -164,10 +160,9 @@ def calibrate(
     shared_by: Processes,
     other: Calibrated | None = None,  # the arm at another pressure, whose norms are reused; the same in all processes
 ) -> tuple[Calibrated, bool]:
-    """Measure the λ of a pressure over some steps, or load it from `pressure.json` in `work`; UserError: see `solve`.
+    """Measure the λ of a pressure, or load it from `pressure.json` in `work`; return it, and whether it is new.
 
-    Returns:
-        The calibration, and whether it is new.
+    UserError: see `solve`.
     """
     path = work / FILE
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")

@@ -63,13 +63,10 @@ class Chunk(NamedTuple):
 def read_chunks(
     path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
 ) -> Iterator[Chunk]:
-    """Read columns of a log: typed from Parquet, else text; yields at least one chunk.
+    """Read distinct columns of a log: typed from Parquet, else text; yields at least one chunk.
 
-    UserError for a missing or repeated column, or an unreadable or too large file.
-
-    Args:
-        columns: distinct; `user.id` is a nested field unless a column has that name.
-        ids: id columns, in which a JSON `true` is invalid.
+    `user.id` is a nested field unless a column has that name; in id columns a JSON `true` is invalid. UserError for a
+    missing or repeated column, or an unreadable or too large file.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
@@ -261,13 +258,9 @@ def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tup
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null.
+    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null, ids of JSON lines text.
 
     UserError for a missing column, or a malformed or too large file.
-
-    Args:
-        columns: `product.sku` is a nested field unless a column has that name.
-        ids: id columns, which JSON lines yield as text.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
     if kind == "JSONL":

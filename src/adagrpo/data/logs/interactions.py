@@ -80,13 +80,9 @@ def read_logs(
 ) -> Logs:
     """Read interaction or impression logs, in chunks.
 
-    UserError for a missing file or column, nothing left, or an exceeded limit.
-
     Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
-
-    Args:
-        drop_duplicates: keep the first of rows with equal user, item and time (of impressions also click, slot and
-            propensity).
+    Duplicates are of user, item and time, of impressions also of click, slot and propensity. UserError for a missing
+    file or column, nothing left, or an exceeded limit.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None
@@ -295,13 +291,9 @@ def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFram
 
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
-    """Add impressions from other files to a log; clicks do not become interactions.
+    """Add impressions from other files, of the recipe key `source`, to a log; clicks do not become interactions.
 
     UserError for missing clicks or times, or times that cannot be compared.
-
-    Args:
-        shown: from `read_logs`, with the same users and items.
-        source: the recipe key of `shown`, for errors.
     """
     if shown.impressions is None:
         raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")

@@ -29,11 +29,8 @@ def read_items(
 ) -> pl.DataFrame:
     """Read an item table; UserError for a missing or malformed file or column, or an item without id or with two rows.
 
-    Args:
-        attribute_names: Parquet file (attribute_id, name) to decode lists of integers; `attribute:<id>` without.
-
-    Returns:
-        item_id, text (String), attributes (List of String) and, with group columns, groups (List of String).
+    Columns: item_id, text, attributes and perhaps groups (lists of strings). Lists of integers are decoded by a Parquet
+    file (attribute_id, name), else `attribute:<id>`.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")

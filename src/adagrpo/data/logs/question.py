@@ -218,11 +218,7 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
 
 
 def question_lines(question: Question, split: SplitConfig | None = None) -> list[str]:
-    """Say which question is asked, and what it rests on.
-
-    Args:
-        split: that is asked instead, where it is not the question's own.
-    """
+    """Tell which question is asked, its own or that of a `split`, and what it rests on."""
     found, baskets = question.by_time, question.baskets
     own = (found.validation_from, found.test_from) if found is not None else None
     asked = own if split is None else (split.validation_from, split.test_from) if split.kind == "temporal" else None

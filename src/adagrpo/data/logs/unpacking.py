@@ -43,12 +43,9 @@ def _is_gzip(path: Path) -> bool:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes.
+    """Yield a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes, and which is last.
 
     UserError if a line does not end within `LONGEST_LINE` bytes of a block, or `ALWAYS` bytes expand too much.
-
-    Yields:
-        A block, and whether it is the last; at least one.
     """
     recoded = encoding_of(path) == UTF_16
     with path.open("rb") as raw:
