@@ -101,7 +101,7 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
     context, codes = task.policy.encode(histories), task.catalog.codes[targets].unsqueeze(1)
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(len(targets), len(targets), generator=generator).to(targets.device)
-    spread = torch.tensor(task.spread, device=targets.device)
+    running_std = torch.tensor(task.running_std, device=targets.device)
 
     def negatives() -> Tensor:
         return in_batch_negatives(targets, histories, draws, options.negatives)
@@ -118,7 +118,7 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
         return lambda: ask_reward(task.reward, histories, candidates.items)
 
     def gate(given: Tensor) -> object:
-        evidence = gather_evidence(scored, read_rewards(every, given), options, spread=spread)
+        evidence = gather_evidence(scored, read_rewards(every, given), options, running_std=running_std)
         return gate_by_evidence("rollout_miss", evidence, options)
 
     return {

@@ -213,7 +213,7 @@ def cascade(
         return mean_of((weights * rewards).sum(1), thinnest, users, level)
     means = weights.mean(0)
     if (means <= 0).any():
-        raise ValueError(f"the target never shows a list of the log down to place {int(np.argmax(means <= 0)) + 1}")
+        raise ValueError(f"the target never shows a list of the log down to rank {int(np.argmax(means <= 0)) + 1}")
     values = (weights * rewards).mean(0) / means  # (K,)
     linear = values.sum() + (weights * (rewards - values) / means).sum(1)
     return mean_of(linear, thinnest, users, level)

@@ -198,7 +198,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """Return exposures, by user and item, of at most `most` users with a history who clicked some items and skipped some."""
+    """Return exposures of at most `most` users with a history who clicked some items and skipped some, sorted."""
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()
     drawn = generator.permutation(users[lengths[users] > 0])[:most]

@@ -233,14 +233,14 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
     if BASKET not in targets.columns:
         return Cases(owners.astype(np.int32), histories, items)
     histories = replace(histories, **_of_baskets(seen.filter(pl.Series(read))))
-    drawn = starts + drawn_places(owners, sizes)
+    drawn = starts + drawn_positions(owners, sizes)
     days = targets[DAYS].to_numpy()[starts].astype(np.float64) if DAYS in targets.columns else None
     return Cases(owners.astype(np.int32), histories, items[drawn], Ragged.of(items, sizes), days)
 
 
 # users and sizes (N,) -> (N,)
-def drawn_places(users: NDArray[np.integer], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Draw an item of each user's basket, by its place in it."""
+def drawn_positions(users: NDArray[np.integer], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw an item of each user's basket, by its position."""
     return np.asarray((keyed_uniforms(0, users.astype(np.int64)) * sizes).astype(np.int64))
 
 

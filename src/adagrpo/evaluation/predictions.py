@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo import metrics
-from adagrpo.data.prepared import drawn_places
+from adagrpo.data.prepared import drawn_positions
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.evaluation.reranking import mixed_scores
@@ -71,7 +71,7 @@ def eligible_cases(cases: Cases, eligible: NDArray[np.bool_]) -> Cases:  # eligi
     kept = np.flatnonzero(counts)
     found = replace(select_cases(cases, kept), relevant=remaining.rows(kept))
     assert found.relevant is not None
-    drawn = found.relevant.values[found.relevant.offsets[:-1] + drawn_places(found.users, counts[kept])]
+    drawn = found.relevant.values[found.relevant.offsets[:-1] + drawn_positions(found.users, counts[kept])]
     return replace(found, targets=np.where(eligible[found.targets], found.targets, drawn))
 
 

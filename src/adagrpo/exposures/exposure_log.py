@@ -88,7 +88,7 @@ EXPOSURE, FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 
-# of a row of feedback; "unknown" is stored too: its request, or the item in its list, is not remembered
+# of a row of feedback; "unknown" is stored too: its request, or the item in its list, is not known any more
 Outcome = Literal["stored", "unknown", "repeated"]
 
 

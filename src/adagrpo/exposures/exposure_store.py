@@ -4,7 +4,7 @@ Each row is in exactly one part, whatever is killed:
 
     1. commit the row numbers of the part to the database
     2. write the part to a temporary folder and rename it
-    3. mark it as published, and delete rows no longer remembered
+    3. mark it as published, and delete rows no longer needed to recognise retries
 
 One process at a time makes parts; the next one resumes after a kill. Rows stay in SQLite for a while after they are in
 a part, to recognise retries.
@@ -42,7 +42,7 @@ AT_ONCE = 64  # rows read between pauses
 LOOK_SECONDS = 0.05  # polling interval while another process makes a part
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
-MEND = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
+REMEDY = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
 REST_SECONDS = 0.005  # pause of the rotation thread after every few rows
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -193,7 +193,7 @@ def parts_of(directory: Path, through: int | None = None) -> list[Path]:
 def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return exposures and feedback of parts, in order; `UserError` for a damaged part, or one of another version."""
     for part in parts:
-        verify(part, MEND)
+        verify(part, REMEDY)
     exposures = [_read_table(part / "exposures.parquet", EXPOSURE_SCHEMA) for part in parts]
     feedback = [_read_table(part / "feedback.parquet", FEEDBACK_SCHEMA) for part in parts]
     return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures]), pl.concat([FEEDBACK_SCHEMA.to_frame(), *feedback])
@@ -220,16 +220,16 @@ def _read_table(file: Path, schema: pl.Schema) -> pl.DataFrame:
     table = pl.read_parquet(file)
     if table.schema != schema:
         other = next((name for name in schema if table.schema.get(name) != schema[name]), "another column")
-        raise UserError(f"{file}: holds no rows of this version of an exposure log ({other}); {MEND}")
+        raise UserError(f"{file}: holds no rows of this version of an exposure log ({other}); {REMEDY}")
     return table
 
 
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
     target = directory / PARTS / f"{span.part:06d}"
     fingerprint = hash_json([span.part, *span.exposures, *span.feedback])
-    existing = manifest(target, MEND)
+    existing = manifest(target, REMEDY)
     if existing is not None:
-        verify(target, MEND)
+        verify(target, REMEDY)
         if existing["fingerprint"] != fingerprint:
             raise UserError(f"{target}: holds other rows than {directory / OPEN} gives it; move one of them away")
         return

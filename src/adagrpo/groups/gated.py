@@ -43,11 +43,13 @@ from adagrpo.types import Histories, Rollouts
 
 
 def gather_evidence(
-    groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, spread: Tensor
+    groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, running_std: Tensor
 ) -> Evidence:
     """Compute every diagnostic of every group, given the running standard deviation of rewards, a scalar."""
     items, targets = groups.rollouts.items, groups.targets
-    degenerate = degenerate_groups(rewards.rollouts, items, spread=spread, relative_floor=options.reward_floor)
+    degenerate = degenerate_groups(
+        rewards.rollouts, items, running_std=running_std, relative_floor=options.reward_floor
+    )
     std = reward_std(rewards.rollouts, items >= 0)
     nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
     if groups.target_codes is None:
@@ -67,12 +69,12 @@ def gather_evidence(
     return Evidence(above_policy, above[:, 0], above[:, 1:], miss, q, degenerate, std)
 
 
-def running_spread(before: float, rewards: Tensor) -> float:
+def update_running_std(before: float, rewards: Tensor) -> float:
     """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
 
     Before the first step it is 0; fewer than two rewards change nothing.
 
-    >>> running_spread(0.0, torch.tensor([1.0, 3.0, 5.0])), running_spread(1.0, torch.tensor([1.0, 3.0, 5.0]))
+    >>> update_running_std(0.0, torch.tensor([1.0, 3.0, 5.0])), update_running_std(1.0, torch.tensor([1.0, 3.0, 5.0]))
     (2.0, 1.1)
     """
     if len(rewards) < 2:
@@ -147,7 +149,7 @@ class GatedGroups(NamedTuple):
     # None where no logged item is read
     rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
     reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, if given
-    spread: float  # the running standard deviation of rewards, including these
+    running_std: float  # the running standard deviation of rewards, including these
 
     @property
     def histories(self) -> Histories:  # (B, T)
@@ -176,7 +178,7 @@ def gated_groups(
     generator: torch.Generator,
     *,
     gate: str,
-    spread: float,
+    running_std: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
@@ -192,9 +194,9 @@ def gated_groups(
     )
     scored = score_groups(reward, drawn, options.negatives, generator, source=tested.negatives, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
-    spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
+    running_std = update_running_std(running_std, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
-        gather_evidence(scored, values, options, spread=torch.tensor(spread, device=targets.device))
+        gather_evidence(scored, values, options, running_std=torch.tensor(running_std, device=targets.device))
         for values in (scored.rewards, scored.shuffled_rewards)
     )
     decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
@@ -216,7 +218,7 @@ def gated_groups(
         shuffled_decision=gate_by_evidence(tested.name, permuted, options) if logged and decides.reads_tests else None,
         rewards=rewards,
         reference=before,
-        spread=spread,
+        running_std=running_std,
     )
 
 

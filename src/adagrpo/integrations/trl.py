@@ -69,7 +69,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             raise UserError("AdaGRPOTrainer runs in one process: targets of other processes are not seen as negatives")
         self.item_of, self.miss_min, self.q_min, self.num_negatives = item_of, miss_min, q_min, negatives
         self.lambda_, self.invalid_penalty, self.reward_floor = lambda_, invalid_penalty, reward_floor
-        self.spread = 0.0
+        self.running_std = 0.0
         self._rewards = torch.empty(0)
 
     def _calculate_rewards(
@@ -122,10 +122,10 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         negatives = in_batch_negatives(
             targets, itself, torch.rand(count, count, device=targets.device), min(self.num_negatives, count)
         )
-        place = {int(item): index for index, item in enumerate(targets.tolist())}
+        row_of = {int(item): index for index, item in enumerate(targets.tolist())}
         pairs = [(row, row) for row in range(count)]
         pairs += [
-            (row, place[item])
+            (row, row_of[item])
             for row, negative_items in enumerate(negatives.tolist())
             for item in negative_items
             if item >= 0
@@ -143,11 +143,11 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         others[negatives >= 0] = scored[count:]
         q = discriminability(scored[:count], rewards, items, others, negatives, targets).q
         real = rewards[~rewards.isnan()]
-        if len(real) > 1 and self.model.training:  # evaluation uses the spread without updating it
+        if len(real) > 1 and self.model.training:  # evaluation uses the deviation without updating it
             now = float(real.std())
-            self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
-        spread = torch.tensor(self.spread, device=rewards.device)
-        degenerate = degenerate_groups(rewards, items, spread=spread, relative_floor=self.reward_floor)
+            self.running_std = now if self.running_std == 0.0 else 0.9 * self.running_std + 0.1 * now
+        running_std = torch.tensor(self.running_std, device=rewards.device)
+        degenerate = degenerate_groups(rewards, items, running_std=running_std, relative_floor=self.reward_floor)
         return ~degenerate & (rollout_miss(items, targets) >= self.miss_min) & (q >= self.q_min)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -85,19 +85,19 @@ def degenerate_groups(
     rewards: Tensor,  # (B, G), anything where invalid
     items: Tensor,  # (B, G), -1 where invalid
     *,
-    spread: Tensor,  # (), running standard deviation of rewards
+    running_std: Tensor,  # (), running standard deviation of rewards
     relative_floor: float = 1e-3,
 ) -> Tensor:
     """Return a (B,) mask of the groups whose rewards define no order.
 
     A group is degenerate if it has fewer than two distinct valid items, or if the range of their rewards is not finite
-    or at most `relative_floor * spread`.
+    or at most `relative_floor * running_std`.
 
     >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
-    >>> degenerate_groups(rewards, torch.tensor([[4, 7], [4, 7]]), spread=torch.tensor(1.0))
+    >>> degenerate_groups(rewards, torch.tensor([[4, 7], [4, 7]]), running_std=torch.tensor(1.0))
     tensor([False,  True])
     """
-    check_shapes(rewards=(rewards, "BG"), items=(items, "BG"), spread=(spread, ""))
+    check_shapes(rewards=(rewards, "BG"), items=(items, "BG"), running_std=(running_std, ""))
     valid = items >= 0
     # Two distinct valid items exist exactly when the largest and the smallest valid one differ.
     largest = items.amax(dim=1)
@@ -106,4 +106,4 @@ def degenerate_groups(
     lowest = rewards.masked_fill(~valid, torch.inf).amin(dim=1)
     width = highest - lowest
     # Negated, so that NaN counts as degenerate.
-    return ~((largest > smallest) & (width > relative_floor * spread) & width.isfinite())
+    return ~((largest > smallest) & (width > relative_floor * running_std) & width.isfinite())

@@ -117,10 +117,10 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
     return names
 
 
-def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
+def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | None:
     """Return the manifest of a folder; None if it is not sealed.
 
-    UserError if it is damaged or of an unknown version; `mend` is the remedy in the message.
+    UserError if it is damaged or of an unknown version; `remedy` is the remedy in the message.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -132,41 +132,41 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
         if version in READABLE:
             _check(text, content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged manifest; {mend or 'delete the folder to have it made again'}") from error
+        raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
     if version not in READABLE:
         reads = " and ".join(map(str, READABLE))
         raise UserError(
-            f"{path}: schema version {version}, this program reads versions {reads}; {mend or 'delete the folder'}"
+            f"{path}: schema version {version}, this program reads versions {reads}; {remedy or 'delete the folder'}"
         )
     return dict(content)
 
 
-def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
+def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:
     """Check all files against the manifest; return the sha256 of each by relative path.
 
     UserError if the manifest or a file is missing, or a file differs.
     """
-    content = manifest(directory, mend)
+    content = manifest(directory, remedy)
     if content is None:
-        raise UserError(f"{directory}: no {MANIFEST} here; {mend or 'run the stage that makes it'}")
-    return {name: verify_file(directory, name, content, mend) for name in content["files"]}
+        raise UserError(f"{directory}: no {MANIFEST} here; {remedy or 'run the stage that makes it'}")
+    return {name: verify_file(directory, name, content, remedy) for name in content["files"]}
 
 
-def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
+def verify_file(directory: Path, name: str, content: Mapping[str, Any], remedy: str | None = None) -> str:
     """Check one file against a manifest and return its sha256.
 
     UserError if it is not listed, outside the folder, missing or different.
     """
     path, entry = directory / name, content["files"].get(name)
-    mend = mend or f"delete {directory} to have it made again"
+    remedy = remedy or f"delete {directory} to have it made again"
     if not path.resolve().is_relative_to(directory.resolve()):
         raise UserError(f"{directory / MANIFEST}: '{name}' leaves the folder")
     if entry is None:
-        raise UserError(f"{path}: not of what was made here; {mend}")
+        raise UserError(f"{path}: not of what was made here; {remedy}")
     if not path.is_file():
-        raise UserError(f"{path}: missing; {mend}")
+        raise UserError(f"{path}: missing; {remedy}")
     if path.stat().st_size != entry["size"] or cached_hash(path) != entry["sha256"]:
-        raise UserError(f"{path}: content differs from the manifest, changed after it was made; {mend}")
+        raise UserError(f"{path}: content differs from the manifest, changed after it was made; {remedy}")
     return str(entry["sha256"])
 
 

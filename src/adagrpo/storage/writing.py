@@ -54,14 +54,14 @@ def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()
-    place = folder / path.name
+    written = folder / path.name
     try:
         with naming(path):
-            yield place
-            with place.open("rb") as file:
+            yield written
+            with written.open("rb") as file:
                 os.fsync(file.fileno())
-        place.chmod(folder.stat().st_mode & 0o666)
-        place.replace(path)
+        written.chmod(folder.stat().st_mode & 0o666)
+        written.replace(path)
         sync_folder(path.parent)
     finally:
         remove(folder, lambda name: True)
@@ -84,9 +84,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks: what is left there stays
                 held.enter_context(_locked(work))
             yield work
-            for place in (*work.rglob("*"), work):
+            for written in (*work.rglob("*"), work):
                 with naming(path):
-                    sync_folder(place)
+                    sync_folder(written)
             work.rename(path)
         sync_folder(path.parent)
     except BaseException:

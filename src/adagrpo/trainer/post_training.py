@@ -123,7 +123,7 @@ class PostTraining(ScheduledTask):
         self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
         self.true_utility = true_utility
-        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
+        self.running_std = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self.processes = shared_by or Processes()
         self.schedule = schedule
         self.stride = objective.num_iterations
@@ -158,12 +158,12 @@ class PostTraining(ScheduledTask):
             self.objective,
             drawn_at.generator,
             gate=self.arm.gate,
-            spread=self.spread,
+            running_std=self.running_std,
             reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
             division=division,
         )
-        self.spread = groups.spread
+        self.running_std = groups.running_std
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
             admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
@@ -209,11 +209,11 @@ class PostTraining(ScheduledTask):
 
     def state(self) -> dict[str, float]:
         """Return the running standard deviation of rewards."""
-        return {"spread": self.spread}
+        return {"spread": self.running_std}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Restore `state`."""
-        self.spread = state["spread"]
+        self.running_std = state["spread"]
 
     # (λ / B_rl) Σ loss_b over admitted groups, and values to log
     def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:

@@ -29,7 +29,7 @@ from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_store import MEND, parts_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import REMEDY, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -87,7 +87,7 @@ def exposures(run: RunDirectory) -> Declaration:
         write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
     # parts never change, so the last one identifies all; removing older ones makes nothing stale
-    last = manifest(parts[-1], MEND)
+    last = manifest(parts[-1], REMEDY)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
     but = ("data.exposures.path", "data.exposures.user_key_file")
     return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, version=2)
