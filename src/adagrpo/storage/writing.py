@@ -84,9 +84,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks: what is left there stays
                 held.enter_context(_locked(work))
             yield work
-            for written in (*work.rglob("*"), work):
+            for entry in (*work.rglob("*"), work):
                 with naming(path):
-                    sync_folder(written)
+                    sync_folder(entry)
             work.rename(path)
         sync_folder(path.parent)
     except BaseException:
