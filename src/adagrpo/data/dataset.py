@@ -149,11 +149,8 @@ def build_dataset(
     return Dataset(users, listed, interactions, impressions, logs.rejects, counts, logs.understood)
 
 
-def _in_baskets(
-    numbered: pl.DataFrame,  # user, item, the time and any basket id, by user and time
-    time: str,
-    unit: str | None,  # of the times
-) -> pl.DataFrame:
+# numbered user, item, the time and any basket id, by user and time; unit of the times
+def _in_baskets(numbered: pl.DataFrame, time: str, unit: str | None) -> pl.DataFrame:
     if BASKET not in numbered.columns:
         numbered = numbered.with_columns(pl.col(time).alias(BASKET))
     elif numbered.select(USER, BASKET).n_unique() > numbered[BASKET].n_unique():
@@ -212,11 +209,8 @@ def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataF
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
-def _with_history(
-    shown: pl.DataFrame,
-    chosen: pl.DataFrame,  # the interactions, by user and time
-    time: str,
-) -> pl.DataFrame:
+# chosen the interactions, by user and time
+def _with_history(shown: pl.DataFrame, chosen: pl.DataFrame, time: str) -> pl.DataFrame:
     before, until = _counts_at(shown.select(USER, time), chosen, time)
     if CLICKED_AT in shown.columns:
         _, until = _counts_at(shown.select(USER, pl.max_horizontal(time, CLICKED_AT).alias(time)), chosen, time)
@@ -228,11 +222,8 @@ def _with_history(
     return table.sort(USER, time, maintain_order=True).select(columns)
 
 
-def _counts_at(
-    moments: pl.DataFrame,  # user and time
-    chosen: pl.DataFrame,  # the interactions, by user and time
-    time: str,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # before each moment, and up to it
+# moments user and time; chosen the interactions, by user and time -> before each moment, and up to it
+def _counts_at(moments: pl.DataFrame, chosen: pl.DataFrame, time: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     lengths = np.bincount(chosen[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
     both = pl.concat([chosen.select(USER, time), moments], how="vertical_relaxed")
@@ -288,10 +279,8 @@ def shuffle_ties(
     return Dataset(dataset.users, dataset.items, table_again, None, *known)
 
 
-def ascending_runs(
-    users: NDArray[np.integer],  # (N,) end to end
-    values: NDArray[np.integer],  # (N,)
-) -> NDArray[np.int64]:
+# users (N,) end to end; values (N,)
+def ascending_runs(users: NDArray[np.integer], values: NDArray[np.integer]) -> NDArray[np.int64]:
     """Number the maximal strictly ascending runs within users, (N,).
 
     >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()

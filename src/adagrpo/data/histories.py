@@ -48,7 +48,9 @@ def read_histories(path: Path, size: int, *, user: str = USER_ID, history: str =
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
         ids = [id_value(item) for item in items] if isinstance(items, list) else [None]
         if known and None in ids:
-            raise UserError(f"{path}, row {number}: {history} is {_short(items)}; expected a list of item ids")
+            found = " ".join(repr(items).split())
+            found = found if len(found) <= 80 else found[:80] + "..."
+            raise UserError(f"{path}, row {number}: {history} is {found}; expected a list of item ids")
         users.append(name)
         histories.append([item for item in ids if item is not None])
         if len(users) == size:
@@ -116,8 +118,3 @@ def _listed(text: str | None) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:80] + "..."

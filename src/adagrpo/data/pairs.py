@@ -128,11 +128,8 @@ class PairCounts(NamedTuple):
         return np.where(self.keys[index] == wanted, self.values[index], np.float32(0.0))
 
 
-def largest_of_rows(
-    row: NDArray[np.int64],  # (N,) ascending
-    weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
-    limit: int,
-) -> NDArray[np.bool_]:
+# row (N,) ascending; weights (N,) at least 0, compared as float32
+def largest_of_rows(row: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
     """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)

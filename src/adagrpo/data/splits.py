@@ -45,10 +45,8 @@ def leave_one_out(lengths: Ints) -> Split:
     )
 
 
-def last_baskets(
-    baskets: Ints,  # (total,) from 0 within each user, users end to end
-    offsets: Ints,  # (U + 1,)
-) -> Split:
+# baskets (total,) from 0 within each user, users end to end; offsets (U + 1,)
+def last_baskets(baskets: Ints, offsets: Ints) -> Split:
     """Apply `leave_one_out` to baskets: the last for test, the second last for validation.
 
     Users with fewer than three baskets are only trained on.
@@ -82,13 +80,8 @@ def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
     return replace(split, ends=(end(split.validation_positions), end(split.test_positions)))
 
 
-def temporal(
-    timestamps: NDArray[np.number],  # (total,) users end to end, ascending within each
-    offsets: Ints,  # (U + 1,)
-    *,
-    validation_from: float,
-    test_from: float,
-) -> Split:
+# timestamps (total,) users end to end, ascending within each; offsets (U + 1,)
+def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: float, test_from: float) -> Split:
     """Split at two points in time; ValueError for points out of order, or a user's timestamps do not ascend.
 
     Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and

@@ -67,7 +67,7 @@ def beam_search(
         DeadEnd: a prefix has no continuation in the trie.
         NotFinite: the policy's logits hold NaN or +inf.
     """
-    return _search(policy, context, width, trie, excluded, None)[0]
+    return beam_search_and_score(policy, context, width, None, trie=trie, excluded=excluded)[0]
 
 
 @torch.no_grad()
@@ -75,23 +75,12 @@ def beam_search_and_score(
     policy: Policy[ContextT, StateT],
     context: ContextT,
     width: int,
-    codes: Tensor,  # (B, G, L)
+    codes: Tensor | None,  # (B, G, L) of the others
     *,
-    trie: Trie,
-    excluded: Excluded | None = None,
-) -> tuple[Beams, Tensor]:  # (B, G)
-    """Run `beam_search`, and score other sequences in the same passes, faster for a few histories."""
-    return _search(policy, context, width, trie, excluded, codes)
-
-
-def _search(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    width: int,
     trie: Trie | None,
-    excluded: Excluded | None,
-    others: Tensor | None,  # (B, G, L)
-) -> tuple[Beams, Tensor]:  # and (B, G) log-probabilities of the others
+    excluded: Excluded | None = None,
+) -> tuple[Beams, Tensor]:
+    """Run `beam_search`, and score other sequences, (B, G), in the same passes, faster for a few histories."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -99,14 +88,14 @@ def _search(
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
     scores, nodes = _root(logits)
-    asked = scores[:, :0] if others is None else scores.new_zeros(others.shape[:2])
+    asked = scores[:, :0] if codes is None else scores.new_zeros(codes.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # of the W hypotheses, then the G other sequences
-        if others is not None:
-            own = log_probs[:, log_probs.shape[1] - others.shape[1] :] if level else log_probs
-            own = own.expand(-1, others.shape[1], -1)
-            asked = asked + own.gather(-1, others[..., level : level + 1]).squeeze(-1)
+        if codes is not None:
+            own = log_probs[:, log_probs.shape[1] - codes.shape[1] :] if level else log_probs
+            own = own.expand(-1, codes.shape[1], -1)
+            asked = asked + own.gather(-1, codes[..., level : level + 1]).squeeze(-1)
         if trie is None:
             step = _best_continuations(log_probs, scores, width)
         else:
@@ -114,13 +103,14 @@ def _search(
         scores = step.scores
         written.append(_write(step, log_probs, step.parents))
         if level + 1 < levels:
-            parents, codes = step.parents, step.codes
-            if others is not None:
+            parents, chosen = step.parents, step.codes
+            if codes is not None:
                 last = log_probs.shape[1]
-                own_parents = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
+                own_parents = torch.arange(last - codes.shape[1], last, device=chosen.device).expand(codes.shape[:2])
                 own_parents = own_parents if level else torch.zeros_like(own_parents)  # one is the parent of all
-                parents, codes = torch.cat([parents, own_parents], dim=1), torch.cat([codes, others[..., level]], dim=1)
-            state = policy.advance(state, parents, codes)
+                parents = torch.cat([parents, own_parents], dim=1)
+                chosen = torch.cat([chosen, codes[..., level]], dim=1)
+            state = policy.advance(state, parents, chosen)
             logits = policy.logits(state)
     return _beams(written, scores, width, None if trie is None else nodes), asked
 
@@ -208,21 +198,14 @@ def _root(logits: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) scores and nodes o
     return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
 
-def _write(
-    step: _Step,  # (B, W)
-    log_probs: Tensor,  # (B, J, K) of the next codes
-    origins: Tensor,  # (B, W) index of each one's parent among the J
-) -> _Written:
+# step (B, W); log_probs (B, J, K) of the next codes; origins (B, W) index of each one's parent among the J
+def _write(step: _Step, log_probs: Tensor, origins: Tensor) -> _Written:
     new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
     return _Written(step.parents, step.codes, new)
 
 
-def _beams(
-    written: list[_Written],
-    scores: Tensor,  # (B, W)
-    width: int,
-    nodes: Tensor | None,  # (B, W) of the last level
-) -> Beams:
+# scores (B, W); nodes (B, W) of the last level
+def _beams(written: list[_Written], scores: Tensor, width: int, nodes: Tensor | None) -> Beams:
     last = written[-1]
     codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):

@@ -170,10 +170,8 @@ def _beside(
     return _log_sums(left.masked_fill(followed, -torch.inf), rows, samples)
 
 
-def rank_log_probs(
-    log_probs: Tensor,  # (B, n) float64, in the order of the draw
-    rest: Tensor,  # (B,) float64
-) -> Tensor:  # (B, n) float64
+# log_probs (B, n) float64, in the order of the draw; rest (B,) float64 -> (B, n) float64
+def rank_log_probs(log_probs: Tensor, rest: Tensor) -> Tensor:
     """Return log-probabilities of items at their ranks, given those above, from those of drawing each first.
 
     -inf where there is none.
@@ -270,10 +268,8 @@ def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
     return highest + parts.new_zeros(count).index_add(0, owners, parts).log()
 
 
-def _gumbel(
-    seeds: Tensor,  # (...) int64
-    number: Tensor,  # (...) int64, distinct for each seed
-) -> Tensor:  # (...) float64
+# seeds (...) int64; number (...) int64, distinct for each seed -> (...) float64
+def _gumbel(seeds: Tensor, number: Tensor) -> Tensor:
     """Gumbel noise from output `number` of SplitMix64 with that seed, as a uniform of 53 bits."""
 
     def right(bits: Tensor, count: int) -> Tensor:  # without the sign

@@ -41,8 +41,7 @@ from adagrpo.diagnosis.orders import (
     target_ranks,
     thirds,
 )
-from adagrpo.diagnosis.sentences import sentences
-from adagrpo.diagnosis.verdict import judge
+from adagrpo.diagnosis.verdict import judge, sentences
 from adagrpo.evaluation.reranking import WEIGHTS, case_weights
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 

@@ -33,8 +33,7 @@ from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import Kind, claim
-from adagrpo.storage.removal import remove
-from adagrpo.storage.writing import make_folder, naming, temporary, write_file
+from adagrpo.storage.writing import make_folder, naming, remove, temporary, write_file
 
 PARTS = "parts"
 PATIENCE = 60.0  # seconds to wait for a service that makes a part

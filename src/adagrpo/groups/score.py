@@ -63,13 +63,8 @@ def distinct_rollouts(items: Tensor) -> RolloutPool:
     return RolloutPool(distinct, counts.scatter_add_(1, column, torch.ones_like(items))[:, :-1])
 
 
-def other_rollouts(
-    targets: Tensor,  # (B,)
-    histories: Histories,
-    pool: RolloutPool,
-    uniforms: Tensor,  # (B, D) in [0, 1)
-    count: int,
-) -> Tensor:  # (B, M) int64, -1 where too few are eligible
+# targets (B,); uniforms (B, D) in [0, 1) -> (B, M) int64, -1 where too few are eligible
+def other_rollouts(targets: Tensor, histories: Histories, pool: RolloutPool, uniforms: Tensor, count: int) -> Tensor:
     """Draw `M` distinct items per sample from the rollouts of the other samples, proportional to their frequency there.
 
     >>> histories = Histories(torch.tensor([[3], [4]]), torch.tensor([1, 1]))
@@ -194,11 +189,8 @@ def score_groups(
     )
 
 
-def distinct_candidates(
-    targets: Tensor,  # (B,), -1 at the ends of histories
-    rollout_items: Tensor,  # (B, G), -1 where invalid
-    negatives: Tensor,  # (B, M)
-) -> Candidates:
+# targets (B,), -1 at the ends of histories; rollout_items (B, G), -1 where invalid; negatives (B, M)
+def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tensor) -> Candidates:
     """List each distinct item of a row once.
 
     >>> distinct_candidates(torch.tensor([7]), torch.tensor([[9, -1, 7]]), torch.tensor([[4]])).items

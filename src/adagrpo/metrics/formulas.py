@@ -82,10 +82,8 @@ def recall(ranks: Ints, k: int, sizes: Ints) -> NDArray[np.float64]:  # ranks (N
     return np.asarray(_hits(ranks, k).sum(axis=1) / np.minimum(_of_baskets(ranks, sizes), k))
 
 
-def hallucination(
-    valid: NDArray[np.bool_],  # (N, W) True where the sequence names an item
-    k: int,
-) -> NDArray[np.float64]:
+# valid (N, W) True where the sequence names an item
+def hallucination(valid: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     """Return the share of the first `k` sequences that name no item, (N,) in [0, 1].
 
     >>> hallucination(np.array([[True, False, True, False]]), 2)

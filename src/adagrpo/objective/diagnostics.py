@@ -160,11 +160,8 @@ class Agreement(NamedTuple):
     pairs: Tensor  # (B,) int64, pairs of distinct items with different utilities; `share` is undefined if 0
 
 
-def pairwise_agreement(
-    rewards: Tensor,  # (B, G), anything without an item, as the utilities
-    utilities: Tensor,  # (B, G)
-    items: Tensor,  # (B, G), -1 for no item
-) -> Agreement:
+# rewards (B, G), anything without an item, as the utilities; utilities (B, G); items (B, G), -1 for no item
+def pairwise_agreement(rewards: Tensor, utilities: Tensor, items: Tensor) -> Agreement:
     """Return the share of pairs of distinct valid rollouts that the reward orders as the utility does.
 
     A reward tie counts one half; pairs of equal utility are not counted.

@@ -62,11 +62,8 @@ class Leaves(NamedTuple):
     counts: Tensor  # (B * W,) int64
 
 
-def leaves_below(
-    trie: Trie,
-    level: int,
-    nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
-) -> Leaves:
+# nodes (...) int64, -1 for a prefix that no item has
+def leaves_below(trie: Trie, level: int, nodes: Tensor) -> Leaves:
     """Return the leaves below nodes of a level."""
     flat = nodes.flatten()
     known = flat.clamp(min=0)
@@ -144,12 +141,8 @@ def shares_of_codes(trie: Trie, level: int, nodes: Tensor, above: Tensor, below:
     return masses * total.unsqueeze(-1)
 
 
-def shares_of_branches(
-    nodes: Tensor,  # (B, W)
-    branches: Branches,  # of these nodes
-    above: Tensor,  # (B, 1 + n_l)
-    below: Tensor,  # (B, 1 + n_{l+1})
-) -> Tensor:  # (T,) of the branches
+# nodes (B, W); branches of these nodes; above (B, 1 + n_l); below (B, 1 + n_{l+1}) -> (T,) of the branches
+def shares_of_branches(nodes: Tensor, branches: Branches, above: Tensor, below: Tensor) -> Tensor:
     """Return each child's share of its node's mass."""
     total = above.gather(1, nodes + 1).clamp(min=_TINY).flatten()  # (B * W,)
     first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1]) + 1
@@ -199,11 +192,8 @@ def sums_by_node(vectors: Tensor, states: Tensor, bias: Tensor, first: Tensor) -
     return sums.t().contiguous()
 
 
-def upwards(
-    trie: Trie,
-    masses: Tensor,  # (N, 1 + n_l), 0 before the first node
-    level: int,
-) -> tuple[Tensor, ...]:
+# masses (N, 1 + n_l), 0 before the first node
+def upwards(trie: Trie, masses: Tensor, level: int) -> tuple[Tensor, ...]:
     """Return the masses (N, 1 + n) of levels 0 to `level`."""
     levels, below = [masses], masses[:, 1:].t().contiguous()  # (n, N): a node's masses are added up side by side
     for first in reversed(trie.first[:level]):

@@ -120,11 +120,8 @@ def pack(
     )
 
 
-def of_hypotheses(
-    written: Tensor,  # (B, heads, level * W, d), level by level
-    parents: Tensor,  # (B, W')
-    level: int,
-) -> Tensor:  # (B, heads, level * W', d)
+# written (B, heads, level * W, d), level by level; parents (B, W') -> (B, heads, level * W', d)
+def of_hypotheses(written: Tensor, parents: Tensor, level: int) -> Tensor:
     """Gather the keys or values of the hypotheses `parents`."""
     samples, heads, tokens, width = written.shape
     hypotheses = written.view(samples, heads, level, tokens // level, width)

@@ -118,11 +118,8 @@ def _read(path: Path) -> list[tuple[str, list[str]]]:
         raise UserError(f"{path}: no index of Semantic IDs; expected {form}") from error
 
 
-def code_matrix(
-    lists: pl.Series,  # (V,) list of integers
-    names: pl.Series,  # (V,) what to call each row in an error
-    source: str,
-) -> NDArray[np.int64]:
+# lists (V,) list of integers; names (V,) what to call each row in an error
+def code_matrix(lists: pl.Series, names: pl.Series, source: str) -> NDArray[np.int64]:
     """Return (V, L) codes of a column of lists of one length; UserError naming the first that has another."""
     if isinstance(lists.dtype, pl.Array):
         lists = lists.arr.to_list()

@@ -94,10 +94,8 @@ def rq_vae(
     return Quantization(torch.stack(chosen, dim=1).numpy(), books, encoded.numpy(), decode)
 
 
-def _quantise(
-    encoded: Tensor,  # (B, width)
-    codebooks: list[nn.Parameter],  # L of (K_l, width)
-) -> tuple[list[Tensor], list[Tensor]]:
+# encoded (B, width); codebooks L of (K_l, width)
+def _quantise(encoded: Tensor, codebooks: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
     """Return L of (B,) codes and L + 1 of (B, width) residuals, without gradients of the codebooks."""
     chosen, residuals = [], [encoded]
     for codebook in codebooks:

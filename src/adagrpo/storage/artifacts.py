@@ -18,8 +18,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_file, with_hash, without_hash
 from adagrpo.storage.marks import is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST, remove, unknown_files
-from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
+from adagrpo.storage.writing import MANIFEST, TOKEN, make_folder, naming, remove, sync_folder, unknown_files, write_file
 
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
@@ -130,7 +129,12 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
         content = json.loads(text)
         version = content["schema_version"]
         if version in READABLE:
-            _check(text, content)
+            for entry in content["files"].values():
+                entry["size"], entry["sha256"]
+            if version > 1:
+                without_hash(content)
+            if text != _written(content):
+                raise ValueError("not as it was written")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
     if version not in READABLE:
@@ -172,15 +176,6 @@ def verify_file(directory: Path, name: str, content: Mapping[str, Any], remedy: 
 
 def _written(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _check(text: str, content: dict[str, Any]) -> None:
-    for entry in content["files"].values():
-        entry["size"], entry["sha256"]
-    if content["schema_version"] > 1:
-        without_hash(content)
-    if text != _written(content):
-        raise ValueError("not as it was written")
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -16,8 +16,7 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, remove_artifact
 from adagrpo.storage.marks import Kind, claim, is_marked
-from adagrpo.storage.removal import remove_temporary
-from adagrpo.storage.writing import TOKEN, naming
+from adagrpo.storage.writing import TOKEN, naming, remove_temporary
 
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")

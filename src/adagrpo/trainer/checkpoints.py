@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, publish, seal, verify
-from adagrpo.storage.removal import MANIFEST, remove
-from adagrpo.storage.writing import atomic_file
+from adagrpo.storage.writing import MANIFEST, atomic_file, remove
 from adagrpo.trainer.task import Watch
 
 WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"

@@ -38,10 +38,27 @@ def read_items(
     table = read_table(path, columns, max_expansion, [id_column])
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
-    ids = _item_ids(path, table[id_column])
+    ids = identifiers(blank_to_null(table[id_column]))
+    if ids.null_count():
+        row = int(ids.is_null().arg_max() or 0) + 1
+        raise UserError(f"{path}, row {row}: {id_column} is empty or not an id; every item needs one")
+    ids = integers_if_all(ids)
+    if ids.n_unique() < len(ids):
+        second = int(np.argmin(ids.is_first_distinct().to_numpy()))
+        first = int(np.argmax((ids == ids[second]).to_numpy()))
+        name = one_line(str(ids[first]))
+        raise UserError(f"{path}, rows {first + 1} and {second + 1}: both are item '{name}'; an item has one row")
     table = table.with_columns(_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns]))
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
-    decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
+    decode = pl.concat_str(pl.lit("attribute:"), pl.element())
+    if attribute_names:
+        if kind_of(Path(attribute_names)) != "Parquet":
+            what = "attribute names are a Parquet file with the columns attribute_id and name"
+            raise UserError(f"{attribute_names}: {what}")
+        named = read_table(Path(attribute_names), ["attribute_id", "name"], max_expansion).drop_nulls()
+        named = named.filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
+        known = pl.element().replace_strict(named["attribute_id"], named["name"], default=None, return_dtype=pl.String)
+        decode = pl.coalesce(known, decode)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
     empty = pl.lit([], dtype=pl.List(pl.String))
     groups = [_as_group(path, name, table[name].dtype).fill_null([]) for name in group_columns]
@@ -51,20 +68,6 @@ def read_items(
         (pl.concat_list(lists) if lists else empty).alias(ATTRIBUTES),
         *([pl.concat_list(groups).alias(GROUPS)] if groups else []),
     )
-
-
-def _item_ids(path: Path, column: pl.Series) -> pl.Series:
-    ids = identifiers(blank_to_null(column))
-    if ids.null_count():
-        row = int(ids.is_null().arg_max() or 0) + 1
-        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
-    ids = integers_if_all(ids)
-    if ids.n_unique() < len(ids):
-        second = int(np.argmin(ids.is_first_distinct().to_numpy()))
-        first = int(np.argmax((ids == ids[second]).to_numpy()))
-        name = one_line(str(ids[first]))
-        raise UserError(f"{path}, rows {first + 1} and {second + 1}: both are item '{name}'; an item has one row")
-    return ids
 
 
 def _flat(path: Path, values: pl.Series) -> pl.Series:
@@ -118,15 +121,3 @@ def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     values = pl.col(name) if isinstance(dtype, pl.List) else pl.concat_list(name)
     texts = _without_blanks(values.cast(pl.List(pl.String)).list.drop_nulls())
     return texts.list.eval(pl.concat_str(pl.lit(f"{name}="), pl.element()))
-
-
-def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:
-    unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
-    if path is None:
-        return unnamed
-    if kind_of(path) != "Parquet":
-        raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
-    table = read_table(path, ["attribute_id", "name"], max_expansion)
-    table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
-    named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
-    return pl.coalesce(named, unnamed)

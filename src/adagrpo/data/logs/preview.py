@@ -78,7 +78,14 @@ def preview_logs(
     columns = [_column(values) for values in sample]
     roles = _roles(sample, dict(given or {}))
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
-    preview["passed_over"] = _passed_over(sample.columns, roles)
+    over = preview["passed_over"] = []  # columns named like a role whose values do not fit
+    for role, known in NAMES.items():
+        needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
+        if role not in roles and not needs_clicks and not (role == "order" and "timestamp" in roles):
+            needs = NEEDS.get(role, "numbers")
+            over += [
+                {"column": name, "role": role, "needs": needs} for name in _named(known, sample.columns, roles)[:1]
+            ]
     preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
     preview["lists"] = "item" in roles and first_list(blank_to_null(sample[roles["item"]["column"]])) is not None
     missing = [role for role in ("user", "item") if role not in roles]
@@ -232,17 +239,6 @@ def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, An
     return sorted((name for name in free if ranks[name] < len(order)), key=ranks.__getitem__)
 
 
-def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    found = []
-    for role, known in NAMES.items():
-        needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
-        ordered = role == "order" and "timestamp" in roles
-        if role not in roles and not needs_clicks and not ordered:
-            needs = NEEDS.get(role, "numbers")
-            found += [{"column": name, "role": role, "needs": needs} for name in _named(known, names, roles)[:1]]
-    return found
-
-
 def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]]) -> str | None:
     column = next((one["column"] for one in passed_over if one["role"] == "timestamp"), None)
     if column is None or sample[column].dtype.is_nested() or sample[column].dtype in UNREADABLE:
@@ -296,6 +292,9 @@ def _counted(
         ),
         "users_with_fewer_than_3": int((per_user < 3).sum()),
     }
+    named = table[ITEM_ID].cast(pl.String).rename("id").value_counts()
+    without = named.filter(~named["id"].str.contains(r"\d"))
+    few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(named["count"].sum())
     kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
     lost = logs.rejects.group_by(kind, maintain_order=True).agg(
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
@@ -313,17 +312,10 @@ def _counted(
         ],
         "has_time": TIMESTAMP in table.columns,
         "left_out": logs.left_out,
-        "no_items": _no_items(table[ITEM_ID]),
+        # ids without a digit, such as POST, in a log whose other ids have one
+        "no_items": without.sort("count", "id", descending=[True, False])["id"].to_list() if few else [],
         "question": question_of(logs) if ordered else None,
     }
-
-
-def _no_items(ids: pl.Series) -> list[str]:
-    """Ids without a digit, such as POST, in a log whose other ids have one."""
-    counts = ids.cast(pl.String).rename("id").value_counts()
-    without = counts.filter(~counts["id"].str.contains(r"\d"))
-    few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(counts["count"].sum())
-    return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
 
 
 def format_lines(understood: Mapping[str, Any]) -> list[str]:
