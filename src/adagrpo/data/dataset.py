@@ -115,12 +115,16 @@ def build_dataset(
     lines = len(numbered)
     if baskets:
         numbered = _in_baskets(numbered, logs.time_key, unit)
+    user, when = numbered[USER].to_numpy(), numbered[logs.time_key].to_numpy()
+    tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
+    tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
+    repeated = numbered.select(USER, ITEM, logs.time_key).filter(pl.Series(tied))
     counts = {
         "rows_read": logs.rows_read,
         "rows_rejected": len(logs.rejects),
         "rows_filtered": logs.rows_filtered,
         "interactions_dropped": len(logs.interactions) - len(kept),
-        "exact_duplicates": _count_duplicates(numbered, logs.time_key),
+        "exact_duplicates": len(repeated) - repeated.n_unique(),
     }
     counts |= logs.left_out
     if baskets:
@@ -184,14 +188,6 @@ def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
         if enough.all():
             return table if len(rows) == len(table) else table[rows]
         rows, users, items = rows[enough], users[enough], items[enough]
-
-
-def _count_duplicates(numbered: pl.DataFrame, time: str) -> int:  # numbered user, item and the time, by user and time
-    user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
-    tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
-    tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
-    rows = numbered.select(USER, ITEM, time).filter(pl.Series(tied))
-    return len(rows) - rows.n_unique()
 
 
 def _indices_in(ids: pl.Series, known: pl.Series) -> pl.Series:

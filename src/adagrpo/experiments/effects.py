@@ -107,7 +107,11 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no variance, or overflow
-        alike = [_all_alike(arm) for arm in (control, treatment)]
+        alike = []  # whether all users of an arm have the same number
+        for arm in (control, treatment):
+            per = arm.get("per", np.ones(len(arm["sum"])))
+            value = arm["sum"].mean() / per.mean()
+            alike.append(bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean()))
         if all(alike):
             return None
         arms = [aggregates(arm) for arm in (control, treatment)]
@@ -151,12 +155,6 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         alike=any(alike),
         chance=chance,
     )
-
-
-def _all_alike(arm: Mapping[str, Floats]) -> bool:
-    per = arm.get("per", np.ones(len(arm["sum"])))
-    value = arm["sum"].mean() / per.mean()
-    return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())
 
 
 def _linearised(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import polars as pl
 from scipy import stats
 
-from adagrpo.data.logged_exposures import timely
+from adagrpo.data.exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.duration import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of

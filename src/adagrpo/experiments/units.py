@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logged_exposures import timely
+from adagrpo.data.exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign_by
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of

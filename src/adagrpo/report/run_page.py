@@ -63,7 +63,18 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     name = metrics.get("name") or files.directory.resolve().name
     decided = _read(files, ("decision.json",), lambda content: (content, _decision(content)))
     decision, opening = (None, []) if decided is None else (decided[0], [decided[1]])
-    outcome = [_exposures(metrics["exposures"])] if "exposures" in metrics else _training(files, metrics, decision)
+    if "exposures" in metrics:
+        title, report = "The ranker on held-out impressions", metrics["exposures"]
+        text = (
+            "These logs have no order, so there is a ranker and no policy. AUC: a clicked item among what the same user"
+            " was shown and did not click, means over users with 95 % bootstrap intervals. Biased: items that the"
+            " platform chose to show; random: items shown at random. The strata divide the clicked items."
+        )
+        blocks = [Block("quiet", text), Block("charts", exposure_figures(report))]
+        blocks.append(Block("table", exposure_table(report), title))
+        outcome = [Section("exposures", title, blocks, "Held-out impressions")]
+    else:
+        outcome = _training(files, metrics, decision)
     sections = [*opening, Section("notes", "Notes", [Block("list", notes)]), *outcome, *_made_from(files, metrics)]
     return page(f"{name}: adagrpo report", name, sections)
 
@@ -130,17 +141,6 @@ def _decision(content: Content) -> Section:
         asked = f"To try it on users, half of whom keep {content['control']}; the plan is {trial['plan']}:"
         blocks += [Block("p", asked), Block("pre", trial["serve"])]
     return Section("decision", "Decision", blocks, "Decision")
-
-
-def _exposures(report: Content) -> Section:
-    title = "The ranker on held-out impressions"
-    text = (
-        "These logs have no order, so there is a ranker and no policy. AUC: a clicked item among what the same user was"
-        " shown and did not click, means over users with 95 % bootstrap intervals. Biased: items that the platform"
-        " chose to show; random: items shown at random. The strata divide the clicked items."
-    )
-    blocks = [Block("quiet", text), Block("charts", exposure_figures(report))]
-    return Section("exposures", title, [*blocks, Block("table", exposure_table(report), title)], "Held-out impressions")
 
 
 def _training(files: RunFiles, metrics: Content, decision: Content | None) -> list[Section]:

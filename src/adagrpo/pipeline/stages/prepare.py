@@ -18,8 +18,7 @@ from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, 
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, shuffle_ties
-from adagrpo.data.exposures import RANDOM, random_exposures
-from adagrpo.data.logged_exposures import impressions_of
+from adagrpo.data.exposures import RANDOM, impressions_of, random_exposures
 from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_items
