@@ -31,15 +31,9 @@ except ImportError as error:
 
 
 class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO trainer with the AdaGRPO objective; the data set has a text column `target`, the logged item.
+    """GRPO trainer with the AdaGRPO objective, used like TRL's: `examples/trl_adagrpo.py`.
 
-    Example:
-        Use it like TRL's trainer::
-
-            trainer = AdaGRPOTrainer(
-                model, reward, GRPOConfig(loss_type="grpo", num_generations=16, max_completion_length=4, ...), data,
-                item_of=lambda ids: item_of_tokens.get(tuple(ids), -1), miss_min=0.5, q_min=0.95,
-            )
+    The data set has a text column `target`, the logged item.
     """
 
     def __init__(

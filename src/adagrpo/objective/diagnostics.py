@@ -69,12 +69,8 @@ def share_above(
 
     Rollouts of the item itself, or without a score, are not above it.
 
-    >>> share_above(
-    ...     scores=torch.tensor([[2.0, 1.0, torch.nan]]),
-    ...     items=torch.tensor([[9, 5, -1]]),
-    ...     rollout_scores=torch.tensor([[1.0, 1.0, 3.0, 2.0]]),
-    ...     rollout_items=torch.tensor([[5, 6, 7, 8]]),
-    ... )
+    >>> scores, items = torch.tensor([[2.0, 1.0, torch.nan]]), torch.tensor([[9, 5, -1]])
+    >>> share_above(scores, items, torch.tensor([[1.0, 1.0, 3.0, 2.0]]), torch.tensor([[5, 6, 7, 8]]))
     tensor([[0.3750, 0.6250,    nan]])
     """
     check_shapes(
@@ -124,14 +120,9 @@ def discriminability(
 
     A repeated item counts once, at its first occurrence; NaN rewards win no comparison.
 
-    >>> result = discriminability(
-    ...     target_reward=torch.tensor([2.0]),
-    ...     rollout_rewards=torch.tensor([[1.0, 1.0, 2.0]]),
-    ...     rollout_items=torch.tensor([[5, 5, 6]]),
-    ...     negative_rewards=torch.tensor([[1.0, 3.0]]),
-    ...     negative_items=torch.tensor([[5, 7]]),
-    ...     targets=torch.tensor([9]),
-    ... )
+    >>> rollouts = torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[5, 5, 6]])
+    >>> others = torch.tensor([[1.0, 3.0]]), torch.tensor([[5, 7]])
+    >>> result = discriminability(torch.tensor([2.0]), *rollouts, *others, torch.tensor([9]))
     >>> result.q, result.negatives  # of 5, 6, 7: one win, one tie, one loss
     (tensor([0.5000]), tensor([3]))
     """

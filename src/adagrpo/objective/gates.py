@@ -206,14 +206,9 @@ def adagrpo_gate(
         rho: each item of another sample must be outside the reward's top `rho`.
         rho_from: `bottom`: outside its bottom `rho` instead.
 
-    >>> decision = adagrpo_gate(
-    ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
-    ...     above_reward=torch.tensor([0.25, 0.25, 0.50, 0.25]),
-    ...     negatives_above=torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]]),
-    ...     degenerate=torch.zeros(4, dtype=torch.bool),
-    ...     tau=0.5,
-    ...     rho=0.25,
-    ... )
+    >>> above = torch.tensor([0.75, 0.25, 0.75, 0.75]), torch.tensor([0.25, 0.25, 0.50, 0.25])
+    >>> negatives = torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]])
+    >>> decision = adagrpo_gate(*above, negatives, torch.zeros(4, dtype=torch.bool), tau=0.5, rho=0.25)
     >>> decision.admitted, decision.easy
     (tensor([ True, False, False, False]), tensor([False,  True, False, False]))
     """

@@ -91,6 +91,8 @@ class CausalLMPolicy(nn.Module):
             raise ValueError(f"item_codes must be (V, {len(vocabulary.code_sizes)}), got {tuple(item_codes.shape)}")
         self.lm = model
         self.vocabulary = vocabulary
+        # the last code of each level stands for all other tokens
+        self.level_sizes = tuple(size + 1 for size in vocabulary.code_sizes)
         self.max_history = max_history
         self.dropout = Dropout(dropout)
         levels = len(vocabulary.code_sizes)
@@ -117,11 +119,6 @@ class CausalLMPolicy(nn.Module):
             enable_checkpointing(model)
         under_model_names(self)
         self._check_packing()
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 + 1 .. K_L + 1)`; the last code of each level stands for all other tokens."""
-        return tuple(size + 1 for size in self.vocabulary.code_sizes)
 
     @property
     def same_in_training(self) -> bool:

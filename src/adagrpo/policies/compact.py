@@ -68,7 +68,7 @@ class CompactPolicy(nn.Module):
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(level_sizes):
             raise ValueError(f"item_codes must be (V, {len(level_sizes)}), got {tuple(item_codes.shape)}")
-        self._level_sizes = tuple(level_sizes)
+        self.level_sizes = tuple(level_sizes)
         self.max_history = max_history
         offsets = torch.tensor([0, *level_sizes[:-1]]).cumsum(0)
         self.register_buffer("item_codes", item_codes, persistent=False)
@@ -80,11 +80,6 @@ class CompactPolicy(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in level_sizes)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in level_sizes)
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L)`."""
-        return self._level_sizes
 
     @property
     def same_in_training(self) -> bool:
@@ -143,7 +138,7 @@ class CompactPolicy(nn.Module):
 
     def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
         """See `Policy`."""
-        if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these hypotheses
+        if state.level + 1 == len(self.level_sizes):  # complete: nothing will be read from these hypotheses
             return CompactState(state.hidden[:, :0], state.level + 1)
         # the single start is the parent of all: broadcast it
         hidden = state.hidden if state.hidden.shape[1] == 1 else take(state.hidden, parents)

@@ -112,14 +112,9 @@ class HybridPolicy(nn.Module):
         nn.init.zeros_(self.bias.weight)
         with torch.no_grad():  # near the identity: state and item vectors start in the same space
             self.project.weight += torch.eye(width)
-        self.compact = compact
+        self.compact, self.level_sizes = compact, compact.level_sizes
         self._leaves: HeadTable | None = None  # of the items by leaf, where the policy is frozen
         self._prefixes: HeadTable | None = None  # of the prefixes by node, likewise
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L)`."""
-        return self.compact.level_sizes
 
     @property
     def same_in_training(self) -> bool:

@@ -56,14 +56,10 @@ class SharedCodesPolicy(nn.Module):
             raise ValueError(f"the trie has {len(trie.level_sizes)} levels, expected {levels + 1}")
         self.causal = causal
         self.trie = trie
+        self.level_sizes = (*causal.level_sizes, trie.level_sizes[-1])
         self._items = nn.Buffer(torch.diff(trie.first[levels])[: trie.node_counts[levels]], persistent=False)
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's."""
-        return (*self.causal.level_sizes, self.trie.level_sizes[-1])
 
     @property
     def same_in_training(self) -> bool:

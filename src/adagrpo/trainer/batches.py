@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -199,14 +199,10 @@ def _samples(
     if positions != "all":
         histories = len(batch.histories.lengths)
         counts = torch.bincount(batch.rows[indices], minlength=histories)
-        match positions:
-            case "last":
-                chosen = counts - 1
-            case "random":
-                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
-                chosen = (uniforms * counts).long()
-            case _:
-                assert_never(positions)
+        chosen = counts - 1  # the last
+        if positions == "random":
+            uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
+            chosen = (uniforms * counts).long()
         first = counts.cumsum(0) - counts  # samples are listed row by row
         indices = indices[(first + chosen)[counts > 0]]
     seen = truncate(batch.histories, batch.rows[indices], batch.positions[indices])

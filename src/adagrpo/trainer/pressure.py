@@ -184,11 +184,41 @@ def _measured(
     model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
 ) -> tuple[list[float], list[float], list[float]]:
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
+    device, norms = next(model.parameters()).device, list[dict[str, float]]()
+    dtype = autocast_dtype(device)
+
+    def precision() -> Any:
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
     try:
-        norms = [
-            _norms(model, task, parameters, step * task.stride, seed, shared_by, stated=step < STATED_STEPS)
-            for step in range(steps)
-        ]
+        for step in range(0, steps * task.stride, task.stride):
+            gradients = TermGradients(parameters, shared_by)
+            model.eval()
+            with precision():
+                micros, _ = task.begin(step)
+            problem: list[str] | None = None
+            try:
+                for index, micro in shared_by.share(micros):
+                    torch.manual_seed(step_key(seed, step, 2 * index))
+                    with precision():
+                        terms, _ = task.loss(micro)
+                    gradients.add(terms)
+                    del terms
+                    if step < STATED_STEPS * task.stride:
+                        torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
+                        parts = iter(task.stated_anchor(micro))
+                        while True:
+                            with precision():
+                                part = next(parts, None)
+                            if part is None:
+                                break
+                            gradients.add({STATED: part})
+            except NotFinite as error:
+                problem = [error.what, str(error)]
+            for found in shared_by.gather(problem):
+                if found is not None:
+                    raise NotFinite(*found)
+            norms.append(gradients.norms())
     except NotFinite as error:
         raise UserError(f"objective.pressure {pressure:g}: at the starting policy, {error}") from error
     finally:
@@ -198,51 +228,6 @@ def _measured(
         [row.get(ANCHOR, 0.0) for row in norms],
         [row[STATED] for row in norms if STATED in row],
     )
-
-
-def _norms(
-    model: nn.Module,
-    task: Measurable,
-    parameters: Sequence[nn.Parameter],
-    step: int,
-    seed: int,
-    shared_by: Processes,
-    *,
-    stated: bool,
-) -> dict[str, float]:
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
-    gradients = TermGradients(parameters, shared_by)
-
-    def precision() -> Any:
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-    model.eval()
-    with precision():
-        micros, _ = task.begin(step)
-    problem: list[str] | None = None
-    try:
-        for index, micro in shared_by.share(micros):
-            torch.manual_seed(step_key(seed, step, 2 * index))
-            with precision():
-                terms, _ = task.loss(micro)
-            gradients.add(terms)
-            del terms
-            if stated:
-                torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
-                parts = iter(task.stated_anchor(micro))
-                while True:
-                    with precision():
-                        part = next(parts, None)
-                    if part is None:
-                        break
-                    gradients.add({STATED: part})
-    except NotFinite as error:
-        problem = [error.what, str(error)]
-    for found in shared_by.gather(problem):
-        if found is not None:
-            raise NotFinite(*found)
-    return gradients.norms()
 
 
 def _root_mean_square(norms: Sequence[float]) -> float:

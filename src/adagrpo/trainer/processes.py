@@ -157,13 +157,10 @@ class RowShare:
 
 def _raised(rank: int, found: Sequence[str]) -> Exception:
     kind, message, what = found
-    match kind:
-        case "not finite":
-            return NotFinite(what, message)
-        case "user":
-            return UserError(message)
-        case "service":
-            return ServiceError(message)
+    if kind == "not finite":
+        return NotFinite(what, message)
+    if kind in KINDS:
+        return KINDS[kind](message)
     return RuntimeError(f"process {rank}: {kind}: {message}")
 
 

@@ -12,7 +12,7 @@ Counterfactual Learning, 2015. Departure: sums are over the impressions of an op
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -142,15 +142,10 @@ class RankerFit(ScheduledTask):
                 terms["sampled"] = losses.sum() / micro.clicks
             return terms, {}
         where = (batch.histories, batch.rows, batch.positions, batch.targets)
-        match self.kind:
-            case "cross_entropy":
-                values = self.ranker.next_item_loss(*where)
-            case "sampled":
-                values = self.ranker.sampled_loss(*where, self._negatives(micro))
-            case "impressions":
-                raise ValueError("a micro-batch of impressions says what was shown")
-            case _:
-                assert_never(self.kind)
+        if self.kind == "cross_entropy":
+            values = self.ranker.next_item_loss(*where)
+        else:
+            values = self.ranker.sampled_loss(*where, self._negatives(micro))
         return {"loss": values.sum() / micro.total}, {}
 
     def _negatives(self, micro: RankerMicro) -> Tensor:
