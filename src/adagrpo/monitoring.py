@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo.types import Floats, Ints
+
 SIGNS = ("reward_up_feedback_down", "feedback_down", "calibration", "concentration")
 DRAWS = 100
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Visits(NamedTuple):

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from adagrpo.types import Floats, Ints
+
 LEAST = 100.0  # effective answers; normal intervals are unreliable below
 LARGEST = 0.1  # share of all weight on one answer
 ERRORS, SLACK = 4.0, 0.01  # tolerated |mean weight - 1|: standard errors, plus slack
@@ -219,8 +221,6 @@ def cascade(
     return mean_of(linear, thinnest, users, level)
 
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 SMOOTHING = 20.0  # S, answers
 
 

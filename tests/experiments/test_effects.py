@@ -9,8 +9,9 @@ import tea_tasting as tt
 from scipy import stats
 
 from adagrpo.experiments.duration import anytime_factor, users_needed
-from adagrpo.experiments.effects import Floats, aggregates, effect
+from adagrpo.experiments.effects import aggregates, effect
 from adagrpo.experiments.validity import DRAWS, check_ratio, permutation, skew
+from adagrpo.types import Floats
 
 GENERATOR = np.random.default_rng(0)
 SHOWN = [1.0 + GENERATOR.poisson(4, size) for size in (300, 400)]

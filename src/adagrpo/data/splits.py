@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from adagrpo.types import Ints
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Prefixes that lead only to excluded items are not expanded, so a search of width
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,8 @@ from torch import Tensor
 from adagrpo.decoding.sampling import DeadEnd, check
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Excluded, Trie
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 PART = 8  # block size of `top_of_many`; N should be a multiple
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.

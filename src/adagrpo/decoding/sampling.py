@@ -8,17 +8,14 @@ Samples depend only on the weights and the given uniforms, not on the batch. A t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Trie
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 
 class DeadEnd(RuntimeError):

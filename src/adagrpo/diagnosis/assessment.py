@@ -27,8 +27,6 @@ from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
     METRICS,
     Cell,
-    Floats,
-    Ints,
     Lists,
     Mix,
     cross_fitted_mix,
@@ -44,6 +42,7 @@ from adagrpo.diagnosis.orders import (
 from adagrpo.diagnosis.verdict import judge, sentences
 from adagrpo.evaluation.reranking import WEIGHTS, case_weights
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
+from adagrpo.types import Floats, Ints
 
 RESAMPLES = 2000
 LEVEL = 0.05

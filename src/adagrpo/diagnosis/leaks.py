@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from adagrpo.data.sequences import basket_starts, pad
-from adagrpo.diagnosis.orders import Floats, Ints, bounded_interval
+from adagrpo.diagnosis.orders import bounded_interval
 from adagrpo.diagnosis.verdict import STRONG
 from adagrpo.rewards.protocol import Reward
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Cases, Floats, Ints, Ragged
 
 AHEAD, CERTAIN, FIRST = 0.3, 0.75, 0.9
 SUREST = 0.1  # share of the cases

@@ -23,11 +23,9 @@ from adagrpo import metrics
 from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, within_list_std
 from adagrpo.evaluation.reward_quality import rank_correlation
 from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
+from adagrpo.types import Floats, Ints
 
 HALVINGS = 1000
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Lists(NamedTuple):

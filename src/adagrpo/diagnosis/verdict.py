@@ -26,9 +26,7 @@ import numpy as np
 from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
     Cell,
-    Floats,
     Gains,
-    Ints,
     Lists,
     bounded_interval,
     gains,
@@ -40,6 +38,7 @@ from adagrpo.diagnosis.orders import (
 )
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, exposure_weights
 from adagrpo.evaluation.statistics import Interval, holm
+from adagrpo.types import Floats, Ints
 
 STRONG = 0.001
 ALL_CASES = "all cases"

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.types import Floats, Ints
+
 WEIGHTS = (0.0, *(2.0**power for power in range(-3, 7)))  # 0, 1/8 to 64
 ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
 
@@ -70,9 +72,6 @@ def edge_warning(weight: float) -> str | None:
 
 
 CLIPPED = 0.1  # share of the cases whose weight is bounded
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def exposure_weights(shown: Ints) -> Floats:

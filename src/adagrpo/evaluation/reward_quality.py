@@ -20,11 +20,9 @@ from scipy import stats
 
 from adagrpo import metrics
 from adagrpo.evaluation.statistics import bootstrap_mean
+from adagrpo.types import Floats, Ints
 
 _NUMBERS = 2**24  # scores that are taken as float64 at a time
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class CaseQuality(NamedTuple):

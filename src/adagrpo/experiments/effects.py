@@ -19,13 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tea_tasting as tt
-from numpy.typing import NDArray
 from scipy import stats
 from tea_tasting.aggr import Aggregates
 
 from adagrpo.experiments.validity import Permutation, permutation, skew
-
-Floats = NDArray[np.float64]
+from adagrpo.types import Floats
 
 # largest skewness for the normal approximation: a tail of 2.5 % is then off by a quarter of a percent,
 # which is γ (2 z² + 1) φ(z) / 6, the first term of Edgeworth's expansion

@@ -22,12 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy import stats
 
 from adagrpo.experiments.plan import PLAN_DIGITS, Plan, moment_of
-
-Floats = NDArray[np.float64]
+from adagrpo.types import Floats
 
 DRAWS = 1999
 PARTS = 20_000  # more users are first grouped into as many random parts, which are permuted

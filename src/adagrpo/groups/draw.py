@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import Context, ContextT, Policy, StateT
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
@@ -46,10 +46,6 @@ def by_rows(
         return compute(None)
     division.complete_(wholes, compute)
     return wholes
-
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 
 class DrawnGroups(NamedTuple):

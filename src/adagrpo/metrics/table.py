@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, recall, tail_share
+from adagrpo.types import Floats
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
 
 

@@ -4,12 +4,13 @@ from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,
+    comparison_table,
     finding,
+    pairs_table,
     read_comparison,
     write_comparison,
     write_comparison_figures,
 )
-from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.experiment_page import (
     daily_table,

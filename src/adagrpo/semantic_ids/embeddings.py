@@ -23,14 +23,12 @@ from scipy.linalg import qr
 from scipy.sparse.linalg import svds
 
 from adagrpo.data.pairs import largest_of_rows
-from adagrpo.types import Ragged
+from adagrpo.types import Ints, Ragged
 
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
 BLOCK = 2**25  # pairs that are counted at a time
 EXACT_ROWS = 2**17  # of a matrix whose decomposition may be exact, for which the values are float64
 _POSITIONS = 2**22  # of the log, processed at a time
-
-Ints = NDArray[np.int64]
 
 
 def pair_information(

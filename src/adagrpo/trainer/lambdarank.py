@@ -22,12 +22,11 @@ from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.trainer.task import Report
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Cases, Ints, Ragged
 
 if TYPE_CHECKING:
     from lightgbm import Booster, Dataset
 
-Ints = NDArray[np.int64]
 GROUPS_AT_ONCE = 20_000
 
 

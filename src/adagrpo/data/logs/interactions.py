@@ -32,8 +32,7 @@ from adagrpo.data.columns import (
 from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all
 from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.formats import file_format, one_line
-from adagrpo.data.logs.log_fields import Columns, Field, Refusals, fields_of
-from adagrpo.data.logs.times import UNITS
+from adagrpo.data.logs.log_fields import UNITS, Columns, Field, Refusals, fields_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 

@@ -16,8 +16,8 @@ from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, first_l
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
+from adagrpo.data.logs.log_fields import Times, iso_seconds, two_units
 from adagrpo.data.logs.question import duplicates_note, future_note, ids_note, question_of
-from adagrpo.data.logs.times import Times, iso_seconds, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 

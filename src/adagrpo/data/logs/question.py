@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from adagrpo.config.data import SplitConfig
 from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.data.logs.times import UNITS, moment
+from adagrpo.data.logs.log_fields import UNITS, moment
 
 ODD = r"[^!-~]|^0\d|^\d+\.0+$"  # an id without it is spelt as `_spelling` spells it
 INVISIBLE = r"[\u{ad}\u{200b}-\u{200d}\u{2060}\u{feff}]"  # soft hyphen, zero-width characters, byte order mark
@@ -97,8 +96,6 @@ CASES, FEW, LEAST = 2000, 1000, 100  # cases wanted in each part, few enough to 
 LONGEST = 1 / 6  # of the log's time, of each part
 SHOWN = 12  # ids that a note names
 WEEKS = 70  # days of a log from which on parts are whole weeks
-
-Floats = NDArray[np.float64]
 
 
 class ByTime(NamedTuple):

@@ -43,13 +43,11 @@ from adagrpo.data.simulation.world import (
     numbered_ids,
     unit,
 )
+from adagrpo.types import Floats, Ints
 
 COLD_EXPOSURE = 0.05  # how much less often a cold item is shown, once released
 ROUNDS = 6  # of drawing with replacement, before the few unfinished slates are drawn in one go
 HEAD = 0.01  # share of the items that are about equally popular: a Zipf-Mandelbrot law of the rank
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Stock(NamedTuple):
@@ -155,20 +153,7 @@ def propensities(catalogue: Catalogue, stock: Stock, log_mass: Floats, owned: In
     return -np.expm1(-rates(slate))
 
 
-__all__ = [
-    "Marketplace",
-    "Simulation",
-    "Truth",
-    "Users",
-    "buy",
-    "choose",
-    "dwell_times",
-    "move_tastes",
-    "simulate",
-    "simulate_with_users",
-    "utility_logits",
-    "write_simulation",
-]
+__all__ = ["Marketplace", "Truth"]
 
 CHUNK = 4096  # users that are handled at once; part of what the seed means
 COLD_FROM = 0.7  # the first wave, as a share of the log's length

@@ -23,9 +23,7 @@ from scipy.special import expit
 
 from adagrpo.errors import UserError
 from adagrpo.storage.writing import atomic_file
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from adagrpo.types import Floats, Ints
 
 
 @dataclass(frozen=True)

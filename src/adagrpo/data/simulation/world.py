@@ -7,18 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
+from adagrpo.types import Floats, Ints
 
 WAVES = 4  # cold items are released at this many points in time
 CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
 QUALITY = 0.5  # standard deviation of quality, in logits
 _LATER = ("satiation", "dwell_seconds")
 POPULARITY_QUALITY = 0.5  # correlation of quality with what the popularity rank is made from
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from adagrpo.data.exposures import RANDOM, impressions_of, random_exposures
 from adagrpo.data.logs.formats import file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_items
+from adagrpo.data.logs.log_fields import UNITS, moment, two_units
 from adagrpo.data.logs.question import duplicates_note, ids_note
-from adagrpo.data.logs.times import UNITS, moment, two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import load_item_ids, load_user_ids, write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
