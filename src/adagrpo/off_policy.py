@@ -101,13 +101,10 @@ def ips(
     rewards: NDArray[np.floating],  # (N,)
     weights: NDArray[np.floating],  # (N,) probability under the target over that under the logging policy
     *,
-    users: NDArray[np.integer] | None = None,  # (N,)
+    users: NDArray[np.integer] | None = None,  # (N,) user of each answer, at least two; None: all different
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the mean reward by inverse propensity scoring.
-
-    Args:
-        users: (N,) user of each answer; None: all different. `ValueError` for fewer than two.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
@@ -140,17 +137,13 @@ def snips(
 def doubly_robust(
     rewards: NDArray[np.floating],  # (N,)
     weights: NDArray[np.floating],  # (N,)
-    predicted: NDArray[np.floating],  # (N,)
+    predicted: NDArray[np.floating],  # (N,) q(x_i, a_i), of the item shown, by a model not fitted on this answer
     expected: NDArray[np.floating],  # (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a)
     *,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`.
-
-    Args:
-        predicted: (N,) q(x_i, a_i), of the item shown, by a model that was not fitted on this answer.
-    """
+    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`."""
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)
 
@@ -198,10 +191,8 @@ def cascade(
 ) -> Estimate:
     """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
 
-    Args:
-        target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
-            target never shows it, 0 beyond the end of a list.
-        logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
+    Log-probabilities are of each item at its rank, given those above: under the target -inf where it never shows the
+    item, under the served policy finite (`log_propensities` of the exposure log); 0 beyond the end of a list.
     """
     if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")

@@ -4,8 +4,7 @@ A user's `n` training clicks are shuffled once. The click at position `p` is sco
 impression without a click from a uniform number of them, 0 .. n - 1: so histories do not reveal clicks. Held-out
 impressions are scored from all.
 
-    train.parquet          the training clicks, in that order
-    training_logs.parquet  the same with original ids
+    train.parquet          the training clicks, in that order; `training_logs.parquet` with original ids
     impressions.parquet    what was shown, clicked or not
     held_out.parquet       user, item, clicked, exposure: `validation` and `biased` (the platform's), or `random`
 

@@ -49,10 +49,7 @@ from adagrpo.types import Cases, Ragged
 
 @dataclass(frozen=True)
 class MappedRagged(Ragged):
-    """Training sequences in a file, so that memory does not grow with the log.
-
-    Batches use `pread`: with large pages, a mapped history would cost 2 MB.
-    """
+    """Training sequences in a file, read in batches by `pread`: with large pages, a mapped history would cost 2 MB."""
 
     pages: mmap.mmap
     file: IO[bytes]
@@ -72,10 +69,7 @@ class MappedRagged(Ragged):
 
 
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
-    """Copy an integer column without nulls to a temporary file beside it; None if that fails.
-
-    Returns the values, their mapping, and the file, which goes with its last reference.
-    """
+    """Copy an integer column without nulls to a temporary file: values, mapping, and file, or None if that fails."""
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it
         for first in range(0, rows, _ROWS):

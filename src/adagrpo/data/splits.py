@@ -151,10 +151,7 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 
 
 def check_leakage(split: Split) -> None:
-    """Check that no training sequence reaches a target, and that validation precedes test.
-
-    The ValueError names the first user.
-    """
+    """Raise a ValueError for the first user whose training reaches a target, or whose validation is not before test."""
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
         leaks |= (targets >= 0) & (targets < split.train_lengths)

@@ -58,11 +58,7 @@ def beam_search(
 
     Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
     parent, then by the lower code, on every device. Beyond the sequences of positive probability, codes are -1, scores
-    -inf.
-
-    Raises:
-        DeadEnd: a prefix has no continuation in the trie.
-        NotFinite: the policy's logits hold NaN or +inf.
+    -inf. DeadEnd if a prefix has no continuation in the trie; NotFinite if logits hold NaN or +inf.
     """
     return beam_search_and_score(policy, context, width, None, trie=trie, excluded=excluded)[0]
 
@@ -122,10 +118,7 @@ def beam_search_both(
     constrained_width: int | None = None,  # None: the same
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Return the constrained beams and the free ones, for little more than the cost of one search.
-
-    The policy evaluates shared prefixes once; each search finds what it would find alone.
-    """
+    """Return the constrained beams and the free ones, as two searches would, with shared prefixes evaluated once."""
     levels = check(policy, trie)
     _check_width("width", width)
     constrained_width = width if constrained_width is None else constrained_width

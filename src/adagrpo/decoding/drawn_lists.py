@@ -65,10 +65,7 @@ def draw_slates(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Slates:
-    """Draw lists of `k` items without replacement, and the item after them.
-
-    NotFinite if the policy's logits hold NaN or +inf.
-    """
+    """Draw lists of `k` items without replacement, and the item after them; NotFinite if logits hold NaN or +inf."""
     levels = check(policy, trie, temperature)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

@@ -50,9 +50,7 @@ def sample(
 ) -> Samples:
     """Draw `G` Semantic IDs per sample, code by code, by inverse transform sampling.
 
-    Raises:
-        DeadEnd: no code can be drawn for a hypothesis.
-        NotFinite: the policy's logits hold NaN or +inf.
+    DeadEnd if no code can be drawn for a hypothesis; NotFinite if the policy's logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if uniforms.ndim != 3 or uniforms.shape[2] != levels:

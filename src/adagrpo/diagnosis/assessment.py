@@ -1,7 +1,6 @@
 """The whole diagnosis of a reward on validation cases, as a JSON-able result.
 
-orders     the beam ordered by policy, ranker and mix                       `adagrpo.diagnosis.orders`
-strata     the same by cells of the cases                                   `adagrpo.diagnosis.orders`
+orders     the beam ordered by policy, ranker and mix; `strata` by cells    `adagrpo.diagnosis.orders`
 leak       signs that the reward has seen the held-out items                `adagrpo.diagnosis.leaks`
 verdict    `use` or `do_not_use`, and whether the sign is wrong             `adagrpo.diagnosis.verdict`
 curves     metrics by weight, accuracy by exposure:
@@ -213,11 +212,6 @@ def order_by_exposure(
 
 
 def _names(edges: Ints) -> list[str]:
-    """Names of the bins, from their upper edges.
-
-    >>> _names(np.array([0, 12, 13]))
-    ['0', '1 to 12', '13', '14 and more']
-    """
     starts = [-1, *edges.tolist()]
     middle = [f"{low + 1:,} to {high:,}" if high > low + 1 else f"{high:,}" for low, high in pairwise(starts)]
     return [*middle, f"{starts[-1] + 1:,} and more"]

@@ -9,11 +9,8 @@
     inverted      orders is below 0 with p ≤ `STRONG`: the reward ranks logged items worse than chance
 
 An uninformative reward gets `use` with probability at most `level`. Nothing measured before training predicted in
-simulated shops whether training helps (`research.decisions.shops`); see `adagrpo decide --train`.
-
-Further evidence, without influence: the gain of the reward's own order, `leads_as_logged`, and with cases weighted by
-inverse exposure, `leads`. Only the halvings are random; `draws` gives the effect of another seed. `sentences` are the
-recommendation in words.
+simulated shops whether training helps (`research.decisions.shops`). Without influence are the gain of the reward's own
+order, `leads_as_logged`, or with cases weighted by inverse exposure, `leads`, and the verdicts of other `draws`.
 """
 
 from __future__ import annotations
@@ -89,10 +86,7 @@ def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength
 
 
 def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) -> Verdict:
-    """Apply the rule of the module's docstring at a level of the family of cells, all cases first.
-
-    No cell may be defined by the logged item.
-    """
+    """Apply the module's rule at a level of the family of cells, all cases first; none may be by the logged item."""
     raw = [test.difference.p_value for test in cells]
     cell_p = tuple(min(1.0, 2 * p) for p in (*raw[:1], *holm(raw[1:])))
     strengths = [strength_of(test.difference.mean, p, level=level) for test, p in zip(cells, cell_p, strict=True)]

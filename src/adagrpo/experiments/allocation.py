@@ -3,9 +3,8 @@
     u = HMAC-SHA256(salt, user) / 2^64 of its first 64 bits, uniform in [0, 1)
     held out where u of (salt, "holdout") < holdout; else the arm in whose slice of the cumulated weights u falls
 
-The size of the holdout moves no user between arms. In a running experiment, a user takes part where
-u(salt "/ramp", user) < share at that time. All arms ramp up together, so that no trend looks like an effect. Switches
-increase the share or stop an arm; none is revoked. They are lines of `PLAN.switches.jsonl`, only ever added:
+The size of the holdout moves no user between arms. A user takes part where u(salt "/ramp", user) < share at that time:
+all arms ramp up together, so that no trend looks like an effect. Switches, lines of `PLAN.switches.jsonl`, are final:
 
     {"time": 1764547200.0, "share": 0.5}
     {"time": 1764550800.0, "stop": "new"}

@@ -10,8 +10,7 @@ share left out of both arms * events. The permutation test, also of skewed effec
     skew  m3 (1/n_t² - 1/n_c²) / (s² (1/n_t + 1/n_c))^(3/2): of the difference, 0 where the arms are equal in size
 
 Valid for means also under unequal distributions, since T is studentised (Chung & Romano, Annals of Statistics 2013).
-Mismatched answers are of another plan (`salt_version`), of another user key (`key_version`), or of a router, which
-names no plan, before the freeze.
+Mismatched answers are of another plan, of another user key, or of a router, which names no plan, before the freeze.
 """
 
 from __future__ import annotations
@@ -57,10 +56,7 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
-    """Return the two-sided p-value of (N,) and (M,) numbers by counting draws.
-
-    For levels too small for `Permutation.p_value`; a normal p-value above `level` is returned as is.
-    """
+    """Return the two-sided p-value of (N,) and (M,) numbers by counting draws; a normal one above `level` as it is."""
     users = np.concatenate([control, treatment])
     if min(len(control), len(treatment)) < 2 or np.ptp(users) <= EQUAL:
         return 1.0

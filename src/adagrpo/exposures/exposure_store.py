@@ -6,8 +6,7 @@ Each row is in exactly one part, whatever is killed:
     2. write the part to a temporary folder and rename it
     3. mark it as published, and delete rows no longer needed to recognise retries
 
-One process at a time makes parts; the next one resumes after a kill. Rows stay in SQLite for a while after they are in
-a part, to recognise retries.
+One process at a time makes parts; the next one resumes after a kill.
 """
 
 from __future__ import annotations

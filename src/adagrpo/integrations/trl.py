@@ -4,11 +4,8 @@
 
 TRL generates and logs; advantages come from `adagrpo.objective`, and the NLL counts once per prompt. As TRL keeps no
 log-probability of targets, the gate is not the paper's: it admits a prompt whose completions miss the target, and whose
-target the reward puts above its negatives. TRL copies prompts for every completion; `adagrpo.policies.causal_lm` is
-faster.
-
-Departure of TRL's `loss_type: grpo`: it averages over a completion's own tokens, so short completions weigh as much as
-long ones.
+target the reward puts above its negatives. `loss_type: grpo` averages over a completion's own tokens, so short ones
+weigh as much as long ones. TRL copies prompts for every completion; `adagrpo.policies.causal_lm` is faster.
 """
 
 from __future__ import annotations

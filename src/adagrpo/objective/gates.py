@@ -321,10 +321,7 @@ GATES: dict[str, Gate] = {
 
 
 def register(gate: Gate) -> None:
-    """Add a gate to the table of this process, before anything imports `adagrpo.config`, which reads it.
-
-    ValueError if the name is taken, or `adagrpo.config` has been imported.
-    """
+    """Add a gate before `adagrpo.config`, which reads them, is imported; ValueError if late, or the name is taken."""
     if gate.name in GATES:
         raise ValueError(f"gate '{gate.name}': another has that name")
     if "adagrpo.config" in sys.modules:

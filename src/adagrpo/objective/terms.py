@@ -149,10 +149,7 @@ TERMS: dict[str, RewardTerm] = {
 
 
 def register(objective: Objective) -> None:
-    """Add an objective and its reward term to the tables, before anything imports `adagrpo.config`, which reads them.
-
-    ValueError if the name of the objective or term is taken, or `adagrpo.config` has been imported.
-    """
+    """Add an objective and its term before `adagrpo.config` is imported; ValueError if late, or a name is taken."""
     term = objective.term
     if objective.name in OBJECTIVES or (term is not None and TERMS.get(term.name, term) is not term):
         raise ValueError(f"objective '{objective.name}': it or its term has the name of another")

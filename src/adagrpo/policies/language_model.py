@@ -235,10 +235,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Enable gradient checkpointing of a model's layers.
-
-    UserError if no layer supports it, or there is dropout inside the body.
-    """
+    """Enable gradient checkpointing; UserError if no layer supports it, or there is dropout inside the body."""
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise UserError(f"{key}: {kind} has no layers that support it")

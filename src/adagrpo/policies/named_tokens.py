@@ -64,10 +64,7 @@ class NamedTokens:
         return Vocabulary(-1, tuple(map(len, self.tokens)), end, self.tokens)
 
     def pieces(self, preamble: str, item: str, separator: str, suffix: str) -> Pieces:
-        """Return the tokens around the codes, without those that end a sequence.
-
-        UserError if the tokenizer does not split a prompt into such pieces.
-        """
+        """Return the tokens around the codes, none that end a sequence; UserError if the tokenizer splits otherwise."""
         rows = [self.item_codes[row].tolist() for row in (0, len(self.item_codes) - 1, 0)]
         first, second, third = (
             item.replace(CODES, "".join(map(lambda text, code: text.replace(CODE, str(code)), self.templates, row)))

@@ -315,10 +315,7 @@ def stacked_area_chart(
     y_label: str,
     overlay: tuple[str, Sequence[float | None]],  # name and fractions of the dashed line
 ) -> str:
-    """Draw stacked shares from the bottom, and a dashed line to compare the lowest one with.
-
-    Missing fractions count as 0, or as a gap if all are missing.
-    """
+    """Draw stacked shares and a dashed line for the lowest; missing fractions count as 0, or as a gap if all are."""
     binned = [bin_means(x, values) for _, values in layers]
     steps, line, width = bin_means(x, overlay[1])
     shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, steps)
@@ -426,11 +423,7 @@ def forest_chart(
 def bin_means(
     x: Sequence[float], y: Sequence[float | None], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Average over bins of equal width, if there are more values than bins.
-
-    Returns each non-empty bin's mean position and mean finite value (NaN if none), and the bin width (0 if not
-    averaged).
-    """
+    """Average over at most so many bins: positions, means of finite values or NaN, bin width (0: not averaged)."""
     pairs = [(a, b if is_finite(b) else np.nan) for a, b in zip(x, y, strict=True) if is_finite(a)]
     positions, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     if len(pairs) <= bins or not np.ptp(positions) > 0:

@@ -203,10 +203,7 @@ CONTROLS = {*(f"adagrpo-{name}" for name, gate in GATES.items() if gate.control)
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """Read a `comparison.json`, upgrading old verdicts.
-
-    UserError if the file is missing, malformed or modified; old files without a hash are not verified.
-    """
+    """Read `comparison.json`, upgrading old verdicts; UserError if missing, malformed or modified since its hash."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "sha256" in content:

@@ -64,10 +64,7 @@ class Checkpoint:
 
 
 def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
-    """Return the checkpoints in `metrics.json`: sft first, then each arm's best and final one.
-
-    UserError if `metrics` is malformed.
-    """
+    """Return the checkpoints of `metrics.json`: sft, then each arm's best and final; UserError if it is malformed."""
     stages = _mapping(metrics.get("stages", {}), "stages")
     points = []
     if START in stages:

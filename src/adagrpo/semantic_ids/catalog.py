@@ -195,10 +195,7 @@ class Catalog:
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:
-        """Write Parquet, and `level_sizes` to a `.json` of the same name.
-
-        Columns: item int32, codes list<int32>, and listed bool if any item is not.
-        """
+        """Write Parquet (item, codes, and listed if any item is not), and `level_sizes` to a `.json` beside it."""
         codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))
         columns = [pl.Series("item", np.arange(self.num_items, dtype=np.int32)), codes]
         listed = self.listed.cpu().numpy()

@@ -5,9 +5,8 @@
     vectors    U_W diag(s_W)^power of the truncated singular value decomposition, rows L2-normalised
 
 Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, power 0.5); latent semantic analysis
-for the others. Rows are zero without a signal; results are deterministic. Beyond `PAIRS` pairs an item keeps the
-`PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual information, Evert 2005). Departures: an item is not its own
-neighbour, and rows at rounding level become zero.
+for the others. Beyond `PAIRS` pairs an item keeps the `PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual
+information, Evert 2005). Departures: no item is its own neighbour; rows at rounding level, or without a signal, are 0.
 """
 
 from __future__ import annotations

@@ -37,10 +37,7 @@ def language_vectors(
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Return (V, W) unit vectors of texts, zero where a text is blank.
-
-    UserError if the extra `text` is not installed, or the folder is refused.
-    """
+    """Return (V, W) unit vectors, 0 for blank texts; UserError without the extra `text`, or for a refused folder."""
     check_model(model)
     network = _load(model, device)
     has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)

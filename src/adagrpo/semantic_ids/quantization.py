@@ -35,10 +35,7 @@ _Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and their codebooks.
-
-    `points` is what was quantised: the vectors, or an encoding that `decode` maps back.
-    """
+    """Codes of `V` vectors and their codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
 
     codes: NDArray[np.int64]  # (V, L)
     codebooks: tuple[NDArray[np.float32], ...]  # L of (K_l, D)
@@ -118,10 +115,7 @@ def residual_kmeans(
 
 
 def level_means(codes: NDArray[np.int64], vectors: NDArray[np.float32]) -> Quantization:  # codes (V, L), vectors (V, D)
-    """Fit codebooks (largest code + 1, D) to given codes: the mean residual of each code, level by level.
-
-    An unused code gets the overall mean.
-    """
+    """Fit codebooks (largest code + 1, D): mean residuals by code, level by level; unused ones get the overall mean."""
     if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
         raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
     residual = vectors.astype(np.float64)

@@ -117,10 +117,7 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
 
 
 def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | None:
-    """Return the manifest of a folder; None if it is not sealed.
-
-    UserError if it is damaged or of an unknown version; `remedy` is the remedy in the message.
-    """
+    """Return the manifest of a folder, None if not sealed; UserError if it is damaged or of an unknown version."""
     path = directory / MANIFEST
     if not path.is_file():
         return None
@@ -146,10 +143,7 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
 
 
 def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:
-    """Check all files against the manifest; return the sha256 of each by relative path.
-
-    UserError if the manifest or a file is missing, or a file differs.
-    """
+    """Check files against the manifest, return sha256 by relative path; UserError if one is missing or differs."""
     content = manifest(directory, remedy)
     if content is None:
         raise UserError(f"{directory}: no {MANIFEST} here; {remedy or 'run the stage that makes it'}")
@@ -157,10 +151,7 @@ def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:
 
 
 def verify_file(directory: Path, name: str, content: Mapping[str, Any], remedy: str | None = None) -> str:
-    """Check one file against a manifest and return its sha256.
-
-    UserError if it is not listed, outside the folder, missing or different.
-    """
+    """Check one file of a manifest, return its sha256; UserError if it is not listed, outside, missing or different."""
     path, entry = directory / name, content["files"].get(name)
     remedy = remedy or f"delete {directory} to have it made again"
     if not path.resolve().is_relative_to(directory.resolve()):

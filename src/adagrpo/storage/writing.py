@@ -118,10 +118,7 @@ def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `path` at the end of the block; an empty `path` is replaced.
-
-    It is locked meanwhile, so that remains of killed processes are recognised and removed.
-    """
+    """Yield a folder, locked meanwhile, that becomes `path` at the end of the block; an empty `path` is replaced."""
     make_folder(path.parent)
     for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
         with suppress(OSError), _locked(left):
@@ -155,10 +152,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to system errors without a file name, such as that of a full disk.
-
-    Rust libraries give them as text: `... (os error 28)`.
-    """
+    """Add `path` to system errors without a file name; Rust libraries give them as text, `... (os error 28)`."""
     try:
         yield
     except OSError as error:

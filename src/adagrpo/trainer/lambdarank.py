@@ -83,10 +83,7 @@ class NegativeSampler:
 
 
 def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:
-    """Build groups from each user's last `positions` training interactions, with `negatives` draws each.
-
-    An interaction's history ends before its basket.
-    """
+    """Build groups of each user's last `positions` training interactions; histories end before the basket."""
     training = sampler.training
     counts = np.clip(training.lengths - 1, 0, positions)
     users = np.repeat(np.arange(len(training)), counts)

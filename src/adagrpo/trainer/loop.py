@@ -47,12 +47,9 @@ def fit(
 ) -> FitResult:
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
-    Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`.
-
-    Raises:
-        KeyboardInterrupt, Terminated: on a signal, after the current step is saved.
-        Diverged: three consecutive steps were not finite; the state before them is saved where possible.
-        NotFinite: in a validation.
+    Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`. KeyboardInterrupt or Terminated on a signal, after
+    the current step is saved; Diverged if three consecutive steps were not finite, the state before them saved where
+    possible; NotFinite in a validation.
     """
     loop = _Loop(model, task, settings, work, seed, files or {}, watched)
     loop.resume()

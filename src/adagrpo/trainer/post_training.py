@@ -39,10 +39,7 @@ class SupervisedMicro(NamedTuple):
 
 
 def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Context | None = None) -> Tensor:
-    """Return the share of the step's mean NLL over `total` positions, in nats per code; the policy is in training mode.
-
-    `context` is of all samples; None encodes them.
-    """
+    """Return the share of the mean NLL over `total` positions, nats per code; `context` is of all samples."""
     if context is None:
         context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
     else:

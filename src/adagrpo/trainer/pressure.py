@@ -160,10 +160,7 @@ def calibrate(
     shared_by: Processes,
     other: Calibrated | None = None,  # the arm at another pressure, whose norms are reused; the same in all processes
 ) -> tuple[Calibrated, bool]:
-    """Measure the λ of a pressure, or load it from `pressure.json` in `work`; return it, and whether it is new.
-
-    UserError: see `solve`.
-    """
+    """Return the λ of a pressure, measured or from `pressure.json`, and whether it is new; errors as `solve`."""
     path = work / FILE
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")
     if known:

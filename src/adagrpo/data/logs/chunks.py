@@ -200,8 +200,9 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
     """Parse the block; None if any line may not be one record."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
+    outside = b'[^%s\r\n"]' % re.escape(separator.encode())
     if b'"' in block and (
-        _quote_within_field(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
+        re.search(outside + b'"' + outside, block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
     ):
         return None
     try:
@@ -209,12 +210,6 @@ def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = 
     except pl.exceptions.PolarsError:
         return None
     return table.select(columns) if len(table) == lines else None
-
-
-@functools.cache
-def _quote_within_field(separator: str) -> re.Pattern[bytes]:
-    outside = b'[^%s\r\n"]' % re.escape(separator.encode())
-    return re.compile(outside + b'"' + outside)
 
 
 def _one_by_one(

@@ -125,10 +125,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns exist; `option` is the setting for them.
-
-    A UserError suggests the nearest name.
-    """
+    """Check that columns exist; the UserError names `option`, the setting for them, and the nearest name."""
     for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)

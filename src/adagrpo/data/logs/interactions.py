@@ -322,11 +322,7 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
 
 
 def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Cast ids to the log's type.
-
-    >>> _like(pl.Series(["7", "007", "a"]), pl.Int64()).to_list()
-    [7, None, None]
-    """
+    """Cast ids to the log's type; null where they are not of it."""
     there = ids.cast(dtype, strict=False)
     return pl.select(pl.when(there.cast(ids.dtype) == ids).then(there).alias(ids.name)).to_series()
 
