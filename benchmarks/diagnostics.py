@@ -26,12 +26,9 @@ from torch import Tensor
 
 from adagrpo.config import FitConfig
 from adagrpo.config.objective import GateName
-from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.draw import score_codes
-from adagrpo.groups.evidence import gather_evidence
-from adagrpo.groups.gated import GatedGroups
-from adagrpo.groups.negatives import in_batch_negatives
-from adagrpo.groups.score import Candidates, distinct_candidates, read_rewards, shuffled
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gather_evidence
+from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
 from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
@@ -104,7 +101,7 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
     context, codes = task.policy.encode(histories), task.catalog.codes[targets].unsqueeze(1)
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(len(targets), len(targets), generator=generator).to(targets.device)
-    spread = torch.tensor(task.spread, device=targets.device)
+    running_std = torch.tensor(task.running_std, device=targets.device)
 
     def negatives() -> Tensor:
         return in_batch_negatives(targets, histories, draws, options.negatives)
@@ -121,7 +118,7 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
         return lambda: ask_reward(task.reward, histories, candidates.items)
 
     def gate(given: Tensor) -> object:
-        evidence = gather_evidence(scored, read_rewards(every, given), options, spread=spread)
+        evidence = gather_evidence(scored, read_rewards(every, given), options, running_std=running_std)
         return gate_by_evidence("rollout_miss", evidence, options)
 
     return {

@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
-from adagrpo.objective.gate import Gate, GateDecision, by_control, by_first_cause, smallest
-from adagrpo.objective.gates import register
+from adagrpo.objective.gates import Gate, GateDecision, by_control, by_first_cause, register, smallest
 from adagrpo.ranges import Share
 
 __all__ = ["bernoulli_gate", "inverted_gate", "oracle_gate", "rollout_miss_gate"]

@@ -18,10 +18,10 @@ from adagrpo.config.messages import SHOWN
 from adagrpo.config.recipe import load_config
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data.logs import unpacking
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.unpacking import LONGEST_LINE, read_blocks
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import import_semantic_ids
 

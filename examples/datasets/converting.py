@@ -11,8 +11,7 @@ from adagrpo import __version__
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import check_replaceable, publish, seal
 from adagrpo.storage.hashes import hash_file, hash_json
-from adagrpo.storage.removal import remove
-from adagrpo.storage.writing import naming, temporary
+from adagrpo.storage.writing import naming, remove, temporary
 from examples.datasets.downloads import Downloads
 from examples.datasets.published import Comparison, Converted, PublicSet, compared
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
-from adagrpo.data.simulation.item_texts import numbered_ids
 from adagrpo.data.simulation.marketplace import (
     Simulation,
     Users,
@@ -27,7 +26,7 @@ from adagrpo.data.simulation.marketplace import (
     simulate_with_users,
     utility_logits,
 )
-from adagrpo.data.simulation.world import WAVES, Catalogue, Marketplace, make_catalogue, unit
+from adagrpo.data.simulation.world import WAVES, Catalogue, Marketplace, make_catalogue, numbered_ids, unit
 from adagrpo.storage.writing import atomic_file
 
 Floats = NDArray[np.float64]

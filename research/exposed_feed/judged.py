@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, booleans, id_texts
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import one_line
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_test, load_user_ids
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError

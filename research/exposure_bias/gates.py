@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.evaluation.reward_quality import interval
-from adagrpo.groups.apply_gates import gate_by_evidence
-from adagrpo.groups.gated import GatedGroups, gated_groups
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups
 from adagrpo.objective import GATES, GateDecision, pairwise_agreement
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -36,7 +35,7 @@ def gates_of(models: Models, reward: Reward) -> dict[str, Any]:
     data, options = models.data, models.config.train
     schedule = replace(models.schedule(options.fit), rl_split=options.rl_split)
     policy = models.policy(data.run.path("sft", "best")).eval()
-    objective, spread, utility = data.config.objective, 0.0, data.true_utility()
+    objective, running_std, utility = data.config.objective, 0.0, data.true_utility()
     outcomes: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
@@ -54,9 +53,9 @@ def gates_of(models: Models, reward: Reward) -> dict[str, Any]:
             objective,
             drawn_at.generator,
             gate=objective.control_of,
-            spread=spread,
+            running_std=running_std,
         )
-        spread = groups.spread
+        running_std = groups.running_std
         owners = groups.histories.users
         assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
         users.append(owners.cpu().numpy())

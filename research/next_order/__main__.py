@@ -25,7 +25,7 @@ from adagrpo.cli.log_roles import by_role
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data.logs.question import question_lines
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
-from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
+from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.metrics import hit_rate, recall, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.report import read_rows

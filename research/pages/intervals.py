@@ -1,7 +1,7 @@
 """Intervals over users and seeds of comparisons on file, made anew by the present rule.
 
-A comparison holds the parts of each variance (`adagrpo.evaluation.crossed`), so that a change of the rule reaches rows
-whose runs are gone: intervals, p-values, margins and verdicts, and nothing that was measured.
+A comparison holds the parts of each variance (`adagrpo.evaluation.statistics`), so that a change of the rule reaches
+rows whose runs are gone: intervals, p-values, margins and verdicts, and nothing that was measured.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import lookup
-from adagrpo.report.comparison_tables import format_difference, format_ends
+from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
 
 HIT, NO_ITEM, UTILITY = "hr@10", "hallucination@10", "true_utility@10"

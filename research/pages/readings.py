@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from adagrpo.report.comparison_tables import format_difference, format_ends
+from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 from research.worlds_pooled import shown, signed
 

@@ -8,7 +8,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import ReportPart, cutoff, is_rate, metric_names
-from adagrpo.report.comparison_tables import format_difference, format_ends
+from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
 __all__ = ["headline_table", "summary_table", "validation_table"]

@@ -9,7 +9,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import is_rate
-from adagrpo.report.comparison_tables import format_difference, format_ends
+from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_number, metric_label
 from research.worlds_pooled import shown
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence
-from adagrpo.groups.gated import gated_groups
+from adagrpo.groups.gated import gate_by_evidence, gated_groups
 from adagrpo.objective import Evidence
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
@@ -41,16 +40,16 @@ def training_evidence(run: Run, objective: ObjectiveConfig, samples: int) -> tup
     schedule = replace(models.schedule(run.config.train.fit), rl_split=run.config.train.rl_split)
     policy, reward = models.policy(run.path("sft", "best")).eval(), models.reward()
     parts: list[tuple[Evidence, Evidence]] = []
-    spread, drawn = 0.0, 0
+    std, drawn = 0.0, 0
     for step in range(schedule.steps_per_epoch):
         at = group_step(schedule, step, objective, models.data.device)
         joined = at.joined()
         if joined is None:
             continue
         groups = gated_groups(
-            policy, models.data.catalog, reward, *joined, objective, at.generator, gate="adagrpo", spread=spread
+            policy, models.data.catalog, reward, *joined, objective, at.generator, gate="adagrpo", running_std=std
         )
-        spread = groups.spread
+        std = groups.running_std
         parts.append((groups.evidence, groups.shuffled_evidence))
         drawn += len(groups.targets)
         if drawn >= samples:

@@ -16,10 +16,10 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.groups.draw import draw_groups
-from adagrpo.groups.evidence import gather_evidence
+from adagrpo.groups.gated import gather_evidence
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.objective import Evidence
-from adagrpo.objective.gate import NegativeSource
+from adagrpo.objective.gates import NegativeSource
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -29,11 +29,11 @@ __all__ = ["case_groups", "evidence_of"]
 
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
-    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards or shuffled ones."""
+    """Difficulty, discriminability and degeneracy of every group, by the deviation of all rewards or shuffled ones."""
     rewards = groups.shuffled_rewards if shuffled else groups.rewards
     valid = rewards.rollouts[groups.rollouts.valid]
-    spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
-    return gather_evidence(groups, rewards, options, spread=spread)
+    running_std = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
+    return gather_evidence(groups, rewards, options, running_std=running_std)
 
 
 @torch.no_grad()

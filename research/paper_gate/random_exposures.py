@@ -20,9 +20,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.data.exposures import random_exposures, telling
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.prepared import load_item_ids, load_training
-from adagrpo.data.random_exposures import random_exposures, telling
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models

@@ -22,15 +22,12 @@ class Console(Protocol):
 
     def stage(self, name: str, event: str, seconds: float) -> None:
         """Show a stage event: `start`, `end`, `skip`, or any text, shown verbatim."""
-        ...
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Show progress within a stage."""
-        ...
 
     def note(self, text: str) -> None:
         """Show a line."""
-        ...
 
 
 class Silent:
@@ -76,8 +73,8 @@ class StderrConsole:
                 self.bar.add_task(label, total=total, shown="")
                 self.bar.start()
         rate = (done - self.first) / max(1e-9, now - self.started)
-        told = {name: values[name] for name in LOSSES if name in values} | GroupSummary.of_row(values).progress
-        shown = " ".join(f"{name} {value:.4g}" for name, value in told.items())
+        values_shown = {name: values[name] for name in LOSSES if name in values} | GroupSummary.of_row(values).progress
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values_shown.items())
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=done, shown=f"{rate:.1f}/s {shown}")
         elif now - self.printed > LINE_SECONDS:

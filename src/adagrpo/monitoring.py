@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo.types import Floats, Ints
+
 SIGNS = ("reward_up_feedback_down", "feedback_down", "calibration", "concentration")
 DRAWS = 100
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Visits(NamedTuple):
@@ -94,9 +93,7 @@ def first_on(found: list[DailySigns], sign: str) -> int | None:
     return next((look.day for look in found if sign in look.on), None)
 
 
-def gini(
-    counts: Ints,  # (V,)
-) -> float:
+def gini(counts: Ints) -> float:  # (V,)
     """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all.
 
     >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
@@ -122,8 +119,7 @@ def _daily_signs(day: int, before: Visits, now: Visits, rule: SignRule) -> Daily
     return DailySigns(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))
 
 
-def _gap(visits: Visits) -> Floats:
-    """Return (N,) predicted minus clicked, per item."""
+def _gap(visits: Visits) -> Floats:  # (N,) predicted minus clicked, per item
     return np.asarray(visits.predicted - visits.clicked / np.maximum((visits.items >= 0).sum(axis=1), 1))
 
 

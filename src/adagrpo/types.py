@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 COUNTED = 2**22  # values that are counted at a time
 
 

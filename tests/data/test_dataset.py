@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.item_order import in_hash_order
+from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
 from adagrpo.data.logs.interactions import Columns, Logs, read_logs
 from adagrpo.errors import UserError
 

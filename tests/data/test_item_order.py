@@ -11,10 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from adagrpo.data import item_order
-from adagrpo.data.dataset import build_dataset
+from adagrpo.data import dataset as dataset_module
+from adagrpo.data.dataset import KEY, build_dataset, in_hash_order
 from adagrpo.data.exposures import write_exposures
-from adagrpo.data.item_order import KEY, in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.lists.sources import Shares, popular_shares
 from adagrpo.types import Cases, Ragged
@@ -93,7 +92,7 @@ def test_equal_hashes_are_ordered_by_id(monkeypatch: pytest.MonkeyPatch) -> None
         def digest(self) -> bytes:
             return few[self.data.decode()]
 
-    monkeypatch.setattr(item_order, "blake2b", Few)
+    monkeypatch.setattr(dataset_module, "blake2b", Few)
     assert in_hash_order(pl.Series(names[::-1])).to_list() == sorted(names, key=lambda name: (few[name], name))
 
 

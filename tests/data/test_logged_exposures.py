@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from adagrpo.data.logged_exposures import impressions_of
+from adagrpo.data.exposures import impressions_of
 from adagrpo.exposures.exposure_store import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 
 

@@ -11,8 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data import prepared
-from adagrpo.data.mapped import MappedRagged
-from adagrpo.data.prepared import load_training
+from adagrpo.data.prepared import MappedRagged, load_training
 from adagrpo.data.sequences import emptied
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 from adagrpo.types import Ragged
@@ -36,7 +35,7 @@ def mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MappedRagged:
     """That training, copied and counted five rows at a time."""
     monkeypatch.setattr(prepared, "_HELD", 0)
     monkeypatch.setattr(prepared, "_ROWS", 5)
-    monkeypatch.setattr("adagrpo.data.mapped._ROWS", 5)
+    monkeypatch.setattr("adagrpo.data.prepared._ROWS", 5)
     monkeypatch.setattr("adagrpo.types.COUNTED", 4)
     training = load_training(folder)
     assert isinstance(training, MappedRagged)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.simulation import item_texts, marketplace
+from adagrpo.data.simulation import marketplace, world
 from adagrpo.data.simulation.marketplace import Marketplace, Simulation, Truth, simulate, write_simulation
 from adagrpo.errors import UserError
 
@@ -316,8 +316,8 @@ def test_attributes_name_the_category_and_carry_the_vector(small: Simulation) ->
 
 
 def test_words_differ_where_numbers_do() -> None:
-    assert item_texts._words(np.arange(5625), 2, 11).n_unique() == 5625
-    assert item_texts._words(np.array([4, 4]), 3, 0).n_unique() == 1
+    assert world._words(np.arange(5625), 2, 11).n_unique() == 5625
+    assert world._words(np.array([4, 4]), 3, 0).n_unique() == 1
 
 
 def test_one_user_and_one_visit() -> None:

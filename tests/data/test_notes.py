@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from adagrpo.data.logs.notes import duplicates_note, ids_note, spellings, unread_note
+from adagrpo.data.logs.question import duplicates_note, ids_note, spellings, unread_note
 
 SIX = ["u1", "u1 ", " u1", "\ufeffu1", "u1\u00a0", "u1\u200b"]
 CASES = {

@@ -8,9 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.dataset import Dataset, ascending_runs, build_dataset, shuffle_ties
 from adagrpo.data.logs.interactions import Columns, read_logs
-from adagrpo.data.ties import ascending_runs, shuffle_ties
 from adagrpo.errors import UserError
 
 

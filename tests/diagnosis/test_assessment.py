@@ -12,10 +12,8 @@ from scipy import stats
 
 from adagrpo.diagnosis import Lists, Observations, diagnose
 from adagrpo.diagnosis.assessment import order_by_exposure, weight_curve
-from adagrpo.diagnosis.orders import cross_fitted_mix, target_ranks
-from adagrpo.diagnosis.sentences import sentences
-from adagrpo.diagnosis.strata import gains
-from adagrpo.diagnosis.verdict import judge
+from adagrpo.diagnosis.orders import cross_fitted_mix, gains, target_ranks
+from adagrpo.diagnosis.verdict import judge, sentences
 from adagrpo.evaluation.reranking import WEIGHTS
 
 FEW = 200  # the verdict reads none of it

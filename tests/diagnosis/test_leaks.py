@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adagrpo.diagnosis.leaks import Answers, Questions, answers, leak_signs, with_last_fitted
-from adagrpo.diagnosis.sentences import leak_reason
+from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.types import Cases, Histories, Ragged
 
 USERS, DRAWN = 1000, 20

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adagrpo.diagnosis.strata import (
+from adagrpo.diagnosis.orders import (
     MIN_MOVED,
     Cell,
     bounded_interval,

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.evaluation.paired import paired_outcomes
+from adagrpo.evaluation.comparison import paired_outcomes
 
 
 def users(*hits: float, ids: str = "abcd") -> pl.DataFrame:

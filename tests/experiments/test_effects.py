@@ -9,9 +9,9 @@ import tea_tasting as tt
 from scipy import stats
 
 from adagrpo.experiments.duration import anytime_factor, users_needed
-from adagrpo.experiments.effects import Floats, aggregates, effect
-from adagrpo.experiments.permutation import DRAWS, permutation, skew
-from adagrpo.experiments.validity import check_ratio
+from adagrpo.experiments.effects import aggregates, effect
+from adagrpo.experiments.validity import DRAWS, check_ratio, permutation, skew
+from adagrpo.types import Floats
 
 GENERATOR = np.random.default_rng(0)
 SHOWN = [1.0 + GENERATOR.poisson(4, size) for size in (300, 400)]
@@ -112,7 +112,7 @@ def test_parts_of_users_are_dealt_where_there_are_many(monkeypatch: pytest.Monke
     generator = np.random.default_rng(5)
     control, treatment = spent(generator, 5400), spent(generator, 600)
     one_by_one = permutation(control, treatment)
-    monkeypatch.setattr("adagrpo.experiments.permutation.PARTS", 2000)
+    monkeypatch.setattr("adagrpo.experiments.validity.PARTS", 2000)
     np.testing.assert_allclose(permutation(control, treatment).reach(1.5), one_by_one.reach(1.5), rtol=0.1)
     tiny = permutation(spent(generator, 2998), spent(generator, 2))  # one part may be one user
     assert np.isfinite(tiny.errors).all()

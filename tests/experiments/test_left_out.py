@@ -14,10 +14,9 @@ from scipy import stats
 
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.outcome import analyse
-from adagrpo.experiments.permutation import counted_p_value
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import users_of
-from adagrpo.experiments.validity import LEVEL, check_left_out
+from adagrpo.experiments.validity import LEVEL, check_left_out, counted_p_value
 
 from .two_arms import AFTER, PLAN, changed, tables
 

@@ -9,10 +9,17 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import Assigned, assign, assign_at
+from adagrpo.experiments.allocation import (
+    Assigned,
+    Switches,
+    add_switch,
+    assign,
+    assign_at,
+    read_switches,
+    switches_path,
+)
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.experiments.plan import DAY, Plan, frozen_path
-from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 CONTENT: dict[str, Any] = {
     "name": "ramped",
@@ -178,7 +185,7 @@ def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adagrpo.experiments.switches.os.fsync", full)
+    monkeypatch.setattr("adagrpo.experiments.allocation.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device; it must be writable"):
         add_switch(path, PLAN, now=2.0, stop="new")
     assert switches_path(path).read_bytes() == before

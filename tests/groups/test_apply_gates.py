@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence
+from adagrpo.groups.gated import gate_by_evidence
 from adagrpo.objective import Evidence
 
 HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])

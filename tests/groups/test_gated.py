@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence
 from adagrpo.groups.draw import draw_groups
-from adagrpo.groups.evidence import gather_evidence
-from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups, gather_evidence, summary
 from adagrpo.groups.score import score_groups
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
@@ -43,7 +41,7 @@ class World:
         self,
         *,
         gate: Any = "adagrpo",
-        spread: float = 0.0,
+        running_std: float = 0.0,
         seed: int = 0,
         reward: Any = None,
         division: Any = None,
@@ -62,7 +60,7 @@ class World:
             settings,
             generator,
             gate=gate,
-            spread=spread,
+            running_std=running_std,
             reference=self.policy if reference else None,
             division=division,
         )
@@ -96,7 +94,7 @@ def test_a_diagnosis_and_training_see_the_same_groups(world: World, rollout: str
         torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
     assert scored.target_log_probs is not None and gated.scored.target_log_probs is not None
     assert torch.equal(scored.target_log_probs, gated.scored.target_log_probs)
-    evidence = gather_evidence(scored, scored.rewards, options, spread=torch.tensor(gated.spread))
+    evidence = gather_evidence(scored, scored.rewards, options, running_std=torch.tensor(gated.running_std))
     assert torch.equal(gate_by_evidence("adagrpo", evidence, options).admitted, gated.decision.admitted)
 
 
@@ -150,10 +148,10 @@ def test_the_gate_changes_nothing_that_is_drawn_before_it(world: World, gate: st
 def test_the_spread_is_passed_in_and_comes_back(world: World) -> None:
     fresh = world.gated()
     rewards = fresh.scored.rewards.rollouts[fresh.rollouts.valid]
-    assert fresh.spread == pytest.approx(float(rewards.std()))
-    assert world.gated(spread=2.0).spread == pytest.approx(0.9 * 2.0 + 0.1 * float(rewards.std()))
-    assert world.gated().spread == fresh.spread  # nothing is remembered
-    wide = world.gated(spread=1e9)
+    assert fresh.running_std == pytest.approx(float(rewards.std()))
+    assert world.gated(running_std=2.0).running_std == pytest.approx(0.9 * 2.0 + 0.1 * float(rewards.std()))
+    assert world.gated().running_std == fresh.running_std  # nothing is remembered
+    wide = world.gated(running_std=1e9)
     assert wide.decision.degenerate.all() and not fresh.decision.degenerate.all()
 
 
@@ -196,7 +194,7 @@ def test_one_outcome_a_sample_is_logged(world: World) -> None:
 def test_groups_without_an_item_are_counted_and_admitted_by_no_gate(world: World, gate: str) -> None:
     nowhere = World(world.policy, Catalog.from_codes(torch.tensor([[3, 5]]), (4, 6)), world.histories, world.targets)
     everything = torch.zeros_like(world.targets)
-    groups = World(nowhere.policy, nowhere.catalog, nowhere.histories, everything).gated(gate=gate, spread=0.7)
+    groups = World(nowhere.policy, nowhere.catalog, nowhere.histories, everything).gated(gate=gate, running_std=0.7)
     empty = ~groups.rollouts.valid.any(1)
     assert bool(empty.any()) and not bool(groups.decision.admitted[empty].any())
     assert bool(groups.evidence.degenerate[empty].all()) and summary(groups).empty_groups == int(empty.sum())
@@ -207,8 +205,8 @@ def test_a_whole_step_without_an_item_leaves_the_spread_as_it_was(
     world: World, rollout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trie, "lookup", lambda self, codes: torch.full(codes.shape[:-1], -1))
-    groups = world.gated(gate="all", spread=0.7, rollout=rollout, rl_positions="end", exclude_history=True)
-    assert groups.spread == 0.7 and not bool(groups.decision.admitted.any())
+    groups = world.gated(gate="all", running_std=0.7, rollout=rollout, rl_positions="end", exclude_history=True)
+    assert groups.running_std == 0.7 and not bool(groups.decision.admitted.any())
     logged = summary(groups)
     assert (logged.empty_groups, logged.invalid_share, logged.scored_pairs) == (SAMPLES, 1.0, 0.0)
     assert logged.reward is None
@@ -255,7 +253,7 @@ def test_groups_are_the_same_however_they_are_divided(world: World, options: dic
     assert torch.equal(one.rollouts.codes, other.rollouts.codes)
     assert torch.equal(one.scored.negatives, other.scored.negatives)
     assert torch.equal(one.decision.admitted, other.decision.admitted)
-    assert one.spread == pytest.approx(other.spread, rel=1e-6)
+    assert one.running_std == pytest.approx(other.running_std, rel=1e-6)
     torch.testing.assert_close(one.rewards, other.rewards, equal_nan=True)
     torch.testing.assert_close(one.rollouts.log_probs, other.rollouts.log_probs, rtol=1e-5, atol=1e-6)
     assert (one.reference is None) == (other.reference is None) == ("reference" not in options)

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.groups.negatives import distinct_rollouts, in_batch_negatives, other_rollouts
 from adagrpo.groups.score import (
     Candidates,
     GroupRewards,
     constant_share,
     distinct_candidates,
+    distinct_rollouts,
+    in_batch_negatives,
+    other_rollouts,
     read_rewards,
     shuffled,
 )

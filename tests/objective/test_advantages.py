@@ -90,7 +90,7 @@ def test_inputs_are_left_alone() -> None:
         ([1.0, 2.0, NAN], [4, 5, -1], False),
         ([1.0, NAN, INF], [4, -1, -1], True),  # one valid rollout
         ([NAN, NAN, NAN], [-1, -1, -1], True),
-        ([0.0, 2e-3, 0.0], [4, 5, 6], True),  # the range equals 1e-3 of the spread
+        ([0.0, 2e-3, 0.0], [4, 5, 6], True),  # the range equals 1e-3 of the deviation
         ([0.0, 2.1e-3, 0.0], [4, 5, 6], False),
         ([0.1 + 0.2, 0.3, 0.3], [4, 5, 6], True),  # rounding noise
         ([1.0, NAN, 3.0], [4, 5, 6], True),  # NaN at a valid place gives no order
@@ -101,7 +101,7 @@ def test_degenerate_groups(rewards: list[float], items: list[int], expected: boo
     actual = degenerate_groups(
         torch.tensor([rewards], dtype=torch.float64),
         torch.tensor([items]),
-        spread=torch.tensor(2.0, dtype=torch.float64),
+        running_std=torch.tensor(2.0, dtype=torch.float64),
         relative_floor=1e-3,
     )
     assert actual.tolist() == [expected]
@@ -111,7 +111,7 @@ def test_degenerate_equals_the_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     rewards = torch.randint(0, 3, (200, 3), generator=generator).float()
     items = torch.randint(-1, 3, (200, 3), generator=generator)
-    actual = degenerate_groups(rewards, items, spread=torch.tensor(1.0), relative_floor=1.0)
+    actual = degenerate_groups(rewards, items, running_std=torch.tensor(1.0), relative_floor=1.0)
     for b in range(200):
         pairs = [(i, r) for i, r in zip(items[b].tolist(), rewards[b].tolist(), strict=True) if i >= 0]
         values = [r for _, r in pairs]
@@ -121,7 +121,7 @@ def test_degenerate_equals_the_loop() -> None:
 
 def test_a_zero_spread_asks_only_for_some_difference() -> None:
     rewards, items = torch.tensor([[0.0, 1e-6], [0.0, 0.0]]), torch.tensor([[1, 2], [1, 2]])
-    assert degenerate_groups(rewards, items, spread=torch.tensor(0.0)).tolist() == [False, True]
+    assert degenerate_groups(rewards, items, running_std=torch.tensor(0.0)).tolist() == [False, True]
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -131,8 +131,8 @@ def test_wrong_arguments_are_named() -> None:
         group_advantages(torch.zeros(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"^rewards: "):
         group_advantages(torch.zeros(2, 0), torch.ones(2, 0, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"^spread: "):
-        degenerate_groups(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), spread=torch.ones(2))
+    with pytest.raises(ValueError, match=r"^running_std: "):
+        degenerate_groups(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), running_std=torch.ones(2))
 
 
 def test_checks() -> None:

@@ -17,7 +17,7 @@ from adagrpo.objective import (
     random_gate,
     variance_gate,
 )
-from adagrpo.objective.gate import by_control, by_first_cause
+from adagrpo.objective.gates import by_control, by_first_cause
 
 NAN = float("nan")
 
@@ -178,7 +178,7 @@ def test_the_variance_gate_admits_the_widest_groups_that_are_not_degenerate() ->
 
 REGISTERED = """
 import torch
-from adagrpo.objective.gate import Evidence, Gate, GateDecision, by_first_cause
+from adagrpo.objective.gates import Evidence, Gate, GateDecision, by_first_cause
 from adagrpo.objective.gates import register
 from adagrpo.ranges import Share
 
@@ -191,7 +191,7 @@ try:
 except ValueError as error:
     print(error)
 from adagrpo.config import ArmConfig, ObjectiveConfig
-from adagrpo.groups.apply_gates import gate_by_evidence
+from adagrpo.groups.gated import gate_by_evidence
 common = ObjectiveConfig()
 print(common.adagrpo.tau, common.sure.tau, ObjectiveConfig(tau=0.7).sure.tau)
 print({arm: ArmConfig.parse(arm).settings(common).get("sure") for arm in ("adagrpo-sure", "adagrpo", "mixture")})

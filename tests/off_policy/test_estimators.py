@@ -111,7 +111,7 @@ def test_a_cascade_of_one_place_is_ips_or_snips_and_missing_places_weigh_nothing
     longer = [np.pad(part, ((0, 0), (0, 2))) for part in (REWARDS[:, None], target, logged)]
     assert cascade(*longer) == pytest.approx(snips(REWARDS, WEIGHTS))
     never = np.full_like(target, -np.inf)
-    with pytest.raises(ValueError, match="never shows a list of the log down to place 1"):
+    with pytest.raises(ValueError, match="never shows a list of the log down to rank 1"):
         cascade(REWARDS[:, None], never, logged)
 
 

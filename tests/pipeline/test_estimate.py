@@ -16,7 +16,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.all_estimates import Drawn, item_rates, summarise
+from adagrpo.off_policy import Drawn, item_rates, summarise
 from adagrpo.pipeline import ListOptions, Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.serve import recommender

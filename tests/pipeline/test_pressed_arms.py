@@ -61,7 +61,7 @@ def test_arms_of_one_run_repeat_nothing_and_are_what_they_are_alone(
         monkeypatch.setattr(where, name, lambda *a, **k: (counts.update([name]), real(*a, **k))[1])
 
     counted(Models, "predict")
-    counted(pressure_module, "_norms")
+    counted(pressure_module, "TermGradients")  # one a measured step
     shutil.rmtree(copied / "train")
     alone = shutil.copytree(copied, tmp_path / "alone")
     listed = [{"objective": "mixture", "pressure": 0.5}, {"objective": "mixture", "pressure": 2}]
@@ -69,10 +69,10 @@ def test_arms_of_one_run_repeat_nothing_and_are_what_they_are_alone(
     together: Run = world.run(copied, data, train={"arms": listed}, **EASY)
     together.train()
     validations = [len(path.read_text().splitlines()) for path in copied.glob("train/*/validation.jsonl")]
-    assert counts == {"predict": sum(validations) - 3, "_norms": 2 * 2}
+    assert counts == {"predict": sum(validations) - 3, "TermGradients": 2 * 2}
     for one in listed:
         world.run(alone, data, train={"arms": [one]}, **EASY).train()
-    assert counts["predict"] == 2 * sum(validations) - 3 and counts["_norms"] == 2 * 2 + 3 * 2
+    assert counts["predict"] == 2 * sum(validations) - 3 and counts["TermGradients"] == 2 * 2 + 3 * 2
     for name in ("validation.jsonl", "steps.jsonl", "pressure.json", "final/model.safetensors"):
         files = sorted(path.relative_to(copied) for path in copied.glob(f"train/*/{name}"))
         assert len(files) == (3 if name == "pressure.json" else 4)

@@ -20,7 +20,7 @@ from adagrpo.policies.language_model import from_configuration
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import TrainingBatch
 from adagrpo.trainer.checkpoints import load_weights, save_weights
-from adagrpo.trainer.supervised import nll_term
+from adagrpo.trainer.post_training import nll_term
 from adagrpo.types import Histories
 
 SIZES = (3, 2, 4)

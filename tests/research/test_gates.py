@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adagrpo.objective import GateDecision
-from adagrpo.objective.gate import by_control
+from adagrpo.objective.gates import by_control
 from adagrpo.objective.terms import TERMS
 from research.gates import bernoulli_gate, inverted_gate, oracle_gate, rollout_miss_gate
 

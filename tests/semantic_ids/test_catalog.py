@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.catalog import Catalog, audit
-from adagrpo.semantic_ids.collisions import resolve_collisions
+from adagrpo.semantic_ids.catalog import Catalog, audit, resolve_collisions
 from adagrpo.semantic_ids.published import import_semantic_ids
 
 torch.set_num_threads(2)

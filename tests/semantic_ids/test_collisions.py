@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids import collisions
-from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
+from adagrpo.semantic_ids import catalog
+from adagrpo.semantic_ids.catalog import move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.published import import_semantic_ids
 from adagrpo.semantic_ids.quantization import Quantization, level_means, residual_kmeans
 
@@ -87,7 +87,7 @@ def crowd(items: int, codes: int, width: int) -> Quantization:
 
 def test_blocks_of_items_move_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = move_to_free_codes(crowd(40, 50, 6))
-    monkeypatch.setattr(collisions, "_NUMBERS", 2000)  # of 49 free codes with six numbers each: six items at a time
+    monkeypatch.setattr(catalog, "_NUMBERS", 2000)  # of 49 free codes with six numbers each: six items at a time
     assert np.array_equal(move_to_free_codes(crowd(40, 50, 6)), whole)
 
 

@@ -14,11 +14,11 @@ from adagrpo.semantic_ids.embeddings import (
     attribute_vectors,
     cooccurrence_vectors,
     mix,
+    pair_information,
     sketched_svd,
     starting_rows,
     text_vectors,
 )
-from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from adagrpo.semantic_ids.quantization import reconstruction_error
-from adagrpo.semantic_ids.rq_vae import _losses, _restart, rq_vae
+from adagrpo.semantic_ids.quantization import _losses, _restart, reconstruction_error, rq_vae
 
 
 @pytest.fixture(autouse=True)

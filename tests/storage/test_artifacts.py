@@ -15,8 +15,7 @@ from adagrpo.storage import artifacts
 from adagrpo.storage.artifacts import manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.storage.marks import claim
-from adagrpo.storage.removal import remove, remove_temporary, unknown_files
-from adagrpo.storage.writing import atomic_file, naming, temporary, write_file
+from adagrpo.storage.writing import atomic_file, naming, remove, remove_temporary, temporary, unknown_files, write_file
 
 
 @pytest.fixture

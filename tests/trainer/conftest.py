@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from adagrpo.config import FitConfig, ObjectiveConfig
-from adagrpo.groups import draw, evidence, gated, score
+from adagrpo.groups import draw, gated, score
 from adagrpo.objective import group_advantages
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
@@ -253,8 +253,8 @@ SPIED = {
     "inject_target": draw,
     "in_batch_negatives": score,
     "shuffled": score,
-    "rollout_miss": evidence,
-    "degenerate_groups": evidence,
+    "rollout_miss": gated,
+    "degenerate_groups": gated,
     "gather_evidence": gated,
 }
 

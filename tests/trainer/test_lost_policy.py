@@ -13,7 +13,7 @@ from adagrpo.config import FitConfig
 from adagrpo.errors import ServiceError
 from adagrpo.objective import GroupSummary
 from adagrpo.trainer import Watched, fit
-from adagrpo.trainer.lost_policy import Watch, fallen_in_validation
+from adagrpo.trainer.task import Watch, fallen_in_validation
 
 
 class Falling:

@@ -145,7 +145,7 @@ def test_rewards_as_large_as_floats_go_leave_weights_and_spread_finite(monkeypat
         task.reward, "score", lambda values: torch.tensor(sign[: values.numel()]).view_as(values) * size
     )
     carry_out(monkeypatch, world, policy, task, tmp_path)
-    assert math.isfinite(task.spread)
+    assert math.isfinite(task.running_std)
 
 
 def test_a_constant_reward_is_counted_and_changes_nothing(world, tmp_path):

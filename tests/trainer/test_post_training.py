@@ -271,7 +271,7 @@ def test_the_rewards_of_rejected_samples_change_nothing_end_to_end(world, monkey
             policy, reward=Twisted(copy.copy(world.reward), rows), gate="rollout_miss", q_min=0.0, reward_floor=0.0
         )
         easy = torch.tensor([0.0] * 3 + [1.0] * 5)
-        monkeypatch.setattr("adagrpo.groups.evidence.rollout_miss", lambda *_, easy=easy: easy)
+        monkeypatch.setattr("adagrpo.groups.gated.rollout_miss", lambda *_, easy=easy: easy)
         gated, (micro,), _ = world.draw(task)
         assert not gated.decision.admitted[:3].any() and gated.decision.admitted[3:].any()
         actual.append((gated.rewards[:3], gradients(policy, task.loss(micro)[0]["grpo"])))

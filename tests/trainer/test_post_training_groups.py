@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from adagrpo.decoding import beam_search, score_sequences
-from adagrpo.groups.evidence import running_spread
-from adagrpo.groups.gated import gated_groups
+from adagrpo.groups.gated import gated_groups, update_running_std
 from adagrpo.groups.score import read_rewards
 from adagrpo.objective import GATES
 from adagrpo.trainer.batches import group_step
@@ -37,7 +36,7 @@ def test_the_gate_is_the_slow_twin(world, spy):
             others = (distinct | {item for item in negatives[b] if item >= 0}) - {target}
             points = sum((reward[target] > reward[n]) + 0.5 * (reward[target] == reward[n]) for n in others)
             values = [reward[item] for item in distinct]
-            if len(distinct) < 2 or max(values) - min(values) <= 1e-3 * task.spread:
+            if len(distinct) < 2 or max(values) - min(values) <= 1e-3 * task.running_std:
                 expected = "degenerate"
             elif 1 - items.count(target) / len(items) < 0.7:
                 expected = "easy"
@@ -126,13 +125,13 @@ def test_the_spread_of_rewards_runs(world, spy):
         pairs = [(last[b], item) for b, row in enumerate(gated.rollouts.items.tolist()) for item in row if item >= 0]
         now = statistics.stdev(float(world.reward.table[pair]) for pair in pairs)
         expected = now if step == 0 else 0.9 * expected + 0.1 * now
-        assert task.spread == pytest.approx(expected, rel=1e-5)
-        assert float(spy["degenerate_groups"][-1][1]["spread"]) == pytest.approx(expected, rel=1e-5)
+        assert task.running_std == pytest.approx(expected, rel=1e-5)
+        assert float(spy["degenerate_groups"][-1][1]["running_std"]) == pytest.approx(expected, rel=1e-5)
     other = world.post_training(world.policy())
     other.load_state(json.loads(json.dumps(task.state())))
-    assert other.spread == task.spread
+    assert other.running_std == task.running_std
     for nothing in (torch.empty(0), torch.tensor([3.0])):
-        assert running_spread(task.spread, nothing) == task.spread
+        assert update_running_std(task.running_std, nothing) == task.running_std
 
 
 def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, spy):
@@ -254,18 +253,18 @@ def test_rollouts_are_a_function_of_seed_and_step(world):
 
 @pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
 def test_whoever_draws_a_step_without_a_task_has_its_groups(world, positions):
-    """As the ranker's report does: the samples of the step, the four steps, and the spread handed on."""
+    """As the ranker's report does: the samples of the step, the four steps, and the running deviation handed on."""
     task = world.post_training(world.policy(), world.schedule(4, 2), gate="all", rl_positions=positions)
-    spread = 0.0
+    running_std = 0.0
     for step in range(3):
         trained, micros, _ = world.draw(task, step)
         part = group_step(task.schedule, step, task.objective, torch.device("cpu"))
         assert len(part.samples) == len(micros)
         assert torch.cat([samples.targets for samples in part.samples]).tolist() == trained.targets.tolist()
         arguments = (task.policy, world.catalog, world.reward, *part.joined(), task.objective, part.generator)
-        actual = gated_groups(*arguments, gate="all", spread=spread)
-        spread = actual.spread
-        assert spread == task.spread
+        actual = gated_groups(*arguments, gate="all", running_std=running_std)
+        running_std = actual.running_std
+        assert running_std == task.running_std
         for one, other in (
             (actual.histories, trained.histories),
             (actual.rollouts[:3], trained.rollouts[:3]),

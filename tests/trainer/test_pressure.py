@@ -17,8 +17,7 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.policies import HybridPolicy
 from adagrpo.trainer import fit
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.gradients import TermGradients
-from adagrpo.trainer.pressure import Calibrated, calibrate, mean_pressure, solve
+from adagrpo.trainer.pressure import Calibrated, TermGradients, calibrate, mean_pressure, solve
 from adagrpo.trainer.processes import Processes
 
 
@@ -174,7 +173,7 @@ def test_calibration_is_the_twin(world: Any, tmp_path: Path, options: dict[str, 
     assert found.anchor_norms == pytest.approx(anchors, rel=1e-4) and found.term_norms == pytest.approx(terms, rel=1e-4)
     ratio = math.sqrt(sum(t * t for t in terms) / sum(a * a for a in anchors))
     assert found.lambda_ == pytest.approx(0.7 / ratio, rel=5e-4) and found.anchor_over_stated is None
-    assert task.spread == 0.0
+    assert task.running_std == 0.0
 
 
 def test_the_stated_anchor_of_a_hybrid_policy(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

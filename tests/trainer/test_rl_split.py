@@ -10,7 +10,7 @@ import torch
 
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.trainer import fit
-from adagrpo.trainer.supervised import nll_term
+from adagrpo.trainer.post_training import nll_term
 
 SHARE = 0.4
 

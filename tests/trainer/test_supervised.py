@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adagrpo.trainer import Supervised, fit
-from adagrpo.trainer.supervised import nll_term
+from adagrpo.trainer.post_training import nll_term
 from adagrpo.types import Histories
 
 

@@ -51,7 +51,7 @@ def inspect(
     typer.echo(library.report.to_text(library.report.Table.of(head, rows, 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
-        one_each = f"holds lists, each of which would be one item; {library.lists.ONE_EACH}"
+        one_each = f"holds lists, each of which would be one item; {library.cells.ONE_EACH}"
         typer.echo(f"\n{library.formats.one_line(column)} {one_each}")
     if preview["missing"]:
         role = preview["missing"][0]

@@ -90,7 +90,7 @@ def decide(
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
             named = library.named_files.features_named(opened, config.reward)
-            unread = library.notes.unread_note(Path(table.path), {*read, *named})
+            unread = library.question.unread_note(Path(table.path), {*read, *named})
             notes += [] if unread is None else [unread]
         notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:

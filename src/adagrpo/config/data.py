@@ -168,7 +168,7 @@ class ImpressionsConfig(Section):
 
 
 class ExposuresConfig(Section):
-    """An exposure log of `adagrpo serve`, see `adagrpo.data.logged_exposures`; `user_key_file` is only read."""
+    """An exposure log of `adagrpo serve`, see `adagrpo.data.exposures`; `user_key_file` is only read."""
 
     path: str
     clicks: Annotated[tuple[str, ...], Field(min_length=1)] = ("click", "purchase")

@@ -63,7 +63,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class DecideConfig(Section):
-    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.exposure_weights`.
+    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.reranking`.
 
     With `refit` the chosen list is fitted once more, on all interactions.
     """

@@ -31,7 +31,7 @@ class PublishedIds(Section):
 
 
 class RqVaeConfig(Section):
-    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`."""
+    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.quantization`."""
 
     epochs: Positive = 100
     batch_size: Positive = 256

@@ -1,12 +1,14 @@
 """Number the users and items of logs, and order each user's interactions.
 
-The k-core repeatedly drops users and items with few interactions (Seidman 1983).
-Items are numbered by `adagrpo.data.item_order`, users by id.
+The k-core repeatedly drops users and items with few interactions (Seidman 1983). Items are numbered by a hash of their
+ids, users by id.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,31 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
-from adagrpo.data.item_order import in_hash_order
+from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.data.logs.times import UNITS
+from adagrpo.data.logs.log_fields import UNITS
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
+
+KEY = b"adagrpo: items, 1"
+_BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8, and are then ordered by their ids
+
+
+def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
+    """Return the distinct ids by (blake2b_64(key, text of the id), id), lest their numbers carry information.
+
+    Ids often ascend by first appearance, popularity or release date, which could leak through ties. The key is fixed,
+    so that runs share prepared data.
+
+    >>> in_hash_order(pl.Series("item_id", [1, 2, 3, 4, 5, 5])).to_list()
+    [4, 1, 3, 2, 5]
+    """
+    distinct = ids.unique().sort()
+    texts = distinct.cast(pl.String)
+    hashes = (blake2b(text.encode(), digest_size=_BYTES, key=key).digest() for text in texts)
+    numbers = np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.uint64)
+    return distinct.gather(np.argsort(numbers, kind="stable"))
 
 
 @dataclass(frozen=True)
@@ -58,27 +81,25 @@ class Dataset:
 
 def build_dataset(
     logs: Logs,
-    items: pl.DataFrame | None = None,
+    items: pl.DataFrame | None = None,  # of `read_items`; may lack items of the logs
     *,
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
-    keep_unseen_items: bool = False,
+    keep_unseen_items: bool = False,  # keep items of the table without interactions
     baskets: bool = False,
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
     With `baskets`, lines of one order id (where there is none, of one time) stand together, without repeats, at the
     time of the last, so that nothing is before a point in time that came after it; within a basket by item, whatever
-    the order of the file.
-
-    Args:
-        items: of `read_items`; may lack items of the logs.
-        keep_unseen_items: keep items of the table without interactions.
-
-    Raises:
-        UserError: fewer than two users or items are left.
+    the order of the file. UserError if fewer than two users or items are left.
     """
-    item_ids, described = _align(logs.interactions[ITEM_ID], items)
+    item_ids = logs.interactions[ITEM_ID]
+    described = items
+    if described is None:
+        described = pl.DataFrame(schema={ITEM_ID: item_ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
+    elif described[ITEM_ID].dtype != item_ids.dtype:  # compared as text
+        item_ids, described = item_ids.cast(pl.String), described.with_columns(pl.col(ITEM_ID).cast(pl.String))
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
     if len(user_ids) < 2 or len(catalogue) < 2:
@@ -94,12 +115,16 @@ def build_dataset(
     lines = len(numbered)
     if baskets:
         numbered = _in_baskets(numbered, logs.time_key, unit)
+    user, when = numbered[USER].to_numpy(), numbered[logs.time_key].to_numpy()
+    tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
+    tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
+    repeated = numbered.select(USER, ITEM, logs.time_key).filter(pl.Series(tied))
     counts = {
         "rows_read": logs.rows_read,
         "rows_rejected": len(logs.rejects),
         "rows_filtered": logs.rows_filtered,
         "interactions_dropped": len(logs.interactions) - len(kept),
-        "exact_duplicates": _count_duplicates(numbered, logs.time_key),
+        "exact_duplicates": len(repeated) - repeated.n_unique(),
     }
     counts |= logs.left_out
     if baskets:
@@ -122,15 +147,14 @@ def build_dataset(
     optional = [name for name in (TIMESTAMP, RATING, *((BASKET, DAYS) if baskets else ())) if name in numbered.columns]
     interactions = numbered.with_columns(position).select(USER, ITEM, POSITION, *optional)
     users = pl.DataFrame({USER_ID: user_ids}).select(index(USER, len(user_ids)), USER_ID)
-    listed = _listed_items(catalogue, described)
+    listed = pl.DataFrame({ITEM_ID: catalogue}).join(described, on=ITEM_ID, how="left", maintain_order="left")
+    known_lists = pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([])
+    listed = listed.select(index(ITEM, len(catalogue)), ITEM_ID, pl.col(TEXT).fill_null(""), known_lists)
     return Dataset(users, listed, interactions, impressions, logs.rejects, counts, logs.understood)
 
 
-def _in_baskets(
-    numbered: pl.DataFrame,  # user, item, the time and any basket id, by user and time
-    time: str,
-    unit: str | None,  # of the times
-) -> pl.DataFrame:
+# numbered user, item, the time and any basket id, by user and time; unit of the times
+def _in_baskets(numbered: pl.DataFrame, time: str, unit: str | None) -> pl.DataFrame:
     if BASKET not in numbered.columns:
         numbered = numbered.with_columns(pl.col(time).alias(BASKET))
     elif numbered.select(USER, BASKET).n_unique() > numbered[BASKET].n_unique():
@@ -154,58 +178,16 @@ def _in_baskets(
     return together.unique([USER, BASKET, ITEM], keep="first", maintain_order=True)
 
 
-def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
-    return (
-        pl.DataFrame({ITEM_ID: catalogue})
-        .join(described, on=ITEM_ID, how="left", maintain_order="left")
-        .select(
-            index(ITEM, len(catalogue)),
-            ITEM_ID,
-            pl.col(TEXT).fill_null(""),
-            pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
-        )
-    )
-
-
-def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
-    if items is None:
-        items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
-    if items[ITEM_ID].dtype == ids.dtype:
-        return ids, items
-    return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
-
-
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
     if max(min_user, min_item) <= 1:  # who is in the table has an interaction
         return table
     users, items = (_indices_in(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
-    rows = _k_core_rows(users, items, min_user, min_item)
-    return table if len(rows) == len(table) else table[rows]
-
-
-def _k_core_rows(
-    users: NDArray[np.int32],  # (N,)
-    items: NDArray[np.int32],  # (N,)
-    min_user: int,
-    min_item: int,
-) -> NDArray[np.int64]:
     rows = np.arange(len(users))
     while True:
         enough = (np.bincount(users)[users] >= min_user) & (np.bincount(items)[items] >= min_item)
         if enough.all():
-            return rows
+            return table if len(rows) == len(table) else table[rows]
         rows, users, items = rows[enough], users[enough], items[enough]
-
-
-def _count_duplicates(
-    numbered: pl.DataFrame,  # user, item and the time, by user and time
-    time: str,
-) -> int:
-    user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
-    tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
-    tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
-    rows = numbered.select(USER, ITEM, time).filter(pl.Series(tied))
-    return len(rows) - rows.n_unique()
 
 
 def _indices_in(ids: pl.Series, known: pl.Series) -> pl.Series:
@@ -223,11 +205,8 @@ def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataF
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
-def _with_history(
-    shown: pl.DataFrame,
-    chosen: pl.DataFrame,  # the interactions, by user and time
-    time: str,
-) -> pl.DataFrame:
+# chosen the interactions, by user and time
+def _with_history(shown: pl.DataFrame, chosen: pl.DataFrame, time: str) -> pl.DataFrame:
     before, until = _counts_at(shown.select(USER, time), chosen, time)
     if CLICKED_AT in shown.columns:
         _, until = _counts_at(shown.select(USER, pl.max_horizontal(time, CLICKED_AT).alias(time)), chosen, time)
@@ -239,11 +218,8 @@ def _with_history(
     return table.sort(USER, time, maintain_order=True).select(columns)
 
 
-def _counts_at(
-    moments: pl.DataFrame,  # user and time
-    chosen: pl.DataFrame,  # the interactions, by user and time
-    time: str,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # before each moment, and up to it
+# moments user and time; chosen the interactions, by user and time -> before each moment, and up to it
+def _counts_at(moments: pl.DataFrame, chosen: pl.DataFrame, time: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     lengths = np.bincount(chosen[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
     both = pl.concat([chosen.select(USER, time), moments], how="vertical_relaxed")
@@ -261,3 +237,65 @@ def _counts_at(
     before[moment_rows] = counts[first][run][is_shown] - earlier
     until[moment_rows] = counts[last][run][is_shown] - earlier
     return before, until
+
+
+def shuffle_ties(
+    dataset: Dataset,
+    *,
+    seed: int,
+    table: Path | None = None,  # item table that holds `column`
+    id_column: str = ITEM_ID,
+    column: str | None = None,  # that sorted the ties; None: ties are equal timestamps
+    max_expansion: float = MAX_EXPANSION,
+) -> Dataset:
+    """Put tied interactions, whose order the logs do not know, into random order.
+
+    Logs exact to the day often order a day by item id, which a model can learn and be rewarded for. Ties are equal
+    timestamps, or else maximal ascending runs of the sorting column (public Amazon files: ASIN within a day). A run may
+    join several days, so results on shuffled data are a lower bound. UserError for neither timestamps nor a column,
+    impressions, or an item without a value in the column.
+    """
+    interactions = dataset.interactions
+    if dataset.impressions is not None:
+        raise UserError("data.shuffle_ties: logs with impressions know their order; shuffling is for purchases alone")
+    users = interactions[USER].to_numpy()
+    if column is None:
+        if TIMESTAMP not in interactions.columns:
+            raise UserError("data.shuffle_ties: the logs have no timestamp; name the item column that sorted the ties")
+        changes = np.diff(interactions[TIMESTAMP].to_numpy()) != 0
+        groups = np.concatenate([[0], np.cumsum(changes | (np.diff(users) != 0))])
+    else:
+        assert table is not None
+        ranks = _ranks(dataset, table, id_column, column, max_expansion)
+        groups = ascending_runs(users, ranks[interactions["item"].to_numpy()])
+    order = np.lexsort((np.random.default_rng(seed).random(len(groups)), groups))
+    shuffled = interactions.drop(USER, POSITION)[order]
+    table_again = interactions.select(USER, POSITION).hstack(shuffled).select(interactions.columns)
+    known = (dataset.rejects, dataset.summary, dataset.understood)
+    return Dataset(dataset.users, dataset.items, table_again, None, *known)
+
+
+# users (N,) end to end; values (N,)
+def ascending_runs(users: NDArray[np.integer], values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Number the maximal strictly ascending runs within users, (N,).
+
+    >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    breaks = (np.diff(users) != 0) | (np.diff(values) <= 0)
+    return np.concatenate([[0], np.cumsum(breaks)]).astype(np.int64)[: len(users)]
+
+
+def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expansion: float) -> NDArray[np.int64]:
+    rows = read_table(table, [id_column, column], max_expansion, [id_column])
+    keys = blank_to_null(rows[column])
+    if keys.dtype == pl.String and numbers(keys).null_count() == keys.null_count():
+        keys = numbers(keys)  # of a CSV file, whose "10" is after "9"
+    ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
+    joined = ids.join(
+        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}), on=ITEM_ID, how="left", maintain_order="left"
+    )
+    missing = joined.filter(pl.col("key").is_null())
+    if len(missing):
+        raise UserError(f"{table}: item {missing[ITEM_ID][0]} has no {column}, by which ties are to be found")
+    return joined["key"].rank("dense").cast(pl.Int64).to_numpy()

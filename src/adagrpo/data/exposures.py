@@ -4,8 +4,7 @@ A user's `n` training clicks are shuffled once. The click at position `p` is sco
 impression without a click from a uniform number of them, 0 .. n - 1: so histories do not reveal clicks. Held-out
 impressions are scored from all.
 
-    train.parquet          the training clicks, in that order
-    training_logs.parquet  the same with original ids
+    train.parquet          the training clicks, in that order; `training_logs.parquet` with original ids
     impressions.parquet    what was shown, clicked or not
     held_out.parquet       user, item, clicked, exposure: `validation` and `biased` (the platform's), or `random`
 
@@ -15,15 +14,19 @@ Random exposures of training pairs, and interactions without an impression, are 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adagrpo.data.columns import (
     ATTRIBUTES,
     CLICKED,
+    CLICKED_AT,
     EXPOSURE,
     HISTORY_LENGTH,
     ITEM,
@@ -32,14 +35,118 @@ from adagrpo.data.columns import (
     PROPENSITY,
     SLOT,
     TEXT,
+    TIMESTAMP,
     USER,
     USER_ID,
 )
-from adagrpo.data.dataset import index
-from adagrpo.data.item_order import in_hash_order
+from adagrpo.data.dataset import in_hash_order, index
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.prepared import TRAINING_LOGS
 from adagrpo.errors import UserError
+
+REQUEST, KIND = "request_id", "kind"
+CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
+
+
+@dataclass(frozen=True)
+class ExposureCounts:
+    """Row counts of an exposure log."""
+
+    answers: int  # that were read
+    answers_repeated: int  # of a request id that was read before; left out
+    answers_without_user: int  # left out: nobody's history
+    answers_not_sampled: int  # left out, where only drawn lists are wanted
+    impressions: int  # items of the lists that are kept
+    clicks: int  # of those
+    feedback: int  # that was read
+    feedback_repeated: int  # of a request, item and kind that was read before; left out
+    feedback_of_unknown_requests: int  # left out: no answer has the id
+    feedback_of_items_not_shown: int  # left out: the answer has no such item
+    feedback_early: int  # left out: before the answer
+    feedback_late: int  # left out: too long after the answer
+    feedback_of_other_kinds: int  # left out: counts as no click
+
+
+class Timely(NamedTuple):
+    """Feedback in time, and counts of early and late rows."""
+
+    feedback: pl.DataFrame
+    early: int
+    late: int
+
+
+def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
+    """Drop feedback from before its list was `shown`, or too late."""
+    after = pl.col("time") - pl.col("shown")
+    not_early = feedback.filter(after >= -CLOCKS)
+    kept = not_early if within_seconds is None else not_early.filter(after <= within_seconds)
+    return Timely(kept, len(feedback) - len(not_early), len(not_early) - len(kept))
+
+
+def impressions_of(
+    exposures: pl.DataFrame,  # one row per answer (`adagrpo.exposures.exposure_store`)
+    feedback: pl.DataFrame,  # one row per request, item and kind
+    *,
+    clicks: Sequence[str],  # kinds of feedback that are clicks
+    within_seconds: float | None = None,  # maximum delay of a click; None: no limit
+    only_sampled: bool = False,  # keep sampled lists only, which have propensities
+) -> tuple[pl.DataFrame, ExposureCounts]:
+    """Join the shown lists of an exposure log with their feedback; return impressions in log order, and the counts.
+
+    A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
+    timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
+    """
+    answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
+    distinct = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    shown = answers.select(
+        REQUEST,
+        pl.col("user_hash").alias(USER_ID),
+        pl.col("slate").alias(ITEM),
+        pl.col("time").alias(TIMESTAMP),
+        pl.col("positions").alias(SLOT),
+        # lists of one null stand for lists that were not drawn, or `explode` would have no row for their items
+        pl.when(pl.col("log_inclusions").is_null())
+        .then(pl.lit(None, pl.Float64).repeat_by(pl.col("slate").list.len()))
+        .otherwise(pl.col("log_inclusions"))
+        .alias(PROPENSITY),
+        pl.col("log_inclusions").is_not_null().alias("sampled"),
+    ).explode(ITEM, SLOT, PROPENSITY)
+    found = distinct.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
+    of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
+    in_time, early, late = timely(of_items, within_seconds)
+    counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
+    clicked = counting.group_by(REQUEST, ITEM).agg(pl.lit(1).alias(CLICKED), pl.col("time").min().alias(CLICKED_AT))
+    kept = shown.filter(pl.col(USER_ID).is_not_null() & pl.col(ITEM).is_not_null())
+    named = answers.filter(pl.col("user_hash").is_not_null())
+    if only_sampled:
+        kept = kept.filter("sampled")
+    table = kept.join(clicked, on=[REQUEST, ITEM], how="left", maintain_order="left").select(
+        USER_ID,
+        pl.col(ITEM).alias(ITEM_ID),
+        TIMESTAMP,
+        pl.col(CLICKED).fill_null(0).cast(pl.Int8),
+        SLOT,
+        pl.col(PROPENSITY).exp(),
+        REQUEST,
+        CLICKED_AT,
+    )
+    counts = ExposureCounts(
+        answers=len(exposures),
+        answers_repeated=len(exposures) - len(answers),
+        answers_without_user=len(answers) - len(named),
+        answers_not_sampled=int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
+        impressions=len(table),
+        clicks=int(table[CLICKED].sum()),
+        feedback=len(feedback),
+        feedback_repeated=len(feedback) - len(distinct),
+        feedback_of_unknown_requests=len(distinct) - len(found),
+        feedback_of_items_not_shown=len(found) - len(of_items),
+        feedback_early=early,
+        feedback_late=late,
+        feedback_of_other_kinds=len(in_time) - len(counting),
+    )
+    return table, counts
+
 
 PAIR = [USER_ID, ITEM_ID]
 MET = "met"
@@ -49,14 +156,9 @@ KINDS = ("biased", "random")  # of held-out impressions that a ranker is examine
 def write_exposures(
     biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
 ) -> None:
-    """Write unordered impressions, split at random.
+    """Write unordered impressions, split at random: a share for validation, and again for the report.
 
-    Args:
-        biased: shown by the platform; `random` was shown at random.
-        held_out: share of impressions for validation, and again for the report.
-
-    Raises:
-        UserError: no impressions, or fewer than two users with a training click.
+    Those of `random` were shown at random. UserError for no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -167,3 +269,44 @@ def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFra
     table = numbered.join(described, on=ITEM_ID, how="left", maintain_order="left")
     known = (pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]), pl.col(MET).fill_null(False))
     return table.select(ITEM, ITEM_ID, *known)
+
+
+RANDOM = "random.parquet"
+LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet", "impressions.parquet")
+
+
+def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return items shown at random to a prepared log's users, (user, item, clicked), to judge lists alone, and counts.
+
+    Pairs of the log or its impressions are dropped, as training knows them. UserError for no clicks, or nothing left.
+    """
+    if shown.impressions is None:
+        raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")
+    table = once(shown.impressions).with_columns(pl.col(PAIR).cast(pl.String))
+    users = pl.read_parquet(directory / "users.parquet", columns=[USER, USER_ID]).cast({USER_ID: pl.String})
+    items = pl.read_parquet(directory / "items.parquet", columns=[ITEM, ITEM_ID]).cast({ITEM_ID: pl.String})
+    known = table.join(users, on=USER_ID).join(items, on=ITEM_ID).select(USER, ITEM, CLICKED)
+    there = [path for name in LOGGED if (path := directory / name).is_file()]
+    logged = pl.concat(pl.scan_parquet(path).select(USER, ITEM) for path in there)
+    logged_pairs = logged.join(known.lazy(), on=[USER, ITEM], how="semi").collect()
+    kept = known.join(logged_pairs, on=[USER, ITEM], how="anti").sort(USER, ITEM)
+    if kept.is_empty():
+        raise UserError(
+            f"data.random: judges nothing: of {len(table):,} items shown at random {len(table) - len(known):,} are of"
+            " unknown users or items, and the others stand in the logs or impressions"
+        )
+    return kept, {
+        "random_exposures": len(kept),
+        "random_clicks": int(kept[CLICKED].sum()),
+        "random_exposures_unknown": len(table) - len(known),
+        "random_exposures_logged": len(known) - len(kept),
+        "random_clicks_logged": int(known[CLICKED].sum()) - int(kept[CLICKED].sum()),
+    }
+
+
+def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
+    """Return exposures of at most `most` users with a history who clicked some items and skipped some, sorted."""
+    of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
+    users = of_both.sort().to_numpy()
+    drawn = generator.permutation(users[lengths[users] > 0])[:most]
+    return shown.filter(pl.col(USER).is_in(drawn.tolist())).sort(USER, ITEM)

@@ -42,7 +42,7 @@ class ItemGroups:
 
     def __init__(self, items: pl.DataFrame) -> None:
         self.count = len(items)
-        self._said = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
+        self._labels = [items.sort(ITEM)[name] for name in (ATTRIBUTES, GROUPS) if name in items]
         listed = [items.select(ITEM, pl.col(name).alias(GROUPS)) for name in (ATTRIBUTES, GROUPS) if name in items]
         schema = {ITEM: pl.Int32, GROUPS: pl.List(pl.String)}
         table = pl.concat([part.cast(schema) for part in listed]) if listed else pl.DataFrame(schema=schema)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ class ItemGroups:
         >>> ItemGroups(items).about(0), ItemGroups(items).about(1)
         (['category=toys', 'red'], [])
         """
-        cells = [column[item] for column in self._said] if item < self.count else []
+        cells = [column[item] for column in self._labels] if item < self.count else []
         return [text for cell in cells if cell is not None for text in cell]
 
     @property
@@ -81,14 +81,9 @@ class ItemGroups:
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
-        """Return the items with a value, ascending.
+        """Return the items with a value, ascending; booleans match other spellings, too.
 
-            Args:
-                value: booleans match other spellings, too.
-                field: the column's name in messages.
-
-            Raises:
-        UnknownGroup: an unknown column or value.
+        UnknownGroup for an unknown column, called `field`, or value.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)

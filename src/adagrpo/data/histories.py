@@ -35,22 +35,8 @@ class UserHistories(NamedTuple):
     histories: list[list[ItemId]] | None  # None: the file has none
 
 
-def read_histories(
-    path: Path,
-    size: int,
-    *,
-    user: str = USER_ID,
-    history: str = HISTORY,
-) -> Iterator[UserHistories]:
-    """Read a file of users, `size` at a time.
-
-    Args:
-        path: CSV, Parquet or JSONL.
-        history: an optional column; `user.id` is a nested field.
-
-    Raises:
-        UserError: a missing file or column, or a malformed row.
-    """
+def read_histories(path: Path, size: int, *, user: str = USER_ID, history: str = HISTORY) -> Iterator[UserHistories]:
+    """Read a file of users, `size` at a time; UserError for a missing file or column, or a malformed row."""
     columns = columns_of(path)
     require(path, [user], columns)
     known = history in columns
@@ -62,7 +48,9 @@ def read_histories(
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
         ids = [id_value(item) for item in items] if isinstance(items, list) else [None]
         if known and None in ids:
-            raise UserError(f"{path}, row {number}: {history} is {_short(items)}; expected a list of item ids")
+            found = " ".join(repr(items).split())
+            found = found if len(found) <= 80 else found[:80] + "..."
+            raise UserError(f"{path}, row {number}: {history} is {found}; expected a list of item ids")
         users.append(name)
         histories.append([item for item in ids if item is not None])
         if len(users) == size:
@@ -85,7 +73,21 @@ def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[in
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):
-            yield from _json_rows(path, user, history, known)
+            number, fields = 0, f"{user} and {history}" if known else user
+            for block, _ in read_blocks(path, BLOCK_BYTES):
+                for line in block.decode("utf-8", errors="replace").split("\n"):
+                    if not line.strip():
+                        continue
+                    number += 1
+                    try:
+                        record = json.loads(line)
+                        one, items = _field(record, user), _field(record, history) if known else None
+                    except (ValueError, RecursionError, TypeError, KeyError) as error:
+                        raise UserError(f"{path}, row {number}: not a JSON object with {fields}") from error
+                    if not known and history in record:
+                        late = f"has {history}, which the first rows have not; give it to all or none"
+                        raise UserError(f"{path}, row {number}: {late}")
+                    yield number, one, items
         return
     for chunk in read_chunks(path, [user, history] if known else [user]):
         problems = None if chunk.problem is None else chunk.problem.to_list()
@@ -94,24 +96,6 @@ def _rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[in
                 raise UserError(f"{path}, row {chunk.first + index + 1}: {problems[index]}")
             items = row[1] if known else None
             yield chunk.first + index + 1, row[0], _listed(items) if kind == "CSV" and known else items
-
-
-def _json_rows(path: Path, user: str, history: str, known: bool) -> Iterator[tuple[int, Any, Any]]:
-    number, fields = 0, f"{user} and {history}" if known else user
-    for block, _ in read_blocks(path, BLOCK_BYTES):
-        for line in block.decode("utf-8", errors="replace").split("\n"):
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                record = json.loads(line)
-                one, items = _field(record, user), _field(record, history) if known else None
-            except (ValueError, RecursionError, TypeError, KeyError) as error:
-                raise UserError(f"{path}, row {number}: not a JSON object with {fields}") from error
-            if not known and history in record:
-                late = f"has {history}, which the first rows have not; give it to all or none"
-                raise UserError(f"{path}, row {number}: {late}")
-            yield number, one, items
 
 
 def _field(record: Any, name: str) -> Any:
@@ -134,8 +118,3 @@ def _listed(text: str | None) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:80] + "..."

@@ -43,14 +43,10 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
 
 
 def common_users_of(
-    user_items: sparse.csr_array,  # (U, V)
-    items: NDArray[np.int64],  # (N,)
+    user_items: sparse.csr_array,  # (U, V), from `users_of_items`
+    items: NDArray[np.int64],  # (N,), ascending and distinct
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
     """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
-
-    Args:
-        user_items: from `users_of_items`.
-        items: ascending and distinct.
 
     >>> user_items = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
     >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(user_items, np.array([0, 2]))]
@@ -71,15 +67,23 @@ def common_users_of(
 def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bool = True) -> sparse.csr_array:
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
-    Args:
-        within: maximum steps; an item `d` steps later counts 1/d, each known basket one for each item of the next.
-        shared: the items of a basket share that one equally; else each counts one, and counts are whole numbers.
+    An item `d` steps later counts 1/d, each known basket one for each item of the next, which its items share, or each
+    counts one, and counts are whole numbers.
 
     >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
     [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
     if training.baskets is not None:
-        return _between_baskets(training, num_items, shared)
+        users = np.repeat(np.arange(len(training)), training.lengths)
+        begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
+        of_user, ones = users[begins], np.ones(len(users), np.float32)
+        user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+        followed = np.flatnonzero(of_user[1:] == of_user[:-1])
+        sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
+        earlier_items = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
+        between: sparse.csr_array = (earlier_items.T @ user_items[followed + 1]).tocsr().astype(np.float32)
+        between.sort_indices()
+        return between
     users = np.repeat(np.arange(len(training)), training.lengths)
     parts = []
     for steps in range(1, within + 1):
@@ -88,19 +92,6 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
         parts.append((np.full(len(earlier), 1 / steps, np.float32), earlier, later))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
-    counts.sort_indices()
-    return counts
-
-
-def _between_baskets(training: Ragged, num_items: int, shared: bool) -> sparse.csr_array:
-    users = np.repeat(np.arange(len(training)), training.lengths)
-    begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
-    of_user, ones = users[begins], np.ones(len(users), np.float32)
-    user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
-    followed = np.flatnonzero(of_user[1:] == of_user[:-1])
-    sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
-    earlier = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
-    counts: sparse.csr_array = (earlier.T @ user_items[followed + 1]).tocsr().astype(np.float32)
     counts.sort_indices()
     return counts
 
@@ -137,11 +128,8 @@ class PairCounts(NamedTuple):
         return np.where(self.keys[index] == wanted, self.values[index], np.float32(0.0))
 
 
-def largest_of_rows(
-    row: NDArray[np.int64],  # (N,) ascending
-    weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
-    limit: int,
-) -> NDArray[np.bool_]:
+# row (N,) ascending; weights (N,) at least 0, compared as float32
+def largest_of_rows(row: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
     """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)

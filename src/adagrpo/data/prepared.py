@@ -20,10 +20,13 @@ Files of a run:
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -44,24 +47,55 @@ from adagrpo.data.columns import (
     USER_ID,
 )
 from adagrpo.data.dataset import Dataset
-from adagrpo.data.logs.times import UNITS
-from adagrpo.data.mapped import MappedRagged, mapped_column
+from adagrpo.data.logs.log_fields import UNITS
 from adagrpo.data.splits import Split, check_leakage, keyed_uniforms
 from adagrpo.types import Cases, Ragged
+
+
+@dataclass(frozen=True)
+class MappedRagged(Ragged):
+    """Training sequences in a file, read in batches by `pread`: with large pages, a mapped history would cost 2 MB."""
+
+    pages: mmap.mmap
+    file: IO[bytes]
+
+    def parts(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        """See `Ragged.parts`."""
+        if not hasattr(os, "pread"):  # on Windows
+            return super().parts(starts, lengths)
+        descriptor, size = self.file.fileno(), self.values.itemsize
+        wanted = zip(starts.tolist(), lengths.tolist(), strict=True)
+        return np.frombuffer(b"".join(os.pread(descriptor, size * n, size * start) for start, n in wanted), np.int32)
+
+    def release(self) -> None:
+        """Drop the mapped pages from memory."""
+        if hasattr(self.pages, "madvise"):  # not on Windows
+            self.pages.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
+    """Copy an integer column without nulls to a temporary file: values, mapping, and file, or None if that fails."""
+    try:
+        file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it
+        for first in range(0, rows, _ROWS):
+            part = pl.scan_parquet(path).select(name).slice(first, _ROWS).collect()[name]
+            file.write(part.to_numpy().astype(np.int32, copy=False).data)
+        file.flush()
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:  # a read-only folder, a full disk
+        return None
+    return np.frombuffer(pages, np.int32), pages, file
+
 
 TARGET = "target"
 TRAINING_LOGS, ITEM_COLUMNS = "training_logs.parquet", "item_columns.parquet"
 DAYS_OF = {"validation": "validation_days.parquet", "test": "test_days.parquet"}
-_ROWS = 2**22  # of a table that are counted at a time
+_ROWS = 2**22  # of a table that are read at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a split data set, reproducibly.
-
-    Raises:
-        ValueError: a target lies within its own history.
-    """
+    """Write a split data set, reproducibly; ValueError if a target lies within its own history."""
     check_leakage(split)
     directory.mkdir(parents=True, exist_ok=True)
     table = dataset.interactions.select(USER, ITEM, POSITION, *_basket_columns(dataset.interactions.columns))
@@ -79,7 +113,12 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
-    _write_training_logs(dataset, trained, directory / TRAINING_LOGS)
+    user_ids = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
+    logged = dataset.interactions.lazy().filter(pl.Series(trained))
+    for ids, key in ((user_ids, USER), (dataset.items.lazy().select(ITEM, ITEM_ID), ITEM)):
+        logged = logged.join(ids, on=key, how="left", maintain_order="left")
+    at = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
+    logged.select(USER_ID, ITEM_ID, *at).sink_parquet(directory / TRAINING_LOGS, row_group_size=_ROWS)
     validated = (validation >= 0)[users] & (positions >= of_rows(validation)) & (positions < of_rows(validation_end))
     marked = table.with_columns(pl.Series(TARGET, validated))
     marked.filter(until_test & ~trained).write_parquet(directory / "validation.parquet")
@@ -123,16 +162,6 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary[new] = int((~known[items[validated]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_training_logs(dataset: Dataset, trained: NDArray[np.bool_], path: Path) -> None:
-    users = dataset.users.lazy().select(USER_ID).with_row_index(USER).cast({USER: pl.Int32})
-    items = dataset.items.lazy().select(ITEM, ITEM_ID)
-    times = [TIMESTAMP] if TIMESTAMP in dataset.interactions.columns else []
-    table = dataset.interactions.lazy().filter(pl.Series(trained))
-    for ids, key in ((users, USER), (items, ITEM)):
-        table = table.join(ids, on=key, how="left", maintain_order="left")
-    table.select(USER_ID, ITEM_ID, *times).sink_parquet(path, row_group_size=_ROWS)
 
 
 def load_training(directory: Path) -> Ragged:
@@ -213,16 +242,14 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> C
         times = pl.read_parquet(path)[DAYS].to_numpy().astype(np.float64) if path.is_file() else None
         return Cases(owners.astype(np.int32), histories, items, days=times)
     histories = replace(histories, **_of_baskets(seen.filter(pl.Series(read))))
-    drawn = starts + drawn_places(owners, sizes)
+    drawn = starts + drawn_positions(owners, sizes)
     days = targets[DAYS].to_numpy()[starts].astype(np.float64) if DAYS in targets.columns else None
     return Cases(owners.astype(np.int32), histories, items[drawn], Ragged.of(items, sizes), days)
 
 
-def drawn_places(
-    users: NDArray[np.integer],  # (N,)
-    sizes: NDArray[np.int64],  # (N,)
-) -> NDArray[np.int64]:  # (N,)
-    """Draw an item of each user's basket, by its place in it."""
+# users and sizes (N,) -> (N,)
+def drawn_positions(users: NDArray[np.integer], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw an item of each user's basket, by its position."""
     return np.asarray((keyed_uniforms(0, users.astype(np.int64)) * sizes).astype(np.int64))
 
 

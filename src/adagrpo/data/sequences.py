@@ -15,10 +15,6 @@ from adagrpo.types import Histories, Ragged
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
     """Return the last `max_length` items of rows, right-padded with 0.
 
-    Args:
-        rows: (B,) indices of non-empty rows.
-        max_length: at least 1.
-
     >>> pad(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2).items
     tensor([[8, 0],
             [6, 7]])
@@ -36,10 +32,6 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
     """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1.
-
-    Args:
-        rows: (B,) row indices.
-        max_length: of each row, or (B,).
 
     >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
     tensor([[-1],
@@ -71,10 +63,7 @@ def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  #
     return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 
 
-def emptied(
-    ragged: Ragged,
-    rows: NDArray[np.bool_],  # (N,)
-) -> Ragged:
+def emptied(ragged: Ragged, rows: NDArray[np.bool_]) -> Ragged:  # rows (N,)
     """Empty the rows marked True.
 
     >>> emptied(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([True, False])).offsets
@@ -88,18 +77,14 @@ def emptied(
 def length_bucketed_batches(
     lengths: NDArray[np.int64],  # (N,)
     *,
-    batch_size: int,
+    batch_size: int,  # of all but the last of the last bucket
     seed: int,
     epoch: int,
-    bucket_factor: int = 50,
+    bucket_factor: int = 50,  # more is less padding and less randomness
 ) -> list[NDArray[np.int64]]:
     """Batch rows of two items or more by similar length, in an order set by (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
-
-    Args:
-        batch_size: of all but the last of the last bucket.
-        bucket_factor: more is less padding and less randomness.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from adagrpo.types import Ints
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def everything(lengths: Ints) -> Split:
     return Split(lengths, none, none, np.inf)
 
 
-def last_baskets(
-    baskets: Ints,  # (total,) from 0 within each user, users end to end
-    offsets: Ints,  # (U + 1,)
-) -> Split:
+# baskets (total,) from 0 within each user, users end to end; offsets (U + 1,)
+def last_baskets(baskets: Ints, offsets: Ints) -> Split:
     """Apply `leave_one_out` to baskets: the last for test, the second last for validation.
 
     Users with fewer than three baskets are only trained on.
@@ -92,20 +90,12 @@ def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
     return replace(split, ends=(end(split.validation_positions), end(split.test_positions)))
 
 
-def temporal(
-    timestamps: NDArray[np.number],  # (total,) users end to end, ascending within each
-    offsets: Ints,  # (U + 1,)
-    *,
-    validation_from: float,
-    test_from: float,
-) -> Split:
-    """Split at two points in time.
+# timestamps (total,) users end to end, ascending within each; offsets (U + 1,)
+def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: float, test_from: float) -> Split:
+    """Split at two points in time; ValueError for points out of order, or a user's timestamps do not ascend.
 
     Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and
     from `test_from` on; a target needs a history.
-
-    Raises:
-        ValueError: points out of order, or a user's timestamps do not ascend.
     """
     if not validation_from < test_from:
         raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")
@@ -127,11 +117,7 @@ def temporal(
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """Keep the targets of some users, sampled by (seed, user).
-
-    Args:
-        count: maximum number of these users.
-        lengths: (U,) interactions; if given, other users are trained on whole.
+    """Keep the targets of at most `count` users, sampled by (seed, user); with lengths, others are trained on whole.
 
     >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))
     >>> split.train_lengths, split.test_positions
@@ -147,11 +133,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
-    """Return numbers in [0, 1) by seed and keys: SplitMix64 (Steele et al. 2014).
-
-    Args:
-        seed: at least 0.
-        keys: (N,) each, at least 0; their order matters.
+    """Return numbers in [0, 1) by seed and keys, (N,) each, at least 0 and in order: SplitMix64 (Steele et al. 2014).
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])
@@ -179,11 +161,7 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 
 
 def check_leakage(split: Split) -> None:
-    """Check that no training sequence reaches a target, and that validation precedes test.
-
-    Raises:
-        ValueError: naming the first user.
-    """
+    """Raise a ValueError for the first user whose training reaches a target, or whose validation is not before test."""
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
         leaks |= (targets >= 0) & (targets < split.train_lengths)

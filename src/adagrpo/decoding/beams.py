@@ -7,7 +7,7 @@ Prefixes that lead only to excluded items are not expanded, so a search of width
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,8 @@ from torch import Tensor
 from adagrpo.decoding.sampling import DeadEnd, check
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Excluded, Trie
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 PART = 8  # block size of `top_of_many`; N should be a multiple
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.
@@ -37,16 +34,12 @@ class Beams(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Hypotheses after one more code."""
-
     scores: Tensor  # (B, W) float32, best first
     parents: Tensor  # (B, W) int64, index of the parent hypothesis
     codes: Tensor  # (B, W) int64
 
 
 class _Written(NamedTuple):
-    """Codes that hypotheses added at one level."""
-
     parents: Tensor  # (B, W) int64
     codes: Tensor  # (B, W) int64
     log_probs: Tensor  # (B, W) float32
@@ -58,26 +51,16 @@ def beam_search(
     context: ContextT,
     width: int,
     *,
-    trie: Trie | None = None,
-    excluded: Excluded | None = None,
+    trie: Trie | None = None,  # restricts the search to its sequences, without renormalising
+    excluded: Excluded | None = None,  # items that each sample's search leaves out, from `trie.excluding`
 ) -> Beams:
     """Return the `W` most probable Semantic IDs of each sample that a beam of width `W` finds.
 
     Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
-    parent, then by the lower code, on every device.
-
-    Args:
-        trie: restricts the search to its sequences, without renormalising.
-        excluded: items that each sample's search leaves out, from `trie.excluding`.
-
-    Returns:
-        Beams, best first. If too few sequences have positive probability, the rest hold codes -1 and score -inf.
-
-    Raises:
-        DeadEnd: a prefix has no continuation in the trie.
-        NotFinite: the policy's logits hold NaN or +inf.
+    parent, then by the lower code, on every device. Beyond the sequences of positive probability, codes are -1, scores
+    -inf. DeadEnd if a prefix has no continuation in the trie; NotFinite if logits hold NaN or +inf.
     """
-    return _search(policy, context, width, trie, excluded, None)[0]
+    return beam_search_and_score(policy, context, width, None, trie=trie, excluded=excluded)[0]
 
 
 @torch.no_grad()
@@ -85,28 +68,12 @@ def beam_search_and_score(
     policy: Policy[ContextT, StateT],
     context: ContextT,
     width: int,
-    codes: Tensor,  # (B, G, L)
+    codes: Tensor | None,  # (B, G, L) of the others
     *,
-    trie: Trie,
-    excluded: Excluded | None = None,
-) -> tuple[Beams, Tensor]:  # (B, G)
-    """Run `beam_search`, and score other sequences in the same passes, faster for a few histories.
-
-    Returns:
-        The beams, and the (B, G) float32 log-probabilities of the sequences.
-    """
-    return _search(policy, context, width, trie, excluded, codes)
-
-
-def _search(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    width: int,
     trie: Trie | None,
-    excluded: Excluded | None,
-    others: Tensor | None,  # (B, G, L)
+    excluded: Excluded | None = None,
 ) -> tuple[Beams, Tensor]:
-    """Return the beams, and the (B, G) log-probabilities of others."""
+    """Run `beam_search`, and score other sequences, (B, G), in the same passes, faster for a few histories."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -114,14 +81,14 @@ def _search(
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
     scores, nodes = _root(logits)
-    asked = scores[:, :0] if others is None else scores.new_zeros(others.shape[:2])
+    asked = scores[:, :0] if codes is None else scores.new_zeros(codes.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # of the W hypotheses, then the G other sequences
-        if others is not None:
-            own = log_probs[:, log_probs.shape[1] - others.shape[1] :] if level else log_probs
-            own = own.expand(-1, others.shape[1], -1)
-            asked = asked + own.gather(-1, others[..., level : level + 1]).squeeze(-1)
+        if codes is not None:
+            own = log_probs[:, log_probs.shape[1] - codes.shape[1] :] if level else log_probs
+            own = own.expand(-1, codes.shape[1], -1)
+            asked = asked + own.gather(-1, codes[..., level : level + 1]).squeeze(-1)
         if trie is None:
             step = _best_continuations(log_probs, scores, width)
         else:
@@ -129,13 +96,14 @@ def _search(
         scores = step.scores
         written.append(_write(step, log_probs, step.parents))
         if level + 1 < levels:
-            parents, codes = step.parents, step.codes
-            if others is not None:
+            parents, chosen = step.parents, step.codes
+            if codes is not None:
                 last = log_probs.shape[1]
-                own_parents = torch.arange(last - others.shape[1], last, device=codes.device).expand(others.shape[:2])
+                own_parents = torch.arange(last - codes.shape[1], last, device=chosen.device).expand(codes.shape[:2])
                 own_parents = own_parents if level else torch.zeros_like(own_parents)  # one is the parent of all
-                parents, codes = torch.cat([parents, own_parents], dim=1), torch.cat([codes, others[..., level]], dim=1)
-            state = policy.advance(state, parents, codes)
+                parents = torch.cat([parents, own_parents], dim=1)
+                chosen = torch.cat([chosen, codes[..., level]], dim=1)
+            state = policy.advance(state, parents, chosen)
             logits = policy.logits(state)
     return _beams(written, scores, width, None if trie is None else nodes), asked
 
@@ -147,19 +115,10 @@ def beam_search_both(
     width: int,
     *,
     trie: Trie,
-    constrained_width: int | None = None,
+    constrained_width: int | None = None,  # None: the same
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Search with and without the trie, for little more than the cost of one.
-
-    The policy evaluates shared prefixes once; each search finds what it would find alone.
-
-    Args:
-        constrained_width: `W` of the constrained search; None: the same.
-
-    Returns:
-        The constrained beams, and the free ones.
-    """
+    """Return the constrained beams and the free ones, as two searches would, with shared prefixes evaluated once."""
     levels = check(policy, trie)
     _check_width("width", width)
     constrained_width = width if constrained_width is None else constrained_width
@@ -192,8 +151,6 @@ def beam_search_both(
 
 
 class _Shared(NamedTuple):
-    """Hypotheses of the constrained search, followed by those that only the free one has."""
-
     hypotheses: Tensor  # (B, W) int64, index of each free hypothesis among the J
     parents: Tensor  # (B, J) int64
     codes: Tensor  # (B, J) int64
@@ -226,28 +183,19 @@ def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor
     )
 
 
-def _root(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 1) scores and nodes of one empty hypothesis per sample."""
+def _root(logits: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) scores and nodes of one empty hypothesis per sample
     shape, device = logits.shape[:2], logits.device
     return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
 
-def _write(
-    step: _Step,  # (B, W)
-    log_probs: Tensor,  # (B, J, K) of the next codes
-    origins: Tensor,  # (B, W) index of each one's parent among the J
-) -> _Written:
+# step (B, W); log_probs (B, J, K) of the next codes; origins (B, W) index of each one's parent among the J
+def _write(step: _Step, log_probs: Tensor, origins: Tensor) -> _Written:
     new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
     return _Written(step.parents, step.codes, new)
 
 
-def _beams(
-    written: list[_Written],
-    scores: Tensor,  # (B, W)
-    width: int,
-    nodes: Tensor | None,  # (B, W) of the last level
-) -> Beams:
-    """Trace the codes back from the last level, and pad to `width`."""
+# scores (B, W); nodes (B, W) of the last level
+def _beams(written: list[_Written], scores: Tensor, width: int, nodes: Tensor | None) -> Beams:
     last = written[-1]
     codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
     for before in reversed(written[:-1]):
@@ -339,10 +287,7 @@ def _best_continuations(
     return _Step(totals.gather(1, best), flat // size, flat % size)
 
 
-def top(
-    values: Tensor,  # (B, N) float32
-    count: int,
-) -> Tensor:  # (B, count) int64
+def top(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
     """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
@@ -350,10 +295,7 @@ def top(
     return ((ordered.long() << 32) | index).topk(count).indices
 
 
-def top_of_many(
-    values: Tensor,  # (B, N) float32
-    count: int,
-) -> Tensor:  # (B, count) int64
+def top_of_many(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
     """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
     if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
         return top(values, count)

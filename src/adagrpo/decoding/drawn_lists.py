@@ -17,18 +17,15 @@ is a function of a sample's seed and the node, so a list does not depend on its 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adagrpo.decoding.sampling import check
 from adagrpo.errors import NotFinite
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 # of SplitMix64 (Steele et al. 2014), as signed numbers of 64 bits
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -68,14 +65,7 @@ def draw_slates(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Slates:
-    """Draw lists of `k` items without replacement, and the item after them.
-
-    Args:
-        excluded: items that each sample does not draw, from `trie.excluding`.
-
-    Raises:
-        NotFinite: the policy's logits hold NaN or +inf.
-    """
+    """Draw lists of `k` items without replacement, and the item after them; NotFinite if logits hold NaN or +inf."""
     levels = check(policy, trie, temperature)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -112,8 +102,7 @@ def slate_log_probs(
 ) -> Tensor:  # (B, N) float64
     """Return the log-probability of each item of given lists at its rank, as `draw_slates` would draw them.
 
-    Returns:
-        (B, N), given the items above; -inf for items that are absent or not eligible.
+    (B, N), given the items above; -inf for items that are absent or not eligible.
     """
     return rank_log_probs(*_followed(policy, context, items, trie, temperature, excluded))
 
@@ -175,14 +164,11 @@ def _beside(
     return _log_sums(left.masked_fill(followed, -torch.inf), rows, samples)
 
 
-def rank_log_probs(
-    log_probs: Tensor,  # (B, n) float64, in the order of the draw
-    rest: Tensor,  # (B,) float64
-) -> Tensor:  # (B, n) float64
-    """Return (B, n) log-probabilities of items at their ranks, given those above; -inf where there is none.
+# log_probs (B, n) float64, in the order of the draw; rest (B,) float64 -> (B, n) float64
+def rank_log_probs(log_probs: Tensor, rest: Tensor) -> Tensor:
+    """Return log-probabilities of items at their ranks, given those above, from those of drawing each first.
 
-    Args:
-        log_probs: (B, n) of drawing each item first.
+    -inf where there is none.
 
     >>> rank_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
     [[0.5, 0.5]]
@@ -192,10 +178,7 @@ def rank_log_probs(
 
 
 def inclusion_log_prob(log_prob: float, threshold: float) -> float:
-    """Return the log-probability that an item is in a list, given the threshold.
-
-    Args:
-        threshold: g of the first item not in the list; -inf where all are in it.
+    """Return the log-probability that an item is in a list, given the threshold, g of the first item that is not.
 
     >>> import math
     >>> round(math.exp(inclusion_log_prob(math.log(0.5), 0.0)), 6)  # 1 - exp(-1/2)
@@ -216,7 +199,6 @@ def _children(
     width: int,
     excluded: Excluded | None,
 ) -> _Kept:
-    """Keep the children of the highest g of each sample."""
     samples, hypotheses = kept.nodes.shape
     if bool((kept.nodes < 0).all()):  # nothing can be drawn
         return kept
@@ -225,7 +207,11 @@ def _children(
     before = sum(trie.node_counts[: level + 1])
     free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
     best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
-    keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
+    # the same draw, given its maximum: -log(exp(-maximum) - exp(-best) + exp(-free)) (Kool et al., appendix B.3)
+    maximum = kept.keys.flatten()[branches.parents]
+    gap = maximum - free + torch.log1p(-(free - best).exp())  # -inf for the highest one itself
+    keys = maximum - gap.clamp(min=0) - torch.log1p((-gap.abs()).exp())
+    keys = keys.masked_fill(free == -torch.inf, -torch.inf)
     counts = torch.bincount(rows, minlength=samples)
     first = counts.cumsum(0) - counts
     padded = keys.new_full((samples, max(1, int(counts.max()))), -torch.inf)
@@ -276,21 +262,8 @@ def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
     return highest + parts.new_zeros(count).index_add(0, owners, parts).log()
 
 
-def _given_maximum(
-    free: Tensor,  # (T,) independent g of children
-    best: Tensor,  # (T,) the highest among their siblings
-    maximum: Tensor,  # (T,) the required maximum
-) -> Tensor:  # (T,)
-    """-log(exp(-maximum) - exp(-best) + exp(-free)): the same draw, given its maximum (Kool et al., appendix B.3)."""
-    gap = maximum - free + torch.log1p(-(free - best).exp())  # -inf for the highest one itself
-    result = maximum - gap.clamp(min=0) - torch.log1p((-gap.abs()).exp())
-    return result.masked_fill(free == -torch.inf, -torch.inf)
-
-
-def _gumbel(
-    seeds: Tensor,  # (...) int64
-    number: Tensor,  # (...) int64, distinct for each seed
-) -> Tensor:  # (...) float64
+# seeds (...) int64; number (...) int64, distinct for each seed -> (...) float64
+def _gumbel(seeds: Tensor, number: Tensor) -> Tensor:
     """Gumbel noise from output `number` of SplitMix64 with that seed, as a uniform of 53 bits."""
 
     def right(bits: Tensor, count: int) -> Tensor:  # without the sign

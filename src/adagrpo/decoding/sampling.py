@@ -8,17 +8,14 @@ Samples depend only on the weights and the given uniforms, not on the batch. A t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Trie
-
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
 
 
 class DeadEnd(RuntimeError):
@@ -46,21 +43,14 @@ def check(policy: Policy[Any, Any], trie: Trie | None, temperature: float = 1.0)
 def sample(
     policy: Policy[ContextT, StateT],
     context: ContextT,
-    uniforms: Tensor,  # (B, G, L)
+    uniforms: Tensor,  # (B, G, L) numbers in [0, 1), one per code
     *,
     temperature: float = 1.0,
-    trie: Trie | None = None,
+    trie: Trie | None = None,  # restricts the codes to those that lead to an item; `log_probs` are then renormalised
 ) -> Samples:
     """Draw `G` Semantic IDs per sample, code by code, by inverse transform sampling.
 
-    Args:
-        uniforms: (B, G, L) numbers in [0, 1), one per code.
-        temperature: divides the logits, above 0.
-        trie: restricts the codes to those that lead to an item; `log_probs` are then renormalised.
-
-    Raises:
-        DeadEnd: no code can be drawn for a hypothesis.
-        NotFinite: the policy's logits hold NaN or +inf.
+    DeadEnd if no code can be drawn for a hypothesis; NotFinite if the policy's logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if uniforms.ndim != 3 or uniforms.shape[2] != levels:
@@ -84,7 +74,15 @@ def sample(
                 raise NotFinite("logits", f"the policy's logits hold NaN or +inf at level {level + 1}")
             raise DeadEnd(f"a hypothesis has no code to draw at level {level + 1}: none is allowed")
         level_log_probs = logits.log_softmax(-1)
-        codes[..., level] = _invert(level_log_probs.exp(), uniforms[..., level])
+        probabilities = level_log_probs.exp()
+        # A code of probability 0 gets a cumulative value of 0, so it is never drawn.
+        cumulative = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)
+        total = cumulative.amax(-1)  # (B, W): 1 up to rounding
+        # Rounding may carry u * total up to total, where no code would be left.
+        draws = uniforms[..., level].to(total.dtype) * total
+        draws = torch.minimum(draws, torch.nextafter(total, torch.zeros_like(total)))
+        above = (cumulative > draws.unsqueeze(-1)).to(torch.uint8)
+        codes[..., level] = above.argmax(-1)  # argmax takes the first of equals
         drawn = codes[..., level : level + 1]
         log_probs[..., level] = level_log_probs.expand(-1, drawn.shape[1], -1).gather(-1, drawn)[..., 0]
         if level + 1 < levels:
@@ -95,19 +93,6 @@ def sample(
     return Samples(codes, log_probs)
 
 
-def _invert(
-    probabilities: Tensor,  # (B, W, K), W = 1 or G
-    uniforms: Tensor,  # (B, G)
-) -> Tensor:  # (B, G) int64
-    """Return the first code whose cumulative probability exceeds the uniform; never one of probability 0."""
-    # A code of probability 0 gets a cumulative value of 0, so it is never drawn.
-    cumulative = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)
-    total = cumulative.amax(-1)  # (B, W): 1 up to rounding
-    # Rounding may carry u * total up to total, where no code would be left.
-    draws = torch.minimum(uniforms.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return (cumulative > draws.unsqueeze(-1)).to(torch.uint8).argmax(-1)  # argmax takes the first of equals
-
-
 def score_sequences(
     policy: Policy[ContextT, StateT],
     context: ContextT,
@@ -116,13 +101,9 @@ def score_sequences(
     temperature: float = 1.0,
     trie: Trie | None = None,
 ) -> Tensor:  # (B, G, L)
-    """Return (B, G, L) log-probabilities of given codes under the distribution of `sample`, with gradients.
+    """Return log-probabilities of given codes under the distribution of `sample`, with gradients; a trie renormalises.
 
-    Args:
-        trie: renormalises each code's probability over the allowed ones.
-
-    Raises:
-        DeadEnd: a sequence is not in the trie.
+    DeadEnd if a sequence is not in the trie.
     """
     levels = check(policy, trie, temperature)
     if codes.ndim != 3 or codes.shape[2] != levels:

@@ -1,7 +1,6 @@
 """The whole diagnosis of a reward on validation cases, as a JSON-able result.
 
-orders     the beam ordered by policy, ranker and mix                       `adagrpo.diagnosis.orders`
-strata     the same by cells of the cases                                   `adagrpo.diagnosis.strata`
+orders     the beam ordered by policy, ranker and mix; `strata` by cells    `adagrpo.diagnosis.orders`
 leak       signs that the reward has seen the held-out items                `adagrpo.diagnosis.leaks`
 verdict    `use` or `do_not_use`, and whether the sign is wrong             `adagrpo.diagnosis.verdict`
 curves     metrics by weight, accuracy by exposure:
@@ -25,22 +24,24 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
-    Floats,
-    Ints,
+    METRICS,
+    Cell,
     Lists,
     Mix,
     cross_fitted_mix,
+    gains,
+    measure,
     mixed_keys,
     permuted,
+    popularity_cells,
     share_below,
     target_ranks,
+    thirds,
 )
-from adagrpo.diagnosis.sentences import sentences
-from adagrpo.diagnosis.strata import METRICS, Cell, gains, measure, popularity_cells, thirds
-from adagrpo.diagnosis.verdict import judge
-from adagrpo.evaluation.exposure_weights import case_weights
-from adagrpo.evaluation.reranking import WEIGHTS
+from adagrpo.diagnosis.verdict import judge, sentences
+from adagrpo.evaluation.reranking import WEIGHTS, case_weights
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
+from adagrpo.types import Floats, Ints
 
 RESAMPLES = 2000
 LEVEL = 0.05
@@ -75,21 +76,15 @@ class Observations:
 
 def diagnose(
     observed: Observations,
-    leak: dict[str, Any] | None = None,
+    leak: dict[str, Any] | None = None,  # from `leak_signs`; any sign makes the verdict `do_not_use`. None: not tested
     *,
-    exposure_power: float = 0.5,
+    exposure_power: float = 0.5,  # of `case_weights`, in the advised weight
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int = RESAMPLES,  # of the bootstrap, which the verdict does not use
 ) -> dict[str, Any]:
     """Diagnose whether re-ranking by a reward helps, and whether its sign is right.
 
-    Args:
-        leak: from `leak_signs`; any sign makes the verdict `do_not_use`. None: not tested.
-        exposure_power: of `case_weights`, in the advised weight.
-        resamples: of the bootstrap, which the verdict does not use.
-
-    Returns:
-        JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
+    JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
     """
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     width, shown = lists.items.shape[1], observed.counts[lists.targets]
@@ -149,10 +144,9 @@ def diagnose(
 
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Compute the change of each metric at each weight, for the ranker and a shuffled one.
+    """Return the change of each metric at each of `weights` (None: the reward alone), with intervals.
 
-    Returns:
-        `weights` (None: the reward alone), `chosen`, and intervals of `ranker`, `shuffled` and the cross-fitted `mix`.
+    Of the `ranker`, `shuffled` rewards, and the cross-fitted `mix` with its `chosen` weights.
     """
     policy = gains(target_ranks(lists, lists.log_probs))
 
@@ -182,21 +176,16 @@ def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[s
 
 def order_by_exposure(
     lists: Lists,
-    counts: Ints,  # (V,)
+    counts: Ints,  # (V,) how often each item was shown, or a substitute, named `counted`
     counted: str,
     *,
-    utility: Utility | None = None,
+    utility: Utility | None = None,  # (N, W) items to their true utility, in simulated worlds
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Measure how well ranker and policy order items shown about equally often.
 
-    Args:
-        counts: (V,) how often each item was shown, or a substitute, named `counted`.
-        utility: (N, W) items to their true utility, in simulated worlds.
-
-    Returns:
-        `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.
+    `counted`, and `bins`: name, items, cases, intervals of `ranker` and `policy` (None without cases), and `truth`.
     """
     edges = np.unique(np.floor(np.quantile(counts[lists.targets], QUANTILES)).astype(np.int64))
     bin_of = np.searchsorted(edges, counts)  # (V,)
@@ -223,11 +212,6 @@ def order_by_exposure(
 
 
 def _names(edges: Ints) -> list[str]:
-    """Names of the bins, from their upper edges.
-
-    >>> _names(np.array([0, 12, 13]))
-    ['0', '1 to 12', '13', '14 and more']
-    """
     starts = [-1, *edges.tolist()]
     middle = [f"{low + 1:,} to {high:,}" if high > low + 1 else f"{high:,}" for low, high in pairwise(starts)]
     return [*middle, f"{starts[-1] + 1:,} and more"]

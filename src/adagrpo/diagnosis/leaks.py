@@ -22,11 +22,10 @@ import numpy as np
 import torch
 
 from adagrpo.data.sequences import basket_starts, pad
-from adagrpo.diagnosis.orders import Floats, Ints
-from adagrpo.diagnosis.strata import bounded_interval
+from adagrpo.diagnosis.orders import bounded_interval
 from adagrpo.diagnosis.verdict import STRONG
 from adagrpo.rewards.protocol import Reward
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Cases, Floats, Ints, Ragged
 
 AHEAD, CERTAIN, FIRST = 0.3, 0.75, 0.9
 SUREST = 0.1  # share of the cases
@@ -89,13 +88,9 @@ def answers(
 
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
-    """Test whether a reward has probably seen the held-out items, see the module's docstring.
+    """Test whether a reward has probably seen the held-out items, against rankers of training data alone, by name.
 
-    Args:
-        references: answers of rankers fitted on training data alone, by name; at least one.
-
-    Returns:
-        JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
+    JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
     """
 
     def gains(difference: Floats) -> bool:

@@ -1,4 +1,4 @@
-"""Orders of one beam: by the policy, the ranker, both, and rankers that know nothing.
+"""Orders of one beam: by the policy, the ranker, both, and rankers that know nothing; and what they gain by cell.
 
     policy    log π(o | x)
     ranker    RM(x, o)
@@ -6,12 +6,15 @@
 
 The mix is cross-fitted: `w` is chosen by NDCG@10 on one half of the users and applied to the other, averaged over
 `HALVINGS` random halvings. Re-ranked beams are Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we add the
-mix and two controls, rewards shuffled within each list and random normal scores.
+mix and two controls, rewards shuffled within each list and random normal scores, and define no cell by the scores under
+test. A gain in a cell of what is known at serving time can be realised; cells by the logged item are biased against the
+policy where its own failure defines them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +22,10 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, within_list_std
 from adagrpo.evaluation.reward_quality import rank_correlation
+from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
+from adagrpo.types import Floats, Ints
 
 HALVINGS = 1000
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Lists(NamedTuple):
@@ -48,26 +50,19 @@ class Mix(NamedTuple):
     within_list_std: float  # σ
 
 
-def target_ranks(
-    lists: Lists,
-    keys: Floats,  # (N, W)
-) -> Ints:
+def target_ranks(lists: Lists, keys: Floats) -> Ints:  # keys (N, W)
     """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0."""
     order = np.argsort(-np.where(lists.usable, keys, -np.inf), axis=1, kind="stable")
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
 
-def share_below(
-    scores: Floats,  # (N, W)
-    target: NDArray[np.bool_],  # (N, W)
-    others: NDArray[np.bool_],  # (N, W)
-) -> Floats:
+# scores, target, others (N, W)
+def share_below(scores: Floats, target: NDArray[np.bool_], others: NDArray[np.bool_]) -> Floats:
     """Return the (N,) share of each row's others below its target; ties count one half; NaN if either is missing.
 
-    Example:
-        >>> there = np.array([[False, True, False, False]])
-        >>> share_below(np.array([[1.0, 2.0, 2.0, 9.0]]), there, ~there)
-        array([0.5])
+    >>> there = np.array([[False, True, False, False]])
+    >>> share_below(np.array([[1.0, 2.0, 2.0, 9.0]]), there, ~there)
+    array([0.5])
     """
     own = np.where(target, scores, 0.0).sum(axis=1, keepdims=True)
     below = np.where(others, (own > scores) + 0.5 * (own == scores), 0.0).sum(axis=1)
@@ -81,10 +76,7 @@ def mixed_keys(lists: Lists, weight: float, within_list_std: float) -> Floats:
     return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, within_list_std), -np.inf).astype(np.float64)
 
 
-def cross_fitted_mix(
-    lists: Lists,
-    half: NDArray[np.bool_],  # (N,)
-) -> Mix:
+def cross_fitted_mix(lists: Lists, half: NDArray[np.bool_]) -> Mix:  # half (N,)
     """Choose the weight of each half by the mean NDCG@10 of the other, the smallest if several are equal."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
@@ -103,10 +95,7 @@ class RepeatedMix(NamedTuple):
     shares: Floats  # (K, N) share of the halvings in which a case has the weight
     ndcg: Floats  # (S,) NDCG@10 of the mix in each halving, a mean over the cases
 
-    def mean(
-        self,
-        values: Floats,  # (K, N)
-    ) -> Floats:
+    def mean(self, values: Floats) -> Floats:  # (K, N)
         """Average (K, N) values by weight over the halvings to (N,)."""
         return np.asarray((self.shares * values).sum(axis=0))
 
@@ -126,11 +115,8 @@ def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> Repeat
     return RepeatedMix(ranks, std, counts / halvings, np.asarray(means))
 
 
-def permuted(
-    values: Floats,  # (N, C)
-    real: NDArray[np.bool_],  # (N, C)
-    generator: np.random.Generator,
-) -> Floats:
+# values and real (N, C)
+def permuted(values: Floats, real: NDArray[np.bool_], generator: np.random.Generator) -> Floats:
     """Shuffle the real values within each row."""
     draws = np.where(real, generator.random(values.shape), np.inf)
     # the real positions in their own order, and in a random one
@@ -140,16 +126,10 @@ def permuted(
     return result
 
 
-def serving_quantities(
-    lists: Lists,
-    history_lengths: Ints,  # (N,)
-) -> dict[str, Floats]:
-    """Compute the quantities of a case that are known at serving time.
+def serving_quantities(lists: Lists, history_lengths: Ints) -> dict[str, Floats]:  # history_lengths (N,)
+    """Return the quantities of a case that are known at serving time, (N,) each, by name.
 
-    Returns:
-        (N,) each, by name: the policy's entropy (nats), the standard deviation of the rewards, the rank correlation of
-        both, the policy's rank of the ranker's top item, the history length. All but the last are NaN for fewer than
-        two items.
+    All but the history length are NaN for fewer than two items.
     """
     usable, count = lists.usable, lists.usable.sum(axis=1)
     log_probs = np.where(usable, lists.log_probs, -np.inf)
@@ -170,3 +150,84 @@ def serving_quantities(
         "policy's rank of the ranker's first": (log_probs > own).sum(axis=1) + 1.0 + unknown,
         "history length": history_lengths.astype(np.float64),
     }
+
+
+METRICS = ("hr@10", "ndcg@10")
+MIN_MOVED = 20  # non-zero differences; with fewer the interval is too narrow
+
+Gains = Mapping[str, Floats]  # metric -> (N,) one number a case
+
+
+class Cell(NamedTuple):
+    """A subset of the cases."""
+
+    name: str
+    rows: NDArray[np.bool_]  # (N,)
+
+
+def gains(ranks: Ints) -> dict[str, Floats]:
+    """Return HR@10 and NDCG@10 of each case from the (N,) ranks of the logged items."""
+    return {"hr@10": metrics.hit_rate(ranks, 10), "ndcg@10": metrics.ndcg(ranks, 10)}
+
+
+def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
+    """Return up to three cells of about equal size by a quantity; NaN is in none, and ties stay together."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return []
+    low, high = np.quantile(values[known], [1 / 3, 2 / 3])
+    if not digits:  # whole numbers: the edge is printed as it is, and the cells are the same
+        low, high = np.floor([low, high])
+    cells = [
+        Cell(f"{name} low (≤ {low:.{digits}f})", known & (values <= low)),
+        Cell(f"{name} middle", (values > low) & (values <= high)),
+        Cell(f"{name} high (> {high:.{digits}f})", values > high),
+    ]
+    return [cell for cell in cells if cell.rows.any()]
+
+
+def popularity_cells(targets: Ints, counts: Ints) -> list[Cell]:  # targets (N,), counts (V,)
+    """Return cells by head, middle and tail items, with a third of the training interactions each."""
+    tail, below_head = metrics.tail_items(counts, 1 / 3), metrics.tail_items(counts, 2 / 3)
+    masks = {"head": ~below_head, "middle": below_head & ~tail, "tail": tail}
+    cells = [Cell(f"{name} ({int(mask.sum()):,} items)", mask[targets]) for name, mask in masks.items()]
+    return [cell for cell in cells if cell.rows.any()]
+
+
+def bounded_interval(differences: Floats, weights: Floats | None = None) -> Interval:
+    """Return the normal interval of a mean difference; p is 1 if fewer than `MIN_MOVED` cases differ from 0."""
+    if not len(differences):
+        return Interval(0.0, 0.0, 0.0, 1.0)
+    interval = mean_interval(differences, weights)
+    return interval if np.count_nonzero(differences) >= MIN_MOVED else interval._replace(p_value=1.0)
+
+
+def measure(
+    cells: Sequence[Cell],
+    orders: Mapping[str, Gains],
+    in_beam: NDArray[np.bool_],  # (N,)
+    *,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return a row per cell: cases, share with the logged item in the beam, metrics and differences from `policy`."""
+    table = []
+    for cell in cells:
+        row: dict[str, Any] = {"cell": cell.name, "cases": int(cell.rows.sum())}
+        row["in_beam"] = float(in_beam[cell.rows].mean())
+        row["orders"] = {
+            name: {metric: float(values[metric][cell.rows].mean()) for metric in METRICS}
+            for name, values in orders.items()
+        }
+        row["minus_policy"] = {
+            name: {
+                metric: paired_difference(
+                    values[metric][cell.rows], orders["policy"][metric][cell.rows], resamples=resamples, seed=seed
+                )._asdict()
+                for metric in METRICS
+            }
+            for name, values in orders.items()
+            if name != "policy"
+        }
+        table.append(row)
+    return table

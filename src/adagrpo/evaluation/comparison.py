@@ -6,7 +6,7 @@ For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-us
     D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
     users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
     seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
-    both      over users and seeds, see `adagrpo.evaluation.crossed`; decides the verdict
+    both      over users and seeds, see `adagrpo.evaluation.statistics`; decides the verdict
     family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
 Sources: Efron 1979, Holm 1979. We do not treat each (seed, user) as an independent sample.
@@ -20,13 +20,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
-from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_parts
-from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
-from adagrpo.metrics import RankedLists, lookup, measure_users
+from adagrpo.evaluation.statistics import (
+    CrossedParts,
+    Interval,
+    bootstrap_means,
+    crossed_interval,
+    crossed_parts,
+    holm,
+    seed_interval,
+)
+from adagrpo.metrics import RankedLists, ReportPart, lookup, measure_users, metric_names
 
 ComparisonVerdict = Literal[
     "significantly better",  # after Holm's correction
@@ -58,14 +64,10 @@ def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
 def compare(
     measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
 ) -> list[dict[str, Any]]:
-    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one).
+    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one), entries in seed order.
 
-    Args:
-        measured: one entry per seed, in the order of `seeds`.
-
-    Returns:
-        One JSON-able row per arm and checkpoint: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`,
-        `against` (differences from the baseline) and `margins`; None if unknown.
+    One JSON-able row each: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`, `against` (differences from
+    the baseline) and `margins`; None if unknown.
     """
     short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
     if short:
@@ -85,11 +87,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the plan's pairs of arms, as `compare`.
-
-    Returns:
-        One JSON-able row per pair and kind of checkpoint; `against` is first minus second.
-    """
+    """Compare the plan's pairs of arms, first minus second, as `compare`: a row per pair and kind of checkpoint."""
     rows: list[dict[str, Any]] = []
     for arm, other in options.pairs:
         for checkpoint in ("best", "final"):
@@ -121,13 +119,21 @@ def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> Non
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    user_index = _user_index(arm, baseline)
+    for ours, theirs in zip(arm, baseline, strict=True):
+        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
+            raise ValueError("the arm and the baseline were not measured on the same users")
+    ranks = pl.concat([entry.users[USER_ID] for entry in arm]).rank("dense").to_numpy().astype(np.int64) - 1
+    user_index = np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])  # (n_s,) each
     by_seed = {
         metric: [a.users[metric].to_numpy() - b.users[metric].to_numpy() for a, b in zip(arm, baseline, strict=True)]
         for metric in metrics
     }
-    values = np.stack([_user_values(differences, user_index) for differences in by_seed.values()])
-    intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
+    values = []  # (U,) each, whose mean is that of the seeds' means
+    for differences in by_seed.values():
+        weighted = [difference / (len(differences) * len(difference)) for difference in differences]
+        sums = np.bincount(ranks, weights=np.concatenate(weighted))
+        values.append(np.asarray(sums * len(sums), dtype=np.float64))
+    intervals = bootstrap_means(np.stack(values), resamples=options.resamples, level=options.level)
     margins = {}
     for (metric, differences), users in zip(by_seed.items(), intervals, strict=True):
         base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
@@ -147,7 +153,7 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.crossed`."""
+    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.statistics`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -159,22 +165,6 @@ def reported(against: Mapping[str, Any]) -> Sequence[float]:
     """Return the interval over users and seeds, else over users."""
     ends: Sequence[float] = against.get("both") or against["users"]
     return ends
-
-
-def _user_index(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:  # (n_s,) each
-    for ours, theirs in zip(arm, baseline, strict=True):
-        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
-            raise ValueError("the arm and the baseline were not measured on the same users")
-    ranks = pl.concat([entry.users[USER_ID] for entry in arm]).rank("dense").to_numpy().astype(np.int64) - 1
-    return np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])
-
-
-def _user_values(
-    differences: Sequence[NDArray[np.float64]], user_index: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:  # (U,), whose mean is that of the seeds' means
-    weighted = [difference / (len(differences) * len(difference)) for difference in differences]
-    sums = np.bincount(np.concatenate(user_index), weights=np.concatenate(weighted))
-    return np.asarray(sums * len(sums), dtype=np.float64)
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
@@ -215,3 +205,44 @@ def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
 
 def _ends(interval: Interval) -> list[float] | None:
     return None if math.isnan(interval.low) else [interval.low, interval.high]
+
+
+START, CONTINUED = "sft", "nll"
+
+
+def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
+    """Return intervals of each checkpoint's metrics and of its differences from the starting policy and continued NLL.
+
+    Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
+    and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
+    """
+    start = users[START, "start"]
+    for point, table in users.items():
+        if not table[USER_ID].equals(start[USER_ID]):
+            raise ValueError(f"{point}: measured on other users than the starting policy")
+    names = [name for name in metric_names(ReportPart.RESULTS) if name in start.columns and lookup(name).better]
+    values = {point: table.select(names).to_numpy().T for point, table in users.items()}  # (metrics, N) each
+    pairs = [
+        (point, reference)
+        for point in users
+        for reference in ((START, "start"), (CONTINUED, point[1]))
+        if reference in users and point[0] not in (START, reference[0])
+    ]
+    own = [values[point] for point in users]
+    differences = [values[point] - values[reference] for point, reference in pairs]
+    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples)
+    parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
+
+    def named(*, tested: bool) -> dict[str, dict[str, float]]:
+        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # rates are not tested
+        return {
+            name: {field: getattr(interval, field) for field in kept}
+            for name, interval in zip(names, next(parts), strict=True)
+        }
+
+    checkpoints = [{"arm": arm, "checkpoint": kind, "metrics": named(tested=False)} for arm, kind in users]
+    against = [
+        {"arm": arm, "checkpoint": kind, "reference": reference, "metrics": named(tested=True)}
+        for (arm, kind), (reference, _) in pairs
+    ]
+    return {"users": len(start), "checkpoints": checkpoints, "against": against}

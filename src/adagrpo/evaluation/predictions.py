@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo import metrics
-from adagrpo.data.prepared import drawn_places
+from adagrpo.data.prepared import drawn_positions
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.evaluation.reranking import mixed_scores
@@ -54,20 +54,14 @@ def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
     return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
 
 
-def select_cases(
-    cases: Cases,
-    rows: NDArray[np.int64],  # (K,)
-) -> Cases:
+def select_cases(cases: Cases, rows: NDArray[np.int64]) -> Cases:  # rows (K,)
     """Select cases by row."""
     relevant = None if cases.relevant is None else cases.relevant.rows(rows)
     days = None if cases.days is None else cases.days[rows]
     return Cases(cases.users[rows], cases.histories.rows(rows), cases.targets[rows], relevant, days)
 
 
-def eligible_cases(
-    cases: Cases,
-    eligible: NDArray[np.bool_],  # (V,)
-) -> Cases:
+def eligible_cases(cases: Cases, eligible: NDArray[np.bool_]) -> Cases:  # eligible (V,)
     """Select the cases with an eligible logged item; of baskets, only the eligible items remain."""
     if cases.relevant is None:
         return select_cases(cases, np.flatnonzero(eligible[cases.targets]))
@@ -77,7 +71,7 @@ def eligible_cases(
     kept = np.flatnonzero(counts)
     found = replace(select_cases(cases, kept), relevant=remaining.rows(kept))
     assert found.relevant is not None
-    drawn = found.relevant.values[found.relevant.offsets[:-1] + drawn_places(found.users, counts[kept])]
+    drawn = found.relevant.values[found.relevant.offsets[:-1] + drawn_positions(found.users, counts[kept])]
     return replace(found, targets=np.where(eligible[found.targets], found.targets, drawn))
 
 
@@ -91,18 +85,12 @@ def predict(
     batch_size: int,
     max_history: int,
     reward: Reward | None = None,
-    exclude_history: bool = False,
-    eligible: Eligible | None = None,
+    exclude_history: bool = False,  # leave the whole history out of the constrained list
+    eligible: Eligible | None = None,  # items allowed in that list; None: all
     precision: Precision = "auto",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = lambda done, total: None,  # called with cases done and in all
 ) -> Predictions:
-    """Search constrained and unconstrained beams for every case.
-
-    Args:
-        exclude_history: leave the whole history out of the constrained list.
-        eligible: items allowed in that list; None: all.
-        report: called with cases done and in all.
-    """
+    """Search constrained and unconstrained beams for every case."""
     policy = policy.eval().frozen()
     # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
     # for a long history: a sample that needs more is searched again, see `without_history`
@@ -152,12 +140,7 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones.
-
-    Args:
-        tail: (V,) True for tail items (`adagrpo.metrics.tail_items`).
-        utility: true utility of (N, K) items, in simulated worlds.
-    """
+    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones."""
     lists = metrics.RankedLists(
         ranks_in(predictions.items, cases),
         predictions.items.shape[1],
@@ -262,10 +245,6 @@ def without_history(
     """Return found items outside whole histories and their scores, padded with -1 and -inf.
 
     Samples with short lists are searched again with their histories excluded.
-
-    Args:
-        closed: other items that the search excluded.
-        eligible: mask of each sample's search, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
@@ -282,12 +261,8 @@ def without_history(
     return items, scores
 
 
-def _unseen(
-    items: Tensor,  # (B, N)
-    scores: Tensor,  # (B, N)
-    histories: Histories,
-    width: int,
-) -> tuple[Tensor, Tensor]:  # (B, W) each
+# items and scores (B, N) -> (B, W) each
+def _unseen(items: Tensor, scores: Tensor, histories: Histories, width: int) -> tuple[Tensor, Tensor]:
     seen = histories.holds(items)
     order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     dropped = seen.gather(1, order)

@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.types import Floats, Ints
+
 WEIGHTS = (0.0, *(2.0**power for power in range(-3, 7)))  # 0, 1/8 to 64
 ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
 
 Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
-def within_list_std(
-    items: NDArray[np.int64],  # (N, W)
-    rewards: NDArray[np.floating[Any]],  # (N, W)
-) -> float:
+def within_list_std(items: NDArray[np.int64], rewards: NDArray[np.floating[Any]]) -> float:  # items and rewards (N, W)
     """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
 
     >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
@@ -70,3 +69,35 @@ def edge_warning(weight: float) -> str | None:
         f"the chosen weight of the reward, {weight:g} spreads, is the largest that is tried, so a larger one may be"
         " better still: compare it with the order of the reward alone"
     )
+
+
+CLIPPED = 0.1  # share of the cases whose weight is bounded
+EXPOSURE_POWER = 0.5  # by default
+
+
+def exposure_weights(shown: Ints) -> Floats:
+    """Return (N,) 1 / (times the logged item was shown), counts clipped from below at their tenth percentile.
+
+    Clipped inverse propensities (Schnabel et al. 2016), as if popularity alone decided what is shown.
+
+    >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
+    [0.27, 0.1, 0.1, 0.05]
+    """
+    counts = np.maximum(shown.astype(np.float64), 1.0)
+    return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
+
+
+def case_weights(shown: Ints, power: float = EXPOSURE_POWER) -> Floats:
+    """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
+
+    A case whose item was never shown weighs 1. The default is the root, as liked items are shown more
+    (`research/decisions`).
+
+    >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
+    [1.51, 0.92, 0.92, 0.65, 1.0]
+    """
+    known, weights = shown > 0, np.ones(len(shown))
+    if known.any():
+        powers = exposure_weights(shown[known]) ** power
+        weights[known] = powers / powers.mean()
+    return weights

@@ -20,11 +20,9 @@ from scipy import stats
 
 from adagrpo import metrics
 from adagrpo.evaluation.statistics import bootstrap_mean
+from adagrpo.types import Floats, Ints
 
 _NUMBERS = 2**24  # scores that are taken as float64 at a time
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class CaseQuality(NamedTuple):
@@ -36,10 +34,7 @@ class CaseQuality(NamedTuple):
     hit: NDArray[np.bool_]  # (N,) that item is the logged one
 
 
-def case_quality(
-    scores: NDArray[np.float32],  # (N, V)
-    targets: Ints,  # (N,)
-) -> CaseQuality:
+def case_quality(scores: NDArray[np.float32], targets: Ints) -> CaseQuality:  # scores (N, V), targets (N,)
     """Rank the whole catalogue in every case.
 
     >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
@@ -72,15 +67,11 @@ class ShownQuality(NamedTuple):
 def shown_quality(
     scores: NDArray[np.floating[Any]],  # (N,)
     clicked: NDArray[np.bool_],  # (N,)
-    users: NDArray[np.integer[Any]],  # (N,)
+    users: NDArray[np.integer[Any]],  # (N,) ascending
     *,
-    k: int = 10,
+    k: int = 10,  # depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain
 ) -> ShownQuality:
     """Rank each user's impressions; NaN where all or nothing was clicked.
-
-    Args:
-        users: (N,) ascending.
-        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain.
 
     >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
     >>> quality.auc, quality.ndcg.round(3)

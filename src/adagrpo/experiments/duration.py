@@ -26,12 +26,9 @@ from adagrpo.experiments.units import Earlier, column_of
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """Return the half-width of the interval in standard errors.
+    """Return the half-width of the interval in standard errors, after `seen` answers, tightest at a number of them.
 
-    Args:
-        seen: t, answers so far, above 0.
-        tightest: t*, chosen in advance.
-        alpha: share of experiments in which any interval misses.
+    `alpha` is the share of experiments in which any interval misses.
 
     >>> round(anytime_factor(1000, 1000, 0.05), 3)
     3.035
@@ -47,13 +44,9 @@ def tests_of(plan: Plan) -> int:
 
 
 def users_needed(variation: float, effect: float, shares: tuple[float, float], z: float) -> int:
-    """Return the users of the whole experiment.
+    """Return the users of the whole experiment, of whom control and treatment have shares.
 
-    Args:
-        variation: deviation over mean, the same in both arms.
-        effect: relative, negative for a fall.
-        shares: of all users, in control and treatment.
-        z: of test and power, summed.
+    `variation` is deviation over mean, `effect` relative, `z` of test and power, summed.
 
     >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
     13189

@@ -5,7 +5,7 @@
     interval union of log(b / a) ± z σ and (b - a) / a ± z σ', above -1
     p        the larger of the two
 
-If the difference is skewed, p is that of a permutation test (`permutation`), and the interval holds each R - 1 for
+If the difference is skewed, p is that of a permutation test (`validity`), and the interval holds each R - 1 for
 which b - R a is within the permutation quantiles of 0 (Fieller, 1954).
 
 An arm whose users are all alike gets the pooled variance; p and interval then cover both tests.
@@ -19,13 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tea_tasting as tt
-from numpy.typing import NDArray
 from scipy import stats
 from tea_tasting.aggr import Aggregates
 
-from adagrpo.experiments.permutation import Permutation, permutation, skew
-
-Floats = NDArray[np.float64]
+from adagrpo.experiments.validity import Permutation, permutation, skew
+from adagrpo.types import Floats
 
 # largest skewness for the normal approximation: a tail of 2.5 % is then off by a quarter of a percent,
 # which is γ (2 z² + 1) φ(z) / 6, the first term of Edgeworth's expansion
@@ -107,7 +105,11 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no variance, or overflow
-        alike = [_all_alike(arm) for arm in (control, treatment)]
+        alike = []  # whether all users of an arm have the same number
+        for arm in (control, treatment):
+            per = arm.get("per", np.ones(len(arm["sum"])))
+            value = arm["sum"].mean() / per.mean()
+            alike.append(bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean()))
         if all(alike):
             return None
         arms = [aggregates(arm) for arm in (control, treatment)]
@@ -151,12 +153,6 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         alike=any(alike),
         chance=chance,
     )
-
-
-def _all_alike(arm: Mapping[str, Floats]) -> bool:
-    per = arm.get("per", np.ones(len(arm["sum"])))
-    value = arm["sum"].mean() / per.mean()
-    return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())
 
 
 def _linearised(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import polars as pl
 from scipy import stats
 
-from adagrpo.data.logged_exposures import timely
+from adagrpo.data.exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.duration import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of
@@ -98,9 +98,8 @@ def analyse_interleaving(
 ) -> dict[str, Any]:
     """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
 
-    Returns:
-        JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests that
-        failed or got an empty list.
+    JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts failed requests
+    too.
     """
     (treatment,) = plan.treatments
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
@@ -159,13 +158,21 @@ def analyse_interleaving(
         return result | _verdict(treatment, "inconclusive", reason)
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
-    result["daily"] = _daily(plan, answers, clicks.feedback)
+    day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
+    for through in sorted(answers.select(day.unique())["time"]):
+        part = answers.filter(day <= through)
+        until = estimate_preference(_credits(plan, part, clicks.feedback))
+        if until is not None and until.users >= FEWEST:
+            around = until.within(_factor(plan, len(part)))
+            row = {"through": through.isoformat(), "share": until.share, "interval": [*around]}
+            result["daily"].append(row)
     verdict = "inconclusive" if low <= 0.5 <= high else "preferred" if found.share > 0.5 else "not preferred"
     reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
     if treatment in stops:
         verdict = "inconclusive" if verdict == "preferred" else verdict
-        until = result["stopped"][treatment]
-        reason = f"it was stopped on {until}, and what is said is of the time until then: {reason}"
+        reason = (
+            f"it was stopped on {result['stopped'][treatment]}, and what is said is of the time until then: {reason}"
+        )
     return result | _verdict(treatment, verdict, reason)
 
 
@@ -184,15 +191,3 @@ def _credits(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> pl.Data
     found = items.join(clicks.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
     of_control, of_treatment = (pl.col("teams") == plan.control).sum(), (pl.col("teams") != plan.control).sum()
     return found.group_by(USER, maintain_order=True).agg(of_control.alias("control"), of_treatment.alias("treatment"))
-
-
-def _daily(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> list[dict[str, Any]]:
-    rows = []
-    day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
-    for through in sorted(answers.select(day.unique())["time"]):
-        part = answers.filter(day <= through)
-        found = estimate_preference(_credits(plan, part, clicks))
-        if found is not None and found.users >= FEWEST:
-            ends = found.within(_factor(plan, len(part)))
-            rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})
-    return rows

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import Assigned, assign_at
+from adagrpo.experiments.allocation import Assigned, Switches, add_switch, assign_at, read_switches, switches_path
 from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import PLAN_DIGITS, freeze, hash_of, moment_of, read_frozen, read_plan
-from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_path
 
 LOOK_SECONDS = 0.5  # polling interval of the file of switches
 

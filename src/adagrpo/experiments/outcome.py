@@ -18,10 +18,11 @@ from scipy import stats
 
 from adagrpo.evaluation.statistics import holm
 from adagrpo.experiments.duration import anytime_factor, tests_of
-from adagrpo.experiments.effects import Floats, effect
+from adagrpo.experiments.effects import effect
 from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 from adagrpo.experiments.validity import RatioCheck, check_left_out, check_ratios
+from adagrpo.types import Floats
 
 NOTHING = "nothing yet"  # for metrics that are 0 in both arms
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
@@ -42,13 +43,9 @@ def analyse(
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
     mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
-    """Analyse an experiment.
+    """Analyse an experiment; stopped arms are compared until their stop, and never shipped.
 
-    Args:
-        stopped: arms compared with the control until their stop, and never shipped.
-
-    Returns:
-        JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
+    JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _invalid(plan, units, stopped, mismatch)
@@ -101,7 +98,6 @@ def analyse(
 def _invalid(
     plan: Plan, units: Units, stopped: Mapping[str, Stopped], mismatch: str | None
 ) -> tuple[list[RatioCheck], dict[str, str]]:
-    """Return the checks of sample ratios, and by treatment why it cannot be judged."""
     running = [name for name in plan.arms if name not in stopped]
     parts = [(units, running)] if len(running) > 1 else []
     parts += [(stop.units, [plan.control, name]) for name, stop in stopped.items()]
@@ -228,7 +224,6 @@ def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: 
 
 
 def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail) -> dict[str, Any]:
-    """Test non-inferiority."""
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logged_exposures import timely
+from adagrpo.data.exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign_by
 from adagrpo.experiments.plan import DAY, Guardrail, Plan, PlannedMetric, moment_of
@@ -159,7 +159,11 @@ def users_of(
         raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
     if "unlisted" in names and not catalogue:
         raise UserError("unlisted: the plan names no catalogue; give `catalogue`, a text file of one item a line")
-    head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
+    head = pl.Series(dtype=pl.String)
+    if "tail" in names:
+        counts = earlier.select(pl.col("slate").explode().alias(ITEM)).drop_nulls().group_by(ITEM).len()
+        shown_most = counts.sort("len", ITEM, descending=[True, False])[ITEM]
+        head = shown_most.head(max(1, round(HEAD * len(counts))))
     listed = pl.Series(list(catalogue), dtype=pl.String)
     users = users.join(_sums(shown, on_answers, names, head, listed, plan.slow_ms), on=USER, how="left")
     covariates = {metric.sum for metric in plan.metrics.values() if metric.cuped}
@@ -200,8 +204,7 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Earlier:
     """Return `users_of` for the `days_before` covered days, with metrics whose mean or deviation is missing.
 
-    Raises:
-        UserError: less than a day is covered, or feedback of a metric is missing.
+    UserError if less than a day is covered, or feedback of a metric is missing.
     """
     instead = "give users_a_day, and mean and deviation of the metrics, and leave --exposures out"
     times = exposures["time"]
@@ -251,11 +254,6 @@ def _kinds(feedback: pl.DataFrame) -> tuple[str, ...]:
 def _unseen(names: set[str], feedback: pl.DataFrame) -> tuple[str, ...]:
     asked = {kind_of(name) for name in names} - {None, *_kinds(feedback)}
     return tuple(sorted(kind for kind in asked if kind is not None))
-
-
-def _head(earlier: pl.DataFrame) -> pl.Series:
-    counts = earlier.select(pl.col("slate").explode().alias(ITEM)).drop_nulls().group_by(ITEM).len()
-    return counts.sort("len", ITEM, descending=[True, False])[ITEM].head(max(1, round(HEAD * len(counts))))
 
 
 def _sums(

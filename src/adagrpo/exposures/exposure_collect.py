@@ -59,7 +59,16 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
             if line in done:
                 continue
             try:
-                _collect_file(log, file, total)
+                rows = _part(file.parent) if file.name == OF_A_PART else _lines(file)
+                while some := list(islice(rows, AT_ONCE)):
+                    shown = [row for row in some if isinstance(row, Exposure)]
+                    events = [row for row in some if isinstance(row, Feedback)]
+                    recorded, outcomes = log.write(shown), log.feedback(events)
+                    total.answers += len(shown)
+                    total.answers_repeated += sum(one is not row for one, row in zip(recorded, shown, strict=True))
+                    total.feedback += len(events)
+                    total.feedback_repeated += outcomes.count("repeated")
+                    total.refused += [row for row in some if isinstance(row, str)]
             except UserError as error:  # such as a part still being copied; read next time
                 total.refused.append(str(error))
                 continue
@@ -97,19 +106,6 @@ def _files(source: Path) -> Iterator[Path]:
         )
     else:
         raise UserError(f"{source}: no such file; give files of JSON lines, parts of an exposure log, or their folders")
-
-
-def _collect_file(log: LocalExposureLog, file: Path, total: Collected) -> None:
-    rows = _part(file.parent) if file.name == OF_A_PART else _lines(file)
-    while some := list(islice(rows, AT_ONCE)):
-        shown = [row for row in some if isinstance(row, Exposure)]
-        events = [row for row in some if isinstance(row, Feedback)]
-        recorded, outcomes = log.write(shown), log.feedback(events)
-        total.answers += len(shown)
-        total.answers_repeated += sum(one is not row for one, row in zip(recorded, shown, strict=True))
-        total.feedback += len(events)
-        total.feedback_repeated += outcomes.count("repeated")
-        total.refused += [row for row in some if isinstance(row, str)]
 
 
 def _lines(file: Path) -> Iterator[Exposure | Feedback | str]:

@@ -88,7 +88,7 @@ EXPOSURE, FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 
-# of a row of feedback; "unknown" is stored too: its request, or the item in its list, is not remembered
+# of a row of feedback; "unknown" is stored too: its request, or the item in its list, is not known any more
 Outcome = Literal["stored", "unknown", "repeated"]
 
 
@@ -96,15 +96,11 @@ class ExposureSink(Protocol):
     """Destination of exposures and feedback; its methods are thread-safe."""
 
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
-        """Log rows, durable once this returns; after `SinkFailed`, none of them may be sent.
+        """Log rows of answers not yet sent, durable once this returns; after `SinkFailed`, none of them may be sent.
 
-        Args:
-            rows: answers not yet sent.
-            together: rows per request body, in order; None: one each. A body with a request id of another request
-                (`same_request`) is not written.
-
-        Returns:
-            For each row the one on record under its request id: itself, or an earlier one, which answers a retry.
+        `together` are the rows per request body, in order; None: one each. A body with a request id of another request
+        (`same_request`) is not written. Returns the row on record under each request id: itself, or an earlier one,
+        which answers a retry.
         """
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:

@@ -4,10 +4,9 @@ Each row is in exactly one part, whatever is killed:
 
     1. commit the row numbers of the part to the database
     2. write the part to a temporary folder and rename it
-    3. mark it as published, and delete rows no longer remembered
+    3. mark it as published, and delete rows no longer needed to recognise retries
 
-One process at a time makes parts; the next one resumes after a kill. Rows stay in SQLite for a while after they are in
-a part, to recognise retries.
+One process at a time makes parts; the next one resumes after a kill.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import Kind, claim
-from adagrpo.storage.removal import remove
-from adagrpo.storage.writing import make_folder, naming, temporary, write_file
+from adagrpo.storage.writing import make_folder, naming, remove, temporary, write_file
 
 PARTS = "parts"
 PATIENCE = 60.0  # seconds to wait for a service that makes a part
@@ -42,7 +40,7 @@ AT_ONCE = 64  # rows read between pauses
 LOOK_SECONDS = 0.05  # polling interval while another process makes a part
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
-MEND = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
+REMEDY = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
 REST_SECONDS = 0.005  # pause of the rotation thread after every few rows
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,11 +83,7 @@ class LocalExposureLog:
     ) -> None:
         """Open or create the log; `UserError` for a folder that holds something else, is damaged, or not writable.
 
-        Args:
-            directory: new, empty, or of an exposure log.
-            rotate_rows: rows of this process after which a part is made.
-            rotate_seconds: time after which one is made.
-            kept_rows: rows of each kind that stay in SQLite once in a part.
+        A part is made after so many rows of this process or seconds; `kept_rows` of each kind then stay in SQLite.
         """
         self.directory = directory
         self._rotate_rows, self._rotate_seconds, self._kept_rows = rotate_rows, rotate_seconds, kept_rows
@@ -153,15 +147,9 @@ def rotate(
 ) -> list[int]:
     """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
 
-    Args:
-        directory: of an exposure log; services may be writing to it.
-        kept_rows: rows of each kind that stay in the database once in a part.
-        rest_seconds: pause after every few rows, for a service's other threads.
-        patience: seconds to wait for another process that makes a part; None: leave the rows to it.
-
-    Raises:
-        UserError: a damaged part, an unwritable folder, or `patience` exceeded.
-        sqlite3.Error: the database is damaged or full.
+    Services may be writing; for their threads it rests every few rows. `kept_rows` of each kind stay in the database.
+    While another process makes a part it waits for `patience` seconds; None: it leaves the rows to it. UserError for a
+    damaged part, an unwritable folder, or `patience` exceeded; sqlite3.Error for a damaged or full database.
     """
     until = time.monotonic() + (patience or 0.0)
     while True:
@@ -203,7 +191,7 @@ def parts_of(directory: Path, through: int | None = None) -> list[Path]:
 def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return exposures and feedback of parts, in order; `UserError` for a damaged part, or one of another version."""
     for part in parts:
-        verify(part, MEND)
+        verify(part, REMEDY)
     exposures = [_read_table(part / "exposures.parquet", EXPOSURE_SCHEMA) for part in parts]
     feedback = [_read_table(part / "feedback.parquet", FEEDBACK_SCHEMA) for part in parts]
     return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures]), pl.concat([FEEDBACK_SCHEMA.to_frame(), *feedback])
@@ -230,16 +218,16 @@ def _read_table(file: Path, schema: pl.Schema) -> pl.DataFrame:
     table = pl.read_parquet(file)
     if table.schema != schema:
         other = next((name for name in schema if table.schema.get(name) != schema[name]), "another column")
-        raise UserError(f"{file}: holds no rows of this version of an exposure log ({other}); {MEND}")
+        raise UserError(f"{file}: holds no rows of this version of an exposure log ({other}); {REMEDY}")
     return table
 
 
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
     target = directory / PARTS / f"{span.part:06d}"
     fingerprint = hash_json([span.part, *span.exposures, *span.feedback])
-    existing = manifest(target, MEND)
+    existing = manifest(target, REMEDY)
     if existing is not None:
-        verify(target, MEND)
+        verify(target, REMEDY)
         if existing["fingerprint"] != fingerprint:
             raise UserError(f"{target}: holds other rows than {directory / OPEN} gives it; move one of them away")
         return

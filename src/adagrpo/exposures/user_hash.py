@@ -39,11 +39,7 @@ class UserHash:
 
 
 def read_key(file: Path | None) -> UserHash:
-    """Read the key from a file, created if missing, or the environment; else make one for this process.
-
-    Raises:
-        UserError: others can read the file, I/O failed, or the key is too short.
-    """
+    """Read the key of a file, created if missing, or the environment, else make one; UserError if short or unsafe."""
     if file is None:
         given = os.environ.get(VARIABLE)
         if given is not None and len(given.encode()) < SHORTEST:

@@ -5,26 +5,47 @@
     injected    the last rollout becomes the logged item  where the group does not hold it already
 
 GRPO: Shao et al. 2024, arXiv 2402.03300. Log-probabilities are those of the distribution that was sampled, with its
-constraint and temperature. Codes that name no item stay in the group as item -1.
+constraint and temperature. Codes that name no item stay in the group as item -1. Of several processes each draws and
+scores some rows, and all end up with every row: negatives, the gate and logged means are the same in all.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
-from adagrpo.groups.division import Division, by_rows
-from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.policies.policy import Context, ContextT, Policy, StateT
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
 
-ContextT = TypeVar("ContextT", bound=Context)
-StateT = TypeVar("StateT", bound=DecoderState)
+
+class Division(Protocol):
+    """Assigns the rows of a step to processes."""
+
+    def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Fill tensors whose first dimension is the rows of a step, zeros before, with the results of all processes.
+
+        `compute` returns the parts at the given rows, at least one; its exceptions are raised in all processes.
+        """
+
+
+def by_rows(
+    division: Division | None, wholes: Sequence[Tensor], compute: Callable[[Tensor | None], Sequence[Tensor]]
+) -> Sequence[Tensor]:
+    """Compute a function for all rows of a step, each process its own rows; None where one process has all rows.
+
+    `wholes` are zeros with the shapes and dtypes of the result.
+    """
+    if division is None:
+        return compute(None)
+    division.complete_(wholes, compute)
+    return wholes
 
 
 class DrawnGroups(NamedTuple):
@@ -42,7 +63,7 @@ def draw_groups(
     policy: Policy[Any, Any],
     catalog: Catalog,
     histories: Histories,  # (B, T)
-    targets: Tensor,  # (B,)
+    targets: Tensor,  # (B,) logged items, or -1 everywhere
     options: ObjectiveConfig,
     generator: torch.Generator,
     *,
@@ -51,11 +72,7 @@ def draw_groups(
 ) -> DrawnGroups:
     """Draw one group per sample; each history is encoded once.
 
-    Args:
-        targets: (B,) int64 logged items, or -1 everywhere.
-
-    Raises:
-        ValueError: a logged item to be scored under a constrained distribution is delisted.
+    ValueError if a logged item to be scored under a constrained distribution is delisted.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
@@ -133,13 +150,9 @@ def draw_rollouts(
     temperature: float = 1.0,
     constrained: bool = False,
 ) -> Rollouts:
-    """Draw `G` rollouts per sample.
+    """Draw `G` rollouts per sample; if constrained, codes of the trie alone, with the probabilities of that.
 
-    Args:
-        constrained: draw only codes of the trie; `log_probs` are then those of the constrained distribution.
-
-    Raises:
-        ValueError, DeadEnd: see `adagrpo.decoding.sample`.
+    ValueError or DeadEnd: see `adagrpo.decoding.sample`.
     """
     drawn = sample(policy, context, uniforms, temperature=temperature, trie=trie if constrained else None)
     return Rollouts(drawn.codes, trie.lookup(drawn.codes), drawn.log_probs)
@@ -147,20 +160,12 @@ def draw_rollouts(
 
 @torch.no_grad()
 def beam_rollouts(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    trie: Trie,
-    group_size: int,
-    *,
-    constrained: bool = False,
+    policy: Policy[ContextT, StateT], context: ContextT, trie: Trie, group_size: int, *, constrained: bool = False
 ) -> Rollouts:
-    """Return the policy's own `G` most probable Semantic IDs, by beam search, as the group.
+    """Return the policy's own `G` most probable Semantic IDs, best first, as the group.
 
-    These are not samples: a mean over them is a **biased** estimate of the expectation over the policy.
-
-    Returns:
-        Rollouts, best first. `log_probs` are unconstrained, at temperature 1. With fewer than `G` sequences, the rest
-        have item -1 and codes 0.
+    These are not samples: a mean over them is a **biased** estimate of the expectation over the policy. `log_probs` are
+    unconstrained, at temperature 1. With fewer than `G` sequences, the rest have item -1 and codes 0.
     """
     beams = beam_search(policy, context, group_size, trie=trie if constrained else None)
     codes = beams.codes.clamp(min=0)
@@ -176,13 +181,9 @@ def inject_target(
     rollouts: Rollouts,
     targets: Tensor,  # (B,)
     target_codes: Tensor,  # (B, L)
-    target_log_probs: Tensor,  # (B, L)
+    target_log_probs: Tensor,  # (B, L) under the distribution that the rollouts were drawn from
 ) -> Rollouts:
-    """Replace the last rollout of each group that lacks the logged item with it.
-
-    Args:
-        target_log_probs: (B, L) under the distribution that the rollouts were drawn from.
-    """
+    """Replace the last rollout of each group that lacks the logged item with it."""
     samples, group, levels = rollouts.codes.shape
     if targets.shape != (samples,):
         raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")

@@ -2,30 +2,140 @@
 
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
-    evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.evidence`
-    decide    evidence -> which samples are admitted         `adagrpo.groups.apply_gates`
+    evidence  rewards -> ranks, misses, degenerate           difficulty on the rollouts before an injected logged item
+    decide    evidence -> which samples are admitted         at the ends of histories all that are not degenerate,
+                                                             where the gate needs the logged item
 
 All run without gradients or state; the running standard deviation of rewards is passed in and returned.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import TrueUtility, apply_gate, gate_by_evidence
-from adagrpo.groups.division import Division, by_rows
-from adagrpo.groups.draw import draw_groups, score_codes
-from adagrpo.groups.evidence import gather_evidence, running_spread
-from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.objective import GATES, Evidence, GateDecision, GroupSummary, kl_k3, rollout_entropy
+from adagrpo.groups.draw import Division, by_rows, draw_groups, score_codes
+from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
+from adagrpo.objective import (
+    GATES,
+    Evidence,
+    GateDecision,
+    GroupSummary,
+    all_gate,
+    degenerate_groups,
+    discriminability,
+    kl_k3,
+    pairwise_agreement,
+    reward_std,
+    rollout_entropy,
+    rollout_miss,
+    share_above,
+)
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Rollouts
+
+
+def gather_evidence(
+    groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, running_std: Tensor
+) -> Evidence:
+    """Compute every diagnostic of every group, given the running standard deviation of rewards, a scalar."""
+    items, targets = groups.rollouts.items, groups.targets
+    degenerate = degenerate_groups(
+        rewards.rollouts, items, running_std=running_std, relative_floor=options.reward_floor
+    )
+    std = reward_std(rewards.rollouts, items >= 0)
+    nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
+    if groups.target_codes is None:
+        return Evidence(nothing, nothing, nothing.unsqueeze(1)[:, :0], nothing, nothing, degenerate, std)
+    above_policy, sampled = nothing, groups.sampled
+    if groups.target_log_probs is not None:
+        own, drawn = groups.target_log_probs.double().sum(1), sampled.log_probs.double().sum(2)
+        above_policy = share_above(own.unsqueeze(1), targets.unsqueeze(1), drawn, sampled.items).squeeze(1).float()
+    above = share_above(
+        torch.cat([rewards.target.unsqueeze(1), rewards.negatives], dim=1),
+        torch.cat([targets.unsqueeze(1), groups.negatives], dim=1),
+        rewards.rollouts,
+        items,
+    )
+    q = discriminability(rewards.target, rewards.rollouts, items, rewards.negatives, groups.negatives, targets).q
+    miss = rollout_miss(sampled.items, targets)
+    return Evidence(above_policy, above[:, 0], above[:, 1:], miss, q, degenerate, std)
+
+
+def update_running_std(before: float, rewards: Tensor) -> float:
+    """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
+
+    Before the first step it is 0; fewer than two rewards change nothing.
+
+    >>> update_running_std(0.0, torch.tensor([1.0, 3.0, 5.0])), update_running_std(1.0, torch.tensor([1.0, 3.0, 5.0]))
+    (2.0, 1.1)
+    """
+    if len(rewards) < 2:
+        return before
+    now = float(rewards.std())
+    if not math.isfinite(now):  # squares may overflow in float32
+        now = float(rewards.double().std())
+    return now if before == 0.0 else 0.9 * before + 0.1 * now
+
+
+# (B,) users, (B,) logged items, (B, N) items -> (B, N) utilities just before the logged item was chosen
+TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def apply_gate(
+    name: str,
+    groups: ScoredGroups,
+    own: Evidence,
+    permuted: Evidence,
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+    *,
+    true_utility: TrueUtility | None = None,
+) -> GateDecision:
+    """Return the decision of a gate on evidence by the actual rewards, `own`, or by shuffled ones, `permuted`."""
+    gate = GATES[name]
+    if groups.target_codes is None and gate.reads_logged_item:
+        return all_gate(own.degenerate)
+    agreement = uniforms = None
+    if gate.reads_truth and true_utility is not None:
+        assert groups.histories.users is not None, "batches say whose histories they hold"
+        items = groups.rollouts.items
+        utilities = true_utility(groups.histories.users, groups.targets, items)
+        agreement = pairwise_agreement(groups.rewards.rollouts, utilities, items).share
+    if gate.draws:
+        uniforms = torch.rand(len(own.degenerate), generator=generator).to(own.degenerate.device)
+    evidence = permuted if gate.shuffled else own
+    return gate_by_evidence(name, evidence, options, uniforms=uniforms, agreement=agreement)
+
+
+def gate_by_evidence(
+    name: str,
+    evidence: Evidence,
+    options: ObjectiveConfig,
+    *,
+    uniforms: Tensor | None = None,  # (B,)
+    agreement: Tensor | None = None,  # (B,)
+) -> GateDecision:
+    """Return the decision of a gate from evidence alone, of shuffled rewards if it shuffles them.
+
+    ValueError if an input of the gate is missing.
+    """
+    gate = GATES[name]
+    known: dict[str, Any] = {**evidence._asdict(), "uniforms": uniforms, "agreement": agreement}
+    if gate.is_shadowed:
+        tested = GATES[options.tested_by(name)]
+        given = options.of_gate(tested.name)
+        known["shadow"] = tested.decide(known, given)
+        missed = torch.ones_like(evidence.miss)
+        known["shadow_if_hard"] = tested.decide({**known, "above_policy": missed, "miss": missed}, given)
+    return gate.decide(known, options.of_gate(name))
 
 
 class GatedGroups(NamedTuple):
@@ -39,7 +149,7 @@ class GatedGroups(NamedTuple):
     # None where no logged item is read
     rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
     reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, if given
-    spread: float  # the running standard deviation of rewards, including these
+    running_std: float  # the running standard deviation of rewards, including these
 
     @property
     def histories(self) -> Histories:  # (B, T)
@@ -63,23 +173,19 @@ def gated_groups(
     catalog: Catalog,
     reward: Reward,
     histories: Histories,  # (B, T)
-    targets: Tensor,  # (B,)
+    targets: Tensor,  # (B,) logged items, or -1 everywhere at the ends of histories
     options: ObjectiveConfig,
     generator: torch.Generator,
     *,
     gate: str,
-    spread: float,
+    running_std: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
 ) -> GatedGroups:
-    """Draw and score one group per sample, and let the gate decide.
+    """Draw and score one group per sample, and let the gate decide; `shuffled` trains on shuffled rewards.
 
     Random numbers are drawn in a fixed order: rollouts, negatives, the permutation, the gate.
-
-    Args:
-        targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
-        gate: its name; `shuffled` reads and trains on the shuffled rewards.
     """
     decides, tested = GATES[gate], GATES[options.tested_by(gate)]
     ranked = decides.reads_tests and "above_policy" in tested.reads and bool((targets >= 0).all())
@@ -88,16 +194,22 @@ def gated_groups(
     )
     scored = score_groups(reward, drawn, options.negatives, generator, source=tested.negatives, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
-    spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
+    running_std = update_running_std(running_std, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
-        gather_evidence(scored, values, options, spread=torch.tensor(spread, device=targets.device))
+        gather_evidence(scored, values, options, running_std=torch.tensor(running_std, device=targets.device))
         for values in (scored.rewards, scored.shuffled_rewards)
     )
     decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
     rewards = (scored.shuffled_rewards if decides.shuffled else scored.rewards).rollouts
     before = None
     if reference is not None:
-        before = _scores(reference, catalog, histories, rollouts.codes, options, division)
+        codes, scorer = rollouts.codes, reference
+
+        def compute(rows: Tensor | None) -> list[Tensor]:
+            own_histories, own_codes = (histories, codes) if rows is None else (histories.rows(rows), codes[rows])
+            return [score_codes(scorer, scorer.encode(own_histories), own_codes, catalog, options)]
+
+        before = by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
     return GatedGroups(
         scored,
         own,
@@ -106,24 +218,8 @@ def gated_groups(
         shuffled_decision=gate_by_evidence(tested.name, permuted, options) if logged and decides.reads_tests else None,
         rewards=rewards,
         reference=before,
-        spread=spread,
+        running_std=running_std,
     )
-
-
-def _scores(
-    policy: Policy[Any, Any],
-    catalog: Catalog,
-    histories: Histories,
-    codes: Tensor,  # (B, G, L)
-    options: ObjectiveConfig,
-    division: Division | None,
-) -> Tensor:  # (B, G, L)
-    def compute(rows: Tensor | None) -> list[Tensor]:
-        if rows is None:
-            return [score_codes(policy, policy.encode(histories), codes, catalog, options)]
-        return [score_codes(policy, policy.encode(histories.rows(rows)), codes[rows], catalog, options)]
-
-    return by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
 
 
 def summary(groups: GatedGroups) -> GroupSummary:

@@ -4,11 +4,8 @@
 
 TRL generates and logs; advantages come from `adagrpo.objective`, and the NLL counts once per prompt. As TRL keeps no
 log-probability of targets, the gate is not the paper's: it admits a prompt whose completions miss the target, and whose
-target the reward puts above its negatives. TRL copies prompts for every completion; `adagrpo.policies.causal_lm` is
-faster.
-
-Departure of TRL's `loss_type: grpo`: it averages over a completion's own tokens, so short completions weigh as much as
-long ones.
+target the reward puts above its negatives. `loss_type: grpo` averages over a completion's own tokens, so short ones
+weigh as much as long ones. TRL copies prompts for every completion; `adagrpo.policies.causal_lm` is faster.
 """
 
 from __future__ import annotations
@@ -20,14 +17,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError, install
-from adagrpo.groups.negatives import in_batch_negatives
-from adagrpo.objective import (
-    GroupSummary,
-    degenerate_groups,
-    discriminability,
-    group_advantages,
-    rollout_miss,
-)
+from adagrpo.groups.score import in_batch_negatives
+from adagrpo.objective import GroupSummary, degenerate_groups, discriminability, group_advantages, rollout_miss
 from adagrpo.types import Histories
 
 try:
@@ -37,42 +28,26 @@ except ImportError as error:
 
 
 class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO trainer with the AdaGRPO objective; the data set has a text column `target`, the logged item.
+    """GRPO trainer with the AdaGRPO objective, used like TRL's: `examples/trl_adagrpo.py`.
 
-    Example:
-        Use it like TRL's trainer::
-
-            trainer = AdaGRPOTrainer(
-                model, reward, GRPOConfig(loss_type="grpo", num_generations=16, max_completion_length=4, ...), data,
-                item_of=lambda ids: item_of_tokens.get(tuple(ids), -1), miss_min=0.5, q_min=0.95,
-            )
+    The data set has a text column `target`, the logged item.
     """
 
     def __init__(
         self,
         *args: Any,
-        item_of: Callable[[list[int]], int],
-        miss_min: float = 0.5,
-        q_min: float = 0.95,
-        negatives: int = 5,
-        lambda_: float = 1.0,
-        invalid_penalty: float = 1.0,
-        reward_floor: float = 1e-3,
+        item_of: Callable[[list[int]], int],  # maps the tokens of a completion to its item number; -1 makes it invalid
+        miss_min: float = 0.5,  # minimum share of completions that miss the target
+        q_min: float = 0.95,  # minimum share of negatives with a reward below the target's
+        negatives: int = 5,  # `M`, targets of other prompts scored for the gate
+        lambda_: float = 1.0,  # weight of the gated term
+        invalid_penalty: float = 1.0,  # minus the advantage of an invalid completion
+        reward_floor: float = 1e-3,  # least reward difference in a group, as a share of the running deviation
         **kwargs: Any,
     ) -> None:
         """Create a trainer; other arguments are those of `GRPOTrainer`.
 
-        Args:
-            item_of: maps the tokens of a completion to its item number; -1 makes it invalid.
-            miss_min: minimum share of completions that miss the target.
-            q_min: minimum share of negatives with a reward below the target's.
-            negatives: `M`, targets of other prompts scored for the gate.
-            lambda_: weight of the gated term.
-            invalid_penalty: minus the advantage of an invalid completion.
-            reward_floor: minimum reward difference in a group, as a share of the running standard deviation.
-
-        Raises:
-            UserError: `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
+        UserError if `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
         """
         if any(getattr(given, "beta", None) for given in (*args, kwargs.get("args"))):
             raise UserError("beta: TRL adds its KL for rejected groups too, and without lambda; AdaGRPOTrainer takes 0")
@@ -85,7 +60,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             raise UserError("AdaGRPOTrainer runs in one process: targets of other processes are not seen as negatives")
         self.item_of, self.miss_min, self.q_min, self.num_negatives = item_of, miss_min, q_min, negatives
         self.lambda_, self.invalid_penalty, self.reward_floor = lambda_, invalid_penalty, reward_floor
-        self.spread = 0.0
+        self.running_std = 0.0
         self._rewards = torch.empty(0)
 
     def _calculate_rewards(
@@ -101,7 +76,6 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Replace TRL's advantages and add the targets for the anchor."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         group = self.num_generations if self.model.training else self.num_generations_eval
         rewards = self._rewards.view(-1, group)  # (B, G)
@@ -134,16 +108,15 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _admit(
         self, rows: list[dict[str, Any]], ids: list[list[int]], targets: Tensor, rewards: Tensor, items: Tensor
     ) -> Tensor:  # (B,) bool
-        """Return the gate's decisions."""
         count = len(rows)
         itself = Histories(targets.unsqueeze(1), torch.ones_like(targets))
         negatives = in_batch_negatives(
             targets, itself, torch.rand(count, count, device=targets.device), min(self.num_negatives, count)
         )
-        place = {int(item): index for index, item in enumerate(targets.tolist())}
+        row_of = {int(item): index for index, item in enumerate(targets.tolist())}
         pairs = [(row, row) for row in range(count)]
         pairs += [
-            (row, place[item])
+            (row, row_of[item])
             for row, negative_items in enumerate(negatives.tolist())
             for item in negative_items
             if item >= 0
@@ -161,11 +134,11 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         others[negatives >= 0] = scored[count:]
         q = discriminability(scored[:count], rewards, items, others, negatives, targets).q
         real = rewards[~rewards.isnan()]
-        if len(real) > 1 and self.model.training:  # evaluation uses the spread without updating it
+        if len(real) > 1 and self.model.training:  # evaluation uses the deviation without updating it
             now = float(real.std())
-            self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
-        spread = torch.tensor(self.spread, device=rewards.device)
-        degenerate = degenerate_groups(rewards, items, spread=spread, relative_floor=self.reward_floor)
+            self.running_std = now if self.running_std == 0.0 else 0.9 * self.running_std + 0.1 * now
+        running_std = torch.tensor(self.running_std, device=rewards.device)
+        degenerate = degenerate_groups(rewards, items, running_std=running_std, relative_floor=self.reward_floor)
         return ~degenerate & (rollout_miss(items, targets) >= self.miss_min) & (q >= self.q_min)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -29,14 +29,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.integer[Any]]
 
 
-def target_rank_in(
-    ranked: Ints,  # (N, W)
-    targets: Ints,  # (N,) or (N, R)
-) -> NDArray[np.int64]:
-    """Return the rank of the logged item in each list, (N,) from 1; 0 where absent.
-
-    Args:
-        targets: of a basket (N, R) distinct items, padded with -1; their ranks are (N, R).
+def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked (N, W), targets (N,) or (N, R)
+    """Return the rank of the logged item in each list, (N,) from 1, 0 where absent; of baskets, padded with -1, (N, R).
 
     >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
     array([3, 0])
@@ -53,10 +47,7 @@ def target_rank_in(
     return np.where(is_target.any(axis=1), is_target.argmax(axis=1) + 1, 0).astype(np.int64)
 
 
-def hit_rate(
-    ranks: Ints,  # (N,) or (N, R)
-    k: int,
-) -> NDArray[np.float64]:
+def hit_rate(ranks: Ints, k: int) -> NDArray[np.float64]:  # ranks (N,) or (N, R)
     """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`.
 
     >>> hit_rate(np.array([1, 10, 11, 0]), 10)
@@ -66,15 +57,8 @@ def hit_rate(
     return np.asarray(hits if ranks.ndim == 1 else hits.any(axis=1), dtype=np.float64)
 
 
-def ndcg(
-    ranks: Ints,  # (N,) or (N, R)
-    k: int,
-    sizes: Ints | None = None,  # (N,)
-) -> NDArray[np.float64]:
-    """Return NDCG@k per user, (N,).
-
-    Args:
-        sizes: items of each basket, where ranks are of baskets.
+def ndcg(ranks: Ints, k: int, sizes: Ints | None = None) -> NDArray[np.float64]:  # ranks (N,) or (N, R), sizes (N,)
+    """Return NDCG@k per user, (N,); of baskets by their sizes.
 
     >>> ndcg(np.array([1, 3, 7, 0]), 5)
     array([1. , 0.5, 0. , 0. ])
@@ -89,11 +73,7 @@ def ndcg(
     return np.asarray(gains.sum(axis=1) / ideal[np.minimum(_of_baskets(ranks, sizes), k) - 1])
 
 
-def recall(
-    ranks: Ints,  # (N, R)
-    k: int,
-    sizes: Ints,  # (N,)
-) -> NDArray[np.float64]:
+def recall(ranks: Ints, k: int, sizes: Ints) -> NDArray[np.float64]:  # ranks (N, R), sizes (N,)
     """Return each basket's items among the first `k`, over the smaller of `k` and its size, (N,).
 
     >>> recall(np.array([[1, 3, 0], [3, 0, 0]]), 2, np.array([3, 1]))
@@ -102,10 +82,8 @@ def recall(
     return np.asarray(_hits(ranks, k).sum(axis=1) / np.minimum(_of_baskets(ranks, sizes), k))
 
 
-def hallucination(
-    valid: NDArray[np.bool_],  # (N, W) True where the sequence names an item
-    k: int,
-) -> NDArray[np.float64]:
+# valid (N, W) True where the sequence names an item
+def hallucination(valid: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     """Return the share of the first `k` sequences that name no item, (N,) in [0, 1].
 
     >>> hallucination(np.array([[True, False, True, False]]), 2)
@@ -118,11 +96,7 @@ def hallucination(
     return shares
 
 
-def coverage(
-    ranked: Ints,  # (N, W)
-    k: int,
-    num_items: int,
-) -> float:
+def coverage(ranked: Ints, k: int, num_items: int) -> float:  # ranked (N, W)
     """Return the share of the catalogue that is in any user's first `k`.
 
     >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
@@ -133,11 +107,7 @@ def coverage(
     return float(np.unique(ranked[:, :k][named]).size / num_items)
 
 
-def tail_share(
-    ranked: Ints,  # (N, W)
-    k: int,
-    tail: NDArray[np.bool_],  # (V,)
-) -> NDArray[np.float64]:
+def tail_share(ranked: Ints, k: int, tail: NDArray[np.bool_]) -> NDArray[np.float64]:  # ranked (N, W), tail (V,)
     """Return the tail's share of the items in the first `k`, (N,) in [0, 1]; 0 for a list without items.
 
     >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
@@ -154,10 +124,7 @@ def tail_share(
     return shares
 
 
-def tail_items(
-    popularity: NDArray[np.number[Any]],  # (V,)
-    share: float = 0.2,
-) -> NDArray[np.bool_]:
+def tail_items(popularity: NDArray[np.number[Any]], share: float = 0.2) -> NDArray[np.bool_]:  # popularity (V,)
     """Return a (V,) mask of the least popular items that together have at most `share` of the interactions.
 
     Ties go by index; items without interactions are always in it.

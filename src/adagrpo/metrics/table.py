@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, recall, tail_share
+from adagrpo.types import Floats
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
 
 
@@ -52,26 +52,18 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of the table; without a formula, it is measured elsewhere.
-
-    Attributes:
-        at: cut-offs, each with where it is shown; None: no cut-off.
-        better: the better direction; None: neither.
-        per_user: maps lists and cut-off (or `W`) to (N,) values; None where an input is unknown.
-        of_all: the same to one value, where it is not the mean over users.
-        everywhere: its inputs are always known, so a comparison may be planned on it.
-        baskets: only cases of whole baskets have it.
-    """
+    """An entry of the table; without a formula, it is measured elsewhere."""
 
     name: str
     label: str
-    at: Mapping[int | None, ReportPart]
+    at: Mapping[int | None, ReportPart]  # cut-offs, each with where it is shown; None: no cut-off
     form: Form = "number"
-    better: Better | None = None
+    better: Better | None = None  # the better direction; None: neither
+    # of lists and cut-off (or `W`): (N,) values, or one that is no mean over users; None where an input is unknown
     per_user: Callable[[RankedLists, int], Floats | None] | None = None
     of_all: Callable[[RankedLists, int], float | None] | None = None
-    everywhere: bool = True
-    baskets: bool = False
+    everywhere: bool = True  # its inputs are always known, so a comparison may be planned on it
+    baskets: bool = False  # only cases of whole baskets have it
 
 
 def metric_names(where: ReportPart) -> list[str]:
@@ -165,22 +157,6 @@ def _called(entry: Metric, k: int | None) -> str:
     return entry.name if k is None else f"{entry.name}@{k}"
 
 
-def _hallucination(lists: RankedLists, k: int) -> Floats | None:
-    return None if lists.valid is None else hallucination(lists.valid, k)
-
-
-def _coverage(lists: RankedLists, k: int) -> float | None:
-    return None if lists.items is None or lists.tail is None else coverage(lists.items, k, len(lists.tail))
-
-
-def _tail_share(lists: RankedLists, k: int) -> Floats | None:
-    return None if lists.items is None or lists.tail is None else tail_share(lists.items, k, lists.tail)
-
-
-def _mean_reward(lists: RankedLists, k: int) -> float | None:
-    return None if lists.rewards is None else float(np.nanmean(lists.rewards[:, :k].astype(np.float64)))
-
-
 def _true_utility(lists: RankedLists, k: int) -> Floats | None:  # (N,), 0 for an empty list
     values = _utilities(lists, k)
     if values is None:
@@ -206,12 +182,7 @@ _TABLE = (
     Metric(
         "hr",
         "HR",
-        {
-            1: _DEPTHS,
-            5: _DEPTHS,
-            10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES,
-            50: _DEPTHS,
-        },
+        {1: _DEPTHS, 5: _DEPTHS, 10: ReportPart.RESULTS | ReportPart.RANKING | ReportPart.CURVES, 50: _DEPTHS},
         form="rate",
         better="higher",
         per_user=lambda lists, k: hit_rate(lists.ranks, k),
@@ -244,7 +215,7 @@ _TABLE = (
         {10: ReportPart.RESULTS | ReportPart.CURVES | ReportPart.COMPARISON},
         form="rate",
         better="lower",
-        per_user=_hallucination,
+        per_user=lambda lists, k: None if lists.valid is None else hallucination(lists.valid, k),
     ),
     Metric(
         "coverage",
@@ -252,14 +223,18 @@ _TABLE = (
         {10: ReportPart.BREADTH | ReportPart.COMPARISON},
         form="rate",
         better="higher",
-        of_all=_coverage,
+        of_all=lambda lists, k: (
+            None if lists.items is None or lists.tail is None else coverage(lists.items, k, len(lists.tail))
+        ),
     ),
     Metric(
         "tail_share",
         "tail share",
         {10: ReportPart.BREADTH | ReportPart.COMPARISON},
         form="rate",
-        per_user=_tail_share,
+        per_user=lambda lists, k: (
+            None if lists.items is None or lists.tail is None else tail_share(lists.items, k, lists.tail)
+        ),
     ),
     Metric(
         "invalid_samples",
@@ -274,7 +249,9 @@ _TABLE = (
         "mean reward",
         {10: ReportPart.RESULTS | ReportPart.CURVES | ReportPart.COMPARISON},
         better="higher",
-        of_all=_mean_reward,
+        of_all=lambda lists, k: (
+            None if lists.rewards is None else float(np.nanmean(lists.rewards[:, :k].astype(np.float64)))
+        ),
         everywhere=False,
     ),
     # by another ranker; measured by earlier versions, in tables of research/

@@ -5,8 +5,7 @@ Arguments of a wrong shape, or masks that are not bool, raise a ValueError.
 
 from adagrpo.objective.advantages import degenerate_groups, group_advantages, reward_std
 from adagrpo.objective.diagnostics import (
-    Agreement,
-    Discriminability,
+    GroupSummary,
     discriminability,
     first_occurrence,
     pairwise_agreement,
@@ -15,46 +14,27 @@ from adagrpo.objective.diagnostics import (
     share_above,
     target_nll,
 )
-from adagrpo.objective.distillation import (
-    GroupMass,
-    best_of_n_loss,
-    group_mass,
-    listwise_distillation,
-    validity_margin,
-)
-from adagrpo.objective.gate import Evidence, Gate, GateDecision
+from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.gates import (
     GATES,
+    Evidence,
+    Gate,
+    GateDecision,
     adagrpo_gate,
     all_gate,
     difficulty_gate,
-    discriminability_gate,
     none_gate,
     random_gate,
-    shuffled_gate,
     variance_gate,
 )
-from adagrpo.objective.group_summary import GroupSummary
-from adagrpo.objective.losses import (
-    Surrogate,
-    clipped_surrogate,
-    gated_sum,
-    group_loss,
-    kl_k3,
-    nll,
-    zero_rejected,
-)
+from adagrpo.objective.losses import clipped_surrogate, gated_sum, group_loss, kl_k3, nll, zero_rejected
 
 __all__ = [
     "GATES",
-    "Agreement",
-    "Discriminability",
     "Evidence",
     "Gate",
     "GateDecision",
-    "GroupMass",
     "GroupSummary",
-    "Surrogate",
     "adagrpo_gate",
     "all_gate",
     "best_of_n_loss",
@@ -62,7 +42,6 @@ __all__ = [
     "degenerate_groups",
     "difficulty_gate",
     "discriminability",
-    "discriminability_gate",
     "first_occurrence",
     "gated_sum",
     "group_advantages",
@@ -78,7 +57,6 @@ __all__ = [
     "rollout_entropy",
     "rollout_miss",
     "share_above",
-    "shuffled_gate",
     "target_nll",
     "validity_margin",
     "variance_gate",

@@ -17,15 +17,7 @@ from torch import Tensor
 
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
-    """Check that tensors agree on the sizes of their named dimensions.
-
-    Args:
-        **arguments: tensor and one letter per dimension. The first use of a letter fixes its size; `G` and `L` must be
-            at least 1.
-
-    Raises:
-        ValueError: naming the first mismatch.
-    """
+    """Raise a ValueError unless tensors agree on their sizes, given with a letter each; `G` and `L` are not 0."""
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in arguments.items():
         fits = tensor.dim() == len(letters)
@@ -44,26 +36,20 @@ def check_masks(**masks: Tensor) -> None:
 
 
 def group_advantages(
-    rewards: Tensor,  # (B, G)
+    rewards: Tensor,  # (B, G), anything where invalid
     valid: Tensor,  # (B, G)
     *,
     invalid_penalty: float = 1.0,
-    delta: float = 1e-4,
-    scale_rewards: bool = True,
+    delta: float = 1e-4,  # added to the deviation, in reward units
+    scale_rewards: bool = True,  # False only centres (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783)
 ) -> Tensor:
     """Standardise the rewards of each group's valid rollouts; invalid ones get `-invalid_penalty`.
 
     The population standard deviation gives a single valid rollout advantage 0, not NaN.
 
-    Args:
-        rewards: (B, G) float; may be NaN where `valid` is False.
-        delta: added to the deviation, in reward units.
-        scale_rewards: False only centres (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783).
-
-    Example:
-        >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
-        >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
-        tensor([[-1.,  1., -1.]])
+    >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
+    >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
+    tensor([[-1.,  1., -1.]])
     """
     check_shapes(rewards=(rewards, "BG"), valid=(valid, "BG"))
     check_masks(valid=valid)
@@ -85,46 +71,33 @@ def group_advantages(
     return advantages.masked_fill(~valid, -invalid_penalty)
 
 
-def reward_std(
-    rewards: Tensor,  # (B, G)
-    valid: Tensor,  # (B, G)
-) -> Tensor:
+def reward_std(rewards: Tensor, valid: Tensor) -> Tensor:  # rewards (B, G), valid (B, G)
     """Return the population standard deviation of each group's valid rewards, (B,); 0 for groups without any.
 
-    Args:
-        rewards: (B, G) float; may be NaN where `valid` is False.
-
-    Example:
-        >>> reward_std(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
-        tensor([1.])
+    >>> reward_std(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
+    tensor([1.])
     """
     centred = group_advantages(rewards, valid, invalid_penalty=0.0, scale_rewards=False)
     return (centred.square().sum(dim=1) / valid.sum(dim=1).clamp(min=1)).sqrt()
 
 
 def degenerate_groups(
-    rewards: Tensor,  # (B, G)
-    items: Tensor,  # (B, G)
+    rewards: Tensor,  # (B, G), anything where invalid
+    items: Tensor,  # (B, G), -1 where invalid
     *,
-    spread: Tensor,  # ()
+    running_std: Tensor,  # (), running standard deviation of rewards
     relative_floor: float = 1e-3,
 ) -> Tensor:
     """Return a (B,) mask of the groups whose rewards define no order.
 
     A group is degenerate if it has fewer than two distinct valid items, or if the range of their rewards is not finite
-    or at most `relative_floor * spread`.
+    or at most `relative_floor * running_std`.
 
-    Args:
-        rewards: (B, G) float; may be NaN where `items` is -1.
-        items: (B, G) int64, -1 where invalid.
-        spread: scalar, the running standard deviation of rewards.
-
-    Example:
-        >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
-        >>> degenerate_groups(rewards, torch.tensor([[4, 7], [4, 7]]), spread=torch.tensor(1.0))
-        tensor([False,  True])
+    >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    >>> degenerate_groups(rewards, torch.tensor([[4, 7], [4, 7]]), running_std=torch.tensor(1.0))
+    tensor([False,  True])
     """
-    check_shapes(rewards=(rewards, "BG"), items=(items, "BG"), spread=(spread, ""))
+    check_shapes(rewards=(rewards, "BG"), items=(items, "BG"), running_std=(running_std, ""))
     valid = items >= 0
     # Two distinct valid items exist exactly when the largest and the smallest valid one differ.
     largest = items.amax(dim=1)
@@ -133,4 +106,4 @@ def degenerate_groups(
     lowest = rewards.masked_fill(~valid, torch.inf).amin(dim=1)
     width = highest - lowest
     # Negated, so that NaN counts as degenerate.
-    return ~((largest > smallest) & (width > relative_floor * spread) & width.isfinite())
+    return ~((largest > smallest) & (width > relative_floor * running_std) & width.isfinite())

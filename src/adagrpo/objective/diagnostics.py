@@ -16,7 +16,9 @@ of its full text; the treatment of ties and copies is ours. `agreement` needs tr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -31,17 +33,11 @@ class Discriminability(NamedTuple):
     negatives: Tensor  # (B,) int64, distinct negatives in the union; `q` is undefined if 0
 
 
-def first_occurrence(
-    items: Tensor,  # (B, N)
-) -> Tensor:
+def first_occurrence(items: Tensor) -> Tensor:  # (B, N), below 0 for no item, which is never marked
     """Return a (B, N) mask of the first occurrence of each item in its row.
 
-    Args:
-        items: (B, N) int64; negative entries mean "no item" and are never marked.
-
-    Example:
-        >>> first_occurrence(torch.tensor([[5, -1, 5, 2]]))
-        tensor([[ True, False, False,  True]])
+    >>> first_occurrence(torch.tensor([[5, -1, 5, 2]]))
+    tensor([[ True, False, False,  True]])
     """
     check_shapes(items=(items, "BN"))
     # A stable sort keeps equal items in their original order.
@@ -51,18 +47,11 @@ def first_occurrence(
     return torch.zeros_like(starts).scatter(1, order, starts & (ordered >= 0))
 
 
-def rollout_miss(
-    items: Tensor,  # (B, G)
-    targets: Tensor,  # (B,)
-) -> Tensor:
+def rollout_miss(items: Tensor, targets: Tensor) -> Tensor:  # items (B, G), targets (B,)
     """Return the share of rollouts that are not the logged item, (B,) in [0, 1]; an invalid rollout is a miss.
 
-    Args:
-        items: (B, G) int64, -1 where invalid.
-
-    Example:
-        >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
-        tensor([0.5000])
+    >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
+    tensor([0.5000])
     """
     check_shapes(items=(items, "BG"), targets=(targets, "B"))
     missed = (items != targets[:, None]) | (items < 0)
@@ -71,31 +60,18 @@ def rollout_miss(
 
 
 def share_above(
-    scores: Tensor,  # (B, N)
-    items: Tensor,  # (B, N)
+    scores: Tensor,  # (B, N), NaN if absent
+    items: Tensor,  # (B, N), -1 if absent
     rollout_scores: Tensor,  # (B, G)
     rollout_items: Tensor,  # (B, G)
-) -> Tensor:
+) -> Tensor:  # (B, N) in [0, 1], NaN if absent
     """Return the share of a group's rollouts that score above each given item; a tie counts one half.
 
     Rollouts of the item itself, or without a score, are not above it.
 
-    Args:
-        scores: (B, N) of the items, NaN if absent.
-        items: (B, N) int64, -1 if absent.
-        rollout_scores: (B, G) likewise.
-
-    Returns:
-        (B, N) in [0, 1], NaN if absent.
-
-    Example:
-        >>> share_above(
-        ...     scores=torch.tensor([[2.0, 1.0, torch.nan]]),
-        ...     items=torch.tensor([[9, 5, -1]]),
-        ...     rollout_scores=torch.tensor([[1.0, 1.0, 3.0, 2.0]]),
-        ...     rollout_items=torch.tensor([[5, 6, 7, 8]]),
-        ... )
-        tensor([[0.3750, 0.6250,    nan]])
+    >>> scores, items = torch.tensor([[2.0, 1.0, torch.nan]]), torch.tensor([[9, 5, -1]])
+    >>> share_above(scores, items, torch.tensor([[1.0, 1.0, 3.0, 2.0]]), torch.tensor([[5, 6, 7, 8]]))
+    tensor([[0.3750, 0.6250,    nan]])
     """
     check_shapes(
         scores=(scores, "BN"),
@@ -110,32 +86,23 @@ def share_above(
     return share.masked_fill((items < 0) | scores.isnan(), torch.nan)
 
 
-def target_nll(
-    target_log_probs: Tensor,  # (B, L)
-) -> Tensor:
+def target_nll(target_log_probs: Tensor) -> Tensor:  # (B, L)
     """Return the negative log-likelihood of the logged item, (B,) nats per code.
 
-    Example:
-        >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
-        tensor([3.])
+    >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
+    tensor([3.])
     """
     check_shapes(target_log_probs=(target_log_probs, "BL"))
     return -target_log_probs.mean(dim=1)
 
 
-def rollout_entropy(
-    log_probs: Tensor,  # (B, G, L)
-) -> Tensor:
+def rollout_entropy(log_probs: Tensor) -> Tensor:  # (B, G, L)
     """Estimate the entropy of the sampling distribution by Monte Carlo, (B,) nats per code.
 
     Unbiased for independent samples only.
 
-    Args:
-        log_probs: (B, G, L) under the sampling distribution.
-
-    Example:
-        >>> rollout_entropy(torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]]))
-        tensor([2.5000])
+    >>> rollout_entropy(torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]]))
+    tensor([2.5000])
     """
     check_shapes(log_probs=(log_probs, "BGL"))
     return -log_probs.mean(dim=(1, 2))
@@ -143,32 +110,21 @@ def rollout_entropy(
 
 def discriminability(
     target_reward: Tensor,  # (B,)
-    rollout_rewards: Tensor,  # (B, G)
-    rollout_items: Tensor,  # (B, G)
-    negative_rewards: Tensor,  # (B, M)
-    negative_items: Tensor,  # (B, M)
+    rollout_rewards: Tensor,  # (B, G), not read where there is no item or the target
+    rollout_items: Tensor,  # (B, G), -1 for no item
+    negative_rewards: Tensor,  # (B, M), likewise; `M` may be 0
+    negative_items: Tensor,  # (B, M), -1 for no item, and without items of the history
     targets: Tensor,  # (B,)
 ) -> Discriminability:
     """Return the share of distinct negatives that the reward ranks below the logged item; a tie counts one half.
 
     A repeated item counts once, at its first occurrence; NaN rewards win no comparison.
 
-    Args:
-        rollout_rewards: (B, G) rewards; never read where the item is -1 or the target.
-        negative_rewards: (B, M) likewise, of in-batch items; `M` may be 0.
-        negative_items: (B, M) int64, -1 where there is none, and without items of the history.
-
-    Example:
-        >>> result = discriminability(
-        ...     target_reward=torch.tensor([2.0]),
-        ...     rollout_rewards=torch.tensor([[1.0, 1.0, 2.0]]),
-        ...     rollout_items=torch.tensor([[5, 5, 6]]),
-        ...     negative_rewards=torch.tensor([[1.0, 3.0]]),
-        ...     negative_items=torch.tensor([[5, 7]]),
-        ...     targets=torch.tensor([9]),
-        ... )
-        >>> result.q, result.negatives  # of 5, 6, 7: one win, one tie, one loss
-        (tensor([0.5000]), tensor([3]))
+    >>> rollouts = torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[5, 5, 6]])
+    >>> others = torch.tensor([[1.0, 3.0]]), torch.tensor([[5, 7]])
+    >>> result = discriminability(torch.tensor([2.0]), *rollouts, *others, torch.tensor([9]))
+    >>> result.q, result.negatives  # of 5, 6, 7: one win, one tie, one loss
+    (tensor([0.5000]), tensor([3]))
     """
     check_shapes(
         target_reward=(target_reward, "B"),
@@ -195,22 +151,15 @@ class Agreement(NamedTuple):
     pairs: Tensor  # (B,) int64, pairs of distinct items with different utilities; `share` is undefined if 0
 
 
-def pairwise_agreement(
-    rewards: Tensor,  # (B, G)
-    utilities: Tensor,  # (B, G)
-    items: Tensor,  # (B, G)
-) -> Agreement:
+# rewards (B, G), anything without an item, as the utilities; utilities (B, G); items (B, G), -1 for no item
+def pairwise_agreement(rewards: Tensor, utilities: Tensor, items: Tensor) -> Agreement:
     """Return the share of pairs of distinct valid rollouts that the reward orders as the utility does.
 
     A reward tie counts one half; pairs of equal utility are not counted.
 
-    Args:
-        rewards: (B, G); may be NaN where the item is -1, as may `utilities`.
-
-    Example:
-        >>> items = torch.tensor([[4, 4, 7, 9]])
-        >>> pairwise_agreement(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), torch.tensor([[0.1, 0.1, 0.5, 0.3]]), items)
-        Agreement(share=tensor([0.8333]), pairs=tensor([3]))
+    >>> items = torch.tensor([[4, 4, 7, 9]])
+    >>> pairwise_agreement(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), torch.tensor([[0.1, 0.1, 0.5, 0.3]]), items)
+    Agreement(share=tensor([0.8333]), pairs=tensor([3]))
     """
     check_shapes(rewards=(rewards, "BG"), utilities=(utilities, "BG"), items=(items, "BG"))
     distinct = first_occurrence(items)
@@ -222,10 +171,45 @@ def pairwise_agreement(
     return Agreement(_share(points.masked_fill(~counted, 0).sum(dim=(1, 2)), 2 * pairs, rewards.dtype), pairs)
 
 
-def _share(
-    part: Tensor,  # (B,) int64
-    whole: Tensor,  # (B,) int64
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return `part / whole`, 0 where `whole` is 0."""
+def _share(part: Tensor, whole: Tensor, dtype: torch.dtype) -> Tensor:  # part (B,) int64, whole (B,) int64
     return part.to(dtype) / whole.clamp(min=1).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSummary:
+    """Means over the groups of a step; None where not measured or undefined. The names are keys of `steps.jsonl`."""
+
+    invalid_share: float | None = None  # share of the drawn rollouts that name no item
+    entropy: float | None = None  # of the rollouts, nats
+    admission: float | None = None  # share of the samples that the gate admitted
+    rejected_easy: float | None = None
+    rejected_undiscriminated: float | None = None
+    rejected_degenerate: float | None = None
+    rejected_closed: float | None = None
+    scored_pairs: float | None = None  # a count: pairs that the reward scored
+    empty_groups: float | None = None  # a count: groups without an item; None if 0
+    reward: float | None = None  # of the valid rollouts
+    contains_target: float | None = None  # share of the groups that hold the logged item
+    admitted_contains_target: float | None = None  # the same among admitted groups
+    kl: float | None = None  # from the starting policy, nats
+    constant_rewards: float | None = None  # share of the groups with several items whose rewards are all equal
+    shuffled_admission: float | None = None  # share of the samples that the gate would admit by shuffled rewards
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Return the summary in a row of `steps.jsonl`; other keys are ignored, missing ones are None.
+
+        >>> GroupSummary.of_row({"step": 3, "admission": 0.25}).admission
+        0.25
+        """
+        return cls(**{one.name: row[one.name] for one in fields(cls) if one.name in row})
+
+    def to_json(self) -> dict[str, float]:
+        """Return the measured values by name."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def progress(self) -> dict[str, float]:
+        """Values to show on a progress line, by name."""
+        return GroupSummary(reward=self.reward, admission=self.admission, invalid_share=self.invalid_share).to_json()

@@ -39,27 +39,20 @@ class GroupMass(NamedTuple):
 
 def listwise_distillation(
     log_probs: Tensor,  # (B, G, L)
-    target_logits: Tensor,  # (B, G)
-    items: Tensor,  # (B, G)
-    codes: Tensor,  # (B, G, L)
-    ignored: Tensor,  # (B, G)
+    target_logits: Tensor,  # (B, G) of `q`, finite where the rollout is valid; no gradient
+    items: Tensor,  # (B, G), -1 where invalid
+    codes: Tensor,  # (B, G, L), equal ones count once
+    ignored: Tensor,  # (B, G) bool, left out of both `p` and `q`
 ) -> Tensor:
     """Return `KL(q ‖ p)` over the distinct rollouts of each group, (B,) nats.
 
     0, also the gradient, for a group without a valid rollout or with fewer than two distinct ones.
 
-    Args:
-        target_logits: (B, G) logits of `q`, finite where the rollout is valid; no gradient.
-        items: (B, G) int64, -1 where invalid.
-        codes: (B, G, L) int64; equal rollouts count once.
-        ignored: (B, G) bool, rollouts left out of both `p` and `q`.
-
-    Example:
-        >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
-        >>> target_logits = torch.tensor([[3.0, 1.0, torch.nan]]).log()
-        >>> items, codes = torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]])
-        >>> listwise_distillation(log_probs, target_logits, items, codes, torch.tensor([[False, False, False]]))
-        tensor([0.3540])
+    >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
+    >>> target_logits = torch.tensor([[3.0, 1.0, torch.nan]]).log()
+    >>> items, codes = torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]])
+    >>> listwise_distillation(log_probs, target_logits, items, codes, torch.tensor([[False, False, False]]))
+    tensor([0.3540])
     """
     check_shapes(
         log_probs=(log_probs, "BGL"), target_logits=(target_logits, "BG"), items=(items, "BG"), codes=(codes, "BGL")
@@ -77,24 +70,19 @@ def listwise_distillation(
 
 def group_mass(
     log_probs: Tensor,  # (B, G, L)
-    reference: Tensor,  # (B, G, L)
-    items: Tensor,  # (B, G)
-    codes: Tensor,  # (B, G, L)
-    ignored: Tensor,  # (B, G)
+    reference: Tensor,  # (B, G, L) under the starting policy; no gradient
+    items: Tensor,  # (B, G), -1 where invalid
+    codes: Tensor,  # (B, G, L), equal ones count once
+    ignored: Tensor,  # (B, G) bool, not of the group
 ) -> GroupMass:
     """Return a penalty in nats that keeps the total probability of a group at that of the starting policy.
 
     0, also the gradient, for a group without a valid rollout.
 
-    Args:
-        reference: (B, G, L) log-probabilities under the starting policy; no gradient.
-        ignored: (B, G) bool, rollouts that do not belong to the group.
-
-    Example:
-        >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
-        >>> items, codes = torch.tensor([[4, 7]]), torch.tensor([[[0], [1]]])
-        >>> group_mass(now, start, items, codes, torch.tensor([[False, False]]))  # ln 2 + ln(.5 / .75)
-        GroupMass(losses=tensor([0.2877]), mass=tensor([0.2500]), start=tensor([0.5000]))
+    >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
+    >>> items, codes = torch.tensor([[4, 7]]), torch.tensor([[[0], [1]]])
+    >>> group_mass(now, start, items, codes, torch.tensor([[False, False]]))  # ln 2 + ln(.5 / .75)
+    GroupMass(losses=tensor([0.2877]), mass=tensor([0.2500]), start=tensor([0.5000]))
     """
     check_shapes(log_probs=(log_probs, "BGL"), reference=(reference, "BGL"), items=(items, "BG"), codes=(codes, "BGL"))
     check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
@@ -113,26 +101,20 @@ def group_mass(
     return GroupMass(losses.masked_fill(nothing, 0.0), now.detach().exp(), start.exp())
 
 
-def _distinct(
-    codes: Tensor,  # (B, G, L)
-) -> Tensor:  # (B, G) bool
+def _distinct(codes: Tensor) -> Tensor:  # (B, G, L) -> (B, G) bool
     same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
     return ~same.tril(-1).any(2)
 
 
-def best_of_n_loss(
-    log_probs: Tensor,  # (B, G, L)
-    rewards: Tensor,  # (B, G)
-    valid: Tensor,  # (B, G)
-) -> Tensor:
+# log_probs (B, G, L), rewards and valid (B, G)
+def best_of_n_loss(log_probs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
     """Return the NLL of the valid rollout with the highest reward, (B,) nats per code; the first of equals.
 
     0, also the gradient, for a group without a valid rollout.
 
-    Example:
-        >>> log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -4.0]]])
-        >>> best_of_n_loss(log_probs, torch.tensor([[0.1, 0.7]]), torch.tensor([[True, True]]))
-        tensor([3.])
+    >>> log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -4.0]]])
+    >>> best_of_n_loss(log_probs, torch.tensor([[0.1, 0.7]]), torch.tensor([[True, True]]))
+    tensor([3.])
     """
     check_shapes(log_probs=(log_probs, "BGL"), rewards=(rewards, "BG"), valid=(valid, "BG"))
     check_masks(valid=valid)
@@ -142,21 +124,14 @@ def best_of_n_loss(
     return losses.masked_fill(~valid.any(1), 0.0)
 
 
-def validity_margin(
-    log_probs: Tensor,  # (B, G, L)
-    real: Tensor,  # (B, G)
-) -> Tensor:
+def validity_margin(log_probs: Tensor, real: Tensor) -> Tensor:  # log_probs (B, G, L), real (B, G)
     """Return how far rollouts that name no item rise above one nat below the least probable item, (B,) nats.
 
     The gradient reaches those rollouts alone; 0 for a group without an item.
 
-    Args:
-        real: (B, G) bool, whether the rollout names an item.
-
-    Example:
-        >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])
-        >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]))
-        tensor([0.1250])
+    >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])
+    >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]))
+    tensor([0.1250])
     """
     check_shapes(log_probs=(log_probs, "BGL"), real=(real, "BG"))
     check_masks(real=real)

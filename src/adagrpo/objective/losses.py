@@ -27,14 +27,11 @@ class Surrogate(NamedTuple):
     clipped: Tensor  # (B, G, L) bool, True where the clip has cut the gradient
 
 
-def nll(
-    log_probs: Tensor,  # (N, L)
-) -> Tensor:
+def nll(log_probs: Tensor) -> Tensor:  # (N, L)
     """Return the negative log-likelihood of whole Semantic IDs, (N,) nats per code.
 
-    Example:
-        >>> nll(torch.tensor([[-1.0, -3.0]]))
-        tensor([2.])
+    >>> nll(torch.tensor([[-1.0, -3.0]]))
+    tensor([2.])
     """
     check_shapes(log_probs=(log_probs, "NL"))
     return -log_probs.mean(dim=1)
@@ -42,23 +39,18 @@ def nll(
 
 def clipped_surrogate(
     log_probs: Tensor,  # (B, G, L)
-    old_log_probs: Tensor,  # (B, G, L)
-    advantages: Tensor,  # (B, G)
+    old_log_probs: Tensor,  # (B, G, L) under the sampling distribution; no gradient
+    advantages: Tensor,  # (B, G), no gradient
     *,
     epsilon: float = 0.2,
     epsilon_high: float = 0.2,
 ) -> Surrogate:
     """Return the clipped policy-gradient loss of each code, `-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A)`.
 
-    Args:
-        old_log_probs: (B, G, L) under the sampling distribution; no gradient.
-        advantages: (B, G) no gradient.
-
-    Example:
-        >>> old = torch.zeros(1, 1, 2)
-        >>> result = clipped_surrogate(torch.tensor([[[1.1, 1.5]]]).log(), old, torch.ones(1, 1))
-        >>> result.loss, result.clipped
-        (tensor([[[-1.1000, -1.2000]]]), tensor([[[False,  True]]]))
+    >>> old = torch.zeros(1, 1, 2)
+    >>> result = clipped_surrogate(torch.tensor([[[1.1, 1.5]]]).log(), old, torch.ones(1, 1))
+    >>> result.loss, result.clipped
+    (tensor([[[-1.1000, -1.2000]]]), tensor([[[False,  True]]]))
     """
     check_shapes(log_probs=(log_probs, "BGL"), old_log_probs=(old_log_probs, "BGL"), advantages=(advantages, "BG"))
     ratio = (log_probs - old_log_probs.detach()).exp()
@@ -69,20 +61,13 @@ def clipped_surrogate(
     return Surrogate(loss, clipped)
 
 
-def kl_k3(
-    log_probs: Tensor,  # (B, G, L)
-    reference_log_probs: Tensor,  # (B, G, L)
-) -> Tensor:
+def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:  # log_probs and reference_log_probs (B, G, L)
     """Estimate `KL(π ‖ π_ref)` at each code by `exp(x) - x - 1`, `x = log π_ref - log π`, (B, G, L) nats, at least 0.
 
-    Unbiased if the codes were sampled from `π`.
+    Unbiased if the codes were sampled from `π`; the reference has no gradient.
 
-    Args:
-        reference_log_probs: (B, G, L) under the reference policy; no gradient.
-
-    Example:
-        >>> kl_k3(torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log())  # 1/2 + ln 2 - 1
-        tensor([[[0.1931]]])
+    >>> kl_k3(torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log())  # 1/2 + ln 2 - 1
+    tensor([[[0.1931]]])
     """
     check_shapes(log_probs=(log_probs, "BGL"), reference_log_probs=(reference_log_probs, "BGL"))
     difference = reference_log_probs.detach() - log_probs
@@ -90,31 +75,24 @@ def kl_k3(
     return (difference.expm1() - difference).clamp(min=0.0)
 
 
-def group_loss(
-    loss: Tensor,  # (B, G, L)
-) -> Tensor:
+def group_loss(loss: Tensor) -> Tensor:  # (B, G, L)
     """Average (B, G, L) losses over the codes of a rollout, then over the rollouts of a group; (B,).
 
-    Example:
-        >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
-        tensor([3.])
+    >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
+    tensor([3.])
     """
     check_shapes(loss=(loss, "BGL"))
     return loss.mean(dim=2).mean(dim=1)
 
 
-def zero_rejected(
-    values: Tensor,  # (B, ...)
-    admitted: Tensor,  # (B,)
-) -> Tensor:
+def zero_rejected(values: Tensor, admitted: Tensor) -> Tensor:  # values (B, ...), admitted (B,)
     """Set the values of rejected samples, and their gradients, to 0.
 
     Apply it before `clipped_surrogate` to inputs that may be NaN or infinite: zero times an infinite slope is NaN.
 
-    Example:
-        >>> zero_rejected(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))
-        tensor([[1.],
-                [0.]])
+    >>> zero_rejected(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))
+    tensor([[1.],
+            [0.]])
     """
     check_shapes(admitted=(admitted, "B"))
     check_masks(admitted=admitted)
@@ -124,20 +102,15 @@ def zero_rejected(
 
 
 def gated_sum(
-    group_losses: Tensor,  # (B,)
+    group_losses: Tensor,  # (B,), anything where rejected
     admitted: Tensor,  # (B,)
     *,
-    total: int | Tensor,
+    total: int | Tensor,  # `B_rl`, all RL samples of the optimiser step across micro-batches and processes
 ) -> Tensor:
     """Return the gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
 
-    Args:
-        group_losses: (B,), anything where rejected.
-        total: `B_rl`, all RL samples of the optimiser step across micro-batches and processes, admitted or not.
-
-    Example:
-        >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
-        tensor(2.)
+    >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
+    tensor(2.)
     """
     check_shapes(group_losses=(group_losses, "B"), admitted=(admitted, "B"))
     if isinstance(total, Tensor):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
-from adagrpo.objective.function_options import options_of
+from adagrpo.objective.gates import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
@@ -55,11 +55,7 @@ def grpo(
     invalid_penalty: NonNegativeFloat = 1.0,
     scale_rewards: bool = True,
 ) -> TermLoss:
-    """GRPO of each group; logs the share of clipped codes as `clip_fraction`.
-
-    Args:
-        groups: `reference` is needed if `beta` is above 0.
-    """
+    """GRPO of each group, with `reference` if `beta` is above 0; logs the share of clipped codes as `clip_fraction`."""
     advantages = group_advantages(
         groups.rewards, groups.items >= 0, invalid_penalty=invalid_penalty, scale_rewards=scale_rewards
     )
@@ -77,16 +73,15 @@ def distill(
     *,
     reward_weight: NonNegativeFloat = 1.0,
     validity_weight: NonNegativeFloat = 0.0,
-    mass_weight: NonNegativeFloat = 0.0,
+    mass_weight: NonNegativeFloat = 0.0,  # weight of `group_mass`; 1 makes the loss a divergence of whole distributions
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
     With a `mass_weight` it logs the probability of a group, `mass`, and that under the starting policy, `start_mass`.
+    Invalid rollouts that name an item are ignored.
 
     Args:
-        groups: invalid rollouts that name an item are ignored.
         reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.
-        mass_weight: weight of `group_mass`; 1 makes the loss a divergence of whole distributions.
     """
     reference = _needed(groups.reference)
     target_logits = reference.sum(-1) + reward_weight * groups.rewards
@@ -96,9 +91,9 @@ def distill(
         losses = losses + validity_weight * validity_margin(groups.log_probs, groups.in_catalog)
     if not mass_weight:
         return TermLoss(losses)
-    held = group_mass(groups.log_probs, reference, groups.items, groups.codes, excluded)
-    logged = {"mass": held.mass.mean(), "start_mass": held.start.mean()}
-    return TermLoss(losses + mass_weight * held.losses, logged)
+    kept = group_mass(groups.log_probs, reference, groups.items, groups.codes, excluded)
+    logged = {"mass": kept.mass.mean(), "start_mass": kept.start.mean()}
+    return TermLoss(losses + mass_weight * kept.losses, logged)
 
 
 def best_of_n(groups: TermInputs) -> TermLoss:
@@ -108,18 +103,13 @@ def best_of_n(groups: TermInputs) -> TermLoss:
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """A reward term: its loss and its requirements.
-
-    Attributes:
-        needs_reference: whether it reads the starting policy's log-probabilities, given its options.
-        in_list_stds: options that weight the reward, which a recipe gives in units of its within-list standard
-            deviation or as `validation`; the loss takes them divided by that deviation.
-    """
+    """A reward term: its loss and its requirements."""
 
     name: str
     loss: Callable[..., TermLoss]
+    # whether it reads the starting policy's log-probabilities, given its options
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    in_list_stds: frozenset[str] = frozenset()
+    in_list_stds: frozenset[str] = frozenset()  # options in units of the reward's within-list std, or `validation`
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:
@@ -129,18 +119,12 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective of an arm.
-
-    Attributes:
-        term: the reward term; None: NLL alone.
-        anchored: whether NLL on the logged item is added to the term.
-        gate: the default gate; None without a term.
-    """
+    """The training objective of an arm."""
 
     name: str
-    term: RewardTerm | None = None
-    anchored: bool = True
-    gate: str | None = "all"
+    term: RewardTerm | None = None  # the reward term; None: NLL alone
+    anchored: bool = True  # whether NLL on the logged item is added to the term
+    gate: str | None = "all"  # the default gate; None without a term
     takes_gate: bool = False
 
 
@@ -165,13 +149,7 @@ TERMS: dict[str, RewardTerm] = {
 
 
 def register(objective: Objective) -> None:
-    """Add an objective and its reward term to the tables of this process.
-
-    Call it before anything imports `adagrpo.config`, which reads the tables.
-
-    Raises:
-        ValueError: the name of the objective or term is taken, or `adagrpo.config` has been imported.
-    """
+    """Add an objective and its term before `adagrpo.config` is imported; ValueError if late, or a name is taken."""
     term = objective.term
     if objective.name in OBJECTIVES or (term is not None and TERMS.get(term.name, term) is not term):
         raise ValueError(f"objective '{objective.name}': it or its term has the name of another")

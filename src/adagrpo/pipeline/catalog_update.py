@@ -17,9 +17,9 @@ from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM, ITEM_ID, TEXT, USER_ID
 from adagrpo.data.logs.cells import id_texts
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.data.prepared import ITEM_COLUMNS, stack_columns
 from adagrpo.errors import UserError, first_of
 from adagrpo.pipeline.checks import check
@@ -33,7 +33,7 @@ from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_mod
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
 from adagrpo.semantic_ids import Catalog, language_vectors, level_means
-from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.catalog import numbers_items
 from adagrpo.semantic_ids.embeddings import words
 from adagrpo.semantic_ids.placement import free_codes, nearest_documents, nearest_of, seen_together, weights_of
 from adagrpo.storage.hashes import hash_file, hash_json

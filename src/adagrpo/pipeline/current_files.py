@@ -16,7 +16,7 @@ SHOWN = ("train/", "ranker/report")  # stages shown on the page
 
 
 class CurrentFiles:
-    """The up-to-date files of a run; implements `adagrpo.report.run_files.RunFiles`."""
+    """The up-to-date files of a run; implements `adagrpo.report.page.RunFiles`."""
 
     def __init__(self, run: RunDirectory) -> None:
         """Find stale stages; UserError if metrics.json is stale."""

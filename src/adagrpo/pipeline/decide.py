@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, WeightedOptions
-from adagrpo.diagnosis.sentences import leak_reason
+from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.diagnosis.sentences import INVERTED, leak_reason
+from adagrpo.diagnosis.verdict import INVERTED, leak_reason
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of, model_of, trained_arms
 from adagrpo.pipeline.factories import Models

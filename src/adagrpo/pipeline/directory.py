@@ -39,7 +39,7 @@ from adagrpo.storage.artifacts import manifest, verify_file
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, Kind, check_kind, is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST
+from adagrpo.storage.writing import MANIFEST
 from adagrpo.trainer.processes import processes
 
 ALWAYS = ("name", "threads")  # settings accepted by every command, without effect on results

@@ -18,7 +18,7 @@ from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy.all_estimates import Drawn, Row, summarise
+from adagrpo.off_policy import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory, trained_arms
 from adagrpo.pipeline.factories import Models

@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 
 from adagrpo.errors import UserError
+from adagrpo.experiments.allocation import add_switch, read_switches
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_plan
-from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows

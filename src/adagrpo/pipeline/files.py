@@ -37,9 +37,9 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
-from adagrpo.evaluation.exposure_weights import EXPOSURE_POWER, case_weights
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
-from adagrpo.groups.apply_gates import TrueUtility
+from adagrpo.evaluation.reranking import EXPOSURE_POWER, case_weights
+from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read

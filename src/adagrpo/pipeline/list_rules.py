@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import TIMESTAMP
 from adagrpo.data.groups import UnknownGroup
-from adagrpo.data.logs.times import UNITS
+from adagrpo.data.logs.log_fields import UNITS
 from adagrpo.data.prepared import TRAINING_LOGS
 from adagrpo.errors import UserError
 from adagrpo.lists import Recommender

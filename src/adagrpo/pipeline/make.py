@@ -20,8 +20,7 @@ from adagrpo.pipeline.directory import RunDirectory, folder_of, locked, log_even
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.locks import WORK
-from adagrpo.storage.removal import MANIFEST, remove, unknown_files
-from adagrpo.storage.writing import make_folder, naming, write_file
+from adagrpo.storage.writing import MANIFEST, make_folder, naming, remove, unknown_files, write_file
 
 BUILD, DONE = "build", "done"  # messages from the first process to the others
 

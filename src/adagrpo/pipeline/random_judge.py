@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, ITEM, USER
-from adagrpo.data.random_exposures import RANDOM, telling
+from adagrpo.data.exposures import RANDOM, telling
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists import Recommender

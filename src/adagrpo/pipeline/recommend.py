@@ -34,8 +34,7 @@ from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import is_marked
-from adagrpo.storage.removal import remove_temporary
-from adagrpo.storage.writing import TOKEN, write_file
+from adagrpo.storage.writing import TOKEN, remove_temporary, write_file
 
 PART_USERS = 5000
 SUMMARY, BEGUN = "summary.json", "begun.json"

@@ -19,7 +19,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import RUN, Declare, sources_of
 from adagrpo.pipeline.staleness import states_of
-from adagrpo.storage.removal import MANIFEST
+from adagrpo.storage.writing import MANIFEST
 
 
 def refit_of(run: RunDirectory) -> RunDirectory:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from adagrpo.config.models import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
+from adagrpo.data.logs.cells import ONE_EACH
 from adagrpo.data.logs.formats import UNNAMED, one_line
-from adagrpo.data.logs.lists import ONE_EACH
 from adagrpo.data.logs.question import Question, question_lines
 from adagrpo.errors import UserError
 

@@ -25,7 +25,6 @@ from adagrpo.errors import UserError
 from adagrpo.networks.layers import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies import language_model
-from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts, Read, states_at
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
@@ -39,21 +38,28 @@ from adagrpo.policies.named_tokens import named_checkpoint
 from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
+    CausalContext,
+    CausalState,
     KeysValues,
     PrefixLayer,
+    Prompts,
+    Read,
     block,
     block_mask,
     checkpointing,
     of_hypotheses,
     pack,
+    states_at,
 )
-from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.catalog import numbers_items
 from adagrpo.types import Histories
 
 
 class CausalLMPolicy(nn.Module):
     """Causal LM policy; implements `adagrpo.policies.policy.Policy`."""
 
+    small = False
+    trains_on_nll = True
     tokens_of_codes: Tensor
     item_codes: Tensor
     item_tokens: Tensor
@@ -73,26 +79,20 @@ class CausalLMPolicy(nn.Module):
         preamble: tuple[int, ...] = (),
         between: tuple[int, ...] = (),
         suffix: tuple[int, ...] = (),
-        dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
+        dropout: float = 0.0,  # on input embeddings and final states, beside the model's own
+        gradient_checkpointing: bool = False,  # recompute the layers in the backward pass
     ) -> None:
-        """Wrap a model that has tokens for the codes (`adagrpo.policies.language_model`).
+        """Wrap a model that has tokens for the codes; `between` stands between the codes of two items.
 
-        Args:
-            preamble: tokens before every history.
-            between: tokens between the codes of two items.
-            suffix: tokens between history and completion.
-            dropout: on input embeddings and final states, beside the model's own.
-            gradient_checkpointing: recompute the layers in the backward pass.
-
-        Raises:
-            UserError: completions cannot be packed, or checkpointing meets dropout inside the body.
+        UserError if completions cannot be packed, or checkpointing meets dropout inside the body.
         """
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(vocabulary.code_sizes):
             raise ValueError(f"item_codes must be (V, {len(vocabulary.code_sizes)}), got {tuple(item_codes.shape)}")
         self.lm = model
         self.vocabulary = vocabulary
+        # the last code of each level stands for all other tokens
+        self.level_sizes = tuple(size + 1 for size in vocabulary.code_sizes)
         self.max_history = max_history
         self.dropout = Dropout(dropout)
         levels = len(vocabulary.code_sizes)
@@ -119,21 +119,6 @@ class CausalLMPolicy(nn.Module):
             enable_checkpointing(model)
         under_model_names(self)
         self._check_packing()
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 + 1 .. K_L + 1)`; the last code of each level stands for all other tokens."""
-        return tuple(size + 1 for size in self.vocabulary.code_sizes)
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return False
 
     @property
     def same_in_training(self) -> bool:
@@ -269,7 +254,6 @@ class CausalLMPolicy(nn.Module):
     def _behind(
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
-        """States, keys and values of tokens (N, P) behind cached prompts."""
         mask = block_mask(context.prompt_mask, layout.sees)
         return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
@@ -301,21 +285,17 @@ class CausalLMPolicy(nn.Module):
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:  # (..., K_l + 1) float32
         head: Any = self.lm.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-        if self.vocabulary.tokens:
-            return self._of_named(logits, level)
+        if self.vocabulary.tokens:  # scattered
+            first = int(self.code_offsets[level])
+            codes = slice(first, first + self.vocabulary.code_sizes[level])
+            tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
+            own = logits.index_select(-1, tokens).masked_fill(absent, -torch.inf)
+            outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
+            return torch.cat([own, outside], dim=-1)
         first = self.vocabulary.starts[level]
         past = first + self.vocabulary.code_sizes[level]
         outside = torch.cat([logits[..., :first], logits[..., past:]], dim=-1).logsumexp(-1, keepdim=True)
         return torch.cat([logits[..., first:past], outside], dim=-1)
-
-    def _of_named(self, logits: Tensor, level: int) -> Tensor:
-        """(..., K_l + 1) logits of a level with scattered tokens."""
-        first = int(self.code_offsets[level])
-        codes = slice(first, first + self.vocabulary.code_sizes[level])
-        tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
-        own = logits.index_select(-1, tokens).masked_fill(absent, -torch.inf)
-        outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
-        return torch.cat([own, outside], dim=-1)
 
     def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:  # (B, G, L)
         scores = []
@@ -326,7 +306,6 @@ class CausalLMPolicy(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _check_packing(self) -> None:
-        """Refuse a model whose packed log-probabilities differ from plain ones."""
         items = torch.arange(3) % len(self.item_codes)
         codes = self.item_codes[items[1:]].unsqueeze(0)  # (1, 2, L)
         histories = Histories(items[:2].unsqueeze(0), torch.tensor([2]))
@@ -373,25 +352,6 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
     """Build the policy of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
-    assert spec.options.lm is not None  # the configuration checks it
-    model, vocabulary, template = _language_model(spec)
-    levels = len(vocabulary.code_sizes)
-    policy = CausalLMPolicy(
-        model,
-        vocabulary,
-        spec.catalog.codes[:, :levels].cpu(),
-        max_history=spec.max_history,
-        **template,
-        dropout=spec.options.dropout,
-        gradient_checkpointing=spec.options.lm.gradient_checkpointing,
-    )
-    return policy if spec.catalog.num_levels == levels else SharedCodesPolicy(policy, spec.catalog.trie)
-
-
-KIND = PolicyKind(build)
-
-
-def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
     options, catalog = spec.options.lm, spec.catalog
     assert options is not None  # the configuration checks it
     sizes = tuple(size - 1 for size in catalog.level_sizes)
@@ -420,4 +380,17 @@ def _language_model(spec: PolicySpec) -> tuple[PreTrainedModel, Vocabulary, dict
         lora_alpha=options.lora_alpha,
         bfloat16=options.dtype == "bfloat16",
     )
-    return model, vocabulary, template
+    levels = len(vocabulary.code_sizes)
+    policy = CausalLMPolicy(
+        model,
+        vocabulary,
+        catalog.codes[:, :levels].cpu(),
+        max_history=spec.max_history,
+        **template,
+        dropout=spec.options.dropout,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+    return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
+
+
+KIND = PolicyKind(build)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,11 @@ class CompactState:
 class CompactPolicy(nn.Module):
     """Compact policy; implements `adagrpo.policies.policy.Policy`.
 
-    Attributes:
-        encoder: maps item vectors (B, T, D) to states (B, T, D), or (B, 1, D) at the positions `ends` (B,);
-            replaceable.
+    `encoder`, replaceable, maps item vectors (B, T, D) to states (B, T, D), or (B, 1, D) at the positions `ends` (B,).
     """
 
+    small = trains_on_nll = True
+    checkpoint_files: Mapping[str, str] = MappingProxyType({})  # the run's configuration describes the weights
     item_codes: Tensor
     code_rows: Tensor
 
@@ -67,7 +68,7 @@ class CompactPolicy(nn.Module):
         super().__init__()
         if item_codes.ndim != 2 or item_codes.shape[1] != len(level_sizes):
             raise ValueError(f"item_codes must be (V, {len(level_sizes)}), got {tuple(item_codes.shape)}")
-        self._level_sizes = tuple(level_sizes)
+        self.level_sizes = tuple(level_sizes)
         self.max_history = max_history
         offsets = torch.tensor([0, *level_sizes[:-1]]).cumsum(0)
         self.register_buffer("item_codes", item_codes, persistent=False)
@@ -81,29 +82,9 @@ class CompactPolicy(nn.Module):
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
 
     @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L)`."""
-        return self._level_sizes
-
-    @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
     def same_in_training(self) -> bool:
         """See `Policy`."""
         return not any(isinstance(part, Dropout) and part.threshold for part in self.modules())
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """See `Policy`."""
-        return True
-
-    @property
-    def checkpoint_files(self) -> Mapping[str, str]:
-        """Empty: the run's configuration describes the weights."""
-        return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
@@ -157,7 +138,7 @@ class CompactPolicy(nn.Module):
 
     def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
         """See `Policy`."""
-        if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these hypotheses
+        if state.level + 1 == len(self.level_sizes):  # complete: nothing will be read from these hypotheses
             return CompactState(state.hidden[:, :0], state.level + 1)
         # the single start is the parent of all: broadcast it
         hidden = state.hidden if state.hidden.shape[1] == 1 else take(state.hidden, parents)

@@ -15,14 +15,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adagrpo.errors import UserError
-from adagrpo.networks.layers import initialise
-from adagrpo.networks.sampled_softmax import sampled_softmax_loss
+from adagrpo.networks.layers import initialise, sampled_softmax_loss
 from adagrpo.policies import compact
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (
@@ -78,6 +78,9 @@ class HybridState:
 class HybridPolicy(nn.Module):
     """Hybrid policy, on the device of its trie; implements `adagrpo.policies.policy.Policy`."""
 
+    small = True
+    trains_on_nll = False  # each expert has its own loss
+    checkpoint_files: Mapping[str, str] = MappingProxyType({})  # the run's configuration describes the weights
     item_tables = ("items.weight", "bias.weight")  # of a row an item
 
     def __init__(
@@ -85,24 +88,15 @@ class HybridPolicy(nn.Module):
         compact: CompactPolicy,
         trie: Trie,
         *,
-        item_dropout: float = 0.5,
+        item_dropout: float = 0.5,  # share of history items that enter as codes only in training
         item_weight: float = 0.5,
         smoothing: float = 0.01,
-        loss_weight: float = 1.0,
-        negatives: int = 2048,
-        prefix: int = 0,
+        loss_weight: float = 1.0,  # of the head's cross-entropy relative to the NLL
+        negatives: int = 2048,  # uniform samples for it, shared by a batch; 0: all items
+        prefix: int = 0,  # 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each
         seed: int = 0,
     ) -> None:
-        """Join an item head to a compact policy.
-
-        Args:
-            item_dropout: share of history items that enter as codes only in training.
-            item_weight: `w`, in [0, 1].
-            smoothing: `η`.
-            loss_weight: of the head's cross-entropy relative to the NLL.
-            negatives: uniform samples for it, shared by a batch; 0: all items.
-            prefix: 0: a softmax over all items; `p`: one over prefixes of `p` codes and one below each.
-        """
+        """Join an item head to a compact policy; `item_weight` is `w`, in [0, 1], and `smoothing` `η`."""
         super().__init__()
         if not 0 <= prefix < trie.num_levels:
             raise ValueError(f"prefix must be 0 or more and below the {trie.num_levels} levels, got {prefix}")
@@ -118,34 +112,14 @@ class HybridPolicy(nn.Module):
         nn.init.zeros_(self.bias.weight)
         with torch.no_grad():  # near the identity: state and item vectors start in the same space
             self.project.weight += torch.eye(width)
-        self.compact = compact
+        self.compact, self.level_sizes = compact, compact.level_sizes
         self._leaves: HeadTable | None = None  # of the items by leaf, where the policy is frozen
         self._prefixes: HeadTable | None = None  # of the prefixes by node, likewise
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L)`."""
-        return self.compact.level_sizes
-
-    @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return True
 
     @property
     def same_in_training(self) -> bool:
         """See `Policy`."""
         return self.item_dropout == 0 and self.compact.same_in_training
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """False: each expert has its own loss, see `Policy`."""
-        return False
-
-    @property
-    def checkpoint_files(self) -> Mapping[str, str]:
-        """Empty: the run's configuration describes the weights."""
-        return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
@@ -167,10 +141,7 @@ class HybridPolicy(nn.Module):
         return copied
 
     @torch.no_grad()
-    def borrow(
-        self,
-        weights: Tensor,  # (N, V - N) sparse
-    ) -> None:
+    def borrow(self, weights: Tensor) -> None:  # (N, V - N) sparse
         """Set the weights of the last `N` items to means: `item_i = Σ_j w_j item_j`, rows of sum 1."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
@@ -188,17 +159,18 @@ class HybridPolicy(nn.Module):
     def supervised_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
         """Return the decoder's (N,) NLL, nats per code, plus the head's weighted loss."""
         decoder = self.compact.supervised_loss(context.compact, targets)
-        return decoder + self.loss_weight * (self._prefix_loss if self.prefix else self._item_loss)(context, targets)
-
-    def _item_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
-        if self.negatives == 0:
+        if self.prefix:
+            head = self._prefix_loss(context, targets)
+        elif self.negatives == 0:
             every = torch.arange(self.items.num_embeddings, device=targets.device)
-            return functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
-        drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
-        states = self.item_states(context)
-        positive = (states * self._item_vectors(targets)).sum(-1) + self.bias(targets).squeeze(-1)
-        vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
-        return sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
+            head = functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
+        else:
+            drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
+            states = self.item_states(context)
+            positive = (states * self._item_vectors(targets)).sum(-1) + self.bias(targets).squeeze(-1)
+            vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
+            head = sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
+        return decoder + self.loss_weight * head
 
     def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:  # (N,), 0 for targets outside the tree
         leaf = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
@@ -315,11 +287,7 @@ class HybridPolicy(nn.Module):
 
 
 def build(spec: PolicySpec) -> HybridPolicy:
-    """Build the policy of a run.
-
-    Raises:
-        UserError: `item_prefix` is not below the number of levels.
-    """
+    """Build the policy of a run; UserError if `item_prefix` is not below the number of levels."""
     options, levels = spec.options, len(spec.catalog.level_sizes)
     if options.item_prefix >= levels:
         raise UserError(

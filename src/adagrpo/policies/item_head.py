@@ -39,11 +39,7 @@ class HeadScores(NamedTuple):
 class HeadTable:
     """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
 
-    def __init__(
-        self,
-        vectors: Tensor,  # (V, D) float32
-        bias: Tensor,  # (V, 1) float32
-    ) -> None:
+    def __init__(self, vectors: Tensor, bias: Tensor) -> None:  # vectors (V, D) float32, bias (V, 1) float32
         self._vectors, self.bias = vectors, bias
         self._low: Tensor | None = None
 
@@ -66,11 +62,8 @@ class Leaves(NamedTuple):
     counts: Tensor  # (B * W,) int64
 
 
-def leaves_below(
-    trie: Trie,
-    level: int,
-    nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
-) -> Leaves:
+# nodes (...) int64, -1 for a prefix that no item has
+def leaves_below(trie: Trie, level: int, nodes: Tensor) -> Leaves:
     """Return the leaves below nodes of a level."""
     flat = nodes.flatten()
     known = flat.clamp(min=0)
@@ -82,11 +75,7 @@ def leaves_below(
     return Leaves(parents, leaves, counts)
 
 
-def leaf_logits(
-    below: Leaves,
-    queries: Tensor,  # (B, D)
-    vectors_of: VectorsOf,
-) -> Tensor:  # (T,) float32
+def leaf_logits(below: Leaves, queries: Tensor, vectors_of: VectorsOf) -> Tensor:  # queries (B, D) -> (T,) float32
     """Return the logit of each leaf for the sample of its node."""
     if not len(below.leaves):
         return queries.new_zeros(0, dtype=torch.float32)
@@ -105,10 +94,7 @@ def leaf_logits(
     return torch.cat(logits)
 
 
-def shares_within(
-    below: Leaves,
-    logits: Tensor,  # (T,)
-) -> Tensor:  # (T,)
+def shares_within(below: Leaves, logits: Tensor) -> Tensor:  # logits (T,) -> (T,)
     """Return the softmax of each leaf's logit among the leaves of its node."""
     highest = logits.new_full((len(below.counts),), -torch.inf)
     highest = highest.scatter_reduce(0, below.parents, logits.detach(), "amax")
@@ -141,13 +127,8 @@ def crowded(trie: Trie, level: int) -> bool:
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
 
-def shares_of_codes(
-    trie: Trie,
-    level: int,
-    nodes: Tensor,  # (B, W)
-    above: Tensor,  # (B, 1 + n_l)
-    below: Tensor,  # (B, 1 + n_{l+1})
-) -> Tensor:  # (B, W, K)
+# nodes (B, W), above (B, 1 + n_l), below (B, 1 + n_{l+1}) -> (B, W, K)
+def shares_of_codes(trie: Trie, level: int, nodes: Tensor, above: Tensor, below: Tensor) -> Tensor:
     """Return each code's share of its node's mass, 0 where it leads to none; for dense levels."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
@@ -160,12 +141,8 @@ def shares_of_codes(
     return masses * total.unsqueeze(-1)
 
 
-def shares_of_branches(
-    nodes: Tensor,  # (B, W)
-    branches: Branches,  # of these nodes
-    above: Tensor,  # (B, 1 + n_l)
-    below: Tensor,  # (B, 1 + n_{l+1})
-) -> Tensor:  # (T,) of the branches
+# nodes (B, W); branches of these nodes; above (B, 1 + n_l); below (B, 1 + n_{l+1}) -> (T,) of the branches
+def shares_of_branches(nodes: Tensor, branches: Branches, above: Tensor, below: Tensor) -> Tensor:
     """Return each child's share of its node's mass."""
     total = above.gather(1, nodes + 1).clamp(min=_TINY).flatten()  # (B * W,)
     first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1]) + 1
@@ -173,11 +150,8 @@ def shares_of_branches(
     return below.flatten().index_select(0, index) / total.index_select(0, branches.parents)
 
 
-def exponentials(
-    vectors: Tensor,  # (V, D)
-    states: Tensor,  # (N, D)
-    bias: Tensor,  # (V, 1)
-) -> Tensor:  # (N, 1 + V) float32
+# vectors (V, D), states (N, D), bias (V, 1) -> (N, 1 + V) float32
+def exponentials(vectors: Tensor, states: Tensor, bias: Tensor) -> Tensor:
     """Return exponentials of logits minus each sample's maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
@@ -195,12 +169,8 @@ def exponentials(
     return padded
 
 
-def sums_by_node(
-    vectors: Tensor,  # (V, D)
-    states: Tensor,  # (N, D)
-    bias: Tensor,  # (V, 1)
-    first: Tensor,  # (n + 1,) int64
-) -> Tensor:  # (N, 1 + n) float32
+# vectors (V, D), states (N, D), bias (V, 1), first (n + 1,) int64 -> (N, 1 + n) float32
+def sums_by_node(vectors: Tensor, states: Tensor, bias: Tensor, first: Tensor) -> Tensor:
     """Sum `exponentials` over items `first[j]` to `first[j + 1]` without a (N, V) matrix."""
     count, nodes = len(states), len(first) - 1
     sums = torch.zeros(1 + nodes, count, dtype=torch.float32, device=states.device)
@@ -222,26 +192,17 @@ def sums_by_node(
     return sums.t().contiguous()
 
 
-def upwards(
-    trie: Trie,
-    masses: Tensor,  # (N, 1 + n_l), 0 before the first node
-    level: int,
-) -> tuple[Tensor, ...]:
+# masses (N, 1 + n_l), 0 before the first node
+def upwards(trie: Trie, masses: Tensor, level: int) -> tuple[Tensor, ...]:
     """Return the masses (N, 1 + n) of levels 0 to `level`."""
     levels, below = [masses], masses[:, 1:].t().contiguous()  # (n, N): a node's masses are added up side by side
     for first in reversed(trie.first[:level]):
-        below = _sums_of_children(below, first)
+        if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
+            below = below.new_zeros(len(first) - 1, 0)
+        elif below.shape[1] == 1:  # of which bags make three times as much work
+            below = torch.segment_reduce(below, "sum", offsets=first, axis=0)
+        else:
+            index = torch.arange(len(below), device=below.device)
+            below = functional.embedding_bag(index, below, first[:-1], mode="sum")
         levels.append(functional.pad(below.t(), (1, 0)))
     return tuple(reversed(levels))
-
-
-def _sums_of_children(
-    below: Tensor,  # (n_{l+1}, N)
-    first: Tensor,  # (n_l + 1,) int64: children of a node are contiguous
-) -> Tensor:  # (n_l, N)
-    if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
-        return below.new_zeros(len(first) - 1, 0)
-    if below.shape[1] == 1:  # of which bags make three times as much work
-        return torch.segment_reduce(below, "sum", offsets=first, axis=0)
-    index = torch.arange(len(below), device=below.device)
-    return functional.embedding_bag(index, below, first[:-1], mode="sum")

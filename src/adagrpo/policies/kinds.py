@@ -39,20 +39,12 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class PolicyKind:
-    """A kind of policy.
+    """A kind of policy."""
 
-    Attributes:
-        build: returns a policy with its initial weights.
-    """
-
-    build: Callable[[PolicySpec], Policy[Any, Any]]
+    build: Callable[[PolicySpec], Policy[Any, Any]]  # with initial weights
 
 
 def policy_kind(name: str) -> PolicyKind:
-    """Return the kind defined by the module of that name.
-
-    Raises:
-        UserError: a needed library is missing.
-    """
+    """Return the kind defined by the module of that name; UserError if a needed library is missing."""
     kind: PolicyKind = importlib.import_module(f"adagrpo.policies.{name}").KIND
     return kind

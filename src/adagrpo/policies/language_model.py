@@ -69,11 +69,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read the JSON of `dump`.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read the JSON of `dump`; UserError if the file is damaged."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             sizes = tuple(int(size) for size in content["level_sizes"])
@@ -88,10 +84,7 @@ def from_configuration(
 ) -> tuple[PreTrainedModel, Vocabulary]:
     """Return a random model and a vocabulary of padding, end and codes.
 
-    `options` are `model_type` and keys of its configuration.
-
-    Raises:
-        UserError: an unknown model type or key, or invalid configuration.
+    `options` are `model_type` and keys of its configuration; UserError for an unknown or invalid one.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
     settings = dict(options)
@@ -112,16 +105,11 @@ def from_configuration(
 def from_folder(
     folder: Path, code_sizes: tuple[int, ...], *, seed: int, weights: bool
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """Load a model from a local folder and add tokens for the codes.
+    """Load a model from a local folder (`config.json`, safetensors) and add tokens for the codes.
 
-    Args:
-        folder: `config.json`, `model.safetensors` (or shards), and optionally a tokenizer.
-        code_sizes: `(K_1 .. K_L)`.
-        seed: of the new embeddings, drawn with mean and standard deviation of the existing ones.
-        weights: False: random weights.
+    UserError for another folder, one with code, or codes of another catalogue.
 
-    Raises:
-        UserError: no causal LM in safetensors, code in the folder, or codes of another catalogue.
+    The new embeddings are drawn by `seed` with mean and standard deviation of the existing ones; without `weights` all.
     """
     model = load_folder(folder, seed=seed, weights=weights)
     known = folder / VOCABULARY_FILE
@@ -131,7 +119,16 @@ def from_folder(
             raise UserError(f"{known}: made for codes of sizes {vocabulary.code_sizes}, the catalogue has {code_sizes}")
         return model, vocabulary
     vocabulary = Vocabulary(embedded_tokens(model), code_sizes, end_token(model))
-    _add_tokens(model, vocabulary, seed)
+    model.resize_token_embeddings(vocabulary.end, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for module in {id(part.weight): part for part in parts}.values():  # tied ones once
+        with torch.no_grad():
+            old, new = module.weight[: vocabulary.first_token], module.weight[vocabulary.first_token :]
+            new.copy_(old.mean(0) + old.std(0) * torch.randn(new.shape, generator=generator))
+            if getattr(module, "bias", None) is not None:
+                module.bias[vocabulary.first_token :] = 0
+    model.tie_weights()
     return model, vocabulary
 
 
@@ -168,16 +165,10 @@ def end_token(model: PreTrainedModel) -> int:
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Choose what trains, in place: everything, embeddings and head, or these and LoRA.
+    """Choose what trains, in place: everything, embeddings and head, or these and LoRA adapters of the frozen body.
 
-    Args:
-        frozen_body: freeze all but embeddings and head.
-        lora_rank: above 0: adapters of this rank on the linear layers of the frozen body.
-        lora_alpha: scale of the adapters, divided by the rank.
-        bfloat16: keep frozen weights in bfloat16.
-
-    Raises:
-        UserError: LoRA without `peft`.
+    The adapters are scaled by `lora_alpha` / rank; `bfloat16` is of the frozen weights. UserError for LoRA without
+    `peft`.
     """
     if not (frozen_body or lora_rank):
         return
@@ -204,21 +195,13 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
 
 
 def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
-    """Tokenize the text before (`preamble`) or after (`suffix`) every history.
-
-    Raises:
-        UserError: the folder has no tokenizer, or contains code.
-    """
+    """Tokenize the text before (`preamble`) or after (`suffix`) every history; errors as of `read_tokenizer`."""
     tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
     return tuple(int(token) for token in tokens)
 
 
 def read_tokenizer(folder: Path, key: str) -> Any:
-    """Load the tokenizer of a folder for `policy.lm.<key>`.
-
-    Raises:
-        UserError: the folder has none, or contains code.
-    """
+    """Load the tokenizer of a folder for `policy.lm.<key>`; UserError if the folder has none, or contains code."""
     refuse_code(folder, "policy.lm.checkpoint")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -252,11 +235,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Enable gradient checkpointing of a model's layers.
-
-    Raises:
-        UserError: no layer supports it, or there is dropout inside the body.
-    """
+    """Enable gradient checkpointing; UserError if no layer supports it, or there is dropout inside the body."""
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise UserError(f"{key}: {kind} has no layers that support it")
@@ -298,22 +277,7 @@ def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     return model
 
 
-@torch.no_grad()
-def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> None:
-    model.resize_token_embeddings(vocabulary.end, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for module in {id(part.weight): part for part in parts}.values():  # tied ones once
-        weight = module.weight
-        old, new = weight[: vocabulary.first_token], weight[vocabulary.first_token :]
-        new.copy_(old.mean(0) + old.std(0) * torch.randn(new.shape, generator=generator))
-        if getattr(module, "bias", None) is not None:
-            module.bias[vocabulary.first_token :] = 0
-    model.tie_weights()
-
-
-def _tied_names(model: Any) -> dict[str, str]:
-    """Tied parameters, each with its stored one."""
+def _tied_names(model: Any) -> dict[str, str]:  # tied parameters, each with its stored one
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})

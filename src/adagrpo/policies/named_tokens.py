@@ -34,17 +34,11 @@ class Pieces(NamedTuple):
 class NamedTokens:
     """Tokens of a checkpoint for the codes of a catalogue."""
 
-    def __init__(
-        self,
-        folder: Path,
-        templates: Sequence[str],
-        code_sizes: Sequence[int],  # (K_1 .. K_L)
-        item_codes: Tensor,  # (V, L) int64
-    ) -> None:
+    # code_sizes (K_1 .. K_L), item_codes (V, L) int64
+    def __init__(self, folder: Path, templates: Sequence[str], code_sizes: Sequence[int], item_codes: Tensor) -> None:
         """Look up the names, templates with `{code}`, in the folder's tokenizer.
 
-        Raises:
-            UserError: no tokenizer, or one without the token of an item's code.
+        UserError for no tokenizer, or one without the token of an item's code.
         """
         self.folder, self.templates, self.item_codes = folder, templates, item_codes
         self.tokenizer = read_tokenizer(folder, "tokens")
@@ -63,22 +57,14 @@ class NamedTokens:
                     )
 
     def vocabulary(self, end: int, rows: int) -> Vocabulary:
-        """Return the vocabulary in a model of `rows` embeddings; `end` stands for all other tokens.
-
-        Raises:
-            UserError: the model lacks the embedding of a token.
-        """
+        """Return the vocabulary in a model of `rows` embeddings; `end` stands for all other tokens."""
         largest = max(map(max, self.tokens))
         if largest >= rows:
             raise UserError(f"{self.folder}: the tokenizer has token {largest}, the model embeds {rows} tokens")
         return Vocabulary(-1, tuple(map(len, self.tokens)), end, self.tokens)
 
     def pieces(self, preamble: str, item: str, separator: str, suffix: str) -> Pieces:
-        """Return the tokens around the codes, without those that end a sequence.
-
-        Raises:
-            UserError: the tokenizer does not split a prompt into such pieces.
-        """
+        """Return the tokens around the codes, none that end a sequence; UserError if the tokenizer splits otherwise."""
         rows = [self.item_codes[row].tolist() for row in (0, len(self.item_codes) - 1, 0)]
         first, second, third = (
             item.replace(CODES, "".join(map(lambda text, code: text.replace(CODE, str(code)), self.templates, row)))
@@ -101,8 +87,7 @@ class NamedTokens:
             "with the same text between any two; check policy.lm.tokens, item and separator"
         )
 
-    def _read(self, text: str) -> list[int]:
-        """Special tokens before a sequence are kept, those after it are not."""
+    def _read(self, text: str) -> list[int]:  # with special tokens before a sequence, without those after it
         whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
         plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         start = _find(whole, plain, 0)

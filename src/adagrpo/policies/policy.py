@@ -18,11 +18,9 @@ class Context(Protocol):
 
     def __len__(self) -> int:
         """Return `N`."""
-        ...
 
     def __getitem__(self, rows: Tensor | slice) -> Self:
         """Return the samples of some rows: (K,) int64 or (N,) bool."""
-        ...
 
 
 ContextT = TypeVar("ContextT", bound=Context)
@@ -34,7 +32,6 @@ class DecoderState(Protocol):
     @property
     def level(self) -> int:
         """Number of codes written, 0 to `L`."""
-        ...
 
 
 StateT = TypeVar("StateT", bound=DecoderState)
@@ -46,17 +43,14 @@ class Policy(Protocol[ContextT, StateT]):
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """`(K_1 .. K_L)`, number of codes."""
-        ...
 
     @property
     def same_in_training(self) -> bool:
         """True if training mode is deterministic, so that NLL and `score` may share a context."""
-        ...
 
     @property
     def trains_on_nll(self) -> bool:
         """True if `supervised_loss` is -(1/L) Σ log π of the policy that is scored and decoded."""
-        ...
 
     @property
     def small(self) -> bool:
@@ -64,69 +58,43 @@ class Policy(Protocol[ContextT, StateT]):
 
         Batches may then run in parallel, with linear weights in bfloat16.
         """
-        ...
 
     @property
     def checkpoint_files(self) -> Mapping[str, str]:
         """Text files to save with the weights, name to content."""
-        ...
 
     def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
-        """Encode `B` histories into `N` samples.
+        """Encode `B` histories into `N` samples: items `0 .. position` of rows, both (N,) int64; None: whole histories.
 
-        Args:
-            rows: (N,) int64, history of each sample; with `positions` None: one sample per history.
-            positions: (N,) int64, the sample sees items `0 .. position` of its row.
-
-        Raises:
-            ValueError: the histories are longer than the policy was built for (`PolicySpec.max_history`).
+        ValueError if the histories are longer than the policy was built for (`PolicySpec.max_history`).
         """
-        ...
 
     def frozen(self) -> Self:
         """Return the policy for inference with precomputed quantities, valid until the weights change."""
-        ...
 
     def supervised_loss(self, context: ContextT, targets: Tensor) -> Tensor:
         """Return the (N,) differentiable loss of items `targets` (N,) int64: the NLL, in nats per code."""
-        ...
 
     def score(self, context: ContextT, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Return (B, G, L) float32 unconstrained log-probabilities of codes (B, G, L).
-
-        `temperature` divides the logits, as in sampling.
-        """
-        ...
+        """Return (B, G, L) float32 unconstrained log-probabilities of codes; `temperature` divides the logits."""
 
     def start(self, context: ContextT) -> StateT:
         """Return one empty hypothesis per sample."""
-        ...
 
     def logits(self, state: StateT) -> Tensor:
         """Return the (B, W, K_l) float32 logits of the next code, `l = state.level`."""
-        ...
 
     def advance(self, state: StateT, parents: Tensor, codes: Tensor) -> StateT:
-        """Append one code to each hypothesis.
-
-        Args:
-            parents: (B, W') int64, the hypothesis of `state` that each new one continues.
-            codes: (B, W') int64.
-        """
-        ...
+        """Append `codes` (B, W') int64 to the hypotheses `parents` (B, W') int64 of `state`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """See `torch.nn.Module`."""
-        ...
+        """See `torch.nn.Module`, as of the following."""
 
     def train(self, mode: bool = True) -> Self:
-        """See `torch.nn.Module`."""
-        ...
+        """See above."""
 
     def eval(self) -> Self:
-        """See `torch.nn.Module`."""
-        ...
+        """See above."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """See `torch.nn.Module`."""
-        ...
+        """See above."""

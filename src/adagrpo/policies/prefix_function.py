@@ -54,8 +54,7 @@ class SemanticIds:
     def prompt(self, items: Sequence[Any]) -> list[int]:
         """Return the tokens of a history, oldest item first, cut to the last `max_history` items.
 
-        Raises:
-            KeyError: an item is not in the catalogue.
+        KeyError if an item is not in the catalogue.
         """
         history: list[int] = []
         for item in items[-self.max_history :]:

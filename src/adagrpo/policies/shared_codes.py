@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adagrpo.policies.causal_context import CausalContext, CausalState
 from adagrpo.policies.policy import Policy
+from adagrpo.policies.shared_prefix import CausalContext, CausalState
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -47,26 +47,19 @@ class _WritesCodes(Policy[CausalContext, CausalState], Protocol):
 class SharedCodesPolicy(nn.Module):
     """Policy with a uniform last level; implements `adagrpo.policies.policy.Policy`."""
 
-    def __init__(self, causal: _WritesCodes, trie: Trie) -> None:
-        """Append a level; `trie` is of the catalogue of `L + 1` levels."""
+    small = False
+
+    def __init__(self, causal: _WritesCodes, trie: Trie) -> None:  # trie of the catalogue of `L + 1` levels
         super().__init__()
         levels = len(causal.level_sizes)
         if len(trie.level_sizes) != levels + 1:
             raise ValueError(f"the trie has {len(trie.level_sizes)} levels, expected {levels + 1}")
         self.causal = causal
         self.trie = trie
+        self.level_sizes = (*causal.level_sizes, trie.level_sizes[-1])
         self._items = nn.Buffer(torch.diff(trie.first[levels])[: trie.node_counts[levels]], persistent=False)
-        _under_names_within(self)
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """`(K_1 .. K_L, K_(L+1))`; the last is the catalogue's."""
-        return (*self.causal.level_sizes, self.trie.level_sizes[-1])
-
-    @property
-    def small(self) -> bool:
-        """See `Policy`."""
-        return False
+        self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
     @property
     def same_in_training(self) -> bool:
@@ -138,11 +131,6 @@ class SharedCodesPolicy(nn.Module):
         first = torch.arange(self.trie.level_sizes[-1], device=nodes.device) == 0
         written = torch.where((nodes >= 0).unsqueeze(-1), listed, first)
         return torch.zeros((), device=nodes.device).masked_fill(~written, -torch.inf)
-
-
-def _under_names_within(module: nn.Module) -> None:
-    module.register_state_dict_post_hook(_without_prefix)
-    module.register_load_state_dict_pre_hook(_with_prefix)
 
 
 def _without_prefix(module: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +58,7 @@ class Packed(NamedTuple):
     indices: Tensor  # (N, P) int64, where in their rows the tokens of each block are
 
 
-def block(
-    shared: int,
-    hypotheses: int,
-    length: int,
-    device: torch.device,
-) -> Block:
+def block(shared: int, hypotheses: int, length: int, device: torch.device) -> Block:
     """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own.
 
     >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
@@ -124,11 +120,8 @@ def pack(
     )
 
 
-def of_hypotheses(
-    written: Tensor,  # (B, heads, level * W, d), level by level
-    parents: Tensor,  # (B, W')
-    level: int,
-) -> Tensor:  # (B, heads, level * W', d)
+# written (B, heads, level * W, d), level by level; parents (B, W') -> (B, heads, level * W', d)
+def of_hypotheses(written: Tensor, parents: Tensor, level: int) -> Tensor:
     """Gather the keys or values of the hypotheses `parents`."""
     samples, heads, tokens, width = written.shape
     hypotheses = written.view(samples, heads, level, tokens // level, width)
@@ -151,3 +144,77 @@ def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+@dataclass(frozen=True)
+class Read:
+    """Prompts after a pass through the body."""
+
+    hidden: Tensor  # (B, S, D)
+    cache: KeysValues  # (B, heads, S, D / heads)
+
+
+@dataclass(eq=False)
+class Prompts:
+    """`B` right-padded prompts without the suffix; `read` is set on first use."""
+
+    tokens: Tensor  # (B, S) int64
+    lengths: Tensor  # (B,) int64, tokens before the padding
+    differentiable: bool  # whether gradients were wanted when the histories were encoded
+    read: Read | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CausalContext:
+    """`N` samples: the first `prompt_lengths` tokens of the prompts `rows`."""
+
+    prompts: Prompts
+    rows: Tensor  # (N,) int64
+    prompt_lengths: Tensor  # (N,) int64
+    whole: bool  # the samples are the prompts, in their order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Tensor | slice) -> CausalContext:
+        return CausalContext(self.prompts, self.rows[rows], self.prompt_lengths[rows], False)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """Expand (B, ...) of prompts to (N, ...) of samples, without a copy if they are the same."""
+        return values if self.whole else values[self.rows]
+
+    @property
+    def last(self) -> Tensor:
+        """(N, 1) position of the last visible token."""
+        return (self.prompt_lengths - 1).unsqueeze(1)
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """(N, S) bool, True at visible tokens."""
+        return torch.arange(
+            self.prompts.tokens.shape[1], device=self.prompt_lengths.device
+        ) < self.prompt_lengths.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class CausalState:
+    """Decoder state: prompts of samples, codes of hypotheses."""
+
+    hidden: Tensor  # (B, W, D), the state that the next code is read from
+    level: int
+    prompt: KeysValues  # (B, heads, S, D / heads), the suffix included
+    prompt_mask: Tensor  # (B, S) bool, True at the tokens of the prompt
+    prompt_lengths: Tensor  # (B,) int64: tokens of the prompt
+    written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
+
+
+# hidden (B, T, D), rows (N,) int64, indices (N, P) int64 -> (N, P, D)
+def states_at(hidden: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    """Gather states at positions of rows; its backward pass is faster than indexing on a CPU.
+
+    >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
+    >>> states_at(hidden, torch.tensor([1, 0]), torch.tensor([[1], [0]])).flatten().tolist()
+    [3.0, 0.0]
+    """
+    flat = (rows.unsqueeze(1) * hidden.shape[1] + indices).flatten()
+    return hidden.flatten(0, 1).index_select(0, flat).view(*indices.shape, hidden.shape[-1])

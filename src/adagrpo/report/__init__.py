@@ -4,12 +4,13 @@ from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,
+    comparison_table,
     finding,
+    pairs_table,
     read_comparison,
     write_comparison,
     write_comparison_figures,
 )
-from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.experiment_page import (
     daily_table,
@@ -18,7 +19,7 @@ from adagrpo.report.experiment_page import (
     preference_table,
     write_experiment,
 )
-from adagrpo.report.run_files import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.report.run_page import build_report, write_figures, write_report
 from adagrpo.report.run_tables import catalog_table, dataset_table, exposure_table, fits_table
 from adagrpo.report.summary import summary_sentences

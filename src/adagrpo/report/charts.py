@@ -163,9 +163,8 @@ class ForestRow:
 def method_colors(names: Iterable[str]) -> dict[str, str]:
     """Return the colour of each name: its method's, or the next unused one.
 
-    Example:
-        >>> method_colors(["nll", "adagrpo-lambda5", "x"])
-        {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#a83279'}
+    >>> method_colors(["nll", "adagrpo-lambda5", "x"])
+    {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#a83279'}
     """
     others = itertools.cycle(OTHERS)
     known = {name: next((color for key, color in METHODS.items() if key in name.lower()), None) for name in names}
@@ -175,20 +174,13 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 def draw(
     title: str,
     description: str,
-    paint: Callable[[Axes], None],
+    paint: Callable[[Axes], None],  # draws on the axes
     *,
     width: float = WIDTH,
     height: float = HEIGHT,
-    notes: str = "",
+    notes: str = "",  # text above the legend
 ) -> str:
-    """Draw a chart.
-
-    Args:
-        title, description: also for readers who cannot see the chart.
-        paint: draws on the axes.
-        width, height: in pixels, without title and legend.
-        notes: text above the legend.
-    """
+    """Draw a chart of some pixels without title and legend; the description is for readers who cannot see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -245,7 +237,6 @@ def in_percent(axis: Axis) -> None:
 
 
 def _cached(chart: Callable[Content, str]) -> Callable[Content, str]:
-    """Cache what a function draws: pages are rewritten after each step."""
     drawn: dict[str, str] = {}
 
     @wraps(chart)
@@ -289,13 +280,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
 
 @_cached
 def scatter_chart(
-    points: Sequence[Point],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    x_percent: bool = False,
-    y_percent: bool = False,
+    points: Sequence[Point], *, title: str, x_label: str, y_label: str, x_percent: bool = False, y_percent: bool = False
 ) -> str:
     """Draw points, except those that are not finite."""
     drawn = [point for point in points if is_finite(point.x) and is_finite(point.y)]
@@ -328,14 +313,9 @@ def stacked_area_chart(
     title: str,
     x_label: str,
     y_label: str,
-    overlay: tuple[str, Sequence[float | None]],
+    overlay: tuple[str, Sequence[float | None]],  # name and fractions of the dashed line
 ) -> str:
-    """Draw stacked shares, and a dashed line to compare the lowest one with.
-
-    Args:
-        layers: name and fractions, from the bottom; missing ones count as 0, or as a gap if all are missing.
-        overlay: name and fractions of the dashed line.
-    """
+    """Draw stacked shares and a dashed line for the lowest; missing fractions count as 0, or as a gap if all are."""
     binned = [bin_means(x, values) for _, values in layers]
     steps, line, width = bin_means(x, overlay[1])
     shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, steps)
@@ -395,21 +375,15 @@ def interval_chart(
 
 @_cached
 def forest_chart(
-    rows: Sequence[ForestRow],
+    rows: Sequence[ForestRow],  # from top to bottom; rows with the same heading are adjacent
     *,
     title: str,
     x_label: str,
     reference: float = 0.0,
-    percent_points: bool = False,
-    names: Mapping[str, str] | None = None,
+    percent_points: bool = False,  # values are differences of fractions
+    names: Mapping[str, str] | None = None,  # legend names of the methods; None for no legend
 ) -> str:
-    """Draw a forest plot with a reference line.
-
-    Args:
-        rows: from top to bottom; rows with the same heading are adjacent.
-        percent_points: values are differences of fractions.
-        names: legend names of the methods; None for no legend.
-    """
+    """Draw a forest plot with a reference line."""
     if not rows:
         return empty(title)
     names, factor = names or {}, 100.0 if percent_points else 1.0
@@ -449,11 +423,7 @@ def forest_chart(
 def bin_means(
     x: Sequence[float], y: Sequence[float | None], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Average over bins of equal width, if there are more values than bins.
-
-    Returns each non-empty bin's mean position and mean finite value (NaN if none), and the bin width (0 if not
-    averaged).
-    """
+    """Average over at most so many bins: positions, means of finite values or NaN, bin width (0: not averaged)."""
     pairs = [(a, b if is_finite(b) else np.nan) for a, b in zip(x, y, strict=True) if is_finite(a)]
     positions, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     if len(pairs) <= bins or not np.ptp(positions) > 0:

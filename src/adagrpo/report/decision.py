@@ -139,12 +139,7 @@ def decision_text(content: Mapping[str, Any]) -> str:
 
 
 def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> list[str]:
-    """Return the effect of re-ranking per thousand users, and the list that `decide` chose or how to choose one.
-
-    Args:
-        decision: the content of decision.json; None if missing or stale.
-        called: the run's name on the command line.
-    """
+    """Return the effect of re-ranking per thousand users, and the list that `decide` chose or how to choose one."""
     advice = []
     if result["verdict"]["decision"] == "use":
         own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))

@@ -31,12 +31,7 @@ Row = Mapping[str, Any]
 
 
 def write_diagnosis(run_directory: Path, result: Row, name: str, decision: Row | None, called: Path) -> Path:
-    """Write `diagnose.html` into a run directory.
-
-    Args:
-        decision: the content of decision.json; None if missing or stale.
-        called: the run's name on the command line.
-    """
+    """Write `diagnose.html` into a run directory."""
     verdict, settings, tables = result["verdict"], result["settings"], diagnosis_tables(result)
     first, *reasons = verdict["sentences"]
     counted, mix_weights = result["by_exposure"]["counted"], settings["mix_weights"]

@@ -251,9 +251,8 @@ def _far_off(points: Sequence[Point]) -> list[str]:
 def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:
     """Tabulate series as columns; beyond `ROWS` positions, evenly chosen ones and the last.
 
-    Example:
-        >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
-        (('0', '10.00 %', '–'), ('5', '–', '20.00 %'))
+    >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
+    (('0', '10.00 %', '–'), ('5', '–', '20.00 %'))
     """
     positions = sorted({float(x) for line in series for x in line.x if is_finite(x)})
     step = -(-len(positions) // ROWS) or 1

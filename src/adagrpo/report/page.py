@@ -1,11 +1,17 @@
-"""Builds a page: one HTML file that works offline, without scripts, and is reproducible byte for byte."""
+"""Builds a page, one HTML file that works offline and is reproducible byte for byte; and the files of a run for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
 
 
 class Block(NamedTuple):
@@ -44,3 +50,71 @@ def page(title: str, heading: str, sections: Sequence[Section]) -> str:
     environment.filters["together"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%").replace("`", "")
     shown = [one for one in sections if any(block.content for block in one.blocks)]
     return environment.get_template("page.html.j2").render(title=title, heading=heading, sections=shown)
+
+
+class RunFiles(Protocol):
+    """Protocol for the files of a run."""
+
+    directory: Path  # where the page goes
+
+    def find(self, *parts: str) -> Path | None:
+        """Return a file of the run, or None."""
+
+    def trained(self) -> list[str]:
+        """Return the folders of trained arms, sorted by name."""
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """Return rows of stage, event and seconds."""
+
+
+class LooseFiles:
+    """The files of a folder, without verification."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def find(self, *parts: str) -> Path | None:
+        """See `RunFiles`."""
+        path = self.directory.joinpath(*parts)
+        return path if path.is_file() else None
+
+    def trained(self) -> list[str]:
+        """See `RunFiles`."""
+        train = self.directory / "train"
+        below = sorted(train.iterdir()) if train.is_dir() else []
+        return [folder.name for folder in below if folder.is_dir() and not folder.name.startswith(".")]
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """See `RunFiles`."""
+        return read_rows(self.directory / "events.jsonl")
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """Read a mapping from a JSON or YAML file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: is {type(content).__name__}, a mapping would be right")
+    return content
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """Read a JSON-lines file, if it exists, without a truncated last line."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(row, Mapping):
+            raise UserError(f"{path}: line {number} is {type(row).__name__}, an object would be right")
+        rows.append(row)
+    return rows

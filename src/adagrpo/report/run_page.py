@@ -11,8 +11,7 @@ from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Figure, Log, of_this_reward
-from adagrpo.report.page import Block, Section, page
-from adagrpo.report.run_files import LooseFiles, RunFiles, read_mapping, read_rows
+from adagrpo.report.page import Block, LooseFiles, RunFiles, Section, page, read_mapping, read_rows
 from adagrpo.report.run_tables import (
     REFERENCES,
     as_yaml,
@@ -39,7 +38,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
     """Write `report.html` into a run directory, atomically; see `build_report`."""
-    files = _files(run)
+    files = LooseFiles(run) if isinstance(run, Path) else run
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
     return path
@@ -47,7 +46,7 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     """Write the charts of a report as SVG files."""
-    files = _files(run)
+    files = LooseFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
     written = []
     for name, drawn in _figures(_logs(files, metrics), metrics).items():
@@ -58,26 +57,26 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
 
 
 def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
-    """Return the report of a run as HTML.
-
-    Args:
-        notes: sentences on what is left out, and why.
-
-    Raises:
-        UserError: `metrics.json` is missing, or a file cannot be read.
-    """
-    files = _files(run)
+    """Return the report of a run as HTML; UserError if `metrics.json` is missing, or a file cannot be read."""
+    files = LooseFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
     name = metrics.get("name") or files.directory.resolve().name
     decided = _read(files, ("decision.json",), lambda content: (content, _decision(content)))
     decision, opening = (None, []) if decided is None else (decided[0], [decided[1]])
-    outcome = [_exposures(metrics["exposures"])] if "exposures" in metrics else _training(files, metrics, decision)
+    if "exposures" in metrics:
+        title, report = "The ranker on held-out impressions", metrics["exposures"]
+        text = (
+            "These logs have no order, so there is a ranker and no policy. AUC: a clicked item among what the same user"
+            " was shown and did not click, means over users with 95 % bootstrap intervals. Biased: items that the"
+            " platform chose to show; random: items shown at random. The strata divide the clicked items."
+        )
+        blocks = [Block("quiet", text), Block("charts", exposure_figures(report))]
+        blocks.append(Block("table", exposure_table(report), title))
+        outcome = [Section("exposures", title, blocks, "Held-out impressions")]
+    else:
+        outcome = _training(files, metrics, decision)
     sections = [*opening, Section("notes", "Notes", [Block("list", notes)]), *outcome, *_made_from(files, metrics)]
     return page(f"{name}: adagrpo report", name, sections)
-
-
-def _files(run: RunFiles | Path) -> RunFiles:
-    return LooseFiles(run) if isinstance(run, Path) else run
 
 
 def _metrics(files: RunFiles) -> Content:
@@ -144,20 +143,7 @@ def _decision(content: Content) -> Section:
     return Section("decision", "Decision", blocks, "Decision")
 
 
-def _exposures(report: Content) -> Section:
-    title = "The ranker on held-out impressions"
-    text = (
-        "These logs have no order, so there is a ranker and no policy. AUC: a clicked item among what the same user was"
-        " shown and did not click, means over users with 95 % bootstrap intervals. Biased: items that the platform"
-        " chose to show; random: items shown at random. The strata divide the clicked items."
-    )
-    blocks = [Block("quiet", text), Block("charts", exposure_figures(report))]
-    return Section("exposures", title, [*blocks, Block("table", exposure_table(report), title)], "Held-out impressions")
-
-
 def _training(files: RunFiles, metrics: Content, decision: Content | None) -> list[Section]:
-    """Return the sections on what the trained methods gained, and how their training went."""
-
     def diagnosis(content: Content) -> list[Block]:
         verdict = content["verdict"]
         asked = f"Does re-ranking by this reward help? {verdict['decision'].replace('_', ' ').capitalize()}."
@@ -251,8 +237,6 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
 
 
 def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
-    """Return the sections on data, ranker, configuration and stages."""
-
     def quality(report: Content) -> list[Block]:
         text = (
             "Validation cases over the full catalogue, means with 95 % bootstrap intervals over users. Item strata"

@@ -163,10 +163,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def failures_table(logs: Sequence[Log]) -> Table | None:
-    """Tabulate failures in training, one arm per row; None if there were none.
-
-    These are skipped steps, uninformative rewards, empty groups and collapsed policies.
-    """
+    """Tabulate skipped steps, uninformative rewards, empty groups and collapses by arm; None if there were none."""
     rows = []
     for log in logs:
         causes = Counter(key.removeprefix(FAILED) for row in log.steps for key in row if key.startswith(FAILED))

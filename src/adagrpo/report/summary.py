@@ -22,28 +22,35 @@ MOST_NAMED = 8  # values of a filter that a sentence names
 
 
 def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> list[str]:
-    """Summarize the run in a few sentences.
-
-    Args:
-        baselines: whether to say that the starting policy is below a baseline; a decision says it too.
-
-    Raises:
-        UserError: the metrics are malformed.
-    """
+    """Summarize the run in a few sentences; UserError if the metrics are malformed."""
     points = checkpoints(metrics)
     split = "test" if any(point.value("test", HR) is not None for point in points) else "validation"
     start = _best(points, START)
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
-    below = _below_baselines(metrics, start) if baselines else []
+    below = []
+    own = None if start is None else start.value("validation", NDCG)
+    if baselines and own is not None:
+        known = {name: (metrics.get("baselines") or {}).get(name) or {} for name in ("item_knn", "popularity")}
+        values = {name: splits.get("validation", {}).get(NDCG) for name, splits in known.items()}
+        if named := [f"{name} ({value:.4f})" for name, value in values.items() if (value or 0) > own]:
+            below = [
+                f"The starting policy ({own:.4f}) is below {' and '.join(named)} in NDCG@10 on validation: it has"
+                " learned little from these logs."
+            ]
     if not arms:
         return [*below, "No post-trained arm has been evaluated yet, so there is nothing to compare."]
+    hacked = []
+    for point in arms:
+        fell = [label for name, label in JUDGED.items() if start and _change(point, start, split, name) < 0]
+        if start and fell and _change(point, start, split, "mean_reward@10") > 0:
+            hacked.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
     narrowed, sample = metrics.get("eligible"), metrics.get("validation_sample")
     return [
         *below,
         *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
         *([f"Validation is measured on a fixed sample of {sample:,} cases."] if sample else []),
         *_picked(arms, start, split),
-        *_hacked(arms, start, split),
+        *hacked,
         *_gate_against_controls(arms, split),
         *_reranking(metrics, arms),
         _uncertainty(metrics, arms, split),
@@ -75,19 +82,6 @@ def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     """Return the serving-time re-rankings in `metrics.json`, at any depth."""
     ranker = metrics.get("ranker")
     return list(_leaves(ranker.get("rerank"), ())) if isinstance(ranker, Mapping) else []
-
-
-def _below_baselines(metrics: Mapping[str, Any], start: Checkpoint | None) -> list[str]:
-    own = None if start is None else start.value("validation", NDCG)
-    values = {name: (metrics.get("baselines") or {}).get(name) or {} for name in ("item_knn", "popularity")}
-    above = {name: splits.get("validation", {}).get(NDCG) for name, splits in values.items()}
-    named = [f"{name} ({value:.4f})" for name, value in above.items() if own is not None and (value or 0) > own]
-    if not named or own is None:
-        return []
-    return [
-        f"The starting policy ({own:.4f}) is below {' and '.join(named)} in NDCG@10 on validation: it has learned"
-        " little from these logs."
-    ]
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
@@ -160,17 +154,6 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
     rate = max(_or_least(point.value(split, HR)) for point in arms)
     error = 196 * math.sqrt(rate * (1 - rate) / cases)
     return sentence + f", and {cases:,} cases leave each HR@10 uncertain by about ±{error:.2f} points (95 %)."
-
-
-def _hacked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    if start is None:
-        return []
-    sentences = []
-    for point in arms:
-        fell = [label for name, label in JUDGED.items() if _change(point, start, split, name) < 0]
-        if fell and _change(point, start, split, "mean_reward@10") > 0:
-            sentences.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
-    return sentences
 
 
 def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:

@@ -64,11 +64,7 @@ class Checkpoint:
 
 
 def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
-    """Return the checkpoints in `metrics.json`: sft first, then each arm's best and final one.
-
-    Raises:
-        UserError: `metrics` is malformed.
-    """
+    """Return the checkpoints of `metrics.json`: sft, then each arm's best and final; UserError if it is malformed."""
     stages = _mapping(metrics.get("stages", {}), "stages")
     points = []
     if START in stages:
@@ -86,25 +82,17 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
     return points
 
 
-def results_table(
-    metrics: Mapping[str, Any],
-    split: Split = "test",
-    columns: Sequence[str] | None = None,
-) -> Table:
+def results_table(metrics: Mapping[str, Any], split: Split = "test", columns: Sequence[str] | None = None) -> Table:
     """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`.
 
-    Args:
-        columns: metrics, or "admission"; by default those of `adagrpo.metrics.ReportPart.RESULTS` that any row has.
-
-    Example:
-        >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
-        >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}
-        >>> print(to_text(results_table({"stages": stages})))
-        arm  checkpoint       HR@10    vs sft
-        ---  -------------  --------  -------
-        sft  start          10.00 %         –
-        nll  best, step 8   12.00 %*  +20.0 %
-        nll  final, step 9  11.00 %   +10.0 %
+    >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
+    >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}
+    >>> print(to_text(results_table({"stages": stages})))
+    arm  checkpoint       HR@10    vs sft
+    ---  -------------  --------  -------
+    sft  start          10.00 %         –
+    nll  best, step 8   12.00 %*  +20.0 %
+    nll  final, step 9  11.00 %   +10.0 %
     """
     points = checkpoints(metrics)
     if columns is None:
@@ -191,9 +179,8 @@ def to_text(table: Table) -> str:
 def metric_label(name: str) -> str:
     """Return the label of a metric.
 
-    Example:
-        >>> metric_label("hr@10"), metric_label("ndcg@10_unmasked"), metric_label("true_utility@10")
-        ('HR@10', 'NDCG@10 unmasked', 'true utility@10')
+    >>> metric_label("hr@10"), metric_label("ndcg@10_unmasked"), metric_label("true_utility@10")
+    ('HR@10', 'NDCG@10 unmasked', 'true utility@10')
     """
     _, at, cut = name.partition("@")
     return lookup(name).label + at + cut.replace("_", " ")

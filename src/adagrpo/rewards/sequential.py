@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adagrpo.networks.layers import CausalEncoder, initialise
-from adagrpo.networks.sampled_softmax import sampled_softmax_loss
+from adagrpo.networks.layers import CausalEncoder, initialise, sampled_softmax_loss
 from adagrpo.types import Histories
 
 

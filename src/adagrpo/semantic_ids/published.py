@@ -19,9 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.logs.cells import id_texts
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import one_line
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError, first_of
 
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
@@ -30,22 +30,11 @@ TOKEN = re.compile(r"<[^<>]*>")
 
 
 def import_semantic_ids(
-    path: Path,
-    item_ids: pl.Series,
-    *,
-    column: str,
-    id_column: str = "item_id",
-    max_expansion: float = MAX_EXPANSION,
+    path: Path, item_ids: pl.Series, *, column: str, id_column: str = "item_id", max_expansion: float = MAX_EXPANSION
 ) -> NDArray[np.int64]:
-    """Read (V, L) int64 published codes in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 published codes, a column of a Parquet, in the order of the catalogue; collisions are kept.
 
-    Args:
-        path: Parquet with one row per item and a list column of integer codes.
-        item_ids: (V,) ids of the catalogue, compared as text.
-        max_expansion: see `adagrpo.data.logs.unpacking`.
-
-    Raises:
-        UserError: a column is missing, or an item does not have one row of L codes.
+    UserError if a column is missing, or an item, (V,) ids compared as text, does not have one row of L codes.
     """
     frame = read_table(path, [id_column, column], max_expansion)
     names = item_ids.cast(pl.String)
@@ -73,14 +62,9 @@ def import_semantic_ids(
 
 
 def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
-    """Read (V, L) int64 codes of an index in the order of the catalogue; collisions are kept.
+    """Read (V, L) int64 codes of a `.json` or `.txt` index in the order of the catalogue; collisions are kept.
 
-    Args:
-        path: ends in `.json` or `.txt`.
-        item_ids: (V,) ids of the catalogue, compared as text.
-
-    Raises:
-        UserError: the file is missing or malformed, or an item is missing, repeated or named unlike the others.
+    UserError if the file is missing or malformed, or an item is missing, repeated or named unlike the others.
     """
     entries = _read(path)
     index, counts = dict(entries), Counter(name for name, _ in entries)
@@ -134,11 +118,8 @@ def _read(path: Path) -> list[tuple[str, list[str]]]:
         raise UserError(f"{path}: no index of Semantic IDs; expected {form}") from error
 
 
-def code_matrix(
-    lists: pl.Series,  # (V,) list of integers
-    names: pl.Series,  # (V,) what to call each row in an error
-    source: str,
-) -> NDArray[np.int64]:
+# lists (V,) list of integers; names (V,) what to call each row in an error
+def code_matrix(lists: pl.Series, names: pl.Series, source: str) -> NDArray[np.int64]:
     """Return (V, L) codes of a column of lists of one length; UserError naming the first that has another."""
     if isinstance(lists.dtype, pl.Array):
         lists = lists.arr.to_list()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 FITTED, A_CODE = 2**18, 256  # codebooks are fitted on at most this many items, or this many per code if more
 DISTANCES = 2**26  # of points and centroids that are in memory at a time
@@ -35,10 +35,7 @@ _Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and their codebooks.
-
-    `points` is what was quantised: the vectors, or an encoding that `decode` maps back.
-    """
+    """Codes of `V` vectors and their codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
 
     codes: NDArray[np.int64]  # (V, L)
     codebooks: tuple[NDArray[np.float32], ...]  # L of (K_l, D)
@@ -70,23 +67,16 @@ def residual_kmeans(
     *,
     levels: int,
     codes: int,
-    seed: int,
+    seed: int,  # codes repeat on the same machine and number of threads
     iterations: int = 20,
-    cluster_bound: float | None = None,
+    cluster_bound: float | None = None,  # most items per code as a multiple of V / K, at least 1; None: no bound
 ) -> Quantization:
     """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
 
-    Args:
-        codes: `K`.
-        seed: codes repeat on the same machine and number of threads.
-        iterations: maximum number of Lloyd iterations per level.
-        cluster_bound: maximum number of items per code as a multiple of V / K, at least 1; None: no bound.
-
-    Example:
-        >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
-        >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
-        >>> bool(coarse[0] == coarse[1] != coarse[2] == coarse[3]), bool(fine[0] == fine[2] != fine[1] == fine[3])
-        (True, True)
+    >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
+    >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
+    >>> bool(coarse[0] == coarse[1] != coarse[2] == coarse[3]), bool(fine[0] == fine[2] != fine[1] == fine[3])
+    (True, True)
     """
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
@@ -124,14 +114,8 @@ def residual_kmeans(
     return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), vectors.astype(np.float32, copy=False))
 
 
-def level_means(
-    codes: NDArray[np.int64],  # (V, L)
-    vectors: NDArray[np.float32],  # (V, D)
-) -> Quantization:
-    """Fit codebooks (largest code + 1, D) to given codes: the mean residual of each code, level by level.
-
-    An unused code gets the overall mean.
-    """
+def level_means(codes: NDArray[np.int64], vectors: NDArray[np.float32]) -> Quantization:  # codes (V, L), vectors (V, D)
+    """Fit codebooks (largest code + 1, D): mean residuals by code, level by level; unused ones get the overall mean."""
     if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
         raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
     residual = vectors.astype(np.float64)
@@ -146,10 +130,8 @@ def level_means(
     return Quantization(codes.astype(np.int64), tuple(codebooks), vectors)
 
 
-def reconstruction_error(
-    vectors: NDArray[np.float32],  # (V, D)
-    reconstruction: NDArray[np.float32],  # (V, D)
-) -> float:
+# vectors and reconstruction (V, D)
+def reconstruction_error(vectors: NDArray[np.float32], reconstruction: NDArray[np.float32]) -> float:
     """Return `Σ |x - x̂|² / Σ |x - x̄|²`, the unexplained share of the variance; 0 without variance."""
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
@@ -164,10 +146,7 @@ def reconstruction_error(
     return left / total if total > 0 else 0.0
 
 
-def nearest_centroid(
-    points: Tensor,  # (V, D)
-    centroids: Tensor,  # (K, D)
-) -> tuple[Tensor, Tensor]:
+def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:  # points (V, D), centroids (K, D)
     """Return the (V,) int64 nearest centroid and the (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
@@ -178,13 +157,8 @@ def nearest_centroid(
     return nearest, distance
 
 
-def _seed_centroids(
-    points: Tensor,  # (V, D) float32
-    codes: int,
-    floor: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return at most (codes, D) k-means++ seeds."""
+# points (V, D) float32 -> at most (codes, D) k-means++ seeds
+def _seed_centroids(points: Tensor, codes: int, floor: float, generator: torch.Generator) -> Tensor:
     uniforms = torch.rand(codes, generator=generator, dtype=torch.float64)
     seeds = [points[int(uniforms[0] * len(points))]]
     # Exact differences, not |x|² - 2x·c + |c|²: a duplicate of a seed must come out at zero.
@@ -201,10 +175,7 @@ def _seed_centroids(
     return torch.stack(seeds)
 
 
-def _squared_distances(
-    points: Tensor,  # (V, D)
-    seed: Tensor,  # (D,)
-) -> Tensor:  # (V,)
+def _squared_distances(points: Tensor, seed: Tensor) -> Tensor:  # points (V, D), seed (D,) -> (V,)
     return torch.cat([(block - seed).square_().sum(dim=1) for block in torch.split(points, _ROWS)])
 
 
@@ -213,8 +184,7 @@ def _lloyd(
     centroids: Tensor,  # (K, D) float32
     iterations: int,
     assign: _Assignment = nearest_centroid,
-) -> tuple[Tensor, Tensor]:
-    """Return (K, D) centroids and the (V,) int64 centroid of every point."""
+) -> tuple[Tensor, Tensor]:  # (K, D) centroids, and the (V,) int64 centroid of every point
     nearest, distance = assign(points, centroids)
     for _ in range(iterations):
         counts = torch.bincount(nearest, minlength=len(centroids))
@@ -231,21 +201,13 @@ def _lloyd(
     return centroids, nearest
 
 
-def assign_within(
-    distances: NDArray[np.floating],  # (N, K)
-    capacities: NDArray[np.integer],  # (K,)
-) -> NDArray[np.int64]:
+# distances (N, K), capacities (K,)
+def assign_within(distances: NDArray[np.floating], capacities: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
     Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals
-    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays.
-
-    Args:
-        distances: finite; ties go to the lower point, then the lower bin.
-        capacities: integers, at least 0.
-
-    Raises:
-        ValueError: shapes disagree, a distance is not finite, or capacities are too small.
+    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays. Ties go to the lower point,
+    then the lower bin. ValueError if shapes disagree, a distance is not finite, or capacities are too small.
     """
     if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
         shapes = f"distances {distances.shape}, capacities {capacities.shape}"
@@ -272,3 +234,121 @@ def assign_within(
         looking = np.sort(order[rank >= room])
         chosen[looking] = -1
     return chosen
+
+
+def rq_vae(
+    vectors: NDArray[np.float32],  # (V, D)
+    *,
+    levels: int,
+    codes: int,  # `K`, the maximum number of codes per level
+    seed: int,  # results repeat on the same machine and number of threads
+    epochs: int = 100,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,  # peak, of Adam
+    hidden: int = 256,
+    width: int = 64,
+    commitment: float = 0.25,  # β
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Quantization:
+    """Fit an autoencoder with a residual quantiser to item vectors and quantise them, in float32 on the CPU.
+
+        z = f(x);   r_1 = z;   c_l = argmin_k |r_l - e_lk|²;   r_{l+1} = r_l - e_{l, c_l};   ẑ = Σ_l e_{l, c_l}
+        loss = |x - g(z + sg(ẑ - z))|² + Σ_l ( |sg(r_l) - e_{l, c_l}|² + β |r_l - sg(e_{l, c_l})|² )
+
+    Source: Zeghidour et al., SoundStream (2021); Lee et al., CVPR 2022; TIGER (Rajput et al., NeurIPS 2023). Codebooks
+    start from residual k-means; codes unused for an epoch restart at random residuals, as in SoundStream and Jukebox.
+    Departures: the first tenth of the epochs trains the autoencoder alone; the learning rate follows a cosine.
+
+    Returns codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder; `hidden` and
+    `width` are of the hidden layers and of the encoding.
+    """
+    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
+        raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
+    counts = {"epochs": epochs, "batch_size": batch_size, "hidden": hidden, "width": width}
+    wrong = [f"{name} {value}" for name, value in counts.items() if value < 1]
+    if wrong or levels < 1 or codes < 1 or learning_rate <= 0 or commitment < 0:
+        received = ", ".join(wrong) or f"{levels=}, {codes=}, {learning_rate=}, {commitment=}"
+        raise ValueError(f"{received}: expected at least 1; learning_rate above 0, commitment at least 0")
+    items = torch.tensor(vectors, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder, decoder = (
+            nn.Sequential(nn.Linear(enter, hidden), nn.ReLU(), nn.Linear(hidden, leave))
+            for enter, leave in ((items.shape[1], width), (width, items.shape[1]))
+        )
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
+    steps = epochs * math.ceil(len(items) / batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    codebooks: list[nn.Parameter] = []  # L of (K_l, width)
+    for epoch in range(epochs):
+        if epoch == epochs // 10:
+            with torch.no_grad():
+                start = residual_kmeans(encoder(items).numpy(), levels=levels, codes=codes, seed=seed)
+            codebooks = [nn.Parameter(torch.tensor(codebook)) for codebook in start.codebooks]
+            optimiser.param_groups[0]["params"].extend(codebooks)
+        used = [torch.zeros(len(codebook), dtype=torch.bool) for codebook in codebooks]
+        for rows in torch.split(torch.randperm(len(items), generator=generator), batch_size):
+            loss, chosen = _losses(encoder, decoder, codebooks, items[rows], commitment)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss.mean())
+            optimiser.step()
+            schedule.step()
+            for seen, picked in zip(used, chosen, strict=True):
+                seen[picked] = True
+        if epoch + 1 < epochs and not all(bool(seen.all()) for seen in used):
+            some = items[torch.randint(len(items), (codes,), generator=generator)]
+            _, residuals = _quantise(encoder(some), codebooks)
+            for codebook, seen, residual in zip(codebooks, used, residuals, strict=False):
+                _restart(codebook, ~seen, residual, optimiser)
+        report(epoch + 1, epochs)
+
+    @torch.no_grad()
+    def decode(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        decoded: NDArray[np.float32] = decoder(torch.from_numpy(points)).numpy()
+        return decoded
+
+    with torch.no_grad():
+        encoded = encoder(items)
+    chosen, _ = _quantise(encoded, codebooks)
+    books = tuple(codebook.detach().numpy() for codebook in codebooks)
+    return Quantization(torch.stack(chosen, dim=1).numpy(), books, encoded.numpy(), decode)
+
+
+# encoded (B, width); codebooks L of (K_l, width)
+def _quantise(encoded: Tensor, codebooks: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return L of (B,) codes and L + 1 of (B, width) residuals, without gradients of the codebooks."""
+    chosen, residuals = [], [encoded]
+    for codebook in codebooks:
+        picked, _ = nearest_centroid(residuals[-1].detach(), codebook.detach())
+        chosen.append(picked)
+        residuals.append(residuals[-1] - codebook.detach()[picked])
+    return chosen, residuals
+
+
+def _losses(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    codebooks: list[nn.Parameter],  # L of (K_l, width); none: an autoencoder
+    items: Tensor,  # (B, D)
+    commitment: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return (B,) losses and L of (B,) codes."""
+    encoded = encoder(items)
+    chosen, residuals = _quantise(encoded, codebooks)
+    # ẑ = z - last residual, with z's gradient
+    passed = encoded - residuals[-1].detach() if codebooks else encoded
+    loss = (items - decoder(passed)).square().sum(dim=1)
+    for picked, residual, codebook in zip(chosen, residuals[:-1], codebooks, strict=True):
+        vector = codebook[picked]
+        loss = loss + (residual.detach() - vector).square().sum(dim=1)
+        loss = loss + commitment * (residual - vector.detach()).square().sum(dim=1)
+    return loss, chosen
+
+
+# codebook (K, width), dead (K,) bool, residual (>= K, width)
+@torch.no_grad()
+def _restart(codebook: nn.Parameter, dead: Tensor, residual: Tensor, optimiser: torch.optim.Adam) -> None:
+    codebook[dead] = residual[: len(codebook)][dead]
+    for name in ("exp_avg", "exp_avg_sq"):
+        optimiser.state[codebook][name][dead] = 0

@@ -53,44 +53,32 @@ class Excluded(NamedTuple):
 class Trie:
     """Prefix tree of `V` distinct code sequences; build it with `Trie.build`.
 
-    Attributes:
-        level_sizes: `(K_1 .. K_L)`, number of codes.
-        node_counts: `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1.
-        tables: per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64
-            sorted keys `node * K_l + code`, whose rank is the child.
-        items: item of each leaf.
-        first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, then the number of children.
-        codes: per level, (n_{l+1},) int64, the last code of each child.
-
-    Example:
-        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
-        >>> trie.allowed(0, torch.tensor([0, -1])).tolist()
-        [[True, False, True], [False, False, False]]
-        >>> trie.child(0, torch.tensor([0, 0]), torch.tensor([2, 1])).tolist()
-        [1, -1]
-        >>> trie.lookup(torch.tensor([[0, 0], [2, 1]])).tolist()
-        [2, -1]
+    >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
+    >>> trie.allowed(0, torch.tensor([0, -1])).tolist()
+    [[True, False, True], [False, False, False]]
+    >>> trie.child(0, torch.tensor([0, 0]), torch.tensor([2, 1])).tolist()
+    [1, -1]
+    >>> trie.lookup(torch.tensor([[0, 0], [2, 1]])).tolist()
+    [2, -1]
     """
 
-    level_sizes: tuple[int, ...]
-    node_counts: tuple[int, ...]
+    level_sizes: tuple[int, ...]  # `(K_1 .. K_L)`, number of codes
+    node_counts: tuple[int, ...]  # `(n_0 .. n_L)`, number of distinct prefixes; `n_0` is 1
+    # per level, the (n_l, K_l) int32 child table (one row of -1 if there are no nodes), or (n_{l+1},) int64 sorted keys
+    # `node * K_l + code`, whose rank is the child
     tables: tuple[Tensor, ...]
-    items: Tensor  # (n_L,) int64
-    first: tuple[Tensor, ...]
-    codes: tuple[Tensor, ...]
+    items: Tensor  # (n_L,) int64, item of each leaf
+    first: tuple[
+        Tensor, ...
+    ]  # per level, (max(n_l, 1) + 1,) int64: the first child of each node, then how many there are
+    codes: tuple[Tensor, ...]  # per level, (n_{l+1},) int64, the last code of each child
 
+    # codes (V, L) int64
     @classmethod
-    def build(
-        cls,
-        codes: Tensor,  # (V, L) int64
-        level_sizes: tuple[int, ...],
-        *,
-        dense_limit: int = 2**26,
-    ) -> Trie:
+    def build(cls, codes: Tensor, level_sizes: tuple[int, ...], *, dense_limit: int = 2**26) -> Trie:
         """Build the tree of a catalogue, with sorted keys for tables of more than `dense_limit` entries.
 
-        Raises:
-            ValueError: shapes disagree, a code is outside `0 .. K_l - 1`, or rows are not distinct.
+        ValueError for other shapes, codes outside `0 .. K_l - 1`, or rows that are not distinct.
         """
         sizes = torch.tensor(level_sizes, dtype=torch.int64, device=codes.device)
         if codes.dim() != 2 or codes.shape[1] != len(level_sizes) or not level_sizes:
@@ -120,10 +108,7 @@ class Trie:
         items = torch.argsort(nodes)
         return cls(tuple(level_sizes), tuple(counts), tuple(tables), items, tuple(first), tuple(last))
 
-    def named(
-        self,
-        items: Tensor,  # (n_L,) int64
-    ) -> Trie:
+    def named(self, items: Tensor) -> Trie:  # (n_L,) int64
         """Return the same tree with item `i` renamed to `items[i]`."""
         return replace(self, items=items[self.items])
 
@@ -143,11 +128,7 @@ class Trie:
             tuple(code.to(device) for code in self.codes),
         )
 
-    def allowed(
-        self,
-        level: int,
-        nodes: Tensor,  # (...) int64
-    ) -> Tensor:
+    def allowed(self, level: int, nodes: Tensor) -> Tensor:  # nodes (...) int64
         """Return (..., K_level) bool, which codes may follow nodes of a level; none after node -1."""
         table = self.tables[level]
         if table.dim() == 2:
@@ -155,12 +136,7 @@ class Trie:
         every_code = torch.arange(self.level_sizes[level], device=nodes.device)
         return self.child(level, nodes.unsqueeze(-1), every_code) >= 0
 
-    def child(
-        self,
-        level: int,
-        nodes: Tensor,  # (...) int64
-        codes: Tensor,  # (...) int64
-    ) -> Tensor:
+    def child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:  # nodes (...) int64, codes (...) int64
         """Return (...) int64 nodes of the next level, -1 where there is none."""
         size = self.level_sizes[level]
         table = self.tables[level]
@@ -175,11 +151,7 @@ class Trie:
         rank = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
         return torch.where(table[rank] == wanted, rank, -1)
 
-    def branches(
-        self,
-        level: int,
-        nodes: Tensor,  # (...) int64
-    ) -> Branches:
+    def branches(self, level: int, nodes: Tensor) -> Branches:  # nodes (...) int64
         """List the children of each node: the sparse form of `allowed` and `child`."""
         flat = nodes.flatten()
         known = flat.clamp(min=0)
@@ -207,10 +179,7 @@ class Trie:
         leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
         return leaves
 
-    def holds(
-        self,
-        items: Tensor,  # (N,) int64
-    ) -> int:
+    def holds(self, items: Tensor) -> int:  # (N,) int64
         """Return how many of the given items are in the tree.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0]]), (3, 2)).named(torch.tensor([0, 2]))
@@ -220,10 +189,7 @@ class Trie:
         leaves = self.leaf_of[items.to(self.items.device).clamp(max=len(self.leaf_of) - 1)]
         return int((leaves >= 0).sum())
 
-    def eligible(
-        self,
-        items: Tensor,  # (V,) bool
-    ) -> Eligible:
+    def eligible(self, items: Tensor) -> Eligible:  # (V,) bool
         """Count the eligible items below each node, once for all searches that share the mask."""
         least = len(self.leaf_of) - 1
         if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
@@ -234,15 +200,10 @@ class Trie:
 
     def excluding(
         self,
-        items: Tensor,  # (B, X) int64
-        eligible: Sequence[Eligible | None] | None = None,
+        items: Tensor,  # (B, X) int64, -1 and items outside the tree are ignored
+        eligible: Sequence[Eligible | None] | None = None,  # of each sample; those that share one should be adjacent
     ) -> Excluded:
-        """Collect the items that each of `B` samples may not reach, for `closed`.
-
-        Args:
-            items: -1 and items outside the tree are ignored.
-            eligible: mask of each sample, None for all items; samples that share one should be adjacent.
-        """
+        """Collect the items that each of `B` samples may not reach, for `closed`."""
         masks = list(eligible or [None])
         starts = [row for row, mask in enumerate(masks) if row == 0 or mask is not masks[row - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
@@ -257,19 +218,12 @@ class Trie:
 
     def closed(
         self,
-        level: int,
-        nodes: Tensor,  # (...) int64
-        samples: Tensor,  # (...) int64
-        excluded: Excluded,
+        level: int,  # `0 .. L`
+        nodes: Tensor,  # (...) int64, of that level
+        samples: Tensor,  # (...) int64, ascending, broadcast against `nodes`: rows in the items of `excluding`
+        excluded: Excluded,  # from `excluding`
     ) -> Tensor:
-        """Return (...) bool, whether no item below a node may be reached by its sample; True at node -1.
-
-        Args:
-            level: `0 .. L`.
-            nodes: of that level.
-            samples: ascending, broadcast against `nodes`: rows in the items of `excluding`.
-            excluded: from `excluding`.
-        """
+        """Return (...) bool, whether no item below a node may be reached by its sample; True at node -1."""
         shape = (nodes + samples).shape
         nodes, samples = nodes.expand(shape), samples.expand(shape)
         known, leaves = nodes.clamp(min=0), self.leaf_ranges[level]
@@ -293,19 +247,13 @@ class Trie:
             left = left - (high - low)
         return (left == 0) | (nodes < 0)
 
-    def leaf_items(
-        self,
-        nodes: Tensor,  # (...) int64
-    ) -> Tensor:
+    def leaf_items(self, nodes: Tensor) -> Tensor:  # (...) int64
         """Return (...) int64 items of level-L nodes; -1 stays -1."""
         if len(self.items) == 0:
             return torch.full_like(nodes, -1)
         return torch.where(nodes >= 0, self.items[nodes.clamp(min=0)], -1)
 
-    def lookup(
-        self,
-        codes: Tensor,  # (..., L) int64
-    ) -> Tensor:
+    def lookup(self, codes: Tensor) -> Tensor:  # (..., L) int64
         """Return (...) int64 items of full code sequences, -1 where they name none."""
         if codes.dim() == 0 or codes.shape[-1] != self.num_levels:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (..., {self.num_levels})")

@@ -18,8 +18,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_file, with_hash, without_hash
 from adagrpo.storage.marks import is_marked, read_mark
-from adagrpo.storage.removal import MANIFEST, remove, unknown_files
-from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
+from adagrpo.storage.writing import MANIFEST, TOKEN, make_folder, naming, remove, sync_folder, unknown_files, write_file
 
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
@@ -30,17 +29,11 @@ def seal(
     directory: Path,
     *,
     kind: str,
-    fingerprint: str,
-    made_from: Mapping[str, Any] | None = None,
-    files: Mapping[str, Mapping[str, Any]] | None = None,
+    fingerprint: str,  # hash of all inputs
+    made_from: Mapping[str, Any] | None = None,  # those inputs, JSON-able
+    files: Mapping[str, Mapping[str, Any]] | None = None,  # files to list, with extra manifest entries; None lists all
 ) -> None:
-    """Sync a complete folder and write its manifest.
-
-    Args:
-        fingerprint: hash of all inputs.
-        made_from: those inputs, JSON-able.
-        files: files to list, with extra manifest entries; None lists all.
-    """
+    """Sync a complete folder and write its manifest."""
     listed = {}
     for path in sorted(directory.rglob("*") if files is None else (directory / name for name in files)):
         if path.is_file() and path != directory / MANIFEST:
@@ -58,11 +51,10 @@ def seal(
 def publish(directory: Path, target: Path) -> None:
     """Move a sealed folder to its target, replacing the artifact there.
 
+    UserError if the target is no artifact of the same kind, or holds unknown files; nothing is changed.
+
     Atomic where the system supports it; otherwise the target is briefly missing, and the old artifact is next to
     `directory`, with the suffix `.<token>.old`.
-
-    Raises:
-        UserError: the target is no artifact of the same kind, or holds unknown files; nothing is changed.
     """
     content = manifest(directory)
     assert content is not None, "sealed before"
@@ -85,14 +77,10 @@ def publish(directory: Path, target: Path) -> None:
 
 
 def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
-    """Check that a target is free or an artifact of the same kind.
+    """Check that a target is free or an artifact of the same kind, which may hold nested ones, `<kind>/<name>`.
 
-    Args:
-        kind: of the new artifact. Nested artifacts `<kind>/<name>` may already exist.
-        writes: whether the artifact has a file of this name.
-
-    Raises:
-        UserError: it is a file or link, of another kind, lacks its manifest, or holds an unknown file.
+    UserError if it is a file or link, of another kind, lacks its manifest, or holds a file that the artifact does not
+    have, see `writes`.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
@@ -128,12 +116,8 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
     return names
 
 
-def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
-    """Return the manifest of a folder; None if it is not sealed.
-
-    Raises:
-        UserError: it is damaged or of an unknown version; `mend` is the remedy in the message.
-    """
+def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | None:
+    """Return the manifest of a folder, None if not sealed; UserError if it is damaged or of an unknown version."""
     path = directory / MANIFEST
     if not path.is_file():
         return None
@@ -142,45 +126,42 @@ def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
         content = json.loads(text)
         version = content["schema_version"]
         if version in READABLE:
-            _check(text, content)
+            for entry in content["files"].values():
+                entry["size"], entry["sha256"]
+            if version > 1:
+                without_hash(content)
+            if text != _written(content):
+                raise ValueError("not as it was written")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged manifest; {mend or 'delete the folder to have it made again'}") from error
+        raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
     if version not in READABLE:
         reads = " and ".join(map(str, READABLE))
         raise UserError(
-            f"{path}: schema version {version}, this program reads versions {reads}; {mend or 'delete the folder'}"
+            f"{path}: schema version {version}, this program reads versions {reads}; {remedy or 'delete the folder'}"
         )
     return dict(content)
 
 
-def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
-    """Check all files against the manifest; return the sha256 of each by relative path.
-
-    Raises:
-        UserError: the manifest or a file is missing, or a file differs.
-    """
-    content = manifest(directory, mend)
+def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:
+    """Check files against the manifest, return sha256 by relative path; UserError if one is missing or differs."""
+    content = manifest(directory, remedy)
     if content is None:
-        raise UserError(f"{directory}: no {MANIFEST} here; {mend or 'run the stage that makes it'}")
-    return {name: verify_file(directory, name, content, mend) for name in content["files"]}
+        raise UserError(f"{directory}: no {MANIFEST} here; {remedy or 'run the stage that makes it'}")
+    return {name: verify_file(directory, name, content, remedy) for name in content["files"]}
 
 
-def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
-    """Check one file against a manifest and return its sha256.
-
-    Raises:
-        UserError: it is not listed, outside the folder, missing or different.
-    """
+def verify_file(directory: Path, name: str, content: Mapping[str, Any], remedy: str | None = None) -> str:
+    """Check one file of a manifest, return its sha256; UserError if it is not listed, outside, missing or different."""
     path, entry = directory / name, content["files"].get(name)
-    mend = mend or f"delete {directory} to have it made again"
+    remedy = remedy or f"delete {directory} to have it made again"
     if not path.resolve().is_relative_to(directory.resolve()):
         raise UserError(f"{directory / MANIFEST}: '{name}' leaves the folder")
     if entry is None:
-        raise UserError(f"{path}: not of what was made here; {mend}")
+        raise UserError(f"{path}: not of what was made here; {remedy}")
     if not path.is_file():
-        raise UserError(f"{path}: missing; {mend}")
+        raise UserError(f"{path}: missing; {remedy}")
     if path.stat().st_size != entry["size"] or cached_hash(path) != entry["sha256"]:
-        raise UserError(f"{path}: content differs from the manifest, changed after it was made; {mend}")
+        raise UserError(f"{path}: content differs from the manifest, changed after it was made; {remedy}")
     return str(entry["sha256"])
 
 
@@ -188,17 +169,7 @@ def _written(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def _check(text: str, content: dict[str, Any]) -> None:
-    for entry in content["files"].values():
-        entry["size"], entry["sha256"]
-    if content["schema_version"] > 1:
-        without_hash(content)
-    if text != _written(content):
-        raise ValueError("not as it was written")
-
-
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically; False where that is unsupported."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

@@ -48,11 +48,7 @@ def checked_line(row: Mapping[str, Any]) -> str:
 
 
 def read_checked_lines(path: Path) -> list[dict[str, Any]]:
-    """Read lines of `checked_line`.
-
-    Raises:
-        UserError: a line is damaged.
-    """
+    """Read lines of `checked_line`; UserError if a line is damaged."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -73,11 +69,7 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_hash(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Verify and remove the hash.
-
-    Raises:
-        ValueError: it is missing or differs.
-    """
+    """Verify and remove the hash; ValueError if it is missing or differs."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     if content.get("sha256") != hash_json(rest):
         raise ValueError("not as it was written")

@@ -16,8 +16,7 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, remove_artifact
 from adagrpo.storage.marks import Kind, claim, is_marked
-from adagrpo.storage.removal import remove_temporary
-from adagrpo.storage.writing import TOKEN, naming
+from adagrpo.storage.writing import TOKEN, naming, remove_temporary
 
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
@@ -29,12 +28,7 @@ class FolderBusy(UserError):
 
 @contextmanager
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
-    """Claim a folder (`adagrpo.storage.marks.claim`) and lock it.
-
-    Raises:
-        FolderBusy: another process holds the lock.
-        UserError: the folder is not ours or not writable.
-    """
+    """Claim and lock a folder; FolderBusy if another process has it, UserError if it is not ours or not writable."""
     try:
         claim(directory, kind, **facts)
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -51,7 +45,15 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
         earlier = [line.strip() for line in file.readlines()[1:]]
         with naming(directory / LOCK):
             _rewrite(file.fileno(), [*earlier, TOKEN])
-            _mend(directory, earlier)
+            remove_temporary(directory, earlier, is_marked)
+            work = directory / WORK
+            for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
+                match = REPLACED.fullmatch(path.name)
+                content = None if match is None or match[1] not in earlier or path.is_symlink() else manifest(path)
+                if content is not None and os.path.lexists(directory / content["kind"]):
+                    remove_artifact(path)
+                elif content is not None:
+                    path.rename(directory / content["kind"])
             _rewrite(file.fileno(), [TOKEN])
         yield
 
@@ -74,18 +76,3 @@ def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
     os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))
     os.fsync(descriptor)
-
-
-def _mend(directory: Path, tokens: Collection[str]) -> None:
-    remove_temporary(directory, tokens, is_marked)
-    work = directory / WORK
-    for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
-        match = REPLACED.fullmatch(path.name)
-        content = None if match is None or match[1] not in tokens or path.is_symlink() else manifest(path)
-        if content is None:
-            continue
-        target = directory / content["kind"]
-        if os.path.lexists(target):
-            remove_artifact(path)
-        else:
-            path.rename(target)

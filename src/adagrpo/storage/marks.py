@@ -27,11 +27,7 @@ def is_marked(directory: Path) -> bool:
 
 
 def read_mark(directory: Path) -> dict[str, Any]:
-    """Read the mark of a folder; empty after a crash.
-
-    Raises:
-        UserError: it is damaged or of an unknown version.
-    """
+    """Read the mark of a folder, empty after a crash; UserError if it is damaged or of an unknown version."""
     path = directory / MARK
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -45,11 +41,7 @@ def read_mark(directory: Path) -> dict[str, Any]:
 
 
 def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
-    """Check that a folder is marked with a kind; return False if it can be claimed.
-
-    Raises:
-        UserError: it is a file, of another kind, or holds other files.
-    """
+    """Return whether a folder is of a kind, False if it can be claimed; UserError for anything else there."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; {option} takes a folder")
     if is_marked(directory):
@@ -72,11 +64,7 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
 
 
 def claim(directory: Path, kind: Kind, option: str = "--out", **facts: str) -> None:
-    """Create and mark a folder.
-
-    Raises:
-        UserError: see `check_kind`.
-    """
+    """Create and mark a folder; UserError: see `check_kind`."""
     if check_kind(directory, kind, option) and read_mark(directory):
         return
     make_folder(directory)

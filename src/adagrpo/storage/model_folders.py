@@ -14,22 +14,18 @@ NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that nam
 def refuse_code(folder: Path, setting: str) -> None:
     """Check that a model folder, named by the recipe key `setting`, loads without running its code.
 
-    Raises:
-        UserError: a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
-            that nothing names is allowed.
+    UserError if a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
+    that nothing names is allowed.
     """
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):
             raise UserError(f"{setting}: {path} would have to be unpickled; save the model as safetensors")
-        if path.suffix == ".json" and path.is_file():
-            _refuse_named_code(path, setting)
-
-
-def _refuse_named_code(path: Path, setting: str) -> None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return  # its reader will say so
-    for key in NAMES_CODE:
-        if isinstance(content, dict) and content.get(key):
-            raise UserError(f"{setting}: {path} names code of its own ('{key}'); none is run, use a model without")
+        if path.suffix != ".json" or not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            continue  # its reader will report it
+        for key in NAMES_CODE:
+            if isinstance(content, dict) and content.get(key):
+                raise UserError(f"{setting}: {path} names code of its own ('{key}'); none is run, use a model without")

@@ -1,4 +1,7 @@
-"""Atomic writes: temporary file, sync, rename."""
+"""Atomic writes (temporary file, sync, rename), and removal of known files only.
+
+Those are named by the caller, or temporary with the token of a known process. Links are never known or followed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,59 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
 from adagrpo.errors import UserError
-from adagrpo.storage.removal import remove
+
+MANIFEST = "manifest.json"  # of an artifact, see `adagrpo.storage.artifacts`
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
+
+
+def unknown_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
+    """List a folder's files that do not belong, by `/`-separated relative path, and all links."""
+    if directory.is_symlink() or not directory.is_dir():
+        return [directory] if os.path.lexists(directory) else []
+    unknown = []
+    for folder, inner, files in os.walk(directory):
+        here = Path(folder)
+        unknown += [here / name for name in inner if (here / name).is_symlink()]
+        for path in (here / name for name in files):
+            if path.is_symlink() or not path.is_file() or not belongs(path.relative_to(directory).as_posix()):
+                unknown.append(path)
+    return sorted(unknown)
+
+
+def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
+    """Remove known files and emptied folders; see `unknown_files`."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for folder, _, files in os.walk(directory, topdown=False):
+        here = Path(folder)
+        for name in sorted(files, key=lambda name: name == MANIFEST):  # the manifest last: it lists the others
+            path = here / name
+            if not path.is_symlink() and belongs(path.relative_to(directory).as_posix()):
+                path.unlink()
+        with suppress(OSError):  # something stays in it
+            here.rmdir()
+
+
+def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
+    """Remove temporary files and folders of dead processes; `stop` at subfolders with an owner of their own."""
+    for folder, inner, files in os.walk(directory):
+        here = Path(folder)
+        for name in files:
+            match = TEMPORARY.fullmatch(name)
+            if match is not None and match[1] in tokens and not (here / name).is_symlink():
+                (here / name).unlink()
+        for name in inner:
+            match = TEMPORARY.fullmatch(name)
+            if match is not None and match[1] in tokens:
+                remove(here / name, lambda name: True)
+        inner[:] = [name for name in inner if not stop(here / name)]
+
 
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -24,14 +73,7 @@ def temporary(path: Path) -> Path:
 
 
 def write_file(path: Path, content: str, *, keep: bool = False) -> None:
-    """Write a text file atomically.
-
-    Args:
-        keep: keep an existing file.
-
-    Raises:
-        UserError: the path is a link or a folder.
-    """
+    """Write a text file atomically, or keep an existing one; UserError if the path is a link or a folder."""
     if path.is_symlink() or path.is_dir():
         what = "link" if path.is_symlink() else "folder"
         raise UserError(f"{path}: is a {what}, where a file is to be written; move it away")
@@ -54,23 +96,21 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 
 @contextmanager
 def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
-    """Yield a path whose file becomes `path` at the end of the block.
+    """Yield a path whose file becomes `path` at the end of the block, in a temporary folder of this process.
 
-    It is in a temporary folder of this process, so that the writing library's own temporary files are known too.
-
-    Args:
-        holder: token under which remains of a worker are cleaned up: that of the process with the folder's lock.
+    So the writing library's own temporary files are known too. A worker gives as `holder` the token of the process with
+    the folder's lock, under which its remains are cleaned up.
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()
-    place = folder / path.name
+    written = folder / path.name
     try:
         with naming(path):
-            yield place
-            with place.open("rb") as file:
+            yield written
+            with written.open("rb") as file:
                 os.fsync(file.fileno())
-        place.chmod(folder.stat().st_mode & 0o666)
-        place.replace(path)
+        written.chmod(folder.stat().st_mode & 0o666)
+        written.replace(path)
         sync_folder(path.parent)
     finally:
         remove(folder, lambda name: True)
@@ -78,10 +118,7 @@ def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `path` at the end of the block; an empty `path` is replaced.
-
-    It is locked meanwhile, so that remains of killed processes are recognised and removed.
-    """
+    """Yield a folder, locked meanwhile, that becomes `path` at the end of the block; an empty `path` is replaced."""
     make_folder(path.parent)
     for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
         with suppress(OSError), _locked(left):
@@ -93,9 +130,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks: what is left there stays
                 held.enter_context(_locked(work))
             yield work
-            for place in (*work.rglob("*"), work):
+            for entry in (*work.rglob("*"), work):
                 with naming(path):
-                    sync_folder(place)
+                    sync_folder(entry)
             work.rename(path)
         sync_folder(path.parent)
     except BaseException:
@@ -115,10 +152,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to system errors without a file name, such as that of a full disk.
-
-    Rust libraries give them as text: `... (os error 28)`.
-    """
+    """Add `path` to system errors without a file name; Rust libraries give them as text, `... (os error 28)`."""
     try:
         yield
     except OSError as error:

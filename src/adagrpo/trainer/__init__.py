@@ -2,9 +2,8 @@
 
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 from adagrpo.trainer.loop import fit
-from adagrpo.trainer.post_training import Arm, PostTraining
+from adagrpo.trainer.post_training import Arm, PostTraining, Supervised
 from adagrpo.trainer.ranker_fit import RankerFit
-from adagrpo.trainer.supervised import Supervised
 from adagrpo.trainer.task import Diverged, FitResult, Task, Watched
 
 __all__ = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,14 +69,14 @@ class BatchSchedule:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch."""
-        return len(self._order(0))
+        return len(_order(self, 0))
 
     def batches(self, step: int) -> list[TrainingBatch]:
         """Return the micro-batches of a step, counted from 0."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         parts = -(-self.accumulation // self.processes) * self.processes
         make = self._batch if self.training.baskets is None else partial(self._of_baskets, epoch=epoch)
-        return [make(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
+        return [make(rows) for rows in np.array_split(_order(self, epoch)[offset], parts) if len(rows)]
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (U,)
@@ -88,14 +88,11 @@ class BatchSchedule:
 
     @cached_property
     def _basket_starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(total,) index of the first item of each item's basket, and (U,) of each user's last basket."""
+        # (total,) index of the first item of each item's basket, and (U,) of each user's last basket
         starts, last = basket_starts(self.training), self.training.offsets[:-1].copy()
         there = self.training.lengths > 0
         last[there] = starts[self.training.offsets[1:][there] - 1]
         return starts, last
-
-    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        return _cached_order(self, epoch)
 
     def _batch(self, rows: NDArray[np.int64]) -> TrainingBatch:
         padded = pad(self.training, rows, self.max_history + 1)
@@ -147,12 +144,9 @@ class BatchSchedule:
 
 
 @lru_cache(maxsize=4)
-def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
+def _order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
     return length_bucketed_batches(
-        schedule.lengths,
-        batch_size=schedule.batch_size * schedule.accumulation,
-        seed=schedule.seed,
-        epoch=epoch,
+        schedule.lengths, batch_size=schedule.batch_size * schedule.accumulation, seed=schedule.seed, epoch=epoch
     )
 
 
@@ -180,9 +174,8 @@ class GroupStep(NamedTuple):
 def group_step(schedule: BatchSchedule, step: int, objective: ObjectiveConfig, device: torch.device) -> GroupStep:
     """Choose the samples of a step at which groups are drawn.
 
-    Args:
-        objective: `rl_positions` is `random` (one RL sample per history), `last`, `all`, or `end` (after the whole
-            history); `exclude_history` adds older items.
+    `rl_positions` is `random` (one RL sample per history), `last`, `all`, or `end` (after the whole history);
+    `exclude_history` adds older items.
     """
     batches = [batch.to(device) for batch in schedule.batches(step)]
     generator = keyed_generator(schedule.seed, step, 1)
@@ -206,14 +199,10 @@ def _samples(
     if positions != "all":
         histories = len(batch.histories.lengths)
         counts = torch.bincount(batch.rows[indices], minlength=histories)
-        match positions:
-            case "last":
-                chosen = counts - 1
-            case "random":
-                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
-                chosen = (uniforms * counts).long()
-            case _:
-                assert_never(positions)
+        chosen = counts - 1  # the last
+        if positions == "random":
+            uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
+            chosen = (uniforms * counts).long()
         first = counts.cumsum(0) - counts  # samples are listed row by row
         indices = indices[(first + chosen)[counts > 0]]
     seen = truncate(batch.histories, batch.rows[indices], batch.positions[indices])

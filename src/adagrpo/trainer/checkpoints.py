@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, publish, seal, verify
-from adagrpo.storage.removal import MANIFEST, remove
-from adagrpo.storage.writing import atomic_file
-from adagrpo.trainer.lost_policy import Watch
+from adagrpo.storage.writing import MANIFEST, atomic_file, remove
+from adagrpo.trainer.task import Watch
 
 WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"
 MOMENTS, PROGRESS = "optimizer.safetensors", "progress.json"
@@ -62,14 +61,9 @@ def save_weights(
 
 
 def load_weights(directory: Path, model: nn.Module, *, more_items: int = 0) -> int:
-    """Load `save_weights` output into a model and return the step.
+    """Load `save_weights` output into a model and return the step; UserError if a file is missing or damaged.
 
-    Args:
-        more_items: additional items of the model; their rows in `item_tables` become zero.
-
-    Raises:
-        UserError: a file is missing or damaged.
-        RuntimeError: the weights are of another model.
+    A model of `more_items` items than the weights has zero rows for them in `item_tables`; other weights: RuntimeError.
     """
     weights = _read(directory / WEIGHTS)
     for name in getattr(model, "item_tables", ()) if more_items else ():
@@ -92,7 +86,7 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
         for name, value in entry.items()
     }
     files = {WEIGHTS: model.state_dict(), BEST: progress.best_weights, AVERAGE: progress.average, MOMENTS: moments}
-    remove(temporary, _is_known)
+    remove(temporary, FILES.__contains__)
     temporary.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
         _write({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary / name)
@@ -103,7 +97,7 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     publish(temporary, target)
     for other in target.parent.iterdir():
         if other != target:
-            remove(other, _is_known)
+            remove(other, FILES.__contains__)
 
 
 def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
@@ -125,10 +119,6 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
     progress.best_weights = {name: tensor.to(device) for name, tensor in _read(whole / BEST).items()}
     progress.average = {name: tensor.to(device) for name, tensor in _read(whole / AVERAGE).items()}
     return progress
-
-
-def _is_known(name: str) -> bool:
-    return name in FILES
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

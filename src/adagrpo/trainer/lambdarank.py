@@ -22,12 +22,11 @@ from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.rewards.model_files import require
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.trainer.task import Report
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Cases, Ints, Ragged
 
 if TYPE_CHECKING:
     from lightgbm import Booster, Dataset
 
-Ints = NDArray[np.int64]
 GROUPS_AT_ONCE = 20_000
 
 
@@ -59,14 +58,8 @@ class NegativeSampler:
         owners = np.repeat(np.arange(len(training), dtype=np.int64), training.lengths)
         self.has = np.unique(owners * num_items + training.values)  # ascending keys of (user, item)
 
-    def draw(
-        self,
-        users: Ints,  # (Q,)
-        histories: Ints,  # (Q, T)
-        lengths: Ints,  # (Q,)
-        avoid: Ints,  # (Q, K)
-        count: int,
-    ) -> Ints:
+    # users (Q,), histories (Q, T), lengths (Q,), avoid (Q, K)
+    def draw(self, users: Ints, histories: Ints, lengths: Ints, avoid: Ints, count: int) -> Ints:
         """Draw (Q, count) items; -1 for a repeated, owned or avoided item, or if there is no neighbour."""
         shape = (len(users), count)
         by_popularity = self.training.values[self.generator.integers(0, max(1, len(self.training.values)), shape)]
@@ -90,10 +83,7 @@ class NegativeSampler:
 
 
 def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:
-    """Build groups from each user's last `positions` training interactions, with `negatives` draws each.
-
-    An interaction's history ends before its basket.
-    """
+    """Build groups of each user's last `positions` training interactions; histories end before the basket."""
     training = sampler.training
     counts = np.clip(training.lengths - 1, 0, positions)
     users = np.repeat(np.arange(len(training)), counts)
@@ -113,10 +103,8 @@ def shown_groups(
 ) -> RankingGroups:
     """Build groups from the items shown between two interactions, if any was clicked, and sampled items.
 
-    Args:
-        shown: sorted by user and history length.
-        negatives: draws per group.
-        most_shown: first items kept per group; repeats are merged, clicked if any was.
+    `shown` is sorted by user and history length. The first `most_shown` items of a group are kept; repeats are merged,
+    clicked if any was.
     """
     training = sampler.training
     users = np.repeat(np.arange(len(shown.offsets) - 1), np.diff(shown.offsets))
@@ -124,7 +112,15 @@ def shown_groups(
         np.diff(users, prepend=-1).astype(bool) | np.diff(shown.history_lengths, prepend=-1).astype(bool)
     )
     every = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
-    group, shown_items, clicked = _once(every, shown.items.astype(np.int64), shown.clicked)
+    all_items = shown.items.astype(np.int64)
+    order = np.lexsort((np.arange(len(all_items)), all_items, every))
+    repeats = np.flatnonzero(
+        np.diff(every[order], prepend=-1).astype(bool) | np.diff(all_items[order], prepend=-1).astype(bool)
+    )
+    first = order[repeats]  # the stable order has the first of each item in front
+    ever = np.logical_or.reduceat(shown.clicked[order], repeats) if len(repeats) else np.zeros(0, np.bool_)
+    back = first.argsort()
+    group, shown_items, clicked = every[first[back]], all_items[first[back]], ever[back]
     index = np.arange(len(group)) - np.searchsorted(group, group)
     kept = index < most_shown
     items = np.full((len(starts), most_shown), -1, np.int64)
@@ -168,23 +164,8 @@ def exposed_groups(
     return _grouped(sampler, histories, lengths, owners, table, chosen, table[:, :0])
 
 
-def _once(
-    group: Ints,  # (N,) ascending
-    items: Ints,  # (N,)
-    clicked: NDArray[np.bool_],  # (N,)
-) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    order = np.lexsort((np.arange(len(items)), items, group))
-    repeats = np.flatnonzero(
-        np.diff(group[order], prepend=-1).astype(bool) | np.diff(items[order], prepend=-1).astype(bool)
-    )
-    first = order[repeats]  # the stable order has the first of each item in front
-    ever = np.logical_or.reduceat(clicked[order], repeats) if len(repeats) else np.zeros(0, np.bool_)
-    back = first.argsort()
-    return group[first[back]], items[first[back]], ever[back]
-
-
+# (Q, T) items before the indices `ends` of the training values, and (Q,) lengths
 def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:
-    """Return (Q, T) items before the indices `ends` of the training values, and (Q,) lengths."""
     lengths = np.minimum(ends - training.offsets[users], max_history)
     columns = np.arange(int(lengths.max(initial=1)))
     real = columns < lengths[:, None]
@@ -226,23 +207,15 @@ def fit_lambdarank(
     groups: RankingGroups,
     validation: RankingGroups | None,
     *,
-    trees: int,
+    trees: int,  # maximum; stops after 50 without improvement
     leaves: int,
     learning_rate: float,
-    minimum_leaf: int,
+    minimum_leaf: int,  # rows per leaf
     seed: int,
     threads: int,
     report: Report = lambda done, total, values: None,
 ) -> Fitted:
-    """Fit with early stopping on validation NDCG@10; deterministic.
-
-    Args:
-        groups: at least one, as in `validation`.
-        validation: None fits all `trees`.
-        trees: maximum; stops after 50 without improvement.
-        minimum_leaf: rows per leaf.
-        report: called after each tree.
-    """
+    """Fit with early stopping on validation NDCG@10, without validation all `trees`; deterministic."""
     require("lightgbm", "reward")
     import lightgbm
 

@@ -27,12 +27,11 @@ from adagrpo.networks.layers import autocast_dtype
 from adagrpo.objective import GroupSummary
 from adagrpo.stopping import Terminated, deferred_signals
 from adagrpo.storage.writing import write_file
+from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
-from adagrpo.trainer.gradients import Losses, TermGradients
-from adagrpo.trainer.lost_policy import fallen_in_validation
-from adagrpo.trainer.pressure import pressure_of
+from adagrpo.trainer.pressure import TermGradients, pressure_of
 from adagrpo.trainer.processes import processes
-from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
+from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched, fallen_in_validation
 
 
 def fit(
@@ -42,26 +41,16 @@ def fit(
     work: Path,
     *,
     seed: int,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,  # text files to store with the weights, name to content
     report: Report = lambda step, steps, values: None,
-    watched: Watched | None = None,
-    until: int | None = None,
+    watched: Watched | None = None,  # stop early and write `lost.json` if the policy collapses
+    until: int | None = None,  # end at this step of the schedule, if before its last
 ) -> FitResult:
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
-    Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`.
-
-    Args:
-        settings: `epochs` is not read here.
-        files: text files to store with the weights, name to content.
-        report: called after every step with (step, steps, logged values).
-        watched: stop early and write `lost.json` if the policy collapses.
-        until: end at this step of the schedule, if before its last.
-
-    Raises:
-        KeyboardInterrupt, Terminated: on a signal, after the current step is saved.
-        Diverged: three consecutive steps were not finite; the state before them is saved where possible.
-        NotFinite: in a validation.
+    Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`. KeyboardInterrupt or Terminated on a signal, after
+    the current step is saved; Diverged if three consecutive steps were not finite, the state before them saved where
+    possible; NotFinite in a validation.
     """
     until = task.steps if until is None else min(until, task.steps)
     loop = _Loop(model, task, settings, work, seed, files or {}, watched, until)
@@ -118,7 +107,6 @@ class _Loop:
         self.validate_at = {*range(every, task.steps + 1, every), until}
 
     def resume(self) -> None:
-        """Restore the last checkpoint, or validate at step 0."""
         self.work.mkdir(parents=True, exist_ok=True)
         restored = restore(self.work, self.model, self.optimizer.optimizer)
         if restored is not None:
@@ -127,12 +115,11 @@ class _Loop:
         self.processes.broadcast("read")  # before the first process writes another
         if not self.writes:
             return
-        if self.processes.is_main_process:
-            for name in ("steps.jsonl", "validation.jsonl"):
-                if restored is None:
-                    (self.work / name).write_text("", encoding="utf-8")
-                else:
-                    _cut(self.work / name, restored.step)
+        for name in ("steps.jsonl", "validation.jsonl"):
+            if restored is None:
+                (self.work / name).write_text("", encoding="utf-8")
+            else:
+                _cut(self.work / name, restored.step)
         lost = self.progress.watch.verdict
         unjudged = bool(lost) and not self.progress.lost
         if restored is None:
@@ -144,14 +131,18 @@ class _Loop:
                 self._save()  # the logged row and the best weights it selected belong together
 
     def ends_early(self) -> bool:
-        """Check whether the policy has collapsed; the same in all processes."""
         if self.watched is None or self.watched.go_on:
             return False
         return bool(self.processes.gather(self.progress.lost)[0])
 
     def step(self) -> dict[str, float]:
         step = self.progress.step
-        rate = self.settings.learning_rate * _schedule(step, self.task.steps, self.settings.warmup)
+        rise = max(1, round(self.settings.warmup * self.task.steps))
+        rate = self.settings.learning_rate  # times a linear warm-up, then a cosine decay to a tenth
+        if step < rise:
+            rate *= (step + 1) / rise
+        else:
+            rate *= 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, self.task.steps - rise)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         before = self.task.state()
@@ -181,23 +172,30 @@ class _Loop:
         return values | self._close_step(values)
 
     def _gradients(self, step: int) -> dict[str, float]:
-        """Compute the clipped gradient; returns values to log."""
         self.model.eval()
         with self.accelerator.autocast():
             micros, values = self.task.begin(step)
         every = self.task.term_norms_every
         norms = TermGradients(self.parameters, self.processes) if every and step % every == 0 else None
         self.optimizer.zero_grad()
-        losses = Losses(self.task, step, micros, self.processes, seed=self.seed, precision=self.accelerator.autocast)
+        own: dict[str, float] = {}  # of this process's micro-batches
         problem: list[str] | None = None
         try:
-            losses.backward(self.accelerator.backward, norms)
+            for index, micro in self.processes.share(micros):
+                torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
+                with self.accelerator.autocast():
+                    terms, logged = self.task.loss(micro)
+                for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
+                    own[name] = own.get(name, 0.0) + value
+                if norms is not None:
+                    norms.add(terms)
+                self.accelerator.backward(torch.stack([*terms.values()]).sum())
         except NotFinite as error:
             problem = [error.what, str(error)]
-        reports = self.processes.gather([losses.logged, problem])
-        for _, told in reports:
-            if told is not None:
-                raise NotFinite(*told)
+        reports = self.processes.gather([own, problem])
+        for _, found in reports:
+            if found is not None:
+                raise NotFinite(*found)
         sums: dict[str, float] = {}
         for logged, _ in reports:
             for name, value in logged.items():
@@ -213,10 +211,9 @@ class _Loop:
         return values
 
     def _close_step(self, values: dict[str, float]) -> dict[str, float]:
-        """Log, validate and save; returns validation metrics."""
         self.torn, lost = True, None
         self.progress.step += 1
-        if self.processes.is_main_process:
+        if self.writes:
             _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
             lost = None if self.watched is None else self.progress.watch.after_step(GroupSummary.of_row(values))
         self.torn = False
@@ -245,19 +242,18 @@ class _Loop:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
         self.torn = False
 
+    # validate, keep the best weights, and note a collapse; `lost` is the reason for one, from the steps
     def _judge(self, lost: str | None) -> dict[str, float]:
-        """Validate, keep the best weights, and note a collapse; `lost` is the reason for one, from the steps."""
         metrics: dict[str, float] = {}
         self.model.eval()
         self._swap_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 metrics = self.task.validate()
-            if self.processes.is_main_process:
-                _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
-                if self.watched is not None:
-                    with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
-                        lost = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases) or lost
+            _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
+            if self.watched is not None:
+                with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
+                    lost = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases) or lost
             # with constrained decoding a collapsed policy may still rank well: it is no candidate
             if not lost:
                 self.progress.offer(metrics.get(self.task.monitor, math.nan), self.model)
@@ -269,7 +265,6 @@ class _Loop:
         return metrics
 
     def keep(self) -> None:
-        """Save the state if it is consistent."""
         if self.writes and not self.torn and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
@@ -279,7 +274,6 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def finish(self) -> FitResult:
-        """Write the best and final weights."""
         self._swap_average()
         rows: list[str] = []
         if self.writes:
@@ -296,14 +290,6 @@ class _Loop:
 def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
     """Return the optimiser of all fits."""
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-
-
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Return the factor of the peak learning rate."""
-    rise = max(1, round(warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

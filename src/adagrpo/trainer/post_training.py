@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.apply_gates import TrueUtility
-from adagrpo.groups.division import Division
 from adagrpo.groups.draw import score_codes
-from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.gated import GatedGroups, TrueUtility, gated_groups, summary
 from adagrpo.objective import GATES, gated_sum
 from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.policies.policy import Context, Policy
@@ -29,8 +27,51 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
 from adagrpo.trainer.processes import Processes
-from adagrpo.trainer.supervised import nll_term
+from adagrpo.trainer.task import ScheduledTask
 from adagrpo.types import Histories
+
+
+class SupervisedMicro(NamedTuple):
+    """A micro-batch, and the number of NLL positions of its optimiser step."""
+
+    batch: TrainingBatch
+    total: int
+
+
+def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Context | None = None) -> Tensor:
+    """Return the share of the mean NLL over `total` positions, nats per code; `context` is of all samples."""
+    if context is None:
+        context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
+    else:
+        context = context[batch.nll]
+    return policy.supervised_loss(context, batch.targets[batch.nll]).sum() / total
+
+
+class Supervised(ScheduledTask):
+    """A `Task` that minimises NLL."""
+
+    def __init__(
+        self,
+        policy: Policy[Any, Any],  # changed in place
+        codes: Tensor,  # (V, L) of the catalogue
+        schedule: BatchSchedule,
+        *,
+        steps: int,
+        validate: Callable[[], dict[str, float]],
+    ) -> None:
+        self.policy, self.codes, self.schedule, self.steps, self.validate = policy, codes, schedule, steps, validate
+
+    def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
+        """Return the micro-batches of a step."""
+        batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
+        total = max(1, sum(int(batch.nll.sum()) for batch in batches))
+        return [SupervisedMicro(batch, total) for batch in batches], {}
+
+    def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the term `nll`."""
+        self.policy.train()
+        return {"nll": nll_term(self.policy, micro.batch, micro.total)}, {}
+
 
 PART = 256  # samples of the stated anchor that are scored at a time
 
@@ -55,10 +96,8 @@ class Micro(NamedTuple):
     indices: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
 
 
-class PostTraining:
+class PostTraining(ScheduledTask):
     """A `Task` for one arm; its state is the running standard deviation of rewards."""
-
-    monitor = "ndcg@10"
 
     def __init__(
         self,
@@ -81,7 +120,7 @@ class PostTraining:
         self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
         self.true_utility = true_utility
-        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
+        self.running_std = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self.processes = shared_by or Processes()
         self.schedule = schedule
         self.stride = objective.num_iterations
@@ -89,10 +128,6 @@ class PostTraining:
         self.validate = validate
         self.term_norms_every = term_norms_every
         self._micros: list[Micro] = []
-
-    def users(self, step: int) -> list[int]:
-        """Return the rows of the users of a step."""
-        return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
         """Draw and gate the groups of a step, reused for `num_iterations` steps."""
@@ -110,8 +145,22 @@ class PostTraining:
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         division = self.processes.division([len(part.targets) for part in drawn_at.samples])
-        groups = self._groups(*joined, drawn_at.generator, measure, division)
-        self.spread = groups.spread
+        term = self.arm.term
+        needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
+        groups = gated_groups(
+            self.policy,
+            self.catalog,
+            self.reward,
+            *joined,
+            self.objective,
+            drawn_at.generator,
+            gate=self.arm.gate,
+            running_std=self.running_std,
+            reference=self.starting_policy if needs_reference else None,
+            true_utility=self.true_utility,
+            division=division,
+        )
+        self.running_std = groups.running_std
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
             admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
@@ -157,39 +206,14 @@ class PostTraining:
 
     def state(self) -> dict[str, float]:
         """Return the running standard deviation of rewards."""
-        return {"spread": self.spread}
+        return {"spread": self.running_std}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Restore `state`."""
-        self.spread = state["spread"]
+        self.running_std = state["spread"]
 
-    def _groups(
-        self,
-        histories: Histories,
-        targets: Tensor,
-        generator: torch.Generator,
-        measure: bool,
-        division: Division | None,
-    ) -> GatedGroups:
-        term = self.arm.term
-        needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
-        return gated_groups(
-            self.policy,
-            self.catalog,
-            self.reward,
-            histories,
-            targets,
-            self.objective,
-            generator,
-            gate=self.arm.gate,
-            spread=self.spread,
-            reference=self.starting_policy if needs_reference else None,
-            true_utility=self.true_utility,
-            division=division,
-        )
-
+    # (λ / B_rl) Σ loss_b over admitted groups, and values to log
     def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
-        """Return `(λ / B_rl) Σ loss_b` over admitted groups and values to log; reuses `context` if given."""
         groups, rows = micro.groups, micro.admitted
         assert groups is not None, "nothing is admitted in a step without RL samples"
         if context is None:

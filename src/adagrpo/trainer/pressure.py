@@ -25,7 +25,6 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.gradients import TermGradients
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
@@ -58,6 +57,31 @@ def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
     return _root_mean_square([pressure * anchor for pressure, anchor in measured]) / anchors
 
 
+class TermGradients:
+    """Gradient of each loss term, summed over the micro-batches of a step and, in `norms`, over processes."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], shared_by: Processes) -> None:
+        self.parameters, self.processes = parameters, shared_by
+        self.sums: dict[str, list[Tensor]] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a micro-batch, retaining its graph."""
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
+            sums = self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
+
+    def norms(self) -> dict[str, float]:
+        """Return gradient norms; processes may lack terms."""
+        names = dict.fromkeys(name for process_names in self.processes.gather([*self.sums]) for name in process_names)
+        for name in names:
+            self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            self.processes.sum_(self.sums[name])
+        return {name: float(torch.nn.utils.get_total_norm(self.sums[name])) for name in names}
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A calibrated λ and its measurements."""
@@ -80,30 +104,20 @@ class Calibrated:
 
     def sentence(self) -> str:
         """Describe the calibration."""
-        said = (
+        text = (
             f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
             f"{self.ratio:.3g} of the anchor's over {self.steps} steps"
         )
         times = self.anchor_over_stated
-        return said if times is None else f"{said}; the anchor's is {times:.3g} times that of -(1/L) log pi"
+        return text if times is None else f"{text}; the anchor's is {times:.3g} times that of -(1/L) log pi"
 
 
 def solve(
-    pressure: float,
-    term_norms: Sequence[float],
-    anchor_norms: Sequence[float],
-    stated_norms: Sequence[float] = (),
+    pressure: float, term_norms: Sequence[float], anchor_norms: Sequence[float], stated_norms: Sequence[float] = ()
 ) -> Calibrated:
-    """Return the λ that gives the pressure, to four significant digits.
+    """Return the λ that gives the pressure, to four significant digits, from norms (K,) at λ 1.
 
-    Args:
-        pressure: above 0.
-        term_norms: (K,) at λ 1, 0 where nothing was admitted.
-        anchor_norms: (K,).
-        stated_norms: of -(1/L) Σ log π, if the anchor differs.
-
-    Raises:
-        UserError: a norm is not finite, or the term or the anchor has no gradient.
+    UserError if a norm is not finite, or the term or the anchor has no gradient.
 
     >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
     0.7071
@@ -130,37 +144,23 @@ class Measurable(Task[Any], Protocol):
     @property
     def term(self) -> str:
         """Name of the reward term in `loss`."""
-        ...
 
     def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
         """Yield summands of -(1/L) Σ log π; nothing if the policy trains on it."""
-        ...
 
 
 def calibrate(
     model: nn.Module,
-    task: Measurable,
+    task: Measurable,  # at λ 1, before its first step; its state is restored
     work: Path,
     *,
     pressure: float,
     steps: int,
     seed: int,
     shared_by: Processes,
-    other: Calibrated | None = None,
+    other: Calibrated | None = None,  # the arm at another pressure, whose norms are reused; the same in all processes
 ) -> tuple[Calibrated, bool]:
-    """Measure the λ of a pressure, or load it from `pressure.json` in `work`.
-
-    Args:
-        task: at λ 1, before its first step; its state is restored.
-        steps: `K`.
-        other: the arm at another pressure, whose norms are reused; the same in all processes.
-
-    Returns:
-        The calibration, and whether it is new.
-
-    Raises:
-        UserError: see `solve`.
-    """
+    """Return the λ of a pressure, measured or from `pressure.json`, and whether it is new; errors as `solve`."""
     path = work / FILE
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")
     if known:
@@ -181,11 +181,41 @@ def _measured(
     model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
 ) -> tuple[list[float], list[float], list[float]]:
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
+    device, norms = next(model.parameters()).device, list[dict[str, float]]()
+    dtype = autocast_dtype(device)
+
+    def precision() -> Any:
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
     try:
-        norms = [
-            _norms(model, task, parameters, step * task.stride, seed, shared_by, stated=step < STATED_STEPS)
-            for step in range(steps)
-        ]
+        for step in range(0, steps * task.stride, task.stride):
+            gradients = TermGradients(parameters, shared_by)
+            model.eval()
+            with precision():
+                micros, _ = task.begin(step)
+            problem: list[str] | None = None
+            try:
+                for index, micro in shared_by.share(micros):
+                    torch.manual_seed(step_key(seed, step, 2 * index))
+                    with precision():
+                        terms, _ = task.loss(micro)
+                    gradients.add(terms)
+                    del terms
+                    if step < STATED_STEPS * task.stride:
+                        torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
+                        parts = iter(task.stated_anchor(micro))
+                        while True:
+                            with precision():
+                                part = next(parts, None)
+                            if part is None:
+                                break
+                            gradients.add({STATED: part})
+            except NotFinite as error:
+                problem = [error.what, str(error)]
+            for found in shared_by.gather(problem):
+                if found is not None:
+                    raise NotFinite(*found)
+            norms.append(gradients.norms())
     except NotFinite as error:
         raise UserError(f"objective.pressure {pressure:g}: at the starting policy, {error}") from error
     finally:
@@ -195,51 +225,6 @@ def _measured(
         [row.get(ANCHOR, 0.0) for row in norms],
         [row[STATED] for row in norms if STATED in row],
     )
-
-
-def _norms(
-    model: nn.Module,
-    task: Measurable,
-    parameters: Sequence[nn.Parameter],
-    step: int,
-    seed: int,
-    shared_by: Processes,
-    *,
-    stated: bool,
-) -> dict[str, float]:
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
-    gradients = TermGradients(parameters, shared_by)
-
-    def precision() -> Any:
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-    model.eval()
-    with precision():
-        micros, _ = task.begin(step)
-    problem: list[str] | None = None
-    try:
-        for index, micro in shared_by.share(micros):
-            torch.manual_seed(step_key(seed, step, 2 * index))
-            with precision():
-                terms, _ = task.loss(micro)
-            gradients.add(terms)
-            del terms
-            if stated:
-                torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
-                parts = iter(task.stated_anchor(micro))
-                while True:
-                    with precision():
-                        part = next(parts, None)
-                    if part is None:
-                        break
-                    gradients.add({STATED: part})
-    except NotFinite as error:
-        problem = [error.what, str(error)]
-    for told in shared_by.gather(problem):
-        if told is not None:
-            raise NotFinite(*told)
-    return gradients.norms()
 
 
 def _root_mean_square(norms: Sequence[float]) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 from adagrpo.errors import NotFinite, ServiceError, UserError
 
 T = TypeVar("T")
+KINDS: dict[str, type[Exception]] = {"not finite": NotFinite, "user": UserError, "service": ServiceError}
 PATIENCE = timedelta(days=7)  # the others wait as long while the first one evaluates; a dead one is noticed at once
 
 
@@ -60,10 +61,10 @@ class Processes:
         if self.count == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        told = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
         with _in_touch():
-            distributed.all_gather(told, torch.tensor([len(text)], device=self.device))
-        sizes = [int(size) for size in told]
+            distributed.all_gather(lengths, torch.tensor([len(text)], device=self.device))
+        sizes = [int(size) for size in lengths]
         longest = max(sizes)
         texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.count)]
         with _in_touch():
@@ -106,8 +107,7 @@ class Processes:
     def agree(self, compute: Callable[[], T]) -> T:
         """Return the result of a computation, or raise the error of any process in all.
 
-        Raises:
-            NotFinite, UserError, ServiceError: of the first process with an error; other types become RuntimeError.
+        NotFinite, UserError or ServiceError of the first process with an error; other types become RuntimeError.
         """
         if self.count == 1:
             return compute()
@@ -117,9 +117,13 @@ class Processes:
             result.append(compute())
         except Exception as error:  # sent to all before it is raised
             own = error
-        for rank, told in enumerate(self.gather(None if own is None else _told(own))):
-            if told is not None:
-                raise own if own is not None and rank == self.rank else _raised(rank, told)
+        message = None
+        if own is not None:
+            kind = next((name for name, one in KINDS.items() if isinstance(own, one)), type(own).__name__)
+            message = [kind, str(own), own.what if isinstance(own, NotFinite) else ""]
+        for rank, found in enumerate(self.gather(message)):
+            if found is not None:
+                raise own if own is not None and rank == self.rank else _raised(rank, found)
         return result[0]
 
     def division(self, sizes: Sequence[int]) -> RowShare | None:
@@ -138,7 +142,7 @@ class Processes:
 
 
 class RowShare:
-    """Implements `adagrpo.groups.division.Division` for one process."""
+    """Implements `adagrpo.groups.draw.Division` for one process."""
 
     def __init__(self, shared_by: Processes, rows: Tensor) -> None:
         self.processes, self.rows = shared_by, rows
@@ -151,21 +155,12 @@ class RowShare:
         self.processes.merge_(wholes)
 
 
-def _told(error: Exception) -> list[str]:
-    kinds: dict[str, type[Exception]] = {"not finite": NotFinite, "user": UserError, "service": ServiceError}
-    kind = next((name for name, one in kinds.items() if isinstance(error, one)), type(error).__name__)
-    return [kind, str(error), error.what if isinstance(error, NotFinite) else ""]
-
-
-def _raised(rank: int, told: Sequence[str]) -> Exception:
-    kind, message, what = told
-    match kind:
-        case "not finite":
-            return NotFinite(what, message)
-        case "user":
-            return UserError(message)
-        case "service":
-            return ServiceError(message)
+def _raised(rank: int, found: Sequence[str]) -> Exception:
+    kind, message, what = found
+    if kind == "not finite":
+        return NotFinite(what, message)
+    if kind in KINDS:
+        return KINDS[kind](message)
     return RuntimeError(f"process {rank}: {kind}: {message}")
 
 

@@ -11,8 +11,8 @@ Counterfactual Learning, 2015. Departure: sums are over the impressions of an op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, assert_never
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,7 @@ from torch import Tensor
 from adagrpo.data.sequences import pad
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator
+from adagrpo.trainer.task import ScheduledTask
 from adagrpo.types import Histories
 
 
@@ -40,8 +41,7 @@ class Impressions(NamedTuple):
     def from_table(cls, table: pl.DataFrame, num_users: int, propensity_floor: float | None = None) -> Impressions:
         """Build from `adagrpo.data.prepared.load_impressions`, without impressions that precede any interaction.
 
-        Args:
-            propensity_floor: weight by 1 / max(propensity, floor); None weights all by 1.
+        With a floor they weigh 1 / max(propensity, floor), else 1.
         """
         table = table.filter(pl.col("history_length") > 0).sort("user", "history_length", maintain_order=True)
         counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
@@ -81,11 +81,8 @@ class RankerMicro(NamedTuple):
     negatives: Tensor | None  # (S,) int64 items; None where the step is this micro-batch alone
 
 
-class RankerFit:
+class RankerFit(ScheduledTask):
     """A `Task`; see `SequentialRanker` for the losses."""
-
-    term_norms_every = 0
-    stride = 1
 
     def __init__(
         self,
@@ -106,10 +103,6 @@ class RankerFit:
         self.kind: Literal["impressions", "cross_entropy", "sampled"] = loss
         self.impressions, self.self_normalised, self.negatives = impressions, self_normalised, negatives
         self.monitor = monitor
-
-    def users(self, step: int) -> list[int]:
-        """Return the rows of the users of a step."""
-        return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[RankerMicro], dict[str, float]]:
         """Return the micro-batches of a step."""
@@ -140,29 +133,20 @@ class RankerFit:
         batch = micro.batch
         self.ranker.train()
         if micro.shown is not None:
-            return self._impression_terms(micro, micro.shown), {}
+            histories, rows, positions, items, slots, clicked, weights = micro.shown
+            values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
+            terms = {"loss": (weights * values).sum() / micro.total}
+            if self.negatives and bool(clicked.any()):  # the clicks alone are biased against items that were not shown
+                chosen = (rows[clicked], positions[clicked], items[clicked])
+                losses = self.ranker.sampled_loss(histories, *chosen, self._negatives(micro))
+                terms["sampled"] = losses.sum() / micro.clicks
+            return terms, {}
         where = (batch.histories, batch.rows, batch.positions, batch.targets)
-        match self.kind:
-            case "cross_entropy":
-                values = self.ranker.next_item_loss(*where)
-            case "sampled":
-                values = self.ranker.sampled_loss(*where, self._negatives(micro))
-            case "impressions":
-                raise ValueError("a micro-batch of impressions says what was shown")
-            case _:
-                assert_never(self.kind)
+        if self.kind == "cross_entropy":
+            values = self.ranker.next_item_loss(*where)
+        else:
+            values = self.ranker.sampled_loss(*where, self._negatives(micro))
         return {"loss": values.sum() / micro.total}, {}
-
-    def _impression_terms(self, micro: RankerMicro, shown: ShownItems) -> dict[str, Tensor]:
-        """Return the click loss and, with negatives, a sampled loss, which is biased against unseen items."""
-        histories, rows, positions, items, slots, clicked, weights = shown
-        values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
-        terms = {"loss": (weights * values).sum() / micro.total}
-        if self.negatives and bool(clicked.any()):
-            chosen = (rows[clicked], positions[clicked], items[clicked])
-            losses = self.ranker.sampled_loss(histories, *chosen, self._negatives(micro))
-            terms["sampled"] = losses.sum() / micro.clicks
-        return terms
 
     def _negatives(self, micro: RankerMicro) -> Tensor:
         if micro.negatives is not None:
@@ -192,10 +176,3 @@ class RankerFit:
             rows[after], positions[after] = len(batch.users) + inverse, whole.lengths.cpu().numpy()[inverse] - 1
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
         return ShownItems(histories, *(torch.from_numpy(column).to(batch.targets.device) for column in columns))
-
-    def state(self) -> dict[str, float]:
-        """Return an empty state."""
-        return {}
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Do nothing."""

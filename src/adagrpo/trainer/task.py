@@ -1,14 +1,84 @@
-"""Protocol between the training loop and its tasks, and the results of a fit."""
+"""What a training loop fits: the protocol of a task, its result, and when a policy counts as collapsed.
+
+    rollouts      valid share below half of the first step's in three consecutive steps
+    validation    HR@10 below half of that at step 0, by more than three standard errors
+    free codes    valid share of a validation below half of that at step 0, and HR@10 not above its start
+
+Valid shares are watched if they start at 0.1 or more. The standard error, sqrt(h_0 + h) for h_0 and h hits, assumes
+independent users, which is conservative.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from adagrpo.objective import GroupSummary
 from adagrpo.trainer.batches import BatchSchedule
+
+KEPT = 0.5  # of what was there at the start
+ERRORS = 3.0  # standard errors of a count
+RUNNING = 3  # steps
+LEAST = 0.1  # least initial share that is watched
+
+
+@dataclass
+class Watch:
+    """State of the watch over rollouts.
+
+    >>> watch = Watch()
+    >>> steps = [GroupSummary(invalid_share=share) for share in (0.2, 0.7, 0.7, 0.7)]
+    >>> [watch.after_step(groups) is not None for groups in steps]
+    [False, False, False, True]
+    """
+
+    first_valid: float | None = None  # share of the first step's rollouts that name an item
+    low_in_a_row: int = 0
+    last_valid: float = 1.0  # of the last step with groups
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the policy counts as collapsed; None if it does not."""
+        if self.first_valid is None or self.low_in_a_row < RUNNING:
+            return None
+        return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(self.last_valid)}"
+
+    def after_step(self, groups: GroupSummary) -> str | None:
+        """Update with the groups of a step and return `verdict`."""
+        if groups.invalid_share is None:  # a step that reuses groups
+            return self.verdict
+        valid = 1 - groups.invalid_share
+        if self.first_valid is None:
+            self.first_valid = valid
+        low = self.first_valid >= LEAST and valid < KEPT * self.first_valid
+        self.low_in_a_row, self.last_valid = self.low_in_a_row + 1 if low else 0, valid
+        return self.verdict
+
+
+def fallen_in_validation(start: Mapping[str, float], now: Mapping[str, float], cases: int) -> str | None:
+    """Return why a validation of some cases shows a collapse since `start`, at step 0; None if it does not.
+
+    >>> fallen_in_validation({"hr@10": 0.4}, {"hr@10": 0.1}, 1000)
+    'validation HR@10 fell from 40.0 % to 10.0 %'
+    """
+    before, after = start.get("hr@10", 0.0), now.get("hr@10", 0.0)
+    errors = math.sqrt((before + after) * cases)
+    if after < KEPT * before and (before - after) * cases > ERRORS * errors:
+        return f"validation HR@10 fell from {_rate(before)} to {_rate(after)}"
+    if "invalid_samples" in start and "invalid_samples" in now:
+        before, after = 1 - start["invalid_samples"], 1 - now["invalid_samples"]
+        if before >= LEAST and after < KEPT * before and now.get("hr@10", 0.0) <= start.get("hr@10", 0.0):
+            return f"codes drawn freely that name an item fell from {_rate(before)} to {_rate(after)}"
+    return None
+
+
+def _rate(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
 
 MicroT = TypeVar("MicroT")
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -20,13 +90,7 @@ NAMED = 5  # users that a message names
 class Diverged(RuntimeError):
     """Three consecutive batches had non-finite numbers."""
 
-    def __init__(self, what: str, step: int, seed: int, users: Sequence[int | str]) -> None:
-        """Build the message.
-
-        Args:
-            step: the last of the three, counted from 1.
-            users: of that step, rows or ids.
-        """
+    def __init__(self, what: str, step: int, seed: int, users: Sequence[int | str]) -> None:  # the last step, from 1
         self.what, self.step, self.seed, self.users = what, step, seed, list(users)
         named = ", ".join(map(str, self.users[:NAMED])) + (", ..." if len(self.users) > NAMED else "")
         where = f"up to step {step} (seed {seed}; {len(self.users)} users: {named})"
@@ -39,69 +103,58 @@ class Diverged(RuntimeError):
 class Task(Protocol[MicroT]):
     """A task to fit."""
 
-    @property
-    def schedule(self) -> BatchSchedule:
-        """The histories of each step."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Number of optimiser steps."""
-        ...
-
-    @property
-    def monitor(self) -> str:
-        """Validation metric for the best checkpoint; higher is better."""
-        ...
-
-    @property
-    def term_norms_every(self) -> int:
-        """Steps between measurements of gradient norms per loss term; 0 is never."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Checkpoints are taken at multiples of this step count."""
-        ...
+    schedule: BatchSchedule  # the histories of each step
+    steps: int  # of the optimiser
+    monitor: str  # validation metric for the best checkpoint; higher is better
+    term_norms_every: int  # steps between measurements of gradient norms per loss term; 0 is never
+    stride: int  # checkpoints are taken at multiples of this step count
 
     def users(self, step: int) -> Sequence[int]:
         """Return the rows of the users of a step."""
-        ...
 
     def begin(self, step: int) -> tuple[Sequence[MicroT], dict[str, float]]:
         """Return the micro-batches of a step and values to log. Draws rollouts, without gradients."""
-        ...
 
     def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return scalar loss terms and values to log, both normalised by the whole step."""
-        ...
 
     def validate(self) -> dict[str, float]:
         """Return validation metrics."""
-        ...
 
     def state(self) -> dict[str, float]:
         """Return running statistics for resumption."""
-        ...
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Restore `state`."""
-        ...
+
+
+class ScheduledTask:
+    """A task over a schedule of batches, without a state of its own."""
+
+    schedule: BatchSchedule
+    monitor = "ndcg@10"
+    term_norms_every = 0
+    stride = 1
+
+    def users(self, step: int) -> list[int]:
+        """See `Task`."""
+        return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
+
+    def state(self) -> dict[str, float]:
+        """See `Task`."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """See `Task`."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """Early stopping when the policy collapses.
+    """Early stopping when the policy collapses."""
 
-    Attributes:
-        cases: validation cases.
-        say: called once, with step and reason.
-        go_on: keep training nevertheless.
-    """
-
-    cases: int
-    say: Callable[[int, str], None]
-    go_on: bool = False
+    cases: int  # of validation
+    say: Callable[[int, str], None]  # called once, with step and reason
+    go_on: bool = False  # keep training nevertheless
 
 
 @dataclass

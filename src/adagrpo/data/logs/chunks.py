@@ -18,10 +18,12 @@ import polars as pl
 
 from adagrpo.data.logs.cells import id_of, numbers
 from adagrpo.data.logs.formats import (
+    SCHEMA_BYTES,
     UNNAMED,
     columns_of,
     csv_header,
     kind_of,
+    nested_names,
     one_line,
     path_of,
     reading,
@@ -59,19 +61,12 @@ class Chunk(NamedTuple):
 
 
 def read_chunks(
-    path: Path,
-    columns: Sequence[str],
-    ids: Sequence[str] = (),
-    max_expansion: float = MAX_EXPANSION,
+    path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
 ) -> Iterator[Chunk]:
-    """Read columns of a log: typed from Parquet, else text; yields at least one chunk.
+    """Read distinct columns of a log: typed from Parquet, else text; yields at least one chunk.
 
-    Args:
-        columns: distinct; `user.id` is a nested field unless a column has that name.
-        ids: id columns, in which a JSON `true` is invalid.
-
-    Raises:
-        UserError: a missing or repeated column, or an unreadable or too large file.
+    `user.id` is a nested field unless a column has that name; in id columns a JSON `true` is invalid. UserError for a
+    missing or repeated column, or an unreadable or too large file.
     """
     kind, first = kind_of(path), 0
     require(path, columns, columns_of(path))
@@ -137,8 +132,15 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
     """Read fields of JSON lines as text, null where there is no object, and problems with their types."""
     fields: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
+    problem: str | None
     for line in lines:
-        record, problem = _object(line), None
+        try:
+            record, problem = _decode(line), None
+            if r"\ud" in line or r"\uD" in line:
+                _encode(record).encode()  # half of a surrogate pair is no text
+        except (ValueError, RecursionError):
+            record, problem = {}, None
+        record = record if isinstance(record, dict) else {}
         for name, texts in fields.items():
             value = _value(record, name)
             if type(value) is int:
@@ -154,16 +156,6 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
             texts.append(value)
         problems.append(problem)
     return pl.DataFrame(fields, schema=dict.fromkeys(columns, pl.String)), pl.Series(problems, dtype=pl.String)
-
-
-def _object(line: str) -> Any:
-    try:
-        record = _decode(line)
-        if r"\ud" in line or r"\uD" in line:
-            _encode(record).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _value(record: Any, name: str) -> Any:
@@ -187,7 +179,11 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         if not header:
             whole = whole.lstrip(b"\r\n")
             named, spanned = _record(lines_of(whole), 0, len(names), separator)
-            _refuse_repeated(path, named or [], columns)
+            for name in columns:
+                count = (named or []).count(name)
+                if name and count > 1:
+                    advice = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
+                    raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
         table, carried = _fast(header, whole, columns, separator), b""
@@ -201,19 +197,12 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         yield table, problem
 
 
-def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    for name in columns:
-        count = header.count(name)
-        if name and count > 1:
-            advice = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
-            raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
-
-
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
     """Parse the block; None if any line may not be one record."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
+    outside = b'[^%s\r\n"]' % re.escape(separator.encode())
     if b'"' in block and (
-        _quote_within_field(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
+        re.search(outside + b'"' + outside, block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))
     ):
         return None
     try:
@@ -221,12 +210,6 @@ def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = 
     except pl.exceptions.PolarsError:
         return None
     return table.select(columns) if len(table) == lines else None
-
-
-@functools.cache
-def _quote_within_field(separator: str) -> re.Pattern[bytes]:
-    outside = b'[^%s\r\n"]' % re.escape(separator.encode())
-    return re.compile(outside + b'"' + outside)
 
 
 def _one_by_one(
@@ -265,3 +248,57 @@ def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tup
     if reader.line_num > 1 and len(record) != width:
         return None, 1
     return record, reader.line_num
+
+
+def read_table(
+    path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
+) -> pl.DataFrame:
+    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null, ids of JSON lines text.
+
+    UserError for a missing column, or a malformed or too large file.
+    """
+    kind, columns = kind_of(path), list(dict.fromkeys(columns))
+    if kind == "JSONL":
+        return _read_json(path, columns, max_expansion, list(ids))
+    tables = []
+    for first, table, problem in read_chunks(path, columns, max_expansion=max_expansion):
+        _refuse(path, first, problem)
+        tables.append(table)
+    table = pl.concat(tables)
+    if kind == "Parquet":
+        return table
+    # a truncated CSV file ends in too few fields and no line end
+    *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    line, (names, separator) = lines_of(end)[-1], csv_header(path)
+    if not end.endswith(b"\n") and line.count('"') % 2 == 0:  # else it is the end of a row of several lines
+        fields = len(next(csv.reader([line], delimiter=separator)))
+        if fields < len(names):
+            what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
+            raise UserError(f"{path}, row {len(table)}: {what}")
+    return table.with_columns(pl.all().replace("", None))
+
+
+def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
+    """Ids are read as text: type inference changes long numbers."""
+    text, tables, rows = [], [], 0
+    with reading(path, "JSONL"):
+        for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
+            text.append(block)
+            lines = json_lines(block)
+            table, problem = json_fields(lines, ids, ids)
+            _refuse(path, rows, problem)
+            tables.append(table)
+            rows += len(lines)
+        found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
+        schema = found.collect_schema()
+        require(path, columns, list(nested_names(schema)))
+        frame = found.select(named_fields(columns, schema.names())).collect()
+    if len(frame) != rows:
+        raise UserError(f"{path}: {rows} lines hold {len(frame)} JSON objects; each line is one row")
+    return frame.with_columns(pl.concat(tables)) if ids else frame
+
+
+def _refuse(path: Path, first: int, problem: pl.Series | None) -> None:
+    if problem is not None and problem.count():
+        row = int(problem.is_not_null().arg_max() or 0)
+        raise UserError(f"{path}, row {first + row + 1}: {problem[row]}")

@@ -28,11 +28,7 @@ SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
-    """Return `CSV`, `Parquet` or `JSONL`, by the suffix.
-
-    Raises:
-        UserError: no such file, or another kind.
-    """
+    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for no such file, or another kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
@@ -129,11 +125,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns exist; `option` is the setting for them.
-
-    Raises:
-        UserError: suggesting the nearest name.
-    """
+    """Check that columns exist; the UserError names `option`, the setting for them, and the nearest name."""
     for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)

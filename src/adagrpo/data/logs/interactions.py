@@ -18,6 +18,7 @@ import polars as pl
 from adagrpo.data.columns import (
     BASKET,
     CLICKED,
+    CLICKED_AT,
     EVENT,
     ITEM_ID,
     POSITION,
@@ -28,16 +29,10 @@ from adagrpo.data.columns import (
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.logs.cells import (
-    UNREADABLE,
-    blank_to_null,
-    identifiers,
-    integers_if_all,
-)
+from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all
 from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.formats import file_format, one_line
-from adagrpo.data.logs.lists import ONE_EACH, first_list
-from adagrpo.data.logs.log_fields import Columns, Field, Refusals, fields_of
+from adagrpo.data.logs.log_fields import UNITS, Columns, Field, Refusals, fields_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
@@ -68,39 +63,25 @@ class Logs:
 
 
 def read_logs(
-    paths: Sequence[Path],
+    paths: Sequence[Path],  # files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`
     columns: Columns,
     *,
-    keep_events: Sequence[str] | None = None,
-    min_rating: float | None = None,
-    click_rating: float | None = None,
-    ordered: bool = True,
-    max_bad_rows: int = 0,
+    keep_events: Sequence[str] | None = None,  # keep only these; needs `columns.event`
+    min_rating: float | None = None,  # lowest rating of an interaction; needs `columns.rating`
+    click_rating: float | None = None,  # rows are impressions, clicked if rated at least this; needs `columns.rating`
+    ordered: bool = True,  # False if no column orders a user's rows; they keep the file order
+    max_bad_rows: int = 0,  # limit of rejected rows over all files
     refuse: Refusals | None = None,
-    max_expansion: float = MAX_EXPANSION,
+    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.data.logs.unpacking`
     drop_duplicates: bool = False,
-    drop_items: Sequence[str] = (),
-    first_rows: int | None = None,
+    drop_items: Sequence[str] = (),  # ids whose rows are left out
+    first_rows: int | None = None,  # limit for each file
 ) -> Logs:
     """Read interaction or impression logs, in chunks.
 
     Ids are 64-bit integers if all are plain integers (`007` is text), else strings. Dates become seconds since 1970.
-
-    Args:
-        paths: files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
-        keep_events: keep only these; needs `columns.event`.
-        min_rating: lowest rating of an interaction; needs `columns.rating`.
-        click_rating: rows are impressions, clicked if rated at least this; needs `columns.rating`.
-        ordered: False if no column orders a user's rows; they keep the file order.
-        max_bad_rows: limit of rejected rows over all files.
-        max_expansion: see `adagrpo.data.logs.unpacking`.
-        drop_duplicates: keep the first of rows with equal user, item and time (of impressions also click, slot and
-            propensity).
-        drop_items: ids whose rows are left out.
-        first_rows: limit for each file.
-
-    Raises:
-        UserError: a missing file or column, nothing left, or an exceeded limit.
+    Duplicates are of user, item and time, of impressions also of click, slot and propensity. UserError for a missing
+    file or column, nothing left, or an exceeded limit.
     """
     refuse = refuse or Refusals()
     rated = click_rating is not None
@@ -123,7 +104,12 @@ def read_logs(
     if click_rating is not None:  # an item without a rating was shown and not rated
         table = table.with_columns((pl.col(RATING) >= click_rating).fill_null(False).alias(CLICKED))
     known, left_out = _orders(table, drop_items)
-    kept = _filter(known, keep_events, min_rating)
+    kept = known if keep_events is None else known.filter(pl.col(EVENT).is_in(list(keep_events)))
+    if min_rating is not None:
+        rated_enough = pl.col(RATING) >= min_rating
+        if CLICKED in table.columns:  # what was only shown has no rating
+            rated_enough = rated_enough | ~pl.col(CLICKED)
+        kept = kept.filter(rated_enough)
     filtered = len(table) - len(kept)
     impressions = CLICKED in table.columns
     keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in table.columns)]
@@ -131,7 +117,12 @@ def read_logs(
     once = kept.unique([*keys, *shown], keep="first", maintain_order=True) if drop_duplicates else kept
     chosen = once.filter(pl.col(CLICKED).fill_null(True)) if impressions else once
     if not len(chosen):
-        raise _nothing(paths[0], len(table), rejects, filtered, len(once))
+        rows = len(table) + len(rejects)
+        if rows == 0:
+            raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
+        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(once)} shown but not chosen"
+        more = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
+        raise UserError(f"{paths[0]}: no interaction among {rows} rows: {counts}{more}")
     return Logs(
         chosen.select(*keys, *([RATING] if columns.rating else []), *([BASKET] if columns.basket else [])),
         once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
@@ -142,15 +133,6 @@ def read_logs(
         reader.detected(table),
         left_out,
     )
-
-
-def _nothing(path: Path, accepted: int, rejects: pl.DataFrame, filtered: int, kept: int) -> UserError:
-    rows = accepted + len(rejects)
-    if rows == 0:
-        return UserError(f"{path}: no rows; a log has at least one interaction")
-    counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
-    first = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
-    return UserError(f"{path}: no interaction among {rows} rows: {counts}{first}")
 
 
 class _Reader:
@@ -191,7 +173,11 @@ class _Reader:
                 raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}{right}")
         raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
         if chunk.first == 0 and self.refuse.lists:
-            _refuse_lists(path, raw[ITEM_ID].alias(fields[ITEM_ID].source))
+            row = first_list(raw[ITEM_ID])
+            if row is not None:
+                name, value = one_line(fields[ITEM_ID].source), one_line(str(raw[ITEM_ID][row])[:SHOWN])
+                what = f"{name} is '{value}', a list, as most of its values are; {ONE_EACH}"
+                raise UserError(f"{path}, row {row + 1}: {what}")
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
         bad = pl.DataFrame(
             {
@@ -238,7 +224,13 @@ class _Reader:
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        table = _stack(self.good) if self.good else pl.DataFrame()
+        table, parts = pl.DataFrame(), self.good
+        if parts:
+            for name in (USER_ID, ITEM_ID):
+                if len({part[name].dtype for part in parts}) > 1:
+                    parts = [part.with_columns(pl.col(name).cast(pl.String)) for part in parts]
+            table = pl.concat(parts, how="vertical_relaxed")
+            table = table.with_columns(integers_if_all(table[USER_ID]), integers_if_all(table[ITEM_ID]))
         if self.refuse.repeats and self.good:
             names = list(self.fields)
             first = table.select(pl.struct(names).is_first_distinct()).to_series()
@@ -259,13 +251,6 @@ class _Reader:
             )
             raise UserError(f"{file}, row {row}: {reason} ({more})")
         return table, rejects
-
-
-def _refuse_lists(path: Path, items: pl.Series) -> None:
-    row = first_list(items)
-    if row is not None:
-        name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
-        raise UserError(f"{path}, row {row + 1}: {name} is '{value}', a list, as most of its values are; {ONE_EACH}")
 
 
 def _reasons(
@@ -290,8 +275,8 @@ def _shown(text: pl.Expr) -> pl.Expr:
     return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
 
 
+# without guest orders, returns and ids that are no items, and counts of each
 def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Leave out guest orders, returns and ids that are no items; count each."""
     counts, kept = {}, table
     for name, wanted in (
         ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),
@@ -304,18 +289,56 @@ def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFram
     return kept, counts
 
 
-def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:
-    if keep_events is not None:
-        table = table.filter(pl.col(EVENT).is_in(list(keep_events)))
-    if min_rating is None:
-        return table
-    rated = pl.col(RATING) >= min_rating
-    return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
+def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
+    """Add impressions from other files, of the recipe key `source`, to a log; clicks do not become interactions.
+
+    UserError for missing clicks or times, or times that cannot be compared.
+    """
+    if shown.impressions is None:
+        raise UserError(f"{source}: no column says what was clicked; name it, {source}.columns.clicked=NAME")
+    if TIMESTAMP not in logs.interactions.columns or TIMESTAMP not in shown.impressions.columns:
+        raise UserError(
+            f"{source}: what was shown is put beside the interactions by time; name the columns of times,"
+            f" data.columns.timestamp and {source}.columns.timestamp"
+        )
+    table = shown.impressions.with_columns(
+        *(_like(shown.impressions[name], logs.interactions[name].dtype) for name in (USER_ID, ITEM_ID)),
+        *(
+            _in_unit(shown.impressions[name], logs, shown, source)
+            for name in (TIMESTAMP, CLICKED_AT)
+            if name in shown.impressions.columns
+        ),
+    )
+    own = [] if logs.impressions is None else [logs.impressions]
+    understood = logs.understood | {"files": [*logs.understood["files"], *shown.understood["files"]]}
+    return dataclasses.replace(
+        logs,
+        impressions=pl.concat([*own, table], how="diagonal_relaxed"),
+        rejects=pl.concat([logs.rejects, shown.rejects]),
+        rows_read=logs.rows_read + shown.rows_read,
+        rows_filtered=logs.rows_filtered + shown.rows_filtered,
+        understood=understood,
+    )
 
 
-def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
-    for name in (USER_ID, ITEM_ID):
-        if len({table[name].dtype for table in tables}) > 1:
-            tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]
-    stacked = pl.concat(tables, how="vertical_relaxed")
-    return stacked.with_columns(integers_if_all(stacked[USER_ID]), integers_if_all(stacked[ITEM_ID]))
+def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Cast ids to the log's type; null where they are not of it."""
+    there = ids.cast(dtype, strict=False)
+    return pl.select(pl.when(there.cast(ids.dtype) == ids).then(there).alias(ids.name)).to_series()
+
+
+def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:
+    units = [entry.understood.get("time", {}).get("unit") for entry in (logs, shown)]
+    if (units[0] is None) != (units[1] is None):
+        described = [f"are {unit} since 1970" if unit else "are of a unit that is not known" for unit in units]
+        raise UserError(
+            f"{source}: the times of the logs {described[0]}, and these {described[1]}; write both in one unit"
+        )
+    whole = logs.interactions[TIMESTAMP].dtype.is_integer()
+    if units[0] == units[1] or units[0] is None:
+        return times.floor().cast(pl.Int64) if whole else times
+    factor = UNITS[units[0]] / UNITS[units[1]]
+    if factor >= 1 and times.dtype.is_integer():
+        return times * int(factor)
+    scaled = times // round(1 / factor) if factor < 1 and whole else times * factor
+    return scaled.floor().cast(pl.Int64) if whole else scaled

@@ -11,9 +11,9 @@ import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, identifiers, integers_if_all
+from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.formats import columns_of, kind_of, one_line, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
-from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
 DATES = (pl.Date, pl.Datetime)
@@ -23,25 +23,16 @@ def read_items(
     path: Path,
     *,
     id_column: str = ITEM_ID,
-    text_columns: Sequence[str] = (),
-    attribute_columns: Sequence[str] = (),
-    group_columns: Sequence[str] = (),
+    text_columns: Sequence[str] = (),  # joined by a space
+    attribute_columns: Sequence[str] = (),  # (nested) lists, or scalars, which become `column=value`
+    group_columns: Sequence[str] = (),  # text, integers, booleans, or lists of these
     attribute_names: Path | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> pl.DataFrame:
-    """Read an item table.
+    """Read an item table; UserError for a missing or malformed file or column, or an item without id or with two rows.
 
-    Args:
-        text_columns: joined by a space.
-        attribute_columns: (nested) lists, or scalars, which become `column=value`.
-        group_columns: text, integers, booleans, dates, or lists of these.
-        attribute_names: Parquet file (attribute_id, name) to decode lists of integers; `attribute:<id>` without.
-
-    Returns:
-        item_id, text (String), attributes (List of String) and, with group columns, groups (List of String).
-
-    Raises:
-        UserError: a missing or malformed file or column, or an item without id or with two rows.
+    Columns: item_id, text, attributes and perhaps groups (lists of strings). Lists of integers are decoded by a Parquet
+    file (attribute_id, name), else `attribute:<id>`.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")
@@ -52,7 +43,15 @@ def read_items(
     ids = _ids(path, table[id_column])
     table = table.with_columns(_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns]))
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
-    decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
+    decode = pl.concat_str(pl.lit("attribute:"), pl.element())
+    if attribute_names:
+        if kind_of(Path(attribute_names)) != "Parquet":
+            what = "attribute names are a Parquet file with the columns attribute_id and name"
+            raise UserError(f"{attribute_names}: {what}")
+        named = read_table(Path(attribute_names), ["attribute_id", "name"], max_expansion).drop_nulls()
+        named = named.filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
+        known = pl.element().replace_strict(named["attribute_id"], named["name"], default=None, return_dtype=pl.String)
+        decode = pl.coalesce(known, decode)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
     empty = pl.lit([], dtype=pl.List(pl.String))
     groups = [_as_group(path, name, table[name].dtype).fill_null([]) for name in group_columns]
@@ -154,15 +153,3 @@ def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     values = pl.col(name) if isinstance(dtype, pl.List) else pl.concat_list(name)
     texts = _without_blanks(values.cast(pl.List(pl.String)).list.drop_nulls())
     return texts.list.eval(pl.concat_str(pl.lit(f"{name}="), pl.element()))
-
-
-def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:
-    unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
-    if path is None:
-        return unnamed
-    if kind_of(path) != "Parquet":
-        raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
-    table = read_table(path, ["attribute_id", "name"], max_expansion)
-    table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
-    named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
-    return pl.coalesce(named, unnamed)

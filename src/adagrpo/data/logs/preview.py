@@ -12,14 +12,12 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
+from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, first_list, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
-from adagrpo.data.logs.lists import first_list
-from adagrpo.data.logs.notes import duplicates_note, ids_note
-from adagrpo.data.logs.question import future_note, question_of
-from adagrpo.data.logs.times import Times, iso_seconds, two_units
+from adagrpo.data.logs.log_fields import Times, iso_seconds, two_units
+from adagrpo.data.logs.question import duplicates_note, future_note, ids_note, question_of
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
@@ -63,23 +61,15 @@ NEEDS = {  # the values of a role
 
 def preview_logs(
     paths: Sequence[Path],
-    rows: int | None = ROWS,
-    given: Mapping[str, str] | None = None,
+    rows: int | None = ROWS,  # rows of each file to read; None for all
+    given: Mapping[str, str] | None = None,  # known columns by role, as in `Columns`
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Preview log files with the same columns.
+    """Preview log files with the same columns; UserError for an unreadable file, or a missing given column.
 
-    Args:
-        rows: rows of each file to read; None for all.
-        given: known columns by role, as in `Columns`.
-
-    Returns:
-        JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values
-        do not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a
-        CSV header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
-
-    Raises:
-        UserError: an unreadable file, or a missing given column.
+    JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values do
+    not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a CSV
+    header holds numbers); if no role is missing also `understood`, `counts`, `lost`, `notes` and `kind`.
     """
     path = Path(paths[0])
     sample = _sample(path)
@@ -88,7 +78,14 @@ def preview_logs(
     columns = [_column(values) for values in sample]
     roles = _roles(sample, dict(given or {}))
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
-    preview["passed_over"] = _passed_over(sample.columns, roles)
+    over = preview["passed_over"] = []  # columns named like a role whose values do not fit
+    for role, known in NAMES.items():
+        needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
+        if role not in roles and not needs_clicks and not (role == "order" and "timestamp" in roles):
+            needs = NEEDS.get(role, "numbers")
+            over += [
+                {"column": name, "role": role, "needs": needs} for name in _named(known, sample.columns, roles)[:1]
+            ]
     preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
     preview["lists"] = "item" in roles and first_list(blank_to_null(sample[roles["item"]["column"]])) is not None
     missing = [role for role in ("user", "item") if role not in roles]
@@ -109,13 +106,8 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
     Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
-    of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse.
-
-    Args:
-        item: the item column of the logs, and the id column if the table has it.
-
-    Raises:
-        UserError: no column looks like the ids.
+    of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse. `item`
+    is the logs' column, and the id column if the table has it. UserError if no column looks like the ids.
     """
     sample = _sample(path)
     names = sample.columns
@@ -247,17 +239,6 @@ def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, An
     return sorted((name for name in free if ranks[name] < len(order)), key=ranks.__getitem__)
 
 
-def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    found = []
-    for role, known in NAMES.items():
-        needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
-        ordered = role == "order" and "timestamp" in roles
-        if role not in roles and not needs_clicks and not ordered:
-            needs = NEEDS.get(role, "numbers")
-            found += [{"column": name, "role": role, "needs": needs} for name in _named(known, names, roles)[:1]]
-    return found
-
-
 def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]]) -> str | None:
     column = next((one["column"] for one in passed_over if one["role"] == "timestamp"), None)
     if column is None or sample[column].dtype.is_nested() or sample[column].dtype in UNREADABLE:
@@ -271,10 +252,7 @@ def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]])
 
 
 def _counted(
-    paths: Sequence[Path],
-    roles: Mapping[str, Mapping[str, Any]],
-    rows: int | None,
-    keep_events: Sequence[str] | None,
+    paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows: int | None, keep_events: Sequence[str] | None
 ) -> dict[str, Any]:
     mapping = Columns(**{role: entry["column"] for role, entry in roles.items()})
     ordered = mapping.timestamp is not None or mapping.order is not None
@@ -307,15 +285,26 @@ def _counted(
         },
         "repeats_of_user_and_item": len(table) - pairs,
         "exact_duplicates": duplicates,
-        "same_user_and_time_as_another": _tied(table),
+        "same_user_and_time_as_another": (
+            int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
+            if TIMESTAMP in table.columns
+            else None
+        ),
         "users_with_fewer_than_3": int((per_user < 3).sum()),
     }
+    named = table[ITEM_ID].cast(pl.String).rename("id").value_counts()
+    without = named.filter(~named["id"].str.contains(r"\d"))
+    few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(named["count"].sum())
+    kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
+    lost = logs.rejects.group_by(kind, maintain_order=True).agg(
+        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
+    )
     return {
         "kind": "interactions" if shown is None else "impressions",
         "mapping": {role: name for role, name in mapping.model_dump().items() if name is not None},
         "understood": logs.understood,
         "counts": counts,
-        "lost": _lost(logs.rejects),
+        "lost": lost.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts(),
         "notes": [
             *filter(
                 None, (duplicates_note(duplicates), ids_note(users[USER_ID], items), future_note(logs, time.time()))
@@ -323,31 +312,10 @@ def _counted(
         ],
         "has_time": TIMESTAMP in table.columns,
         "left_out": logs.left_out,
-        "no_items": _no_items(table[ITEM_ID]),
+        # ids without a digit, such as POST, in a log whose other ids have one
+        "no_items": without.sort("count", "id", descending=[True, False])["id"].to_list() if few else [],
         "question": question_of(logs) if ordered else None,
     }
-
-
-def _no_items(ids: pl.Series) -> list[str]:
-    """Ids without a digit, such as POST, in a log whose other ids have one."""
-    counts = ids.cast(pl.String).rename("id").value_counts()
-    without = counts.filter(~counts["id"].str.contains(r"\d"))
-    few = len(without) > 0 and int(without["count"].sum()) <= (1 - WITH_DIGITS) * int(counts["count"].sum())
-    return without.sort("count", "id", descending=[True, False])["id"].to_list() if few else []
-
-
-def _tied(table: pl.DataFrame) -> int | None:  # None without times
-    if TIMESTAMP not in table.columns:
-        return None
-    return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
-
-
-def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
-    kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
-    table = rejects.group_by(kind, maintain_order=True).agg(
-        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
-    )
-    return table.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts()
 
 
 def format_lines(understood: Mapping[str, Any]) -> list[str]:

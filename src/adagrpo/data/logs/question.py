@@ -1,4 +1,4 @@
-"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none.
+"""What can be asked of a log: the next item or basket, by time or of each user's last, repeats or none; and notes.
 
 By time, the last part of the log is for test, the one before for validation; a case is a user's first basket in it, if
 the user has an earlier one. A part is the shortest of whole days (whole weeks in logs of at least ten) that holds
@@ -7,27 +7,95 @@ the user has an earlier one. A part is the shortest of whole days (whole weeks i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from adagrpo.config.data import SplitConfig
 from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.logs.formats import one_line
+from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import Logs
-from adagrpo.data.logs.times import UNITS, moment
+from adagrpo.data.logs.log_fields import UNITS, moment
+
+ODD = r"[^!-~]|^0\d|^\d+\.0+$"  # an id without it is spelt as `_spelling` spells it
+INVISIBLE = r"[\u{ad}\u{200b}-\u{200d}\u{2060}\u{feff}]"  # soft hyphen, zero-width characters, byte order mark
+NUMBER = r"^0*(\d+?)(?:\.0+)?$"
+SHOWN_SPELLINGS, SHOWN_CHARACTERS = 3, 40
+
+
+def duplicates_note(count: int | None) -> str | None:
+    """Return a note on exact duplicates, or None."""
+    if not count:
+        return None
+    return (
+        f"note: exact duplicates, of user, item and time: {count:,}, each of which counts again; to keep the first"
+        " alone, --set data.drop_duplicates=true"
+    )
+
+
+def ids_note(users: pl.Series, items: pl.Series) -> str | None:
+    """Return a note on ids that are probably one, spelled differently; or None.
+
+    >>> users, items = pl.Series(["u1", "u1 ", "u2"]), pl.Series(["7", "07", "7.0", "8"])
+    >>> ids_note(users, items).partition(": they")[0]
+    "note: several spellings of 1 user such as 'u1', 'u1 ', of 1 item such as '07', '7', '7.0'"
+    """
+    parts = []
+    for kind, ids in (("user", users), ("item", items)):
+        groups = spellings(ids)
+        if groups:
+            shown = ", ".join(ascii(text[:SHOWN_CHARACTERS]) for text in groups[0][:SHOWN_SPELLINGS])
+            parts.append(f"of {len(groups):,} {kind}{'s' * (len(groups) > 1)} such as {shown}")
+    if not parts:
+        return None
+    return (
+        f"note: several spellings {', '.join(parts)}: they differ by white space, invisible characters, Unicode form or"
+        " the zeros of a number alone, and each counts as an id of its own; if they are the same, write one of them"
+        " everywhere"
+    )
+
+
+def spellings(ids: pl.Series) -> list[list[str]]:
+    """Group ids that differ only by white space, Unicode form, invisible characters or zeros, largest first."""
+    if ids.dtype != pl.String:
+        return []
+    odd = ids.str.contains(ODD)
+    if not odd.any():
+        return []
+    table = pl.DataFrame({"id": ids.filter(odd).unique()}).with_columns(spelling=_spelling(pl.col("id")))
+    plain = pl.DataFrame({"id": ids.filter(~odd).unique()}).with_columns(spelling="id")
+    table = pl.concat([table, plain.join(table, on="spelling", how="semi")])
+    groups = table.group_by("spelling").agg(pl.col("id").sort(), pl.len()).filter(pl.col("len") > 1)
+    return groups.sort("len", "spelling", descending=[True, False])["id"].to_list()
+
+
+def _spelling(ids: pl.Expr) -> pl.Expr:
+    visible = ids.str.normalize("NFC").str.replace_all(INVISIBLE, "")
+    return visible.str.replace_all(r"\s+", " ").str.strip_chars().str.replace(NUMBER, "${1}")
+
+
+def unread_note(path: Path, read: Collection[str]) -> str | None:
+    """Return a note on the columns of an item table that nothing uses, or None."""
+    names: Sequence[str] = columns_of(path)
+    parents = {name.rpartition(".")[0] for name in names}
+    unread = [name for name in names if name not in read and name not in parents]
+    if not unread:
+        return None
+    return (
+        f"note: not used of {path.name}: {listed(unread)}; they are kept, so that a reward may name them; one named in"
+        " data.items.groups narrows lists, one in data.items.text or data.items.attributes describes items"
+    )
+
 
 SEVERAL = 0.01  # share of lines in baskets of several, from which on a case is a basket
 CASES, FEW, LEAST = 2000, 1000, 100  # cases wanted in each part, few enough to say so, and too few to ask by time
 LONGEST = 1 / 6  # of the log's time, of each part
 SHOWN = 12  # ids that a note names
 WEEKS = 70  # days of a log from which on parts are whole weeks
-
-Floats = NDArray[np.float64]
 
 
 class ByTime(NamedTuple):
@@ -53,10 +121,7 @@ class Question(NamedTuple):
 
 def order_notes(left_out: Mapping[str, int], no_items: Sequence[str]) -> list[str]:
     """Say which rows of orders are left out."""
-    words = {
-        "rows_of_guests": "have no user: guest orders",
-        "rows_returned": "have a quantity of at most 0: returns",
-    }
+    words = {"rows_of_guests": "have no user: guest orders", "rows_returned": "have a quantity of at most 0: returns"}
     notes = [f"note: {count:,} rows {words[kind]}; they are left out" for kind, count in left_out.items() if count]
     if no_items:
         named = ", ".join(map(one_line, no_items[:SHOWN])) + (", ..." if len(no_items) > SHOWN else "")
@@ -94,8 +159,7 @@ def _repeats(lines: pl.DataFrame) -> float:
     return 1 - lines.select(USER_ID, ITEM_ID).n_unique() / len(lines)
 
 
-def _with_one(rows: pl.DataFrame) -> float:
-    """The share of users with one row."""
+def _with_one(rows: pl.DataFrame) -> float:  # the share of users with one row
     counts = rows.group_by(USER_ID).len()["len"]
     return int((counts == 1).sum()) / len(counts)
 
@@ -151,11 +215,7 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
 
 
 def question_lines(question: Question, split: SplitConfig | None = None) -> list[str]:
-    """Say which question is asked, and what it rests on.
-
-    Args:
-        split: that is asked instead, where it is not the question's own.
-    """
+    """Tell which question is asked, its own or that of a `split`, and what it rests on."""
     found, baskets = question.by_time, question.baskets
     own = (found.validation_from, found.test_from) if found is not None else None
     asked = own if split is None else (split.validation_from, split.test_from) if split.kind == "temporal" else None

@@ -24,11 +24,7 @@ PROBED = 2**20  # bytes that are checked for their encoding
 
 
 def encoding_of(path: Path) -> str:
-    """Detect the encoding of a text file by its first `PROBED` bytes.
-
-    Raises:
-        UserError: it is UTF-32.
-    """
+    """Detect the encoding of a text file by its first `PROBED` bytes; UserError if it is UTF-32."""
     with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
         head = file.read(PROBED)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -47,13 +43,9 @@ def _is_gzip(path: Path) -> bool:
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """Read a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes.
+    """Yield a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes, and which is last.
 
-    Yields:
-        A block, and whether it is the last; at least one.
-
-    Raises:
-        UserError: a line does not end within `LONGEST_LINE` bytes of a block, or `ALWAYS` bytes expand too much.
+    UserError if a line does not end within `LONGEST_LINE` bytes of a block, or `ALWAYS` bytes expand too much.
     """
     recoded = encoding_of(path) == UTF_16
     with path.open("rb") as raw:

@@ -23,9 +23,7 @@ from scipy.special import expit
 
 from adagrpo.errors import UserError
 from adagrpo.storage.writing import atomic_file
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from adagrpo.types import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,7 @@ class Truth:
     purchases: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # (Q,) user * V + item, by user and time
     tastes: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) just before each
 
-    def utility(
-        self,
-        user_index: Ints,  # (N,)
-        item_index: Ints,  # (N, K)
-    ) -> Floats:  # (N, K)
+    def utility(self, user_index: Ints, item_index: Ints) -> Floats:  # user_index (N,), item_index (N, K) -> (N, K)
         """Return the probability of choosing an examined item; 0 for owned ones."""
         if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
             raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
@@ -55,22 +49,13 @@ class Truth:
         has[has] = self.owned[index[has]] == keys[has]
         return self._utility(self.users[user_index], item_index, has)
 
-    def utility_before(
-        self,
-        user_index: Ints,  # (N,)
-        bought: Ints,  # (N,)
-        item_index: Ints,  # (N, K)
-    ) -> Floats:  # (N, K)
-        """Return the utility just before the purchase of `bought`.
-
-        Raises:
-            UserError: there is no such purchase.
-        """
+    # user_index and bought (N,), item_index (N, K) -> (N, K)
+    def utility_before(self, user_index: Ints, bought: Ints, item_index: Ints) -> Floats:
+        """Return the utility just before the purchase of `bought`; UserError if there is no such purchase."""
         items = len(self.item_ids)
         known, order = self._by_key
 
         def moments(keys: Ints) -> Ints:
-            """Return the row of each purchase, or -1."""
             index = np.searchsorted(known, keys)
             inside = index < len(known)
             moment = np.full(keys.shape, -1)
@@ -96,11 +81,7 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """Return the truth for other rows, such as a prepared data set's.
-
-        Raises:
-            UserError: an id is unknown.
-        """
+        """Return the truth for other rows, such as a prepared data set's; UserError if an id is unknown."""
         users, items = _rows(user_ids, self.user_ids, "user"), _rows(item_ids, self.item_ids, "item")
         new_user, new_item = np.full(len(self.user_ids), -1), np.full(len(self.item_ids), -1)
         new_user[users], new_item[items] = np.arange(len(users)), np.arange(len(items))
@@ -135,11 +116,7 @@ class Truth:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: a missing or damaged file.
-        """
+        """Read what `save` wrote; UserError for a missing or damaged file."""
         try:
             users = pl.read_parquet(directory / "users.parquet")["user_id"].to_list()
             items = pl.read_parquet(directory / "items.parquet")["item_id"].to_list()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import polars as pl
 
 from adagrpo.errors import UserError
+from adagrpo.types import Floats, Ints
 
 WAVES = 4  # cold items are released at this many points in time
 CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
@@ -16,60 +17,32 @@ QUALITY = 0.5  # standard deviation of quality, in logits
 _LATER = ("satiation", "dwell_seconds")
 POPULARITY_QUALITY = 0.5  # correlation of quality with what the popularity rank is made from
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Marketplace:
-    """The parameters of a simulated marketplace.
-
-    Attributes:
-        factors: length of taste and item vectors.
-        categories: each has one that complements it.
-        styles: shared by the categories.
-        steps: mean visits per user (Gamma-Poisson).
-        slate_size: items shown per visit.
-        exposure_bias: exponent of the popularity rank in the platform's weights; 0: none, 1: strong.
-        targeting: weight of taste in the platform's weights.
-        targeting_error: standard deviation of its error, in log weight.
-        position_bias: exponent of the decay of examination by slot; 0: all are examined.
-        sharpness: weight of taste in the utility, logits.
-        threshold: what taste and quality must overcome, logits.
-        noise: scale of the users' logistic error, at least .001.
-        carry: length of the pull of purchases; a taste has length 1.
-        drift: length of the change of taste per visit.
-        cold_share: share of items released late and then rarely shown.
-        later_share: share of items released after the log.
-        satiation: logits that a recent purchase takes from its category.
-        dwell_seconds: median dwell time at purchase probability one half; 0: no such column.
-        seed: users and items do not depend on the platform's parameters.
-
-    Raises:
-        UserError: a parameter out of range, or too small a catalogue.
-    """
+    """The parameters of a simulated marketplace; UserError for a parameter out of range, or too small a catalogue."""
 
     users: int = 2000
     items: int = 1000
-    factors: int = 16
-    categories: int = 20
-    styles: int = 5
-    steps: float = 25.0
-    slate_size: int = 10
-    exposure_bias: float = 0.5
-    targeting: float = 6.0
-    targeting_error: float = 0.5
-    position_bias: float = 0.5
-    sharpness: float = 14.0
-    threshold: float = 10.0
-    noise: float = 1.0
-    carry: float = 1.5
-    drift: float = 0.1
-    cold_share: float = 0.1
-    later_share: float = 0.0
-    satiation: float = 0.0
-    dwell_seconds: float = 0.0
-    seed: int = 0
+    factors: int = 16  # length of taste and item vectors
+    categories: int = 20  # each has one that complements it
+    styles: int = 5  # shared by the categories
+    steps: float = 25.0  # mean visits per user (Gamma-Poisson)
+    slate_size: int = 10  # items shown per visit
+    exposure_bias: float = 0.5  # exponent of the popularity rank in the platform's weights; 0: none, 1: strong
+    targeting: float = 6.0  # weight of taste in the platform's weights
+    targeting_error: float = 0.5  # standard deviation of its error, in log weight
+    position_bias: float = 0.5  # exponent of the decay of examination by slot; 0: all are examined
+    sharpness: float = 14.0  # weight of taste in the utility, logits
+    threshold: float = 10.0  # what taste and quality must overcome, logits
+    noise: float = 1.0  # scale of the users' logistic error, at least .001
+    carry: float = 1.5  # length of the pull of purchases; a taste has length 1
+    drift: float = 0.1  # length of the change of taste per visit
+    cold_share: float = 0.1  # share of items released late and then rarely shown
+    later_share: float = 0.0  # share of items released after the log
+    satiation: float = 0.0  # logits that a recent purchase takes from its category
+    dwell_seconds: float = 0.0  # median dwell time at purchase probability one half; 0: no such column
+    seed: int = 0  # users and items do not depend on the platform's parameters
 
     def __post_init__(self) -> None:
         for name in ("users", "items", "categories", "styles", "slate_size", "steps"):
@@ -114,7 +87,13 @@ class Catalogue(NamedTuple):
 
 def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     """Sample a world's items and shelves."""
-    directions = _pushed_apart(rng.normal(size=(world.categories + world.styles, world.factors)))
+    directions = rng.normal(size=(world.categories + world.styles, world.factors))
+    for _ in range(200):  # push them apart
+        directions = unit(directions)
+        cosines = directions @ directions.T
+        np.fill_diagonal(cosines, 0.0)
+        directions = directions - 0.2 * cosines**3 @ directions
+    directions = unit(directions)
     centres, styles = directions[: world.categories], directions[world.categories :]
     # A cycle through all categories: each is complemented by another one, as long as there are two.
     cycle = rng.permutation(world.categories)
@@ -151,15 +130,41 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     )
 
 
-def _pushed_apart(vectors: Floats) -> Floats:  # (n, D)
-    for _ in range(200):
-        vectors = unit(vectors)
-        cosines = vectors @ vectors.T
-        np.fill_diagonal(cosines, 0.0)
-        vectors = vectors - 0.2 * cosines**3 @ vectors
-    return unit(vectors)
-
-
 def unit(vectors: Floats) -> Floats:  # (..., D)
     """Normalize to length 1."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+def describe_items(world: Marketplace, catalogue: Catalogue, item_ids: pl.Series) -> pl.DataFrame:
+    """Return item_id, title and attributes, made-up words that encode the vector."""
+    strongest = np.argsort(-np.abs(catalogue.own), axis=1, kind="stable")[:, :2]  # (V, 2)
+    feature = 2 * strongest + (np.take_along_axis(catalogue.own, strongest, 1) > 0)
+    texts = pl.DataFrame(
+        {
+            "item_id": item_ids,
+            "category": _words(catalogue.shelf // world.styles, 2, 11),
+            "brand": _words(catalogue.brand, 3, 23),
+            "style": _words(catalogue.shelf % world.styles, 2, 2003),
+            "feature": _words(feature[:, 0], 2, 4001),
+            "second": _words(feature[:, 1], 2, 4001),
+        }
+    )
+    title = pl.concat_str("brand", "feature", "second", "style", "category", separator=" ")
+    named = [pl.format("{}={}", pl.lit(name), name) for name in ("category", "brand", "style", "feature")]
+    attributes = pl.concat_list(*named, pl.format("feature={}", "second"))
+    return texts.select("item_id", title=title, attributes=attributes)
+
+
+def _words(index: Ints, syllables: int, first: int) -> pl.Series:  # injective below 75 ** syllables
+    table = np.array([consonant + vowel for consonant in "bdfgklmnprstvwz" for vowel in "aeiou"])
+    total = len(table) ** syllables
+    code, word = (first + 7919 * index) % total, np.array("")  # 7919 is prime to 75, so no two numbers meet
+    for _ in range(syllables):
+        word, code = np.strings.add(word, table[code % len(table)]), code // len(table)
+    return pl.Series(word.tolist())
+
+
+def numbered_ids(letter: str, count: int) -> pl.Series:
+    """Return ids that sort by number."""
+    width = max(5, len(str(count - 1)))
+    return pl.Series([f"{letter}{index:0{width}d}" for index in range(count)])

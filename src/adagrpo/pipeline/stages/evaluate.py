@@ -44,7 +44,7 @@ from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.artifacts import manifest, verify
-from adagrpo.storage.removal import MANIFEST
+from adagrpo.storage.writing import MANIFEST
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.random_exposures import RANDOM
+from adagrpo.data.exposures import RANDOM
 from adagrpo.evaluation.predictions import ranks_in, sample_cases
 from adagrpo.lists import ListOrder, Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights

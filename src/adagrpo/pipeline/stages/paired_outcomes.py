@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.evaluation.comparison import Measured, per_user
-from adagrpo.evaluation.paired import START, paired_outcomes
+from adagrpo.evaluation.comparison import START, Measured, paired_outcomes, per_user
 from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.metrics import RankedLists, measured
 from adagrpo.pipeline.directory import RunDirectory, hash_of

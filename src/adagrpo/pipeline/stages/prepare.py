@@ -17,14 +17,13 @@ from adagrpo.config import ItemTable
 from adagrpo.config.data import DataConfig, ExposuresConfig, ImpressionsConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
-from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.logged_exposures import impressions_of
+from adagrpo.data.dataset import Dataset, build_dataset, shuffle_ties
+from adagrpo.data.exposures import RANDOM, impressions_of, random_exposures
 from adagrpo.data.logs.formats import file_format, kind_of
-from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_columns, read_items
-from adagrpo.data.logs.joined import with_impressions
-from adagrpo.data.logs.notes import duplicates_note, ids_note
-from adagrpo.data.logs.times import UNITS, moment, two_units
+from adagrpo.data.logs.log_fields import UNITS, moment, two_units
+from adagrpo.data.logs.question import duplicates_note, ids_note
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import (
     DAYS_OF,
@@ -34,11 +33,9 @@ from adagrpo.data.prepared import (
     write_item_columns,
     write_prepared,
 )
-from adagrpo.data.random_exposures import RANDOM, random_exposures
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_store import MEND, parts_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import REMEDY, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -105,7 +102,7 @@ def exposures(run: RunDirectory) -> Declaration:
         write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
     # parts never change, so the last one identifies all; removing older ones makes nothing stale
-    last = manifest(parts[-1], MEND)
+    last = manifest(parts[-1], REMEDY)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
     but = ("data.exposures.path", "data.exposures.user_key_file")
     return Declaration(build, [], ("logs.parquet", "summary.json"), ("data.exposures",), but, also, version=2)

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from adagrpo.types import Floats, Ints
+
 LEAST = 100.0  # effective answers; normal intervals are unreliable below
 LARGEST = 0.1  # share of all weight on one answer
 ERRORS, SLACK = 4.0, 0.01  # tolerated |mean weight - 1|: standard errors, plus slack
@@ -65,9 +67,7 @@ class Overlap(NamedTuple):
             raise ThinOverlap(self.problem)
 
 
-def effective_size(
-    weights: NDArray[np.floating],  # (N,)
-) -> float:
+def effective_size(weights: NDArray[np.floating]) -> float:  # (N,)
     """Return the effective sample size: (Σ w)² / Σ w².
 
     >>> float(effective_size(np.array([1.0, 1.0, 0.0, 0.0])))
@@ -77,9 +77,7 @@ def effective_size(
     return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def overlap(
-    weights: NDArray[np.floating],  # (N,)
-) -> Overlap:
+def overlap(weights: NDArray[np.floating]) -> Overlap:  # (N,)
     """Return the overlap statistics of importance weights."""
     if weights.ndim != 1 or len(weights) == 0 or not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be (N,) finite numbers of at least 0, N at least 1")
@@ -101,16 +99,12 @@ class Estimate(NamedTuple):
 
 def ips(
     rewards: NDArray[np.floating],  # (N,)
-    weights: NDArray[np.floating],  # (N,)
+    weights: NDArray[np.floating],  # (N,) probability under the target over that under the logging policy
     *,
-    users: NDArray[np.integer] | None = None,  # (N,)
+    users: NDArray[np.integer] | None = None,  # (N,) user of each answer, at least two; None: all different
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the mean reward by inverse propensity scoring.
-
-    Args:
-        weights: (N,) probability under the target over that under the logging policy.
-        users: (N,) user of each answer; None: all different. `ValueError` for fewer than two.
 
     >>> round(ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.5, 0.5])).value, 3)
     0.625
@@ -143,18 +137,13 @@ def snips(
 def doubly_robust(
     rewards: NDArray[np.floating],  # (N,)
     weights: NDArray[np.floating],  # (N,)
-    predicted: NDArray[np.floating],  # (N,)
-    expected: NDArray[np.floating],  # (N,)
+    predicted: NDArray[np.floating],  # (N,) q(x_i, a_i), of the item shown, by a model not fitted on this answer
+    expected: NDArray[np.floating],  # (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a)
     *,
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`.
-
-    Args:
-        predicted: (N,) q(x_i, a_i), of the item shown, by a model that was not fitted on this answer.
-        expected: (N,) q(x_i, π) = Σ_a π(a | x_i) q(x_i, a).
-    """
+    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`."""
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)
 
@@ -192,22 +181,18 @@ def _check(**arrays: NDArray[np.floating]) -> None:
 
 
 def cascade(
-    rewards: NDArray[np.floating],  # (N, K)
+    rewards: NDArray[np.floating],  # (N, K), 0 at ranks beyond the end of a list
     target: NDArray[np.floating],  # (N, K)
     logged: NDArray[np.floating],  # (N, K)
     *,
     normalised: bool = True,
-    users: NDArray[np.integer] | None = None,  # (N,)
+    users: NDArray[np.integer] | None = None,  # (N,) see `ips`
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
 
-    Args:
-        rewards: (N, K), 0 at ranks beyond the end of a list.
-        target: (N, K) log-probability of each item at its rank under the target, given those above; -inf where the
-            target never shows it, 0 beyond the end of a list.
-        logged: (N, K) the same under the served policy (`log_propensities` of the exposure log); finite.
-        users: (N,) see `ips`.
+    Log-probabilities are of each item at its rank, given those above: under the target -inf where it never shows the
+    item, under the served policy finite (`log_propensities` of the exposure log); 0 beyond the end of a list.
     """
     if rewards.ndim != 2 or target.shape != rewards.shape or logged.shape != rewards.shape or rewards.size == 0:
         raise ValueError(f"rewards, target and logged must be (N, K): {rewards.shape}, {target.shape}, {logged.shape}")
@@ -221,7 +206,87 @@ def cascade(
         return mean_of((weights * rewards).sum(1), thinnest, users, level)
     means = weights.mean(0)
     if (means <= 0).any():
-        raise ValueError(f"the target never shows a list of the log down to place {int(np.argmax(means <= 0)) + 1}")
+        raise ValueError(f"the target never shows a list of the log down to rank {int(np.argmax(means <= 0)) + 1}")
     values = (weights * rewards).mean(0) / means  # (K,)
     linear = values.sum() + (weights * (rewards - values) / means).sum(1)
     return mean_of(linear, thinnest, users, level)
+
+
+SMOOTHING = 20.0  # S, answers
+
+
+class Drawn(NamedTuple):
+    """A log of drawn lists, with their probabilities under another policy."""
+
+    clicks: Floats  # (N, K), 0 beyond the end of a list
+    target: Floats  # (N, K) log-probability of each item at its rank under the target, 0 beyond the end
+    logged: Floats  # (N, K) the same under the served policy
+    users: Ints  # (N,)
+    first: Ints  # (N,) item at the first position
+    drawn: Ints  # (N, R) items that the target draws, -1 where none
+    drawn_weights: Floats  # (N, R), Σ weight f(item) has the mean of f over its first item
+
+
+class Row(NamedTuple):
+    """The estimate of one estimator, or why there is none."""
+
+    of: str  # "first item" or "list"
+    estimator: str
+    estimate: Estimate | None  # None: refused
+    overlap: Overlap | None  # None for what was served
+    refused: str | None
+
+
+def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
+    """Return the shrunk click rate q(a) of each item, (V,)."""
+    rate = float(clicks.mean()) if len(clicks) else 0.0
+    return np.asarray(
+        (np.bincount(items, weights=clicks, minlength=size) + SMOOTHING * rate)
+        / (np.bincount(items, minlength=size) + SMOOTHING)
+    )
+
+
+def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
+    """Estimate by every method on one log of drawn lists of two users or more, and add what was served.
+
+    The first item is weighted by its own probability ratio, a list by its own and by the cascade. The model of DR is
+    each item's click rate q(a) = (clicks_a + S r) / (answers_a + S) at the first position among the other half of the
+    users, with their overall rate r and S = 20. An estimator with too little overlap is refused.
+    """
+    weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
+    one, whole = (overlap(each) for each in weights)
+    first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users
+    same = np.ones(len(first))
+    predicted, expected = _model(log)
+    rows = [Row("first item", "as served", ips(first, same, users=users, level=level), None, None)]
+    made = {
+        "IPS": ips(first, weights[0], users=users, level=level),
+        "SNIPS": snips(first, weights[0], users=users, level=level) if weights[0].any() else None,
+        "DR": doubly_robust(first, weights[0], predicted, expected, users=users, level=level),
+    }
+    rows += [_row("first item", name, found, one) for name, found in made.items()]
+    rows += [Row("list", "as served", ips(total, same, users=users, level=level), None, None)]
+    steps = np.exp((log.target - log.logged).cumsum(1)).mean(0)
+    arguments = (log.clicks, log.target, log.logged)
+    rows += [
+        _row("list", "IPS", ips(total, weights[1], users=users, level=level), whole),
+        _row("list", "cascade", cascade(*arguments, users=users, level=level) if steps.all() else None, whole),
+    ]
+    return rows
+
+
+def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:
+    return Row(of, name, None if seen.problem else found, seen, seen.problem)
+
+
+def _model(log: Drawn) -> tuple[Floats, Floats]:
+    """(N,) predictions for the item shown and for the target's; no user contributes to their own model."""
+    size = int(max(log.first.max(), log.drawn.max())) + 1
+    half = np.unique(log.users, return_inverse=True)[1] % 2
+    predicted, expected = np.zeros(len(half)), np.zeros(len(half))
+    for part in (0, 1):
+        mine, other = half == part, half != part
+        rates = item_rates(log.first[other], log.clicks[other, 0], size)
+        predicted[mine] = rates[log.first[mine]]
+        expected[mine] = (log.drawn_weights[mine] * np.where(log.drawn[mine] >= 0, rates[log.drawn[mine]], 0.0)).sum(1)
+    return predicted, expected
