@@ -147,7 +147,7 @@ def test_metrics_are_those_of_the_file(finished: Path):
     value = metrics.filter(stage="adagrpo", checkpoint="final", split="test", metric="ndcg@10")["value"].item()
     assert value == content["stages"]["adagrpo"]["final"]["test"]["ndcg@10"]
     assert metrics.filter(stage="sft", split="validation", metric="hr@10")["checkpoint"].to_list() == [None]
-    assert set(metrics["stage"]) == {"popularity", "item_knn", "ranker", "sft", "nll", "adagrpo"}
+    assert set(metrics["stage"]) == {"popularity", "item_knn", "user_knn", "ranker", "sft", "nll", "adagrpo"}
 
 
 @pytest.mark.slow  # two runs

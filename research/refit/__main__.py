@@ -29,12 +29,12 @@ from adagrpo.cli.log_roles import by_role
 from adagrpo.config.data import seconds_of
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data import splits
-from adagrpo.data.logs.times import UNITS
+from adagrpo.data.logs.log_fields import UNITS
 from adagrpo.data.prepared import load_cases, load_item_ids
 from adagrpo.data.simulation.marketplace import simulate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.errors import UserError
-from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
+from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.lists.names import parse_list
 from adagrpo.metrics import hit_rate, ndcg, recall

@@ -155,7 +155,7 @@ def test_equal_weights_are_evaluated_once(copied: Path, data: Path, world: Any) 
 def test_results_rows_have_the_promised_form(finished: Path, metrics: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (finished / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     baselines = {row["arm"]: row for row in rows if row["split"] == "test" and row["arm"] in metrics["baselines"]}
-    assert set(baselines) == {"popularity", "item_knn", "ranker"}
+    assert set(baselines) == {"popularity", "item_knn", "user_knn", "ranker"}
     assert all(row["metrics"] == metrics["baselines"][name]["test"] for name, row in baselines.items())
     assert len(rows) == 2 * (len(CHECKPOINTS) + len(baselines))
     promised = {"dataset", "objective", "gate", "seed", "checkpoint", "split", "metrics", "admission", "recipe"}

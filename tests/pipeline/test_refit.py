@@ -88,7 +88,7 @@ def test_each_fit_takes_as_many_epochs_as_validation_found_best(decided: tuple[R
 def test_codes_and_fused_weights_stay(decided: tuple[Run, dict[str, Any]]) -> None:
     refit = refit_of(decided[0])
     made = {path.name for path in refit.directory.iterdir() if path.is_dir() and path.name != ".work"}
-    assert made == {"prepare", "sft", "ranker", "item_knn"}
+    assert made == {"prepare", "sft", "ranker", "item_knn", "ease"}
     assert refit.path("fuse", "sft", "weights.json") == decided[0].path("fuse", "sft", "weights.json")
     assert RunData(refit).catalog.codes.equal(RunData(decided[0]).catalog.codes)
 
@@ -154,7 +154,7 @@ def test_a_refit_that_was_killed_half_way_is_not_served_and_goes_on(
     Run.open(copied).decide()
     events = (copied / "refit" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     made = [(row["stage"], row["event"]) for row in map(json.loads, events)]
-    assert [name for name, event in made if event == "end"] == ["prepare", "sft", "ranker", "item_knn"]
+    assert [name for name, event in made if event == "end"] == ["prepare", "sft", "ranker", "item_knn", "ease"]
     assert Run.open(copied).recommend([[3, 13]]).scores == whole and status(copied)["refit"]["state"] == "done"
 
 

@@ -65,20 +65,18 @@ def test_what_is_served_under_rules_is_what_was_measured(shop: tuple[Path, Run, 
     assert len(users[0]) == USERS
     for moment in {*users[3]}:
         asked = [one[:3] for one in zip(*users, strict=True) if one[3] == moment]
-        found = run.recommend(
-            [history for _, history, _ in asked], 10, times=[times for *_, times in asked], now=moment
-        )
+        when = {"times": [times for *_, times in asked], "now": moment}
+        found = run.recommend([history for _, history, _ in asked], 10, as_measured=True, **when)
         assert found.items == [measured[user][:10] for user, *_ in asked]
     served = Run.open(run.directory, ["rules=null"])  # one sees the rules
-    assert (
-        served.recommend(users[1][:1], 10, times=users[2][:1], now=users[3][0]).items[0] != measured[users[0][0]][:10]
-    )
+    without = served.recommend(users[1][:1], 10, times=users[2][:1], now=users[3][0], as_measured=True)
+    assert without.items[0] != measured[users[0][0]][:10]
 
 
 def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]]) -> None:
     _, run, content = shop
     measured, users = lists_in(run.path("rules", content["chosen"])), histories(run)
-    serving = _Wanted(Run.open(run.directory), ListOptions()).load(Operation())
+    serving = _Wanted(Run.open(run.directory), ListOptions(as_measured=True)).load(Operation())
     assert serving.about["rules"] == content["under_rules"]["rules"]
     known = serving.recommender.known
     queries = [

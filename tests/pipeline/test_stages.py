@@ -61,6 +61,7 @@ STAGES = [
     "evaluate/sft",
     "evaluate/popularity",
     "evaluate/item_knn",
+    "evaluate/user_knn",
     "evaluate/ranker",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
 STAGES += ["report/paired", "ranker/report"]

@@ -45,7 +45,7 @@ def test_an_epoch_holds_every_position_once_with_the_next_item_as_target(world, 
 
 def test_lengths_and_padding(world):
     for batch in world.schedule().batches(0):
-        items, lengths, users, older, _ = batch.histories
+        items, lengths, users, older, *_ = batch.histories
         assert older is None and users.tolist() == batch.users.tolist()
         assert items.shape[1] == int(lengths.max()) <= 5
         assert lengths.tolist() == [min(len(world.rows[user]) - 1, 5) for user in batch.users]
