@@ -34,8 +34,8 @@ from adagrpo.data.prepared import load_cases, load_item_ids
 from adagrpo.data.simulation.marketplace import simulate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.errors import UserError
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.evaluation.predictions import ranks_in
+from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.lists.names import parse_list
 from adagrpo.metrics import hit_rate, ndcg, recall
 from adagrpo.pipeline import Run
