@@ -47,7 +47,8 @@ ROWS = {
     28: "Served lists are the measured ones, item by item.",
     30: "Bodies at their bounds, valid or invalid in every entry, do not hold up the lists of others.",
     31: "Feedback that is early, late, repeated or of unknown requests in one arm makes an experiment invalid.",
-    32: "What is served is what was measured, also where a reward's modules, data, endpoint or library change.",
+    32: "With `--as-measured`, what is served is what was measured, also where a reward's modules, data, endpoint or"
+    " library change.",
     33: "Among lists that are equal, `decide` says something false in at most 5 %.",
     35: "Acknowledged rows of an exposure log that are in none of its parts yet are collected.",
     36: "A run is made anew of other logs only with `--replace`.",
@@ -56,6 +57,11 @@ ROWS = {
     39: "Ids in several spellings, duplicates and unread columns are said; errors of bad rows name the option to type.",
     40: "Nothing of a case's basket, or later, is in what ranks it; guests' orders, returns and future rows are said.",
     41: "A run of an earlier version opens without the keys of gates that are no longer registered, and says so.",
+    42: "A refit that is half done or outdated is not served; the measured list is, and a line says so.",
+    43: "Lists under rules are served as they were measured, and what rules cost is the difference of two evaluations.",
+    44: "Model files score as their library does, to 1e-6, with categories and missing values; a reward that does not fit"
+    " ends `decide` before anything is fitted.",
+    45: "Lists of a reward that is told who asks are served as they were measured; no answer outlives its deadline.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -72,6 +78,10 @@ ELSEWHERE = {
     39: "tests: `data/test_notes.py`, `data/test_bad_rows.py`, `data/test_own_logs.py`",
     40: "tests: `data/test_baskets.py`, `pipeline/test_baskets.py`",
     41: "tests: `pipeline/test_run.py`, `research/test_gates.py`",
+    42: "tests: `pipeline/test_refit.py`",
+    43: "tests: `pipeline/test_rules.py`, `lists/test_rules.py`",
+    44: "tests: `rewards/test_model_files.py`, `pipeline/test_own_ranker.py`",
+    45: "tests: `pipeline/test_own_ranker.py`, `rewards/test_http.py`",
 }
 
 
