@@ -59,8 +59,8 @@ ROWS = {
     41: "A run of an earlier version opens without the keys of gates that are no longer registered, and says so.",
     42: "A refit that is half done or outdated is not served; the measured list is, and a line says so.",
     43: "Lists under rules are served as they were measured, and what rules cost is the difference of two evaluations.",
-    44: "Model files score as their library does, to 1e-6, with categories and missing values; a reward that does not fit"
-    " ends `decide` before anything is fitted.",
+    44: "Model files score as their library does, to 1e-6, with categories and missing values; a reward that does not"
+    " fit ends `decide` before anything is fitted.",
     45: "Lists of a reward that is told who asks are served as they were measured; no answer outlives its deadline.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }

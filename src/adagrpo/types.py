@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -131,14 +131,6 @@ class Cases:
     def sizes(self) -> NDArray[np.int64] | None:
         """(N,) items of each basket; None where a case is one interaction."""
         return None if self.relevant is None else self.relevant.lengths
-
-
-class UserHistory(list[Any]):
-    """A history, of items or of ids, that says whose it is and when a list is asked for; see `Asking`."""
-
-    def __init__(self, items: Sequence[Any], user: int | str | None, time: float | None = None) -> None:
-        super().__init__(items)
-        self.user, self.time = user, time
 
 
 class Past(NamedTuple):

@@ -32,6 +32,8 @@ def answer(
     baskets: Sequence[Sequence[int] | None] | None = None,
     days: Sequence[Sequence[float] | None] | None = None,
     now: float | None = None,
+    users: Sequence[ItemId | None] | None = None,
+    time: float | None = None,
     narrowing: Narrowing | None = None,
     popular: bool = False,
     batch_size: int = 256,
@@ -45,6 +47,8 @@ def answer(
         baskets: number of the basket of each item, ascending; None: items of one time are one.
         days: since 1970, of each item; None: unknown.
         now: days since 1970; None: the time of each history's last item.
+        users: whose each history is; None: unknown.
+        time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
         popular: list popular items for a history without a known id.
         report: called with histories done.
@@ -70,7 +74,17 @@ def answer(
             for parts in (baskets, days)
         )
         queries = [
-            Query(known[row], None, out, held.eligible, baskets=together, days=when, now=now)
+            Query(
+                known[row],
+                None,
+                out,
+                held.eligible,
+                baskets=together,
+                days=when,
+                now=now,
+                user=None if users is None else users[row],
+                time=time,
+            )
             for row, out, together, when in zip(rows, without, grouped, times, strict=True)
         ]
         for row, found in zip(rows, served.recommend(queries), strict=True):

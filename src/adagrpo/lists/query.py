@@ -34,6 +34,8 @@ class Query(NamedTuple):
     baskets: Sequence[int] | None = None  # of each item of the history, ascending; None: items of one time are one
     days: Sequence[float] | None = None  # since 1970, of each item of the history; None: each item is a basket
     now: float | None = None  # days since 1970; None: the time of the last item
+    user: ItemId | None = None  # whose list it is, and
+    time: float | None = None  # when it is asked for, seconds since 1970: for a reward that wants to know
 
 
 class Recommendations(NamedTuple):

@@ -51,7 +51,7 @@ from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_catalogue, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.types import Histories, Ragged
+from adagrpo.types import Asking, Histories, Ragged
 
 MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
@@ -402,7 +402,8 @@ class Recommender:
         device: torch.device = self.catalog.codes.device
         older = older_items(ragged, rows, self.max_history).to(device) if masked else None
         past = None if self._past is None else past_of_queries(queries, self._past).to(device)
-        return Histories(padded.items.to(device), padded.lengths.to(device), older=older, past=past)
+        asking = Asking([query.user for query in queries], [query.time for query in queries])
+        return Histories(padded.items.to(device), padded.lengths.to(device), older=older, past=past, asking=asking)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
         count = sum(item >= 0 for item in items)  # empty positions are last

@@ -47,7 +47,6 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
 from adagrpo.pipeline.make import has_made
-from adagrpo.pipeline.own_users import queries_of
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
@@ -116,7 +115,7 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))
-    queries = queries_of(data, cases, np.arange(min(TRIED, len(cases))))
+    queries = data.queries_of(cases, np.arange(min(TRIED, len(cases))))
     try:
         served = ListMaker(Models(data)).recommender(parse_list(called), run.path(*weights_of(START)))
         served.recommend(queries[:1])
@@ -335,7 +334,7 @@ def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
 def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
     """Single-request times: median over histories of the minimum over rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
-    queries = queries_of(data, cases, np.arange(len(cases)))
+    queries = data.queries_of(cases, np.arange(len(cases)))
     served = dict(maker.recommenders(names))
     for one in served.values():
         for query in queries[:WARM_UP]:

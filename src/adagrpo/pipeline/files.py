@@ -41,6 +41,7 @@ from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
 from adagrpo.evaluation.reranking import EXPOSURE_POWER, case_weights
 from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
+from adagrpo.lists.query import Query, query_of
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read
 from adagrpo.semantic_ids import Catalog
@@ -326,6 +327,15 @@ class RunData:
         left_out = {split: count - len(self.measured_cases(split)) for split, count in drawn.items()}
         filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
+
+    def queries_of(self, cases: Cases, rows: NDArray[np.integer], eligible: Eligible | None = None) -> list[Query]:
+        """Return the queries of some cases, which say whose they are and when."""
+        users, times = cases.users[rows].tolist(), cases.asking(rows).times
+        queries = [query_of(cases, row, eligible=eligible) for row in rows.tolist()]
+        return [
+            query._replace(user=self.user_ids[user], time=time)
+            for query, user, time in zip(queries, users, times, strict=True)
+        ]
 
     def case_weights(self, cases: Cases, power: float | None = None) -> NDArray[np.float64]:
         """Return (N,) weights for choosing between lists, by a power of exposure; uniform without impressions."""

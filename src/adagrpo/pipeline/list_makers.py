@@ -33,7 +33,6 @@ from adagrpo.pipeline.directory import place_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.own_users import UserRecommender, queries_of
 from adagrpo.pipeline.stage import Read, sources_of
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -92,7 +91,7 @@ class ListMaker:
         data, config = self.models.data, self.models.config
         options = {} if "fusion" in changed else self.order(name)._asdict()
         mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
-        return UserRecommender(
+        return Recommender(
             self.models.policy(weights),
             data.catalog,
             data.item_ids.to_list(),
@@ -334,7 +333,7 @@ def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tup
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
         rows = order[first : first + size]
-        yield rows, queries_of(data, cases, rows, eligible)
+        yield rows, data.queries_of(cases, rows, eligible)
 
 
 def lists_of(

@@ -31,7 +31,6 @@ from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
-from adagrpo.types import UserHistory
 
 DAY = 86_400.0  # seconds
 FACTS = "adagrpo"  # metadata key of a part
@@ -191,14 +190,15 @@ class _Answering:
             unknown_users = sum(one is None for one in found)
             histories = [one or [] for one in found]
         seconds = None if now is None else now * DAY
-        own = [UserHistory(history, user, seconds) for history, user in zip(histories, users, strict=True)]
         answers = answer(
             self.served,
-            own,
+            histories,
             wanted.k,
             baskets=baskets,
             days=days,
             now=now,
+            users=users,
+            time=seconds,
             narrowing=self.narrowing,
             popular=wanted.popular,
             batch_size=self.run.config.evaluation.batch_size,

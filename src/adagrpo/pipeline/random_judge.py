@@ -20,7 +20,6 @@ from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import START
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.own_users import queries_of
 from adagrpo.types import Cases
 
 MOST_USERS, LEAST = 5_000, 20  # sampled users; fewest users with another order for a test
@@ -59,7 +58,7 @@ def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Ran
     users = np.unique(rows)
     nobody = np.zeros(len(users), np.int32)
     cases = Cases(users.astype(np.int32), data.training.rows(users), nobody)
-    queries = queries_of(data, cases, np.arange(len(users)))
+    queries = data.queries_of(cases, np.arange(len(users)))
     found = {}
     for name, served in lists:
         scores = []

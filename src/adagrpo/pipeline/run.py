@@ -77,7 +77,6 @@ from adagrpo.pipeline.stages.prepare import log_source, note_described
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
-from adagrpo.types import UserHistory
 
 DAY = 86_400.0  # seconds
 
@@ -364,14 +363,15 @@ class Run(RunDirectory):
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         if users is not None and len(users) != len(histories):
             raise UserError(f"users: holds {len(users)} ids for {len(histories)} histories; give one for each")
-        whose = histories if users is None else list(map(UserHistory, histories, users, [now] * len(users)))
         answers = answer(
             served,
-            whose,
+            histories,
             k,
             exclude=histories if lists == "history" else lists,
             days=None if times is None else [one and [at / DAY for at in one] for one in times],
             now=None if now is None else now / DAY,
+            users=users,
+            time=now,
             narrowing=served.narrow(include, groups),
             popular=popular,
             batch_size=self.config.evaluation.batch_size,

@@ -29,7 +29,6 @@ from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelMan
 from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
-from adagrpo.types import UserHistory
 
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread
@@ -212,7 +211,7 @@ class Routes:
         request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
         # no user: no experiment
-        query = Query(UserHistory(history, None, time.time()), body.exclude_history)
+        query = Query(history, body.exclude_history, time=time.time())
         asked = Asked(serving, self._explored(query, request_id))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
@@ -234,8 +233,9 @@ class Routes:
             history, unknown = known(serving, body.history, body.k)
             narrowing = narrow(serving, body.include, body.exclude)
             now = time.time() if body.now is None else body.now
-            own = UserHistory(history, body.user_id, now)
-            query = Query(own, body.exclude_history, narrowing.without, narrowing.eligible)
+            query = Query(
+                history, body.exclude_history, narrowing.without, narrowing.eligible, user=body.user_id, time=now
+            )
             if body.times is not None:
                 days = serving.recommender.of_known(body.history, [at / DAY for at in body.times])
                 query = query._replace(days=days, now=now / DAY)
