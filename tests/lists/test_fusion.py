@@ -143,3 +143,17 @@ def test_a_name_is_taken_apart_as_it_was_put_together(policy: str, order: str) -
 
 def test_sources_are_called_by_their_names() -> None:
     assert [str(parse_list(name)) for name in LISTED] == list(LISTED)
+
+
+def test_an_optional_feature_stays_where_held_out_choices_are_likelier_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit_fusion, "most_epochs", lambda cases: 0)  # no network
+    made, names = choices(4000, [1.0, 0.5, 0.0]), (POLICY, "a", "b")  # chosen by the policy and `a`
+    found = fit_weights(made, names, names, seed=0, optional=("a", "b"))
+    assert [*found.weights.weights] == [POLICY, "a"] and found.weights.weights["a"] > 0.1
+    plain = fit_weights(made, names, names[:2], seed=0)
+    assert [*found.weights.weights.values()] == pytest.approx([*plain.weights.weights.values()], abs=0.02)
+    assert (found.ranks == plain.ranks).mean() > 0.9
+    alone = fit_weights(made, names, names, seed=0, optional=("b",))
+    assert [*alone.weights.weights] == [POLICY, "a"]

@@ -27,7 +27,7 @@ from adagrpo.experiments.plan import read_plan
 from adagrpo.lists import Query
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import parse_list
-from adagrpo.lists.table import fused, listed
+from adagrpo.lists.table import SOURCES, fused, listed
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
@@ -91,9 +91,16 @@ def test_what_was_measured_is_what_is_served(decided: tuple[Run, dict[str, Any]]
 def test_each_reward_of_a_sum_is_a_feature_of_its_own(decided: tuple[Run, dict[str, Any]]) -> None:
     run, _ = decided
     weights = json.loads((run.path("fuse", "sft") / "weights.json").read_text(encoding="utf-8"))
-    policy, sources = "policy", fused(run.config)
-    assert [*weights["fuse"]["weights"]] == [policy, *sources, "reward 1 (feature)", "reward 2 (noise)"]
-    assert [*weights["fuse-without-reward"]["weights"]] == [policy, *sources]
+    sources = fused(run.config)
+    optional = {name for name in sources if SOURCES[name].optional}
+    assert optional == {"content", "user_knn", "ease"}
+    for order, rewards in (("fuse", ["reward 1 (feature)", "reward 2 (noise)"]), ("fuse-without-reward", [])):
+        found = [*weights[order]["weights"]]
+        assert [name for name in found if name not in optional] == [
+            "policy",
+            *(name for name in sources if name not in optional),
+            *rewards,
+        ]
 
 
 def test_the_choice_is_written_down_with_the_command_that_serves_it(decided: tuple[Run, dict[str, Any]]) -> None:
@@ -401,7 +408,8 @@ def test_other_work_on_the_machine_does_not_change_what_a_list_takes(
     monkeypatch.setattr("adagrpo.pipeline.decide.sample_cases", lambda *_: Cases(users, histories, users))
     monkeypatch.setattr("adagrpo.pipeline.decide.WARM_UP", 3)
     monkeypatch.setattr("adagrpo.pipeline.decide.ROUNDS", 7)
-    data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0), user_ids=list(range(6)))
+    asked = partial(RunData.queries_of, SimpleNamespace(user_ids=list(range(6))))  # type: ignore[arg-type]
+    data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0), queries_of=asked)
     found = _milliseconds(machine, data, ["item_knn", "fuse"])  # type: ignore[arg-type]
     assert found["item_knn"] == pytest.approx((4, 4)) and found["fuse"] == pytest.approx((8, 8))
     assert machine.asked == (["item_knn"] * 3 + ["fuse"] * 3) * 8

@@ -10,7 +10,7 @@ the cross-fitted order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -69,80 +69,104 @@ class Fit(NamedTuple):
     ranks: NDArray[np.int64]  # (N,) or (N, R), as the targets: ranks in the cross-fitted order from 1; 0 for none of it
 
 
+class _Linear:
+    """Conditional logits of some features, cross-fitted over folds of users."""
+
+    def __init__(self, choices: Choices, names: Sequence[str], used: Sequence[str], seed: int) -> None:
+        self.choices, self.used, self.columns = choices, list(used), [names.index(name) for name in used]
+        self.stds = [within_list_std(choices.items, choices.features[..., column]) for column in self.columns]
+        self.prior = np.array([std if name == POLICY else 0.0 for name, std in zip(used, self.stds, strict=True)])
+        self.there = there = choices.items >= 0
+        # about the mean of the list, so that the products stay small
+        scaled = choices.features[..., self.columns].astype(np.float64) / self.stds
+        scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
+        self.scaled, self.folds = scaled, folds_of(choices.users, seed)
+        self.chosen: NDArray[np.bool_] = choices.chosen
+        self.answered = np.asarray(self.chosen.any(axis=1))
+
+    def fitted(self, rows: NDArray[np.bool_], shrinkages: Sequence[float]) -> list[Floats]:
+        rows, weights = rows & self.answered, self.choices.case_weights
+        part = self.scaled[rows], self.there[rows], self.chosen[rows], weights[rows], self.prior
+        return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
+
+    def held_out(self, by_fold: Sequence[Floats]) -> Floats:  # (N, C) scores, each user by weights of the others
+        weights = np.stack(by_fold)[self.folds]
+        return np.where(self.there, np.einsum("ncf,nf->nc", self.scaled, weights), -np.inf)
+
+    def likelihoods(self, scores: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+        """Return log-likelihoods of the answered cases of some rows, whose scores are given."""
+        kept, weights = self.answered[rows], self.choices.case_weights[rows]
+        return np.asarray(_log_shares(scores[kept], self.chosen[rows][kept]) * weights[kept])
+
+
 def fit_weights(
     choices: Choices,
     names: Sequence[str],
     used: Sequence[str],
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    optional: Collection[str] = (),
 ) -> Fit:
-    """Fit weights of features `used`, of all `names`; `report` gets fits done and in all."""
-    columns = [names.index(name) for name in used]
-    stds = [within_list_std(choices.items, choices.features[..., column]) for column in columns]
-    prior = np.array([std if name == POLICY else 0.0 for name, std in zip(used, stds, strict=True)])
-    # about the mean of the list, so that the products stay small
-    scaled = choices.features[..., columns].astype(np.float64) / stds
-    there = choices.items >= 0
-    scaled -= scaled.sum(axis=1, keepdims=True, where=there[..., None]) / there.sum(axis=1)[:, None, None].clip(1)
-    folds = folds_of(choices.users, seed)
-    chosen: NDArray[np.bool_] = choices.chosen
-    answered = np.asarray(chosen.any(axis=1))
+    """Fit weights of features `used`, of all `names`; `report` gets fits done and in all.
 
-    def fitted(rows: NDArray[np.bool_], shrinkages: Sequence[float]) -> list[Floats]:
-        rows = rows & answered
-        part = scaled[rows], there[rows], chosen[rows], choices.case_weights[rows], prior
-        return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
-
-    by_fold = []
+    Those of `used` that are `optional` stay where, added alone to the others, they raise the held-out log-likelihood by
+    more than its standard error.
+    """
+    linear = _Linear(choices, names, [name for name in used if name not in optional], seed)
+    everyone, by_fold = np.ones(len(choices.users), np.bool_), []
     for fold in range(FOLDS):
         report(fold, FITS)
-        by_fold.append(fitted(folds != fold, SHRINKAGE))
-
-    def held_out(index: int) -> Floats:
-        weights = np.stack([of_fold[index] for of_fold in by_fold])[folds]
-        return np.where(there, np.einsum("ncf,nf->nc", scaled, weights), -np.inf)
-
-    def likelihoods(scores: Floats, rows: NDArray[np.bool_]) -> Floats:
-        kept = answered[rows]
-        return np.asarray(_log_shares(scores[kept], chosen[rows][kept]) * choices.case_weights[rows][kept])
-
-    everyone = np.ones(len(folds), np.bool_)
-    by_shrinkage = [float(likelihoods(held_out(index), everyone).sum()) for index in range(len(SHRINKAGE))]
-    best = max(range(len(SHRINKAGE)), key=lambda index: (by_shrinkage[index], SHRINKAGE[index]))
-    (found,) = fitted(everyone, [SHRINKAGE[best]])
+        by_fold.append(linear.fitted(linear.folds != fold, SHRINKAGE))
+    scores = [linear.held_out([of_fold[index] for of_fold in by_fold]) for index in range(len(SHRINKAGE))]
+    found = [linear.likelihoods(one) for one in scores]
+    best = max(range(len(SHRINKAGE)), key=lambda index: (found[index].sum(), SHRINKAGE[index]))
+    weighed, weights_of_fold = scores[best], [of_fold[best] for of_fold in by_fold]
+    helpful = []
+    for name in (name for name in used if name in optional):
+        more = _Linear(choices, names, [*linear.used, name], seed)
+        (one,) = zip(*(more.fitted(more.folds != fold, [SHRINKAGE[best]]) for fold in range(FOLDS)), strict=True)
+        gained = more.likelihoods(more.held_out(one)) - found[best]
+        if len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5:
+            helpful.append(name)
+    if helpful:
+        linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)
+        weights_of_fold = [linear.fitted(linear.folds != fold, [SHRINKAGE[best]])[0] for fold in range(FOLDS)]
+        weighed = linear.held_out(weights_of_fold)
+    (weights,) = linear.fitted(everyone, [SHRINKAGE[best]])
+    there = torch.from_numpy(linear.there)
     cases = ChoiceTensors(
-        inputs_of(torch.from_numpy(choices.features[..., columns]), torch.from_numpy(there)),
-        torch.from_numpy(there),
-        _as_targets(chosen),
+        inputs_of(torch.from_numpy(choices.features[..., linear.columns]), there),
+        there,
+        _as_targets(linear.chosen),
         torch.from_numpy(choices.case_weights).float(),
     )
 
     def corrections(rows: NDArray[np.bool_], weights: Floats) -> Iterator[Correction]:
-        kept = torch.from_numpy(rows & answered)
-        return fit_correction(cases.of(kept), torch.from_numpy(scaled @ weights).float()[kept], passes, seed)
+        kept = torch.from_numpy(rows & linear.answered)
+        return fit_correction(cases.of(kept), torch.from_numpy(linear.scaled @ weights).float()[kept], passes, seed)
 
-    weighed = held_out(best)
-    passes = most_epochs(int(answered.sum()))
+    passes = most_epochs(int(linear.answered.sum()))
     ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
-    by_epochs = np.zeros((passes + 1, len(folds)))  # held-out likelihoods
-    for fold, of_fold in enumerate(by_fold):
+    by_epochs = np.zeros((passes + 1, len(everyone)))  # held-out likelihoods
+    for fold in range(FOLDS):
         report(FOLDS + fold, FITS)
-        rows = np.asarray(folds == fold)
+        rows = np.asarray(linear.folds == fold)
         if not rows.any():
             continue
         inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
-        networks = islice(corrections(~rows, of_fold[best]), passes)
+        networks = islice(corrections(~rows, weights_of_fold[fold]), passes)
         later = (corrected(network, inputs, base) for network in networks)
-        for epoch, scores in enumerate(chain([weighed[rows]], later)):
-            order = np.argsort(-scores, axis=1, kind="stable")
+        for epoch, ordering in enumerate(chain([weighed[rows]], later)):
+            order = np.argsort(-ordering, axis=1, kind="stable")
             ordered = np.take_along_axis(choices.items[rows], order, axis=1)
             ranks[epoch, rows] = target_rank_in(ordered, choices.targets[rows])
-            by_epochs[epoch, rows & answered] = likelihoods(scores, rows)
+            by_epochs[epoch, rows & linear.answered] = linear.likelihoods(ordering, rows)
     report(2 * FOLDS, FITS)
-    epochs = fewest_epochs(by_epochs[:, answered]) if passes else 0
-    correction = next(islice(corrections(everyone, found), epochs - 1, None)) if epochs else None
-    weights = Weights(dict(zip(used, found.tolist(), strict=True)), dict(zip(used, stds, strict=True)), correction)
-    return Fit(weights, SHRINKAGE[best], epochs, ranks[epochs])
+    epochs = fewest_epochs(by_epochs[:, linear.answered]) if passes else 0
+    correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
+    of_feature, stds = (dict(zip(linear.used, values, strict=True)) for values in (weights.tolist(), linear.stds))
+    return Fit(Weights(of_feature, stds, correction), SHRINKAGE[best], epochs, ranks[epochs])
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:

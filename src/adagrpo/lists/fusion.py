@@ -91,7 +91,7 @@ class Fusion:
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
         self._proposing = [name for name in self.sources if SOURCES[name].proposes]
         self.features = (POLICY, *self.sources, *self.rewards)
-        if fitted is not None and {*fitted.whole.weights} != {*self.features}:
+        if fitted is not None and not {*fitted.whole.weights, *fitted.without_reward.weights} <= {*self.features}:
             raise ValueError(
                 f"weights of {', '.join(fitted.whole.weights)} for the features {', '.join(self.features)}"
             )

@@ -89,6 +89,7 @@ class Source:
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
+        optional: is a feature only where held-out choices show that it helps; proposes nothing.
         past: reads the user's whole past, not only what the policy sees.
         when: runs that have it.
     """
@@ -102,6 +103,7 @@ class Source:
     listed: bool = True
     fused: bool = True
     proposes: bool = True
+    optional: bool = False
     past: bool = False
     when: Callable[[Config], bool] = lambda config: True
 
@@ -179,8 +181,15 @@ SOURCES: dict[str, Source] = {
         "ease",
         ("weights.safetensors",),
         most_items=ease.MOST_ITEMS,
+        proposes=False,
+        optional=True,
     ),
-    "user_knn": Source("training histories", lambda run: NearestUsers(run.training(), len(run.counts()))),
+    "user_knn": Source(
+        "training histories",
+        lambda run: NearestUsers(run.training(), len(run.counts())),
+        proposes=False,
+        optional=True,
+    ),
     "content": Source(
         "vectors of items",
         lambda run: ContentSimilarity(run.vectors()),
@@ -189,6 +198,7 @@ SOURCES: dict[str, Source] = {
         ("vectors.safetensors",),
         listed=False,
         proposes=False,
+        optional=True,
     ),
     "ranker": Source(
         "the sequential ranker",

@@ -72,7 +72,7 @@ class ListMaker:
     def needs(self, name: ListName) -> list[str]:
         """Return what serving a list requires, in words."""
         reward = [reward_title(self.models.config.reward, name.order)] if self.asks_reward(name) else []
-        return [*kind_of(name).needs(self.models.config), *reward]
+        return [*kind_of(name).needs(self, name), *reward]
 
     @property
     def reward(self) -> Reward:
@@ -122,8 +122,13 @@ class ListMaker:
         return kind_of(name).order(self, name, asked)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
-        """Return a fused list's sources, with fitted weights."""
-        sources = {kind: self.source(kind) for kind in fused(self.models.config)}
+        """Return a fused list's sources; with fitted weights, those optional ones alone that have some."""
+        fits = () if fitted is None else fitted
+        sources = {
+            kind: self.source(kind)
+            for kind in fused(self.models.config)
+            if not (fits and SOURCES[kind].optional) or any(kind in one.weights for one in fits)
+        }
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
@@ -213,13 +218,13 @@ class ListKind:
     """A row of the table of lists.
 
     Attributes:
-        needs: what serving requires besides a reward, in a run of some settings.
+        needs: what serving requires besides a reward, in words.
         order: without a reward if it uses none.
         files: see `ListMaker.files`; without the reward's.
         asks_reward: whether serving calls this reward.
     """
 
-    needs: Callable[[Config], Sequence[str]]
+    needs: Callable[[ListMaker, ListName], Sequence[str]]
     order: Callable[[ListMaker, ListName, Reward | None], ListOrder]
     files: Callable[[ListMaker, ListName], list[Read]] = lambda maker, name: []
     asks_reward: Callable[[RewardOptions], bool] = lambda options: False
@@ -231,7 +236,7 @@ def _always(options: RewardOptions) -> bool:
 
 def _source_alone(source: str) -> ListKind:
     return ListKind(
-        lambda config: [SOURCES[source].needs],
+        lambda maker, name: [SOURCES[source].needs],
         lambda maker, name, reward: ListOrder(alone=maker.source(source)),
         lambda maker, name: files_of_source(source),
     )
@@ -255,8 +260,8 @@ def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
 
 
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
-    def needs(config: Config) -> list[str]:
-        rows = [SOURCES[name] for name in reversed(fused(config))]
+    def needs(maker: ListMaker, name: ListName) -> list[str]:
+        rows = [SOURCES[source] for source in reversed(maker.fusion(name, maker.fitted(name)).sources)]
         return ["the policy", *dict.fromkeys(row.needs for row in rows if row.stage or row.past)]
 
     return ListKind(
@@ -271,11 +276,13 @@ def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
 KINDS: Mapping[str, ListKind] = {
     **{source: _source_alone(source) for source in LISTED},
     REWARD: ListKind(
-        lambda config: (), lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True), asks_reward=_always
+        lambda maker, name: (),
+        lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True),
+        asks_reward=_always,
     ),
-    "policy": ListKind(lambda config: ["the policy"], lambda maker, name, reward: ListOrder()),
+    "policy": ListKind(lambda maker, name: ["the policy"], lambda maker, name, reward: ListOrder()),
     FUSE_WITHOUT_REWARD: _fused(lambda options: False),
-    RERANK: ListKind(lambda config: ["the policy"], _re_ranked, _re_ranked_files, _always),
+    RERANK: ListKind(lambda maker, name: ["the policy"], _re_ranked, _re_ranked_files, _always),
     FUSE: _fused(lambda options: options != SequentialOptions()),  # the ranker is a source
 }
 

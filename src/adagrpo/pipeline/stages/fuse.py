@@ -86,9 +86,11 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
         choices = choices_of(served, data, cases, progress(run, f"{FUSE}/{arm}"))
 
+        optional = [name for name in fusion.sources if SOURCES[name].optional]
+
         def fit(order: str, used: Sequence[str]) -> Fit:
             shown = progress(run, f"{FUSE}/{arm}, fits of {order}")
-            return fit_weights(choices, fusion.features, used, run.config.seed, shown)
+            return fit_weights(choices, fusion.features, used, run.config.seed, shown, optional=optional)
 
         def weighted(power: float) -> Choices:
             return choices._replace(case_weights=data.case_weights(cases, power))
@@ -96,7 +98,9 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         if judged:
             if arm == START:
                 fitted = {
-                    power: fit_weights(weighted(power), fusion.features, fusion.features, run.config.seed).weights
+                    power: fit_weights(
+                        weighted(power), fusion.features, fusion.features, run.config.seed, optional=optional
+                    ).weights
                     for power in POWERS
                 }
                 write_json(work / POWER, _power(data, served, fitted))
