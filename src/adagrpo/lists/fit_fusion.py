@@ -69,6 +69,13 @@ class Fit(NamedTuple):
     ranks: NDArray[np.int64]  # (N,) or (N, R), as the targets: ranks in the cross-fitted order from 1; 0 for none of it
 
 
+class _CrossFitted(NamedTuple):
+    shrinkage: float
+    weights: Sequence[Floats]  # of the fit without each fold
+    scores: Floats  # (N, C), each user by weights of the others
+    likelihoods: Floats  # of the answered cases by these scores
+
+
 class _Linear:
     """Conditional logits of some features, cross-fitted over folds of users."""
 
@@ -89,9 +96,20 @@ class _Linear:
         part = self.scaled[rows], self.there[rows], self.chosen[rows], weights[rows], self.prior
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
-    def held_out(self, by_fold: Sequence[Floats]) -> Floats:  # (N, C) scores, each user by weights of the others
-        weights = np.stack(by_fold)[self.folds]
-        return np.where(self.there, np.einsum("ncf,nf->nc", self.scaled, weights), -np.inf)
+    def cross_fitted(
+        self, shrinkages: Sequence[float], report: Callable[[int, int], None] = lambda done, total: None
+    ) -> _CrossFitted:
+        """Fit without each fold, by the shrinkage with the highest held-out likelihood."""
+        by_fold = []
+        for fold in range(FOLDS):
+            report(fold, FITS)
+            by_fold.append(self.fitted(self.folds != fold, shrinkages))
+        found = []
+        for shrinkage, weights in zip(shrinkages, zip(*by_fold, strict=True), strict=True):
+            products = np.einsum("ncf,nf->nc", self.scaled, np.stack(weights)[self.folds])
+            scores = np.where(self.there, products, -np.inf)
+            found.append(_CrossFitted(shrinkage, weights, scores, self.likelihoods(scores)))
+        return max(found, key=lambda one: (float(one.likelihoods.sum()), one.shrinkage))
 
     def likelihoods(self, scores: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
         """Return log-likelihoods of the answered cases of some rows, whose scores are given."""
@@ -113,27 +131,21 @@ def fit_weights(
     Those of `used` that are `optional` stay where, added alone to the others, they raise the held-out log-likelihood by
     more than its standard error.
     """
+    everyone = np.ones(len(choices.users), np.bool_)
     linear = _Linear(choices, names, [name for name in used if name not in optional], seed)
-    everyone, by_fold = np.ones(len(choices.users), np.bool_), []
-    for fold in range(FOLDS):
-        report(fold, FITS)
-        by_fold.append(linear.fitted(linear.folds != fold, SHRINKAGE))
-    scores = [linear.held_out([of_fold[index] for of_fold in by_fold]) for index in range(len(SHRINKAGE))]
-    found = [linear.likelihoods(one) for one in scores]
-    best = max(range(len(SHRINKAGE)), key=lambda index: (found[index].sum(), SHRINKAGE[index]))
-    weighed, weights_of_fold = scores[best], [of_fold[best] for of_fold in by_fold]
+    crossed = linear.cross_fitted(SHRINKAGE, report)
     helpful = []
     for name in (name for name in used if name in optional):
-        more = _Linear(choices, names, [*linear.used, name], seed)
-        (one,) = zip(*(more.fitted(more.folds != fold, [SHRINKAGE[best]]) for fold in range(FOLDS)), strict=True)
-        gained = more.likelihoods(more.held_out(one)) - found[best]
+        gained = (
+            _Linear(choices, names, [*linear.used, name], seed).cross_fitted([crossed.shrinkage]).likelihoods
+            - crossed.likelihoods
+        )
         if len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5:
             helpful.append(name)
     if helpful:
         linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)
-        weights_of_fold = [linear.fitted(linear.folds != fold, [SHRINKAGE[best]])[0] for fold in range(FOLDS)]
-        weighed = linear.held_out(weights_of_fold)
-    (weights,) = linear.fitted(everyone, [SHRINKAGE[best]])
+        crossed = linear.cross_fitted(SHRINKAGE)
+    (weights,) = linear.fitted(everyone, [crossed.shrinkage])
     there = torch.from_numpy(linear.there)
     cases = ChoiceTensors(
         inputs_of(torch.from_numpy(choices.features[..., linear.columns]), there),
@@ -154,10 +166,10 @@ def fit_weights(
         rows = np.asarray(linear.folds == fold)
         if not rows.any():
             continue
-        inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(weighed[rows]).float()
-        networks = islice(corrections(~rows, weights_of_fold[fold]), passes)
+        inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(crossed.scores[rows]).float()
+        networks = islice(corrections(~rows, crossed.weights[fold]), passes)
         later = (corrected(network, inputs, base) for network in networks)
-        for epoch, ordering in enumerate(chain([weighed[rows]], later)):
+        for epoch, ordering in enumerate(chain([crossed.scores[rows]], later)):
             order = np.argsort(-ordering, axis=1, kind="stable")
             ordered = np.take_along_axis(choices.items[rows], order, axis=1)
             ranks[epoch, rows] = target_rank_in(ordered, choices.targets[rows])
@@ -166,7 +178,7 @@ def fit_weights(
     epochs = fewest_epochs(by_epochs[:, linear.answered]) if passes else 0
     correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
     of_feature, stds = (dict(zip(linear.used, values, strict=True)) for values in (weights.tolist(), linear.stds))
-    return Fit(Weights(of_feature, stds, correction), SHRINKAGE[best], epochs, ranks[epochs])
+    return Fit(Weights(of_feature, stds, correction), crossed.shrinkage, epochs, ranks[epochs])
 
 
 def folds_of(users: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
