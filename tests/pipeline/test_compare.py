@@ -136,7 +136,7 @@ def test_results_are_rows_of_every_seed_arm_checkpoint_and_split(compared: Path,
     rows = [json.loads(line) for line in (compared / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     actual = {(row["seed"], row["arm"], row["checkpoint"], row["split"]): row for row in rows}
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
-    points += [(baseline, "best") for baseline in ("popularity", "item_knn", "ranker")]
+    points += [(baseline, "best") for baseline in ("popularity", "item_knn", "user_knn", "ranker")]
     assert set(actual) == {(s, *point, split) for s in (0, 1) for point in points for split in ("validation", "test")}
     assert len(rows) == len(actual)
     rerank = next(row for row in content["rows"] if row["arm"] == "rerank")

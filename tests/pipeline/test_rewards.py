@@ -415,7 +415,7 @@ def test_what_is_served_is_what_was_measured_whatever_the_reward_reads(
     assert lists_of(opened(copied), "reward")[0][0] == 163
     kept = opened(copied)
     kept.decide()
-    assert kept.made == [] and not [note for note in kept.console.notes if "reward" in note]
+    assert kept.made == [] and all(note.startswith("refit: ") for note in kept.console.notes if "reward" in note)
     (helper if what == "module" else sign).write_text("SIGN = -1.0\n" if what == "module" else "-1", encoding="utf-8")
     again = f"run `adagrpo decide --run {copied}`"
     message = {
@@ -486,9 +486,9 @@ def test_a_reward_that_answers_at_random_is_named_at_once(copied: Path, world: A
     run.diagnose()
     named = [note for note in run.console.notes if "deterministic" in note]
     assert len(named) == 1
-    # one or two of 200 draws may be as near as float noise
+    # a few of 200 draws may be as near as float noise
     assert re.match(
-        r"note: reward behind_random:drawn is not deterministic: asked twice, (199|200) of 200 scores", named[0]
+        r"note: reward behind_random:drawn is not deterministic: asked twice, (19[5-9]|200) of 200 scores", named[0]
     )
     assert run.recommend([[3]], k=5, arm="rerank").items  # its change could not be told from its noise
 

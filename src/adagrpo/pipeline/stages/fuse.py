@@ -121,7 +121,7 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         files=(WEIGHTS, CORRECTIONS, VALIDATION, *([POWER] if judged and arm == START else [])),
         settings=(*DECODING, *models.reward_reads, "decide", "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        version=6,
+        version=7,
     )
 
 
