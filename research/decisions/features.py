@@ -27,13 +27,13 @@ from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.directory import weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
+from adagrpo.pipeline.stages.fuse import validation_cases
 from adagrpo.report import read_rows
 from research.command import run
+from research.decisions.richer import choices_in
 from research.decisions.sets import arguments
 from research.rows import add_row
 
@@ -56,11 +56,9 @@ def main() -> None:
 def _measure(made: Run) -> dict[str, Any]:
     made.stage("content")
     data = RunData(made)
-    cases, maker, name = validation_cases(data), ListMaker(Models(data)), ListName(START, FUSE)
-    fusion = maker.fusion(name)
-    weights, reward = made.path(*weights_of(START)), maker.reward if fusion.rewards else None
-    served = maker.recommender(name, weights, fusion=fusion, reward=reward)
-    choices = choices_of(served, data, cases, lambda done, total: None)
+    cases, maker = validation_cases(data), ListMaker(Models(data))
+    fusion = maker.fusion(ListName(START, FUSE))
+    choices = choices_in(maker, fusion, data, cases)
     optional = [source for source in fusion.sources if SOURCES[source].optional]
 
     def used(*kept: str) -> list[str]:

@@ -97,7 +97,7 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
     data = RunData(made)
     cases, maker = validation_cases(data), ListMaker(Models(data))
     fusion = maker.fusion(ListName(START, FUSE))
-    plain = _choices(maker, fusion, data, cases)
+    plain = choices_in(maker, fusion, data, cases)
     seed, names = made.config.seed, list(fusion.features)
     orders = {
         FUSE: _fitted(plain, seed),
@@ -112,7 +112,7 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
         more["own best"] = WholeReward(maker.reward, data.num_items)
     for name, source in more.items():
         wider = Fusion({**fusion.sources, name: source}, fusion.rewards, fusion.width)
-        orders[name] = _fitted(_choices(maker, wider, data, cases), seed)
+        orders[name] = _fitted(choices_in(maker, wider, data, cases), seed)
     values = {name: ndcg(found, 10) for name, found in orders.items()}
     return {
         name: {
@@ -124,7 +124,8 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
     }
 
 
-def _choices(maker: ListMaker, fusion: Fusion, data: RunData, cases: Cases) -> Choices:
+def choices_in(maker: ListMaker, fusion: Fusion, data: RunData, cases: Cases) -> Choices:
+    """The candidates of the cases, with the features of a fusion."""
     name, weights = ListName(START, FUSE), maker.models.run.path(*weights_of(START))
     served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
     return choices_of(served, data, cases, lambda done, total: None)

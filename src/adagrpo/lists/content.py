@@ -1,6 +1,6 @@
 """Items like those of the history by content: cosine of an item's vector and the decayed sum of the history's.
 
-score(x, i) = cos(v_i, Σ_t γ^(T - t) v_{x_t}), with the vectors that Semantic IDs are quantised from.
+score(x, i) = cos(v_i, Σ_t γ^(T - t) v_{x_t}), γ as in item-kNN, with the vectors that Semantic IDs are quantised from.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adagrpo.lists.own import past_of
+from adagrpo.lists.sources import DECAY
 from adagrpo.types import Histories
-
-DECAY = 0.7  # γ, as in item-kNN
 
 
 class ContentSimilarity:

@@ -105,11 +105,12 @@ def _lightgbm(path: Path, content: bytes) -> TreeModel:
 
 def _xgboost(path: Path, content: bytes) -> TreeModel:
     from xgboost import Booster, DMatrix
+    from xgboost.core import XGBoostError
 
     try:
         model = Booster(model_file=bytearray(content))
         learner = json.loads(bytes(model.save_raw("json")))["learner"]
-    except Exception as error:  # XGBoostError, or what it lets through
+    except (XGBoostError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an XGBoost model (Booster.save_model): {_first_line(error)}") from error
     names, kinds, sizes = learner["feature_names"], learner["feature_types"], learner["learner_model_param"]
     _check_outputs(path, max(int(sizes["num_class"]), int(sizes.get("num_target", 1))))
