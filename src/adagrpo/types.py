@@ -7,7 +7,7 @@ Items are integers `0 .. V-1` (rows of the catalogue); `-1` means "no item".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -195,6 +195,19 @@ class Histories(NamedTuple):
         past = None if self.past is None else self.past.rows(kept)
         asking = None if self.asking is None else self.asking.of(kept)
         return Histories(self.items[kept], self.lengths[kept], users, older, past, asking)
+
+    def user_rows(self, known: Mapping[str, int]) -> NDArray[np.int64]:  # (B,)
+        """Return whose histories they are, as rows of users.parquet; -1 for nobody known.
+
+        Args:
+            known: rows by id as text.
+        """
+        if self.asking is not None:
+            rows = self.asking.users if self.asking.rows else [known.get(str(user), -1) for user in self.asking.users]
+            return np.asarray([-1 if row is None else row for row in rows], np.int64)
+        if self.users is not None:
+            return np.asarray(self.users.cpu().numpy(), np.int64)
+        return np.full(len(self.lengths), -1)
 
     def holds(self, items: Tensor) -> Tensor:
         """Return a (B, N) mask of `items` (B, N) in the whole history of their row; False for -1."""

@@ -10,7 +10,7 @@ from adagrpo.lists import user_knn
 from adagrpo.lists.content import ContentSimilarity
 from adagrpo.lists.query import Query, past_of_queries
 from adagrpo.lists.user_knn import NearestUsers
-from adagrpo.types import Histories, Ragged
+from adagrpo.types import Asking, Histories, Ragged
 
 TRAINING = [[0, 1, 2], [1, 2], [2, 3, 1], [4], [0, 4, 2, 2]]
 
@@ -43,11 +43,11 @@ def test_scores_are_the_mean_tastes_of_the_nearest_users(monkeypatch: pytest.Mon
     near = tastes @ mine / np.linalg.norm(tastes, axis=1) / np.linalg.norm(mine)
     near[np.argsort(-near)[kept:]] = 0.0
     expected = near @ tastes / near.sum()
-    scores = NearestUsers(training(), 6).scores(histories([4], [3, 1]))
+    scores = NearestUsers(training(), 6, {}).scores(histories([4], [3, 1]))
     assert scores.shape == (2, 6) and scores[1].exp().isfinite().all()
     assert torch.where(scores[1].isinf(), 0.0, scores[1]).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert (scores[1] == -torch.inf).tolist() == (expected == 0).tolist()
-    alone = NearestUsers(training(), 6).scores(histories([3, 1]))
+    alone = NearestUsers(training(), 6, {}).scores(histories([3, 1]))
     assert torch.equal(alone[0], scores[1])  # whoever else is asked
 
 
@@ -55,12 +55,26 @@ def test_items_of_one_basket_weigh_alike_and_users_are_drawn(monkeypatch: pytest
     bought = training([0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 2])
     past = past_of_queries([Query([3, 1], baskets=[0, 0])], grouped=True)
     monkeypatch.setattr(user_knn, "NEIGHBOURS", 1)
-    (scores,) = NearestUsers(bought, 6).scores(histories([3, 1])._replace(past=past))
+    (scores,) = NearestUsers(bought, 6, {}).scores(histories([3, 1])._replace(past=past))
     assert scores[[2, 3, 1]].tolist() == pytest.approx([0.9, 1.0, 1.0])  # user 2: 2, then 3 and 1 together
     assert (scores[[0, 4, 5]] == -torch.inf).all()
     monkeypatch.setattr(user_knn, "MOST_USERS", 2)
-    some = [NearestUsers(bought, 6).scores(histories([3, 1])) for _ in range(2)]
+    some = [NearestUsers(bought, 6, {}).scores(histories([3, 1])) for _ in range(2)]
     assert torch.equal(*some)
+
+
+def test_nobody_is_a_neighbour_of_himself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_knn, "NEIGHBOURS", 1)
+    known = NearestUsers(training(), 6, {"ann": 2})
+    asked = histories([2, 3, 1], [2, 3, 1], [2, 3, 1])._replace(asking=Asking(["ann", None, "bob"], [None] * 3))
+    (ann, nobody, unknown) = known.scores(asked)
+    assert ann[[1, 2]].tolist() == pytest.approx([0.9, 1.0]) and ann[3] == -torch.inf  # user 1, not himself
+    assert torch.equal(nobody, unknown) and nobody[3] == pytest.approx(0.9)
+    by_row = known.scores(histories([2, 3, 1])._replace(asking=Asking([2], [None], rows=True)))
+    assert torch.equal(by_row[0], ann)
+    monkeypatch.setattr(user_knn, "MOST_USERS", 2)
+    drawn = NearestUsers(training(), 6, {}).scores(histories([4])._replace(users=torch.tensor([4])))
+    assert drawn.shape == (1, 6)  # also where he is not among those drawn
 
 
 def test_content_is_the_cosine_with_the_decayed_sum() -> None:

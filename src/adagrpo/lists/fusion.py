@@ -89,7 +89,7 @@ class Fusion:
             width: items from each proposing source.
         """
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
-        self._proposing = [name for name in self.sources if SOURCES[name].proposes]
+        self._proposing = [name for name in self.sources if SOURCES[name].proposes and not SOURCES[name].optional]
         self.features = (POLICY, *self.sources, *self.rewards)
         if fitted is not None and not {*fitted.whole.weights, *fitted.without_reward.weights} <= {*self.features}:
             raise ValueError(

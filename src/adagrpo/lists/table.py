@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.config import Config
-from adagrpo.lists import ease, own
+from adagrpo.lists import ease, own, taste
 from adagrpo.lists.content import ContentSimilarity
 from adagrpo.lists.sources import (
     FLOOR,
@@ -36,12 +36,42 @@ __all__ = ["BASELINES", "FITTED", "LISTED", "SOURCES", "Fitted", "Source", "base
 Matrix = sparse.csr_array  # (V, V) float32
 
 
-class FittedOn(NamedTuple):
+Arrays = Mapping[str, NDArray[np.float32]]  # by name
+
+
+class Shown(NamedTuple):
+    """Training impressions, oldest first."""
+
+    users: NDArray[np.int64]  # (N,)
+    items: NDArray[np.int64]  # (N,)
+    clicked: NDArray[np.bool_]  # (N,)
+    slots: NDArray[np.int64] | None  # (N,), if they are known
+
+
+class FittedOn(Protocol):
     """What sources are fitted on."""
 
-    training: Ragged
-    num_items: int
-    vectors: Callable[[], NDArray[np.float32] | None]  # (V, W), if the items have any
+    @property
+    def training(self) -> Ragged:
+        """The training sequences."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """`V`."""
+        ...
+
+    def vectors(self) -> NDArray[np.float32] | None:
+        """Return (V, W) vectors of items, if they have any."""
+        ...
+
+    def descriptions(self) -> NDArray[np.float32]:
+        """Return (V, D) vectors, attributes and numbers of items, see `adagrpo.lists.taste`."""
+        ...
+
+    def shown(self) -> Shown:
+        """Return the training impressions."""
+        ...
 
 
 class Fitted(Protocol):
@@ -55,16 +85,20 @@ class Fitted(Protocol):
         """Return each training interaction's item, and how long before training's end it was."""
         ...
 
-    def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return each training impression's item and click."""
+    def shown(self) -> Shown:
+        """Return the training impressions."""
+        ...
+
+    def user_rows(self) -> Mapping[str, int]:
+        """Return the row of each user of the logs by id as text."""
         ...
 
     def matrix(self, source: str) -> Matrix:
-        """Return what a source's `fit` returned."""
+        """Return the matrix that a source's `fit` returned."""
         ...
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Return (V, W) vectors of items."""
+    def arrays(self, source: str) -> Arrays:
+        """Return the arrays that a source's `fit` returned."""
         ...
 
     def training(self) -> Ragged:
@@ -82,23 +116,25 @@ class Source:
 
     Attributes:
         load: builds it from a run.
-        fit: computes its matrix, sparse (V, V) or dense (V, W); None: it has none.
+        fit: computes its matrix, sparse (V, V), or its arrays by name; None: it has none.
         stage: whose folder holds its file; None: only training data needed.
         file: path in that folder.
+        reads: what `fit` reads besides training interactions.
         most_items: largest catalogue that it is fitted to; None: any.
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
-        optional: is a feature only where held-out choices show that it helps; proposes nothing.
+        optional: is a feature only where held-out choices show that it helps; it proposes nothing.
         past: reads the user's whole past, not only what the policy sees.
         when: runs that have it.
     """
 
     needs: str
     load: Callable[[Fitted], CandidateSource]
-    fit: Callable[[FittedOn], Matrix | NDArray[np.float32]] | None = None
+    fit: Callable[[FittedOn], Matrix | Arrays] | None = None
     stage: str | None = None
     file: tuple[str, ...] = ()
+    reads: tuple[Literal["descriptions", "impressions", "vectors"], ...] = ()
     most_items: int | None = None
     listed: bool = True
     fused: bool = True
@@ -124,9 +160,14 @@ def _of_own_items(load: Callable[[Fitted], CandidateSource], *, listed: bool = F
     )
 
 
-def _vectors(on: FittedOn) -> NDArray[np.float32]:
+def _vectors(on: FittedOn) -> Arrays:
     found = on.vectors()
-    return np.zeros((on.num_items, 1), np.float32) if found is None else found
+    return {"items": np.zeros((on.num_items, 1), np.float32) if found is None else found}
+
+
+def _tastes(on: FittedOn) -> Arrays:
+    described = on.descriptions()
+    return {"items": described, "users": taste.user_tastes(*on.shown(), described, len(on.training))}
 
 
 SOURCES: dict[str, Source] = {
@@ -140,7 +181,7 @@ SOURCES: dict[str, Source] = {
     ),
     "click_through": Source(
         "counts of impressions",
-        lambda run: Shares(click_through(*run.shown(), len(run.counts()))),
+        lambda run: Shares(click_through(run.shown().items, run.shown().clicked, len(run.counts()))),
         stage="prepare",
         file=("impressions.parquet",),
         when=_with_impressions,
@@ -181,24 +222,44 @@ SOURCES: dict[str, Source] = {
         "ease",
         ("weights.safetensors",),
         most_items=ease.MOST_ITEMS,
-        proposes=False,
         optional=True,
     ),
     "user_knn": Source(
         "training histories",
-        lambda run: NearestUsers(run.training(), len(run.counts())),
-        proposes=False,
+        lambda run: NearestUsers(run.training(), len(run.counts()), run.user_rows()),
         optional=True,
     ),
     "content": Source(
         "vectors of items",
-        lambda run: ContentSimilarity(run.vectors()),
+        lambda run: ContentSimilarity(run.arrays("content")["items"]),
         _vectors,
         "content",
         ("vectors.safetensors",),
+        reads=("vectors",),
         listed=False,
-        proposes=False,
         optional=True,
+    ),
+    "passed": Source(
+        "impressions of users",
+        lambda run: taste.Passed(
+            run.shown().users, run.shown().items, run.shown().clicked, len(run.counts()), run.user_rows()
+        ),
+        stage="prepare",
+        file=("impressions.parquet",),
+        listed=False,
+        optional=True,
+        when=_with_impressions,
+    ),
+    "taste": Source(
+        "impressions of users",
+        lambda run: taste.Tastes(run.arrays("taste")["users"], run.arrays("taste")["items"], run.user_rows()),
+        _tastes,
+        "taste",
+        ("tastes.safetensors",),
+        reads=("vectors", "descriptions", "impressions"),
+        listed=False,
+        optional=True,
+        when=_with_impressions,
     ),
     "ranker": Source(
         "the sequential ranker",

@@ -8,6 +8,8 @@ Sources: Sarwar et al. (EC 2000); decayed tastes, Hu et al. (TIFU-kNN, SIGIR 202
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,10 +28,14 @@ FLOOR = 1e-3  # added before the logarithm
 class NearestUsers:
     """The tastes of training users; those nearest to a history's."""
 
-    def __init__(self, training: Ragged, num_items: int) -> None:
+    def __init__(self, training: Ragged, num_items: int, rows: Mapping[str, int]) -> None:
+        """`rows` has the training row of each user by id as text: nobody is a neighbour of himself."""
+        self._rows, kept = rows, np.arange(len(training))
         if len(training) > MOST_USERS:
-            drawn = np.random.default_rng(0).choice(len(training), MOST_USERS, replace=False)
-            training = training.rows(np.sort(drawn))
+            kept = np.sort(np.random.default_rng(0).choice(len(training), MOST_USERS, replace=False))
+            training = training.rows(kept)
+        self._place = np.full(int(kept.max(initial=-1)) + 2, -1)  # of each training user among the kept, last of none
+        self._place[kept] = np.arange(len(kept))
         users = np.repeat(np.arange(len(training)), training.lengths)
         ends = np.repeat(training.offsets[1:], training.lengths) - 1
         ago = ends - np.arange(len(ends)) if training.baskets is None else training.baskets[ends] - training.baskets
@@ -43,6 +49,10 @@ class NearestUsers:
         rows, columns = np.nonzero(items >= 0)
         held = _tastes(rows, items[rows, columns], ago[rows, columns], (len(items), self._tastes.shape[1]))
         near = (_unit(held) @ self._by_item).toarray()  # (B, U)
+        of_users = histories.user_rows(self._rows)
+        themselves = self._place[np.where(of_users < len(self._place), of_users, -1)]
+        known = np.flatnonzero(themselves >= 0)
+        near[known, themselves[known]] = 0
         kept = min(NEIGHBOURS, near.shape[1])
         users = np.argpartition(-near, kept - 1, axis=1)[:, :kept]
         shares = np.take_along_axis(near, users, axis=1)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo import metrics
-from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, USER, USER_ID
+from adagrpo.data.columns import CLICKED, ITEM, ITEM_ID, SLOT, USER, USER_ID
 from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
     DAYS_OF,
@@ -42,6 +42,7 @@ from adagrpo.evaluation.reranking import EXPOSURE_POWER, case_weights
 from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.lists.query import Query, query_of
+from adagrpo.lists.table import Shown
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read
 from adagrpo.semantic_ids import Catalog
@@ -355,6 +356,20 @@ class RunData:
         """(V,) training impressions per item; None without impressions."""
         table = load_impressions(self.prepared)
         return None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=self.num_items)
+
+    @cached_property
+    def shown(self) -> Shown:
+        """The training impressions, oldest first."""
+        table = load_impressions(self.prepared)
+        assert table is not None, "the run has impressions"
+        slots = table[SLOT].to_numpy().astype(np.int64) if SLOT in table and not table[SLOT].has_nulls() else None
+        users, items = (table[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
+        return Shown(users, items, table[CLICKED].to_numpy(), slots)
+
+    @cached_property
+    def user_rows(self) -> dict[str, int]:
+        """The row of each user by id as text."""
+        return {str(name): row for row, name in enumerate(self.user_ids)}
 
     @cached_property
     def shown_to_users(self) -> dict[str, list[tuple[int | str, bool]]]:

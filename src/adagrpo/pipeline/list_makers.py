@@ -19,14 +19,13 @@ from torch import Tensor
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
-from adagrpo.data.columns import CLICKED, ITEM, TEXT, TIMESTAMP
-from adagrpo.data.prepared import load_impressions
+from adagrpo.data.columns import TEXT, TIMESTAMP
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
 from adagrpo.lists.sources import CandidateSource
-from adagrpo.lists.table import LISTED, SOURCES, fused, listed
+from adagrpo.lists.table import LISTED, SOURCES, Arrays, Shown, fused, listed
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.directory import place_of, weights_of
@@ -123,14 +122,16 @@ class ListMaker:
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """Return a fused list's sources; with fitted weights, those optional ones alone that have some."""
-        fits = () if fitted is None else fitted
-        sources = {
-            kind: self.source(kind)
-            for kind in fused(self.models.config)
-            if not (fits and SOURCES[kind].optional) or any(kind in one.weights for one in fits)
-        }
+        sources = {kind: self.source(kind) for kind in self.fused_sources(fitted)}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
+
+    def fused_sources(self, fitted: FittedWeights | None) -> list[str]:
+        """Return the sources of a fused list; with fitted weights, those optional ones alone that have some."""
+        there = fused(self.models.config)
+        if fitted is None:
+            return there
+        return [kind for kind in there if not SOURCES[kind].optional or any(kind in one.weights for one in fitted)]
 
     @property
     def reward_features(self) -> list[str]:
@@ -169,11 +170,13 @@ class ListMaker:
         times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
         return self.models.data.training.values.astype(np.int64), times.max() - times.astype(np.float64)
 
-    def shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the item of each training impression, and whether it was clicked."""
-        table = load_impressions(self.models.data.prepared)
-        assert table is not None, "the run has impressions"
-        return table[ITEM].to_numpy().astype(np.int64), table[CLICKED].to_numpy()
+    def shown(self) -> Shown:
+        """Return the training impressions."""
+        return self.models.data.shown
+
+    def user_rows(self) -> Mapping[str, int]:
+        """Return the row of each user of the logs by id as text."""
+        return self.models.data.user_rows
 
     def ranker(self) -> SequentialRanker:
         """Return the run's sequential ranker."""
@@ -188,11 +191,13 @@ class ListMaker:
         likened = sparse.vstack([sparse.eye_array(near.shape[0], dtype=np.float32), borrowed.astype(np.float32)])
         return sparse.csr_array(likened @ near @ likened.T)
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Return (V, W) vectors of items; those of items added later are their neighbours'."""
-        found = load_file(self.fitted_file("content"))["vectors"]
+    def arrays(self, source: str) -> Arrays:
+        """Return a source's arrays; in `items`, those of items added later are their neighbours'."""
+        found = load_file(self.fitted_file(source))
         borrowed = self.models.data.version.borrowed
-        return found if borrowed is None else np.concatenate([found, (borrowed @ found).astype(np.float32)])
+        if borrowed is not None:
+            found["items"] = np.concatenate([found["items"], (borrowed @ found["items"]).astype(np.float32)])
+        return found
 
     def training(self) -> Ragged:
         """Return the training sequences."""
@@ -261,7 +266,7 @@ def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
 
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
     def needs(maker: ListMaker, name: ListName) -> list[str]:
-        rows = [SOURCES[source] for source in reversed(maker.fusion(name, maker.fitted(name)).sources)]
+        rows = [SOURCES[source] for source in reversed(maker.fused_sources(maker.fitted(name)))]
         return ["the policy", *dict.fromkeys(row.needs for row in rows if row.stage or row.past)]
 
     return ListKind(
@@ -368,13 +373,17 @@ def lists_of(
     return found
 
 
-def save_matrix(near: sparse.csr_array | NDArray[np.float32], path: Path) -> None:
-    """Write a source's matrix, sparse (V, V) or dense (V, W)."""
-    if isinstance(near, np.ndarray):
-        with naming(path.parent):
-            save_file({"vectors": near}, path)
-        return
-    parts = {"similarities": near.data, "items": near.indices.astype(np.int32), "offsets": near.indptr.astype(np.int64)}
+def save_fitted(fitted: sparse.csr_array | Arrays, path: Path) -> None:
+    """Write a source's sparse (V, V) matrix or its arrays."""
+    parts = (
+        dict(fitted)
+        if isinstance(fitted, Mapping)
+        else {
+            "similarities": fitted.data,
+            "items": fitted.indices.astype(np.int32),
+            "offsets": fitted.indptr.astype(np.int64),
+        }
+    )
     with naming(path.parent):
         save_file(parts, path)
 

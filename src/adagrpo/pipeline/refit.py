@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.lists.names import START, parse_list
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, parse_list
+from adagrpo.lists.table import SOURCES, fused
 from adagrpo.pipeline.directory import REFIT, RunDirectory
 from adagrpo.pipeline.events import read_events
 from adagrpo.pipeline.factories import Models
@@ -56,7 +57,13 @@ def why_not_refit(refit: RunDirectory, chosen: str) -> str:
 def _stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
     """Return what a list is made of that reads training interactions, in execution order."""
     called = parse_list(chosen)
-    wanted = {"prepare", *sources_of(ListMaker(Models(RunData(refit))).files(called))}
+    maker = ListMaker(Models(RunData(refit)))
+    wanted = set(sources_of(maker.files(called)))
+    if called.order in (FUSE, FUSE_WITHOUT_REWARD):
+        kept = maker.fused_sources(maker.fitted(called))
+        wanted -= {str(SOURCES[name].stage) for name in fused(refit.config) if name not in kept}
+        wanted |= {stage for name in kept if (stage := SOURCES[name].stage) is not None}
+    wanted.add("prepare")
     if called.policy is not None:
         wanted.add("sft" if called.policy == START else f"train/{called.policy}")
     arms = [arm.name for arm in refit.config.train.arms]

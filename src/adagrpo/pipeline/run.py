@@ -341,7 +341,7 @@ class Run(RunDirectory):
             catalog: catalogue version: `latest` or a number; 0 is the one of training.
             times: when each item of each history was had, in seconds since 1970; items of one time are one basket.
             now: seconds since 1970; None: the time of each history's last item.
-            users: whose each history is, for a reward that asks; None: unknown.
+            users: whose each history is, for rewards and sources that know users; None: unknown.
             as_measured: answer by the list that was measured, not by its refit on all interactions.
 
         Raises:

@@ -90,8 +90,8 @@ TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "decide", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 KEPT = tuple(stage for stage in FITTED if stage in {SOURCES[name].stage for name in BASELINES})
-CONTENT = "content"  # the stage of items' vectors
-OTHERS = tuple(stage for stage in FITTED if stage not in (*KEPT, CONTENT))
+DESCRIBED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if "vectors" in source.reads))
+OTHERS = tuple(stage for stage in FITTED if stage not in (*KEPT, *DESCRIBED))
 NAMED = (*LISTED, REWARD, f"{REWARD}-*", RERANK, FUSE, FUSE_WITHOUT_REWARD, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}")
 
 STAGES = StageTable(
@@ -159,7 +159,7 @@ STAGES = StageTable(
         Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, selects=True, shared=True),
         Stage("|".join(KEPT), "evaluate", members=_sources(KEPT), refit=True),
         Stage("|".join(OTHERS), "decide", members=_sources(OTHERS), refit=True),
-        Stage(CONTENT, "decide", (*VECTORS, "seed"), members=_sources((CONTENT,))),
+        Stage("|".join(DESCRIBED), "decide", (*VECTORS, "seed"), members=_sources(DESCRIBED), refit=True),
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
         Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True, refit=True),

@@ -82,7 +82,7 @@ class RecommendBody(Body):
     )
     include: Filter | None = Field(None, description="What the list may hold: ids, or groups of the item table.")
     exclude: Filter | None = Field(None, description="What it may not hold: ids, or groups of the item table.")
-    user_id: Id | None = Field(None, description="Logged as a keyed hash alone.")
+    user_id: Id | None = Field(None, description="For lists that know users; logged as a keyed hash alone.")
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
 
     @model_validator(mode="after")

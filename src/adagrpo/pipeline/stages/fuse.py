@@ -18,13 +18,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adagrpo.data.columns import ATTRIBUTES
 from adagrpo.data.exposures import RANDOM
+from adagrpo.data.prepared import ITEM_COLUMNS, load_items
 from adagrpo.evaluation.predictions import ranks_in, sample_cases
 from adagrpo.lists import ListOrder, Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
-from adagrpo.lists.table import SOURCES, FittedOn, fused
+from adagrpo.lists.table import SOURCES, Shown, fused
+from adagrpo.lists.taste import descriptions
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, weights_of
 from adagrpo.pipeline.factories import Models
@@ -37,7 +40,7 @@ from adagrpo.pipeline.list_makers import (
     batches_of,
     files_of_source,
     save_corrections,
-    save_matrix,
+    save_fitted,
 )
 from adagrpo.pipeline.random_judge import random_order
 from adagrpo.pipeline.stage import Declaration
@@ -57,14 +60,35 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
     rows = [source for source in SOURCES.values() if source.stage == stage]
 
     def build(work: Path) -> None:
-        on = FittedOn(data.training, data.num_items, lambda: vectors_at_hand(run, data.training))
         for source in rows:
             assert source.fit is not None, "a stage of sources fits each of them"
-            save_matrix(source.fit(on), work.joinpath(*source.file))
+            save_fitted(source.fit(_FittedOn(data)), work.joinpath(*source.file))
 
-    reads = [*data.training_files[:2], *(vector_files(run) if stage == "content" else [])]
-    settings = (*VECTORS, "seed") if stage == "content" else ()
-    return Declaration(build, reads, tuple("/".join(source.file) for source in rows), settings, version=2)
+    asked = {kind for source in rows for kind in source.reads}
+    reads = [*data.training_files[:2], *(vector_files(run) if "vectors" in asked else [])]
+    reads += data.shown_files if "impressions" in asked else []
+    if "descriptions" in asked and run.path("prepare", ITEM_COLUMNS).is_file():
+        reads.append(f"prepare:{ITEM_COLUMNS}")
+    settings = (*VECTORS, "seed") if "vectors" in asked else ()
+    return Declaration(build, reads, tuple("/".join(source.file) for source in rows), settings, version=3)
+
+
+class _FittedOn:
+    """What the sources of a run are fitted on."""
+
+    def __init__(self, data: RunData) -> None:
+        self._data, self.training, self.num_items = data, data.training, data.num_items
+
+    def vectors(self) -> NDArray[np.float32] | None:
+        return vectors_at_hand(self._data.run, self.training)
+
+    def descriptions(self) -> NDArray[np.float32]:
+        items, path = load_items(self._data.prepared), self._data.run.path("prepare", ITEM_COLUMNS)
+        columns = pl.read_parquet(path) if path.is_file() else pl.DataFrame()
+        return descriptions(self.vectors(), items[ATTRIBUTES].to_list(), columns)
+
+    def shown(self) -> Shown:
+        return self._data.shown
 
 
 def fuse(run: RunDirectory, arm: str = START) -> Declaration:
