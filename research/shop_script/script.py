@@ -1,8 +1,8 @@
 """What a good engineer writes in half an hour for a shop with orders, impressions, categories and prices.
 
-Three lists, from what was logged before a time: EASE with a ridge regression of each user's tastes on what he was shown;
-LightGBM's LambdaRank over the best items of both, its cases weighted by one over the root of exposures; and LightGBM's
-click model on what was shown of late, by what was known before. The script knows nothing of `adagrpo`.
+Three lists, from what was logged before a time: EASE with a ridge regression of each user's tastes on what he was
+shown; LightGBM's LambdaRank over the best items of both, its cases weighted by one over the root of exposures; and its
+click model, of what was shown in the last month by what was known before. The script knows nothing of `adagrpo`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def test_tastes_are_ridge_regressions_of_what_is_left_of_clicks(width: int) -> N
     mean = 3 / 7
     rates = np.array([(1 + 50 * mean) / 52, (1 + 50 * mean) / 52, (50 * mean) / 51])
     for user in (0, 1):
-        z, left = described[ITEMS[USERS == user]], (CLICKED - rates[ITEMS])[USERS == user]
+        z, left = described[ITEMS[user == USERS]], (CLICKED - rates[ITEMS])[user == USERS]
         expected = np.linalg.solve(z.T @ z + 10 * np.eye(width), z.T @ left)
         np.testing.assert_allclose(found[user], expected, atol=1e-5)
     assert not found[2].any()  # was shown nothing

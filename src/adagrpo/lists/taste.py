@@ -4,8 +4,8 @@
     passed   -log(1 + n_ui)   n_ui impressions of item i that u did not click
 
 `y` is the click, `p` the item's smoothed click-through rate in units of its slot's, `z` an item's description: its
-vector's principal components, its most frequent attributes and, for each column of numbers, a soft place among the column's quantiles, so that
-a user may like the middle. Each description has length 1. Source: Hoerl and Kennedy (1970).
+vector's principal components, its most frequent attributes and, for each column of numbers, a soft place among the
+column's quantiles, so that a user may like the middle. Each has length 1. Source: Hoerl and Kennedy (1970).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _principal(vectors: Floats) -> Floats:  # (V, at most WIDTH)
     if vectors.shape[1] <= WIDTH:
         return vectors
     _, directions = np.linalg.eigh(vectors.T @ vectors)
-    return vectors @ directions[:, -WIDTH:]
+    return np.asarray(vectors @ directions[:, -WIDTH:])
 
 
 def _soft_places(numbers: NDArray[np.float64], there: NDArray[np.bool_]) -> Floats:  # (V, QUANTILES)
