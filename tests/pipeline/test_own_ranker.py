@@ -269,7 +269,7 @@ def test_what_the_table_lacks_is_said_again_where_the_log_is_prepared_already(
     for _ in range(2):
         reply = decide(shop, "run", "--reward", "m.txt")
         assert "note: items.csv describes 29 of the 30 items of the logs" in reply.err
-        assert "note: not used of items.csv: available_from; they are kept" in reply.err
+        assert "note: neither texts nor attributes of items.csv: available_from; they are kept" in reply.err
 
 
 def test_an_address_is_an_endpoint(shop: Path, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

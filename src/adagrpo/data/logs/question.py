@@ -79,15 +79,16 @@ def _spelling(ids: pl.Expr) -> pl.Expr:
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:
-    """Return a note on the columns of an item table that nothing uses, or None."""
+    """Return a note on the columns of an item table that are neither texts nor attributes, or None."""
     names: Sequence[str] = columns_of(path)
     parents = {name.rpartition(".")[0] for name in names}
     unread = [name for name in names if name not in read and name not in parents]
     if not unread:
         return None
     return (
-        f"note: not used of {path.name}: {listed(unread)}; they are kept, so that a reward may name them; one named in"
-        " data.items.groups narrows lists, one in data.items.text or data.items.attributes describes items"
+        f"note: neither texts nor attributes of {path.name}: {listed(unread)}; they are kept, a reward may name them, and"
+        " where there are impressions, numbers are a part of users' tastes; one named in data.items.groups narrows lists,"
+        " one in data.items.text or data.items.attributes describes items"
     )
 
 
