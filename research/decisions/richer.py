@@ -103,7 +103,7 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
         FUSE: _fitted(plain, seed),
         "without successors": fit_weights(plain, names, [name for name in names if name != "successors"], seed).ranks,
         "content": _fitted(_with(plain, _content(made, cases, plain)), seed),
-        "trees": _trees(plain, seed),
+        "trees": trees(plain, seed),
     }
     with weights_alone():
         orders["weights alone"] = _fitted(plain, seed)
@@ -158,7 +158,7 @@ def _content(made: Run, cases: Cases, choices: Choices) -> Numbers:
     return found
 
 
-def _trees(choices: Choices, seed: int) -> NDArray[np.int64]:
+def trees(choices: Choices, seed: int) -> NDArray[np.int64]:
     """(N,) ranks in the cross-fitted order of LambdaRank."""
     there, chosen = choices.items >= 0, choices.chosen
     features = inputs_of(torch.from_numpy(choices.features), torch.from_numpy(there)).numpy()

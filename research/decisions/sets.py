@@ -79,7 +79,7 @@ def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
     key = dict(zip(KEY, (name, seed, train), strict=True))
     if any(all(row[part] == value for part, value in key.items()) for row in read_rows(RESULTS)):
         return
-    plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", _TRIAL))
+    plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", TRIAL))
     own = plan["sets"].get(name, {})
     of = own.get("of", name)
     config = recipe_of(
@@ -122,7 +122,7 @@ def predictions(made: Run, name: str) -> pl.DataFrame:
     return pl.read_parquet(made.path("evaluate", name, *(["best"] if trained else []), "predictions.parquet"))
 
 
-_TRIAL = HERE.parent / "fair_trial" / "plan.yaml"
+TRIAL = HERE.parent / "fair_trial" / "plan.yaml"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
