@@ -3,14 +3,15 @@
     python -m research.decisions.features --out runs/decisions --sets lastfm amazon-beauty
     python -m research.decisions.features --table
 
-`--out` has the runs of `research.decisions.sets`, or any that `adagrpo decide` has finished, in folders SET-SEED.
-Orders are cross-fitted over users as in the package; a row has HR@10 and NDCG@10 of each, and the difference in NDCG@10
-from the features that are always there, with its 95 % interval over users:
+`--out` has the runs of `research.decisions.sets`, or any with a policy and a ranker, in folders SET-SEED. Orders,
+without a reward, are cross-fitted over users as in the package; a row has HR@10 and NDCG@10 of each, and the difference
+in NDCG@10 from the features that are always there, with its 95 % interval over users:
 
-    ease, user_knn, content    each optional feature alone
-    all                        all three
-    chosen                     the package's rule: those that raise the likelihood of held-out choices by more than its
-                               standard error
+    ease, user_knn, ...    each optional feature alone
+    all                    all of them
+    chosen                 the package's rule: those that raise the likelihood of held-out choices by more than its
+                           standard error
+    trees                  LambdaRank on what the network of `all` reads; one setting, not tuned, cases weigh alike
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch
 
 from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.fit_fusion import fit_weights
-from adagrpo.lists.names import FUSE, START, ListName
-from adagrpo.lists.table import SOURCES
+from adagrpo.lists.names import FUSE_WITHOUT_REWARD, START, ListName
+from adagrpo.lists.table import FITTED, SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
@@ -33,7 +34,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import validation_cases
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions.richer import choices_in
+from research.decisions.richer import choices_in, trees
 from research.decisions.sets import arguments
 from research.rows import add_row
 
@@ -54,10 +55,12 @@ def main() -> None:
 
 
 def _measure(made: Run) -> dict[str, Any]:
-    made.stage("content")
+    for stage in FITTED:
+        if any(source.stage == stage and source.when(made.config) for source in SOURCES.values()):
+            made.stage(stage)
     data = RunData(made)
     cases, maker = validation_cases(data), ListMaker(Models(data))
-    fusion = maker.fusion(ListName(START, FUSE))
+    fusion = maker.fusion(ListName(START, FUSE_WITHOUT_REWARD))
     choices = choices_in(maker, fusion, data, cases)
     optional = [source for source in fusion.sources if SOURCES[source].optional]
 
@@ -69,25 +72,32 @@ def _measure(made: Run) -> dict[str, Any]:
         label: fit_weights(choices, fusion.features, features, made.config.seed) for label, features in fits.items()
     }
     found["chosen"] = fit_weights(choices, fusion.features, used(*optional), made.config.seed, optional=optional)
-    values = {label: choices.case_weights * ndcg(fit.ranks, 10, cases.sizes) for label, fit in found.items()}
+    ranks = {label: fit.ranks for label, fit in found.items()} | {"trees": trees(choices, made.config.seed)}
+    values = {label: choices.case_weights * ndcg(of_one, 10, cases.sizes) for label, of_one in ranks.items()}
     rows = {
         label: {
-            "hr@10": float(hit_rate(fit.ranks, 10).mean()),
+            "hr@10": float(hit_rate(of_one, 10).mean()),
             "ndcg@10": float(values[label].mean()),
             "gained": list(mean_interval(values[label] - values["none"])[:3]),
         }
-        for label, fit in found.items()
+        for label, of_one in ranks.items()
     }
     return {"cases": len(cases), "kept": [one for one in optional if one in found["chosen"].weights.weights], **rows}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """NDCG@10 on validation, and what each choice of features gains of it, in thousandths."""
-    labels = ("ease", "user_knn", "content", "all", "chosen")
-    lines = ["| set | cases | without | " + " | ".join(labels) + " | kept |", "|---|--:|--:|" + "--:|" * 5 + "---|"]
+    labels = ("ease", "user_knn", "content", "taste", "passed", "all", "chosen", "trees")
+    lines = [
+        "| set | cases | without | " + " | ".join(labels) + " | kept |",
+        "|---|--:|--:|" + "--:|" * len(labels) + "---|",
+    ]
     for row in rows:
         gains = [
-            "{:+.1f} ({:+.1f} to {:+.1f})".format(*(1000 * end for end in row[label]["gained"])) for label in labels
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*(1000 * end for end in row[label]["gained"]))
+            if label in row
+            else "–"
+            for label in labels
         ]
         kept = ", ".join(reversed(row["kept"])) or "none"
         lines.append(

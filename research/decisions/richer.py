@@ -159,11 +159,11 @@ def _content(made: Run, cases: Cases, choices: Choices) -> Numbers:
 
 
 def trees(choices: Choices, seed: int) -> NDArray[np.int64]:
-    """(N,) ranks in the cross-fitted order of LambdaRank."""
+    """Ranks of the targets in the cross-fitted order of LambdaRank."""
     there, chosen = choices.items >= 0, choices.chosen
     features = inputs_of(torch.from_numpy(choices.features), torch.from_numpy(there)).numpy()
     folds = folds_of(choices.users, seed)
-    found = np.zeros(len(folds), np.int64)
+    found = np.zeros(choices.targets.shape, np.int64)
     for fold in range(FOLDS):
         fitted, held = (folds != fold) & chosen.any(axis=1), folds == fold
         sizes, shown = there[fitted].sum(axis=1), there[fitted]

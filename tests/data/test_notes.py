@@ -53,5 +53,7 @@ def test_columns_of_an_item_table_that_are_not_read_are_named(tmp_path: Path) ->
     table = {"sku": ["a"], "title": ["t"], "price": [1.5], "made": [{"year": 1, "by": "b"}]}
     pl.DataFrame(table).write_parquet(tmp_path / "items.parquet")
     said = unread_note(tmp_path / "items.parquet", {"sku", "title", "made.by"})
-    assert said is not None and said.startswith("note: neither texts nor attributes of items.parquet: price, made.year; they are kept")
+    assert said is not None and said.startswith(
+        "note: neither texts nor attributes of items.parquet: price, made.year; they are kept"
+    )
     assert unread_note(tmp_path / "items.parquet", {"sku", "title", "price", "made.by", "made.year"}) is None

@@ -335,13 +335,26 @@ def test_a_simpler_list_is_chosen_where_it_can_lose_little_and_the_best_one_else
     found = values(item_knn=0.31, sft=0.31, fuse=0.31)
     took = dict.fromkeys(found, 1.0)
     # nothing is known to a hundredth of .31 from 200 users whose values differ by .14: the best is taken, and said so
-    best = max(found, key=lambda name: found[name].mean())
-    unclear = chosen(found, took)
+    alone = {name: found[name] for name in ("item_knn", "sft")}
+    best = max(alone, key=lambda name: alone[name].mean())
+    unclear = chosen(alone, took)
     assert unclear.chosen == best and "; not significantly below it: " in unclear.why
     # item_knn differs from fuse by a thousandth of it: loses at most a hundredth
     near = found | {"item_knn": found["fuse"] * 0.999, "sft": found["fuse"] - 0.1}
     assert chosen(near, took).chosen == "item_knn" and "nothing simpler does" in chosen(near, took).why
     assert choose(near, all_pairs(near), took, None, margin=0.0005).chosen == "fuse"
+    # where nothing is known, the combination is taken, though another has the highest mean
+    for other in ("item_knn", "sft"):
+        highest = max(one.mean() for one in found.values())
+        higher = found | {other: found[other] - found[other].mean() + highest + 0.001}
+        unknown = chosen(higher, took)
+        assert (unknown.chosen, unknown.best) == ("fuse", other)
+        assert unknown.why.startswith(
+            f"it combines what the others are made of, and is not significantly below {other}"
+        )
+        assert chosen(higher, took | {"fuse": 9.0}, 5.0).chosen == other
+    surely = found | {"sft": found["fuse"] + 0.01}
+    assert chosen(surely, took).chosen == "sft"
     far = near | {"item_knn": found["fuse"] - 0.1}
     assert chosen(far, took) == ("fuse", "fuse", "the highest NDCG@10 on validation, significantly above every other")
 

@@ -257,7 +257,9 @@ def test_decide_names_the_columns_of_the_item_table_that_it_does_not_read(
     items.write_text("sku,title,price,available_from\n" + "".join(rows), encoding="utf-8")
     for more, unread in (([], "price, available_from"), (["--set", "data.items.groups=[available_from]"], "price")):
         said = command("decide", shop.orders, "--items", items, "--out", tmp_path / "run", *more, "--json")
-        assert said.status == 0 and f"note: neither texts nor attributes of items.csv: {unread}; they are kept" in said.err, said.err
+        assert (
+            said.status == 0 and f"note: neither texts nor attributes of items.csv: {unread}; they are kept" in said.err
+        ), said.err
 
 
 def test_what_can_be_read_and_may_be_wrong_is_said_once_each(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 1. Compare NDCG@10 on validation cases (fused lists cross-fitted), weighted by `RunData.case_weights`.
 2. With simultaneous 95 % intervals (`all_pairs`), take the simplest contender (`contenders`) whose loss against every
-   other is below `decide.margin` of the best NDCG@10, else the best.
+   other is below `decide.margin` of the best NDCG@10; else, of those that are not significantly below the best, the
+   best fused one, since it can express most others and its figure is of weights without the users it ranks; else the
+   best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy, and
    simpler lists that do so worse than the best: the interval of the AUC difference is below zero.
 
@@ -179,6 +181,14 @@ def choose(
         return Choice(near[0], best, why)
     highest = f"the highest NDCG@{TOP} on validation{of}"
     above = [name for name in quick if name != best and pairs[best, name].low <= 0]
+    fused = [name for name in above if name not in worse and parse_list(name).order in (FUSE, FUSE_WITHOUT_REWARD)]
+    if fused and parse_list(best).order not in (FUSE, FUSE_WITHOUT_REWARD):
+        taken = max(fused, key=lambda name: means[name])
+        why = (
+            f"it combines what the others are made of, and is not significantly below {best}, which has {highest}"
+            f" (loses at most {pairs[best, taken].high:.4f})"
+        )
+        return Choice(taken, best, why)
     if above:
         losses = ", ".join(f"{name} (loses at most {pairs[best, name].high:.4f})" for name in above)
         return Choice(best, best, f"{highest}; not significantly below it: {losses}")
