@@ -35,13 +35,34 @@ class PinConfig(Section):
     rank: Positive
 
 
+class RangeConfig(Section):
+    """Numbers from `at_least` to `below`, which is not among them."""
+
+    at_least: Finite | None = None
+    below: Finite | None = None
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.at_least is None and self.below is None:
+            raise ValueError("a range has at_least, below or both")
+        if self.at_least is not None and self.below is not None and self.at_least >= self.below:
+            raise ValueError(f"no number is at least {self.at_least:g} and below {self.below:g}")
+        return self
+
+
 class BoostConfig(Section):
     """What is added to the scores of some items, in standard deviations of the list's scores; below 0 a penalty."""
 
-    where: Annotated[GroupFilter, Field(min_length=1)]
+    where: Annotated[dict[str, tuple[str | int | bool, ...] | RangeConfig], Field(min_length=1)]
     by: Finite
 
-    _one_or_several = field_validator("where", mode="before")(one_or_several)
+    @field_validator("where", mode="before")
+    @classmethod
+    def _one_or_several(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        ranges = {name: values for name, values in content.items() if isinstance(values, dict)}
+        return one_or_several(content) | ranges
 
 
 class AtMostConfig(Section):
@@ -59,6 +80,7 @@ class RulesConfig(Section):
     exclude: GroupFilter = Field(default_factory=dict)
     available: AvailableConfig = AvailableConfig()
     had_within_days: NonNegativeFloat | None = None
+    shown_within_days: NonNegativeFloat | None = None
     pins: tuple[PinConfig, ...] = ()
     boosts: tuple[BoostConfig, ...] = ()
     at_most: tuple[AtMostConfig, ...] = ()
