@@ -70,6 +70,7 @@ from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.shown_users import shown_users
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
 from adagrpo.pipeline.stages.diagnose import diagnosis
@@ -78,7 +79,7 @@ from adagrpo.pipeline.stages.exposure_report import collect_exposures
 from adagrpo.pipeline.stages.prepare import log_source, note_described
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
-from adagrpo.report import write_diagnosis, write_report
+from adagrpo.report import write_diagnosis, write_report, write_users
 
 DAY = 86_400.0  # seconds
 
@@ -544,4 +545,6 @@ class Run(RunDirectory):
 
     def _write_report(self) -> Path:
         shown = CurrentFiles(self)
+        if not self.config.without_order:
+            write_users(self.directory, self.config.name, shown_users(shown))
         return write_report(shown, shown.notes)
