@@ -25,7 +25,7 @@ from adagrpo.pipeline.list_parts import LoggedHistories
 from adagrpo.pipeline.list_rules import end_of_training, measure_under_rules
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import keep_settings
-from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.report.decision import decision_table, decision_text
 from adagrpo.serving.model_manager import Asked
 
@@ -94,6 +94,34 @@ def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict
     assert [answer.list.items for answer in answers] == [measured[user] for user in users[0]]
     open_lists = _Wanted(Run.open(run.directory, ["rules=null"]), ListOptions()).load(Operation())
     assert open_lists.versions["model"] != serving.versions["model"]
+
+
+@pytest.mark.slow
+def test_five_thousand_users_get_the_measured_lists(tmp_path: Path) -> None:
+    words = write_shop(tmp_path, 7500, ITEMS)
+    settings = [word for word in words[words.index("--set") :] if word != "--set"]
+    text = yaml.safe_load((tmp_path / "rules.yaml").read_text(encoding="utf-8"))
+    given = ("--set", "sft.epochs=1", "--set", f"rules={json.dumps(text)}")
+    files = ("--items", tmp_path / "products.parquet", "--out", tmp_path / "run")
+    groups = ("--set", "data.items.groups=[category, brand, in_stock, available_from, available_to]")
+    sets = [word for key in settings for word in ("--set", key)]
+    done = command("prepare", tmp_path / "orders.csv", *files, *sets, *given, *groups)
+    assert done.status == 0, done.err
+    run = Run.open(tmp_path / "run", [*settings, "sft.epochs=1", f"rules={json.dumps(text)}"])
+    run.tokenize()
+    run.sft()
+    run.stage("item_knn")
+    for name in ("item_knn", "sft"):
+        measured = lists_in(make(run, f"rules/{name}", measure_under_rules(run, name)))
+        served, _ = recommender(run, ListOptions(name))
+        users, *rest = histories(run)
+        queries = [
+            Query(served.known(history)[0], days=[at / DAY for at in times], now=now / DAY)
+            for history, times, now in zip(*rest, strict=True)
+        ]
+        firsts = range(0, len(queries), 64)
+        answers = [one.items for first in firsts for one in served.recommend(queries[first : first + 64])]
+        assert len(users) >= 5000 and answers == [measured[user] for user in users]
 
 
 def test_every_list_keeps_the_rules_and_some_would_not_without(shop: tuple[Path, Run, dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TEXT, USER_ID
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.lists.explanation import LONGEST_TITLE
 from adagrpo.lists.names import START, parse_list
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.current_files import CurrentFiles
@@ -18,6 +17,7 @@ from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.report.users_page import ShownUser
 
 USERS, HISTORY, TOP = 20, 10, 10
+LONGEST = 48  # characters of a title, so that lists fit beside each other
 
 
 def shown_users(files: CurrentFiles) -> list[ShownUser]:
@@ -45,7 +45,7 @@ def shown_users(files: CurrentFiles) -> list[ShownUser]:
             found = table.collect().sort("rank").group_by(USER_ID).agg(ITEM_ID)
             lists[name] = dict(zip(found[USER_ID].to_list(), found[ITEM_ID].to_list(), strict=True))
     texts = [(text or "").strip() for text in data.items[TEXT].to_list()]
-    titles = [text[:LONGEST_TITLE].strip() or str(name) for text, name in zip(texts, data.item_ids, strict=True)]
+    titles = [text[:LONGEST].strip() or str(name) for text, name in zip(texts, data.item_ids, strict=True)]
     by_id = dict(zip(data.item_ids.to_list(), titles, strict=True))
     shown = []
     for row, user in enumerate(users[USER_ID].to_list()):
