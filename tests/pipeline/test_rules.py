@@ -97,17 +97,13 @@ def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict
 
 
 @pytest.mark.slow
-def test_five_thousand_users_get_the_measured_lists(tmp_path: Path) -> None:
-    words = write_shop(tmp_path, 7500, ITEMS)
-    settings = [word for word in words[words.index("--set") :] if word != "--set"]
-    text = yaml.safe_load((tmp_path / "rules.yaml").read_text(encoding="utf-8"))
-    given = ("--set", "sft.epochs=1", "--set", f"rules={json.dumps(text)}")
-    files = ("--items", tmp_path / "products.parquet", "--out", tmp_path / "run")
-    groups = ("--set", "data.items.groups=[category, brand, in_stock, available_from, available_to]")
-    sets = [word for key in settings for word in ("--set", key)]
-    done = command("prepare", tmp_path / "orders.csv", *files, *sets, *given, *groups)
-    assert done.status == 0, done.err
-    run = Run.open(tmp_path / "run", [*settings, "sft.epochs=1", f"rules={json.dumps(text)}"])
+def test_five_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
+    write_shop(tmp_path, 7500, ITEMS)
+    recipe = shop[1].recipe
+    recipe["data"] |= {"logs": [tmp_path / "orders.csv"]}
+    recipe["data"]["items"] |= {"path": tmp_path / "products.parquet"}
+    run = Run.create(recipe, tmp_path / "run", settings={"sft.epochs": 1})
+    run.prepare()
     run.tokenize()
     run.sft()
     run.stage("item_knn")
