@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -99,7 +100,7 @@ class RulesConfig(Section):
     @property
     def columns(self) -> list[str]:
         """The columns of the item table that the rules read."""
-        filters = [self.include, self.exclude, *(boost.where for boost in self.boosts)]
+        filters: list[Mapping[str, Any]] = [self.include, self.exclude, *(boost.where for boost in self.boosts)]
         named = [*(name for one in filters for name in one), *self.available.columns]
         named += [cap.column for cap in self.at_most]
         return [name for name in dict.fromkeys(named) if name != "item_id"]

@@ -95,9 +95,11 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
     listed = recommender.known(items)[0]
     moves = recommender.moves(query) if source != "sampled" else {}
     narrowed = query if recommender.rules is None else recommender.rules.narrow(query)
-    proposed: dict[str, set[int]] = {source: {*listed}}
+    proposed: dict[str, set[int]] = {str(source): {*listed}}
     parts: dict[str, dict[int, float]] = {}
-    near = {} if not isinstance(recommender.alone, NearestItems) else {source: recommender.alone}
+    near: dict[str, NearestItems] = {}
+    if isinstance(recommender.alone, NearestItems):
+        near[source] = recommender.alone
     fusion = recommender.fusion
     if source == "fused" and fusion is not None and fusion.fitted is not None:
         proposed = recommender.proposed(narrowed)
@@ -120,13 +122,13 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
             factor = recommender.reward_weight / recommender.within_list_std
             parts["reward"] = {item: factor * value for item, value in zip(listed, rewards, strict=True)}
     means = {}
-    for name, part in parts.items():
-        values = [part[item] for item in listed if item in part]
+    for name, values_of in parts.items():
+        values = [values_of[item] for item in listed if item in values_of]
         means[name] = sum(values) / max(1, len(values))
     history = recommender.weighed_history(query) if near and len(query.history) else []
     told = []
     for item in listed:
-        matches = {}
+        matches: dict[str, list[ItemId]] = {}
         for name, one in near.items():
             strength: dict[int, float] = {}
             for had, weight in history:

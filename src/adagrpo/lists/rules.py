@@ -101,10 +101,10 @@ class Rules:
             ]
             query = query._replace(without=[*query.without, *had])
         if (within := self.shown_within_days) is not None:
-            items, days = self.shown.get(str(query.user), (np.empty(0, np.int64), np.empty(0)))
-            late = items[(days <= now) & (now - days <= within)].tolist()
-            told = [now] * len(query.shown) if query.shown_days is None else query.shown_days
-            late += [item for item, at in zip(query.shown, told, strict=True) if now - at <= within]
+            items, at = self.shown.get(str(query.user), (np.empty(0, np.int64), np.empty(0)))
+            late = items[(at <= now) & (now - at <= within)].tolist()
+            told: Sequence[float | None] = [None] * len(query.shown) if query.shown_days is None else query.shown_days
+            late += [item for item, when in zip(query.shown, told, strict=True) if when is None or now - when <= within]
             query = query._replace(without=[*query.without, *dict.fromkeys(late)])
         return query if self.kept is None and self.opens is None else query._replace(eligible=self._mask(query, now))
 
