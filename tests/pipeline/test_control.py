@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,20 @@ def test_the_stored_list_is_served_to_its_users_and_is_an_arm_of_the_plan(
     found = run.recommend([[items[-1]], [items[-1]]], arm="control", users=[user, "stranger"])
     kept = [item for item in items if item != items[-1] or not run.config.evaluation.exclude_history]
     assert found.items == [kept[:10], []]
+    ruled = Run.open(run.directory, {"rules": {"pins": [{"item": items[-1], "rank": 1}]}})
+    assert ruled.recommend([[items[-1]]], arm="control", users=[user]).items == [kept[:10]]  # it is as it is
     plan = (run.directory / "decision.plan.yaml").read_text(encoding="utf-8")
     assert 'control: {serves: "control"}' in plan and content["experiment"] is not None
     again = command("decide", "--run", run.directory, "--json", "--quiet")  # run.yaml keeps the file
     assert json.loads(again.out)["against_control"] == pytest.approx(content["against_control"])
+
+
+def test_another_export_leaves_the_decision_as_it_is(decided: tuple[Run, dict[str, Any], Path], tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(decided[0].directory, tmp_path / "run"))
+    (tmp_path / "today.csv").write_text("user_id,item_id\nu00,13\n", encoding="utf-8")
+    changed = Run.open(run.directory, {"decide.control": str(tmp_path / "today.csv")})
+    changed.stage("control")
+    assert Run.open(run.directory).recommend([[13]]).about["arm"] == decided[1]["chosen"]
 
 
 def test_a_row_for_each_user_is_read_alike(

@@ -46,6 +46,7 @@ from adagrpo.lists.query import (
 )
 from adagrpo.lists.rules import Moved, Rules
 from adagrpo.lists.sources import DECAY, CandidateSource, best_of
+from adagrpo.lists.stored import StoredLists
 from adagrpo.lists.table import SOURCES
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
@@ -169,7 +170,7 @@ class Recommender:
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         """Return the lists of `B` queries, of at most `width` items, under the rules if there are some."""
-        if self.rules is None:
+        if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
             return self._without_rules(queries)
         queries = [self.rules.narrow(query) for query in queries]
         return [*map(self._under_rules, queries, self._without_rules(queries))]
@@ -195,7 +196,7 @@ class Recommender:
 
     def moves(self, query: Query) -> dict[int, Moved]:
         """Return what the rules did to each item of a query's list; empty without rules."""
-        if self.rules is None:
+        if self.rules is None or isinstance(self.alone, StoredLists):
             return {}
         narrowed = self.rules.narrow(query)
         found, before = (self._without_rules([one])[0] for one in (narrowed, query))

@@ -267,7 +267,8 @@ class Run(RunDirectory):
                         left_out[name.removeprefix("evaluate/")] = why
                         continue
                     make(self, name, wanted)
-                    read.append(name)
+                    if name not in (CONTROL, f"evaluate/{CONTROL}"):  # another export of it leaves the decision
+                        read.append(name)
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
