@@ -79,26 +79,27 @@ def test_at_most_skips_what_is_too_much_and_ends_where_nothing_is_left() -> None
 def test_boosts_by_ranges_of_a_number() -> None:
     scores = {0: 3.0, 1: 2.0, 2: 1.0, 9: 0.0}  # deviation 1.118; item 9 has no price
     above = {"price": {"at_least": 1.5}}
-    assert ordered(scores, boosts=[{"where": above, "by": 1}]) == [1, 0, 2, 9]  # 3.12, 3, 2.12, 0
-    assert ordered(scores, boosts=[{"where": {"price": {"below": 1.5}}, "by": -3}]) == [1, 2, 9, 0]
-    both = {"price": {"at_least": 1, "below": 2.5}, "brand": "y"}  # 1.50 alone
-    assert ordered(scores, boosts=[{"where": both, "by": -4}]) == [0, 2, 9, 1]
+    assert ordered(scores, boosts=[{"range": above, "by": 1}]) == [1, 0, 2, 9]  # 3.12, 3, 2.12, 0
+    assert ordered(scores, boosts=[{"range": {"price": {"below": 1.5}}, "by": -3}]) == [1, 2, 9, 0]
+    both = {"range": {"price": {"at_least": 1, "below": 2.5}}, "where": {"brand": "y"}}  # 1.50 alone
+    assert ordered(scores, boosts=[both | {"by": -4}]) == [0, 2, 9, 1]
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("numbers", "said"),
     [
-        ({"price": {"at_least": 7.6}}, "boosts.0.where.price: no item is in the range; they are from 0.5 to 7.5"),
-        ({"brand": {"below": 3}}, "boosts.0.where.brand: brand holds 'x', which is no number"),
-        ({"cost": {"below": 3}}, "boosts.0.where.cost: the items have no group 'cost'"),
+        ({"price": {"at_least": 7.6}}, "boosts.0.range.price: no item is in the range; they are from 0.5 to 7.5"),
+        ({"brand": {"below": 3}}, "boosts.0.range.brand: brand holds 'x', which is no number"),
+        ({"cost": {"below": 3}}, "boosts.0.range.cost: the items have no group 'cost'"),
         ({"price": {}}, "a range has at_least, below or both"),
         ({"price": {"at_least": 3, "below": 3}}, "no number is at least 3 and below 3"),
         ({"price": {"under": 3}}, "under"),
+        ({}, "a boost has where, range or both"),
     ],
 )
-def test_a_wrong_range_is_said(where: Any, said: str) -> None:
+def test_a_wrong_range_is_said(numbers: Any, said: str) -> None:
     with pytest.raises((UserError, ValueError)) as error:
-        rules(boosts=[{"where": where, "by": 1}])
+        rules(boosts=[{"range": numbers, "by": 1}])
     assert said in str(error.value)
 
 

@@ -279,6 +279,11 @@ def test_drawn_lists_are_refused(shop: tuple[Path, Run, dict[str, Any]], tmp_pat
             "rules.yaml: at_most.0.n: Input should be greater than or equal to 1 (found 0)",
         ),
         ("pins: [{item: p1, rank: 2}, {item: p2, rank: 2}]", "rules.yaml: pins: rank 2 is there twice"),
+        (
+            "boosts: [{range: {price: {blow: 3}}, by: 1}]",
+            "rules.yaml: unknown key 'boosts.0.range.price.blow'; did you mean 'below'?",
+        ),
+        ("boosts: [{range: {price: {}}, by: 1}]", "boosts.0.range.price: a range has at_least, below or both"),
         ("[1]", "rules.yaml: a file of rules is a mapping, this is list"),
         ("a: [", "rules.yaml: not a YAML file"),
     ],
@@ -305,8 +310,8 @@ def test_a_wrong_file_is_refused_before_anything_is_made(
             "rules.at_most.0.column: the items have no group 'categry'; did you mean",
         ),
         (
-            "boosts: [{where: {brand: {below: 3}}, by: 1}]",
-            "rules.boosts.0.where.brand: brand holds 'acme', which is no number",
+            "boosts: [{range: {brand: {below: 3}}, by: 1}]",
+            "rules.boosts.0.range.brand: brand holds 'acme', which is no number",
         ),
         ("shown_within_days: 3", "rules.shown_within_days: the logs do not say what was shown and when since 1970"),
         ("available: {from: title}", "rules.available.from: the items have no group 'title'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -54,16 +54,17 @@ class RangeConfig(Section):
 class BoostConfig(Section):
     """What is added to the scores of some items, in standard deviations of the list's scores; below 0 a penalty."""
 
-    where: Annotated[dict[str, tuple[str | int | bool, ...] | RangeConfig], Field(min_length=1)]
+    where: GroupFilter = Field(default_factory=dict)
+    range: dict[str, RangeConfig] = Field(default_factory=dict)  # by column of numbers
     by: Finite
 
-    @field_validator("where", mode="before")
-    @classmethod
-    def _one_or_several(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        ranges = {name: values for name, values in content.items() if isinstance(values, dict)}
-        return one_or_several(content) | ranges
+    _one_or_several = field_validator("where", mode="before")(one_or_several)
+
+    @model_validator(mode="after")
+    def _names_items(self) -> Self:
+        if not self.where and not self.range:
+            raise ValueError("a boost has where, range or both: the items that it is of")
+        return self
 
 
 class AtMostConfig(Section):
@@ -100,7 +101,11 @@ class RulesConfig(Section):
     @property
     def columns(self) -> list[str]:
         """The columns of the item table that the rules read."""
-        filters: list[Mapping[str, Any]] = [self.include, self.exclude, *(boost.where for boost in self.boosts)]
+        filters: list[Mapping[str, Any]] = [
+            self.include,
+            self.exclude,
+            *(one for boost in self.boosts for one in (boost.where, boost.range)),
+        ]
         named = [*(name for one in filters for name in one), *self.available.columns]
         named += [cap.column for cap in self.at_most]
         return [name for name in dict.fromkeys(named) if name != "item_id"]

@@ -238,12 +238,9 @@ def resolve_rules(
         pins[pin.rank - 1] = found[0]
     boosts = np.zeros(count)
     for number, boost in enumerate(options.boosts):
-        where = f"boosts.{number}.where"
-        ranges = {name: one for name, one in boost.where.items() if isinstance(one, RangeConfig)}
-        named = {name: one for name, one in boost.where.items() if not isinstance(one, RangeConfig)}
-        matching = eligibility.matching(named, where)
-        for name, bounds in ranges.items():
-            matching &= _in_range(groups, name, bounds, f"{where}.{name}", count)
+        matching = eligibility.matching(boost.where, f"boosts.{number}.where")
+        for name, bounds in boost.range.items():
+            matching &= _in_range(groups, name, bounds, f"boosts.{number}.range.{name}", count)
         boosts[matching] += boost.by
     caps = [
         AtMost(_values_of(groups, rule.column, f"at_most.{number}.column"), rule.n, rule.within)
