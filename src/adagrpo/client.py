@@ -66,10 +66,13 @@ class Query(TypedDict, total=False):
     exclude_history: bool
     times: Sequence[float]
     now: float
+    shown: Sequence[ItemId]
+    shown_times: Sequence[float]
     include: Filter
     exclude: Filter
     user_id: ItemId
     request_id: str
+    explain: bool
 
 
 class Refused(ServiceError):

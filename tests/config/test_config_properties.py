@@ -24,7 +24,7 @@ from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitC
 from adagrpo.config.evaluation import CompareConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, PublishedIds, RankerConfig
 from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, WeightedOptions
-from adagrpo.config.rules import RulesConfig
+from adagrpo.config.rules import BoostConfig, RangeConfig, RulesConfig
 from adagrpo.config.section import Section
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import dump_yaml
@@ -141,6 +141,8 @@ starts: dict[type[BaseModel], Strategy] = {
     LanguageModelConfig: st.sampled_from([{"checkpoint": "folder"}, {"config": {"model_type": "gpt2", "n_layer": 2}}]),
     PublishedIds: st.sampled_from([{"path": "a.json"}, {"path": "a.parquet", "column": "sid"}]),
     CompareConfig: st.sampled_from([{}, {"metric": "ndcg@10"}, {"margins": {"hr@5": 0.25, "ndcg@50": 1e-3}}]),
+    BoostConfig: st.sampled_from([{"where": {"a": ["b"]}, "by": 0.5}, {"range": {"c": {"below": 3}}, "by": -1}]),
+    RangeConfig: st.sampled_from([{"at_least": 1.5}, {"below": 0}, {"at_least": -1, "below": 2}]),
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
     FactoryOptions: st.sampled_from([{"function": "module:make"}, {"function": "a:f", "options": {"by": "x"}}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
@@ -260,6 +262,8 @@ CONTRADICTIONS: list[Contradiction] = [
         {"logs": ["a.csv", "b.csv", "./a.csv"], "marketplace": None, "exposures": None},
         "'a.csv' is named twice",
     ),
+    (RangeConfig, "rules", {"boosts": [{"range": {"price": {}}, "by": 1}]}, "a range has at_least, below or both"),
+    (BoostConfig, "rules", {"boosts": [{"by": 1}]}, "a boost has where, range or both"),
     (
         RulesConfig,
         "rules",

@@ -429,3 +429,9 @@ def test_a_column_of_lists_is_said_not_to_hold_one_id_in_each_row(tmp_path: Path
     assert found["passed_over"] == [{"column": "item_id", "role": "item", "needs": "one id in each row"}]
     with pytest.raises(UserError, match=r"item_id' is of type List\(String\), .*: write a row for each item"):
         read_logs([tmp_path / "a.parquet"], Columns(timestamp="timestamp"))
+
+
+def test_times_of_a_shop_are_known_by_their_names(tmp_path: Path) -> None:
+    for name in ("ordered_at", "shown_at"):  # numbers, which only a name tells from others
+        text = f"customer_id,sku,{name}\n" + "".join(f"{n % 3},{n},{1_700_000_000 + n}\n" for n in range(12))
+        assert preview_logs([write(tmp_path / f"{name}.csv", text)])["mapping"]["timestamp"] == name

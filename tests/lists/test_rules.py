@@ -32,6 +32,7 @@ TABLE = pl.DataFrame(
                 *(["from=2026-01-10"] if item == 0 else []),
                 *(["to=2026-01-10"] if item == 1 else []),
                 *(["when=soon"] if item == 2 else []),
+                *([f"price={item}.50"] if item < 8 else []),
             ]
             for item in range(ITEMS)
         ],
@@ -73,6 +74,53 @@ def test_at_most_skips_what_is_too_much_and_ends_where_nothing_is_left() -> None
     # a pin at a later rank counts from the start, and is never left out itself
     capped = {"at_most": [{"column": "category", "n": 1}], "pins": [{"item": 5, "rank": 3}, {"item": 4, "rank": 4}]}
     assert ordered(scores, **capped) == [6, 10, 5, 4]
+
+
+def test_boosts_by_ranges_of_a_number() -> None:
+    scores = {0: 3.0, 1: 2.0, 2: 1.0, 9: 0.0}  # deviation 1.118; item 9 has no price
+    above = {"price": {"at_least": 1.5}}
+    assert ordered(scores, boosts=[{"range": above, "by": 1}]) == [1, 0, 2, 9]  # 3.12, 3, 2.12, 0
+    assert ordered(scores, boosts=[{"range": {"price": {"below": 1.5}}, "by": -3}]) == [1, 2, 9, 0]
+    both = {"range": {"price": {"at_least": 1, "below": 2.5}}, "where": {"brand": "y"}}  # 1.50 alone
+    assert ordered(scores, boosts=[both | {"by": -4}]) == [0, 2, 9, 1]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"price": {"at_least": 7.6}}, "boosts.0.range.price: no item is in the range; they are from 0.5 to 7.5"),
+        ({"brand": {"below": 3}}, "boosts.0.range.brand: brand holds 'x', which is no number"),
+        ({"cost": {"below": 3}}, "boosts.0.range.cost: the items have no group 'cost'"),
+        ({"price": {}}, "a range has at_least, below or both"),
+        ({"price": {"at_least": 3, "below": 3}}, "no number is at least 3 and below 3"),
+        ({"price": {"under": 3}}, "under"),
+        ({}, "a boost has where, range or both"),
+    ],
+)
+def test_a_wrong_range_is_said(numbers: Any, said: str) -> None:
+    with pytest.raises((UserError, ValueError)) as error:
+        rules(boosts=[{"range": numbers, "by": 1}])
+    assert said in str(error.value)
+
+
+def test_what_was_shown_of_late_is_left_out() -> None:
+    logged = {"7": (np.array([1, 2, 3]), np.array([90.0, 97.0, 101.0]))}
+    eligibility = Eligibility(CATALOG, lambda: ItemGroups(TABLE), known)
+    made = resolve_rules(
+        RulesConfig(shown_within_days=3),
+        CATALOG,
+        eligibility,
+        known,
+        width=ITEMS,
+        vectors=lambda: VECTORS,
+        shown=lambda: logged,
+    )
+    asked = Query([0], without=[5], user=7, now=100.0)
+    assert made.reads_time and made.narrow(asked).without == [5, 2]  # 1 is too long ago, 3 was shown later
+    assert made.narrow(asked._replace(user="8")).without == [5]
+    told = asked._replace(shown=[4, 2, 6], shown_days=[99.0, 99.5, 96.9])
+    assert made.narrow(told).without == [5, 2, 4]
+    assert made.narrow(told._replace(shown_days=None)).without == [5, 2, 4, 6]
 
 
 def test_boosts_are_in_deviations_of_the_list() -> None:

@@ -60,6 +60,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
     ("decide.exposure_power", 0.0, {"reranking", *JUDGED}),
     ("decide.refit", False, set()),
+    ("decide.control", "today.csv", set()),
     ("evaluation.beam_width", 12, {*DECODED, *ALONE, "report/paired"}),
     ("evaluation.exclude_history", True, {*DECODED, "ranker", *ALONE}),
 ]

@@ -13,23 +13,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
-from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
+from adagrpo.data.prepared import load_cases, load_impressions, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.lists import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_makers import load_matrix
+from adagrpo.pipeline.list_parts import LoggedHistories
 from adagrpo.pipeline.list_rules import end_of_training, measure_under_rules
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import keep_settings
-from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.report.decision import decision_table, decision_text
 from adagrpo.serving.model_manager import Asked
 
 from ..command_line import command
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.rules import products, write_shop
+from benchmarks.rules import RULES, products, write_shop
 
 DAY, ITEMS, USERS = 86_400, 60, 300
 
@@ -91,6 +94,30 @@ def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict
     assert [answer.list.items for answer in answers] == [measured[user] for user in users[0]]
     open_lists = _Wanted(Run.open(run.directory, ["rules=null"]), ListOptions()).load(Operation())
     assert open_lists.versions["model"] != serving.versions["model"]
+
+
+@pytest.mark.slow
+def test_five_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
+    write_shop(tmp_path, 7500, ITEMS)
+    recipe = shop[1].recipe
+    recipe["data"] |= {"logs": [tmp_path / "orders.csv"]}
+    recipe["data"]["items"] |= {"path": tmp_path / "products.parquet"}
+    run = Run.create(recipe, tmp_path / "run", settings={"sft.epochs": 1})
+    run.prepare()
+    run.tokenize()
+    run.sft()
+    run.stage("item_knn")
+    for name in ("item_knn", "sft"):
+        measured = lists_in(make(run, f"rules/{name}", measure_under_rules(run, name)))
+        served, _ = recommender(run, ListOptions(name))
+        users, *rest = histories(run)
+        queries = [
+            Query(served.known(history)[0], days=[at / DAY for at in times], now=now / DAY)
+            for history, times, now in zip(*rest, strict=True)
+        ]
+        firsts = range(0, len(queries), 64)
+        answers = [one.items for first in firsts for one in served.recommend(queries[first : first + 64])]
+        assert len(users) >= 5000 and answers == [measured[user] for user in users]
 
 
 def test_every_list_keeps_the_rules_and_some_would_not_without(shop: tuple[Path, Run, dict[str, Any]]) -> None:
@@ -171,6 +198,72 @@ def test_recommend_takes_a_file_of_other_rules(shop: tuple[Path, Run, dict[str, 
     assert refused.status == 2 and "holds lists of another" in refused.err
 
 
+def test_reasons_are_those_of_the_list(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
+    """Each item's features add up to its score, and it stands elsewhere without the rules that are said to move it."""
+    folder, run, _ = shop
+    users = [f"u{user}" for user in range(12)]
+    pl.DataFrame({"user_id": users}).write_csv(tmp_path / "users.csv")
+    common = ("recommend", "--run", folder / "run", "--users", tmp_path / "users.csv", "--arm", "fuse")
+    done = command(*common, "--explain", "--out", tmp_path / "told")
+    assert done.status == 0, done.err
+    assert command(*common, "--out", tmp_path / "plain").status == 0
+    told, plain = (pl.read_parquet(tmp_path / name / "part-00000.parquet") for name in ("told", "plain"))
+    assert told.drop("reasons").equals(plain)
+    lists = {}
+    for off in ("pins", "boosts", "at_most", "diversity"):
+        text = yaml.safe_dump({name: rule for name, rule in yaml.safe_load(RULES).items() if name != off})
+        (tmp_path / f"{off}.yaml").write_text(text, encoding="utf-8")
+        assert command(*common, "--rules", tmp_path / f"{off}.yaml", "--k", 50, "--out", tmp_path / off).status == 0
+        lists[off] = pl.read_parquet(tmp_path / off / "part-00000.parquet")["items"].to_list()
+    near = load_matrix(run.path("item_knn", "neighbours.safetensors"))
+    number = {name: item for item, name in enumerate(load_item_ids(run.path("prepare")).to_list())}
+    logs, moved, matched = LoggedHistories(RunData(run)), Counter[str](), 0
+    for row, (user, items, scores, texts) in enumerate(told.iter_rows()):
+        reasons = [json.loads(text) for text in texts]
+        found = [(score, one) for score, one in zip(scores, reasons, strict=True) if one["features"]]
+        assert len(found) >= len(items) - 1  # the pin alone may be no candidate
+        mean = np.mean([score for score, _ in found])
+        for score, one in found:
+            assert sum(one["features"].values()) == pytest.approx(score - mean, abs=1e-4) and one["sources"]
+        had = {*logs.of(user)}  # type: ignore[misc]
+        for rank, (item, one) in enumerate(zip(items, reasons, strict=True)):
+            for before in one["history"].get("item_knn", []):
+                assert number[before] in had and near[number[before], number[item]] > 0
+                matched += 1
+            elsewhere = {name for name, other in lists.items() if item not in other[row] or other[row][rank] != item}
+            assert elsewhere == {*one["rules"]} & {*lists}
+            moved.update(one["rules"])
+    assert matched and all(moved[name] for name in ("pins", "boosts", "at_most", "exclude"))
+
+
+@pytest.mark.slow
+def test_what_was_shown_of_late_is_in_no_list_measured_or_served(tmp_path: Path) -> None:
+    words = write_shop(tmp_path, 60, 30)
+    orders = pl.read_csv(tmp_path / "orders.csv")
+    shown = orders.select("customer_id", "time", clicked=pl.int_range(pl.len()) % 10 // 9).with_columns(
+        pl.col("time") + 5 * DAY, product_id=pl.concat_str(pl.lit("p"), pl.col("time") // DAY % 30)
+    )
+    shown.write_csv(tmp_path / "shown.csv")
+    (tmp_path / "rules.yaml").write_text("shown_within_days: 30", encoding="utf-8")
+    done = command(*words, "--impressions", tmp_path / "shown.csv", "--set", "decide.refit=false", "--json")
+    assert done.status == 0, done.err
+    run, chosen = Run.open(tmp_path / "run"), json.loads(done.out)["chosen"]
+    measured, users = lists_in(run.path("rules", chosen)), histories(run)
+    late: dict[str, set[str]] = {}
+    trained = len(load_impressions(run.path("prepare")))  # type: ignore[arg-type]
+    at = shown.sort("time").head(trained)["time"].max()
+    for user, when, _, item in shown.filter(pl.col("time") <= at).iter_rows():
+        now = users[3][users[0].index(user)] if user in users[0] else 0
+        if 0 <= now - when <= 30 * DAY:
+            late.setdefault(user, set()).add(item)
+    assert len(late) > 10 and not any(late[user] & {*measured[user]} for user in late)
+    open_lists = lists_in(run.path("evaluate", chosen))
+    assert any(late[user] & {*open_lists[user][:10]} for user in late)
+    for user, history, times, now in list(zip(*users, strict=True))[:20]:
+        found = run.recommend([history], times=[times], now=now, users=[user], arm=chosen)
+        assert found.items[0] == measured[user][:10]
+
+
 def test_drawn_lists_are_refused(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
     folder, _, _ = shop
     done = command("serve", "--run", folder / "run", "--explore", 1, "--exposures", tmp_path / "exposures")
@@ -186,6 +279,11 @@ def test_drawn_lists_are_refused(shop: tuple[Path, Run, dict[str, Any]], tmp_pat
             "rules.yaml: at_most.0.n: Input should be greater than or equal to 1 (found 0)",
         ),
         ("pins: [{item: p1, rank: 2}, {item: p2, rank: 2}]", "rules.yaml: pins: rank 2 is there twice"),
+        (
+            "boosts: [{range: {price: {blow: 3}}, by: 1}]",
+            "rules.yaml: unknown key 'boosts.0.range.price.blow'; did you mean 'below'?",
+        ),
+        ("boosts: [{range: {price: {}}, by: 1}]", "boosts.0.range.price: a range has at_least, below or both"),
         ("[1]", "rules.yaml: a file of rules is a mapping, this is list"),
         ("a: [", "rules.yaml: not a YAML file"),
     ],
@@ -211,6 +309,11 @@ def test_a_wrong_file_is_refused_before_anything_is_made(
             "at_most: [{column: categry, n: 2}]",
             "rules.at_most.0.column: the items have no group 'categry'; did you mean",
         ),
+        (
+            "boosts: [{range: {brand: {below: 3}}, by: 1}]",
+            "rules.boosts.0.range.brand: brand holds 'acme', which is no number",
+        ),
+        ("shown_within_days: 3", "rules.shown_within_days: the logs do not say what was shown and when since 1970"),
         ("available: {from: title}", "rules.available.from: the items have no group 'title'"),
         ("available: {from: brand}", "rules.available.from: brand holds 'acme', which is no date such as 2026-01-31"),
     ],

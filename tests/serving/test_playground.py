@@ -118,6 +118,22 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     assert first["score"] == pytest.approx(sum(first["log_probs"]) + weight * first["reward"], abs=1e-4)
 
 
+def test_a_request_that_asks_gets_the_reasons_of_its_list(site: Site) -> None:
+    body = {"history": [13, 23, 43], "k": 5}
+    plain, told = (site.ask("/v1/recommend", body | more)[1] for more in ({}, {"explain": True}))
+    reasons = told.pop("reasons")
+    assert "reasons" not in plain
+    assert {**told, "request_id": None} == {**plain, "request_id": None} and len(reasons) == 5
+    mean = sum(told["scores"]) / 5
+    for score, one in zip(told["scores"], reasons, strict=True):
+        assert one["sources"] == ["policy"] and {*one["features"]} == {"policy", "reward"}
+        assert sum(one["features"].values()) == pytest.approx(score - mean, abs=1e-4)
+        assert one["rules"] == [] and one["rank_without_rules"] is None and one["history"] == {}
+    batch = site.ask("/v1/recommend", {"requests": [body, body | {"explain": True}]})[1]["responses"]
+    assert ["reasons" in one for one in batch] == [False, True]
+    assert site.ask("/v1/recommend", body | {"explain": "yes"})[0] == 422
+
+
 def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failures(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,9 @@ def recommend(
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
     rules: Rules = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say for each item why it is there, a JSON text in the column reasons.")
+    ] = False,
     ray: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Number of Ray Data actors that make the parts.")
     ] = None,
@@ -189,6 +192,7 @@ def recommend(
             include=library.eligibility.parse_filter(include or (), "--include"),
             exclude=library.eligibility.parse_filter(exclude or (), "--exclude"),
             popular=popular,
+            explain=explain,
             ray_actors=ray,
         )
     finally:

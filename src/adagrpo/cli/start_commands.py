@@ -52,7 +52,14 @@ def decide(
     ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="Milliseconds that one list may take.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Let the trained arms of the recipe compete too.")] = False,
-    control: Annotated[str, typer.Option(help="The list that users get today, for the plan of an experiment.")] = "sft",
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST|FILE",
+            help="What users get today, for the plan of an experiment: a list by name, or a file of users' items, which"
+            " is measured beside the others. sft if not given.",
+        ),
+    ] = None,
     rules: Rules = None,
     replace_run: Replace = False,
 ) -> None:
@@ -61,6 +68,11 @@ def decide(
         common = replace(common, settings=(f"reward={json.dumps(_reward(reward or [], users))}", *common.settings))
     if max_bad_rows is not None:
         common = replace(common, settings=(*common.settings, f"data.max_bad_rows={max_bad_rows}"))
+    if control is not None and set(control) & {".", "/"}:  # no list has such a name
+        if not Path(control).is_file():
+            raise UserError(f"--control {control}: no such file")
+        given_file = f"decide.control={json.dumps(str(Path(control).resolve()))}"
+        common, control = replace(common, settings=(*common.settings, given_file)), None
     common = common.with_rules(rules)
     if run is not None:
         if logs or out is not None or any((orders, impressions, exposures, random, user_key_file, items)):

@@ -65,14 +65,16 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 class DecideConfig(Section):
     """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.reranking`.
 
-    With `refit` the chosen list is fitted once more, on all interactions.
+    With `refit` the chosen list is fitted once more, on all interactions. `control` is a file of the list that users
+    get today, see `adagrpo.pipeline.stages.control`.
     """
 
-    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"refit"})
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"refit", "control"})  # that file's content is read
 
     exposure_power: Annotated[float, Field(ge=0, le=1)] | None = None
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
     refit: bool = True
+    control: str | None = None
 
 
 class CompareConfig(Section):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -35,13 +36,35 @@ class PinConfig(Section):
     rank: Positive
 
 
+class RangeConfig(Section):
+    """Numbers from `at_least` to `below`, which is not among them."""
+
+    at_least: Finite | None = None
+    below: Finite | None = None
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.at_least is None and self.below is None:
+            raise ValueError("a range has at_least, below or both")
+        if self.at_least is not None and self.below is not None and self.at_least >= self.below:
+            raise ValueError(f"no number is at least {self.at_least:g} and below {self.below:g}")
+        return self
+
+
 class BoostConfig(Section):
     """What is added to the scores of some items, in standard deviations of the list's scores; below 0 a penalty."""
 
-    where: Annotated[GroupFilter, Field(min_length=1)]
+    where: GroupFilter = Field(default_factory=dict)
+    range: dict[str, RangeConfig] = Field(default_factory=dict)  # by column of numbers
     by: Finite
 
     _one_or_several = field_validator("where", mode="before")(one_or_several)
+
+    @model_validator(mode="after")
+    def _names_items(self) -> Self:
+        if not self.where and not self.range:
+            raise ValueError("a boost has where, range or both: the items that it is of")
+        return self
 
 
 class AtMostConfig(Section):
@@ -59,6 +82,7 @@ class RulesConfig(Section):
     exclude: GroupFilter = Field(default_factory=dict)
     available: AvailableConfig = AvailableConfig()
     had_within_days: NonNegativeFloat | None = None
+    shown_within_days: NonNegativeFloat | None = None
     pins: tuple[PinConfig, ...] = ()
     boosts: tuple[BoostConfig, ...] = ()
     at_most: tuple[AtMostConfig, ...] = ()
@@ -77,7 +101,11 @@ class RulesConfig(Section):
     @property
     def columns(self) -> list[str]:
         """The columns of the item table that the rules read."""
-        filters = [self.include, self.exclude, *(boost.where for boost in self.boosts)]
+        filters: list[Mapping[str, Any]] = [
+            self.include,
+            self.exclude,
+            *(one for boost in self.boosts for one in (boost.where, boost.range)),
+        ]
         named = [*(name for one in filters for name in one), *self.available.columns]
         named += [cap.column for cap in self.at_most]
         return [name for name in dict.fromkeys(named) if name != "item_id"]

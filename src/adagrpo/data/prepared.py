@@ -89,7 +89,11 @@ def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], 
 
 TARGET = "target"
 TRAINING_LOGS, ITEM_COLUMNS = "training_logs.parquet", "item_columns.parquet"
-DAYS_OF = {"validation": "validation_days.parquet", "test": "test_days.parquet"}
+DAYS_OF = {
+    "validation": "validation_days.parquet",
+    "test": "test_days.parquet",
+    "impressions": "impressions_days.parquet",
+}
 _ROWS = 2**22  # of a table that are read at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
@@ -145,6 +149,9 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
             seen = shown.select(pl.max_horizontal(times)).to_series().to_numpy() < split.trained_before
         kept = shown.filter(seen).drop(HISTORY_UNTIL, TIMESTAMP, CLICKED_AT, strict=False)
         kept.write_parquet(directory / "impressions.parquet")
+        if unit is not None and TIMESTAMP in shown.columns:
+            when = shown.filter(seen).select((pl.col(TIMESTAMP) / (UNITS[unit] * 86_400)).alias(DAYS))
+            when.write_parquet(directory / DAYS_OF["impressions"])
         summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Narrowing
+from adagrpo.lists.explanation import reasons
 from adagrpo.lists.query import ItemId, Query, Source
 from adagrpo.lists.recommender import Recommender
 
@@ -21,6 +22,7 @@ class Answer(NamedTuple):
     codes: list[list[int]]
     unknown: list[ItemId]  # ids of the history that name no item; they were left out of it
     source: Source = "policy"
+    reasons: list[dict[str, Any]] | None = None  # of each item, see `adagrpo.lists.explanation`
 
 
 def answer(
@@ -37,6 +39,7 @@ def answer(
     narrowing: Narrowing | None = None,
     popular: bool = False,
     batch_size: int = 256,
+    explain: bool = False,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
     """Return the first `k` items for each history, in the ids of the logs.
@@ -51,6 +54,7 @@ def answer(
         time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
         popular: list popular items for a history without a known id.
+        explain: give the reasons of each item.
         report: called with histories done.
 
     Raises:
@@ -87,8 +91,9 @@ def answer(
             )
             for row, out, together, when in zip(rows, without, grouped, times, strict=True)
         ]
-        for row, found in zip(rows, served.recommend(queries), strict=True):
-            answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source)
+        for row, query, found in zip(rows, queries, served.recommend(queries), strict=True):
+            told = reasons(served, query, found.items[:k], found.source) if explain else None
+            answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source, told)
         report(first + len(rows))
     return answers
 

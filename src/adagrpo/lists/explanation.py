@@ -1,4 +1,4 @@
-"""Explains a list: log-probabilities of codes, ranks by reward, items left out."""
+"""Explains a list: what proposed and moved each item; log-probabilities of codes, ranks by reward, items left out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from functools import cached_property
 from typing import Any
 
 import polars as pl
+import torch
 
-from adagrpo.lists.query import Query
+from adagrpo.lists.correction import inputs_of
+from adagrpo.lists.query import ItemId, Query, Source
 from adagrpo.lists.recommender import Recommender
+from adagrpo.lists.sources import NearestItems
 
 LONGEST_TITLE = 90  # characters
+MATCHING = ("item_knn", "successors", "together")  # sources that match items of the history
+MATCHES = 3  # items of the history that are named
 
 
 @dataclass
@@ -73,6 +78,74 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
             row |= {"reward": None if rewards is None else rewards[index], "reward_rank": ranks[index]}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
     return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
+
+
+def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], source: Source) -> list[dict[str, Any]]:
+    """Say for each item of a list why it stands where it does.
+
+    Args:
+        items: of the answer to the query, best first.
+        source: what made the list.
+
+    Returns:
+        JSON-able: `sources` that proposed it; `features`, each one's part of the score less its mean over `items`, the
+        network as `correction`; `history`, by source the items of the history that led to it, the strongest first;
+        `rules` without which it would stand elsewhere; `rank_without_rules`, None where it would not be there.
+    """
+    listed = recommender.known(items)[0]
+    moves = recommender.moves(query) if source != "sampled" else {}
+    narrowed = query if recommender.rules is None else recommender.rules.narrow(query)
+    proposed: dict[str, set[int]] = {str(source): {*listed}}
+    parts: dict[str, dict[int, float]] = {}
+    near: dict[str, NearestItems] = {}
+    if isinstance(recommender.alone, NearestItems):
+        near[source] = recommender.alone
+    fusion = recommender.fusion
+    if source == "fused" and fusion is not None and fusion.fitted is not None:
+        proposed = recommender.proposed(narrowed)
+        candidates = recommender.candidates([narrowed])
+        weights = fusion.fitted.whole if candidates.rewarded else fusion.fitted.without_reward
+        scored = candidates.items[0].tolist()
+        features = candidates.features[..., [fusion.features.index(name) for name in weights.weights]]
+        for column, (name, weight) in enumerate(weights.weights.items()):
+            part = features[0, :, column] * (weight / weights.stds[name])
+            parts[name] = dict(zip(scored, part.tolist(), strict=True))
+        if weights.correction is not None:
+            with torch.inference_mode():
+                added = weights.correction(inputs_of(features, candidates.items >= 0))
+            parts["correction"] = dict(zip(scored, added[0].tolist(), strict=True))
+        near = {name: one for name in MATCHING if isinstance(one := fusion.sources.get(name), NearestItems)}
+    elif source == "policy" and recommender.reward is not None and listed:
+        log_probs, rewards = recommender.score_items(query.history, listed)
+        parts["policy"] = dict(zip(listed, map(sum, log_probs), strict=True))
+        if rewards is not None:
+            factor = recommender.reward_weight / recommender.within_list_std
+            parts["reward"] = {item: factor * value for item, value in zip(listed, rewards, strict=True)}
+    means = {}
+    for name, values_of in parts.items():
+        values = [values_of[item] for item in listed if item in values_of]
+        means[name] = sum(values) / max(1, len(values))
+    history = recommender.weighed_history(query) if near and len(query.history) else []
+    told = []
+    for item in listed:
+        matches: dict[str, list[ItemId]] = {}
+        for name, one in near.items():
+            strength: dict[int, float] = {}
+            for had, weight in history:
+                strength[had] = strength.get(had, 0.0) + weight * float(one.near[had, item])
+            strongest = sorted((had for had in strength if strength[had] > 0), key=lambda had: -strength[had])[:MATCHES]
+            matches |= {name: [recommender.item_ids[had] for had in strongest]} if strongest else {}
+        moved = moves.get(item)
+        told.append(
+            {
+                "sources": [name for name, found in proposed.items() if item in found],
+                "features": {name: part[item] - means[name] for name, part in parts.items() if item in part},
+                "history": matches,
+                "rules": [] if moved is None else moved.by,
+                "rank_without_rules": None if moved is None else moved.rank,
+            }
+        )
+    return told
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

@@ -5,6 +5,7 @@ rerank, nll+rerank            the same by log-probability + weight · reward; `r
 fuse, nll+fuse                that beam fused with other sources, see `adagrpo.lists.fusion`; `fuse` alone is of sft
 fuse-without-reward, ...      the same with weights that need no reward
 popularity, item_knn, ...     a source alone, see `adagrpo.lists.table`
+control                       what users get today, from a file (`decide.control`)
 reward                        the reward alone over the whole catalogue; for a sum `reward-1`, `reward-2`, ...
 """
 
@@ -17,7 +18,7 @@ from adagrpo.lists.table import LISTED
 
 START = "sft"
 RERANK, FUSE, FUSE_WITHOUT_REWARD = "rerank", "fuse", "fuse-without-reward"
-REWARD = "reward"
+REWARD, CONTROL = "reward", "control"
 _ALONE = re.compile(rf"{REWARD}(?:-([1-9]\d*))?")
 
 
@@ -39,7 +40,7 @@ def parse_list(name: str) -> ListName:
     >>> parse_list("nll+fuse"), parse_list("item_knn")
     (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
     """
-    if name in LISTED or _ALONE.fullmatch(name):
+    if name in (*LISTED, CONTROL) or _ALONE.fullmatch(name):
         return ListName(None, name)
     policy, plus, order = name.rpartition("+")
     if order in (RERANK, FUSE, FUSE_WITHOUT_REWARD) and (policy or not plus):

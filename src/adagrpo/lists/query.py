@@ -36,6 +36,8 @@ class Query(NamedTuple):
     now: float | None = None  # days since 1970; None: the time of the last item
     user: ItemId | None = None  # whose list it is, and
     time: float | None = None  # when it is asked for, seconds since 1970: for a reward that wants to know
+    shown: Sequence[int] = ()  # items that the user was shown of late, for a rule that leaves them out
+    shown_days: Sequence[float] | None = None  # since 1970, of each of them; None: within its days
 
 
 class Recommendations(NamedTuple):

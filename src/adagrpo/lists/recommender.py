@@ -44,8 +44,10 @@ from adagrpo.lists.query import (
     by_item_within,
     past_of_queries,
 )
-from adagrpo.lists.rules import Rules
-from adagrpo.lists.sources import CandidateSource, best_of
+from adagrpo.lists.rules import Moved, Rules
+from adagrpo.lists.sources import DECAY, CandidateSource, best_of
+from adagrpo.lists.stored import StoredLists
+from adagrpo.lists.table import SOURCES
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
@@ -168,7 +170,7 @@ class Recommender:
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         """Return the lists of `B` queries, of at most `width` items, under the rules if there are some."""
-        if self.rules is None:
+        if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
             return self._without_rules(queries)
         queries = [self.rules.narrow(query) for query in queries]
         return [*map(self._under_rules, queries, self._without_rules(queries))]
@@ -178,16 +180,56 @@ class Recommender:
         assert self.rules is not None, "there are rules"
         if found.source == "sampled":
             return found
+        items = self.known(found.items)[0]
+        scores = dict(zip(items, found.scores, strict=True))
+        order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
+        return self._named(order, [scores.get(item, math.nan) for item in order])._replace(source=found.source)
+
+    def _may_hold(self, query: Query) -> Callable[[int], bool]:
         out = {*query.without, *(query.history if self._masks(query) else ())}
 
         def may_hold(item: int) -> bool:
             eligible = query.eligible is None or bool(query.eligible.items[item])
             return eligible and item not in out and bool(self.catalog.listed[item])
 
-        items = [self._items[str(name)] for name in found.items]
-        scores = dict(zip(items, found.scores, strict=True))
-        order = self.rules.order(items, found.scores, self.width, may_hold)
-        return self._named(order, [scores.get(item, math.nan) for item in order])._replace(source=found.source)
+        return may_hold
+
+    def moves(self, query: Query) -> dict[int, Moved]:
+        """Return what the rules did to each item of a query's list; empty without rules."""
+        if self.rules is None or isinstance(self.alone, StoredLists):
+            return {}
+        narrowed = self.rules.narrow(query)
+        found, before = (self._without_rules([one])[0] for one in (narrowed, query))
+        items, open_list = (self.known(one.items)[0] for one in (found, before))
+        moved = self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed))
+        moves = {}
+        for item, names in moved.items():
+            rank, was = (one.index(item) + 1 if item in one else None for one in (items, open_list))
+            moves[item] = Moved([*(self.rules.filters if rank != was else ()), *names], was)
+        return moves
+
+    @torch.no_grad()
+    def proposed(self, query: Query) -> dict[str, set[int]]:
+        """Return the items that each source of a fused list, the policy first, proposed for a query with a history."""
+        assert self.fusion is not None, "the list is not fused"
+        masked = self._masks(query)
+        batch = self._batch([query], masked)
+        closed = self._ruled_out([query], batch, masked)
+        found = {"policy": self._beam([query], batch, masked).items}
+        for name, source in self.fusion.sources.items():
+            if SOURCES[name].proposes:
+                found[name] = best_of(source.scores(batch), closed, self.fusion.width)[0]
+        return {name: {*items[0].tolist()} - {-1} for name, items in found.items()}
+
+    def weighed_history(self, query: Query) -> list[tuple[int, float]]:
+        """Return the items of a history that sources of near items read, the latest first, with their weights."""
+        batch = self._batch([query], False)
+        if batch.past is not None and batch.past.grouped:
+            items, ago = batch.past.items[0].tolist(), batch.past.baskets[0].tolist()
+        else:
+            items = batch.items[0, : int(batch.lengths[0])].tolist()
+            ago = [*range(len(items))][::-1]
+        return [(item, DECAY**when) for item, when in zip(items[::-1], ago[::-1], strict=True) if item >= 0]
 
     def _without_rules(self, queries: Sequence[Query]) -> list[Recommendations]:
         alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way

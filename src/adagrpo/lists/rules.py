@@ -1,6 +1,6 @@
 """A shop's rules of lists, applied in one place to what is measured and to what is served: `Recommender.recommend`.
 
-    before the search   include, exclude, available, had_within_days: items that no list may hold
+    before the search   include, exclude, available, had_within_days, shown_within_days: items that no list may hold
     after the scores    pins, boosts, at_most and diversity, rank by rank over the list that was found:
 
         the item at a rank is its pin, if the list may hold that one, else of the items that `at_most` leaves the one of
@@ -18,16 +18,16 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.rules import RulesConfig
+from adagrpo.config.rules import RangeConfig, RulesConfig
 from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Eligibility
@@ -37,6 +37,14 @@ from adagrpo.semantic_ids.trie import Eligible
 
 DAY = 86_400.0  # seconds
 MASKS = 64  # that are kept
+FILTERS = ("include", "exclude", "available", "had_within_days", "shown_within_days")
+
+
+class Moved(NamedTuple):
+    """What rules did to an item of a list."""
+
+    by: list[str]  # the rules without which it would stand at another rank
+    rank: int | None  # without any rules, from 1; None: not in that list
 
 
 class AtMost(NamedTuple):
@@ -61,6 +69,10 @@ class Rules:
     at_most: Sequence[AtMost]
     diversity: float
     vectors: NDArray[np.float32]  # (V, D) of length 1; read with `diversity`
+    filters: Sequence[str] = ()  # names of the rules that leave items out before the search
+    shown_within_days: float | None = None
+    shown: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = field(default_factory=dict)
+    # items that the logs say each user was shown, by the text of the id, and when, in days since 1970
     _bounds: NDArray[np.float64] = field(init=False)  # moments at which an item comes or leaves
     _masks: OrderedDict[tuple[int, int], tuple[Eligible | None, Eligible]] = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -73,7 +85,7 @@ class Rules:
     @property
     def reads_time(self) -> bool:
         """Whether lists depend on the time of their query."""
-        return self.opens is not None or self.had_within_days is not None
+        return any(one is not None for one in (self.opens, self.had_within_days, self.shown_within_days))
 
     def narrow(self, query: Query) -> Query:
         """Return the query without what no list may hold; one without a time is of now."""
@@ -88,6 +100,12 @@ class Rules:
                 if days is None or now - days[place] <= self.had_within_days
             ]
             query = query._replace(without=[*query.without, *had])
+        if (within := self.shown_within_days) is not None:
+            items, at = self.shown.get(str(query.user), (np.empty(0, np.int64), np.empty(0)))
+            late = items[(at <= now) & (now - at <= within)].tolist()
+            told: Sequence[float | None] = [None] * len(query.shown) if query.shown_days is None else query.shown_days
+            late += [item for item, when in zip(query.shown, told, strict=True) if when is None or now - when <= within]
+            query = query._replace(without=[*query.without, *dict.fromkeys(late)])
         return query if self.kept is None and self.opens is None else query._replace(eligible=self._mask(query, now))
 
     def _mask(self, query: Query, now: float) -> Eligible:
@@ -153,6 +171,20 @@ class Rules:
                 alike = np.maximum(alike, vectors @ self.vectors[made[-1]])
         return made
 
+    def moved(
+        self, items: Sequence[int], scores: Sequence[float], width: int, may_hold: Callable[[int], bool]
+    ) -> dict[int, list[str]]:
+        """Return each item of `order`, and those of its rules without which it would stand at another rank."""
+        ordered = self.order(items, scores, width, may_hold)
+        moved: dict[int, list[str]] = {item: [] for item in ordered}
+        off: dict[str, Any] = {"pins": {}, "boosts": None, "at_most": (), "diversity": 0.0}
+        for name, value in off.items():
+            without = replace(self, **{name: value}).order(items, scores, width, may_hold)
+            rank = {item: place for place, item in enumerate(without)}
+            for place, item in enumerate(ordered):
+                moved[item] += [] if rank.get(item) == place else [name]
+        return moved
+
     def _is_free(self, item: int, rank: int, counts: Sequence[Counter[int]]) -> bool:
         return all(
             rank >= rule.within or all(counted[value] < rule.n for value in rule.values.get(item, ()))
@@ -168,6 +200,7 @@ def resolve_rules(
     *,
     width: int,
     vectors: Callable[[], NDArray[np.float32]],  # (V, D), called with `diversity`
+    shown: Callable[[], Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]] = dict,  # see `Rules`
 ) -> Rules:
     """Resolve the rules of a recipe for a catalogue.
 
@@ -176,7 +209,8 @@ def resolve_rules(
         width: of the beam, the last rank of a pin.
 
     Raises:
-        UserError: a column or value that no item has, a pin outside catalogue or beam, a date that is none.
+        UserError: a column, value or range that no item has, a pin outside catalogue or beam, a date or number that is
+            none.
     """
     groups, count = eligibility.groups, len(catalog.listed)
     narrowing = eligibility.resolve(options.include or None, options.exclude)
@@ -205,6 +239,8 @@ def resolve_rules(
     boosts = np.zeros(count)
     for number, boost in enumerate(options.boosts):
         matching = eligibility.matching(boost.where, f"boosts.{number}.where")
+        for name, bounds in boost.range.items():
+            matching &= _in_range(groups, name, bounds, f"boosts.{number}.range.{name}", count)
         boosts[matching] += boost.by
     caps = [
         AtMost(_values_of(groups, rule.column, f"at_most.{number}.column"), rule.n, rule.within)
@@ -225,7 +261,28 @@ def resolve_rules(
         caps,
         options.diversity,
         units.astype(np.float32),
+        [name for name in options.named if name in FILTERS],
+        options.shown_within_days,
+        {} if options.shown_within_days is None else shown(),
     )
+
+
+def _in_range(groups: ItemGroups, column: str, bounds: RangeConfig, field: str, count: int) -> NDArray[np.bool_]:
+    """Return (V,) whether an item's number is in a range; one without a number is in none."""
+    groups.check(column, field)
+    numbers = np.full(count, np.nan)
+    for value in groups.values(column):
+        try:
+            numbers[groups.items(column, value)] = float(value)
+        except ValueError:
+            raise UserError(f"{field}: {column} holds {value[:60]!r}, which is no number") from None
+    low, high = (-np.inf if bounds.at_least is None else bounds.at_least), bounds.below
+    found = (numbers >= low) & (numbers < (np.inf if high is None else high))
+    if not found.any():
+        raise UserError(
+            f"{field}: no item is in the range; they are from {np.nanmin(numbers):g} to {np.nanmax(numbers):g}"
+        )
+    return np.asarray(found)
 
 
 def _values_of(groups: ItemGroups, column: str, field: str) -> dict[int, tuple[int, ...]]:

@@ -32,6 +32,7 @@ from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.names import (
+    CONTROL,
     FUSE,
     FUSE_WITHOUT_REWARD,
     RERANK,
@@ -52,6 +53,7 @@ from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.control import doubts_of_control
 from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
@@ -225,7 +227,9 @@ def decision(
     trusted = {
         name: values[name]
         for name in names
-        if not _asks_any(maker, parse_list(name), leaks) and parse_list(name).policy not in taught
+        if name != CONTROL  # what users get today is no answer to what is better
+        and not _asks_any(maker, parse_list(name), leaks)
+        and parse_list(name).policy not in taught
     }
     judged = random_order(data, maker.recommenders(names))
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
@@ -267,9 +271,11 @@ def decision(
         "best": choice.best,
         "warning": _below(values, pairs),
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
+        "against_control": None if choice.chosen == control else list(pairs[choice.chosen, control][:3]),
         "reward_in_fusion": _worth_of_reward(pairs),
         "doubts": [
             *leaking,
+            *doubts_of_control(data),
             *_doubts(data, quick, as_logged, choice, leaks),
             *_of_random(data, judged, harmful),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),

@@ -23,7 +23,17 @@ from adagrpo.data.columns import TEXT, TIMESTAMP
 from adagrpo.lists import ListOrder, Query, Recommender
 from adagrpo.lists.correction import Correction
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, ListName, parse_list, reward_number
+from adagrpo.lists.names import (
+    CONTROL,
+    FUSE,
+    FUSE_WITHOUT_REWARD,
+    RERANK,
+    REWARD,
+    START,
+    ListName,
+    parse_list,
+    reward_number,
+)
 from adagrpo.lists.sources import CandidateSource
 from adagrpo.lists.table import LISTED, SOURCES, Arrays, Shown, fused, listed
 from adagrpo.networks.layers import Precision
@@ -33,6 +43,7 @@ from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weigh
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read, sources_of
+from adagrpo.pipeline.stages.control import LISTS, stored_lists
 from adagrpo.rewards import Reward, WeightedReward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.writing import naming
@@ -279,6 +290,11 @@ def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
 
 # table of lists, ordered by what serving needs
 KINDS: Mapping[str, ListKind] = {
+    CONTROL: ListKind(
+        lambda maker, name: ["stored lists"],
+        lambda maker, name, reward: ListOrder(alone=stored_lists(maker.models.data)),
+        lambda maker, name: [f"{CONTROL}:{LISTS}"],
+    ),
     **{source: _source_alone(source) for source in LISTED},
     REWARD: ListKind(
         lambda maker, name: (),
@@ -314,7 +330,16 @@ def contenders(config: Config, arms: Sequence[str]) -> list[str]:
     """Return the lists, simplest to serve first."""
     reward = config.reward
     start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
-    return [*listed(config), *rewards_alone(reward), START, *arms, *start, *(str(ListName(arm, FUSE)) for arm in arms)]
+    stored = [] if config.decide.control is None else [CONTROL]
+    return [
+        *stored,
+        *listed(config),
+        *rewards_alone(reward),
+        START,
+        *arms,
+        *start,
+        *(str(ListName(arm, FUSE)) for arm in arms),
+    ]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:

@@ -1,6 +1,7 @@
 """Parts of the lists of a user file.
 
-    OUT/part-00000.parquet      a row per row of the file, in its order: user_id, items, scores, best first
+    OUT/part-00000.parquet      a row per row of the file, in its order: user_id, items, scores, best first;
+                                with `popular` source, with `explain` reasons
     OUT/manifest.json           rows, size and sha256 of each part
 
 Parts are renamed when complete and name their rows, so any process may make any part, even twice.
@@ -84,6 +85,7 @@ class Wanted:
     include: Filter | None
     exclude: Filter | None
     popular: bool
+    explain: bool
     kept: frozenset[str]  # names of existing, unchanged parts
 
     def facts(self, number: int) -> Facts | None:
@@ -201,6 +203,7 @@ class _Answering:
             time=seconds,
             narrowing=self.narrowing,
             popular=wanted.popular,
+            explain=wanted.explain,
             batch_size=self.run.config.evaluation.batch_size,
         )
         facts = Facts(
@@ -219,6 +222,9 @@ class _Answering:
         ]
         if wanted.popular:
             columns.append(pl.Series("source", [one.source for one in answers], dtype=pl.String))
+        if wanted.explain:
+            told = [[json.dumps(reason, allow_nan=False) for reason in one.reasons or ()] for one in answers]
+            columns.append(pl.Series("reasons", told, dtype=pl.List(pl.String)))
         with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
             pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
             return hash_file(place)

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.columns import TIMESTAMP
+from adagrpo.data.columns import DAYS, ITEM, TIMESTAMP, USER
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.data.logs.log_fields import UNITS
-from adagrpo.data.prepared import TRAINING_LOGS
+from adagrpo.data.prepared import DAYS_OF, TRAINING_LOGS, load_impressions
 from adagrpo.errors import UserError
 from adagrpo.lists import Recommender
 from adagrpo.lists.eligibility import Eligibility
@@ -61,13 +61,29 @@ def _resolved(data: RunData, eligibility: Eligibility, vectors: Callable[[RunDat
     options, width = data.config.rules, data.config.evaluation.beam_width
     assert options is not None, "there are rules"
     try:
-        return resolve_rules(options, data.catalog, eligibility, data.known, width=width, vectors=lambda: vectors(data))
+        given: dict[str, Any] = {"vectors": lambda: vectors(data), "shown": lambda: _shown(data)}
+        return resolve_rules(options, data.catalog, eligibility, data.known, width=width, **given)
     except UnknownGroup as error:
         raise UserError(
             f"{RULES}.{error}; data.items.groups names the columns of the item table that are kept"
         ) from error
     except UserError as error:
         raise UserError(f"{RULES}.{error}") from error
+
+
+def _shown(data: RunData) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Return the items that training impressions say each user was shown, and when, by the text of the user's id."""
+    table, when = load_impressions(data.prepared), data.run.find("prepare", DAYS_OF["impressions"])
+    if table is None or when is None:
+        raise UserError(
+            "shown_within_days: the logs do not say what was shown and when since 1970; name impressions with times"
+            " (--impressions), or send what was shown as `exclude`"
+        )
+    table = table.select(USER, ITEM).with_columns(pl.read_parquet(when)).sort(USER, maintain_order=True)
+    users, firsts = np.unique(table[USER].to_numpy(), return_index=True)
+    columns = (table[ITEM].to_numpy().astype(np.int64), table[DAYS].to_numpy().astype(np.float64))
+    items, days = (np.split(column, firsts[1:]) for column in columns)
+    return {str(data.user_ids[user]): one for user, *one in zip(users.tolist(), items, days, strict=True)}  # type: ignore[misc]
 
 
 def _vectors(data: RunData) -> NDArray[np.float32]:
@@ -82,6 +98,8 @@ def measure_under_rules(run: RunDirectory, name: str) -> Declaration:
     maker, arm = ListMaker(models), called.policy or START
     reads = [*data.training_files, "prepare:test.parquet", f"prepare:{TRAINING_LOGS}", *data.catalog_files]
     reads += [*data.truth_files, *maker.files(called), model_of(arm), *vector_files(run)]
+    if run.config.rules is not None and run.config.rules.shown_within_days is not None:
+        reads += [*data.shown_files, f"prepare:{DAYS_OF['impressions']}"]
 
     def build(work: Path) -> None:
         served, cases = maker.recommender(called, run.path(*weights_of(arm))), data.measured_cases("test")

@@ -51,6 +51,7 @@ def recommend_users(
     include: Filter | None = None,
     exclude: Filter | None = None,
     popular: bool = False,
+    explain: bool = False,
     ray_actors: int | None = None,
 ) -> dict[str, Any]:
     """Write lists for all users of a file, and return summary.json with the folder.
@@ -62,6 +63,7 @@ def recommend_users(
         asked: which lists; `exclude_history` applies to the whole history.
         columns: of users and histories. None: `user_id` or else the run's; `history`, if the file has it.
         popular: give users without a known history the most popular items; adds a column `source`.
+        explain: adds a column `reasons`, a JSON text for each item, see `adagrpo.lists.explanation.reasons`.
         ray_actors: number of Ray Data actors; None: this process.
     """
     refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
@@ -91,7 +93,8 @@ def recommend_users(
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
     inputs |= {"columns": named} if named != (USER_ID, HISTORY) else {}
-    fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
+    columns_added = {"popular": popular, "explain": explain}
+    fingerprint = hash_json(made_from | inputs | {name: True for name, on in columns_added.items() if on})
     with lock_folder(out, "list of recommendations"):
         begun, finished = _begun(out)
         if (out / SUMMARY).is_file() and begun == fingerprint:
@@ -124,6 +127,7 @@ def recommend_users(
             include=include,
             exclude=exclude,
             popular=popular,
+            explain=explain,
             kept=frozenset(finished),
         )
         worker = wanted.worker if ray_actors else partial(wanted.worker, (run, served))

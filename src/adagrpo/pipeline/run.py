@@ -26,6 +26,7 @@ from adagrpo.console import Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
+from adagrpo.lists.names import CONTROL, START
 from adagrpo.lists.query import ItemId
 from adagrpo.lists.recommender import Recommender
 from adagrpo.networks.layers import Precision
@@ -69,14 +70,16 @@ from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.shown_users import shown_users
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
+from adagrpo.pipeline.stages.control import control as read_control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
 from adagrpo.pipeline.stages.prepare import log_source, note_described
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
-from adagrpo.report import write_diagnosis, write_report
+from adagrpo.report import write_diagnosis, write_report, write_users
 
 DAY = 86_400.0  # seconds
 
@@ -205,13 +208,15 @@ class Run(RunDirectory):
             self._renew_report()  # it shows the verdict
         return Diagnosis.of(content, decided, self.called)
 
-    def decide(self, budget_ms: float | None = None, *, train: bool = False, control: str = "sft") -> dict[str, Any]:
+    def decide(
+        self, budget_ms: float | None = None, *, train: bool = False, control: str | None = None
+    ) -> dict[str, Any]:
         """Choose the list to serve by the rule of `pipeline.decide`; write decision.json and decision.plan.yaml.
 
         Args:
             budget_ms: milliseconds per list; None: no limit.
             train: first train the recipe's arms, which then compete too, alone and fused.
-            control: list that users get today, one of the contenders.
+            control: list that users get today, one of the contenders; None: that of `decide.control`, else `sft`.
 
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
@@ -227,6 +232,7 @@ class Run(RunDirectory):
             )
         if budget_ms is not None and not 0 < budget_ms < float("inf"):
             raise UserError(f"--budget-ms: must be above 0 and finite, got {budget_ms:g}")
+        control = control or (START if self.config.decide.control is None else CONTROL)
         trained = [arm.name for arm in self.config.train.arms] if train else []
         if control not in (competing := contenders(self.config, trained)):
             raise UserError(f"--control {control}: none of the lists that compete: {', '.join(competing)}")
@@ -241,6 +247,8 @@ class Run(RunDirectory):
                         summary = self.content("prepare", "summary.json")
                         note_described(self, log_source(self), summary, summary["items"])
                     look_before_fitting(Models(RunData(self)))
+                    if self.config.decide.control is not None:
+                        make(self, CONTROL, read_control(self))
                 if command == "tokenize":
                     check_rules(self)
             leaking = leave_leaks_out(self)
@@ -259,7 +267,8 @@ class Run(RunDirectory):
                         left_out[name.removeprefix("evaluate/")] = why
                         continue
                     make(self, name, wanted)
-                    read.append(name)
+                    if name not in (CONTROL, f"evaluate/{CONTROL}"):  # another export of it leaves the decision
+                        read.append(name)
             if control in left_out:
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
@@ -537,4 +546,6 @@ class Run(RunDirectory):
 
     def _write_report(self) -> Path:
         shown = CurrentFiles(self)
+        if not self.config.without_order:
+            write_users(self.directory, self.config.name, shown_users(shown))
         return write_report(shown, shown.notes)

@@ -11,13 +11,14 @@ from functools import partial
 
 from adagrpo.config import Config
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, parse_list
+from adagrpo.lists.names import CONTROL, FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, parse_list
 from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, fused, listed
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
 from adagrpo.pipeline.stages.choose_weight import reranking
+from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_start
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
@@ -70,6 +71,7 @@ def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     """Return the lists evaluated as served."""
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
     names = [
+        *([] if config.decide.control is None else [CONTROL]),
         *(name for name in listed(config) if name not in baselines(config)),
         *without,
         FUSE,
@@ -92,7 +94,17 @@ NO_ARM = "'{0}' is not among train.arms"
 KEPT = tuple(stage for stage in FITTED if stage in {SOURCES[name].stage for name in BASELINES})
 DESCRIBED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if "vectors" in source.reads))
 OTHERS = tuple(stage for stage in FITTED if stage not in (*KEPT, *DESCRIBED))
-NAMED = (*LISTED, REWARD, f"{REWARD}-*", RERANK, FUSE, FUSE_WITHOUT_REWARD, f"*+{FUSE}", f"*+{FUSE_WITHOUT_REWARD}")
+NAMED = (
+    CONTROL,
+    *LISTED,
+    REWARD,
+    f"{REWARD}-*",
+    RERANK,
+    FUSE,
+    FUSE_WITHOUT_REWARD,
+    f"*+{FUSE}",
+    f"*+{FUSE_WITHOUT_REWARD}",
+)
 
 STAGES = StageTable(
     (
@@ -160,6 +172,14 @@ STAGES = StageTable(
         Stage("|".join(KEPT), "evaluate", members=_sources(KEPT), refit=True),
         Stage("|".join(OTHERS), "decide", members=_sources(OTHERS), refit=True),
         Stage("|".join(DESCRIBED), "decide", (*VECTORS, "seed"), members=_sources(DESCRIBED), refit=True),
+        Stage(
+            CONTROL,
+            "decide",
+            ("decide", "data.columns"),
+            control,
+            lambda config: config.decide.control is not None,
+            unused="decide.control names no file",
+        ),
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
         Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True, refit=True),

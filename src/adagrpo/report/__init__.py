@@ -24,6 +24,7 @@ from adagrpo.report.run_page import build_report, write_figures, write_report
 from adagrpo.report.run_tables import catalog_table, dataset_table, exposure_table, fits_table
 from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
+from adagrpo.report.users_page import write_users
 
 __all__ = [
     "Table",
@@ -55,4 +56,5 @@ __all__ = [
     "write_experiment",
     "write_figures",
     "write_report",
+    "write_users",
 ]

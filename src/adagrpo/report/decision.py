@@ -75,6 +75,13 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     others = [name for name in others if name in rows]
     found = "an item of their next basket" if "recall@10" in row["test"] else "their next item"
     sentences = [f"Serve {chosen}: {content['why']}. It needs {', '.join(row['needs'])}."]
+    if (gained := content.get("against_control")) is not None and content["control"] != START:
+        mean, low, high = gained
+        verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not significantly different from"
+        sentences.append(
+            f"It {verdict} {content['control']}, what users get today: {mean:+.4f} [{low:+.4f}, {high:+.4f}] NDCG@10 on"
+            " validation."
+        )
     if chosen == "own":
         sentences.append("A query of each user's own items, by how often and how recently, is enough on this log.")
     if content["exposure_weighted"]:

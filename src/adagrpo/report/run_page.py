@@ -29,6 +29,7 @@ from adagrpo.report.run_tables import (
 )
 from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import START, Split, checkpoints, results_table, shown_columns
+from adagrpo.report.users_page import USERS_PAGE
 from adagrpo.storage.writing import write_file
 
 Shown = TypeVar("Shown")
@@ -75,6 +76,9 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         outcome = [Section("exposures", title, blocks, "Held-out impressions")]
     else:
         outcome = _training(files, metrics, decision)
+        if (files.directory / USERS_PAGE).is_file():
+            text = "What twenty users had, each list beside the others, and what they took next"
+            outcome.insert(0, Section("users", "Lists of some users", [Block("link", text, USERS_PAGE)]))
     sections = [*opening, Section("notes", "Notes", [Block("list", notes)]), *outcome, *_made_from(files, metrics)]
     return page(f"{name}: adagrpo report", name, sections)
 

@@ -21,6 +21,7 @@ from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
+from adagrpo.lists.explanation import reasons
 from adagrpo.lists.query import ItemId, Query
 from adagrpo.serving import schemas
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
@@ -78,6 +79,7 @@ class _ListRequest(NamedTuple):
     unknown: list[ItemId]  # ids of its history that are not in the catalogue
     narrowing: Narrowing | None = None
     interleaved: Interleaved | None = None
+    explain: bool = False
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Routes:
     experiment: Callable[[], dict[str, Any]] | None = None  # updates its metrics and returns its state
     _figures: tuple[float, bytes] = (-math.inf, b"")  # time of rendering, and the text
     _large: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a large body is read
+    _explaining: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time, beside the lists
 
     async def health(self, request: Request) -> Response:
         """Report the served model and its state."""
@@ -155,6 +158,9 @@ class Routes:
             raise
         replies = [_reply(one, answer) for one, answer in zip(ones, answers, strict=True)]
         await self._record(request, ones, answers, replies)
+        for one, reply in zip(ones, replies, strict=True):
+            if one.explain:
+                reply["reasons"] = await self._reasons(request, one, reply)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ones[0].id})
 
     async def item(self, request: Request) -> Response:
@@ -241,9 +247,15 @@ class Routes:
                 query = query._replace(days=days, now=now / DAY)
             elif body.now is not None:  # rules read it
                 query = query._replace(now=body.now / DAY)
+            if body.shown:  # a rule reads it
+                when = None if body.shown_times is None else [at / DAY for at in body.shown_times]
+                shown, days = serving.recommender.known(body.shown)[0], serving.recommender.of_known(body.shown, when)
+                query = query._replace(shown=shown, shown_days=days)
             query = query if assigned.interleaved else self._explored(query, request_id)
             asked, hashes = Asked(assigned.serving, query, assigned.trial), self._hashes(user, body)
-            ones.append(_ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved))
+            ones.append(
+                _ListRequest(request_id, body.k, hashes, asked, unknown, narrowing, assigned.interleaved, body.explain)
+            )
         return ones
 
     def _explored(self, query: Query, request_id: str) -> Query:
@@ -271,8 +283,22 @@ class Routes:
             shown.append(answer._replace(list=answer.list.first(one.k)))
         return shown
 
+    async def _reasons(
+        self, request: Request, one: _ListRequest, reply: Mapping[str, Any]
+    ) -> list[dict[str, Any]] | None:
+        serving, deadline = one.asked.serving, request.state.deadline
+
+        def explained() -> list[dict[str, Any]]:
+            with serving.exclusive_reward(deadline):
+                return reasons(serving.recommender, one.asked.query, reply["items"], reply["source"])
+
+        async with self._explaining:
+            if reply["repeated"] or time.monotonic() > deadline:
+                return None
+            return await in_daemon_thread(explained)
+
     def _hashes(self, user: str | None, body: schemas.RecommendRequest | RecommendBody) -> RequestHashes:
-        fields = body.model_dump(exclude={"history", "user_id", "request_id"}, exclude_defaults=True)
+        fields = body.model_dump(exclude={"history", "user_id", "request_id", "explain"}, exclude_defaults=True)
         for name in {"include", "exclude"} & fields.keys():
             fields[name] = filter_key(fields[name])
         return RequestHashes(

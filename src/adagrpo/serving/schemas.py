@@ -80,16 +80,25 @@ class RecommendBody(Body):
     now: Annotated[float, Field(ge=0, le=1e11)] | None = Field(
         None, description="Seconds since 1970; the clock of the service if not given."
     )
+    shown: History = Field(
+        default_factory=list, description="What the user was shown of late, for the rule shown_within_days."
+    )
+    shown_times: Times | None = Field(None, description="When: seconds since 1970; all within its days if not given.")
     include: Filter | None = Field(None, description="What the list may hold: ids, or groups of the item table.")
     exclude: Filter | None = Field(None, description="What it may not hold: ids, or groups of the item table.")
     user_id: Id | None = Field(None, description="For lists that know users; logged as a keyed hash alone.")
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
+    explain: Annotated[bool, Strict()] = Field(False, description="Say why each item is in the list.")
 
     @model_validator(mode="after")
     def _one_time_each(self) -> Self:
         if self.times is not None and len(self.times) != len(self.history):
             raise PydanticCustomError(
                 "times", f"times holds {len(self.times)} for {len(self.history)} items of history"
+            )
+        if self.shown_times is not None and len(self.shown_times) != len(self.shown):
+            raise PydanticCustomError(
+                "times", f"shown_times holds {len(self.shown_times)} for {len(self.shown)} items of shown"
             )
         if self.times is not None and any(later < earlier for earlier, later in pairwise(self.times)):
             raise PydanticCustomError("times", "times must ascend: a history is oldest first")
@@ -122,6 +131,18 @@ class InExperiment(BaseModel):
     )
 
 
+class Reason(BaseModel):
+    """Why an item is in a list."""
+
+    sources: list[str] = Field(description="What proposed it: the policy and other sources of a fused list.")
+    features: dict[str, float] = Field(
+        description="Each feature's part of the score less its mean over the list; `correction` is the network's."
+    )
+    history: dict[str, list[int | str]] = Field(description="Items of the history that led to it, by source.")
+    rules: list[str] = Field(description="Rules without which it would stand at another rank.")
+    rank_without_rules: int | None = Field(description="From 1; null where it would not be in the list, or no rules.")
+
+
 class RecommendAnswer(BaseModel):
     """The list of one request."""
 
@@ -147,6 +168,10 @@ class RecommendAnswer(BaseModel):
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     versions: Versions
     experiment: InExperiment | None = Field(None, description="Absent where the answer is of none.")
+    reasons: list[Reason] | None = Field(
+        None,
+        description="Of each item, where `explain` asks; null where the list is a repeated one, or no time was left.",
+    )
 
 
 class BatchAnswer(BaseModel):

@@ -41,7 +41,8 @@ NAMES = {  # the best name of a role first
     "basket": "basket_id basket order_id order_no order_number invoice_id invoice_no invoice_number invoice "
     "transaction_id transaction_no transaction receipt_id receipt_no receipt ticket_id cart_id",
     "quantity": "quantity qty units",
-    "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
+    "timestamp": "timestamp ts time event_time time_ms datetime date created_at ordered_at purchased_at shown_at "
+    "viewed_at order_time order_date unix_time unixreviewtime day",
     "clicked": "clicked click is_click was_clicked label",
     "order": "order sequence seq step position",  # without clicks; with them a position is a slot
     "event": "event event_type action behavior behaviour event_name type",

@@ -86,9 +86,9 @@ def unread_note(path: Path, read: Collection[str]) -> str | None:
     if not unread:
         return None
     return (
-        f"note: neither texts nor attributes of {path.name}: {listed(unread)}; they are kept, a reward may name them, and"
-        " where there are impressions, numbers are a part of users' tastes; one named in data.items.groups narrows lists,"
-        " one in data.items.text or data.items.attributes describes items"
+        f"note: neither texts nor attributes of {path.name}: {listed(unread)}; they are kept, a reward may name them,"
+        " and where there are impressions, numbers are a part of users' tastes; one named in data.items.groups narrows"
+        " lists, one in data.items.text or data.items.attributes describes items"
     )
 
 
