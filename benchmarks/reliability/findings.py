@@ -62,6 +62,8 @@ ROWS = {
     44: "Model files score as their library does, to 1e-6, with categories and missing values; a reward that does not"
     " fit ends `decide` before anything is fitted.",
     45: "Lists of a reward that is told who asks are served as they were measured; no answer outlives its deadline.",
+    46: "What users get today (`--control`) is measured as its file says; users and items that logs do not know are said.",
+    47: "Reasons add up to the score of the item, and name the rules that moved it; the page of users is as measured.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -82,6 +84,8 @@ ELSEWHERE = {
     43: "tests: `pipeline/test_rules.py`, `lists/test_rules.py`",
     44: "tests: `rewards/test_model_files.py`, `pipeline/test_own_ranker.py`",
     45: "tests: `pipeline/test_own_ranker.py`, `rewards/test_http.py`",
+    46: "tests: `pipeline/test_control.py`",
+    47: "tests: `pipeline/test_rules.py`, `report/test_users_page.py`",
 }
 
 
