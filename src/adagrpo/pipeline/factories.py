@@ -32,7 +32,7 @@ from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
 from adagrpo.pipeline.directory import hash_of, place_of, read_of
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
@@ -347,6 +347,23 @@ class Models:
             precision=options.precision,
             report=report,
         )
+
+
+def load_begun(data: RunData, stage: str, model: nn.Module) -> None:
+    """Load the weights that a refresh goes on from; items that are new since then get the mean of their neighbours."""
+    begun = data.run.begun
+    assert begun is not None, "a refresh goes on from something"
+    before = Models(RunData(begun, CatalogVersion(begun, begun.catalog)))
+    weights = begun.path(*stage.split("/"), "best")
+    known = before.ranker(weights) if isinstance(model, SequentialRanker) else before.policy(weights)
+    state, more = known.state_dict(), data.num_items - before.data.num_items
+    for name in getattr(model, "item_tables", ()):
+        state[name] = nn.functional.pad(state[name], (0, 0, 0, more))
+    model.load_state_dict(state)
+    if more and isinstance(model, _Borrows):
+        near = data.version.neighbours_before(before.data.num_items)
+        with torch.no_grad():
+            model.borrow(_sparse(near).to(data.device))
 
 
 def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
