@@ -135,6 +135,9 @@ class Models:
         for name in ("model.safetensors", "checkpoint.json"):
             hash_of(self.run, weights / name)
         borrowed = self.data.version.borrowed
+        if self.run.begun is not None and self.run.measured and not weights.is_relative_to(self.run.directory):
+            trained = CatalogVersion(self.run.measured, 0).trained  # the run's own weights, which no fit goes on from
+            borrowed = self.data.version.neighbours_before(trained) if self.data.num_items > trained else None
         try:
             load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
         except RuntimeError as error:  # names or shapes differ from the configuration

@@ -121,11 +121,8 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         about = {"number": number, "before": served, "of": of, "catalog": open_version(run).name, **found.about}
         about |= {"list": str(old.name), "cases_from": _said(start, found.unit), **compared, "waiting": waiting}
         if compared["takes_over"]:
-            make(
-                whole,
-                "tokenize",
-                _placed(run, whole, CatalogVersion(trial, 0), waiting, compared["least"], old.version),
-            )
+            base = CatalogVersion(trial, 0)
+            make(whole, "tokenize", _placed(run, whole, base, waiting, compared["least"], old.version))
             _fit(run, whole, str(old.name))
             candidates = _candidates(whole, len(old.version.items), waiting)
             listed = CatalogVersion(whole, 0).codes.listed.numpy()
@@ -187,7 +184,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     if path.name == TRAINING_LOGS and options.split.baskets and options.columns.basket is not None:
         # of a run's own logs the order ids are not kept, only which lines are of one order
         orders = pl.read_parquet(path.with_name("train.parquet"), columns=[USER, BASKET])
-        ids = orders.select(pl.format("{}, {} of {}", pl.col(BASKET), pl.col(USER), pl.lit(str(run.directory))))
+        ids = orders.select(pl.format("order {} of user {}", BASKET, USER))
         known = known.with_columns(ids.to_series().alias(BASKET))
     rows = read.interactions.select([name for name in known.columns if name in read.interactions.columns])
     for name in (USER_ID, ITEM_ID):
@@ -197,7 +194,8 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
             raise UserError(f"{logs[0]}: {name} {wrong[0]!r}: the ids of {run.called} are whole numbers")
         rows = rows.with_columns(typed)
     if BASKET in rows.columns:
-        rows = rows.with_columns(pl.col(BASKET).cast(pl.String))
+        last_line = pl.col(TIMESTAMP).max().over(USER_ID, BASKET)  # an order is known at the time of its last line
+        rows = rows.with_columns(pl.col(BASKET).cast(pl.String), last_line)
     if rows.schema[TIMESTAMP] != known.schema[TIMESTAMP]:
         rows, known = (one.with_columns(pl.col(TIMESTAMP).cast(pl.Float64)) for one in (rows, known))
     users, known_users = rows[USER_ID].unique(), known[USER_ID].unique()
@@ -344,10 +342,10 @@ def _placed(
         items, codes = load_items(data.prepared), base.codes.codes.numpy()
         new = np.arange(len(codes), len(items))
         together = seen_together(data.training, CatalogVersion(run, 0).trained, len(items), run.config.tokenizer.window)
-        near = neighbours_of(new, together[:0])
+        near = base.neighbours
         if len(new):
             weights = likeness(run, items, new, together)
-            near = neighbours_of(new, weights)
+            near = pl.concat([near, neighbours_of(new, weights)])
             codes = np.concatenate([codes, codes_near(run, weights, codes)])
         listed = np.append(base.codes.listed.numpy(), np.ones(len(new), np.bool_))
         counts = data.training.counts(len(items))
@@ -367,9 +365,8 @@ def _placed(
 
 
 def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
-    """Fit what a list is made of, and vectors of items if some are new."""
-    read = sources_of(ListMaker(Models(RunData(made))).files(parse_list(chosen)))
-    if "content" in read and RunData(made).num_items > CatalogVersion(run, 0).trained:
+    """Fit what a list is made of, and the vectors of items that it reads."""
+    if "content" in sources_of(ListMaker(Models(RunData(made))).files(parse_list(chosen))):
         if reads_texts(run.config):
             make(made, ENCODED[0], _encoded(made))
         make(made, "content", fit_sources(made, "content"))
