@@ -23,6 +23,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.refit import refit_of
 from adagrpo.pipeline.refreshed import refresh_of, refreshes
 from adagrpo.pipeline.serve import Operation, _Wanted
+from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import ModelManager
 
 from ..command_line import command
@@ -240,7 +241,9 @@ def test_another_decision_or_catalogue_takes_the_place_of_a_refresh(
 ) -> None:
     run = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "run"))
     first = run.recommend([[3, 13, 23]]).items[0][0]
+    assert status(run.directory)["refresh"] == {"state": "done", "why": ""}
     run.update_catalog(delist=[first])
+    assert status(run.directory)["refresh"]["state"] == "not served"
     heard = Heard()
     lists = Run.open(run.directory, console=heard).recommend([[3, 13, 23]])
     assert first not in lists.items[0] and lists.about["why"].endswith("refit on all interactions")
