@@ -162,16 +162,20 @@ def test_a_longer_log_is_the_same_refresh(run: Run, tmp_path: Path) -> None:
     assert run.recommend([[3, 13]]).scores == other.recommend([[3, 13]]).scores
 
 
-def test_the_next_refresh_goes_on_from_this_one(run: Run, tmp_path: Path) -> None:
+def test_the_next_refresh_goes_on_from_this_one(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = refresh_module._compare
+    monkeypatch.setattr(refresh_module, "_compare", lambda *given: compare(*given) | {"takes_over": True})
     for night in range(3):
         about = run.refresh([write(tmp_path / f"{night}.csv", days(7 + night, 8 + night))])
-        assert about["number"] == night + 1 and about["rows"]["new"] == 60
-        assert refreshes(run) == ((night + 1) if about["takes_over"] else about["before"], night + 1)
+        assert (about["number"], about["before"], about["rows"]["new"]) == (night + 1, night, 60)
+        # each fit goes on from that of the night before
+        assert refresh_of(run, night + 1).content("sft", "best", "checkpoint.json") == {"step": 1}
+    assert refreshes(run) == (3, 3)
     assert len(load_training(refresh_of(run, 3).path("prepare")).values) == 60 * 10
-    kept = {3, refreshes(run)[0], about["before"]} - {0}
-    assert sorted(path.name for path in (run.directory / "refresh").glob("0*")) == [
-        f"{one:04d}" for one in sorted(kept)
-    ]
+    assert sorted(path.name for path in (run.directory / "refresh").glob("0*")) == ["0002", "0003"]
+    assert run.serve_before() == {"number": 2, "instead_of": 3}
+    with pytest.raises(UserError, match="refresh 1, served before 2, is not kept any more"):
+        run.serve_before()
 
 
 def test_a_worse_list_is_not_served_and_its_rows_are_kept(

@@ -147,6 +147,8 @@ def serve_before(run: RunDirectory) -> dict[str, Any]:
         if not number:
             raise UserError(f"{run.called}: serves no refresh, so there is none to go back from")
         before = int(open_refresh(run, number).about["before"])
+        if before and not run.path(REFRESH, f"{before:04d}", ABOUT).is_file():
+            raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
         serve_refresh(run, before, last)
     return {"number": before, "instead_of": number}
 
