@@ -31,12 +31,7 @@ from adagrpo.data.columns import BASKET, ITEM, ITEM_ID, TIMESTAMP, USER, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS, moment
-from adagrpo.data.prepared import (
-    TRAINING_LOGS,
-    load_items,
-    write_item_columns,
-    write_prepared,
-)
+from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
 from adagrpo.evaluation.statistics import all_pairs
@@ -73,9 +68,7 @@ from adagrpo.types import Cases, Ragged
 TOP = 10
 FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
 LEAST = (1, 2, 5, 10, 20, 50)  # interactions that an item may have to have, before it is in lists
-ROWS = (
-    "rows.parquet"  # of all logs so far, also of users and items with too few: user_id, item_id, timestamp [, basket]
-)
+ROWS = "rows.parquet"  # of all logs so far, before data.min_...: user_id, item_id, timestamp [, basket]
 KEYS = [USER_ID, ITEM_ID, TIMESTAMP]
 WEEKS = 4  # before a day without rows, in most of which the day of its week has rows if one was dropped
 
@@ -147,7 +140,7 @@ def serve_before(run: RunDirectory) -> dict[str, Any]:
         if not number:
             raise UserError(f"{run.called}: serves no refresh, so there is none to go back from")
         before = int(open_refresh(run, number).about["before"])
-        if before and not run.path(REFRESH, f"{before:04d}", ABOUT).is_file():
+        if before and not (run.directory / REFRESH / f"{before:04d}" / ABOUT).is_file():
             raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
         serve_refresh(run, before, last)
     return {"number": before, "instead_of": number}

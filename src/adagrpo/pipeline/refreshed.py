@@ -41,7 +41,7 @@ def refresh_of(
     run: RunDirectory, number: int, which: Literal["list", "trial"] = "list", begun: RunDirectory | None = None
 ) -> RunDirectory:
     """Return a directory of a refresh, whether or not it is there; `begun` is the fit that it goes on from."""
-    folder = run.path(REFRESH, f"{number:04d}", which)
+    folder = run.directory / REFRESH / f"{number:04d}" / which
     made = type(run)(folder, run.config, run.data, run.console, run.code, measured=run, begun=begun or refit_of(run))
     made.called, made.described, made.overrides = run.called, run.described, run.overrides  # of messages
     return made
@@ -49,7 +49,7 @@ def refresh_of(
 
 def refreshes(run: RunDirectory) -> tuple[int, int]:
     """Return the number of the refresh that is to be served, 0 for the refit, and of the last finished one."""
-    path = run.path(REFRESH, SERVED)
+    path = run.directory / REFRESH / SERVED
     content = read_json(path) if path.is_file() else {"number": 0, "last": 0}
     return int(content["number"]), int(content["last"])
 
@@ -62,7 +62,7 @@ def serve_refresh(run: RunDirectory, number: int, last: int) -> None:
 def open_refresh(run: RunDirectory, number: int) -> Refreshed:
     """Return a finished refresh."""
     version = CatalogVersion(refresh_of(run, number), 0)
-    return Refreshed(number, read_json(run.path(REFRESH, f"{number:04d}", ABOUT)), version)
+    return Refreshed(number, read_json(run.directory / REFRESH / f"{number:04d}" / ABOUT), version)
 
 
 def decided_by(run: RunDirectory, chosen: str) -> str:
